@@ -53,42 +53,15 @@ RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "r
 LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module",
          "batch_sizes")  # fmt: skip
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
-# The environment of every path that recurrent layers of NumPy arrays can take beside the usual one. Other versions take
-# the plain one.
-PLAIN = {"XLSTM_COMPILE": "0", "XLSTM_NUM_THREADS": "1"}
-PATHS = [
-    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "parts"},
-    {"XLSTM_COMPILE": "1", "XLSTM_TEST_PLAN": "shared"},
-]
-# Tests whose loops are not compiled in any environment.
-NEVER_COMPILED = [
-    "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
-    "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
-]
-# The same on one path; tests/test_compiled.py compares the others with it, gradients of every option too.
-COMPARED = "tests/test_recurrent.py::test_gradient_of_each_option"
-# Another version of Python or of a package changes what a line of code does, not how options go together: each value is
-# tested once, and other backends need no second run. In ONCE the cases of a test are the same lines, compiled for other
-# arguments, met by other threads or called by a tool: one case each. What NUMBERS shows is no matter of versions, and
-# other tests run its lines. Users do not install TOOLS.
-MADE = (
-    "compiled",
-    "packed",
-    "vector_lengths",
-    "bounds",
-    "batches",
-    "batch_sizes",
-    "concurrency",
-    "sequence_estimators",
-)
-ONCE = [f"tests/test_{name}.py" for name in MADE]
+# Another version of Python or of a package changes what a line of code does, not how options go together, nor numbers:
+# there each test has one case, with NumPy arrays alone, and tests of numbers and of tools for developers have none.
 NUMBERS = [
     "tests/test_estimators.py::test_the_main_job_on_real_data",
     "tests/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
     "tests/test_lstm.py::test_a_hundred_thousand_steps_stay_finite",
     "tests/test_slstm.py::test_long_sequences_stay_finite",
-    "tests/test_parts.py::test_gradient[",
-    *NEVER_COMPILED,
+    "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
+    "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
 ]
 TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
 # Streams, graphs and steps of training ask for operations in turn.
@@ -125,15 +98,13 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable; then parity.
 
-    Every two values of the parameters of a test go together in one of its cases. Recurrent layers are tested again on
-    other paths of NumPy arrays: loops compiled or not, and the work divided among threads as it is for large layers.
-    There each value occurs in one case and gradients of each option are left out, since tests/test_compiled.py compares
-    the paths on every option. Whatever takes CuPy arrays is tested as in the session `cupy`.
+    Every two values of the parameters of a test go together in one of its cases. tests/test_compiled.py compares the
+    paths of NumPy arrays on every option of recurrent layers. Whatever takes CuPy arrays is tested as in the session
+    `cupy`.
     """
     install_all(session)
     commands = every_test(session.posargs, "--cover", "2")
     if not session.posargs:
-        commands += on_paths(PATHS, "--cover", "1", f"--deselect={COMPARED}")
         commands += [*([] if CARD else on_cupy(session)), *side_by_side(session, "--brief", "--processes", "2")]
     run_each(session, commands)
 
@@ -147,9 +118,9 @@ def cupy(session: nox.Session) -> None:
 
 @nox.session
 def full(session: nox.Session) -> None:
-    """Every case of every test, and every case of what recurs on every path."""
+    """Every case of every test."""
     install_all(session)
-    run_each(session, every_test(session.posargs) + ([] if session.posargs else on_paths([PLAIN, *PATHS])))
+    run_each(session, every_test(session.posargs))
 
 
 def install_all(session: nox.Session) -> None:
@@ -173,15 +144,6 @@ def every_test(chosen: list[str], *arguments: str) -> list[Command]:
     """All tests, or those that the command line of nox names."""
     calls = [chosen] if chosen else [COMPILING, [f"--ignore={path}" for path in COMPILING]]
     return [([*PYTEST, *arguments, *call], {**ALONE, **BACKENDS}) for call in calls]
-
-
-def on_paths(paths: list[dict[str, str]], *arguments: str) -> list[Command]:
-    """The tests of recurrent layers on NumPy arrays, once in the environment of each path, with threads of BLAS."""
-    commands = []
-    for path in paths:
-        left_out = [f"--deselect={test}" for test in NEVER_COMPILED if path["XLSTM_COMPILE"] == "1"]
-        commands.append(([*PYTEST, *arguments, *left_out, *RECURRENT], {**path, "XLSTM_TEST_BACKENDS": "numpy"}))
-    return commands
 
 
 def cuda_on_cpu(session: nox.Session) -> tuple[list[Command], dict[str, str]]:
@@ -222,14 +184,8 @@ def side_by_side(session: nox.Session, *arguments: str) -> list[Command]:
 
 def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
     """The tests that another version of Python or of a package may fail, or those that nox is called with."""
-    if chosen:
-        return [([*PYTEST, *arguments, "--cover", "1", *chosen], NUMPY)]
-    left_out = [f"--deselect={test}" for test in NUMBERS]
-    others = [f"--ignore={path}" for path in (*ONCE, *TOOLS)]
-    return [
-        ([*PYTEST, *arguments, "--cover", "1", *others, *left_out], NUMPY),
-        ([*PYTEST, *arguments, "--cover", "0", *ONCE, *left_out], NUMPY),
-    ]
+    left_out = [*(f"--deselect={test}" for test in NUMBERS), *(f"--ignore={path}" for path in TOOLS)]
+    return [([*PYTEST, *arguments, "--cover", "0", *(chosen or left_out)], NUMPY)]
 
 
 @nox.session(python=OTHERS)

@@ -12,7 +12,7 @@ import numpy as np
 import xlstm
 from xlstm.arrays.backend import Backend
 from xlstm.engines.numba import jit
-from xlstm.models.network import layer_of
+from xlstm.models.sequence import layer_of
 
 # T, B, D, H
 SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512)]

@@ -27,7 +27,7 @@ from xlstm.arrays.graph import Recorder
 from xlstm.engines import cuda
 from xlstm.engines.cuda.engine import CudaTape
 from xlstm.interop.torch import to_torch
-from xlstm.models.network import layer_of
+from xlstm.models.sequence import layer_of
 from xlstm.training import precision
 
 # T, B, H; D = H. Others have published times of the third.

@@ -19,7 +19,7 @@ import xlstm
 from bench import peers, run
 from bench.cases import LARGE, Case, ours
 from xlstm.cli.timing import Timing
-from xlstm.engines.numba import board, team, workers
+from xlstm.engines.numba import team, work_queue, workers
 
 SHAPES = {(100, 32, 64, 128): 26, LARGE[0]: 2}  # calls in a round
 
@@ -55,10 +55,10 @@ def watched(counts: Counts) -> Iterator[None]:
     lead = team._lead
 
     def noted(calls: list[team.Call], helpers: int, pieces: int, apart: bool) -> None:
-        slept = int(workers.board[board.SLEPT])
+        slept = int(workers.queue[work_queue.SLEPT])
         lead(calls, helpers, pieces, apart)
-        left = int(workers.board[board.OPEN]) >> 2 * board.SHIFT  # places for helpers that nobody took
-        asleep = workers.board[board.SLEEPERS :][:helpers].any() and workers.board[board.SLEPT] == slept
+        left = int(workers.queue[work_queue.OPEN]) >> 2 * work_queue.SHIFT  # places for helpers that nobody took
+        asleep = workers.queue[work_queue.SLEEPERS :][:helpers].any() and workers.queue[work_queue.SLEPT] == slept
         counts.jobs.append((left < helpers, bool(asleep)))
 
     team._lead = noted

@@ -17,9 +17,8 @@ import numpy as np
 from bench import run
 from xlstm.cli.timing import interleave
 from xlstm.models import TiRex, TiRex2
-from xlstm.models.tirex import windows
-from xlstm.models.tirex.network import Network
-from xlstm.models.tirex.running import Starts
+from xlstm.models.tirex import PrefixStateCache, transforms
+from xlstm.models.tirex.patch_network import PatchNetwork
 
 RECIPE = [("mlstm", 4, 4), ("slstm", 4, 4)] * 6
 AGREE = 1e-4  # of the largest value
@@ -27,14 +26,14 @@ Forecast = Callable[[], Any]
 
 
 def all_tokens(
-    self: Network, params: Any, x: Any, state: Any, tokens: Any, rows: Any = None, groups: Any = None
+    self: PatchNetwork, params: Any, x: Any, state: Any, tokens: Any, rows: Any = None, groups: Any = None
 ) -> Any:
     """Return what `read` does, by a forward pass of all tokens and rows."""
     y = READ(self, params, x, state, slice(None), None, groups)[:, tokens]
     return y if rows is None else y[rows]
 
 
-READ = Network.read
+READ = PatchNetwork.read
 
 
 def without(forecast: Forecast, target: Any, name: str, other: Any) -> Forecast:
@@ -62,13 +61,13 @@ def cases() -> dict[str, tuple[Forecast, Forecast]]:
             return lambda: model.forecast(params, series, options.get("steps", horizon), **options.get("more", {}))
 
         for words, series in (("64 series of 256 values", short), ("64 series of 32 to 2048 values", mixed)):
-            all_at_once = without(of(series), windows, "leading", lambda *_: 0)
+            all_at_once = without(of(series), transforms, "leading", lambda *_: 0)
             found[f"{name}, {words}: late starts"] = of(series), all_at_once
-        kept = Starts(model, params)
+        kept = PrefixStateCache(model, params)
         found[f"{name}, a series of 256 values: kept states"] = of(short[0], more={"starts": kept}), of(short[0])
         found[f"{name}, 64 series: outputs of some tokens"] = (
             of(long),
-            without(of(long), Network, "read", all_tokens),
+            without(of(long), PatchNetwork, "read", all_tokens),
         )
         if name == "TiRex-1":
             one = of(long[0], steps=320)

@@ -5,9 +5,9 @@ writes; array-api-strict on its second device, which exposes whatever only a GPU
 the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. With
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
-On NumPy a layer runs in one of several ways, by its size and by what is installed (`division` of
-`xlstm/engines/numba/tape.py`). Sizes in tests are small, so XLSTM_TEST_PLAN=parts or shared forces one of the ways that
-large ones take, and XLSTM_TEST_BACKENDS=numpy leaves the other backends out, which have no such ways.
+XLSTM_TEST_BACKENDS names the backends that are tested. On NumPy a layer runs in one of several ways, by its size and
+by what is installed (`division` of `xlstm/engines/numba/tape.py`); sizes in tests are small, so `force` lets them take
+the others.
 """
 
 from __future__ import annotations
@@ -93,15 +93,6 @@ def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
         patch.setattr(tape, name, value)
     patch.setattr(tape, "LARGE", 0)
     patch.setenv(cores.VARIABLE, str(count))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def forced_plan():
-    """As XLSTM_TEST_PLAN says."""
-    with pytest.MonkeyPatch.context() as patch:
-        if os.environ.get("XLSTM_TEST_PLAN"):
-            force(os.environ["XLSTM_TEST_PLAN"], patch)
-        yield
 
 
 class Later:

@@ -72,13 +72,16 @@ def test_who_takes_part(run, monkeypatch):
     lines = run("threads", "--rounds", 2)
     assert [line["results"]["xlstm, in turn"]["calls"] for line in lines] == [4, 4]
     threads = importlib.import_module("bench.threads")
-    counts, seen = threads.Counts(), np.zeros_like(threads.workers.board)
-    monkeypatch.setattr(threads.workers, "board", seen)
+    counts, seen = threads.Counts(), np.zeros_like(threads.workers.queue)
+    monkeypatch.setattr(threads.workers, "queue", seen)
     for left, asleep, slept in ((0, 0, 0), (1, 7, 0), (1, 0, 0), (1, 7, 1)):
 
         def lead(*given, left=left, asleep=asleep, slept=slept):
-            seen[threads.board.SLEPT] += slept
-            seen[threads.board.OPEN], seen[threads.board.SLEEPERS] = left << 2 * threads.board.SHIFT, asleep
+            seen[threads.work_queue.SLEPT] += slept
+            seen[threads.work_queue.OPEN], seen[threads.work_queue.SLEEPERS] = (
+                left << 2 * threads.work_queue.SHIFT,
+                asleep,
+            )
 
         monkeypatch.setattr(threads.team, "_lead", lead)
         with threads.watched(counts):

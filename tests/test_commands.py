@@ -30,7 +30,8 @@ from xlstm.estimators import (
     plots,
 )
 from xlstm.plots.results import counted
-from xlstm.training import checkpoint, history
+from xlstm.training import checkpoint
+from xlstm.training.folder import read_history
 
 TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
 TEXT += ["--length", 8, "--steps", 12, "--sample", 5]
@@ -102,7 +103,7 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(run, tmp_path):
     assert found["steps"] == other["steps"] == 40
     assert found["nats"] == other["nats"]
     assert (tmp_path / "one/model.safetensors").read_bytes() == (tmp_path / "two/model.safetensors").read_bytes()
-    assert len(history.read(tmp_path / "one/history.jsonl")) == len(history.read(tmp_path / "two/history.jsonl"))
+    assert len(read_history(tmp_path / "one/history.jsonl")) == len(read_history(tmp_path / "two/history.jsonl"))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -793,7 +794,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, n
     picture = ", o u t/forecast.png is not saved" if args is SERIES and plots.available() else ""
     what = "interrupted" if number == signal.SIGINT else "terminated"
     assert done.stderr == f"{what}; o u t/model.safetensors is saved{picture}; go on with: xlstm {words}\n"
-    assert [line["total"] for line in history.read(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]
+    assert [line["total"] for line in read_history(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]
     assert stopped(tmp_path, [], [*args, "-o", "o u t", "--resume"]).returncode == 0
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "o u t/model.safetensors").read_bytes()
 

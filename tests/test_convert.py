@@ -11,7 +11,7 @@ import xlstm
 from xlstm.cli import export_import
 from xlstm.cli.app import app
 from xlstm.estimators.forecaster import Forecaster, Settings
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
 STACK = {"num_layers": 2, "bidirectional": True}
@@ -20,7 +20,7 @@ EXTRAS = {"onnx": "onnx", "keras": "h5py", "torch": "safetensors"}
 
 def saved(tmp_path, model):
     params = model.init(0, "numpy")
-    files.save(tmp_path / "net.safetensors", model, params)
+    model_files.save(tmp_path / "net.safetensors", model, params)
     return tmp_path / "net.safetensors", params
 
 
@@ -36,7 +36,7 @@ def test_there_and_back(tmp_path, kind, to):
     path, found = export_import.import_file(written, kind=kind.lower())
     assert path == tmp_path / "net.model.safetensors"
     assert (type(found), found.num_layers, found.directions) == (type(layer), 2, layer.directions)
-    again, arrays = files.load(path, "numpy")
+    again, arrays = model_files.load(path, "numpy")
     assert again == found
     for name, array in params.items():
         assert arrays[name].tobytes() == array.tobytes()
@@ -92,7 +92,7 @@ def test_the_command_line(tmp_path):
     result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
     assert result.exit_code == 0, result.output
     assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3, num_layers=2)\n"
-    layer, _ = files.load(tmp_path / "back", "numpy")
+    layer, _ = model_files.load(tmp_path / "back", "numpy")
     assert layer == xlstm.GRU(2, 3, 2)
 
 
@@ -118,7 +118,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, argume
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, xlstm.LSTM(2, 3))
     peephole = xlstm.LSTM(2, 3, peepholes=True)
-    files.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
+    model_files.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
     (tmp_path / "bad.safetensors").write_bytes(b"garbage")
     safetensors.numpy.save_file({"a": np.zeros(2)}, "plain.safetensors")
     (tmp_path / "net.pb").write_bytes(b"garbage")
@@ -135,8 +135,8 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, argume
 def test_models_come_back_from_their_files(be, tmp_path, last):
     model = SequenceModel(xlstm.LSTM(2, 3, 2, zoneout=(0.1, 0.2), activations=("sigmoid", "relu", "tanh")), 2, last)
     params = model.init(0, be)
-    files.save(tmp_path / "model", model, params)
-    again, found = files.load(tmp_path / "model", be)
+    model_files.save(tmp_path / "model", model, params)
+    again, found = model_files.load(tmp_path / "model", be)
     assert again == model
     assert list(found) == sorted(params)
     assert all(bool(be.xp.all(found[name] == params[name])) for name in params)
@@ -147,9 +147,9 @@ def test_unsound_models_are_refused(tmp_path):
     params = layer.init(0, "numpy")
     path = tmp_path / "model"
     with pytest.raises(ValueError, match=r"0\.b is missing"):
-        files.save(path, layer, {n: p for n, p in params.items() if n != "0.b"})
+        model_files.save(path, layer, {n: p for n, p in params.items() if n != "0.b"})
     with pytest.raises(TypeError, match="model is a Linear"):
-        files.save(path, xlstm.Linear(2, 3), {})
+        model_files.save(path, xlstm.Linear(2, 3), {})
     assert not path.exists()
     config = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
     for change, words in [
@@ -159,12 +159,12 @@ def test_unsound_models_are_refused(tmp_path):
         ({"options": {"input_size": 2, "hidden_size": 4}}, r"0\.Wx has shape"),
         ({"head": {"output_size": 1}}, r"recurrent\.0\.Wx is missing"),
     ]:
-        files.checkpoint.save(path, params, files.KIND, config | change)
+        model_files.checkpoint.save(path, params, model_files.KIND, config | change)
         with pytest.raises(ValueError, match=rf"not a sound model .*{words}"):
-            files.load(path, "numpy")
-    files.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, files.KIND, config)
+            model_files.load(path, "numpy")
+    model_files.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, model_files.KIND, config)
     with pytest.raises(ValueError, match=r"0\.b is not finite"):
-        files.load(path, "numpy")
+        model_files.load(path, "numpy")
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch", "keras"])
@@ -173,7 +173,7 @@ def test_what_others_do_not_have_is_refused(tmp_path, to, layer):
     """By itself and with a head."""
     pytest.importorskip(EXTRAS[to])
     for model in (layer, SequenceModel(layer, 3)):
-        files.save(tmp_path / "model", model, model.init(0, "numpy"))
+        model_files.save(tmp_path / "model", model, model.init(0, "numpy"))
         with pytest.raises(TypeError, match=f"layer is a {type(layer).__name__}, expected an LSTM, GRU, RNN"):
             export_import.export_file(tmp_path / "model", to)
 

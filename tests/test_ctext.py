@@ -12,8 +12,8 @@ from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.cells.activations import GATE_ACTIVATIONS
 from xlstm.cells.cell import Summed
 from xlstm.engines.pointwise import pointwise
-from xlstm.tracing.c import number, statements
 from xlstm.tracing.symbols import Line, UntraceableError, trace
+from xlstm.tracing.writers import C
 
 TYPES = {"float32": "float", "float64": "double"}
 TOLERANCE = {"float32": 3e-6, "float64": 1e-14}
@@ -29,7 +29,7 @@ def run(function, inputs, dtype):
     def at(name, row):
         return f"{name}[{(row or 0) * M} + i]"
 
-    body = statements(lines, at, lambda name, row, value: f"{at('to_' + name, row)} = {value};", real)
+    body = C(lines, at, lambda name, row, value: f"{at('to_' + name, row)} = {value};", real).statements()
     parameters = [f"const {real}* {name}" for name in inputs] + [f"{real}* to_{name}" for name in outputs]
     text = f"#include <math.h>\n#include <stdbool.h>\nvoid run({', '.join(parameters)}) {{\n"
     text += f"for (int i = 0; i < {M}; i++) {{\n" + "\n".join(body) + "\n}\n}\n"
@@ -106,8 +106,7 @@ def test_what_is_not_a_number_stays_one():
 
 
 def test_operations_and_numbers_without_a_form_are_refused():
-    with pytest.raises(UntraceableError, match="tracing: cosh has no form in C"):
-        statements([Line("v0", None, "cosh", ("v1",))], str, str)
-    with pytest.raises(UntraceableError, match="the number inf"):
-        number(float("inf"), "f")
-    assert number(-0.5, "f") == "(-0.5f)"
+    for op, args, message in (("cosh", ("v0",), "tracing: cosh has no form in C"), ("add", ("v0", "v1"), "number inf")):
+        lines = [Line("v0", None, "input", ("x", None)), Line("v1", None, "number", (float("inf"),))]
+        with pytest.raises(UntraceableError, match=message):
+            C([*lines, Line("v2", None, op, args)], lambda name, row: name, str, "float").statements()

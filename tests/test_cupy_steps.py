@@ -17,7 +17,7 @@ from xlstm.data import Streams, Windows
 from xlstm.engines.cuda import engine
 from xlstm.models.sequence import SequenceModel
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, losses, optimizers, step, train
+from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, losses, optimizers, steps, train
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 
@@ -246,7 +246,7 @@ def test_a_batch_of_another_shape_does_not_hide_an_error(backend, graph, wrong):
 
 
 def test_it_stops_by_itself_before_long(backend, monkeypatch):
-    monkeypatch.setattr(step, "AHEAD", 3)
+    monkeypatch.setattr(steps, "AHEAD", 3)
     made = Step(LSTM, ADAM, wait=False)
     asked = []
     with pytest.raises(FloatingPointError, match=r"^step 2: "):

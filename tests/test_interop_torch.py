@@ -10,7 +10,7 @@ import xlstm
 from tests.conftest import later
 from tests.layers import OPTIONS, make
 from xlstm.interop.torch import from_torch, to_torch
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
 torch = later("torch")
@@ -112,8 +112,8 @@ def test_a_model_and_its_layer(tmp_path):
     assert layer == model.recurrent
     for name, array in found.items():
         np.testing.assert_array_equal(array, params[f"recurrent.{name}"])
-    files.save(tmp_path / "layer", layer, found)
-    again, arrays = files.load(tmp_path / "layer", "numpy")
+    model_files.save(tmp_path / "layer", layer, found)
+    again, arrays = model_files.load(tmp_path / "layer", "numpy")
     assert again == layer
     assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in found.items()}
 

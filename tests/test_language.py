@@ -12,7 +12,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cli import app as cli
 from xlstm.data import Batch, text
 from xlstm.models import language
-from xlstm.models.sampling import Sampler
+from xlstm.models.language import Sampler
 from xlstm.training import loop, losses, optimizers
 
 STACK = xlstm.xLSTMStack(4, 2, [1], 2, ffn_proj_factor=0, chunk_size=3)

@@ -7,7 +7,7 @@ import xlstm
 from tests.conftest import DATA, later
 from xlstm.cli import export_import
 from xlstm.interop import tirex
-from xlstm.models import TiRex, files
+from xlstm.models import TiRex, model_files
 
 onnxruntime = later("onnxruntime")
 from xlstm.interop.onnx import to_onnx  # noqa: E402
@@ -65,7 +65,7 @@ def test_networks_of_many_chunks_narrow_heads_and_rounding(rng):
 def test_files_and_the_command_line(tmp_path, rng):
     model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 7, model.input_size), dtype=np.float32)
-    files.save(tmp_path / "model.safetensors", model, params)
+    model_files.save(tmp_path / "model.safetensors", model, params)
     export_import.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(run(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
 

@@ -86,8 +86,8 @@ def test_import_loads_nothing_heavy(tmp_path):
         ("interop.onnx.exporting", "onnxruntime"),
         ("interop.onnx.importing", "onnx"),
         ("cells.activations", "numpy"),
-        ("training.groups", "numpy"),
-        ("training.step", "numpy"),
+        ("training.optimizers", "numpy"),
+        ("training.steps", "numpy"),
         ("testing", "numpy"),
     ],
 )

@@ -206,7 +206,7 @@ def test_an_overflow_leaves_the_step_out(single, monkeypatch):
         scales.append((scaling.scale, finite))
         return after(mixed, scaling, finite)
 
-    monkeypatch.setattr("xlstm.training.step.after", spy)
+    monkeypatch.setattr("xlstm.training.steps.after", spy)
     spied = optimizer._replace(update=update)
     trained = run(params, optimizer=spied, epochs=1, loss=overflowing({1}), precision=single, averaging=0.5)
     assert len(trained.losses) == 4

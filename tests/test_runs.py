@@ -31,7 +31,6 @@ from xlstm.training import (
     Terminated,
     checkpoint,
     find_learning_rate,
-    history,
     losses,
     optimizers,
     schedules,
@@ -159,7 +158,7 @@ def test_files_that_are_kept(tmp_path):
     assert names == ["best.safetensors", "history.jsonl", "step-000000012.safetensors", "step-000000015.safetensors"]
     best = folders.read(tmp_path / "best.safetensors")
     assert best.about["best_epoch"] == trained.best_epoch
-    lines = history.read(tmp_path / "history.jsonl")
+    lines = folders.read_history(tmp_path / "history.jsonl")
     assert [line["loss"] for line in lines if "loss" in line] == trained.losses
     assert [line["validation"] for line in lines if "validation" in line] == trained.validations
 
@@ -168,7 +167,7 @@ def test_the_history_of_steps_that_are_repeated_is_replaced(tmp_path):
     trained = fit(plain, tmp_path, every=4)
     (tmp_path / "step-000000015.safetensors").unlink()
     fit(plain, tmp_path, resume=True)
-    lines = history.read(tmp_path / "history.jsonl")
+    lines = folders.read_history(tmp_path / "history.jsonl")
     assert [line["loss"] for line in lines if "loss" in line] == trained.losses
 
 
@@ -365,19 +364,19 @@ WRONG = [
     ("value/dict/params/dict/head.W", {"array": "params.head.W", "dtype": "float64"}, "params head.W is an array"),
     ("value/dict/params/dict/head.W", None, "params is .*, expected a dict of "),
     ("value/dict/params", 3, "params is 3, expected a dict of"),
-    ("value/dict/moments/dict/slots/dict/m", "x", "moments m is 'x', expected a dict of"),
-    ("value/dict/moments/dict/step", -1, "moments step is -1, expected 0 or more"),
-    ("value/dict/scaling", {"list": [0.0, 0]}, "scale is 0.0, expected 0 < scale"),
-    ("value/dict/scaling", {"list": []}, "one: not a sound checkpoint"),
+    ("value/dict/slots/dict/m", "x", "slots m is 'x', expected a dict of"),
+    ("about/optimizer_step", -1, "optimizer_step is -1, expected 0 or more"),
+    ("about/scale", 0.0, "scale is 0.0, expected 0 < scale"),
+    ("about/good", None, "good is None, expected a whole number"),
     ("value/dict/params/dict/head.W", {"array": "params.head.W", "dtype": "float99"}, "float99"),
-    ("value/dict/weight", "x", "weight is 'x', expected a number"),
-    ("value/dict/batches", 0.5, "batches is 0.5, expected a whole number"),
+    ("about/weight", "x", "weight is 'x', expected a number"),
+    ("about/batches", 0.5, "batches is 0.5, expected a whole number"),
     ("value/dict/losses", "x", "losses is 'x', expected an array of float64"),
     ("value/dict/order", {"dict": {}}, "not a sound checkpoint"),
     ("value/dict/masks", "x", "not a sound checkpoint"),
-    ("value/dict/callbacks/list/0/dict/mean", 3, "mean is 3, expected a dict of"),
-    ("value/dict/callbacks/list/0", 3, "not a sound checkpoint"),
-    ("value/dict/callbacks", {"list": []}, "not a sound checkpoint"),
+    ("value/dict/callbacks/0/dict/mean", 3, "mean is 3, expected a dict of"),
+    ("value/dict/callbacks/0", 3, "not a sound checkpoint"),
+    ("value/dict/callbacks", [], "not a sound checkpoint"),
 ]
 
 
@@ -398,7 +397,7 @@ def test_the_state_of_a_plateau_is_checked(tmp_path, value):
     fit(shuffled, tmp_path, callbacks=[at(8)])
     path = folders.Folder(tmp_path, 1).checkpoints()[-1]
     for name, one in value.items():
-        rewritten(path, f"value/dict/callbacks/list/0/dict/{name}", one)
+        rewritten(path, f"value/dict/callbacks/0/dict/{name}", one)
     with pytest.raises(ValueError, match="not a sound checkpoint"):
         fit(shuffled, resume=path, progress=lambda now: pytest.fail("it trains"))
 
@@ -415,8 +414,8 @@ def test_a_description_that_is_wrong_gives_way_to_an_older_checkpoint(tmp_path):
     ("one", "other", "words"),
     [
         (optimizers.adam(0.1), optimizers.adam(0.2), r"its optimizer is .*rate=0\.1\).*, expected .*rate=0\.2\)"),
-        (optimizers.adam(0.1), optimizers.sgd(0.1), "its optimizer is .*Adam.*, expected .*Sgd"),
-        (optimizers.adam(0.1), optimizers.adam(0.1, betas=(0.9, 0.9)), r"b2=0\.999.*, expected .*b2=0\.9[^9]"),
+        (optimizers.adam(0.1), optimizers.sgd(0.1), "its optimizer is .*adam.*, expected .*sgd"),
+        (optimizers.adam(0.1), optimizers.adam(0.1, betas=(0.9, 0.9)), r"'b2': 0\.999.*, expected .*'b2': 0\.9[^9]"),
         (
             optimizers.by_name({"*.b": None}, optimizers.sgd(0.1)),
             optimizers.by_name({"*.b": None}, optimizers.sgd(0.3)),
@@ -511,10 +510,10 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_training(tmp_path)
 def test_a_history_that_is_none(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text(json.dumps({"total": 1}) + "\n" + '{"total": 2, "lo')
-    assert history.read(path) == [{"total": 1}]
+    assert folders.read_history(path) == [{"total": 1}]
     path.write_text("3\n")
     with pytest.raises(ValueError, match="line 1 is not readable"):
-        history.read(path)
+        folders.read_history(path)
 
 
 def test_random_kills():
@@ -775,14 +774,14 @@ def test_a_history_that_a_power_cut_has_cut(tmp_path):
     path.write_bytes(path.read_bytes()[:-20] + b"\n" + bytes(30))
     for total in (11, 13):
         trained = fit(plain, tmp_path, resume=True, every=4, callbacks=[at(total)])
-    lines = history.read(path)
+    lines = folders.read_history(path)
     assert [line["loss"] for line in lines if "loss" in line][-4:] == trained.losses[-4:]
 
 
 def test_validations_that_are_repeated_are_there_once(tmp_path):
     fit(plain, tmp_path, every=5, callbacks=[at(10)])
     fit(plain, tmp_path, every=5, resume=True)
-    lines = history.read(tmp_path / "history.jsonl")
+    lines = folders.read_history(tmp_path / "history.jsonl")
     assert [line["total"] for line in lines if "validation" in line] == [5, 10, 15]
 
 

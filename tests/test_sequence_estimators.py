@@ -12,7 +12,7 @@ from xlstm import training
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
 from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
-from xlstm.models.network import CELLS
+from xlstm.models.sequence import CELLS
 from xlstm.training import checkpoint
 
 later("sklearn")

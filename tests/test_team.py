@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 import numba
 
 from xlstm.arrays import cores
-from xlstm.engines.numba import atomics, board, team, workers
+from xlstm.engines.numba import memory, team, work_queue, workers
 
 
 @numba.njit(nogil=True)
@@ -37,13 +37,13 @@ def fill(seen, value):
 @numba.njit(nogil=True)
 def wait_for_the_other(counts):
     """Note in the first call of two whether the other one begins before this one ends."""
-    if atomics.count_up(counts, 0):
+    if memory.count_up(counts, 0):
         return
     for _ in range(2_000_000):
-        if atomics.count_of(counts, 0) == 2:
+        if memory.count_of(counts, 0) == 2:
             counts[1] = 1
             break
-        atomics.let_others_run()
+        memory.let_others_run()
 
 
 @numba.njit(nogil=True)
@@ -152,10 +152,10 @@ def test_no_more_workers_join_than_are_wanted():
     compiled = team._compiled()
     room = np.zeros(workers.SIZE, np.int64)
     assert not compiled.join(room)
-    room[board.OPEN] = (1 << 2 * board.SHIFT) | (3 << board.SHIFT)
+    room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT)
     assert compiled.join(room)
     assert not compiled.join(room)
-    room[board.OPEN] = (1 << 2 * board.SHIFT) | (3 << board.SHIFT) | 3  # all pieces are taken
+    room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT) | 3  # all pieces are taken
     assert not compiled.join(room)
     assert not compiled.take(room)
 
@@ -165,7 +165,7 @@ class StopError(Exception):
 
 
 def advance(name, shared, done, *arguments):
-    """Do the next operation of a function of `board`, which runs uncompiled; those in `done` were done before.
+    """Do the next operation of a function of `work_queue`, which runs uncompiled; those in `done` were done before.
 
     Returns None, or where the function cannot do one: "sleeps", "works" on a piece, or "returned".
     """
@@ -206,11 +206,11 @@ def advance(name, shared, done, *arguments):
         "acquire": acquire,
         "release": lambda lock: set_to(None, "free", shared["free"] + 1),
     }
-    names = vars(board) | {key: operation(act) for key, act in acts.items()}
+    names = vars(work_queue) | {key: operation(act) for key, act in acts.items()}
     names |= {"TURNS": 1, "let_others_run": lambda: None, "take" if name == "help_others" else "part": work}
     for own in ("wake", "wanted", "join", "lead", "take", "help_others"):
         if names[own] is not work:
-            names[own] = FunctionType(getattr(board, own).__code__, names)
+            names[own] = FunctionType(getattr(work_queue, own).__code__, names)
     try:
         names[name](collections.defaultdict(int), *arguments)
     except StopError as stop:
@@ -234,7 +234,7 @@ def orders(calls, shared, done):
 def test_no_order_of_a_leader_and_a_worker_loses_a_call():
     """Whatever comes first, a worker that is about to sleep ends up with the job."""
     leader = ("lead", 0, 1, False, 1, 9)
-    worker = ("help_others", board.SLEEPERS, 7)  # at a lock with the address 7
+    worker = ("help_others", work_queue.SLEEPERS, 7)  # at a lock with the address 7
     found = collections.Counter(orders([leader, worker], collections.defaultdict(int), [[], []]))
     assert found.keys() == {("works", "works")}
     assert found.total() > 100

@@ -9,7 +9,7 @@ import pytest
 
 from xlstm import training
 from xlstm.estimators import TextModel
-from xlstm.models.network import CELLS
+from xlstm.models.sequence import CELLS
 
 VERSE = "to be or not to be, that is the question:\n" * 40
 QUICK = {"hidden_size": 24, "embedding_size": 8, "steps": 60, "batch_size": 4, "length": 20, "backend": "numpy"}

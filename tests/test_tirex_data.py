@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,10 +10,9 @@ import pytest
 from tests.conftest import DATA
 from xlstm.interop import tirex
 from xlstm.models import HorizonWarning, TiRex
-from xlstm.models.tirex import batching, calibration, resampling, trends, windows
-from xlstm.models.tirex.rows import Item, rows
-from xlstm.models.tirex.running import Starts
-from xlstm.models.tirex.scaling import RobustScaler, StandardScaler
+from xlstm.models.tirex import PrefixStateCache, prediction, transforms
+from xlstm.models.tirex.items import Item, Rows
+from xlstm.models.tirex.transforms import Scaler
 
 ONES = {name: DATA / "tirex1" / name for name in "abc"}
 TWOS = {name: DATA / "tirex2" / name for name in "abc"}
@@ -53,15 +53,15 @@ def items(io):
 def test_windows_scaler_and_tokens_of_tirex_1(name):
     config, io = golden(ONES[name])
     P = config["model_config"]["input_patch_size"]
-    x = np.stack([windows.last(row, config["train_ctx_len"]) for row in series(io)])
-    scaler = StandardScaler()
+    x = np.stack([transforms.last(row, config["train_ctx_len"]) for row in series(io)])
+    scaler = Scaler()
     units = scaler.units(x)
     close(units.loc, io["loc_f64"])
     close(units.scale, io["scale_f64"])
     scaled = scaler.scaled(x, units)
     most = EXACT if io["tokens_f64"].dtype == np.float64 else 1e-7  # some were recorded in single precision
     close(scaled, io["tokens_f64"].reshape(len(x), -1), most)
-    found = windows.tokens(scaled, P)
+    found = transforms.tokens(scaled, P)
     values, there = found[..., :P], found[..., P:]
     np.testing.assert_array_equal(values, np.nan_to_num(scaled).reshape(values.shape))
     np.testing.assert_array_equal(there, ~np.isnan(io["tokens_f64"]))
@@ -73,25 +73,25 @@ def test_windows_scaler_and_tokens_of_tirex_1(name):
 def test_rows_scaler_and_calibration_of_tirex_2(name):
     config, io = golden(TWOS[name])
     H, way = io["pred"].shape[2], "diff" if config["tta_diff"] else "plain"
-    sizes = (H, config["future_len"], config["context_len"])
-    np.testing.assert_array_equal(rows(items(io), *sizes, True).summed, io["trend"])
-    found = rows(items(io), *sizes, config["tta_diff"])
+    always, found = (
+        Rows.joined([Rows.of(item, H, config["future_len"], config["context_len"], differencing) for item in items(io)])
+        for differencing in (True, config["tta_diff"])
+    )
+    np.testing.assert_array_equal(always.summed, io["trend"])
     close(found.x, io["x"])
     np.testing.assert_array_equal(found.groups + 1, io["group"])
     np.testing.assert_array_equal(found.targets, io["target_mask"])
     np.testing.assert_array_equal(found.known, io["known_mask"])
     options = config["scaler_cfg"]
-    scaler = RobustScaler(
-        options.get("use_arcsinh", False), options.get("binaryaware", False), options.get("eps", 1e-8)
-    )
+    scaler = Scaler(options.get("use_arcsinh", False), options.get("binaryaware", False), options.get("eps", 1e-8))
     units = scaler.units(found.x)
     close(units.loc, io["loc"])
     close(units.scale, io["scale"])
     np.testing.assert_array_equal(units.binary, io.get("binary", np.zeros_like(units.binary)))
     close(scaler.scaled(found.x, units), io["scaled"])
     q = io["pred"][io["target_mask"]].swapaxes(1, 2)  # (V, H, Q)
-    summed = calibration.summed(q, found.latest)
-    made = np.where(found.summed[:, None, None], summed, calibration.calibrated(q))
+    summed = transforms.summed(q, found.latest)
+    made = np.where(found.summed[:, None, None], summed, transforms.calibrated(q))
     close(made, io[f"q_h{H}_{way}_f64"].swapaxes(1, 2))
 
 
@@ -100,12 +100,12 @@ def test_resampling(name):
     """The rate, the series at that rate, and a forecast brought back, which were recorded in single precision."""
     io = np.load(DATA / "tirex1" / "resample.npz")
     x = io[f"{name}_x"].astype(np.float64)
-    factor = resampling.factor(x, 200)
+    factor = transforms.rate_of(x, 200)
     assert factor == io[f"{name}_factor"]
-    close(resampling.downsampled(x, factor)[None], io[f"{name}_resampled"][None], 2e-6)
+    close(transforms.downsampled(x, factor)[None], io[f"{name}_resampled"][None], 2e-6)
     forecast = io[f"{name}_fc"].T.astype(np.float64)
-    assert resampling.steps(200, factor) == len(forecast)
-    close(resampling.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], SINGLE)
+    assert math.ceil(200 * factor) == len(forecast)
+    close(transforms.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], SINGLE)
 
 
 def model(folder, dtype="float64", backend="numpy"):
@@ -131,8 +131,8 @@ def starts(request, monkeypatch):
     """Makes the argument `starts`; with "late" every row starts after its leading tokens."""
     if request.param == "usual":
         return lambda model, params: None
-    monkeypatch.setattr(batching, "CALL", 0)
-    return Starts
+    monkeypatch.setattr(prediction, "CALL", 0)
+    return PrefixStateCache
 
 
 @BLIND
@@ -316,15 +316,15 @@ def test_trends_follow_a_line(noise):
         row[rng.random(60) < 0.3] = np.nan
         at = np.flatnonzero(~np.isnan(row))
         share = np.corrcoef(at, row[at])[0, 1] ** 2 if noise or rise else 0.0
-        assert trends.trends(row) == (share >= 0.87)
+        assert transforms.has_trend(row) == (share >= 0.87)
     sparse = np.where(np.arange(400) % 100 == 0, np.arange(400.0), np.nan)
-    assert trends.trends(sparse)
-    assert not trends.trends(np.full(30, 7.0))
+    assert transforms.has_trend(sparse)
+    assert not transforms.has_trend(np.full(30, 7.0))
     short = np.full(40, np.nan)
     short[[3, 4, 5]] = 1, 2, 3
-    assert not trends.trends(short)
+    assert not transforms.has_trend(short)
     short[6] = 4
-    assert trends.trends(short)
+    assert transforms.has_trend(short)
 
 
 def test_changes_are_summed_from_the_last_value_there_is(two):
@@ -332,9 +332,10 @@ def test_changes_are_summed_from_the_last_value_there_is(two):
     own, params = two
     own = dataclasses.replace(own, differencing=True)
     row = np.append(100 + np.arange(30.0), np.nan)
-    assert trends.trends(row)
-    assert trends.latest(row) == 129
-    assert trends.latest(row * np.nan) == trends.latest(np.zeros(0)) == 0
+    assert transforms.has_trend(row)
+    none = np.empty((0, 31))
+    rows = Rows.of(Item(np.stack([row, row * np.nan]), none, none), 5, 8, 32, True)
+    np.testing.assert_array_equal(rows.latest, [129, 0])
     higher = own.forecast(params, row + 50, 5).quantiles - own.forecast(params, row, 5).quantiles
     np.testing.assert_allclose(higher, 50, rtol=1e-6)
 
@@ -354,7 +355,7 @@ def test_narrow_windows_are_those_of_a_model_with_less_context(two):
 def test_an_overtone_gives_way_to_its_octave(ratio, factor):
     """The lower of two peaks an octave apart counts, and the higher of others."""
     at = np.arange(6400) * 2 * np.pi / 640
-    found = resampling.factor(np.sin(at) + 2 * np.sin(ratio * at), 200)
+    found = transforms.rate_of(np.sin(at) + 2 * np.sin(ratio * at), 200)
     assert found == pytest.approx(factor, rel=1e-6)
 
 
@@ -364,15 +365,15 @@ def test_resampled_forecasts(one):
     own, params = one
     at = np.arange(2400)
     slow, quick = np.sin(at * 2 * np.pi / 640), np.sin(at * 2 * np.pi / 20)
-    factor = resampling.factor(slow, 120)
-    assert factor == resampling.FACTORS[8]
+    factor = transforms.rate_of(slow, 120)
+    assert factor == transforms.FACTORS[8]
     found = own.forecast(params, [slow, quick], 120, resample="frequency").quantiles
-    low = own.forecast(params, resampling.downsampled(slow, factor), 14).quantiles
-    close(found[0], resampling.upsampled(low, factor, 120))
+    low = own.forecast(params, transforms.downsampled(slow, factor), 14).quantiles
+    close(found[0], transforms.upsampled(low, factor, 120))
     close(found[1], own.forecast(params, quick, 120).quantiles)
-    assert resampling.factor(slow + 7 * (-1.0) ** at, 120) == factor  # the last bin, of 2 steps, counts once
-    assert resampling.factor(slow, 99) == resampling.factor(slow[:1999], 120) == 1
-    assert resampling.factor(np.full(2400, np.nan), 120) == resampling.factor(np.ones(2400), 120) == 1
+    assert transforms.rate_of(slow + 7 * (-1.0) ** at, 120) == factor  # the last bin, of 2 steps, counts once
+    assert transforms.rate_of(slow, 99) == transforms.rate_of(slow[:1999], 120) == 1
+    assert transforms.rate_of(np.full(2400, np.nan), 120) == transforms.rate_of(np.ones(2400), 120) == 1
 
 
 def test_beyond_the_trained_horizon(two):
@@ -440,7 +441,7 @@ X = np.arange(30.0)
         ("two", {"sign_flip": 1}, TypeError, "TiRex2: sign_flip is 1, expected True or False"),
         ("two", {"differencing": "no"}, TypeError, "TiRex2: differencing is 'no', expected True or False"),
         ("two", {"pad_context": None}, TypeError, "TiRex2: pad_context is None, expected True or False"),
-        ("two", {"starts": 3}, TypeError, "TiRex2: starts is 3, expected a Starts"),
+        ("two", {"starts": 3}, TypeError, "TiRex2: starts is 3, expected a PrefixStateCache"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, arguments, error, words):
@@ -468,7 +469,7 @@ def test_the_middle_quantile_is_the_one_by_position():
     """An even number of quantiles has the upper one as its middle; the others go away from it with the steps."""
     q = np.broadcast_to([1.0, 2.0, 4.0, 8.0], (2, 4))
     expected = 4 + np.sqrt(0.9) * np.array([[1.0], [2**0.02]]) * (q - 4)
-    np.testing.assert_allclose(calibration.calibrated(q), expected, rtol=1e-14)
+    np.testing.assert_allclose(transforms.calibrated(q), expected, rtol=1e-14)
 
 
 def test_sign_flip_needs_opposite_quantiles(two):
@@ -480,27 +481,25 @@ def test_sign_flip_needs_opposite_quantiles(two):
 def test_a_constant_has_no_deviation():
     """Also where the mean of so many equal numbers is rounded."""
     rows = np.full((1, 30), 0.1)
-    units = StandardScaler().units(rows)
+    units = Scaler().units(rows)
     assert units.loc == 0.1
     assert units.scale == 0.1 + 1e-5
-    np.testing.assert_array_equal(StandardScaler().scaled(rows, units), 0.0)
-    scaler = RobustScaler(True, True, 1e-8)
+    np.testing.assert_array_equal(Scaler().scaled(rows, units), 0.0)
+    scaler = Scaler(True, True, 1e-8)
     assert scaler.units(rows).scale == 1e-8
 
 
 def test_large_outputs_stay_finite():
     """Beyond 20 the hyperbolic sine is that of 20."""
-    scaler = RobustScaler(True, False, 1e-8)
+    scaler = Scaler(True, False, 1e-8)
     units = scaler.units(np.array([[1.0, 3.0]]))
     found = scaler.restored(np.array([[[-1e3, 20.0, 1e3]]]), units)
     np.testing.assert_allclose(found, 2 + np.sinh([[[-20, 20, 20]]]))
 
 
-def test_batches_are_not_larger_than_they_may_be():
+def test_batches_are_not_larger_than_they_may_be(one):
     """In the order of their leading tokens; an entry with more rows than a batch has one of its own."""
-    leads, sizes = np.array([3, 0, 2, 0, 1]), np.array([2, 1, 2, 7, 2])
-    found = batching.batches(leads, sizes, 8, 4)
-    assert [batch.entries.tolist() for batch in found] == [[1], [3], [4, 2], [0]]
-    assert [batch.lead for batch in found] == [0, 0, 0, 0]
-    late = batching.batches(np.array([6, 6, 0]), np.array([400, 400, 400]), 8, 800)
-    assert [(batch.entries.tolist(), batch.lead) for batch in late] == [([2], 0), ([0, 1], 6)]
+    cache = PrefixStateCache(*one, kept=False)
+    assert list(cache.batches([3, 0, 2, 0, 1], [2, 1, 2, 7, 2], 4)) == [([1], 0), ([3], 0), ([4, 2], 0), ([0], 0)]
+    assert list(cache.batches([6, 6, 0], [400, 400, 400], 400)) == [([2], 0), ([0], 6), ([1], 6)]
+    assert list(PrefixStateCache(*one).batches([3], [1], 4)) == [([0], 3)]

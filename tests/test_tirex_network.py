@@ -11,10 +11,9 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import to_bfloat16
 from xlstm.engines import engine
 from xlstm.engines.numba import jit
-from xlstm.layers.attention import attention, attention_bwd
 from xlstm.layers.state import Span, complete
 from xlstm.models import TiRex, TiRex2
-from xlstm.models.tirex.variates import Groups
+from xlstm.models.tirex.variates import Groups, attention, attention_bwd
 from xlstm.recurrence.packing import Packing
 from xlstm.training import checkpoint
 

@@ -11,8 +11,8 @@ from tests.tables import LIBRARIES, long_columns, table
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.synthetic import synthetic
 from xlstm.models import TiRex, TiRex2
-from xlstm.models.tirex import rows
-from xlstm.models.tirex.patches import PatchWindows, SyntheticPatches
+from xlstm.models.tirex import PatchWindows, SyntheticPatches
+from xlstm.models.tirex.items import Rows, read_items
 from xlstm.models.tirex.variates import Groups
 from xlstm.training import LowRank, evaluate, losses, optimizers, train
 from xlstm.training.run import first_batch
@@ -211,8 +211,8 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
 
 def batch_rows(model, series, past, future, ahead):
     """The rows of a forecast of items."""
-    _, items = rows.read("", model, series, past, future, ahead)
-    return rows.rows(items, ahead, ahead, model.context, False).x
+    _, items = read_items("", model, series, past, future, ahead)
+    return Rows.joined([Rows.of(item, ahead, ahead, model.context, False) for item in items]).x
 
 
 def test_items_of_one_row_are_as_before(rng):

@@ -8,8 +8,8 @@ import pytest
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.cells.activations import GATE_ACTIVATIONS, parse
 from xlstm.engines.pointwise import pointwise
-from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import UntraceableError, trace
+from xlstm.tracing.writers import C, Python
 
 # NumPy's own functions for the operations, and so not those of any target.
 OPERATIONS = {
@@ -174,23 +174,42 @@ def test_changes_of_dtype(rng):
     assert ops == ["double", "subtract", "single", "less", "where", *["store"] * 4]
 
 
-def test_operands_of_two_types_in_c():
+@pytest.mark.parametrize(
+    ("writer", "kinds", "expected"),
+    [
+        (
+            C,
+            {"x": "float", "y": "double"},
+            "const float v0 = x; const double v1 = y; const double v2 = v1 - (double)v0; const float v3 = (float)v2; "
+            "const float v5 = v3 * (-0.1f); const float v6 = expf(v5); const bool v7 = v0 < v6; "
+            "const float v9 = v7 ? v6 : 2.0f; z = v9;",
+        ),
+        (
+            C,
+            "double",
+            "const double v0 = x; const double v1 = y; const double v2 = v1 - v0; const float v3 = (float)v2; "
+            "const double v5 = (double)v3 * (-0.1); const double v6 = exp(v5); const bool v7 = v0 < v6; "
+            "const double v9 = v7 ? v6 : 2.0; z = v9;",
+        ),
+        (
+            Python,
+            {"x": "float", "y": "double"},
+            "v0 = x v1 = y v2 = v1 - F8(v0) v3 = F4(v2) v5 = v3 * F4(-0.1) v6 = exp4(v5) v7 = v0 < v6 "
+            "v9 = v6 if v7 else F4(2.0) z = v9",
+        ),
+    ],
+)
+def test_operands_of_two_kinds(writer, kinds, expected):
     """Each operation is in the widest of its operands; numbers widen none, and where all is one type they have it."""
-    lines, _ = trace(lambda xp, x, y: {"z": xp.exp(xp.astype(y - x, xp.float32) * 0.1)}, {"x": None, "y": None})
-    text = statements(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v};", {"x": "float", "y": "double"})
-    assert text == [
-        *("const float v0 = x;", "const double v1 = y;", "const double v2 = v1 - (double)v0;"),
-        *("const float v3 = (float)v2;", "const double v4 = 0.1;", "const float v5 = v3 * (float)v4;"),
-        *("const float v6 = expf(v5);", "z = v6;"),
-    ]
-    text = statements(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v};", "double")
-    assert text[4:7] == ["const double v4 = 0.1;", "const double v5 = (double)v3 * v4;", "const double v6 = exp(v5);"]
-    lines, _ = trace(lambda xp, x: {"z": xp.where(x > 0.5, x * 0.1, 2.0)}, {"x": None})
-    text = statements(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v};")
-    assert text == [
-        *("const float v0 = x;", "const float v1 = 0.5f;", "const bool v2 = v1 < v0;", "const float v3 = 0.1f;"),
-        *("const float v4 = v0 * v3;", "const float v5 = 2.0f;", "const float v6 = v2 ? v4 : v5;", "z = v6;"),
-    ]
+
+    def function(xp, x, y):
+        e = xp.exp(xp.astype(y - x, xp.float32) * -0.1)
+        return {"z": xp.where(x < e, e, 2.0)}
+
+    lines, _ = trace(function, {"x": None, "y": None})
+    end = ";" if writer is C else ""
+    text = writer(lines, lambda n, _: n, lambda n, _, v: f"{n} = {v}{end}", kinds).statements()
+    assert " ".join(text) == expected
 
 
 def test_arrays_of_the_trace_are_changed_by_row():

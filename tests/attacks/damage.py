@@ -25,7 +25,7 @@ from xlstm.estimators import SequenceClassifier, TextModel
 from xlstm.estimators import forecaster as estimators
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
-from xlstm.models import TiRex, TiRex2, files
+from xlstm.models import TiRex, TiRex2, model_files
 from xlstm.training import checkpoint
 
 Content = dict[str, bytes]  # files of a folder by their names
@@ -50,11 +50,11 @@ class Kind(NamedTuple):
 def sound(folder: Path) -> dict[str, Kind]:
     """Files of every kind, made in an empty folder."""
     lstm = xlstm.LSTM(2, 3, 2, dropout=0.1)
-    head = files.SequenceModel(lstm, 2)
+    head = model_files.SequenceModel(lstm, 2)
     stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2, eps=1e-6), 7)
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
-        files.save(folder / name, model, model.init(backend="numpy"))
+        model_files.save(folder / name, model, model.init(backend="numpy"))
     forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4, epochs=1), "numpy")
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "forecaster")
     labels = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(np.eye(4), [*"abab"])
@@ -87,7 +87,7 @@ def sound(folder: Path) -> dict[str, Kind]:
         return Kind(content, lambda at: nxai.load(at, backend="numpy"))
 
     return {
-        "model": single("model", lambda path: files.load(path, "numpy")),
+        "model": single("model", lambda path: model_files.load(path, "numpy")),
         "language": single("language", lambda path: export_import.language(path, "numpy")),
         "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
         "classifier": single("classifier", lambda path: SequenceClassifier.load(path, "numpy")),

@@ -15,7 +15,7 @@ import xlstm
 from xlstm.arrays.convert import to_numpy
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
 T, B = 3, 2
@@ -105,11 +105,11 @@ def follow(made: Any) -> None:
         assert finite(z)
         assert same_shapes(state, after)
     layer = getattr(made, "recurrent", getattr(made, "backbone", made))
-    if type(layer).__name__ in files.LAYERS:
+    if type(layer).__name__ in model_files.LAYERS:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
-            files.save(path, made, params)
-            again, weights = files.load(path, "numpy")
+            model_files.save(path, made, params)
+            again, weights = model_files.load(path, "numpy")
         assert again == made
         assert all(np.array_equal(weights[n], p) for n, p in params.items())
 

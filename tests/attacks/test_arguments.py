@@ -36,10 +36,10 @@ from xlstm.layers.conv import CausalConv
 from xlstm.layers.embedding import Embedding
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import TiRex, TiRex2, files
-from xlstm.models.sampling import Sampler
+from xlstm.models import TiRex, TiRex2, model_files
+from xlstm.models.language import Sampler
 from xlstm.models.sequence import SequenceModel
-from xlstm.models.tirex.patches import PatchWindows
+from xlstm.models.tirex import PatchWindows
 from xlstm.testing import GradientError
 from xlstm.training import loop, losses, optimizers, precision
 
@@ -718,7 +718,7 @@ OTHERS: dict[str, Case] = {
     ),
     "Sampler": Case(Sampler, {"temperature": 1.0, "top_k": 3, "top_p": 0.5, "seed": 0}, who="generate"),
     "save": Case(
-        files.save,
+        model_files.save,
         {"path": "/dev/null/none", "model": xlstm.LSTM(2, 4), "params": {}},
         only=("model", "params"),
         who=r"save|\w*(LSTM|RNN|GRU|Model)\w*",

@@ -108,12 +108,9 @@ def too_large(path):
 DAMAGE = {
     "removed": lambda path: path.unlink(),
     "empty": replaced(lambda data: b""),
-    **{f"cut at {n}": replaced(lambda data, n=n: data[:n]) for n in (1, 31, 32, 33, 1000, -1)},
-    **{f"flipped at {n}": flipped(n) for n in (0, 31, 32, 40, 5000, -1)},
+    **{f"cut at {n}": replaced(lambda data, n=n: data[:n]) for n in (31, 32, -1)},
+    **{f"flipped at {n}": flipped(n) for n in (0, 32, -1)},
     "longer": replaced(lambda data: data + b"\0"),
-    "garbage": replaced(lambda data: hashlib.shake_256(data).digest(len(data))),
-    "zeros": replaced(lambda data: bytes(len(data))),
-    "text": replaced(lambda data: b"def double(x): pass"),
     "pickle": replaced(lambda data: pickle.dumps(Bomb())),
     "pickle after the digest": replaced(lambda data: data[:32] + pickle.dumps(Bomb())),
     "pickle with its digest": replaced(
@@ -123,7 +120,6 @@ DAMAGE = {
     "too large": too_large,
     "that all may write": lambda path: path.chmod(0o666),
     "a link to a copy": a_link_to_a_copy,
-    "a link to nothing": instead(lambda path: path.symlink_to("nothing")),
     "a link to itself": instead(lambda path: path.symlink_to(path.name)),
     "a pipe": instead(os.mkfifo),
     "a folder": instead(lambda path: path.mkdir()),
@@ -168,11 +164,20 @@ def test_code_of_other_options_is_not_loaded(monkeypatch):
     assert jit.new_module(SOURCE).__name__ != before
 
 
-def test_a_full_disk(cache, monkeypatch):
+def test_a_full_disk_leaves_nothing(cache, monkeypatch):
     private.folder(cache)
-    monkeypatch.setattr(private.tempfile, "mkstemp", lambda *_: (os.open("/dev/full", os.O_WRONLY), "/nothing"))
+    private.write(cache, "name", b"old")
+
+    def full(*_):
+        (cache / "made.tmp").touch()
+        return os.open("/dev/full", os.O_WRONLY), str(cache / "made.tmp")
+
+    monkeypatch.setattr(private.tempfile, "mkstemp", full)
     assert call() == (3.0, False)
-    assert call() == (3.0, False)
+    with pytest.raises(OSError, match="No space left"):
+        private.write(cache, "name", b"new")
+    assert [path.name for path in cache.iterdir()] == ["name"]
+    assert private.read(cache, "name", 100) == b"old"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])

@@ -18,7 +18,7 @@ from xlstm.estimators import forecaster
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras, to_keras
 from xlstm.interop.torch import from_torch
-from xlstm.models import files
+from xlstm.models import model_files
 
 LONG_NUMBER = "1" + "0" * 400
 DEEP = "[" * 100_000
@@ -72,7 +72,7 @@ def test_safetensors(tmp_path, name):
     blob, words = SAFETENSORS[name]
     path = tmp_path / "m.safetensors"
     path.write_bytes(blob() if callable(blob) else blob)
-    for read in (files.load, lambda path: from_torch(path, "lstm"), lambda path: nxai.load(path, {})):
+    for read in (model_files.load, lambda path: from_torch(path, "lstm"), lambda path: nxai.load(path, {})):
         refused(lambda read=read: read(path), path, words)
 
 
@@ -80,7 +80,7 @@ def test_empty_arrays_by_the_ten_thousand(tmp_path):
     """As many as there are blocks in a configuration beside them."""
     path = tmp_path / "m.safetensors"
     path.write_bytes(safetensors({f"a{k}": array([0], [0, 0]) for k in range(30_000)}))
-    refused(lambda: files.load(path), path, "not an xlstm model file")
+    refused(lambda: model_files.load(path), path, "not an xlstm model file")
     refused(lambda: from_torch(path, "lstm"), path, "weight_ih_l0 is missing")
     config = {"vocab_size": 5, "embedding_dim": 8, "num_blocks": 1000, "num_heads": 2, "slstm_at": "all"}
     refused(lambda: nxai.load(path, config), path, "is missing")
@@ -127,7 +127,7 @@ def test_descriptions_of_models(tmp_path, name):
     params = xlstm.LSTM(2, 3).init(backend="numpy")
     path = tmp_path / "m.safetensors"
     path.write_bytes(sealed(to_bytes(params, metadata={"xlstm": about})))
-    refused(lambda: files.load(path), path, words)
+    refused(lambda: model_files.load(path), path, words)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -135,8 +135,8 @@ def test_weights_that_are_not_finite(tmp_path, value):
     layer = xlstm.LSTM(2, 3)
     params = layer.init(backend="numpy")
     params["0.b"][1] = value
-    files.save(tmp_path / "m", layer, params)
-    refused(lambda: files.load(tmp_path / "m"), tmp_path / "m", "0.b is not finite")
+    model_files.save(tmp_path / "m", layer, params)
+    refused(lambda: model_files.load(tmp_path / "m"), tmp_path / "m", "0.b is not finite")
     (tmp_path / "t").write_bytes(to_bytes({"weight_ih_l0": np.full((12, 2), value), "weight_hh_l0": np.ones((12, 3))}))
     refused(lambda: from_torch(tmp_path / "t", "lstm"), tmp_path / "t", "weight_ih_l0 is not finite")
     to_keras(xlstm.LSTM(2, 3, batch_first=True), params, tmp_path / "k.weights.h5")
@@ -183,10 +183,10 @@ def test_weights_that_the_dtype_does_not_hold(tmp_path):
     layer = xlstm.LSTM(2, 3)
     params = layer.init(backend="numpy", dtype="float64")
     params["0.b"][1] = 1e300
-    files.save(tmp_path / "m", layer, params)
-    assert files.load(tmp_path / "m", "numpy")[1]["0.b"][1] == 1e300
+    model_files.save(tmp_path / "m", layer, params)
+    assert model_files.load(tmp_path / "m", "numpy")[1]["0.b"][1] == 1e300
     words = "0.b is not finite in float32"
-    refused(lambda: files.load(tmp_path / "m", "numpy", "float32"), tmp_path / "m", words)
+    refused(lambda: model_files.load(tmp_path / "m", "numpy", "float32"), tmp_path / "m", words)
 
 
 def changed(**changes):

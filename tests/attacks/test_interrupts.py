@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from tests.attacks.bounds import examples
-from xlstm.training import checkpoint, history
+from xlstm.training import checkpoint
+from xlstm.training.folder import read_history
 
 # The command with a signal at the K-th event (a call or a return, of Python or of C) of the main thread, whatever the
 # speed of the machine; they count from when the package handles signals. At the end it writes how many there were.
@@ -116,4 +117,4 @@ def test_a_signal_at_any_moment_of_training_a_text(tmp_path, events_of_text, num
             assert again == " ".join([*TEXT, "--resume"]), where
             code, _, errors, _ = run(folder, [*TEXT, "--resume"], number, 0)
             assert code == 0, errors
-            assert len(history.read(folder / "out/history.jsonl")) == 6
+            assert len(read_history(folder / "out/history.jsonl")) == 6

@@ -15,7 +15,7 @@ import numpy as np
 
 from xlstm.arrays import device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
-from xlstm.tracing.c import statements
+from xlstm.tracing.writers import C
 
 CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
 REAL = {"float": np.float32, "double": np.float64}
@@ -264,12 +264,12 @@ def _each_kernel(
     """Return the kernel, and the dtypes of its results; `kinds` has those of numbers, by `_kind`."""
     own, real = (*dtypes, *(dtypes[0] for _ in kinds)), fuse.real(dtypes[0])
     results = tuple(fuse.results(function, own, dict(options)))
-    body = statements(
+    body = C(
         fuse.traced(function, len(own), options),
         lambda x, _: x,
         lambda y, _, value: f"narrow({y}, {value});",
         {f"x{k}": fuse.real(dtype) for k, dtype in enumerate(own)},
-    )
+    ).statements()
     types = [device.type_of(dtype) for dtype in results]
     load = [f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);" for k, dtype in enumerate(dtypes)]
     parameters = [] if into else [f"{type_}* to{k}" for k, type_ in enumerate(types)]

@@ -14,8 +14,8 @@ import numpy as np
 
 from xlstm.arrays import probe
 from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
-from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
+from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
 
@@ -217,13 +217,13 @@ def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple
     inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
     outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
     lines = traced(function, len(dtypes), options)
-    body = statements(
+    writer = C(
         lines,
         lambda x, _: converted(x, inputs[x]),
         lambda y, _, value: f"{y} = {converted(value, outputs[y])};",
         {x: real(dtype) for x, dtype in inputs.items()},
     )
-    return Text(parameters(inputs), parameters(outputs), "\n".join(body))
+    return Text(parameters(inputs), parameters(outputs), "\n".join(writer.statements()))
 
 
 def traced(

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import axes, device, fuse, probe
 from xlstm.arrays.namespace import SINGLE, Array, Namespace, device_of
-from xlstm.tracing.c import statements
-from xlstm.tracing.rows import REDUCTIONS, Rows, SingleRows
-from xlstm.tracing.symbols import Line, UntraceableError
+from xlstm.tracing.rows import Rows, RowWriter, SingleRows
+from xlstm.tracing.symbols import UntraceableError
+from xlstm.tracing.writers import C
 
 OUTER, MOST = 3, 256  # axes of rows, and threads of a block at most
 
@@ -136,138 +136,19 @@ def _source(
     real = {name: fuse.real(dtype) for name, dtype in zip(inputs, dtypes, strict=True)}
 
     def load(name: str, _: int | None) -> str:
-        return f"widen({name}[{'0' if name in writer.single else f'unit * layout.along[{name[1:]}]'}])"
+        return f"widen({name}[{'0' if name in rows.single else f'unit * layout.along[{name[1:]}]'}])"
 
     def store(name: str, _: int | None, value: str) -> str:
-        return f"narrow({name}[{'row' if name in writer.single else 'row * columns + unit'}], {value});"
+        return f"narrow({name}[{'row' if name in rows.single else 'row * columns + unit'}], {value});"
 
-    writer = Writer(lines, {name for name, one in zip(inputs, single, strict=True) if one}, real, load, store)
+    rows = RowWriter(C(lines, load, store, real), {name for name, one in zip(inputs, single, strict=True) if one})
     begin = [
         f"x{k} += i0 * layout.steps[{k}][0] + i1 * layout.steps[{k}][1] + i2 * layout.steps[{k}][2];"
         for k in range(len(dtypes))
     ]
-    body = writer.body()
-    ones = [f"y{k}" in writer.single for k in range(len(results))]
+    body = rows.body()
+    ones = [f"y{k}" in rows.single for k in range(len(results))]
     return _Source("\n    ".join(begin), "\n    ".join(body), tuple(zip(results, ones, strict=True)))
-
-
-class Writer:
-    """Writes a trace as C for one row of `columns` units.
-
-    Parameters
-    ----------
-    lines : sequence of Line
-    single : set of str
-        The inputs that have one number for a row.
-    real : dict of str to str
-        The C type of each input.
-    load, store : callable
-        As `statements` takes them.
-    everywhere : bool
-        Whether outputs that are one number for a row are stored for every unit, instead of once.
-
-    Attributes
-    ----------
-    single : set of str
-        Inputs and outputs that have one number for a row.
-    """
-
-    def __init__(
-        self,
-        lines: Sequence[Line],
-        single: set[str],
-        real: Mapping[str, str],
-        load: Callable[[str, int | None], str],
-        store: Callable[[str, int | None, str], str],
-        everywhere: bool = False,
-    ) -> None:
-        self.single, self.real, self.load, self.store = set(single), real, load, store
-        self.stores = [line for line in lines if line.op == "store"]
-        self.lines = {line.to: line for line in lines if line.op != "store"}
-        self.stage: dict[str, int] = {}  # the number of reductions that a variable has to wait for
-        self.varies: dict[str, bool] = {}
-        self.kinds: dict[str, str | None] = {}
-        for to, line in self.lines.items():
-            known = line.op in ("input", "number")
-            self.stage[to] = 0 if known else max(self.stage[a] for a in line.args)
-            self.varies[to] = any(self.varies[a] for a in line.args) if not known else self._varies(line)
-            if line.op in REDUCTIONS:
-                self.stage[to], self.varies[to] = self.stage[to] + 1, False
-        if not everywhere:
-            self.single |= {line.to for line in self.stores if not self.varies[line.args[0]]}
-
-    def _varies(self, line: Line) -> bool:
-        return line.op == "input" and line.args[0] not in self.single
-
-    def body(self) -> list[str]:
-        """Return the statements."""
-        found: list[str] = []
-        last = max(self.stage.values())
-        for stage in range(last + 1):
-            alone = [v for v, line in self.lines.items() if self._alone(v, line, stage)]
-            found += self._statements([self.lines[v] for v in alone])
-            now = [line for line in self.lines.values() if line.op in REDUCTIONS and self.stage[line.to] == stage + 1]
-            stores = [line for line in self.stores if line.to not in self.single] if stage == last else []
-            needed = self._needed([line.args[0] for line in (*now, *stores)])
-            inner = self._statements([self.lines[v] for v in needed], dict(self.kinds), stores, now)
-            start = {"sum": "0", "mean": "0", "max": "-1.0f / 0.0f"}
-            found += [f"{self._kind(line)} part_{line.to} = {start[line.op]};" for line in now]
-            if now or stores:
-                found += ["for (long long unit = threadIdx.x; unit < columns; unit += blockDim.x) {"]
-                found += [*(f"    {line}" for line in inner), "}"]
-            for line in now:
-                kind, largest = self._kind(line), str(line.op == "max").lower()
-                share = " / columns" if line.op == "mean" else ""
-                sum_ = f"sync_row<{kind}>(part_{line.to}, ({kind}*)memory, {largest})"
-                found.append(f"const {kind} {line.to} = {sum_}{share};")
-                self.kinds[line.to] = kind
-        ones = [line for line in self.stores if line.to in self.single]
-        if ones:
-            found.append(f"if (threadIdx.x == 0) {{ {' '.join(self._statements([], None, ones))} }}")
-        return found
-
-    def _alone(self, v: str, line: Line, stage: int) -> bool:
-        return not self.varies[v] and self.stage[v] == stage and line.op not in REDUCTIONS
-
-    def _kind(self, line: Line) -> str:
-        return "double" if self._wide(line.args[0]) else "float"
-
-    def _wide(self, v: str) -> bool:
-        line = self.lines[v]
-        if line.op in ("single", "double"):
-            return line.op == "double"
-        if line.op == "number":
-            return False
-        return self.real[line.args[0]] == "double" if line.op == "input" else any(self._wide(a) for a in line.args)
-
-    def _statements(
-        self,
-        lines: Sequence[Line],
-        kinds: dict[str, str | None] | None = None,
-        stores: Sequence[Line] = (),
-        reductions: Sequence[Line] = (),
-    ) -> list[str]:
-        """Return statements for lines, for stores, and for what reductions gather."""
-        gathered = [Line(f"part_{line.to}", None, "store", (line.args[0],)) for line in reductions]
-        largest = {f"part_{line.to}" for line in reductions if line.op == "max"}
-
-        def store(name: str, row: int | None, value: str) -> str:
-            if name in largest:
-                return f"{name} = ({value} > {name} || {value} != {value}) ? {value} : {name};"
-            return f"{name} += {value};" if name.startswith("part_") else self.store(name, row, value)
-
-        kinds = self.kinds if kinds is None else kinds
-        return statements([*lines, *gathered, *stores], self.load, store, self.real, kinds)
-
-    def _needed(self, roots: Sequence[str]) -> list[str]:
-        """Return the variables that change along a row and on which these depend, in the order of the trace."""
-        todo, found = list(roots), set()
-        while todo:
-            v = todo.pop()
-            if self.varies[v] and v not in found:
-                found.add(v)
-                todo += [] if self.lines[v].op == "input" else self.lines[v].args
-        return [v for v in self.lines if v in found]
 
 
 @functools.cache

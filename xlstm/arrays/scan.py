@@ -11,8 +11,8 @@ import numpy as np
 from xlstm.arrays import fuse, probe
 from xlstm.arrays.fuse import Text, converted, listed, parameters, real
 from xlstm.arrays.namespace import Array, Namespace, device_of
-from xlstm.tracing.c import statements
 from xlstm.tracing.symbols import Symbols, trace
+from xlstm.tracing.writers import C
 
 Pairs = list[tuple[Array, Array]]
 
@@ -123,12 +123,12 @@ def source(function: Callable[..., Any], start: tuple[Any, ...], arrays: tuple[A
         return dict(zip(kept, listed(function(xp, *symbols.values())), strict=True))
 
     lines, _ = trace(named, dict.fromkeys((*carried, *given)))
-    body = statements(
+    body = C(
         lines,
         lambda name, _: f"k{name}" if name in carried else converted(f"(&{name})[t * far_{name}]", given[name]),
         lambda y, _, value: f"kc{y[1:]} = {value};",
         {name: real(dtype) for name, dtype in (carried | given).items()},
-    )
+    ).statements()
     keep = [f"(&{y})[t * far_{y}] = {converted(f'kc{y[1:]}', dtype)};" for y, dtype in kept.items()]
     text = [
         *(f"{real(dtype)} k{c} = {converted(c, dtype)};" for c, dtype in carried.items()),

@@ -31,7 +31,7 @@ from xlstm.cli.console import INTERRUPTED, err, out, table, tell
 from xlstm.cli.timing import Timing, interleave
 from xlstm.data import writing
 from xlstm.estimators import plots
-from xlstm.models.network import layer_of
+from xlstm.models.sequence import layer_of
 
 TORCH = "torch.nn"
 TORCH_LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}

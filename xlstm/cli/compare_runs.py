@@ -16,7 +16,7 @@ from xlstm.cli.console import message_of, out, printable, table, tell, to_json
 from xlstm.cli.train import OPTIONS
 from xlstm.data import reading
 from xlstm.plots import figures
-from xlstm.training import folder, history
+from xlstm.training import folder
 
 # Of a checkpoint, where a run has no options.
 SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
@@ -64,9 +64,9 @@ def _find(folders: Iterable[Path]) -> Iterable[Path]:
     for path in folders:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such folder")
-        inside = sorted(one.parent for one in path.rglob(history.FILE))
+        inside = sorted(one.parent for one in path.rglob(folder.HISTORY))
         if not inside:
-            raise ValueError(f"{path}: holds no run, which has a file {history.FILE}")
+            raise ValueError(f"{path}: holds no run, which has a file {folder.HISTORY}")
         found |= dict.fromkeys(inside)
     return found
 
@@ -74,7 +74,7 @@ def _find(folders: Iterable[Path]) -> Iterable[Path]:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return a run, or None, after a word about it, where its history cannot be read or is empty."""
     try:
-        lines, settings = history.read(path / history.FILE), _settings(path)
+        lines, settings = folder.read_history(path / folder.HISTORY), _settings(path)
     except (OSError, ValueError) as error:
         tell(f"note: {message_of(error)}")
         return None

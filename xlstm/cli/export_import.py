@@ -15,7 +15,7 @@ from xlstm.cli.sources import FORECASTER, find_model
 from xlstm.data import writing
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
@@ -65,7 +65,7 @@ def language(
     """Return a language model from a model file, or from a published checkpoint as `nxai.load` reads it."""
     path = Path(path)
     if path.is_file() and checkpoint.is_ours(path):
-        model, params = files.load(path, backend, dtype)
+        model, params = model_files.load(path, backend, dtype)
         if not isinstance(model, xLSTMLanguageModel):
             raise ValueError(f"{path}: holds {model}, expected a language model; xlstm export and inspect take it")
         return model, params
@@ -77,7 +77,7 @@ def language(
 def _read(path: AnyPath) -> tuple[Any, Params]:
     """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
     if checkpoint.kind_of(path) != FORECASTER:
-        return files.load(path, "numpy")
+        return model_files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
     return forecaster.model, forecaster.params_
 
@@ -169,7 +169,7 @@ def import_file(
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
     path = _target(source, ending, ".model.safetensors", target)
-    files.save(path, layer, params)
+    model_files.save(path, layer, params)
     return path, layer
 
 

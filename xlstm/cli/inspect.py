@@ -22,7 +22,7 @@ from xlstm.data.table import PLAIN, Dialect
 from xlstm.estimators import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.textmodel import TextModel
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.activity import HIGH, LOW
 from xlstm.plots.weights import MOST
@@ -98,7 +98,7 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     if kind in (CLASSIFIER, REGRESSOR):
         estimator = (SequenceClassifier if kind == CLASSIFIER else SequenceRegressor).load(model, "numpy")
         return Seen(estimator.model_, estimator.params_, data and _sequences(model, estimator, data, steps, dialect))
-    network, params = files.load(model, "numpy")
+    network, params = model_files.load(model, "numpy")
     if isinstance(network, xLSTMLanguageModel):
         check_options(model, "language model", dialect, column)
         tokens = None if data is None else _tokens(text.codec(model), data, steps)

@@ -20,13 +20,13 @@ from xlstm.data.values import SeriesError
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.sequence_files import kind_of
-from xlstm.models import files
+from xlstm.models import model_files
 from xlstm.training import checkpoint, folder
 
 Host = np.ndarray[Any, Any]
 MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
-FORECASTER, TEXT, NETWORK = forecaster.KIND, textmodel.KIND, files.KIND
+FORECASTER, TEXT, NETWORK = forecaster.KIND, textmodel.KIND, model_files.KIND
 CLASSIFIER, REGRESSOR = kind_of(SequenceClassifier), kind_of(SequenceRegressor)
 # The kinds of model files in words, and the commands that take each.
 KINDS = {

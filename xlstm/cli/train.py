@@ -29,7 +29,7 @@ from xlstm.estimators.pretraining import TiRexTrainer
 from xlstm.estimators.sequence import SequenceClassifier
 from xlstm.estimators.settings import Settings
 from xlstm.estimators.textmodel import TextModel
-from xlstm.models.tirex.patches import SyntheticPatches
+from xlstm.models.tirex import SyntheticPatches
 from xlstm.training import Interrupted, Progress, Terminated, evaluate
 from xlstm.training.callbacks import Each
 from xlstm.training.folder import Folder

@@ -16,7 +16,7 @@ from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
-from xlstm.models.tirex import TiRex, TiRex2, embedding, series, tables
+from xlstm.models.tirex import TiRex, TiRex2, items, prediction
 
 WHERE = "TiRexFeatures"
 
@@ -29,7 +29,7 @@ def _variates(X: Any) -> int:
     ValueError, TypeError
         It is not, or these are not several series.
     """
-    found = series.read(WHERE, X, 2)
+    found = items.read_arrays(WHERE, X, 2)
     counts = {len(rows) for rows in found.rows}
     if found.single or len(counts) > 1:
         kinds = "one series" if found.single else f"series with {sorted(counts)} variates"
@@ -166,13 +166,13 @@ class TiRexFeatures(Estimator):
         array of str
         """
         self._check_fitted()
-        return np.array(embedding.names(self.model_, self.n_variates_), dtype=object)
+        return np.array(prediction.names(self.model_, self.n_variates_), dtype=object)
 
     def _rows(self, model: Any, X: Any) -> Any:
         """Return series, those of a table as arrays."""
         if self.series_id is not None:
-            tables.is_one(WHERE, "X", X, series_id=self.series_id)
-            return embedding.Named.of(WHERE, model, X, Roles(self.targets, series_id=self.series_id)).rows
+            items.is_table(WHERE, "X", X, series_id=self.series_id)
+            return prediction.named(WHERE, model, X, Roles(self.targets, series_id=self.series_id))[2]
         if self.targets is not None:
             raise ValueError(f"{WHERE}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
         return frames.table_of(WHERE, X).values if frames.has_columns(X) else X

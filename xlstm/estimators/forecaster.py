@@ -23,7 +23,7 @@ from xlstm.estimators.examples import Examples
 from xlstm.estimators.predictor import Predictor
 from xlstm.estimators.scores import Score
 from xlstm.estimators.settings import DECILES, Settings
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop, signals
+from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop
 from xlstm.training import precision as precisions
 
 KIND = storage.KIND
@@ -533,7 +533,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             try:
                 whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                stop = signals.error(self._farewell(trained, error.signal), trained, error.signal)
+                stop = type(error)(self._farewell(trained, error.signal), trained, error.signal)
         units = made.scaling.fitted()
         outside = [evaluation.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
         adjustment = intervals.adjustment(outside, s.quantiles)

@@ -18,8 +18,7 @@ from xlstm.estimators.examples import Examples, width
 from xlstm.estimators.linear_baseline import LinearBaseline
 from xlstm.estimators.scaling import Origins, Scaling, names
 from xlstm.estimators.settings import Settings
-from xlstm.models.network import sequence_model
-from xlstm.models.sequence import SequenceModel
+from xlstm.models.sequence import SequenceModel, sequence_model
 
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, slice]

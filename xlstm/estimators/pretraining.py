@@ -11,8 +11,7 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.estimators import base
 from xlstm.estimators.base import Estimator
 from xlstm.interop import tirex
-from xlstm.models.tirex import TiRex
-from xlstm.models.tirex.patches import SyntheticPatches
+from xlstm.models.tirex import SyntheticPatches, TiRex
 from xlstm.training import Callback, Interrupted, Terminated, Trained
 from xlstm.training.schedules import cosine
 

@@ -18,7 +18,7 @@ from xlstm.arrays.random import generator
 from xlstm.data import Sequences, reading
 from xlstm.estimators import base, inputs, sequence_files
 from xlstm.estimators.base import Estimator, check_warm_start, layer_options
-from xlstm.models.network import sequence_model
+from xlstm.models.sequence import sequence_model
 from xlstm.training import Callback, Interrupted, Terminated, losses
 
 Host = np.ndarray[Any, Any]

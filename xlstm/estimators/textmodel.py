@@ -18,7 +18,7 @@ from xlstm.data.batches import Streams
 from xlstm.estimators import base
 from xlstm.estimators.base import Estimator, check_warm_start, layer_options
 from xlstm.models.language import xLSTMLanguageModel
-from xlstm.models.network import layer_of
+from xlstm.models.sequence import layer_of
 from xlstm.training import Callback, Interrupted, Terminated, Trained, checkpoint, evaluate
 from xlstm.training.schedules import cosine
 

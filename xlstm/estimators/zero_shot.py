@@ -18,10 +18,9 @@ from xlstm.estimators import linear_baseline, preparation, scores, settings
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
 from xlstm.estimators.scores import Judged, Score
-from xlstm.models.tirex import TiRex, TiRex2, tables
-from xlstm.models.tirex.quantiles import levels
-from xlstm.models.tirex.running import Starts
-from xlstm.models.tirex.tables import Pretrained
+from xlstm.models.tirex import PrefixStateCache, TiRex, TiRex2, items
+from xlstm.models.tirex.items import Pretrained
+from xlstm.models.tirex.transforms import levels_of
 
 WHERE = "ZeroShotForecaster"
 FEWEST = 3  # rows before the first forecast of a score, for the baselines
@@ -272,7 +271,7 @@ class ZeroShotForecaster(Estimator):
         checks.text(WHERE, "name", self.name)
         roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked(WHERE)
         fitted = list(vars(self).get("feature_names_in_", ()))
-        return tables.read(WHERE, network.model, values, beside, roles, steps, fitted)
+        return items.read_table(WHERE, network.model, values, beside, roles, steps, fitted)
 
     def _horizon(self, network: Pretrained) -> int:
         given = network.model.patch_size if self.horizon is None else self.horizon
@@ -287,7 +286,7 @@ class ZeroShotForecaster(Estimator):
         else:
             if getattr(self, "_held", None) != held:
                 model, params = model_of(WHERE, self)
-                self._held, self._loaded = held, (model, params, Starts(model, params))
+                self._held, self._loaded = held, (model, params, PrefixStateCache(model, params))
             model, params, starts = self._loaded
         return Pretrained(model, params, {**self._options(model), "starts": starts})
 
@@ -303,7 +302,7 @@ class ZeroShotForecaster(Estimator):
                     expected = f"expected None, as the model is a {type(model).__name__}"
                     raise ValueError(f"{WHERE}: {name} is {checks.shown(value)}, {expected}")
                 found[name] = value
-        wanted = levels(WHERE, self.quantiles, model.quantiles)
+        wanted = levels_of(WHERE, self.quantiles, model.quantiles)
         if list(wanted) != sorted(set(wanted)):
             raise ValueError(f"{WHERE}: quantiles is {checks.shown(self.quantiles)}, expected rising numbers")
         return found | {"quantiles": wanted}

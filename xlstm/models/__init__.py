@@ -1,9 +1,9 @@
 """Layers put together, and kept in files."""
 
-from xlstm.models.files import load, save
 from xlstm.models.language import xLSTMLanguageModel
+from xlstm.models.model_files import load, save
 from xlstm.models.sequence import SavedModel, SequenceModel
-from xlstm.models.tirex.forecast import HorizonWarning
+from xlstm.models.tirex.items import HorizonWarning
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
 

@@ -15,8 +15,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
-from xlstm.arrays.random import Seed
-from xlstm.cells.activations import soft_cap, soft_cap_bwd
+from xlstm.arrays.random import Seed, generator
+from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
 from xlstm.layers.blocks.block import Block
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.embedding import Embedding, tokens_of, within
@@ -26,10 +26,10 @@ from xlstm.layers.module import dropped
 from xlstm.layers.saved import Saved
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.layers.state import Span, State
-from xlstm.models.sampling import Sampler
 from xlstm.models.sequence import layer
 from xlstm.training.losses import cross_entropy
 
+Host = np.ndarray[Any, Any]
 PROMPT = 1024  # tokens of a prompt that are read at once
 
 
@@ -257,7 +257,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         seed: Seed = 0,
         stop: int | None = None,
         state: Any = None,
-    ) -> tuple[np.ndarray[Any, Any], Any]:
+    ) -> tuple[Host, Any]:
         """Go on from a prompt; memory does not grow with the text.
 
         Parameters
@@ -311,7 +311,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         seed: Seed = 0,
         stop: int | None = None,
         state: Any = None,
-    ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+    ) -> Iterator[tuple[Host, Any]]:
         """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
@@ -325,7 +325,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         logits, state = self._read(params, backend.asarray(host), state)
         return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
 
-    def _read(self, params: Params, tokens: Array, state: Any) -> tuple[np.ndarray[Any, Any], Any]:
+    def _read(self, params: Params, tokens: Array, state: Any) -> tuple[Host, Any]:
         """Return logits after a prompt (B, P), on the host, and the state; a piece at a time, to save memory."""
         xp, params, tokens, state = self._agree(params, tokens, "state", state)
         embedding, below = self.parts["embedding"], self.below("backbone", params)
@@ -337,7 +337,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def _go_on(
         self, params: Params, logits: Any, state: Any, most: int, sampler: Sampler, stop: int | None, backend: Any
-    ) -> Iterator[tuple[np.ndarray[Any, Any], Any]]:
+    ) -> Iterator[tuple[Host, Any]]:
         over = np.zeros(logits.shape[0], dtype=bool)
         for k in range(most):
             token = sampler.draw(logits)
@@ -350,7 +350,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             found, state = self.step(params, backend.asarray(token), state)
             logits = to_numpy(found)
 
-    def _prompt(self, prompt: Any) -> np.ndarray[Any, Any]:
+    def _prompt(self, prompt: Any) -> Host:
         given = hasattr(prompt, "shape") and not isinstance(prompt, type | np.ndarray)  # an array of another library
         host = to_numpy(prompt) if given else checks.host("generate", "the prompt", prompt, "shape (B, P)")
         if host.ndim != 2 or 0 in host.shape:
@@ -393,3 +393,57 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         if array is None or not self.batch_first:
             return array
         return xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
+
+
+class Sampler:
+    """Draws tokens; the options are those of `xLSTMLanguageModel.generate`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is out of range.
+    """
+
+    def __init__(self, temperature: float, top_k: int | None, top_p: float | None, seed: Seed) -> None:
+        temperature = checks.non_negative("generate", "temperature", temperature)
+        top_k = checks.optional(checks.size)("generate", "top_k", top_k)
+        top_p = checks.optional(checks.above_0)("generate", "top_p", top_p)
+        if top_p is not None and top_p > 1:
+            raise ValueError(f"generate: top_p is {top_p}, expected at most 1")
+        if temperature == 0 and (top_k is not None or top_p is not None):
+            raise ValueError("generate: temperature 0 takes the likeliest token, top_k and top_p exclude it")
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.rng = generator(seed, where="generate")
+
+    def draw(self, logits: Host) -> Host:
+        """Draw one token for each row of logits (B, V): (B,).
+
+        Raises
+        ------
+        FloatingPointError
+            A logit is not a number, or the largest of a row is infinite.
+        """
+        if not np.isfinite(logits.max(axis=-1)).all():
+            raise FloatingPointError("generate: a logit is not finite")
+        if self.temperature == 0:
+            return np.asarray(np.argmax(logits, axis=-1))
+        p = self.probabilities(logits)
+        below = np.cumsum(p, axis=-1)
+        drawn = self.rng.random((p.shape[0], 1)) * below[:, -1:]
+        return np.asarray(np.minimum((below <= drawn).sum(axis=-1), p.shape[1] - 1))
+
+    def probabilities(self, logits: Host) -> Host:
+        """Return the probability of each token, (B, V)."""
+        above = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        with np.errstate(over="ignore"):  # -inf will do
+            p: Host = softmax(np, above / self.temperature)
+        order = np.argsort(-p, axis=-1, kind="stable")
+        ranked = np.take_along_axis(p, order, axis=-1)
+        if self.top_k is not None:
+            ranked[:, self.top_k :] = 0.0
+        if self.top_p is not None:
+            ranked /= ranked.sum(axis=-1, keepdims=True)
+            # The token that crosses the border is among them, so that there is always one.
+            ranked[np.cumsum(ranked, axis=-1) - ranked >= self.top_p] = 0.0
+        np.put_along_axis(p, order, ranked, axis=-1)
+        return np.asarray(p / p.sum(axis=-1, keepdims=True))

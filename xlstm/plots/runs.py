@@ -12,7 +12,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.plots import figures
-from xlstm.training import history
+from xlstm.training import folder
 from xlstm.training.run import Trained
 
 Host = np.ndarray[Any, Any]
@@ -54,8 +54,8 @@ def course(run: Any, where: str = "course") -> Course:
         name = "the run"
     elif isinstance(run, str | os.PathLike):
         path = Path(run)
-        path = path / history.FILE if path.is_dir() else path
-        lines, name = history.read(path), str(path)
+        path = path / folder.HISTORY if path.is_dir() else path
+        lines, name = folder.read_history(path), str(path)
     else:
         lines, name = checks.several(where, "run", run, "a path, a Trained, or the lines of a history", 2**28), "run"
         if not all(isinstance(line, Mapping) and "total" in line for line in lines):

@@ -1,1 +1,1 @@
-"""Formulas run on symbols (`symbols`), and their traces written as C (`c`)."""
+"""Formulas run on symbols (`symbols`), and their traces written as C and Python (`writers`)."""

@@ -1,13 +1,15 @@
-"""Functions that work element by element but for sums, means and maxima along a row, which they keep as an axis."""
+"""Functions with sums, means and maxima along a row, which they keep as an axis: traced, and written as loops."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from xlstm.tracing.symbols import SymbolicNamespace, Symbols, UntraceableError
+from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, UntraceableError
+from xlstm.tracing.writers import Writer
 
 REDUCTIONS = ("sum", "mean", "max")  # operations along a row
 GATES_AND_UNITS = (-3, -2)
@@ -60,3 +62,74 @@ class Units(Rows):
         elif axis != -2 or not keepdims:
             raise UntraceableError(f"tracing: a {op} along another axis than that of units")
         return self._graph.apply(op, x)
+
+
+class RowWriter:
+    """Writes a trace for one row of `columns` units.
+
+    A reduction needs the whole row before whatever depends on it, so the trace is divided into stages, and each is a
+    loop over the row.
+
+    Parameters
+    ----------
+    writer : Writer
+    single : set of str
+        The inputs that have one number for a row.
+    everywhere : bool
+        Whether outputs that are one number for a row are stored for every unit, instead of once.
+
+    Attributes
+    ----------
+    single : set of str
+        Inputs and outputs that have one number for a row.
+    """
+
+    def __init__(self, writer: Writer, single: Collection[str], everywhere: bool = False) -> None:
+        self.writer, self.single = writer, set(single)
+        self.stores = [line for line in writer.lines if line.op == "store"]
+        self.lines = {line.to: line for line in writer.lines if line.op != "store"}
+        self.stage: dict[str, int] = {}  # the number of reductions that a variable has to wait for
+        self.varies: dict[str, bool] = {}
+        for to, line in self.lines.items():
+            args = () if line.op in ("input", "number") else line.args
+            self.stage[to] = max((self.stage[a] for a in args), default=0)
+            self.varies[to] = any(self.varies[a] for a in args)
+            if line.op == "input":
+                self.varies[to] = line.args[0] not in single
+            elif line.op in REDUCTIONS:
+                self.stage[to], self.varies[to] = self.stage[to] + 1, False
+        if not everywhere:
+            self.single |= {line.to for line in self.stores if not self.varies[line.args[0]]}
+
+    def body(self) -> list[str]:
+        """Return the statements."""
+        writer, found, last = self.writer, list[str](), max(self.stage.values())
+        reductions = [line for line in self.lines.values() if line.op in REDUCTIONS]
+        for stage in range(last + 1):
+            alone = [v for v, n in self.stage.items() if n == stage and not self.varies[v]]
+            found += writer.statements(self.lines[v] for v in alone if self.lines[v].op not in REDUCTIONS)
+            now = [line for line in reductions if self.stage[line.to] == stage + 1]
+            stores = [line for line in self.stores if line.to not in self.single] if stage == last else []
+            inner = writer.statements(self._needed([line.args[0] for line in (*now, *stores)]))
+            parts = [writer.reduction(line) for line in now]
+            inner += [gather for _, gather, _ in parts] + writer.statements(stores)
+            found += [begin for begin, _, _ in parts] + _within(writer.LOOP, inner) + [end for _, _, end in parts]
+        return found + _within(writer.ONCE, writer.statements(line for line in self.stores if line.to in self.single))
+
+    def _needed(self, roots: Sequence[str]) -> list[Line]:
+        """Return the lines that change along a row and on which variables depend, in the order of the trace."""
+        todo, found = list(roots), set()
+        while todo:
+            v = todo.pop()
+            if self.varies[v] and v not in found:
+                found.add(v)
+                todo += [] if self.lines[v].op == "input" else self.lines[v].args
+        return [line for v, line in self.lines.items() if v in found]
+
+
+def _within(around: tuple[str, ...], body: list[str]) -> list[str]:
+    """Return statements within a head, and an end where there is one; none without statements."""
+    if not body or not around:
+        return body
+    head, *end = around
+    return [head, *(f"    {line}" for line in body), *end]

@@ -2,13 +2,19 @@
 
 from xlstm.data.batches import Batches
 from xlstm.training.adapters import LowRank
-from xlstm.training.callbacks import Callback, Clip, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.finder import RangeTest, find_learning_rate
-from xlstm.training.loop import evaluate, train
+from xlstm.training.callbacks import (
+    Callback,
+    Clip,
+    EarlyStopping,
+    MovingAverage,
+    Progress,
+    ReduceOnPlateau,
+    TensorBoard,
+)
+from xlstm.training.interrupts import Interrupted, Terminated
+from xlstm.training.loop import RangeTest, evaluate, find_learning_rate, train
 from xlstm.training.run import Trained
-from xlstm.training.signals import Interrupted, Terminated
-from xlstm.training.step import Step, StepState, Taken
-from xlstm.training.tensorboard import TensorBoard
+from xlstm.training.steps import Step, StepState, Taken
 
 __all__ = [
     "Batches",

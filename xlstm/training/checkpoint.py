@@ -1,4 +1,4 @@
-"""Parameters and their description in one safetensors file, written whole or not at all.
+"""Arrays and their description in one safetensors file, written whole or not at all.
 
 The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with the version of the
 format, the kind of model, its configuration, and a digest of all of these and the arrays, by which a file that was
@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.checks import shown
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.checks import few, shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.data import reading, writing
@@ -136,3 +139,76 @@ def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
     if not isinstance(kind, str) or not isinstance(config, dict):
         raise ValueError(f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object")
     return kind, config, expected
+
+
+def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
+    """Return a tree as a JSON value, and its arrays on the host by name.
+
+    In the value a dict is {"dict": ...}, a tuple {"tuple": [...]}, an array {"array": name, "dtype": dtype}, and a
+    number that is not finite {"float": "inf"}. An array that is there several times is kept once. Anything but dicts
+    with text as keys, lists, tuples, text, numbers, None and arrays of numbers is a TypeError.
+    """
+    arrays: dict[str, Host] = {}
+    names: dict[int, str] = {}
+
+    def packed(value: Any, path: str) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}  # which JSON does not have
+        if isinstance(value, str | bool | int | float | None):
+            return value
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: packed(part, f"{path}.{key}") for key, part in value.items()}}
+        if isinstance(value, list | tuple):
+            parts = [packed(part, f"{path}.{k}") for k, part in enumerate(value)]
+            return parts if isinstance(value, list) else {"tuple": parts}
+        on_host = isinstance(value, np.ndarray)
+        if not hasattr(value, "shape") or (on_host and value.dtype.kind not in "fiub"):
+            expected = "numbers, text, arrays of numbers, or containers of them"
+            raise TypeError(f"{path[1:]} is {shown(value)}, expected {expected}")
+        name = names.setdefault(id(value), path[1:])
+        if name not in arrays:
+            arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
+        return {"array": name, "dtype": "" if on_host and value.dtype.kind != "f" else backend_like(value).dtype}
+
+    return packed(tree, ""), arrays
+
+
+def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
+    """Return the tree that `pack` was given; ValueError if the value is none that `pack` made.
+
+    `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on the host.
+    """
+    placed: dict[str, Array] = {}
+
+    def unpacked(value: Any) -> Any:
+        match value:
+            case {"dict": dict() as parts}:
+                return {key: unpacked(part) for key, part in parts.items()}
+            case {"tuple": list() as parts}:
+                return tuple(map(unpacked, parts))
+            case list():
+                return list(map(unpacked, value))
+            case {"float": "inf" | "-inf" | "nan" as number}:
+                return float(number)
+            case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
+                if name not in placed:
+                    placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
+                return placed[name]
+            case str() | bool() | int() | float() | None:
+                return value
+        raise ValueError(f"{shown(value)} is not one of the values that a checkpoint holds")
+
+    return unpacked(value)
+
+
+def check_alike(name: str, value: Any, like: Any) -> None:
+    """Raise ValueError unless `value` is a dict with the names of `like`, or an array of its shape and dtype."""
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            raise ValueError(f"{name} is {shown(value)}, expected a dict of {few(like)}")
+        for key in like:
+            check_alike(f"{name} {key}", value[key], like[key])
+    elif getattr(value, "shape", None) != like.shape or value.dtype != like.dtype:
+        raise ValueError(f"{name} is {shown(value)}, expected {shown(like)}")

@@ -1,4 +1,4 @@
-"""The folder of a run: its checkpoints and its history.
+"""The folder of a run: its checkpoints, and its history, a line of JSON for every step and every epoch.
 
 A checkpoint is one safetensors file with all that training needs to go on: weights, the state of the optimiser and of
 callbacks, random states, the position in the data, the losses so far, and a description of the run. Files are written
@@ -8,77 +8,78 @@ whole or not at all.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
+import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import backend_like
-from xlstm.arrays.checks import shown
-from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Array
 from xlstm.data import reading, writing
 from xlstm.training import checkpoint
 
 KIND = "training"
-BEST = "best.safetensors"
+BEST, HISTORY = "best.safetensors", "history.jsonl"
 NAME = re.compile(r"step-\d+\.safetensors")
-Host = np.ndarray[Any, Any]
-PLAIN = (str, bool, int, float, type(None))
-NUMBER = checks.optional(checks.real(-math.inf, math.inf))
-# What a description says of where a run stands.
+EVERY = 1.0  # seconds between two writes of the history
+COUNT = checks.whole(0, checks.COUNTED)
+# The numbers of a checkpoint's description: where a run stands, and the state of a step.
 RULES: dict[str, checks.Kind] = {
     **dict.fromkeys(("epoch", "epochs"), checks.count),
-    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch"), checks.whole(0, checks.COUNTED)),
-    **{"ended": checks.flag, "seconds": checks.non_negative, "loss": NUMBER, "best": NUMBER},
+    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch", "good", "batches", "optimizer_step"), COUNT),
+    **dict.fromkeys(("loss", "best"), checks.optional(checks.real(-math.inf, math.inf))),
+    **{"ended": checks.flag, "seconds": checks.non_negative, "scale": checks.above_0, "weight": checks.non_negative},
+}
+# Those of a line of the history.
+ENTRY: dict[str, checks.Kind] = {
+    **{"total": COUNT, "epoch": checks.optional(COUNT)},
+    **dict.fromkeys(("loss", "norm", "validation", "seconds"), checks.optional(checks.any_number)),
 }
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint that was read: its path, the tree of its values with arrays by name, and the arrays."""
+    """A checkpoint that was read: its path, its description, the tree of its values, and its arrays by name."""
 
     path: Path
     about: dict[str, Any]
     value: Any
-    arrays: dict[str, Host]
+    arrays: dict[str, np.ndarray[Any, Any]]
 
 
 class Folder:
-    """Where a run keeps its checkpoints.
+    """Where a run keeps its checkpoints and its history.
 
-    Where a checkpoint cannot be written, since the disk is full or the folder went away, training goes on: there is one
+    Where one of them cannot be written, since the disk is full or the folder went away, training goes on: there is one
     warning, the next checkpoint tries again, and `missing` says at the end what is not on disk.
 
     Parameters
     ----------
-    path : path
+    path : path, or None for a run that keeps nothing
     keep : int
         The number of checkpoints that are kept, beside that of the best epoch.
     """
 
-    def __init__(self, path: Path, keep: int) -> None:
+    def __init__(self, path: Path | None, keep: int) -> None:
         self.path, self.keep = path, keep
         self.saved = -1  # batches done at the newest checkpoint on the disk
-        self.problem = ""  # why the last one is not there
-        self._owed = False  # the best one could not be written
+        self.problem = self.history_problem = ""  # why the last checkpoint, or lines of the history, are not there
+        self._best_is_missing = False
         self._lock: int | None = None
+        self._lines: list[str] = []  # of the history, to be written about once a second
+        self._next = 0.0
 
     def begin(self) -> None:
         """Make the folder, try whether files can be written there, and keep others from training there.
 
-        Raises
-        ------
-        OSError
-            The folder cannot be written to.
-        ValueError
-            Another process trains there.
+        Raises OSError where the folder cannot be written to, and ValueError where another process trains there.
         """
+        if self.path is None:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
         with contextlib.suppress(ImportError):  # not every system has locks of this kind
@@ -99,23 +100,19 @@ class Folder:
             os.close(self._lock)
             self._lock = None
 
-    def check(self, found: Checkpoint | None) -> None:
-        """Raise ValueError where the folder holds checkpoints that a run from `found` on would mix with its own."""
+    def check(self, origin: Checkpoint | None) -> None:
+        """Raise ValueError where the folder holds checkpoints that a run from `origin` on would mix with its own."""
         old = self.checkpoints()
-        if old and found is None:
+        if old and origin is None:
             raise ValueError(
                 f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
                 "and another folder begins a new one"
             )
-        if old and found is not None and _total(old[-1]) > found.about["total"]:
+        if old and origin is not None and _total(old[-1]) > origin.about["total"]:
             raise ValueError(
-                f"train: {self.path} holds later checkpoints than {found.path} ({old[-1].name}); "
+                f"train: {self.path} holds later checkpoints than {origin.path} ({old[-1].name}); "
                 "delete them, or choose another folder"
             )
-
-    def clean(self) -> None:
-        """Delete what a killed process has left half written."""
-        writing.clean(self.path)
 
     def save(self, total: int, about: dict[str, Any], tree: Any, best: bool, judged: bool) -> None:
         """Write the checkpoint after `total` batches, and delete those that are not to be kept.
@@ -131,46 +128,41 @@ class Folder:
         judged : bool
             There is a best one, which is to be written again where it is missing.
         """
-        value, arrays = pack(tree)
-        self._owed |= best or (judged and not (self.path / BEST).exists())
-        names = [f"step-{total:09}.safetensors", *([BEST] if self._owed else [])]
+        if self.path is None:
+            return
+        value, arrays = checkpoint.pack(tree)
+        self._best_is_missing |= best or (judged and not (self.path / BEST).exists())
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in names:
+            for name in (f"step-{total:09}.safetensors", *([BEST] if self._best_is_missing else [])):
                 checkpoint.save(self.path / name, arrays, KIND, {"about": about, "value": value})
         except OSError as error:
             if not self.problem:
-                warnings.warn(
-                    f"train: {error}; training goes on, and the next checkpoint tries again",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
+                text = f"train: {error}; training goes on, and the next checkpoint tries again"
+                warnings.warn(text, RuntimeWarning, stacklevel=4)
             self.problem = str(error)
             return
-        self.saved, self.problem, self._owed = total, "", False
+        self.saved, self.problem, self._best_is_missing = total, "", False
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
 
     def missing(self, total: int) -> str:
         """Return what is not on the disk of a run with `total` batches, or nothing."""
-        if not self.problem:
-            return ""
         newest = f"its newest checkpoint is that of step {self.saved}" if self.saved >= 0 else "no checkpoint was saved"
-        return f"step {total} is not on disk ({self.problem}); {newest}"
+        step = f"step {total} is not on disk ({self.problem}); {newest}" if self.problem else ""
+        history = f"the history is not on disk ({self.history_problem})" if self.history_problem else ""
+        return "; ".join(filter(None, (step, history)))
 
     def checkpoints(self) -> list[Path]:
         """Return the numbered checkpoints, the newest last."""
-        return sorted((path for path in self.path.glob("step-*") if NAME.fullmatch(path.name)), key=_total)
+        names = () if self.path is None else self.path.glob("step-*")
+        return sorted((path for path in names if NAME.fullmatch(path.name)), key=_total)
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that can be read, or None where there is none at all.
 
-        A damaged one gives a warning and another name, and the one before it is taken.
-
-        Raises
-        ------
-        ValueError, OSError
-            There are checkpoints, and none of them can be read.
+        A damaged one gives a warning and another name, and the one before it is taken. Where none of them can be read,
+        the error of the oldest is raised.
         """
         problem: Exception | None = None
         for path in reversed(self.checkpoints()):
@@ -186,24 +178,50 @@ class Folder:
             raise problem
         return None
 
+    def rewind(self, total: int, validations: int) -> None:
+        """Drop lines of the history after the `total`-th step and later validations, which come again.
+
+        So does what a killed process or a power cut may have left half written; a checkpoint is all that a run needs.
+        """
+        if self.path is None:
+            return
+        writing.clean(self.path)
+        if not reading.regular(path := self.path / HISTORY).exists():
+            return
+        kept, judged, blob = "", 0, path.read_bytes()
+        for line in blob.split(b"\n"):
+            with contextlib.suppress(ValueError):
+                entry = _entry(line)
+                judged += "validation" in entry
+                if entry["total"] <= total and ("validation" not in entry or judged <= validations):
+                    kept += json.dumps(entry) + "\n"
+        if kept.encode() != blob:
+            writing.write(path, kept.encode())
+
+    def log(self, **entry: Any) -> None:
+        """Add a line to the history; NaN and infinity, which JSON does not have, become null."""
+        if self.path is None:
+            return
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in entry.items()}
+        self._lines.append(json.dumps(plain) + "\n")
+        if time.monotonic() >= self._next:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines of the history that wait; those that cannot be written wait for the next time."""
+        self._next = time.monotonic() + EVERY
+        try:
+            if self._lines and self.path is not None:
+                writing.append(self.path / HISTORY, "".join(self._lines))
+        except OSError as error:
+            self.history_problem = str(error)
+        else:
+            self._lines, self.history_problem = [], ""
+
 
 @reading.brief()
 def read(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint.
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    Checkpoint
-
-    Raises
-    ------
-    OSError, ValueError
-        There is no such file, or it is no checkpoint of training.
-    """
+    """Read a checkpoint; raises OSError or ValueError where there is none, or it is not sound."""
     arrays, config = checkpoint.load(path, KIND)
     about, value = config.get("about"), config.get("value")
     if not isinstance(about, dict) or not isinstance(value, dict):
@@ -221,117 +239,55 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def find(where: str | os.PathLike[str]) -> Checkpoint:
-    """Return the checkpoint to resume from: a file, or the newest one of a folder.
+    """Return the checkpoint to resume from: a file, or the newest one of a folder; raises as `read` does."""
+    path = Path(where)
+    newest = Folder(path, 1).newest() if path.is_dir() else read(path)
+    if newest is None:
+        raise FileNotFoundError(f"{path}: holds no checkpoint (step-*.safetensors) to resume from")
+    return newest
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a history; the last one is left out where it is cut short.
+
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    list of dict
+        Each has "total", the number of batches so far, "epoch" and "seconds"; that of a step has "loss" and "norm",
+        and that of an epoch "validation".
 
     Raises
     ------
     OSError, ValueError
-        There is none, or none that can be read.
+        There is no such file, or it is not a history.
     """
-    path = Path(where)
-    if not path.is_dir():
-        return read(path)
-    found = Folder(path, 1).newest()
-    if found is None:
-        raise FileNotFoundError(f"{path}: holds no checkpoint (step-*.safetensors) to resume from")
-    return found
+    entries = []
+    lines = reading.regular(path).read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last end of a line is not whole
+        try:
+            entries.append(_entry(line))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not readable ({error})") from error
+    return entries
+
+
+def _entry(line: bytes) -> dict[str, Any]:
+    """Return what a line of a history says; ValueError if it is none. NaN comes as None."""
+    entry = reading.from_json("entry", line, unlimited=True)
+    if not isinstance(entry, dict):
+        raise ValueError(f"it is {checks.shown(entry)}, expected an object with a total")
+    try:
+        for name, rule in ENTRY.items():
+            rule("entry", name, entry.get(name))
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return entry
 
 
 def _total(path: Path) -> int:
     """Return the number in the name of a checkpoint."""
     return int(path.stem.removeprefix("step-"))
-
-
-def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
-    """Return a tree as a JSON value, and its arrays on the host by name.
-
-    Parameters
-    ----------
-    tree : dict, list, tuple, str, number, None, or array
-        Dicts have text as keys. An array that is there several times is kept once.
-
-    Returns
-    -------
-    value : JSON value
-        A container is {"dict": ...}, {"list": ...} or {"tuple": ...}, an array {"array": name, "dtype": dtype}, and a
-        number that is not finite {"float": "inf"}.
-    arrays : dict of str to NumPy array
-
-    Raises
-    ------
-    TypeError
-        The tree holds something else.
-    """
-    arrays: dict[str, Host] = {}
-    names: dict[int, str] = {}
-
-    def packed(value: Any, path: str) -> Any:
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"float": str(value)}  # which JSON does not have
-        if isinstance(value, PLAIN):
-            return value
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {"dict": {key: packed(part, f"{path}.{key}") for key, part in value.items()}}
-        if isinstance(value, list | tuple):
-            kind = "list" if isinstance(value, list) else "tuple"
-            return {kind: [packed(part, f"{path}.{k}") for k, part in enumerate(value)]}
-        if not hasattr(value, "shape") or (isinstance(value, np.ndarray) and value.dtype.kind not in "fiub"):
-            raise TypeError(
-                f"{path[1:]} is {shown(value)}, expected numbers, text, arrays of numbers, or containers of them"
-            )
-        name = names.setdefault(id(value), path[1:])
-        if name not in arrays:
-            arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
-        return {"array": name, "dtype": _floating(value)}
-
-    return packed(tree, ""), arrays
-
-
-def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
-    """Return the tree that `pack` was given.
-
-    Parameters
-    ----------
-    value : JSON value
-    arrays : dict of str to NumPy array
-    put : callable
-        `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on the host.
-
-    Returns
-    -------
-    dict, list, tuple, str, number, None, or array
-
-    Raises
-    ------
-    ValueError
-        The value is none that `pack` made, or an array is missing.
-    """
-    placed: dict[str, Array] = {}
-
-    def unpacked(value: Any) -> Any:
-        match value:
-            case {"dict": dict() as parts}:
-                return {key: unpacked(part) for key, part in parts.items()}
-            case {"list": list() as parts}:
-                return [unpacked(part) for part in parts]
-            case {"tuple": list() as parts}:
-                return tuple(unpacked(part) for part in parts)
-            case {"float": "inf" | "-inf" | "nan" as number}:
-                return float(number)
-            case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
-                if name not in placed:
-                    placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
-                return placed[name]
-            case str() | bool() | int() | float() | None:
-                return value
-        raise ValueError(f"{shown(value)} is not one of the values that a checkpoint holds")
-
-    return unpacked(value)
-
-
-def _floating(array: Array) -> str:
-    """Return the dtype of an array of floating-point numbers, or nothing for one that stays on the host."""
-    on_host = isinstance(array, np.ndarray) and array.dtype.kind != "f"
-    return "" if on_host else backend_like(array).dtype

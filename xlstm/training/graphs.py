@@ -19,7 +19,7 @@ from xlstm.training.decisions import Given
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
-    from xlstm.training.step import Step, StepState
+    from xlstm.training.steps import Step, StepState
 
 MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before

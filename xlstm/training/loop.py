@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.random import Seed
+from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers, schedules
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.feed import Loss, loss_of, mean_loss
+from xlstm.training.feed import Inputs, Loss, loss_of, mean_loss
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained
-from xlstm.training.step import MIXED, OPTIMIZER, Step
+from xlstm.training.steps import MIXED, OPTIMIZER, Step
 
 DATA = checks.optional(BATCHES)
 
@@ -149,21 +150,18 @@ def train(
         checks.COUNTED if most is None else checks.count("train", name, most)
         for name, most in (("epochs", epochs), ("steps", steps))
     )
-    keep = checks.count("train", "keep", keep)
     every = checks.optional(checks.count)("train", "every", every)
     origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
     loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate, graph=graph)
-    run = Run(step, data, validation, epochs, steps, every)
-    run.begin(params, seed)
+    folder = _folder(checkpoints, checks.count("train", "keep", keep), origin)
+    run = Run(step, data, validation, epochs, steps, every, folder)
     try:
-        if (folder := _folder(checkpoints, keep, origin)) is not None:
-            checks.seed_number("train", "seed", seed)
-            run.keep_in(folder)
+        run.begin(params, seed)
         run.resume(origin)
         return run.train()
     finally:
-        run.close()
+        folder.close()
 
 
 def check_run(
@@ -173,8 +171,7 @@ def check_run(
 ) -> None:
     """Raise, as `train` would, where it could not begin with these arguments; make the folder."""
     _callbacks(callbacks, {})
-    if (folder := _folder(checkpoints, 1, resume)) is None:
-        return
+    folder = _folder(checkpoints, 1, resume)
     try:
         folder.begin()
         if not resume:
@@ -183,13 +180,11 @@ def check_run(
         folder.close()
 
 
-def _folder(checkpoints: str | os.PathLike[str] | None, keep: int, resume: bool | Path) -> Folder | None:
-    """Return the folder of a run, or None."""
-    if checkpoints is not None:
-        return Folder(checks.path("train", "checkpoints", checkpoints), keep)
-    if resume and not isinstance(resume, Path):
+def _folder(checkpoints: str | os.PathLike[str] | None, keep: int, resume: bool | Path) -> Folder:
+    """Return the folder of a run, which keeps nothing where `checkpoints` is None."""
+    if checkpoints is None and resume and not isinstance(resume, Path):
         raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
-    return None
+    return Folder(None if checkpoints is None else checks.path("train", "checkpoints", checkpoints), keep)
 
 
 def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:
@@ -257,3 +252,109 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None
         into the dtype.
     """
     return mean_loss(model, params, data, loss, lambda: False)
+
+
+SMOOTH = 0.9  # decay of the running mean of losses
+SKIPPED = 10  # the first of so many parts of the test, where the mean is of few losses, does not count
+MARGIN = 10.0  # between the rate with the lowest loss and the suggested one
+DIVERGED = 4.0  # the test ends when the running mean is so many times its lowest value
+
+
+class RangeTest(NamedTuple):
+    """The result of a learning-rate range test.
+
+    Attributes
+    ----------
+    rates : array (N,)
+        Learning rates, growing.
+    losses : array (N,)
+        The loss after each, smoothed.
+    suggestion : float
+        A tenth of the rate at which the smoothed loss was lowest, since a little beyond that training diverges, and
+        at least `low`. The first tenth of the steps does not count: the mean is of few losses there.
+    """
+
+    rates: np.ndarray[Any, Any]
+    losses: np.ndarray[Any, Any]
+    suggestion: float
+
+
+def find_learning_rate(
+    model: Any,
+    params: Params,
+    data: Batches,
+    optimizer: Callable[[schedules.Schedule], optimizers.Optimizer] = optimizers.adam,
+    *,
+    low: float = 1e-6,
+    high: float = 1.0,
+    steps: int = 100,
+    loss: Loss | None = None,
+    seed: Seed = 0,
+) -> RangeTest:
+    """Train for some steps while the learning rate grows from `low` to `high` (Smith 2017).
+
+    The weights that result are thrown away.
+
+    Parameters
+    ----------
+    model : object
+        As for `train`.
+    params : dict of str to array
+    data : Batches
+        They are gone through as often as needed.
+    optimizer : callable
+        Makes an optimiser of a schedule, such as `optim.adam`.
+    low, high : float
+        The first and the last learning rate.
+    steps : int
+        At least 10; the test ends earlier where the loss has grown to four times its lowest value.
+
+    loss : callable, optional
+        As for `train`.
+    seed : int
+        Decides the order of the batches and the masks.
+
+    Returns
+    -------
+    RangeTest
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is out of range or of the wrong kind; or the loss diverges at once.
+    """
+    where = "find_learning_rate"
+    low, high = checks.above_0(where, "low", low), checks.above_0(where, "high", high)
+    steps = checks.whole(10, checks.COUNTED)(where, "steps", steps)
+    if high <= low:
+        raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
+    BATCHES(where, "data", data)
+    checks.function(where, "optimizer", optimizer)
+    rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
+    step = Step(model, optimizer(lambda done: float(rates[min(done, steps - 1)])), loss=loss)
+    state = step.init(params, seed)
+    found: list[float] = []
+    mean, lowest, skipped = 0.0, math.inf, steps // SKIPPED
+    for number, batch in zip(range(1, steps + 1), _forever(state.feed.batches, data, where, seed), strict=False):
+        try:
+            state, taken = step(state, batch, f"{where}: step {number}")
+        except FloatingPointError:  # it has diverged
+            break
+        mean = SMOOTH * mean + (1 - SMOOTH) * taken.loss
+        found.append(mean / (1 - SMOOTH**number))
+        if number > skipped:
+            lowest = min(lowest, found[-1])
+        if found[-1] > DIVERGED * lowest:
+            break
+    if len(found) < max(3, skipped + 1):
+        rate = rates[len(found)]
+        raise ValueError(f"{where}: the loss diverges after {len(found)} steps, at a rate of {rate:g}; lower low")
+    best = float(rates[skipped + int(np.argmin(found[skipped:]))])
+    return RangeTest(rates[: len(found)], np.array(found), max(low, best / MARGIN))
+
+
+def _forever(batches: Callable[..., Iterator[Inputs]], data: Batches, where: str, seed: Seed) -> Iterator[Inputs]:
+    """Yield the batches of epoch after epoch."""
+    order = generator(seed, stream=1, where=where)
+    while True:
+        yield from batches(data, where, ": batch", order)

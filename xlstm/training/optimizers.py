@@ -1,8 +1,12 @@
-"""Optimisers as pairs of pure functions over a state, and gradient clipping.
+"""Optimisers as pairs of pure functions over a state, for all parameters or by their names; clipping of gradients.
 
->>> optimizer = adam(1e-3)
+>>> import numpy as np
+>>> params, grads = {"W": np.ones(2)}, {"W": np.ones(2)}
+>>> optimizer = sgd(0.5)
 >>> state = optimizer.init(params)
 >>> params, state = optimizer.update(params, grads, state)
+>>> params["W"].tolist()
+[0.5, 0.5]
 
 Parameters and gradients are flat dicts of name to array, and nothing is changed in place. The equations are those of
 `torch.optim`, which the tests follow step by step. A learning rate is a number or a schedule, a function of the number
@@ -11,11 +15,18 @@ of updates done. Optimisers and their states can be pickled and copied where the
 
 from __future__ import annotations
 
-from xlstm.arrays import checks
-from xlstm.arrays.namespace import Params
-from xlstm.training.clipping import clip_global_norm, clip_value, global_norm
-from xlstm.training.groups import by_name
-from xlstm.training.rules import Adam, Optimizer, OptimState, Parts, RmsProp, Sgd
+import fnmatch
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from xlstm.arrays import checks, foreach
+from xlstm.arrays.foreign import accepts_foreign, from_foreign
+from xlstm.arrays.fuse import compiles, listed
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
+from xlstm.cells.activations import clamp
 from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup
 
 __all__ = [
@@ -37,6 +48,65 @@ __all__ = [
     "step_decay",
     "warmup",
 ]
+
+Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
+
+
+class OptimState(NamedTuple):
+    """The state of an optimiser: updates done, and moments (slot name -> parameter name -> array)."""
+
+    step: int
+    slots: Slots
+
+
+def _none(name: str) -> bool:
+    return False
+
+
+class Parts(NamedTuple):
+    """The parts of an update: its numbers, which the host makes, and what is done to arrays.
+
+    Attributes
+    ----------
+    width : int
+        How many numbers there are.
+    numbers : callable
+        `numbers(step) -> tuple of float`, all that depends on the number of updates done, such as the learning rate.
+    apply : callable
+        `apply(params, grads, slots, numbers, done, in_place) -> (params, slots)`, the update by these numbers, which
+        may be on the device. Where `done`, a 0-d array, is 0 nothing changes; None stands for 1. With `in_place` new
+        values take the places of the old ones.
+    """
+
+    width: int
+    numbers: Callable[[int], tuple[float, ...]]
+    apply: Callable[..., tuple[Params, Slots]]
+
+
+class Optimizer(NamedTuple):
+    """An optimiser.
+
+    Attributes
+    ----------
+    init : callable
+        `init(params) -> state`.
+    update : callable
+        `update(params, grads, state) -> (params, state)`.
+    frozen : callable
+        `frozen(name) -> bool`, whether the parameter stays as it is; its gradient is not needed.
+    parts : Parts, optional
+        `update` in two parts, for steps of training that do not wait for a GPU. An optimiser of your own may leave them
+        out, and its steps then wait.
+    schedules : tuple of Schedule
+        Its learning rates, by which `train` sees whether a `ReduceOnPlateau` among them is a callback, too. An
+        optimiser of your own may leave them out.
+    """
+
+    init: Callable[[Params], OptimState]
+    update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+    frozen: Callable[[str], bool] = _none
+    parts: Parts | None = None
+    schedules: tuple[Schedule, ...] = ()
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -65,7 +135,8 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     decay = checks.squared("sgd", "weight_decay", weight_decay)
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
-    return Sgd("sgd", schedule("sgd", "lr", lr), ("v",) if momentum else (), decay, momentum, nesterov).pair()
+    options = {"decay": decay, "momentum": momentum, "nesterov": nesterov}
+    return _Rule("sgd", schedule("sgd", "lr", lr), ("v",) if momentum else (), _sgd, options).pair()
 
 
 def rmsprop(
@@ -95,8 +166,9 @@ def rmsprop(
     alpha, eps = checks.rate("rmsprop", "alpha", alpha), checks.non_negative("rmsprop", "eps", eps)
     momentum = checks.rate("rmsprop", "momentum", momentum)
     decay = checks.squared("rmsprop", "weight_decay", weight_decay)
+    options = {"decay": decay, "alpha": alpha, "eps": eps, "momentum": momentum}
     slots = ("s", "v") if momentum else ("s",)
-    return RmsProp("rmsprop", schedule("rmsprop", "lr", lr), slots, decay, alpha, eps, momentum).pair()
+    return _Rule("rmsprop", schedule("rmsprop", "lr", lr), slots, _rmsprop, options).pair()
 
 
 def adam(
@@ -122,7 +194,7 @@ def adam(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    return _adam("adam", lr, betas, eps, weight_decay, decoupled=False)
+    return _make_adam("adam", lr, betas, eps, weight_decay, decoupled=False)
 
 
 def adamw(
@@ -148,7 +220,7 @@ def adamw(
     ValueError, TypeError
         A setting is out of range, or no number.
     """
-    return _adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
+    return _make_adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
 
 
 def running_mean(mean: Params, params: Params, decay: float) -> Params:
@@ -173,12 +245,333 @@ def running_mean(mean: Params, params: Params, decay: float) -> Params:
     return {name: decay * mean[name] + (1 - decay) * p for name, p in params.items()}
 
 
-def _adam(
+def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:
+    """Make an optimiser that treats parameters by their names: some at rates of their own, some not at all.
+
+    Parameters
+    ----------
+    rules : dict of str to Optimizer or None
+        Patterns of names, such as `"embedding.*"`, as of `fnmatch`; the first one that matches a name decides. None
+        freezes parameters: they stay as they are, and their gradients do not count in the norm that is clipped.
+    otherwise : Optimizer
+        For all other parameters.
+
+    Returns
+    -------
+    Optimizer
+
+    Raises
+    ------
+    TypeError
+        Something is no optimiser.
+    ValueError
+        `init` finds no parameter for a pattern.
+
+    Examples
+    --------
+    >>> optimizer = by_name({"embedding.*": None, "head.*": sgd(0.1)}, adam(1e-3))
+    >>> optimizer.frozen("embedding.W")
+    True
+    """
+    kind = checks.instance(Optimizer, "an optimiser, or None to freeze parameters")
+    for pattern, optimizer in checks.mapping("by_name", rules, "rules").items():
+        checks.optional(kind)("by_name", f"rules[{checks.shown(pattern)}]", optimizer)
+    kind("by_name", "otherwise", otherwise)
+    rule = _ByName((*rules, "*"), (*rules.values(), otherwise))
+    parts = [optimizer.parts for optimizer in rule.optimizers if optimizer is not None]
+    whole = Parts(sum(part.width for part in parts if part), rule.numbers, rule.apply) if all(parts) else None
+    rates = [optimizer.schedules for optimizer in rule.optimizers if optimizer is not None]
+    return Optimizer(rule.init, rule.update, rule.frozen, whole, sum(rates, ()) if all(rates) else ())
+
+
+@accepts_foreign
+def global_norm(grads: Params) -> Array:
+    """Return the Euclidean norm of all gradients together, a 0-d array.
+
+    Parameters
+    ----------
+    grads : dict of str to array
+
+    Returns
+    -------
+    0-d array
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays, or they do not belong together.
+    """
+    checks.mapping("global_norm", grads, "gradients")
+    xp = namespace("global_norm", grads)
+    return foreach.norm(xp, list(grads.values()))
+
+
+@accepts_foreign
+def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
+    """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
+
+    Parameters
+    ----------
+    grads : dict of str to array
+    limit : float
+    norm : 0-d array, optional
+        The global norm, where it is known already.
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays, or they do not belong together; `limit` is not above 0.
+    """
+    limit = checks.above_0("clip_global_norm", "limit", limit)
+    checks.mapping("clip_global_norm", grads, "gradients")
+    xp = namespace("clip_global_norm", grads)
+    norm = global_norm(grads) if norm is None else norm
+    if compiles(xp):
+        found = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
+        return {name: g for name, (g,) in zip(grads, found, strict=True)}
+    scale = _scale(xp, norm, limit)
+    return {name: g * scale for name, g in grads.items()}
+
+
+@accepts_foreign
+def clip_value(grads: Params, limit: float) -> Params:
+    """Clip every element of every gradient to [-limit, limit].
+
+    Parameters
+    ----------
+    grads : dict of str to array
+    limit : float
+
+    Returns
+    -------
+    dict of str to array
+
+    Raises
+    ------
+    TypeError, ValueError
+        `grads` is no dict of arrays, or they do not belong together; `limit` is not above 0.
+    """
+    limit = checks.above_0("clip_value", "limit", limit)
+    checks.mapping("clip_value", grads, "gradients")
+    xp = namespace("clip_value", grads)
+    return {name: clamp(xp, g, limit) for name, g in grads.items()}
+
+
+def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
+    return g * _scale(xp, norm, limit)
+
+
+def _scale(xp: Namespace, norm: Array, limit: Any) -> Array:
+    """Return the factor that makes a norm `limit` at most."""
+    return limit / xp.maximum(norm, xp.full_like(norm, limit))
+
+
+def _make_adam(
     where: str, lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
 ) -> Optimizer:
-    given = checks.several(where, "betas", betas, "two rates", 2)
-    if len(given) != 2:
-        raise ValueError(f"{where}: betas has {len(given)} entries, expected two rates")
-    b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(given))
+    rates = checks.several(where, "betas", betas, "two rates", 2)
+    if len(rates) != 2:
+        raise ValueError(f"{where}: betas has {len(rates)} entries, expected two rates")
+    b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(rates))
     eps, decay = checks.non_negative(where, "eps", eps), checks.squared(where, "weight_decay", weight_decay)
-    return Adam(where, schedule(where, "lr", lr), ("m", "v"), decay, b1, b2, eps, decoupled).pair()
+    options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
+    return _Rule(where, schedule(where, "lr", lr), ("m", "v"), _adam, options).pair()
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """An optimiser that updates every parameter by the same formula.
+
+    The formula is `formula(xp, p, g, *moments, *numbers, **options)`; it returns the new parameter and moments.
+    """
+
+    where: str
+    lr: Schedule
+    slots: tuple[str, ...]
+    formula: Callable[..., Any]
+    options: dict[str, Any]
+
+    def pair(self) -> Optimizer:
+        parts = Parts(3 if self.formula is _adam else 1, self.numbers, self.apply)
+        return Optimizer(self.init, self.update, parts=parts, schedules=(self.lr,))
+
+    def init(self, params: Params) -> OptimState:
+        params = from_foreign(self.where, params)
+        checks.mapping(self.where, params)
+        xp = namespace(self.where, params)
+        return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in self.slots})
+
+    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+        params, grads = from_foreign(self.where, (params, grads))
+        if not isinstance(state, OptimState):
+            raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
+        new, slots = self.apply(params, grads, state.slots, self.numbers(state.step))
+        return new, OptimState(state.step + 1, slots)
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """Return the numbers of the formula that change from update to update, after `step` updates."""
+        lr = checks.finite(self.where, "lr", self.lr(step))
+        return _adam_numbers(lr, step + 1, **self.options) if self.formula is _adam else (lr,)
+
+    def apply(
+        self,
+        params: Params,
+        grads: Params,
+        slots: Slots,
+        numbers: Sequence[Any],
+        done: Array | None = None,
+        in_place: bool = False,
+    ) -> tuple[Params, Slots]:
+        """Update by these numbers, as `Parts` says."""
+        self._check(params, grads, slots)
+        columns = [
+            [arrays[name] for name in params] for arrays in (params, grads, *(slots[slot] for slot in self.slots))
+        ]
+        formula, into = self.formula, (0, *range(2, len(columns))) if in_place else ()
+        if done is not None:
+            formula, numbers = _unless_0(formula), (*numbers, done)
+        results = foreach.apply(namespace_of(columns[0][0]), formula, columns, numbers, into, **self.options)
+        new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*results, strict=True))
+        return new, dict(zip(self.slots, moments, strict=True))
+
+    def _check(self, params: Params, grads: Params, slots: Slots) -> None:
+        """Raise unless parameters and gradients belong together and to the moments."""
+        where = self.where
+        checks.mapping(where, params)
+        checks.mapping(where, grads, "gradients")
+        if grads.keys() != params.keys():
+            odd = min(grads.keys() ^ params.keys(), key=str)
+            raise ValueError(f"{where}: {odd} is in only one of params and grads")
+        if slots.keys() != set(self.slots):
+            raise ValueError(f"{where}: the state has moments {sorted(slots)}, expected {sorted(self.slots)}")
+        if any(moments.keys() != params.keys() for moments in slots.values()):
+            raise ValueError(f"{where}: the state has moments of other parameters than params and grads")
+        namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
+        for name, g in grads.items():
+            if g.shape != params[name].shape:
+                shapes = f"{tuple(g.shape)}, expected {tuple(params[name].shape)}"
+                raise ValueError(f"{where}: gradient of {name} has shape {shapes}")
+
+
+@functools.cache
+def _unless_0(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of an update that changes nothing where the last of its numbers is 0."""
+
+    @functools.wraps(function)
+    def update(xp: Namespace, p: Array, g: Array, *rest: Any, **options: Any) -> tuple[Array, ...]:
+        *others, done = rest
+        results = listed(function(xp, p, g, *others, **options))
+        return tuple(xp.where(done > 0, new, old) for new, old in zip(results, (p, *others), strict=False))
+
+    return update
+
+
+def _sgd(xp: Namespace, p: Array, g: Array, *rest: Any, decay: float, momentum: float, nesterov: bool) -> Any:
+    *moments, lr = rest
+    if decay:
+        g = g + decay * p
+    if not momentum:
+        return p - lr * g
+    v = momentum * moments[0] + g
+    return p - lr * (g + momentum * v if nesterov else v), v
+
+
+def _rmsprop(
+    xp: Namespace, p: Array, g: Array, s: Array, *rest: Any, decay: float, alpha: float, eps: float, momentum: float
+) -> Any:
+    *moments, lr = rest
+    if decay:
+        g = g + decay * p
+    s = alpha * s + (1 - alpha) * (g * g)
+    d = g / (xp.sqrt(s) + eps)
+    if not momentum:
+        return p - lr * d, s
+    v = momentum * moments[0] + d
+    return p - lr * v, s, v
+
+
+def _adam_numbers(lr: float, step: int, *, b1: float, b2: float, decay: float, **_: Any) -> tuple[float, ...]:
+    """Return the rate and the factor that correct for moments that begin at zero, and the share that decays."""
+    return lr / (1 - b1**step), 1 / math.sqrt(1 - b2**step), lr * decay
+
+
+def _adam(
+    xp: Namespace, p: Array, g: Array, m: Array, v: Array, rate: Any, widening: Any, share: Any, *, b1: float,
+    b2: float, eps: float, decay: float, decoupled: bool,
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    if decay and decoupled:
+        p = p - share * p
+    elif decay:
+        g = g + decay * p
+    m = b1 * m + (1 - b1) * g
+    v = b2 * v + (1 - b2) * (g * g)
+    return p - rate * (m / (widening * xp.sqrt(v) + eps)), m, v
+
+
+@dataclass(frozen=True)
+class _ByName:
+    """Optimisers by patterns of names; the moments of the k-th are kept as `k.slot`."""
+
+    patterns: tuple[str, ...]
+    optimizers: tuple[Optimizer | None, ...]
+
+    def place(self, name: str) -> int:
+        """Return the number of the pattern that decides for a parameter."""
+        return next(k for k, pattern in enumerate(self.patterns) if fnmatch.fnmatchcase(name, pattern))
+
+    def frozen(self, name: str) -> bool:
+        optimizer = self.optimizers[self.place(name)]
+        return optimizer is None or optimizer.frozen(name)
+
+    def init(self, params: Params) -> OptimState:
+        checks.mapping("by_name", params)
+        used = {self.place(name) for name in params}
+        for k, pattern in enumerate(self.patterns[:-1]):
+            if k not in used:
+                raise ValueError(f"by_name: no parameter matches {checks.shown(pattern)} first: {checks.few(params)}")
+        return OptimState(0, self._each(lambda k, one, part, *_: (part, one.init(part).slots), params, {}, {})[1])
+
+    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+        def run(k: int, one: Optimizer, part: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+            new, after = one.update(part, grads, OptimState(state.step, slots))
+            return new, after.slots
+
+        new, slots = self._each(run, params, grads, state.slots)
+        return new, OptimState(state.step + 1, slots)
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """Return the numbers of all optimisers, one after the other."""
+        parts = [one.parts for one in self.optimizers if one is not None and one.parts is not None]
+        return tuple(number for part in parts for number in part.numbers(step))
+
+    def apply(
+        self, params: Params, grads: Params, slots: Slots, numbers: Sequence[Any], *how: Any
+    ) -> tuple[Params, Slots]:
+        """Update by the numbers of all optimisers."""
+
+        def run(k: int, one: Optimizer, part: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
+            assert one.parts is not None
+            first = sum(before.parts.width for before in self.optimizers[:k] if before and before.parts)
+            return one.parts.apply(part, grads, slots, numbers[first : first + one.parts.width], *how)
+
+        return self._each(run, params, grads, slots)
+
+    def _each(
+        self, run: Callable[..., tuple[Params, Slots]], params: Params, grads: Params, slots: Slots
+    ) -> tuple[Params, Slots]:
+        """Return parameters and moments after `run(k, optimizer, params, grads, slots)` of each on its share."""
+        new, after = dict(params), Slots()
+        for k, one in enumerate(self.optimizers):
+            part = {name: p for name, p in params.items() if self.place(name) == k}
+            if one is None or not part:
+                continue
+            its_grads = {name: grads[name] for name in part if name in grads}
+            its_slots = {name.removeprefix(f"{k}."): s for name, s in slots.items() if name.startswith(f"{k}.")}
+            updated, moments = run(k, one, part, its_grads, its_slots)
+            new |= updated
+            after |= {f"{k}.{slot}": arrays for slot, arrays in moments.items()}
+        return new, after

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xlstm.arrays import device
-from xlstm.arrays.rows import SYNC, Writer
+from xlstm.arrays.rows import SYNC
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
-from xlstm.tracing.c import statements
+from xlstm.tracing.rows import RowWriter
 from xlstm.tracing.symbols import trace
+from xlstm.tracing.writers import C
 
 # "forward" keeps what backward needs, "slim" keeps the carried states alone, and "lean" nothing. "again" makes what the
 # cell saves from what slim kept, for all steps at once. Where a cell makes a product itself, "factor" and "factor_bwd"
@@ -201,7 +202,7 @@ class _Cell:
             kept = {"h": self._masked("s.h")}
             before += [f"narrow(r.{n}[0], {kept.get(n, f's.{n}')});" for n in self.inside if n in self.results]
             after += [f"narrow(r.{self.y}[0], s.h);"] if self.y in self.results else []
-        return [*before, *statements(self.lines, self._load, self._store, self.real), *after]
+        return [*before, *C(self.lines, self._load, self._store, self.real).statements(), *after]
 
     def _masked(self, h: str) -> str:
         return f"{h} * s.drop" if "drop" in self.beside else h
@@ -245,7 +246,7 @@ class _Units(_Cell):
         """Return the structs, and the function of a sequence."""
         inputs = {str(line.args[0]) for line in self.lines if line.op == "input"}
         single = {name for name in inputs if f"p_{name}" in self.numbers}
-        body = Writer(self.lines, single, dict.fromkeys(inputs, self.real), self._load, self._store, True).body()
+        body = RowWriter(C(self.lines, self._load, self._store, self.real), single, everywhere=True).body()
         head = "sync_units(const Arrays& a, long long row, long long column, double* memory)"
         return "\n".join([SYNC, self._struct_of_arrays(), _function(head, ["const int columns = ALL;", *body])])
 

@@ -1,7 +1,9 @@
 """Chains of element-wise operations over NumPy arrays, each compiled as one loop and shared out among threads.
 
 NumPy makes a pass over memory on one core for every operation. A chain is the function that NumPy would run, traced and
-written as one loop, so no formula stands here. `arrays/fuse.py` calls `run`.
+written as a loop over rows, and within it over columns; so no formula stands here. An array is given by the address of
+its first number and by its steps along two axes of rows, so one compilation serves all shapes. `arrays/fuse.py` calls
+`run`.
 """
 
 from __future__ import annotations
@@ -14,15 +16,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import axes, cores
-from xlstm.arrays.namespace import Array
+from xlstm.arrays import axes, cores, fuse
+from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.chain_source import Options, compiled, traced
 from xlstm.engines.numba.team import address, together
+from xlstm.tracing.rows import Rows, RowWriter, SingleRows
+from xlstm.tracing.symbols import Line, UntraceableError
+from xlstm.tracing.writers import LIBM, Python
 
 SMALL = 1 << 14  # elements below which NumPy's calls cost less than the way to a compiled loop
 SHARED = 1 << 19  # elements from which on threads share a loop; less takes about as long as to wake one
 NARROW = 16  # columns below which a row is not worth its loop
+
+
+Options = tuple[tuple[str, Any], ...]
+
+
+class Traced(NamedTuple):
+    """The trace of a function, and the dtypes of its results."""
+
+    lines: list[Line]
+    results: tuple[Any, ...]
+    means: bool  # whether there is a mean along a row
 
 
 class Layout(NamedTuple):
@@ -168,3 +183,62 @@ def _layout(arrays: Sequence[tuple[Any, ...]], apart: bool) -> Layout | None:
         along = [[t, s, c] for s, t, c in along]
     every = [(s, t, c) for s, t, c in along]
     return Layout(tuple(order), shape, (n0, n1, columns), tuple(every))
+
+
+@functools.cache
+def traced(function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options) -> Traced | None:
+    """Return the trace of a function, or None where no compiled loop is to run it."""
+    if not all(dtype in (SINGLE, DOUBLE) for dtype in dtypes):
+        return None
+    try:
+        lines = fuse.traced(function, len(dtypes), options, SingleRows if set(dtypes) == {SINGLE} else Rows)
+    except UntraceableError:
+        return None
+    results, ops = tuple(fuse.results(function, dtypes, dict(options))), {line.op for line in lines}
+    known = all(dtype in (SINGLE, DOUBLE) for dtype in results) and not ops & {*LIBM, "max", "sum"}
+    return Traced(lines, results, "mean" in ops) if known else None
+
+
+@functools.cache
+def compiled(
+    function: Callable[..., Any],
+    dtypes: tuple[Any, ...],
+    options: Options,
+    rows: tuple[bool, ...],
+    sums: int,
+    same: tuple[int, ...],
+) -> tuple[Callable[..., None], list[bool]]:
+    """Return the compiled loop of a function, and of each result whether there is one number for a row.
+
+    `rows` says of which arrays there is, and `same` has the arrays whose places the first results take.
+    """
+    found = traced(function, dtypes, options)
+    assert found is not None
+    inputs, outputs = ([f"{name}{k}" for k in range(len(some))] for name, some in (("x", dtypes), ("y", found.results)))
+    places = {name: name for name in (*inputs, *outputs)} | {f"y{k}": f"x{x}" for k, x in enumerate(same)}
+    kinds = {name: fuse.real(dtype) for name, dtype in zip(places, (*dtypes, *found.results), strict=True)}
+    added = outputs[len(outputs) - sums :]
+
+    def load(x: str, _: int | None) -> str:
+        return f"a_{x}[{'0' if x in row.single else 'unit'}]"
+
+    def store(y: str, _: int | None, value: str) -> str:
+        if y in row.single:
+            return f"a_{y}[0] = {value}"
+        return f"a_{places[y]}[unit] {'+=' if y in added else '='} {value}"
+
+    row = RowWriter(Python(found.lines, load, store, kinds), {x for x, one in zip(inputs, rows, strict=True) if one})
+    body = [
+        f"a_{a} = carray(at{Python.SUFFIXES[kinds[a]]}({a} + i * {a}_s + j * {a}_t), "
+        f"{'1' if a in row.single else 'columns'})"
+        for a in places
+        if places[a] == a
+    ]
+    head = ", ".join(f"{a}, {a}_s, {a}_t" for a in places)
+    text = [f"def chain(n0, n1, columns, {head}):", "    for i in range(n0):", "        for j in range(n1):"]
+    text += [f"            {line}" for line in (*body, *row.body())]
+    with jit.lock:
+        made = jit.generated(jit.formulas(), "\n".join(text) + "\n")
+        flags = jit.FLAGS | ({"reassoc"} if found.means else set())  # sums are in the order that is quickest
+        jit.bind(made, (made.chain,), flags, counted=True)
+    return made.chain, [y in row.single for y in outputs]

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import fuse
 from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.numba import chunk_loops, chunk_loops_bwd, jit
 from xlstm.engines.numba.matmul import DTYPES
 from xlstm.engines.numba.team import address, share
-from xlstm.engines.numba.typed import KINDS, function, helpers
+from xlstm.tracing.writers import Python
 
 PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops_bwd.copy_rows)
 SUMS = (chunk_loops_bwd.inner, chunk_loops_bwd.maximum_bwd)  # in the order that is quickest
@@ -133,7 +134,7 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
         formulas = _formulas(dtype, forget)
         sources = [inspect.getsource(one) for one in (*PLAIN, *SUMS, *COUNTED)]
         found = jit.generated(jit.shared(dtype), "\n".join([*formulas.values(), *sources]))
-        found.__dict__.update({name: value for name, value in vars(helpers()).items() if name not in vars(found)})
+        found.__dict__.update({name: value for name, value in vars(jit.formulas()).items() if name not in vars(found)})
         jit.bind(found, tuple(getattr(found, name) for name in formulas))
         jit.bind(found, PLAIN)
         jit.bind(found, SUMS, jit.FLAGS | {"reassoc"})
@@ -144,10 +145,16 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
 def _formulas(dtype: str, forget: str) -> dict[str, str]:
     """Return the formulas of the cell by name, each as the source of a function of single numbers."""
     real = np.dtype(dtype)
-    return {name: _function(name, one, KINDS[real], options_of(real)) for name, one in by_name(forget).items()}
+    return {name: _function(name, one, fuse.real(real), options_of(real)) for name, one in by_name(forget).items()}
 
 
 def _function(name: str, formula: Formula, kind: str, options: dict[str, Any]) -> str:
-    """Return a formula as the source of a function, whose last arguments are those of NUMBERS that it has."""
+    """Return a formula as the source of a function of single numbers, with those of NUMBERS that it has last."""
     numbers = dict.fromkeys(formula.taken(dict.fromkeys(NUMBERS)), kind)
-    return function(name, formula.function, formula.kinds(kind, "8") | numbers, kind, formula.taken(options))
+    given = formula.kinds(kind, "double") | numbers
+    lines = fuse.traced(formula.function, len(given), tuple(formula.taken(options).items()))
+    kinds = dict(zip((f"x{k}" for k in range(len(given))), given.values(), strict=True))
+    writer = Python(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value}", kinds, default=kind)
+    results = [line.to for line in lines if line.op == "store"]
+    text = [f"def {name}({', '.join(kinds)}):", *writer.statements(), f"return {', '.join(results)}"]
+    return "\n    ".join(text) + "\n"

@@ -15,19 +15,8 @@ from xlstm.cells.cell import Cell
 from xlstm.engines.numba import jit
 from xlstm.engines.pointwise import Pointwise, pointwise
 from xlstm.tracing.symbols import Symbols, trace
+from xlstm.tracing.writers import Python
 
-# Operations as Python expressions. In maximum and minimum a NaN stays, as in NumPy.
-FORMS = {
-    **{"add": "{} + {}", "subtract": "{} - {}", "multiply": "{} * {}", "divide": "{} / {}", "negative": "-{}"},
-    **{"less": "{} < {}", "less_equal": "{} <= {}", "and": "{} & {}", "where": "{1} if {0} else {2}"},
-    "maximum": "{0} if ({0} > {1}) | ({0} != {0}) else {1}",
-    "minimum": "{0} if ({0} < {1}) | ({0} != {0}) else {1}",
-    **{"number": "F({!r})", "tanh": "tanh({})", "exp": "exp({})", "log1p": "log1p({})"},
-    **{"abs": "abs({})", **{name: f"F(math.{name}({{}}))" for name in ("expm1", "log", "sqrt")}},
-}
-# A loop with a function of libm makes no vectors, and without them libm's exp is quicker, too.
-LIBM = ("expm1", "log")
-SCALAR = FORMS | {"exp": "F(math.exp({}))"}
 # Arguments of a step: where its numbers begin in arrays over all steps. No parameter of a cell has such a name.
 PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
@@ -111,19 +100,16 @@ def kernel(
         Inputs that are scalars, the same for all units.
     """
     lines, outputs = trace(function, inputs)
-    forms = SCALAR if any(line.op in LIBM for line in lines) else FORMS
     names = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in given)
-    body, rows = [], {}
-    for to, row, op, args in lines:
-        if op == "input":
-            name, of_row = args
-            rows[name] = of_row
-            body.append(f"{to} = F({name})" if name in numbers else f"{to} = {name}{_index(loads, name, of_row)}")
-        elif op == "store":
-            rows[to] = row
-            body.append(f"{to}{_index(stores, to, row)} = {args[0]}")
-        else:
-            body.append(f"{to} = {forms[op].format(*args)}")
+    real = {"float32": "float", "float64": "double"}[dtype]
+
+    def load(name: str, row: int | None) -> str:
+        return f"F({name})" if name in numbers else f"{name}{_index(loads, name, row)}"
+
+    body = Python(
+        lines, load, lambda name, row, value: f"{name}{_index(stores, name, row)} = {value}", real
+    ).statements()
+    rows = dict(line.args if line.op == "input" else line[:2] for line in lines if line.op in ("input", "store"))
     loop = [f"    {place} = U({place})" for place in PLACES]
     loop += ["    for unit in range(U(_first), U(_last)):", *(f"        {line}" for line in body)]
     places, scalars = ", ".join((*PLACES, "_first", "_last")), tuple(name for name in names if name in numbers)

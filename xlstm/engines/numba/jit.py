@@ -146,15 +146,14 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     import numba
     import numpy as np
 
-    from xlstm.engines.numba import atomics, pointers, vectors
+    from xlstm.engines.numba import memory, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, atomics, pointers, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, memory, loops))
     found = new_module(f"{dtype} {shape}{text}")
     found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
-    pointer = pointers.at4 if dtype == "float32" else pointers.at8
-    found.__dict__.update(pointer=pointer, address_of=pointers.address_of)
-    counting = {name: getattr(atomics, name) for name in ("count_up", "count_of", "let_others_run")}
-    found.__dict__.update(vectors.tiles(dtype, shape), **counting)
+    pointer = memory.at4 if dtype == "float32" else memory.at8
+    shared = ("address_of", "count_up", "count_of", "let_others_run")
+    found.__dict__.update(vectors.tiles(dtype, shape), pointer=pointer, **{name: vars(memory)[name] for name in shared})
     for module in (products, loops):
         found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
     bind_maths(found, dtype)
@@ -201,14 +200,36 @@ def bind(
 
 
 def bind_maths(module: ModuleType, dtype: str) -> None:
-    """Compile exp, tanh and log1p for a dtype; F, which makes a number of it, is a name of the module, too."""
-    module.__dict__.update(maths.constants(dtype))
-    single = {"series": maths.series_single, "atanh": maths.atanh_single}
-    double = {"series": maths.series_double, "atanh": maths.atanh_double}
-    for name, function in (single if dtype == "float32" else double).items():
-        bind(module, (function,))
-        module.__dict__[name] = module.__dict__[function.__name__]
+    """Compile exp, tanh and log1p for a dtype; they and F, which makes a number of it, are names of the module.
+
+    So are F4, tanh4 and so on, or F8, by the bytes of a number, as traces are written.
+    """
+    names, bits = module.__dict__, "single" if dtype == "float32" else "double"
+    names.update(maths.constants(dtype))
+    for name in ("series", "atanh"):
+        bind(module, (getattr(maths, f"{name}_{bits}"),))
+        names[name] = names[f"{name}_{bits}"]
     bind(module, (maths.tanh, maths.exp, maths.log1p))
+    names.update({f"{name}{names['F']().itemsize}": names[name] for name in ("F", "tanh", "exp", "log1p")})
+
+
+@functools.cache
+def formulas() -> ModuleType:
+    """Return a module with the names of both dtypes by which traces are written."""
+    import math
+
+    import numba
+    import numpy as np
+
+    from xlstm.engines.numba import memory
+
+    found = new_module("".join(inspect.getsource(module) for module in (maths, memory)))
+    for dtype in ("float32", "float64"):
+        own = new_module(f"{found.__name__} {dtype}")
+        bind_maths(own, dtype)
+        found.__dict__.update({name: value for name, value in vars(own).items() if name[-1:] in "48"})
+    found.__dict__.update(at4=memory.at4, at8=memory.at8, carray=numba.carray, U=np.uintp, math=math)
+    return found
 
 
 def _after_fork() -> None:

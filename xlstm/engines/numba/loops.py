@@ -62,7 +62,7 @@ def pack_transposed(*arguments: Any) -> None:
 
 
 def count_up(counts: Any, index: int) -> int:
-    """Stand for `atomics.count_up`."""
+    """Stand for `memory.count_up`."""
     raise NotImplementedError
 
 

@@ -47,7 +47,7 @@ def call_product(*arguments: Any) -> None:
 
 
 def address_of(array: Any) -> int:
-    """Stand for `pointers.address_of`."""
+    """Stand for `memory.address_of`."""
     raise NotImplementedError
 
 

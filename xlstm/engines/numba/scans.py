@@ -15,7 +15,7 @@ from xlstm.arrays import fuse
 from xlstm.arrays.matmul import line
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.chain_source import compiled, traced
+from xlstm.engines.numba.chains import compiled, traced
 from xlstm.engines.numba.team import address
 
 SMALL = 1 << 10  # elements of all steps below which NumPy's calls cost less than to compile a loop

@@ -1,7 +1,8 @@
 """Calls of compiled functions on several cores: a worker that waits begins within a microsecond.
 
 The interpreter can run in one thread alone. To hand it from one thread to the next takes some 100 us where a thread has
-to be woken, as long as many a product takes. So functions, with their arguments in memory, are handed over by `board`.
+to be woken, as long as many a product takes. So functions, with their arguments in memory, are handed over by
+`work_queue`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import board, jit, workers
+from xlstm.engines.numba import jit, work_queue, workers
 
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
@@ -74,7 +75,7 @@ def _lead(calls: Sequence[Call], helpers: int, pieces: int, apart: bool) -> None
         entry = _entry(function, _enter(given, numbers), not apart)
         tables.append(table := array.array("q", numbers))
         job.extend((entry, table.buffer_info()[0], n, unit))
-    if _compiled().lead(workers.board, job.buffer_info()[0], len(calls), apart, helpers, pieces):
+    if _compiled().lead(workers.queue, job.buffer_info()[0], len(calls), apart, helpers, pieces):
         raise MemoryError("a compiled function of xlstm had no memory")
 
 
@@ -144,22 +145,22 @@ def _entry(function: Any, kind: tuple[Any, ...], ranged: bool) -> int:
 def _common() -> dict[str, Any]:
     import numba
 
-    from xlstm.engines.numba import pointers
+    from xlstm.engines.numba import memory
 
-    return {"carray": numba.carray, "f4": pointers.at4, "f8": pointers.at8, "i8": pointers.at_integer}
+    return {"carray": numba.carray, "f4": memory.at4, "f8": memory.at8, "i8": memory.at_integer}
 
 
 @functools.cache
 def _compiled() -> ModuleType:
-    """Return the functions of `board.py`, compiled."""
-    from xlstm.engines.numba import atomics, pointers, vectors
+    """Return the functions of `work_queue.py`, compiled."""
+    from xlstm.engines.numba import memory, vectors
 
-    found = jit.new_module("".join(inspect.getsource(module) for module in (board, atomics, pointers, vectors)))
-    places = {name: value for name, value in vars(board).items() if isinstance(value, int)}
-    found.__dict__.update(_common(), **places, integers=pointers.at_integer, call_part=vectors.call_part)
+    found = jit.new_module("".join(inspect.getsource(module) for module in (work_queue, memory, vectors)))
+    places = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
+    found.__dict__.update(_common(), **places, integers=memory.at_integer, call_part=vectors.call_part)
     names = ("count_up", "count_of", "put", "swap", "let_others_run", "acquire", "release")
-    found.__dict__.update({name: getattr(atomics, name) for name in names})
-    own = tuple(f for name, f in vars(board).items() if isinstance(f, FunctionType) and name not in vars(found))
+    found.__dict__.update({name: getattr(memory, name) for name in names})
+    own = tuple(f for name, f in vars(work_queue).items() if isinstance(f, FunctionType) and name not in vars(found))
     jit.bind(found, own, counted=True)
-    found.help_others(workers.board, 0, 0)  # compiled here, and not by a worker
+    found.help_others(workers.queue, 0, 0)  # compiled here, and not by a worker
     return found

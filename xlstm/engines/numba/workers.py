@@ -16,12 +16,12 @@ import numpy as np
 
 from xlstm.arrays import cores
 
-SLEEPERS, SIZE = 40, 40 + 1024  # the first place of `board` for a worker, and the number of places
+SLEEPERS, SIZE = 40, 40 + 1024  # the first place of `queue` for a worker, and the number of places
 
-# The numbers that threads share work by (`board.py`), in cache lines of their own, and a place for each worker that
-# sleeps. It is never given back: a worker may look at it until the process ends.
-board = np.zeros(SIZE, np.int64)
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(board))
+# The numbers that threads share work by (`work_queue.py`), in cache lines of their own, and a place for each worker
+# that sleeps. It is never given back: a worker may look at it until the process ends.
+queue = np.zeros(SIZE, np.int64)
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(queue))
 
 
 class Worker:
@@ -41,7 +41,7 @@ class Worker:
             self._claims.pop()
         except IndexError:
             return
-        help_others(board, SLEEPERS + place, _held_lock())
+        help_others(queue, SLEEPERS + place, _held_lock())
 
 
 workers: list[Worker] = []
@@ -50,7 +50,7 @@ workers: list[Worker] = []
 def employ(wanted: int, help_others: Callable[..., None]) -> int:
     """Return the number of workers: at most as many as are wanted, and one less than there are cores.
 
-    They are started when they are needed first, and run a compiled function of `board.py` until the process ends. An
+    They are started when they are needed first, and run a function of `work_queue.py` until the process ends. An
     interrupt may have left one whose thread was not started; it is started now. When the process ends, threads stand
     still and none can be started.
     """
@@ -81,7 +81,7 @@ def _held_lock() -> int:
 def _forget() -> None:
     """Forget the workers of the parent, and what they were doing."""
     workers.clear()
-    board[:] = 0
+    queue[:] = 0
 
 
 if hasattr(os, "register_at_fork"):

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.convert import like
 from xlstm.arrays.namespace import Params
 from xlstm.data import frames, future_rows
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.state import State
-from xlstm.models.tirex import multivariate, series, tables, windows
-from xlstm.models.tirex import quantiles as levels_of
-from xlstm.models.tirex.forecast import Forecast
-from xlstm.models.tirex.running import Starts
-from xlstm.models.tirex.scaling import Units
+from xlstm.models.tirex import items, transforms
+from xlstm.models.tirex.items import Forecast, HorizonWarning, Series, Table
+from xlstm.models.tirex.prediction import PrefixStateCache, on_host
+from xlstm.models.tirex.transforms import Units
 
 RENEWED = 8  # by default a window is read again after this share of the context
 
 
-@dataclass
-class TimeSeries:
-    """The network after patches that end with some value; the next ones end P, 2P, ... values later.
-
-    Attributes
-    ----------
-    units : Units
-        Location and scale of the values.
-    began : int
-        Number of values that there were when the first window was read.
-    at : int
-        Number of values that there were at the end of the last patch.
-    state : tuple
-        State after it.
-    y : array (B, 1, P, Q)
-        The output of the network after it.
-    """
+class Phase(NamedTuple):
+    """The network after patches that end with some value; the next ones end P, 2P, ... values later."""
 
     units: Units
-    began: int
-    at: int
-    state: State
-    y: Values
+    began: int  # number of values that there were when the first window was read
+    at: int  # number of values that there were at the end of the last patch
+    state: State  # after it
+    y: Values  # (B, 1, P, Q), the output of the network after it
 
 
 class Stream:
@@ -66,7 +50,7 @@ class Stream:
     model : TiRex or TiRex2
     params : dict of str to array
         They are not to be changed in place.
-    given : array (L,), (B, L), or list of arrays (L,), or table
+    series : array (L,), (B, L), or list of arrays (L,), or table
         The values so far; NaN is a missing value. Each column of numbers of a table of pandas, Polars or PyArrow is a
         series, or several with `series_id`; where rows have dates, all end with the same one.
     renew : int, optional
@@ -90,7 +74,7 @@ class Stream:
         self,
         model: Any,
         params: Params,
-        given: Any,
+        series: Any,
         renew: int | None = None,
         *,
         targets: str | Sequence[str] | None = None,
@@ -98,17 +82,17 @@ class Stream:
     ) -> None:
         self.model, self._where = model, f"{type(model).__name__}.stream"
         self.renew = checks.size_or_0(self._where, "renew", model.context // RENEWED if renew is None else renew)
-        self._starts = Starts(model, params)
-        self._table: tables.Table | None = None
-        if tables.is_one(self._where, "series", given, targets=targets, series_id=series_id):
-            self._table = tables.Table.of(self._where, model, given, Roles(targets, series_id=series_id))
-            future_rows.check_ends(self._where, self._table.given, self._table.found)
+        self._cache = PrefixStateCache(model, params)
+        self._table: Table | None = None
+        if items.is_table(self._where, "series", series, targets=targets, series_id=series_id):
+            self._table = Table.of(self._where, model, series, Roles(targets, series_id=series_id))
+            future_rows.check_ends(self._where, self._table.given, self._table.series)
             columns = self._table.columns
-            given = columns if len(columns) > 1 else columns[0]
-        found = series.read(self._where, given, 1)
-        self._single = found.single
-        self._seen = np.stack([windows.last(row[0], model.context) for row in found.rows])  # (B, C)
-        self._tracks: dict[int, TimeSeries] = {}
+            series = columns if len(columns) > 1 else columns[0]
+        read = items.read_arrays(self._where, series, 1)
+        self._single = read.single
+        self._seen = np.stack([transforms.last(row[0], model.context) for row in read.rows])  # (B, C)
+        self._phases: dict[int, Phase] = {}
         self.count = 0
 
     def push(self, values: Any) -> None:
@@ -127,19 +111,24 @@ class Stream:
         TypeError, ValueError
             There are not as many rows as series, or these are no numbers; rows of a table are not the next ones.
         """
+        where, B = self._where, len(self._seen)
         if frames.has_columns(values):
-            self._add(self._following(values))
-            return
-        B = len(self._seen)
-        expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
-        host = checks.host(self._where, "values", values, expected)
-        if host.dtype.kind not in "fiubO":
-            raise TypeError(f"{self._where}: values is {checks.shown(values)}, expected numbers {expected}")
-        new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
-        if new.ndim != 2 or len(new) != B:
-            raise ValueError(f"{self._where}: values has shape {host.shape}, expected {expected}")
-        if new.shape[1]:
-            self._add(np.stack([row[0] for row in series.read(self._where, list(new), 1).rows]))
+            if self._table is None:
+                raise TypeError(f"{where}: values is a table, expected an array, as the series were no table")
+            new = self._table.following(where, values, self.count)
+        else:
+            expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
+            host = checks.host(where, "values", values, expected)
+            if host.dtype.kind not in "fiubO":
+                raise TypeError(f"{where}: values is {checks.shown(values)}, expected numbers {expected}")
+            new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
+            if new.ndim != 2 or len(new) != B:
+                raise ValueError(f"{where}: values has shape {host.shape}, expected {expected}")
+            if not new.shape[1]:
+                return
+            new = np.concatenate(items.read_arrays(where, list(new), 1).rows)
+        self._seen = np.concatenate((self._seen, new), axis=1)[:, -self.model.context :]
+        self.count += new.shape[1]
 
     def forecast(self, horizon: int, *, quantiles: Any = None) -> Forecast:
         """Return a forecast of the steps after the last value.
@@ -167,57 +156,43 @@ class Stream:
         """
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
-        check = levels_of.levels if self._table is None else tables.levels_once
+        check = transforms.levels_of if self._table is None else items.distinct_levels
         levels = check(self._where, quantiles, model.quantiles)
-        if hasattr(model, "horizon"):  # TiRex-2 has one
-            multivariate.warn_beyond(self._where, model, horizon, 3)
-        track = self._now()
-        ahead = [track.y]
+        if beyond := model.beyond(horizon):
+            warnings.warn(f"{self._where}: {beyond}", HorizonWarning, stacklevel=2)
+        phase = self._now()
+        ahead = [phase.y]
         more = -(-horizon // model.patch_size) - 1
         if more:
-            ahead.append(self._run(np.zeros((len(self._seen), more, model.input_size)), track.state)[0])
-        y = model.scaler.restored(np.concatenate(ahead, axis=1), track.units)
+            ahead.append(self._run(np.zeros((len(self._seen), more, model.input_size)), phase.state)[0])
+        y = model.scaler.restored(np.concatenate(ahead, axis=1), phase.units)
         q = model.calibrated(y.reshape(len(y), -1, y.shape[-1])[:, :horizon])
         if self._table is not None:
             return self._table.forecast(q, model.quantiles, levels, self.count)
-        found = series.Given([row[None] for row in self._seen], [1] * len(q), self._single)
-        return Forecast.of(found, list(q[:, None]), model.quantiles, levels)
+        return Series([], [1] * len(q), self._single).forecast(q[:, None], model.quantiles, levels)
 
-    def _following(self, rows: Any) -> Values:
-        """Return more rows of the table, (B, n)."""
-        if self._table is None:
-            raise TypeError(f"{self._where}: values is a table, expected an array, as the series were no table")
-        return self._table.following(self._where, "values", rows, self.count)
-
-    def _add(self, new: Values) -> None:
-        """Add values (B, n)."""
-        self._seen = np.concatenate((self._seen, new), axis=1)[:, -self.model.context :]
-        self.count += new.shape[1]
-
-    def _now(self) -> TimeSeries:
+    def _now(self) -> Phase:
         """Return the network after patches that end with the last value."""
-        P, phase = self.model.patch_size, self.count % self.model.patch_size
-        track = self._tracks.get(phase)
-        old = track is not None and 0 < self.renew <= self.count - track.began
-        if track is None or old or self.count - track.at > self.model.context:
-            units = self.model.scaler.units(self._seen)
-            T = self.model.context // P
-            lead = min(windows.leading(row, P, T - 1) for row in self._seen)
-            y, state = self._run(self._tokens(units, T)[:, lead:], self._starts.after(lead, len(self._seen)))
-            track = TimeSeries(units, self.count, self.count, state, y[:, -1:])
-        elif self.count > track.at:
-            y, state = self._run(self._tokens(track.units, (self.count - track.at) // P), track.state)
-            track = TimeSeries(track.units, track.began, self.count, state, y[:, -1:])
-        self._tracks[phase] = track
-        return track
+        P = self.model.patch_size
+        phase = self._phases.get(self.count % P)
+        old = phase is not None and 0 < self.renew <= self.count - phase.began
+        if phase is None or old or self.count - phase.at > self.model.context:
+            units, T = self.model.scaler.units(self._seen), self.model.context // P
+            lead = min(transforms.leading(row, P, T - 1) for row in self._seen)
+            y, state = self._run(self._tokens(units, T)[:, lead:], self._cache.after(lead, len(self._seen)))
+            phase = Phase(units, self.count, self.count, state, y[:, -1:])
+        elif self.count > phase.at:
+            y, state = self._run(self._tokens(phase.units, (self.count - phase.at) // P), phase.state)
+            phase = phase._replace(at=self.count, state=state, y=y[:, -1:])
+        self._phases[self.count % P] = phase
+        return phase
 
     def _tokens(self, units: Units, T: int) -> Values:
         """Return the last T tokens, (B, T, 2P)."""
         P = self.model.patch_size
-        return windows.tokens(self.model.scaler.scaled(self._seen[:, -T * P :], units), P)
+        return transforms.tokens(self.model.scaler.scaled(self._seen[:, -T * P :], units), P)
 
     def _run(self, tokens: Values, state: State | None) -> tuple[Values, State]:
         """Return y (B, T, P, Q) and the state after tokens."""
-        starts = self._starts
-        y, end, _ = self.model.forward(starts.params, like(tokens, starts.like), state, False)
-        return to_numpy(y).astype(np.float64).swapaxes(2, 3), end
+        y, end, _ = self.model.forward(self._cache.params, like(tokens, self._cache.like), state, False)
+        return on_host(y), end

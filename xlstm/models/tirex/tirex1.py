@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import functools
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any
+
+import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data.panels import Roles
-from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.norm import RMSNorm
-from xlstm.models.tirex import tables, univariate
-from xlstm.models.tirex.blocks import TiRexBlock
-from xlstm.models.tirex.forecast import Forecast
-from xlstm.models.tirex.network import QUANTILES, Network, feed_forward_size
-from xlstm.models.tirex.running import Starts
-from xlstm.models.tirex.scaling import StandardScaler
-from xlstm.models.tirex.variates import NORM_EPS
+from xlstm.models.tirex import items, prediction, transforms
+from xlstm.models.tirex.items import Forecast, HorizonWarning, Item, Rows
+from xlstm.models.tirex.patch_network import QUANTILES, PatchNetwork
+from xlstm.models.tirex.prediction import PrefixStateCache
+from xlstm.models.tirex.variates import NORM_EPS, TiRexBlock
+
+FORGET_LIMIT = 15.0  # bound of the pre-activation of the forget gate
 
 
 @dataclass(frozen=True)
-class TiRex(Network):
+class TiRex(PatchNetwork):
     """TiRex-1: sLSTM blocks with feed-forward layers over patches of a series (Auer et al. 2025).
 
     Parameters are `input.` (`hidden`, `output`, `residual`, with `W` and `b` each), `blocks.{k}.`, `norm.w` and
@@ -74,32 +77,21 @@ class TiRex(Network):
     rounding: str | None = None
 
     HEADED = ("size",)
-    FORGET_LIMIT: ClassVar[float] = 15.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if 0.5 not in self.quantiles:
             raise ValueError(f"TiRex: quantiles is {checks.shown(self.quantiles)}, expected 0.5 among them")
-        feed_forward_size(self)
 
     @functools.cached_property
     def blocks(self) -> list[Any]:
-        options: dict[str, Any] = {"ffn_size": feed_forward_size(self), "head_eps": 1e-5, "head_residual": True}
-        options |= {"forget_limit": self.FORGET_LIMIT, "rounded": self.rounding is not None}
+        options: dict[str, Any] = {"ffn_size": self._ffn_size, "head_eps": 1e-5, "head_residual": True}
+        options |= {"forget_limit": FORGET_LIMIT, "rounded": self.rounding is not None}
         return [self._made(TiRexBlock, index=k, **options) for k in range(self.num_blocks)]
 
     @property
     def norm(self) -> Any:
         return RMSNorm(self.size, eps=NORM_EPS)
-
-    @property
-    def scaler(self) -> StandardScaler:
-        return StandardScaler()
-
-    @property
-    def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
-        D, U = self.size, self.input_ff_size
-        return ResidualFeedForward(self.input_size, U, D), ResidualFeedForward(D, U, self.output_size)
 
     def forecast(
         self,
@@ -111,7 +103,7 @@ class TiRex(Network):
         batch_size: int | None = None,
         rollout: int = 1,
         resample: str | None = None,
-        starts: Starts | None = None,
+        starts: PrefixStateCache | None = None,
         targets: str | Sequence[str] | None = None,
         series_id: str | None = None,
     ) -> Forecast:
@@ -142,7 +134,7 @@ class TiRex(Network):
         resample : {"frequency"}, optional
             Forecast a series of 2000 values or more with a period of more than 64 steps at a lower rate, where the
             horizon is 100 or more, as the published package does.
-        starts : Starts, optional
+        starts : PrefixStateCache, optional
             States that earlier calls with the same parameters have computed.
         targets : list of str, optional
             With a table the columns to forecast, by default all.
@@ -173,8 +165,41 @@ class TiRex(Network):
         >>> found.quantiles.shape, found.mean.shape
         ((6, 9), (6,))
         """
-        options: dict[str, Any] = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
-        if tables.is_one("TiRex", "series", series, targets=targets, series_id=series_id):
+        where = "TiRex"
+        if items.is_table(where, "series", series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
-            return tables.forecast(self, params, series, horizon, roles, None, quantiles, options)
-        return univariate.forecast(self, params, series, horizon, quantiles, **options)
+            options = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
+            return items.forecast_table(self, params, series, horizon, roles, None, quantiles, **options)
+        horizon = checks.size(where, "horizon", horizon)
+        batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
+        rollout = checks.size(where, "rollout", rollout)
+        resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
+        levels = transforms.levels_of(where, quantiles, self.quantiles)
+        read = items.read_arrays(where, series, 1)
+        cache = PrefixStateCache.of(where, self, params, starts)
+        rates = [1.0 if resample is None else transforms.rate_of(row[0], horizon) for row in read.rows]
+        rows = [transforms.downsampled(row[0], rate)[None] for row, rate in zip(read.rows, rates, strict=True)]
+        P, C, steps = self.patch_size, self.context, [math.ceil(horizon * rate) for rate in rates]
+        counts = [-(-n // P) for n in steps]  # patches to forecast of each series
+        windows = [(k, done) for k, n in enumerate(counts) for done in range(0, n, rollout)]
+        if any(done * P >= C for _, done in windows):
+            problem = f"the last steps come from windows of {C} values that hold none of the series"
+            warnings.warn(f"TiRex: {problem}, and know neither its level nor its scale", HorizonWarning, stacklevel=2)
+        patches = min(rollout, max(counts))  # of each window; more patches are missing at its end
+
+        def rows_of(k: int) -> Rows:
+            series, done = windows[k]
+            ahead = (done + patches - 1) * P
+            none = np.empty((0, rows[series].shape[1]))
+            return Rows.of(Item(rows[series], none, none), 0, ahead, C + (patches - 1) * P - ahead, False)
+
+        predicted: list[Any] = [None] * len(windows)
+        first, rows_at_once = C // P - 1, batch_size or cache.batch_size
+        for k, _, q in prediction.predict(cache, rows_of, len(windows), first, patches, rows_at_once):
+            predicted[k] = q[0]
+        left = iter(predicted)
+        whole = [np.concatenate([next(left) for _ in range(0, n, rollout)]) for n in counts]
+        ahead = [
+            transforms.upsampled(q[:n], rate, horizon)[None] for q, n, rate in zip(whole, steps, rates, strict=True)
+        ]
+        return read.forecast(ahead, self.quantiles, levels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -12,17 +13,15 @@ from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.saved import Saved
 from xlstm.layers.state import State
-from xlstm.models.tirex import calibration, multivariate, tables
-from xlstm.models.tirex.blocks import mLSTMVariates, sLSTMVariates
-from xlstm.models.tirex.forecast import Forecast
-from xlstm.models.tirex.network import QUANTILES, Network, feed_forward_size
-from xlstm.models.tirex.running import Starts
-from xlstm.models.tirex.scaling import RobustScaler
-from xlstm.models.tirex.variates import NORM_EPS, Groups
+from xlstm.models.tirex import items, prediction, transforms
+from xlstm.models.tirex.items import Forecast, HorizonWarning, Item, Rows
+from xlstm.models.tirex.patch_network import QUANTILES, PatchNetwork
+from xlstm.models.tirex.prediction import PrefixStateCache
+from xlstm.models.tirex.transforms import Scaler
+from xlstm.models.tirex.variates import NORM_EPS, Groups, mLSTMVariates, sLSTMVariates
 
 CELLS = ("slstm", "mlstm")
 
@@ -36,7 +35,7 @@ class Mixers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TiRex2(Network):
+class TiRex2(PatchNetwork):
     """TiRex-2: sLSTM and mLSTM blocks over patches of one series, or of several that belong together (2026).
 
     Parameters are those of `TiRex` with, in each block, `combination.W` (D, 2D) and the `VariateMixer` under `mixer.`;
@@ -116,7 +115,6 @@ class TiRex2(Network):
                 checks.heads(where, n, f"recipe[{k}].{name}", size=self.size, **half)
             recipe.append(Mixers(cell, *heads))
         object.__setattr__(self, "recipe", tuple(recipe))
-        feed_forward_size(self)
 
     @property
     def num_blocks(self) -> int:  # type: ignore[override]
@@ -128,7 +126,7 @@ class TiRex2(Network):
         return [self._block(k, *one) for k, one in enumerate(self.recipe)]
 
     def _block(self, k: int, cell: str, num_heads: int, variate_heads: int) -> Any:
-        own: dict[str, Any] = {"index": k, "num_blocks": self.num_blocks, "ffn_size": feed_forward_size(self)}
+        own: dict[str, Any] = {"index": k, "num_blocks": self.num_blocks, "ffn_size": self._ffn_size}
         own |= {"num_heads": num_heads, "variate_heads": variate_heads}
         if cell == "slstm":
             return self._made(sLSTMVariates, head_eps=NORM_EPS, head_residual=False, **own)
@@ -136,21 +134,21 @@ class TiRex2(Network):
         return self._made(mLSTMVariates, norm_eps=NORM_EPS, eps=1e-6, rest=0.0, **own)
 
     @property
-    def scaler(self) -> RobustScaler:
-        return RobustScaler(self.arcsinh, self.binary, self.scale_eps)
+    def scaler(self) -> Scaler:
+        return Scaler(self.arcsinh, self.binary, self.scale_eps)
 
     def calibrated(self, q: Values) -> Values:
-        return calibration.calibrated(q)
+        return transforms.calibrated(q)
+
+    def beyond(self, horizon: int) -> str:
+        if horizon <= self.horizon:
+            return ""
+        trained = f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
+        return f"{trained}; those after them may be poor"
 
     @property
     def norm(self) -> Any:
         return None if self.norm_eps is None else RMSNorm(self.size, eps=self.norm_eps)
-
-    @property
-    def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
-        D, kind = self.size, {"activation": self.activation}
-        first = ResidualFeedForward(self.input_size, self.input_ff_size, D, **kind)
-        return first, ResidualFeedForward(D, self.output_ff_size, self.output_size, **kind)
 
     def forward(
         self,
@@ -193,10 +191,10 @@ class TiRex2(Network):
         ValueError, TypeError
             As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
         """
-        found = self._groups(x, groups, targets, known)
-        if found is not None and lengths is not None:
+        together = self._groups(x, groups, targets, known)
+        if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
-        return self._forward(params, x, state, train, lengths, seed, keep, found)
+        return self._forward(params, x, state, train, lengths, seed, keep, together)
 
     def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
         if groups is None and targets is None and known is None:
@@ -216,7 +214,7 @@ class TiRex2(Network):
         sign_flip: bool | None = None,
         differencing: bool | None = None,
         pad_context: bool = True,
-        starts: Starts | None = None,
+        starts: PrefixStateCache | None = None,
         targets: str | Sequence[str] | None = None,
         series_id: str | None = None,
         later: Any = None,
@@ -258,7 +256,7 @@ class TiRex2(Network):
         pad_context : bool
             Give the network windows of full width. With False they are only as wide as the longest series of the call
             needs, on which all forecasts then depend a little.
-        starts : Starts, optional
+        starts : PrefixStateCache, optional
             States that earlier calls with the same parameters have computed.
         targets : list of str, optional
             With a table the columns to forecast, by default all that have no other role.
@@ -297,9 +295,51 @@ class TiRex2(Network):
         >>> model.forecast(params, [rng.normal(size=(2, 30))], 6, future=[price]).quantiles.shape
         (1, 2, 6, 9)
         """
-        options: dict[str, Any] = {"batch_size": batch_size, "sign_flip": sign_flip, "differencing": differencing}
-        options |= {"pad_context": pad_context, "starts": starts}
-        if tables.is_one("TiRex2", "series", series, targets=targets, series_id=series_id, later=later):
+        where = "TiRex2"
+        if items.is_table(where, "series", series, targets=targets, series_id=series_id, later=later):
+            options: dict[str, Any] = {"batch_size": batch_size, "sign_flip": sign_flip, "starts": starts}
+            options |= {"differencing": differencing, "pad_context": pad_context}
             roles = Roles(targets, past, future, None, series_id)
-            return tables.forecast(self, params, series, horizon, roles, later, quantiles, options)
-        return multivariate.forecast(self, params, series, horizon, past, future, quantiles, **options)
+            return items.forecast_table(self, params, series, horizon, roles, later, quantiles, **options)
+        horizon = checks.size(where, "horizon", horizon)
+        batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
+        flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
+        changes = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
+        pad = checks.flag(where, "pad_context", pad_context)
+        levels = transforms.levels_of(where, quantiles, self.quantiles)
+        read, given = items.read_items(where, self, series, past, future, horizon)
+        opposite = transforms.opposite(self.quantiles) if flip else None
+        cache = PrefixStateCache.of(where, self, params, starts)
+        if beyond := self.beyond(horizon):
+            warnings.warn(f"{where}: {beyond}", HorizonWarning, stacklevel=2)
+        context = self.context if pad else min(self.context, max(row.shape[1] for row in read.rows))
+        run = functools.partial(self._predict, cache, horizon, context, changes, batch_size or cache.batch_size)
+        q = run(given)
+        if opposite is not None:
+            q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run([-item for item in given]), strict=True)]
+        return read.forecast(q, self.quantiles, levels)
+
+    def _predict(
+        self,
+        cache: PrefixStateCache,
+        horizon: int,
+        context: int,
+        differencing: bool,
+        batch_size: int,
+        given: Sequence[Item],
+    ) -> list[Values]:
+        """Return quantiles (V, H, Q) of the targets of each item, all steps at once."""
+        P = self.patch_size
+        patches = -(-horizon // P)
+        ahead = max(self.horizon, patches * P)
+        context += -context % P  # whole patches
+
+        def rows_of(k: int) -> Rows:
+            return Rows.of(given[k], horizon, ahead, context, differencing)
+
+        results: list[Any] = [None] * len(given)
+        for k, rows, q in prediction.predict(cache, rows_of, len(given), context // P - 1, patches, batch_size):
+            results[k] = self.calibrated(q[:, :horizon])
+            steps = q[rows.summed, :horizon]
+            results[k][rows.summed] = transforms.summed(steps, rows.latest[rows.summed])
+        return results

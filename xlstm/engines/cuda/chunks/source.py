@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import device
-from xlstm.arrays.fuse import listed
+from xlstm.arrays.fuse import traced
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
-from xlstm.tracing.c import statements
-from xlstm.tracing.symbols import Symbols, trace
+from xlstm.tracing.writers import C
 
 THREADS = 256
 LARGEST = 64  # steps of a chunk, at most
@@ -127,18 +126,14 @@ def _tile(size: int) -> int:
 
 def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
     """Return a formula as a function of C, which gives its results to references."""
-    inputs, taken = formula.kinds("float", "double"), formula.taken(options)
-
-    def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
-        return {f"to{k}": a for k, a in enumerate(listed(formula.function(xp, *symbols.values(), **taken)))}
-
-    lines, outputs = trace(named, dict.fromkeys(inputs))
-    kinds: dict[str, str | None] = {}
-    body = statements(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value};", inputs, kinds)
-    results = {line.to: kinds[line.args[0]] for line in lines if line.op == "store"}
-    parameters = [f"{kind} {x}" for x, kind in inputs.items()]
-    parameters += [f"{results[y] or 'float'}& {y}" for y in outputs]
-    return f"DEVICE void {name}({', '.join(parameters)}) {{\n" + "".join(f"    {line}\n" for line in body) + "}"
+    inputs = formula.kinds("float", "double")
+    lines = traced(formula.function, len(inputs), tuple(formula.taken(options).items()))
+    kinds = {f"x{k}": kind for k, kind in enumerate(inputs.values())}
+    writer = C(lines, lambda x, _: x, lambda y, _, value: f"{y} = {value};", kinds, default="float")
+    parameters = [f"{kind} {x}" for x, kind in kinds.items()]
+    parameters += [f"{writer.kind(line.args[0])}& {line.to}" for line in lines if line.op == "store"]
+    body = "".join(f"    {line}\n" for line in writer.statements())
+    return f"DEVICE void {name}({', '.join(parameters)}) {{\n{body}}}"
 
 
 @functools.cache

@@ -13,7 +13,16 @@ from typing import Any
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Interrupted(KeyboardInterrupt):
+class _Stopped(BaseException):
+    def __init__(self, message: str, trained: Any, signal: int) -> None:
+        super().__init__(message, trained, signal)
+        self.trained, self.signal = trained, signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Interrupted(_Stopped, KeyboardInterrupt):
     """Ctrl-C ended training after a step.
 
     Attributes
@@ -24,15 +33,8 @@ class Interrupted(KeyboardInterrupt):
         The number of the signal.
     """
 
-    def __init__(self, message: str, trained: Any, number: int) -> None:
-        super().__init__(message)
-        self.trained, self.signal = trained, number
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Interrupted, (self.args[0], self.trained, self.signal)
-
-
-class Terminated(SystemExit):
+class Terminated(_Stopped, SystemExit):
     """SIGTERM or SIGHUP ended training after a step; if nobody catches it, the process ends with 128 + the signal.
 
     Attributes
@@ -43,42 +45,24 @@ class Terminated(SystemExit):
         The number of the signal.
     """
 
-    def __init__(self, message: str, trained: Any, number: int) -> None:
-        super().__init__(128 + number)
-        self.message, self.trained, self.signal = message, trained, number
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Terminated, (self.message, self.trained, self.signal)
-
-
-def error(message: str, trained: Any, number: int) -> Interrupted | Terminated:
-    """Return the exception for a signal."""
-    return (Interrupted if number == signal.SIGINT else Terminated)(message, trained, number)
-
-
-class Received:
-    """The signal that came, if one did."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
+    def __init__(self, message: str, trained: Any, signal: int) -> None:
+        super().__init__(message, trained, signal)
+        self.code = 128 + signal
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Received]:
-    """Note the first signal instead of acting on it; the second one does what it would do outside.
+def deferred() -> Iterator[list[int]]:
+    """Note the first signal in a list instead of acting on it; the second one does what it would do outside.
 
     Signals are left alone in other threads than the main one, which Python does not let handle them, and where they are
     ignored or handled outside of Python.
     """
-    received = Received()
+    received: list[int] = []
     before: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received.number is None:
-            received.number = number
+        if not received:
+            received.append(number)
             return
         restore()
         outer = signal.getsignal(number)

@@ -11,30 +11,35 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
+from xlstm.data import frames
 from xlstm.data.host import Values
+from xlstm.data.panels import Roles
 from xlstm.layers.blocks.block import MULTIPLE, round_up
 from xlstm.layers.blocks.feedforward import ResidualFeedForward
 from xlstm.layers.blocks.stack import Backbone
 from xlstm.layers.state import Span, State
-from xlstm.models.tirex import embedding, tuning
+from xlstm.models.tirex import fine_tuning, items, prediction
+from xlstm.models.tirex.fine_tuning import Tuned
 from xlstm.models.tirex.streaming import Stream
-from xlstm.models.tirex.tuning import Tuned
+from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import Groups, take
+from xlstm.training import optimizers
 from xlstm.training.losses import pinball
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def rising(where: str, name: str, given: Any) -> tuple[float, ...]:
+def rising(where: str, name: str, quantiles: Any) -> tuple[float, ...]:
     """Return quantiles, which rise from 0 to 1."""
-    found = checks.several(where, name, given, "rising numbers between 0 and 1", checks.LARGEST)
-    levels = tuple(checks.real(0.0, 1.0, strict=True)(where, f"{name}[{k}]", q) for k, q in enumerate(found))
+    expected = "rising numbers between 0 and 1"
+    numbers = checks.several(where, name, quantiles, expected, checks.LARGEST)
+    levels = tuple(checks.real(0.0, 1.0, strict=True)(where, f"{name}[{k}]", q) for k, q in enumerate(numbers))
     if not levels or any(a >= b for a, b in itertools.pairwise(levels)):
-        raise ValueError(f"{where}: {name} is {checks.shown(given)}, expected rising numbers between 0 and 1")
+        raise ValueError(f"{where}: {name} is {checks.shown(quantiles)}, expected {expected}")
     return levels
 
 
-class Network(Backbone):
+class PatchNetwork(Backbone):
     """The base of both models: a residual layer, blocks, an RMSNorm and a residual layer.
 
     A token is a patch of P values, zero where one is missing, and P marks, 1 where a value is present and 0 where not.
@@ -44,6 +49,8 @@ class Network(Backbone):
     if TYPE_CHECKING:
         patch_size: int
         quantiles: Sequence[float]
+        input_ff_size: int
+        ffn_proj_factor: float
 
     CHECKS: ClassVar[dict[str, Any]] = {
         **dict.fromkeys(("patch_size", "input_ff_size", "output_ff_size", "context", "horizon"), checks.size),
@@ -64,6 +71,7 @@ class Network(Backbone):
             if steps % self.patch_size:
                 expected = f"a multiple of patch_size, {self.patch_size}"
                 raise ValueError(f"{type(self).__name__}: {name} is {steps}, expected {expected}")
+        self._ffn_size  # noqa: B018 (this checks it)
 
     @property
     def batch_first(self) -> bool:
@@ -80,13 +88,16 @@ class Network(Backbone):
         return len(self.quantiles) * self.patch_size
 
     @property
-    def _ends(self) -> tuple[ResidualFeedForward, ResidualFeedForward]:
-        """The layers from tokens to x of the first block, and from y of the last one to quantiles."""
-        raise NotImplementedError
+    def _ffn_size(self) -> int:
+        """Width of the feed-forward layers of the blocks; it raises ValueError where it is 0 or too large."""
+        size = round_up(math.floor(self.ffn_proj_factor * self.size), MULTIPLE)
+        return int(checks.size(type(self).__name__, "ffn_proj_factor * size", size))
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
-        first, last = self._ends
+        D, U, options = self.size, self.input_ff_size, {"activation": getattr(self, "activation", "relu")}
+        first = ResidualFeedForward(self.input_size, U, D, **options)
+        last = ResidualFeedForward(D, getattr(self, "output_ff_size", U), self.output_size, **options)
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -139,13 +150,17 @@ class Network(Backbone):
             yield h, end
 
     @property
-    def scaler(self) -> Any:
+    def scaler(self) -> Scaler:
         """The scaler of the windows that the network is given."""
-        raise NotImplementedError
+        return Scaler()
 
     def calibrated(self, q: Values) -> Values:
         """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
         return q
+
+    def beyond(self, horizon: int) -> str:
+        """Return what there is to be warned of where a forecast has so many steps."""
+        return ""
 
     def embed(
         self,
@@ -191,7 +206,16 @@ class Network(Backbone):
         ImportError
             There is a table, and the package narwhals is not installed.
         """
-        return embedding.embed(self, params, series, batch_size, targets, series_id)
+        where = f"{type(self).__name__}.embed"
+        batch_size = checks.size(where, "batch_size", batch_size)
+        if items.is_table(where, "series", series, targets=targets, series_id=series_id):
+            column, names, rows = prediction.named(where, self, series, Roles(targets, series_id=series_id))
+            vectors = prediction.features(where, self, params, rows, batch_size).T
+            units = dict(zip(prediction.names(self, len(rows[0])), vectors, strict=True))
+            return frames.plain_like(series, {column: names, **units})
+        read = items.read_arrays(where, series, 2)
+        features = prediction.features(where, self, params, read.rows, batch_size)
+        return features[0] if read.single else features
 
     def loss(self, y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """Return the mean pinball loss of scaled values at the model's quantiles, and its gradient.
@@ -292,8 +316,20 @@ class Network(Backbone):
         FloatingPointError, OSError, Interrupted, Terminated
             As of `training.train`.
         """
-        sizes = (past, future, weights, horizon, rank, epochs, learning_rate, weight_decay, batch_size, stride)
-        return tuning.fine_tune(self, params, series, *sizes, validation_fraction, seed, targets, series_id, options)
+        where = f"{type(self).__name__}.fine_tune"
+        self.namespace(params, {})
+        checks.choice(fine_tuning.WEIGHTS)(where, "weights", weights)
+        share = checks.rate(where, "validation_fraction", validation_fraction)
+        whole = fine_tuning.read_training(where, self, series, past, future, targets, series_id)
+        lengths = [one.target.shape[1] for one in whole]
+        cuts = [L - int(share * L) for L in lengths]
+        sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
+        first = [one.until(cut) for one, cut in zip(whole, cuts, strict=True)]
+        data = fine_tuning.windows_of(self, first, **sizes)
+        later = fine_tuning.windows_of(self, whole, since=cuts, **sizes) if share else None
+        optimizer = optimizers.adamw(learning_rate, weight_decay=weight_decay)
+        options |= {"epochs": epochs, "validation": later, "seed": seed}
+        return fine_tuning.tune(self, params, data, weights, rank, optimizer, **options)
 
     def stream(
         self,
@@ -374,16 +410,3 @@ class Network(Backbone):
 
     def _output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "T": T, "Q": len(self.quantiles), "P": self.patch_size}
-
-
-def feed_forward_size(model: Any) -> int:
-    """Return the width of the feed-forward layers of a model's blocks.
-
-    Raises
-    ------
-    ValueError
-        It is 0, or larger than any size may be.
-    """
-    size = round_up(math.floor(model.ffn_proj_factor * model.size), MULTIPLE)
-    checks.size(type(model).__name__, "ffn_proj_factor * size", size)
-    return size

@@ -1,24 +1,46 @@
-"""Data for training a TiRex: windows of series, of which each token is to predict the next patch."""
+"""Training of a TiRex on series: windows of which each token is to predict the next patch, and what is trained."""
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
+from xlstm.data.panels import Roles
 from xlstm.data.synthetic import synthetic
-from xlstm.models.tirex import rows, windows
-from xlstm.models.tirex.rows import Item
+from xlstm.models.tirex import items, transforms
+from xlstm.models.tirex.items import Item, Rows
+from xlstm.training import LowRank, Trained, optimizers, train
 
 Numbers = np.ndarray[Any, Any]
 MODEL = checks.having("patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2")
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 UNSEEN = 7  # the seed of synthetic series that no run of training draws
+MIXERS, DIRECTIONS = "*.mixer.*", "*.combination.*"  # parameters for rows that belong together, and for known ones
+BODY = ("input.*", "blocks.*", "norm.*")  # all before the last layer
+WEIGHTS = ("all", "head", "adapters", "lora")
+
+
+class Tuned(NamedTuple):
+    """Fine-tuned parameters.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        The parameters of the model; those of adapters are merged.
+    trained : Trained
+        How training went; `trained.params` are what was trained, of adapters their own parameters.
+    """
+
+    params: Params
+    trained: Trained
 
 
 @dataclass(frozen=True)
@@ -69,30 +91,28 @@ class PatchWindows:
     def __post_init__(self) -> None:
         where = "PatchWindows"
         checks.fields(self, model=MODEL, batch_size=checks.size, **SIZES)
-        _, items = rows.read(where, self.model, self.series, self.past, self.future)
-        since = [0] * len(items)
+        _, series = items.read_items(where, self.model, self.series, self.past, self.future)
+        since = [0] * len(series)
         if self.since is not None:
-            given = checks.several(where, "since", self.since, "one number for each series", checks.LARGEST)
-            since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(given)]
-            if len(since) != len(items):
-                problem = f"since has {len(since)} numbers"
-                raise ValueError(f"{where}: {problem}, expected one for each of {len(items)} series")
-        P = self.model.patch_size
-        if (self.horizon or P) >= self.model.context:
-            raise ValueError(
-                f"{where}: horizon is {self.horizon}, expected less than {self.model.context}, the context"
-            )
-        found = [(k, end) for k, one in enumerate(items) for end in self._places(one.target.shape[1], since[k])]
-        if not any(np.any(~np.isnan(one.target[:, max(1, n) :])) for one, n in zip(items, since, strict=True)):
+            numbers = checks.several(where, "since", self.since, "one number for each series", checks.LARGEST)
+            since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(numbers)]
+            if len(since) != len(series):
+                expected = f"expected one for each of {len(series)} series"
+                raise ValueError(f"{where}: since has {len(since)} numbers, {expected}")
+        if (self.horizon or self.model.patch_size) >= self.model.context:
+            expected = f"expected less than {self.model.context}, the context"
+            raise ValueError(f"{where}: horizon is {self.horizon}, {expected}")
+        if not any(np.any(~np.isnan(one.target[:, max(1, n) :])) for one, n in zip(series, since, strict=True)):
             raise ValueError(f"{where}: no series has a value after its first one that may be a target")
+        ends = [(k, end) for k, one in enumerate(series) for end in self._places(one.target.shape[1], since[k])]
         object.__setattr__(self, "since", since)
-        object.__setattr__(self, "_items", items)
-        object.__setattr__(self, "_ends", np.array(found, dtype=np.int64).reshape(-1, 2))
+        object.__setattr__(self, "_items", series)
+        object.__setattr__(self, "_ends", np.array(ends, dtype=np.int64).reshape(-1, 2))
 
     @property
     def grouped(self) -> bool:
         """Whether a window has several rows."""
-        return any(len(one.target) + len(one.past) + len(one.future) > 1 for one in self._items)
+        return any(sum(len(rows) for rows in one) > 1 for one in self._items)
 
     @property
     def known(self) -> bool:
@@ -122,34 +142,26 @@ class PatchWindows:
     def _batch(self, ends: Numbers, hidden: Numbers) -> Batch:
         model, since = self.model, self.since or ()
         P, width = model.patch_size, model.context + model.patch_size  # with the patch after the last one that is seen
-        parts, after = [], []
+        parts, later = [], []
         for (k, end), n in zip(ends, hidden, strict=True):
             item, visible = self._items[k], max(1, end - n * P)
             ahead = end + P - visible
-            seen = item.until(visible, model.context)
-            parts.append(rows.rows([seen], ahead, ahead, width - ahead, differencing=False))
+            parts.append(Rows.of(item.until(visible, model.context), ahead, ahead, width - ahead, differencing=False))
             y = np.full(parts[-1].x.shape, np.nan)
-            y[parts[-1].targets] = [
-                windows.last(row[: end + P], width, max(0, end + P - len(row))) for row in item.target
-            ]
+            for row, target in zip(y, item.target, strict=False):  # rows of covariates have no targets
+                row[:] = transforms.last(target[: end + P], width, max(0, end + P - len(target)))
             y[:, : max(0, since[k] - end + model.context)] = np.nan
-            after.append(y)
-        found, y = rows.joined(parts), np.concatenate(after)
-        units = model.scaler.units(found.x)
-        tokens = windows.tokens(model.scaler.scaled(found.x, units), P)  # (R, T + 1, 2P)
+            later.append(y)
+        rows, y = Rows.joined(parts), np.concatenate(later)
+        units = model.scaler.units(rows.x)
+        tokens = transforms.tokens(model.scaler.scaled(rows.x, units), P)  # (R, T + 1, 2P)
         target = model.scaler.scaled(y, units).reshape(len(y), -1, P)
         target = np.concatenate((target[:, 1:], np.full_like(target[:, :1], np.nan)), axis=1)  # that after each token
-        if not np.any(found.known):  # nothing is to be seen in the last token
+        if not np.any(rows.known):  # nothing is to be seen in the last token
             tokens, target = tokens[:, :-1], target[:, :-1]
         counted = ~np.isnan(target)
-        options = {"groups": found.groups, "targets": found.targets, "known": found.known}
-        return Batch(
-            tokens.swapaxes(0, 1),
-            np.where(counted, target, 0.0).swapaxes(0, 1),
-            counted.swapaxes(0, 1),
-            True,
-            options=options if len(found.x) > len(ends) else None,
-        )
+        x, target, mask = (a.swapaxes(0, 1) for a in (tokens, np.where(counted, target, 0.0), counted))
+        return Batch(x, target, mask, True, options=rows.marks if len(rows.x) > len(ends) else None)
 
 
 @dataclass(frozen=True)
@@ -181,10 +193,54 @@ class SyntheticPatches:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, which is the same each time without `rng`."""
-        model, judging = self.model, rng is None
+        model, fixed = self.model, rng is None
         rng = generator(UNSEEN, stream=4) if rng is None else rng
         length = model.context + model.patch_size
         for _ in range(self.count):
             drawn = synthetic(rng, self.batch_size, length)
             data = PatchWindows(model, drawn, self.horizon, length, self.batch_size)
-            yield next(data.batches(None if judging else rng))
+            yield next(data.batches(None if fixed else rng))
+
+
+def read_training(
+    where: str, model: Any, series: Any, past: Any, future: Any, targets: Any, series_id: Any
+) -> list[Item]:
+    """Return series, of a table or of arrays, with their covariates."""
+    arrays = {"series": series, "past": past, "future": future}
+    if items.is_table(where, "series", series, targets=targets, series_id=series_id):
+        table = items.Table.of(where, model, series, Roles(targets, past, future, None, series_id))
+        ends = [(one, len(one.values)) for one in table.series]
+        arrays = dict.fromkeys(arrays) | items.arguments(model, ends)
+    return items.read_items(where, model, **arrays)[1]
+
+
+def windows_of(model: Any, series: Sequence[Item], **options: Any) -> PatchWindows:
+    """Return windows over items."""
+    if not model.COVARIATES:
+        return PatchWindows(model, [one.target[0] for one in series], **options)
+    past, future = ([one[k] if len(one[k]) else None for one in series] for k in (1, 2))
+    return PatchWindows(model, [one.target for one in series], past=past, future=future, **options)
+
+
+def tune(
+    model: Any,
+    params: Params,
+    data: PatchWindows,
+    weights: str,
+    rank: int,
+    optimizer: Any,
+    **options: Any,
+) -> Tuned:
+    """Train on windows; those of `WEIGHTS` that the data do not use stay as they are."""
+    unused = [*([] if data.grouped else [MIXERS]), *([] if data.known else [DIRECTIONS])]
+    frozen = [one for one in {"all": unused, "head": BODY}.get(weights, ()) if fnmatch.filter(params, one)]
+    if frozen:
+        optimizer = optimizers.by_name(dict.fromkeys(frozen), optimizer)
+    if weights not in ("adapters", "lora"):
+        trained = train(model, params, data, optimizer, **options)
+        return Tuned(trained.params, trained)
+    still = {name for one in unused for name in fnmatch.filter(params, one)}
+    matrices = [name for name in params if name.endswith((".W", ".Wh")) and name not in still]
+    adapters = LowRank(model, params, rank, names=matrices)
+    trained = train(adapters, adapters.init(options["seed"]), data, optimizer, **options)
+    return Tuned(adapters.merged(trained.params), trained)

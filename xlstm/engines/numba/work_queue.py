@@ -1,11 +1,11 @@
 """How threads of compiled code share work, as plain Python that Numba compiles: nobody needs the interpreter for it.
 
-A thread that leads writes what is to be done to the board, an array of integers that all threads see, and takes pieces
-of it one by one, as do the workers that look at the board meanwhile. Nobody waits for a worker that takes nothing, but
+A thread that leads writes what is to be done to the queue, an array of integers that all threads see, and takes pieces
+of it one by one, as do the workers that look at the queue meanwhile. Nobody waits for a worker that takes nothing, but
 the leader for the pieces that others have taken. `team.py` binds the names below.
 
 A worker that finds nothing for a while sleeps at a lock of its own. No order of the two loses the call that wakes it:
-the worker writes the lock to its place and then looks at the board again; the leader writes the job to the board and
+the worker writes the lock to its place and then looks at the queue again; the leader writes the job to the queue and
 then looks at the places. These four are sequentially consistent, so at least one of the two sees what the other wrote.
 Whoever clears the place, the leader or the worker itself, releases the lock, and only the first one can clear it: each
 time that a worker takes its lock, the lock is released once.
@@ -17,7 +17,7 @@ from typing import Any
 
 from xlstm.engines.numba import workers
 
-# Places on the board. Those that several threads write lie in different cache lines.
+# Places of the queue. Those that several threads write lie in different cache lines.
 LED = 0  # 1 while a thread leads
 OPEN = 8  # how many more workers may help, how many pieces there are, and how many are taken, in one number
 DONE = 16  # pieces that are done
@@ -28,8 +28,8 @@ SHIFT, MASK = 24, (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 
 
-def count_up(board: Any, place: int) -> int:
-    """Stand for `atomics.count_up`."""
+def count_up(queue: Any, place: int) -> int:
+    """Stand for `memory.count_up`."""
     raise NotImplementedError
 
 
@@ -44,34 +44,34 @@ integers: Any = count_up
 call_part: Any = count_up
 
 
-def lead(board: Any, job: int, count: int, apart: bool, helpers: int, pieces: int) -> int:
-    """Do all calls of a job with the workers that look at the board, and return how many pieces failed.
+def lead(queue: Any, job: int, count: int, apart: bool, helpers: int, pieces: int) -> int:
+    """Do all calls of a job with the workers that look at the queue, and return how many pieces failed.
 
     Row k of the job (count, 4) has the address of a function, the address of its arguments, the number n of what it
     does, and how many of these stay together. Piece k is part k of every call, or, if `apart`, call k.
     """
-    if not swap(board, LED, 0, 1):  # another thread leads
+    if not swap(queue, LED, 0, 1):  # another thread leads
         failed = 0
         for k in range(pieces):
             failed += part(job, count, apart, k, pieces)
         return failed
-    board[JOB], board[COUNT], board[APART], board[FAILED], board[DONE] = job, count, apart, 0, 0
-    put(board, OPEN, (helpers << 2 * SHIFT) | (pieces << SHIFT))
-    wake(board, SLEEPERS, helpers)
-    while take(board):
+    queue[JOB], queue[COUNT], queue[APART], queue[FAILED], queue[DONE] = job, count, apart, 0, 0
+    put(queue, OPEN, (helpers << 2 * SHIFT) | (pieces << SHIFT))
+    wake(queue, SLEEPERS, helpers)
+    while take(queue):
         pass
-    while count_of(board, DONE) < pieces:
+    while count_of(queue, DONE) < pieces:
         let_others_run()
-    failed = int(board[FAILED])
-    put(board, LED, 0)
+    failed = int(queue[FAILED])
+    put(queue, LED, 0)
     return failed
 
 
-def wake(board: Any, place: int, count: int) -> None:
+def wake(queue: Any, place: int, count: int) -> None:
     """Wake so many workers from a place on, those of them that sleep."""
     for k in range(place, place + count):
-        lock = count_of(board, k)
-        if lock and swap(board, k, lock, 0):
+        lock = count_of(queue, k)
+        if lock and swap(queue, k, lock, 0):
             release(lock)
 
 
@@ -80,22 +80,22 @@ def wanted(state: int) -> bool:
     return state >> 2 * SHIFT > 0 and state & MASK < (state >> SHIFT) & MASK
 
 
-def join(board: Any) -> bool:
+def join(queue: Any) -> bool:
     """Try to join the current job."""
-    state = count_of(board, OPEN)
-    return wanted(state) and bool(swap(board, OPEN, state, state - (1 << 2 * SHIFT)))
+    state = count_of(queue, OPEN)
+    return wanted(state) and bool(swap(queue, OPEN, state, state - (1 << 2 * SHIFT)))
 
 
-def take(board: Any) -> bool:
+def take(queue: Any) -> bool:
     """Do a piece that nobody has taken, and return whether there may be more."""
-    state = count_of(board, OPEN)
+    state = count_of(queue, OPEN)
     pieces, k = (state >> SHIFT) & MASK, state & MASK
     if k >= pieces:
         return False
-    if swap(board, OPEN, state, state + 1):
-        if part(board[JOB], board[COUNT], board[APART] != 0, k, pieces):
-            count_up(board, FAILED)
-        count_up(board, DONE)
+    if swap(queue, OPEN, state, state + 1):
+        if part(queue[JOB], queue[COUNT], queue[APART] != 0, k, pieces):
+            count_up(queue, FAILED)
+        count_up(queue, DONE)
     return True
 
 
@@ -113,21 +113,21 @@ def part(job: int, count: int, apart: bool, k: int, pieces: int) -> int:
     return failed
 
 
-def help_others(board: Any, place: int, lock: int) -> None:
+def help_others(queue: Any, place: int, lock: int) -> None:
     """Help with jobs until the process ends; sleep at a lock, which is held, while there are none. With 0, return."""
     asked = 0
     while lock:
-        if join(board):
-            while take(board):
+        if join(queue):
+            while take(queue):
                 pass
             asked = 0
         elif asked < TURNS:
             asked += 1
             let_others_run()
         else:
-            count_up(board, SLEPT)
-            put(board, place, lock)
-            if wanted(count_of(board, OPEN)):
-                wake(board, place, 1)
+            count_up(queue, SLEPT)
+            put(queue, place, lock)
+            if wanted(count_of(queue, OPEN)):
+                wake(queue, place, 1)
             acquire(lock)
             asked = 0

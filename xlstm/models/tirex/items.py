@@ -1,0 +1,412 @@
+"""Series as users give them, arrays or tables, as the rows that a TiRex sees, and forecasts in the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreign import is_foreign
+from xlstm.arrays.namespace import Params
+from xlstm.data import frames, future_rows, panels
+from xlstm.data.covariates import Covariates, TimeSeries, read_series
+from xlstm.data.host import Values
+from xlstm.data.panels import Given, Roles
+from xlstm.data.values import LARGEST
+from xlstm.models.tirex import transforms
+from xlstm.models.tirex.transforms import Mask
+
+FORMS = {1: "(L,), (B, L), or a list of (L,)", 2: "(L,), (B, L), (B, V, L), or a list of (L,) or (V, L)"}
+MEDIAN = (0.5,)
+COPIED = 1 << 23  # values of series that are copied at once
+
+
+class HorizonWarning(RuntimeWarning):
+    """A forecast reaches further than the model was trained for, or than it sees values of the series."""
+
+
+class Forecast(NamedTuple):
+    """Forecasts of the steps after the end of series, in float64 on the host.
+
+    Those of a table are tables of the same library.
+
+    Attributes
+    ----------
+    quantiles : array (..., H, Q), list of arrays, or table
+        The axes are those of the series, with those of the forecast in the place of the time. It is a list where series
+        of several targets differ in their number.
+    mean : array (..., H), list of arrays, or table
+        The median, which the published packages call so.
+    levels : tuple of Q floats
+        The levels of the quantiles.
+    """
+
+    quantiles: Any
+    mean: Any
+    levels: tuple[float, ...]
+
+
+class Series(NamedTuple):
+    """Series of one call as rows (V, L), the axes that each came with, and whether one came without a list."""
+
+    rows: list[Values]
+    axes: list[int]
+    single: bool
+
+    def forecast(self, q: Sequence[Values], trained: Sequence[float], levels: tuple[float, ...]) -> Forecast:
+        """Return quantiles (V, H, Q) of trained levels for each series as a forecast of other levels."""
+        median = [transforms.between(one, trained, MEDIAN)[..., 0] for one in q]
+        return Forecast(self._like([transforms.between(one, trained, levels) for one in q]), self._like(median), levels)
+
+    def _like(self, results: Sequence[Values]) -> Any:
+        """Return results (V, ...) of each series in the layout of the series: an array, or a list where they differ."""
+        shaped = [one[0] if axes == 1 else one for one, axes in zip(results, self.axes, strict=True)]
+        if self.single:
+            return shaped[0]
+        return np.stack(shaped) if len({one.shape for one in shaped}) == 1 else shaped
+
+
+def read_arrays(where: str, series: Any, most: int) -> Series:
+    """Return one series, or several, each of at most so many axes, 1 or 2.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They are no such thing, a series has no values, or a value is beyond 1e150.
+    """
+    if isinstance(series, np.ndarray) and series.dtype == object and series.ndim == 1:
+        series = list(series)
+    if not isinstance(series, list | tuple) or (len(series) and not any(_axes(one) for one in series)):
+        array = _numbers(where, "series", series, FORMS[most])
+        if array.ndim == 1:
+            return Series([_row(where, "series", array, 1)], [1], True)
+        if not 2 <= array.ndim <= most + 1:
+            raise ValueError(f"{where}: series has shape {array.shape}, expected {FORMS[most]}")
+        series = list(array)
+    if len(series) == 0:
+        raise ValueError(f"{where}: series is empty, expected {FORMS[most]}")
+    arrays = [_numbers(where, f"series[{k}]", one, FORMS[most]) for k, one in enumerate(series)]
+    rows = [_row(where, f"series[{k}]", one, most) for k, one in enumerate(arrays)]
+    return Series(rows, [one.ndim for one in arrays], False)
+
+
+def _axes(one: Any) -> int:
+    """Return the number of axes of an entry of a list, or 1 where it is another list."""
+    listed = isinstance(one, list | tuple | range) or hasattr(one, "__array__")
+    return len(one.shape) if hasattr(one, "shape") else int(listed)
+
+
+def _numbers(where: str, name: str, given: Any, expected: str) -> Values:
+    """Return numbers of any kind as float64 on the host, NaN for those that are missing or masked."""
+    if frames.has_columns(given):
+        advice = "series may be one table, with series_id for several of them"
+        raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
+    if checks.is_masked(given):
+        given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))
+    elsewhere = not isinstance(given, np.ndarray) and (hasattr(given, "__dlpack__") or is_foreign(given))
+    array = checks.host(where, name, to_numpy(given) if elsewhere else given, expected)
+    try:
+        if array.dtype.kind not in "fiubO" or not array.ndim:
+            raise TypeError
+        return array.astype(np.float64)  # None becomes NaN
+    except (TypeError, ValueError, OverflowError):
+        if frames.is_table(given):  # a column with missing values of its library's own kind
+            return frames.table_of(f"{where}: {name}", given).values[:, 0]
+        raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected numbers {expected}") from None
+
+
+def _row(where: str, name: str, array: Values, most: int) -> Values:
+    """Return a series as (V, L), with NaN for infinity."""
+    if array.ndim > most or 0 in array.shape:
+        expected = "(L,)" if most == 1 else "(L,) or (V, L)"
+        raise ValueError(f"{where}: {name} has shape {array.shape}, expected {expected}, of one value or more")
+    array = np.where(np.isinf(array), np.nan, array)
+    beyond = np.argwhere(np.abs(array) > LARGEST)
+    if len(beyond):
+        at = [int(k) for k in beyond[0]]
+        expected = f"numbers from {-LARGEST:g} to {LARGEST:g}"
+        raise ValueError(f"{where}: {name}{at} is {array[tuple(at)]:g}, expected {expected}")
+    return array.reshape(-1, array.shape[-1])
+
+
+class Item(NamedTuple):
+    """Series that are forecast together: targets (V, L), past covariates (P, L), and those known later (F, L + H)."""
+
+    target: Values
+    past: Values
+    future: Values
+
+    def until(self, end: int, most: int | None = None) -> Item:
+        """Return the last `most` steps of the item, or all, as it was before step `end`, with what is known later."""
+        start = 0 if most is None else max(0, end - most)
+        return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
+
+    def __neg__(self) -> Item:
+        """Return the item with the opposite sign."""
+        return Item(-self.target, -self.past, -self.future)
+
+
+def read_items(
+    where: str, model: Any, series: Any, past: Any = None, future: Any = None, horizon: int = 0
+) -> tuple[Series, list[Item]]:
+    """Return targets as they were given, and each with its covariates; those of TiRex-1 are single series.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The series are none, or covariates are not as long as they have to be, or the model takes none.
+    """
+    read = read_arrays(where, series, 2 if model.COVARIATES else 1)
+    for name, given in (("past", past), ("future", future)):
+        if given is not None and not model.COVARIATES:
+            expected = "expected None: TiRex takes no covariates, TiRex2 does"
+            raise ValueError(f"{where}: {name} is {checks.shown(given)}, {expected}")
+    before, later = _covariates(where, "past", past, read), _covariates(where, "future", future, read)
+    items = [Item(*parts) for parts in zip(read.rows, before, later, strict=True)]
+    for k, item in enumerate(items):
+        L, entry = item.target.shape[1], "" if read.single else f"[{k}]"
+        steps, known = item.past.shape[1], item.future.shape[1]
+        if steps != L:
+            raise ValueError(f"{where}: past{entry} has {steps} steps, expected {L}, as many as the series")
+        if len(item.future) and known < L + horizon:
+            those = "those of the series and of the horizon" if horizon else "those of the series"
+            raise ValueError(f"{where}: future{entry} has {known} steps, expected {L + horizon} or more, {those}")
+    return read, items
+
+
+def _covariates(where: str, name: str, given: Any, series: Series) -> list[Values]:
+    """Return the covariates of each series, (K, N); K is 0 where it has none."""
+    count = len(series.rows)
+    each: Any = [given] * count if given is None or series.single else given
+    if not isinstance(each, list | tuple) and not (hasattr(each, "shape") and len(each.shape) > 1):
+        raise TypeError(f"{where}: {name} is {checks.shown(each)}, expected one entry for each of {count} series")
+    if len(each) != count:
+        raise ValueError(f"{where}: {name} has {len(each)} entries, expected one for each of {count} series")
+    found = []
+    for k, (one, row) in enumerate(zip(each, series.rows, strict=True)):
+        entry = name if series.single else f"{name}[{k}]"
+        none = np.empty((0, row.shape[1]))
+        found.append(none if one is None else _row(where, entry, _numbers(where, entry, one, "(N,) or (K, N)"), 2))
+    return found
+
+
+class Rows(NamedTuple):
+    """The rows of items: targets, past and future covariates of the first, then those of the second, and so on.
+
+    Attributes
+    ----------
+    x : array (R, N)
+        Windows that end with the steps to forecast.
+    targets : bool array (R,)
+        Which rows are forecast.
+    known : bool array (R,)
+        Which are covariates with values among the steps to forecast.
+    summed : bool array (V,)
+        Which of the targets are replaced by their changes.
+    latest : array (V,)
+        The last value of each target, or 0.
+    groups : whole numbers (R,)
+        The item of each row.
+    """
+
+    x: Values
+    targets: Mask
+    known: Mask
+    summed: Mask
+    latest: Values
+    groups: np.ndarray[Any, Any]
+
+    @classmethod
+    def of(cls, item: Item, horizon: int, ahead: int, context: int, differencing: bool) -> Rows:
+        """Return the rows of an item.
+
+        Parameters
+        ----------
+        item : Item
+        horizon : int
+            Steps H to forecast, at most `ahead`.
+        ahead : int
+            Steps at the end of the window that are forecast or left over.
+        context : int
+            Steps before them, those of the window.
+        differencing : bool
+            Replace targets with a trend by their changes, of which the first is 0, even where it is missing.
+        """
+        width, V = context + ahead, len(item.target)
+        summed = [differencing and transforms.has_trend(row) for row in item.target]
+        rows = [
+            np.concatenate(([0.0], np.diff(row))) if changes else row
+            for row, changes in zip(item.target, summed, strict=True)
+        ]
+        x = [transforms.last(row, width, ahead) for row in (*rows, *item.past)]
+        end = item.target.shape[1] + horizon
+        x += [transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row))) for row in item.future]
+        windows, targets = np.stack(x), np.arange(len(x)) < V
+        known = ~targets & np.any(~np.isnan(windows[:, context:]), axis=1)
+        present = [row[~np.isnan(row)] for row in item.target]
+        latest = np.array([row[-1] if len(row) else 0.0 for row in present])
+        return cls(windows, targets, known, np.array(summed), latest, np.zeros(len(x), np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """Return the rows of several items, each in a group of its own."""
+        whole = cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        return whole._replace(groups=np.repeat(np.arange(len(parts)), [len(part.x) for part in parts]))
+
+    @property
+    def marks(self) -> dict[str, Any]:
+        """The arguments of `TiRex2.forward` that say which rows belong together."""
+        return {"groups": self.groups, "targets": self.targets, "known": self.known}
+
+
+def is_table(where: str, name: str, series: Any, **names: Any) -> bool:
+    """Return whether an argument is a table; raise ValueError where it is not, and one of `names` is there for it."""
+    if frames.has_columns(series):
+        return True
+    for other, given in names.items():
+        if given is not None:
+            raise ValueError(f"{where}: {other} is {checks.shown(given)}, expected None, as {name} is no table")
+    return False
+
+
+def read_table(
+    where: str,
+    model: Any,
+    table: Any,
+    covariates: Covariates,
+    roles: Roles,
+    steps: int = 0,
+    fitted: Sequence[str] = (),
+    later: str = "future",
+) -> tuple[Given, list[TimeSeries]]:
+    """Return series as they were given and as time series, with `steps` rows ahead; see `data.panels.given`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As of `data.panels.given` and `data.covariates.read_series`, or covariates are not those that the model takes.
+    """
+    given = panels.given(where, table, covariates, roles, fitted, later)
+    series = read_series(where, given.values, given.beside, steps, False, gaps=True)
+    for k, one in enumerate(series):
+        if one.static.size:
+            raise ValueError(f"{where}: static has {one.static.size} numbers, expected none")
+        columns = one.past.shape[1] + one.future.shape[1]
+        if columns and not model.COVARIATES:
+            problem = f"past and future have {columns} columns"
+            raise ValueError(f"{where}: {problem}, expected none: TiRex takes no covariates, TiRex2 does")
+        more = len(one.future) - len(one.values)
+        if one.future.shape[1] and more < steps:
+            owner = f"series {checks.shown(given.labels[k])}" if given.id_name else "the series"
+            raise ValueError(f"{where}: {later} has {more} rows after {owner}, expected {steps}")
+    return given, series
+
+
+def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0) -> dict[str, Any]:
+    """Return series, past and future, as `forecast` takes them, of the first rows of each and `steps` later ones.
+
+    Those of a model without covariates are the targets, each by itself.
+    """
+    if not model.COVARIATES:
+        return {"series": [column for one, end in ends for column in one.values[:end].T]}
+    more = [max(0, end + steps - len(one.future)) for one, end in ends]
+    return {
+        "series": [one.values[:end].T for one, end in ends],
+        "past": [one.past[:end].T if one.past.size else None for one, end in ends],
+        "future": [
+            np.pad(one.future.T, ((0, 0), (0, n)), constant_values=np.nan) if one.future.size else None
+            for (one, _), n in zip(ends, more, strict=True)
+        ],
+    }
+
+
+def distinct_levels(where: str, quantiles: Any, trained: Sequence[float]) -> tuple[float, ...]:
+    """Return levels of quantiles that become columns; raise as `levels_of`, or where there is one twice."""
+    levels = transforms.levels_of(where, quantiles, trained)
+    if len(set(levels)) < len(levels):
+        raise ValueError(f"{where}: quantiles is {checks.shown(quantiles)}, expected each level once")
+    return levels
+
+
+def table_forecast(
+    given: Given, series: Sequence[TimeSeries], median: Values, q: Values, levels: tuple[float, ...], passed: int = 0
+) -> Forecast:
+    """Return the median (S, H, C) and quantiles (S, H, C, Q), after `passed` more rows, in the kind of the series."""
+    named = given.like(list(q), series, [f" {level:g}" for level in levels], passed)
+    return Forecast(named, given.like(list(median), series, passed=passed), levels)
+
+
+class Pretrained(NamedTuple):
+    """A TiRex with its parameters, and the keywords of its forecasts of tables and of time series."""
+
+    model: Any
+    params: Params
+    options: Mapping[str, Any]
+
+    def after(self, given: Given, series: Sequence[TimeSeries], steps: int) -> Forecast:
+        """Return forecasts after the ends of series, in the kind that the series came in."""
+        median, q = self._at([(one, len(one.values)) for one in series], steps)
+        return table_forecast(given, series, median, q, self.options["quantiles"])
+
+    def forecast(self, series: TimeSeries, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
+        n = max(1, COPIED // series.values.size)
+        parts = [self._at([(series, end) for end in origins[k : k + n]], steps) for k in range(0, len(origins), n)]
+        median, q = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return median, q
+
+    def _at(self, ends: Sequence[tuple[TimeSeries, int]], steps: int) -> tuple[Values, Values]:
+        """Return the median (M, H, C) and quantiles (M, H, C, Q) after the first rows of each series."""
+        found = self.model.forecast(self.params, horizon=steps, **arguments(self.model, ends, steps), **self.options)
+        shape = (len(ends), -1, steps, len(found.levels))
+        return found.mean.reshape(shape[:3]).swapaxes(1, 2), found.quantiles.reshape(shape).swapaxes(1, 2)
+
+
+def forecast_table(
+    model: Any, params: Params, table: Any, horizon: int, roles: Roles, later: Any, quantiles: Any, **options: Any
+) -> Forecast:
+    """Run `forecast` of a model, which describes the arguments, on a table."""
+    where = type(model).__name__
+    horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
+    levels = distinct_levels(where, quantiles, model.quantiles)
+    if later is not None and not (roles.future and frames.has_columns(later)):
+        expected = "a table" if roles.future else "None, as future names no column"
+        raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
+    if roles.future and later is None:
+        expected = f"a table with the {horizon} rows ahead of the columns of future"
+        raise TypeError(f"{where}: later is None, expected {expected}")
+    given, series = read_table(where, model, table, Covariates(future=later), roles, horizon, later="later")
+    return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)
+
+
+class Table(NamedTuple):
+    """A table as it was given, its series, and the checked roles of its columns."""
+
+    given: Given
+    series: list[TimeSeries]
+    roles: Roles
+
+    @classmethod
+    def of(cls, where: str, model: Any, table: Any, roles: Roles) -> Table:
+        """Return the series of a table for a model; errors are those of `forecast`, and name the caller, `where`."""
+        roles = roles.checked(where)
+        return cls(*read_table(where, model, table, Covariates(), roles), roles)
+
+    @property
+    def columns(self) -> list[Values]:
+        """Each target of each series by itself, (L,)."""
+        return [column for one in self.series for column in one.values.T]
+
+    def following(self, where: str, rows: Any, passed: int) -> Values:
+        """Return more rows of the table, (B, n), by the columns; see `data.future_rows.following`."""
+        more = future_rows.following(where, "values", self.given, self.series, self.roles, rows, passed)
+        return np.concatenate([one.T for one in more])
+
+    def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:
+        """Return quantiles (B, H, Q) of trained levels, after `passed` more rows, as tables of other levels."""
+        q = q.reshape(len(self.series), -1, *q.shape[1:]).swapaxes(1, 2)  # (S, H, C, Q)
+        median = transforms.between(q, trained, MEDIAN)[..., 0]
+        return table_forecast(self.given, self.series, median, transforms.between(q, trained, levels), levels, passed)

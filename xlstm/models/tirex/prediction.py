@@ -1,0 +1,217 @@
+"""The network of a TiRex over windows of many series: in batches, from states that are computed once, where it matters.
+
+Tokens without any value lead every series to the same states. So the network need not see them again: a batch starts
+from the state after as many of them as all of its rows begin with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.namespace import Params, device_of, namespace_of
+from xlstm.cells.normalization import normalize
+from xlstm.data.host import Values
+from xlstm.data.panels import Roles
+from xlstm.layers.state import Leaf, State
+from xlstm.models.tirex import items, transforms
+from xlstm.models.tirex.items import Rows
+from xlstm.models.tirex.variates import Groups
+
+# Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32 hardly less time.
+FEW, MANY = 16, 512
+# A call takes the time of its steps of rows, and of so many more: measured at the published sizes, 44 and 63.
+CALL = 50
+TINY = 1e-30  # a block's vector of zeros is divided by it
+
+
+class PrefixStateCache:
+    """States of a network after tokens without any value, each computed once.
+
+    They hold as long as the parameters do: one object is for parameters that nobody changes in place.
+
+    Parameters
+    ----------
+    model : TiRex or TiRex2
+    params : dict of str to array
+    kept : bool
+        Whether the object is there for several calls, so that it pays to compute states for a few rows, too.
+    """
+
+    def __init__(self, model: Any, params: Params, kept: bool = True) -> None:
+        model.namespace(params, {})  # checks them
+        self.model, self.params, self.kept = model, params, kept
+        self.like = next(iter(params.values()))
+        self._states: dict[bool, dict[int, State]] = {False: {}, True: {}}
+
+    @classmethod
+    def of(cls, where: str, model: Any, params: Params, cache: PrefixStateCache | None) -> PrefixStateCache:
+        """Return the given object, if there is one for this model and these parameters, or a new one."""
+        if cache is None:
+            return cls(model, params, kept=False)
+        checks.instance(cls, "a PrefixStateCache")(where, "starts", cache)
+        if cache.model != model or cache.params is not params:
+            raise ValueError(f"{where}: starts is that of another model or of other parameters")
+        return cache
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows the network sees at once by default: few on a CPU, and many on a GPU."""
+        return FEW if "cpu" in str(device_of(self.like)).lower() else MANY
+
+    def after(self, count: int, rows: int, grouped: bool = False) -> State | None:
+        """Return the state of `rows` rows after `count` tokens; `grouped` ones are rows of groups of two or more."""
+        if count == 0:
+            return None
+        states, R = self._states[grouped], 1 + grouped
+        if count not in states:
+            before = max((n for n in states if n < count), default=0)
+            tokens = like(np.zeros((R, count - before, self.model.input_size)), self.like)
+            start = _repeated(states[before], self.model.states, R) if before else None
+            groups = {"groups": np.zeros(R, np.int64)} if grouped else {}
+            states[count] = self.model.forward(self.params, tokens, start, False, **groups)[1]
+        return _repeated(states[count], self.model.states, rows)
+
+    def batches(
+        self, leads: Sequence[int], sizes: Sequence[int], batch_size: int, grouped: bool = False
+    ) -> Iterator[tuple[list[int], int]]:
+        """Yield the numbers of entries to run together, and the tokens that are left out at their beginning.
+
+        Parameters
+        ----------
+        leads, sizes : whole numbers (N,)
+            Tokens without a value at the beginning of each entry, and its rows.
+        batch_size : int
+            Most rows of a batch, unless a single entry has more.
+        grouped : bool
+            Whether the rows of an entry see each other.
+        """
+        batches: list[list[int]] = []
+        room = 0
+        for k in np.argsort(leads, kind="stable").tolist():
+            if not batches or sizes[k] > room:
+                batches.append([])
+                room = batch_size
+            batches[-1].append(k)
+            room -= sizes[k]
+        for batch in batches:
+            lead, rows = int(leads[batch[0]]), sum(sizes[k] for k in batch)
+            pays = self.kept or lead in self._states[grouped] or lead * rows > CALL + lead
+            yield batch, lead if pays else 0
+
+
+def _repeated(state: State, leaves: State, rows: int) -> State:
+    """Return a state of so many rows, each of which is as the first one of another state."""
+    parts: list[Any] = []
+    for part, leaf in zip(state, leaves, strict=True):
+        if not isinstance(leaf, Leaf):
+            parts.append(_repeated(part, leaf, rows))
+            continue
+        xp, shape = namespace_of(part), (*leaf.before.values(), rows, *leaf.after.values())
+        zeros = xp.zeros(shape, dtype=part.dtype, device=device_of(part))
+        parts.append(zeros + part[(*(slice(None) for _ in leaf.before), slice(0, 1), ...)])
+    return tuple(parts)
+
+
+def predict(
+    cache: PrefixStateCache, rows_of: Callable[[int], Rows], count: int, first: int, patches: int, batch_size: int
+) -> Iterator[tuple[int, Rows, Values]]:
+    """Yield the number of each entry, its rows, and quantiles (V, patches P, Q) of its targets.
+
+    Parameters
+    ----------
+    cache : PrefixStateCache
+        It has the model and the parameters.
+    rows_of : function
+        It returns the rows of an entry by its number, of whole patches.
+    count : int
+        Number of entries.
+    first : int
+        The token whose output is the first of so many patches.
+    batch_size : int
+        Rows at once, at most.
+    """
+    model: Any = cache.model
+    P, scaler = model.patch_size, model.scaler
+    kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}  # of each its number, its lead and its rows
+    for k in range(count):
+        rows = rows_of(k)
+        known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
+        lead = 0 if known else min(transforms.leading(row, P, first) for row in rows.x)
+        kinds.setdefault((known, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
+    for (known, grouped), entries in sorted(kinds.items()):
+        numbers, leads, sizes = zip(*entries, strict=True)
+        for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
+            parts = [rows_of(numbers[k]) for k in batch]
+            rows = Rows.joined(parts)
+            units = scaler.units(rows.x)
+            end = None if known else first + patches  # nothing later is looked at
+            tokens = transforms.tokens(scaler.scaled(rows.x, units), P)[:, lead:end]
+            y = model.read(
+                cache.params,
+                like(tokens, cache.like),
+                cache.after(lead, len(tokens), grouped),
+                slice(first - lead, first + patches - lead),
+                np.flatnonzero(rows.targets),
+                Groups.of(type(model).__name__, len(tokens), **rows.marks) if known or grouped else None,
+            )
+            y = scaler.restored(on_host(y), units.of(rows.targets))
+            q = y.reshape(len(y), -1, y.shape[-1])
+            ends = np.cumsum([len(part.latest) for part in parts])
+            yield from zip((numbers[k] for k in batch), parts, np.split(q, ends[:-1]), strict=True)
+
+
+def on_host(y: Any) -> Values:
+    """Return outputs (B, T, Q, P) of the network in float64 on the host, (B, T, P, Q)."""
+    return to_numpy(y).astype(np.float64).swapaxes(2, 3)
+
+
+def names(model: Any, variates: int) -> list[str]:
+    """Return the names of features: "block3_unit17", and of several variates "block3_variate1_unit17"."""
+    each = [f"_variate{v}" for v in range(variates)] if variates > 1 else [""]
+    return [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in each for d in range(model.size)]
+
+
+def named(where: str, model: Any, table: Any, roles: Roles) -> tuple[str, np.ndarray[Any, Any], list[Values]]:
+    """Return the column of names, the names, and the series (V, L) of a table.
+
+    They are those that `series_id` names, with all of their targets, or else each column by itself.
+    """
+    read = items.Table.of(where, model, table, roles)
+    if read.given.id_name:
+        return read.given.id_name, np.array(read.given.labels), [one.values.T for one in read.series]
+    return "series", np.array(read.given.names), [column[None] for column in read.columns]
+
+
+def features(where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int) -> Values:
+    """Return the features of series (V, L), (S, blocks * V * D)."""
+    counts = {len(rows) for rows in series}
+    if len(counts) > 1:
+        raise ValueError(f"{where}: series have {sorted(counts)} variates, expected one number of them")
+    means = _means(PrefixStateCache(model, params, kept=False), [row for rows in series for row in rows], batch_size)
+    norms = np.linalg.norm(means, axis=-1, keepdims=True)
+    unit = (means / np.maximum(norms, TINY)).reshape(len(series), *counts, *means.shape[1:])  # (S, V, blocks, D)
+    vectors: Values = normalize(np, unit.swapaxes(1, 2).reshape(len(series), -1), -1)[0]
+    return vectors
+
+
+def _means(cache: PrefixStateCache, rows: list[Values], batch_size: int) -> Values:
+    """Return the mean of the output of each block over the tokens of each row, (R, blocks, D)."""
+    model: Any = cache.model
+    P, T = model.patch_size, model.context // model.patch_size
+    counts = [min(T, -(-len(row) // P)) for row in rows]  # of tokens that hold values of each row
+    x = np.stack([transforms.last(row, model.context) for row in rows])
+    leads = [min(transforms.leading(row, P, T - 1), T - n) for row, n in zip(x, counts, strict=True)]
+    means = np.empty((len(rows), model.num_blocks, model.size))
+    for batch, lead in cache.batches(leads, [1] * len(rows), batch_size):
+        scaled = model.scaler.scaled(x[batch], model.scaler.units(x[batch]))
+        tokens = like(transforms.tokens(scaled, P)[:, lead:], cache.like)
+        levels, _ = model.hidden(cache.params, tokens, cache.after(lead, len(batch)))
+        for k, level in enumerate(levels[1:]):
+            host = to_numpy(level).astype(np.float64)
+            means[batch, k] = [row[-counts[n] :].mean(axis=0) for row, n in zip(host, batch, strict=True)]
+    return means
