@@ -59,13 +59,17 @@ class Train(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Show the options of the first command, and the other commands."""
-        next(iter(self.commands.values())).format_options(ctx, formatter)
+        self.usual.format_options(ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Return the commands, and the options of the first one, that begin as the last word does."""
-        first: Any = next(iter(self.commands.values()))
-        return [*super().shell_complete(ctx, incomplete), *first.shell_complete(ctx, incomplete)]
+        return [*super().shell_complete(ctx, incomplete), *self.usual.shell_complete(ctx, incomplete)]
+
+    @property
+    def usual(self) -> Any:
+        """The command that is run where none is named."""
+        return next(iter(self.commands.values()))
 
 
 app = typer.Typer(
