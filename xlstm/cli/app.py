@@ -9,6 +9,7 @@ import warnings
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 import xlstm
@@ -96,7 +97,7 @@ for command in (evaluate, predict, forecast, generate, runs, export, import_, be
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    version: Annotated[bool, Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     """The LSTM family with hand-written gradients, on NumPy and CuPy."""
     if version:

@@ -7,20 +7,19 @@ library reaches, peak memory, and from which size on another backend is the fast
 from __future__ import annotations
 
 import functools
-import importlib.util
 import itertools
 import json
 import math
-import sys
+import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich import box
 from rich.progress import BarColumn, Progress
+from typer import Argument, Option
 
 from xlstm.arrays import cores, probe
 from xlstm.arrays.backend import Backend, backend, backend_of
@@ -148,27 +147,25 @@ class Row:
 def bench(
     layers: Annotated[
         list[str] | None,
-        typer.Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or a layer of --import; lstm if left out."),
+        Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or a cell of --import."),
     ] = None,
     size: Annotated[
         list[Size] | None,
-        typer.Option(parser=Size.of, metavar="T,B,D,H", help="May be given several times. Five sizes if left out."),
+        Option(parser=Size.of, metavar="T,B,D,H", help="Repeatable; five by default."),
     ] = None,
-    dtype: Annotated[
-        list[str] | None, typer.Option(help="float32, float64 or float16; may be given several times. float32.")
-    ] = None,
+    dtype: Annotated[list[str] | None, Option(help="float32, float64 or float16, repeatable.")] = None,
     backends: Annotated[
         list[str] | None,
-        typer.Option("--backend", help="numpy, cupy, torch or torch.nn, the first as the measure; all if left out."),
+        Option("--backend", help="numpy, cupy, torch, torch.nn; the first is the measure."),
     ] = None,
     files: Annotated[
         list[Path] | None,
-        typer.Option("--import", metavar="FILE", help="Python file that registers cells; may be given several times."),
+        Option("--import", metavar="FILE", help="Python file that registers cells."),
     ] = None,
-    inference: Annotated[bool, typer.Option("--inference", help="A forward pass only, which keeps nothing.")] = False,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
-    results: Annotated[Path | None, typer.Option("--json", help="Append results to this file, a line each.")] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Picture to draw; needs matplotlib.")] = None,
+    inference: Annotated[bool, Option("--inference", help="A forward pass only, which keeps nothing.")] = False,
+    rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
+    results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Picture to draw; needs matplotlib.")] = None,
 ) -> None:
     """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and backward.
 
@@ -226,14 +223,9 @@ def load(path: Path) -> None:
     ImportError
         It fails; the message names the error.
     """
-    name = f"xlstm_bench_{path.stem}"
-    spec = importlib.util.spec_from_loader(name, loader := SourceFileLoader(name, str(path)))
-    assert spec is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # so that its classes find their module
     try:
-        loader.exec_module(module)
+        runpy.run_path(str(path), run_name=f"xlstm_bench_{path.stem}")
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
         if isinstance(error, OSError) and error.filename == str(path):
             raise
         raise ImportError(f"import: {path} fails, {type(error).__name__}: {error}") from error
@@ -376,8 +368,8 @@ def _print_rows(rows: list[Row]) -> None:
         for row in rows:
             if (row.case.layer, row.case.dtype) == (layer, dtype):
                 speed = (f"{row.timing.median * 1e3:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}")
-                share, peak = f"{row.speed / row.product_speed:.0%}", "-" if row.peak is None else row.peak / 1e6
-                memory = peak if isinstance(peak, str) else f"{peak:.1f}"
+                memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
+                share = f"{row.speed / row.product_speed:.0%}"
                 cells.append((str(row.case.size), row.name, *speed, share, memory, f"{row.ratio:.2f}"))
         out.print(table(title, names, cells, left=2, **style))
     speeds = {f"{r.device} {r.case.dtype}: {r.product_speed / 1e9:.4g} GFLOP/s": None for r in rows}

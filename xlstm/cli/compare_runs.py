@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
+from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.cli.configuration import JsonOption, from_toml
@@ -29,11 +30,9 @@ NUMBERS = {
 
 
 def runs(
-    folders: Annotated[
-        list[Path] | None, typer.Argument(help="Folders of runs, or folders that hold some; this one if left out.")
-    ] = None,
+    folders: Annotated[list[Path] | None, Argument(help="Folders of runs or above them; by default this one.")] = None,
     as_json: JsonOption = False,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Picture of curves to draw; needs matplotlib.")] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Picture of curves to draw; needs matplotlib.")] = None,
 ) -> None:
     """Compare runs of training: steps, losses, time, and the settings in which they differ."""
     printable("runs")

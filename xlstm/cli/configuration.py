@@ -13,6 +13,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer import Option
 
 from xlstm.arrays import checks
 from xlstm.cli.console import out
@@ -47,31 +48,22 @@ def _config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-BackendOption = Annotated[str, typer.Option("--backend", help="auto, numpy, cupy or torch.")]
-ColumnOption = Annotated[str | None, typer.Option("--column", help="Column to forecast, if several hold numbers.")]
-TableOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="File to write, .csv or .parquet; else CSV is printed.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and what --json asks for.")
-]
+BackendOption = Annotated[str, Option("--backend", help="auto, numpy, cupy or torch.")]
+ColumnOption = Annotated[str | None, Option("--column", help="Column to forecast, if several hold numbers.")]
+TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
+QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", is_eager=True, callback=_config, help="TOML file of options."),
+    Option("--config", metavar="FILE", is_eager=True, callback=_config, help="TOML file of options."),
 ]
-SaveConfigOption = Annotated[
-    Path | None,
-    typer.Option("--save-config", metavar="FILE", help="Write the options to a TOML file for --config."),
-]
+SaveConfigOption = Annotated[Path | None, Option("--save-config", metavar="FILE", help="Write options for --config.")]
 DayFirstOption = Annotated[
     bool | None,
-    typer.Option("--day-first/--month-first", help="Order of dates such as 01/02/2024; else a part above 12 shows it."),
+    Option("--day-first/--month-first", help="Order of dates such as 01/02/2024; else a part above 12 shows it."),
 ]
-DecimalOption = Annotated[
-    str | None, typer.Option("--decimal", help="Decimal sign of a CSV file, a point or a comma.", metavar="SIGN")
-]
-EncodingOption = Annotated[str, typer.Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
+DecimalOption = Annotated[str | None, Option("--decimal", help="Decimal sign of a CSV file.", metavar="SIGN")]
+EncodingOption = Annotated[str, Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 
 # Options that stand for the parameter `dialect` of a command, and those of every command that trains.
 DIALECT = {"day_first": (DayFirstOption, None), "decimal": (DecimalOption, None), "encoding": (EncodingOption, "utf-8")}
@@ -178,7 +170,7 @@ def _option(name: str, hint: Any, default: Any) -> Any:
     long = f"--{name.replace('_', '-')}"
     names = [f"{long}/--no-{long[2:]}"] if default is True else [long]
     names += ["--lr"] * (name == "learning_rate")
-    return Annotated[kind if default is not None else kind | None, typer.Option(*names, help=HELP[name])]
+    return Annotated[kind if default is not None else kind | None, Option(*names, help=HELP[name])]
 
 
 def _options(context: typer.Context) -> dict[str, Any]:

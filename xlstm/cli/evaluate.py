@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import typer
+from typer import Argument
 
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, with_options
 from xlstm.cli.console import Report, printable, table
@@ -28,8 +28,8 @@ CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "slstm": "sLSTM", "mlstm": 
 
 @with_options()
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model file of train forecast, train text or train classify.")],
-    data: Annotated[Path, typer.Argument(help="Series (CSV, Parquet), text, or table of sequences with labels.")],
+    model: Annotated[Path, Argument(help="Model file of train forecast, train text or train classify.")],
+    data: Annotated[Path, Argument(help="Series (CSV, Parquet), text, or table of sequences with labels.")],
     column: ColumnOption = None,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,

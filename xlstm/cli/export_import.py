@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
@@ -25,32 +25,24 @@ AnyPath = str | os.PathLike[str]
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file of train forecast, import or models.save.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, torch or keras.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; beside the model if left out.")
-    ] = None,
-    lengths: Annotated[bool, typer.Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
-    state: Annotated[bool, typer.Option("--state", help="ONNX: initial states are inputs.")] = False,
+    model: Annotated[Path, Argument(help="Model file of train forecast, import or models.save.")],
+    to: Annotated[str, Option("--to", help="onnx, torch or keras.")],
+    output: Annotated[Path | None, Option("--output", "-o", help="By default beside the model.")] = None,
+    lengths: Annotated[bool, Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
+    state: Annotated[bool, Option("--state", help="ONNX: initial states are inputs.")] = False,
 ) -> None:
     """Write the network of a model for onnxruntime, PyTorch or Keras."""
-    model, kind = find_model("export", model)
+    model, _ = find_model("export", model)
     out.print(f"wrote: {export_file(model, to, output, lengths=lengths, state=state)}")
     out.print(f"holds: {_read(model)[0]}")
-    if kind == FORECASTER:
-        out.print(f"units: {_units(Forecaster.load(model, 'numpy'))}")
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
-    kind: Annotated[str | None, typer.Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
-    name: Annotated[str, typer.Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
-    activation: Annotated[
-        str | None, typer.Option(help="Activation of a plain RNN whose file does not say it; tanh if left out.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Model file to write; beside FILE if left out.")
-    ] = None,
+    file: Annotated[Path, Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
+    kind: Annotated[str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
+    name: Annotated[str, Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
+    activation: Annotated[str | None, Option(help="That of a plain RNN whose file does not say it.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="By default beside FILE.")] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
     file, _ = find_model("import", file, foreign=True)
@@ -80,18 +72,6 @@ def _read(path: AnyPath) -> tuple[Any, Params]:
         return model_files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
     return forecaster.model, forecaster.params_
-
-
-def _units(forecaster: Forecaster) -> str:
-    """Return the units in which the network of a forecaster sees and predicts values."""
-    units = ", ".join(f"{unit!r}" for row in forecaster.scaling_.units for unit in row)
-    scale = units if forecaster.scaling == "series" else "root mean square of these differences in the window"
-    covariates = ", then covariates" if forecaster.model.input_size > forecaster.n_targets_ else ""
-    quantiles = ", then quantiles" if forecaster.quantiles else ""
-    return (
-        f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear baseline leaves "
-        f"of (value - latest value) / scale, divided by its spread: the mean{quantiles}"
-    )
 
 
 def export_file(

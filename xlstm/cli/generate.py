@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from xlstm.cli.configuration import BackendOption
 from xlstm.cli.console import printable, put
@@ -19,19 +19,17 @@ from xlstm.interop.shards import files_of
 
 
 def generate(
-    model: Annotated[
-        Path, typer.Argument(help="Model file or folder of train text, or those of a published xLSTM checkpoint.")
-    ],
-    prompt: Annotated[str, typer.Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
-    max_tokens: Annotated[int, typer.Option(help="Tokens to add, at most.")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest, so probable together.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    stop: Annotated[int | None, typer.Option(help="Token that ends the text.")] = None,
-    as_bytes: Annotated[bool, typer.Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
+    model: Annotated[Path, Argument(help="Model file or folder, or a published xLSTM checkpoint.")],
+    prompt: Annotated[str, Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
+    max_tokens: Annotated[int, Option(help="Tokens to add, at most.")] = 100,
+    temperature: Annotated[float, Option(help="0 takes the likeliest token always.")] = 0.0,
+    top_k: Annotated[int | None, Option(help="Draw from so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, Option(help="Draw from the likeliest, so probable together.")] = None,
+    seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
+    stop: Annotated[int | None, Option(help="Token that ends the text.")] = None,
+    as_bytes: Annotated[bool, Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
     backend: BackendOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
+    dtype: Annotated[str | None, Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
 ) -> None:
     """Go on from a prompt with a language model, token by token."""
     printable("generate")

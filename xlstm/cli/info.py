@@ -6,6 +6,7 @@ import json
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 from xlstm.arrays import checks, probe
 from xlstm.arrays.backend import Backend, backend, usable
@@ -48,9 +49,9 @@ PATHS = {
 def info(
     layer: Annotated[
         tuple[str, int, int, int, str] | None,
-        typer.Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU: lstm 512 64 512 float16."),
+        Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU."),
     ] = None,
-    card: Annotated[str | None, typer.Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")] = None,
+    card: Annotated[str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import typer
+from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays import checks
@@ -24,7 +24,6 @@ from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.textmodel import TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
-from xlstm.plots.activity import HIGH, LOW
 from xlstm.plots.weights import MOST
 
 FOLDER = Path("xlstm-inspect")
@@ -41,16 +40,12 @@ class Seen(NamedTuple):
 
 @with_options()
 def inspect(
-    model: Annotated[Path, typer.Argument(help="Model file of train, models.save or an estimator.")],
-    data: Annotated[
-        Path | None, typer.Argument(help="Series (CSV) of a forecaster, text of a language model, or table.")
-    ] = None,
-    history: Annotated[Path | None, typer.Option(help="Folder of a run, or its history.jsonl, for its curves.")] = None,
-    column: Annotated[str | None, typer.Option(help="Column of the series of a forecaster.")] = None,
-    steps: Annotated[int, typer.Option(help="Time steps of the data that the model is shown, at most.")] = 200,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for PNG and SVG; xlstm-inspect, or none with --json.")
-    ] = None,
+    model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
+    data: Annotated[Path | None, Argument(help="Series of a forecaster, a text, or a table.")] = None,
+    history: Annotated[Path | None, Option(help="Folder of a run, or its history.jsonl, for its curves.")] = None,
+    column: Annotated[str | None, Option(help="Column of the series of a forecaster.")] = None,
+    steps: Annotated[int, Option(help="Time steps of the data that the model is shown, at most.")] = 200,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder; xlstm-inspect, or none with --json.")] = None,
     as_json: JsonOption = False,
     *,
     dialect: Dialect,
@@ -63,8 +58,10 @@ def inspect(
     tables, pictures, notes = _look(seen, history, draw=folder is not None)
     report = Report(as_json)
     report.print(f"holds: {seen.network}")
-    for line in (*_lines(tables), *notes):
-        report.print(line)
+    parameters = tables["parameters"]
+    report.print(f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays")
+    for note in notes:
+        report.print(note)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         stems = {folder / name.replace(" of ", "-").replace(" ", "-"): figure for name, figure in pictures.items()}
@@ -187,23 +184,6 @@ def _enough(data: Path, values: Any, what: str) -> Any:
     if len(values) < 3:
         raise ValueError(f"{data}: has {len(values)} {what}, expected 3 or more")
     return values
-
-
-def _lines(tables: dict[str, list[Any]]) -> list[str]:
-    """Return what the numbers say in a few lines."""
-    parameters = tables["parameters"]
-    lines = [f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays"]
-    for row in tables.get("saturation", []):
-        shares = f"{100 * row.below:.1f} % below {LOW}, {100 * row.above:.1f} % above {HIGH}"
-        lines.append(f"saturation: {row.layer} gate {row.gate}, {shares}")
-    layers: dict[str, list[float]] = {}
-    for row in tables.get("memory", []):
-        layers.setdefault(row.layer, []).append(math.inf if row.steps is None else row.steps)
-    lines += [f"memory: {layer}, median time constant {np.median(s):.3g} steps" for layer, s in layers.items()]
-    for row in tables.get("gradients", []):
-        layer = f", layer {row.layer}" if row.layer else ""
-        lines.append(f"gradient of {row.of}{layer}: times {row.factor:.3g} a step back")
-    return lines
 
 
 def _plain(value: Any) -> Any:

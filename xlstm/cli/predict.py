@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from xlstm.cli.configuration import BackendOption, ColumnOption, TableOption, with_options
 from xlstm.cli.console import err, printable, put
@@ -19,13 +19,11 @@ from xlstm.estimators.sequence import SequenceClassifier
 
 @with_options()
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model file that train forecast or train classify wrote.")],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
+    model: Annotated[Path, Argument(help="Model file that train forecast or train classify wrote.")],
+    table: Annotated[Path, Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
     column: ColumnOption = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
-    intervals: Annotated[
-        bool, typer.Option("--intervals", help="Add quantiles of forecasts, as far as the horizon reaches.")
-    ] = False,
+    steps: Annotated[int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
+    intervals: Annotated[bool, Option("--intervals", help="Add quantiles, up to the horizon.")] = False,
     output: TableOption = None,
     backend: BackendOption = "auto",
     *,

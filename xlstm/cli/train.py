@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from typer import Argument, Option
 
 from xlstm.arrays.backend import backend_of
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, as_toml, with_options
@@ -36,28 +37,20 @@ from xlstm.training.folder import Folder
 
 OPTIONS, PICTURE = "options.toml", "forecast.png"
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
-OutputOption = Annotated[
-    Path, typer.Option("--output", "-o", help="Folder for the model, checkpoints and the history.")
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
+OutputOption = Annotated[Path, Option("--output", "-o", help="Folder for the model and the run.")]
+ResumeOption = Annotated[bool, Option("--resume", help="Go on with the run in the folder.")]
 
 
 @with_options(Settings)
 def train_forecast(
     context: typer.Context,
-    table: Annotated[Path | None, typer.Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
+    table: Annotated[Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
     column: ColumnOption = None,
-    horizon: Annotated[
-        int | None, typer.Option(help="Steps ahead it forecasts at once; 12, or fewer in a short series.")
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Steps the model looks back; 48, or fewer in a short series.")
-    ] = None,
+    horizon: Annotated[int | None, Option(help="Steps ahead; 12, or fewer in a short series.")] = None,
+    window: Annotated[int | None, Option(help="Steps back; 48, or fewer in a short series.")] = None,
     backend: BackendOption = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to keep it in; xlstm-output, or xlstm-forecast.")
-    ] = None,
+    dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
+    output: Annotated[Path | None, Option("--output", "-o", help="xlstm-output, or xlstm-forecast.")] = None,
     resume: ResumeOption = False,
     as_json: JsonOption = False,
     *,
@@ -112,10 +105,10 @@ def train_forecast(
 @with_options(TextModel)
 def train_text(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="Text in UTF-8.")],
+    file: Annotated[Path, Argument(help="Text in UTF-8.")],
     output: OutputOption = Path("xlstm-text"),
     resume: ResumeOption = False,
-    sample: Annotated[int, typer.Option(min=0, help="Tokens of the sample that is shown at the end.")] = 200,
+    sample: Annotated[int, Option(min=0, help="Tokens of the sample that is shown at the end.")] = 200,
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
@@ -135,15 +128,13 @@ def train_text(
 @with_options(SequenceClassifier)
 def train_classify(
     context: typer.Context,
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file.")],
-    label: Annotated[str, typer.Option(help="Column of labels.")],
+    table: Annotated[Path, Argument(help="CSV or Parquet file.")],
+    label: Annotated[str, Option(help="Column of labels.")],
     sequence: Annotated[
-        str | None, typer.Option(help="Column that names the sequence of a row; else each row is a sequence.")
+        str | None, Option(help="Column that names the sequence of a row, if not each row is one.")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of features, A,B,C; all others if left out.")] = None,
-    test_fraction: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the sequences that is held out.")
-    ] = 0.2,
+    columns: Annotated[str | None, Option(help="Columns of features, A,B,C; all others if left out.")] = None,
+    test_fraction: Annotated[float, Option(min=0, max=0.9, help="Share of sequences to hold out.")] = 0.2,
     output: OutputOption = Path("xlstm-classify"),
     resume: ResumeOption = False,
     as_json: JsonOption = False,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import typer
+from typer import Argument, Option
 
 from xlstm.arrays import checks
 from xlstm.cli.configuration import BackendOption, JsonOption, QuietOption, TableOption, with_options
@@ -62,33 +62,19 @@ class Part(NamedTuple):
 
 @with_options()
 def forecast(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder or file of a published checkpoint of TiRex.")],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet file with one series or several.")],
-    horizon: Annotated[int | None, typer.Option(help="Steps to forecast; by default a patch of the model.")] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="Column to forecast, may be repeated; by default all others with numbers.")
-    ] = None,
-    past: Annotated[list[str] | None, typer.Option(help="Column that is known as far as targets, for TiRex-2.")] = None,
-    future: Annotated[
-        list[str] | None, typer.Option(help="Column that is known in advance, in rows after the targets, for TiRex-2.")
-    ] = None,
-    series_id: Annotated[str | None, typer.Option(help="Column that tells several series apart.")] = None,
-    quantiles: Annotated[
-        str | None, typer.Option(help="Levels such as 0.1,0.5,0.9; by default those of the model.")
-    ] = None,
+    checkpoint: Annotated[Path, Argument(help="Folder or file of a published checkpoint of TiRex.")],
+    table: Annotated[Path, Argument(help="CSV or Parquet file with one series or several.")],
+    horizon: Annotated[int | None, Option(help="Steps to forecast; by default a patch of the model.")] = None,
+    target: Annotated[list[str] | None, Option(help="Column to forecast, repeatable; by default all others.")] = None,
+    past: Annotated[list[str] | None, Option(help="Column known as far as targets, for TiRex-2.")] = None,
+    future: Annotated[list[str] | None, Option(help="Column known in advance, for TiRex-2.")] = None,
+    series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None,
+    quantiles: Annotated[str | None, Option(help="Levels, such as 0.1,0.5,0.9.")] = None,
     output: TableOption = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the forecasts to a file such as ahead.png.")] = None,
-    backtest: Annotated[
-        int | None, typer.Option(help="Forecast the last values, too, so many horizons, and compare with baselines.")
-    ] = None,
+    picture: Annotated[Path | None, Option(help="Draw the forecasts to a file such as ahead.png.")] = None,
+    backtest: Annotated[int | None, Option(help="Also forecast so many last horizons.")] = None,
     backend: BackendOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64; by default that of the checkpoint.")] = None,
-    sign_flip: Annotated[bool | None, typer.Option(help="Add the forecast of the negated series; TiRex-2.")] = None,
-    differencing: Annotated[bool | None, typer.Option(help="Forecast changes of trends; TiRex-2.")] = None,
-    rollout: Annotated[int | None, typer.Option(help="Patches from one window at most; TiRex-1.")] = None,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Forecast long series with a long period at a lower rate; TiRex-1.")
-    ] = False,
+    dtype: Annotated[str | None, Option(help="float32 or float64; by default that of the checkpoint.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     *,
@@ -100,9 +86,7 @@ def forecast(
         plots.check(picture)
     checkpoint, _ = find_model("forecast", checkpoint, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
-    own: dict[str, Any] = {"rollout": rollout, "resample": "frequency" if resample else None}
-    own |= {"sign_flip": sign_flip, "differencing": differencing}
-    forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon, **own)
+    forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon)
     roles = Roles(target, past, future, None, series_id).checked(str(table))
     parts, names = _read(table, roles, dialect)
     model = forecaster.fit().model_
