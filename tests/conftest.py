@@ -151,7 +151,7 @@ def be(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture(autouse=True, scope="session")
 def cuda() -> None:
     """Where CuPy runs on a CPU, new memory holds NaN, and graphs are not launched on memory that was given back."""
-    if "cupy" in BACKENDS and cuda_on_cpu.built():
+    if "cupy" in BACKENDS and not cuda_on_cpu.missing():
         cuda_on_cpu.watch()
 
 
@@ -163,7 +163,7 @@ def refused() -> None:
 @pytest.fixture(autouse=True)
 def legal(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing that a test asks of CUDA would be refused, or go wrong, on a card."""
-    if "cupy" not in BACKENDS or not cuda_on_cpu.built() or request.module.__name__ == "tests.test_cuda_on_cpu":
+    if "cupy" not in BACKENDS or cuda_on_cpu.missing() or request.module.__name__ == "tests.test_cuda_on_cpu":
         yield
         return
     with cuda_on_cpu.counted() as found:

@@ -29,12 +29,10 @@ def test_round_trip(be, tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
-def test_a_transposed_array_is_stored_as_it_reads(tmp_path):
-    checkpoint.save(tmp_path / "m", {"a": np.arange(6.0).reshape(2, 3).T}, "test", {})
-    np.testing.assert_array_equal(checkpoint.load(tmp_path / "m", "test")[0]["a"], np.arange(6.0).reshape(2, 3).T)
-
-
-@pytest.mark.parametrize("array", [np.array(2.5), np.zeros((0, 3)), np.arange(3, dtype=">f4"), np.array([True])])
+@pytest.mark.parametrize(
+    "array",
+    [np.array(2.5), np.zeros((0, 3)), np.arange(3, dtype=">f4"), np.array([True]), np.arange(6.0).reshape(2, 3).T],
+)
 def test_arrays_of_every_kind(tmp_path, array):
     checkpoint.save(tmp_path / "m", {"a": array}, "test", {})
     found = checkpoint.load(tmp_path / "m", "test")[0]["a"]

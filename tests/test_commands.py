@@ -17,8 +17,8 @@ import xlstm
 from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
-from xlstm.data.files import read_names, write_table
 from xlstm.data.series import bundled
+from xlstm.data.table import read_names, write_table
 from xlstm.estimators import (
     Forecaster,
     SequenceClassifier,
@@ -119,14 +119,15 @@ def test_several_columns(run, tmp_path):
 def test_how_a_table_is_written_is_said(run, tmp_path):
     rows = "".join(f"01/{1 + k % 12:02}/{1990 + k // 12}\t{k % 7},{k % 3}\n" for k in range(200))
     (tmp_path / "s.csv").write_text("Datum\tgr\u00f6\u00dfe\n" + rows, encoding="utf-16")
-    said = ["--encoding", "utf-16", "--day-first", "--decimal", ","]
+    said = ["--encoding", "utf-16", "--date-format", "%d/%m/%Y", "--decimal", ","]
     assert "in utf-16 or latin-1" in run("train", "s.csv", *QUICK, code=2).stderr
+    assert "say its format with --date-format" in run("train", "s.csv", *QUICK, *said[:2], code=2).stderr
     result = run("train", "forecast", "s.csv", *QUICK, *said)
     assert "gr\u00f6\u00dfe, 200 months from 1990-01-01 to 2006-08-01" in result.output
     assert "\n2006-09-01," in run("predict", "xlstm-forecast", "s.csv", "--steps", 1, *said).stdout
     run("evaluate", "xlstm-forecast", "s.csv", *said)
     options = tomllib.loads((tmp_path / "xlstm-forecast/options.toml").read_text())
-    assert (options["day-first"], options["decimal"], options["encoding"]) == (True, ",", "utf-16")
+    assert (options["date-format"], options["decimal"], options["encoding"]) == ("%d/%m/%Y", ",", "utf-16")
     again = run("train", "s.csv", *QUICK, "--config", "xlstm-forecast/options.toml", "-o", "again")
     assert "200 months from 1990-01" in again.output
 
@@ -222,14 +223,14 @@ def test_classes_of_rows_with_decimal_commas(run, tmp_path):
     rows = [[f"{(k % 3 - 1) * t + 0.1 * rng.normal():.6f}".replace(".", ",") for t in range(5)] for k in range(60)]
     text = "\n".join(f"3{k % 2}.1.2024;{';'.join(row)};k\u00e4se{k % 3}" for k, row in enumerate(rows))
     (tmp_path / "wide.csv").write_text("tag;t0;t1;t2;t3;t4;art\n" + text, encoding="latin-1")
-    said = ["--encoding", "latin-1", "--decimal", ","]
+    said = ["--encoding", "latin-1", "--date-format", "%d.%m.%Y", "--decimal", ","]
     words = ("--label", "art", "--backend", "numpy", "--epochs", 30, "--hidden-size", 8, "--json")
     found = read_json(run("train", "classify", "wide.csv", *words, *said))
     assert (found["accuracy"], found["confusion"]) == (1.0, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
     lines = [line.split(",") for line in run("predict", CLASSIFIED, "wide.csv", *said).stdout.splitlines()]
     assert lines[0] == ["row", "art", "p(k\u00e4se0)", "p(k\u00e4se1)", "p(k\u00e4se2)"]
     assert [line[:2] for line in lines[1:4]] == [["1", "k\u00e4se0"], ["2", "k\u00e4se1"], ["3", "k\u00e4se2"]]
-    wrong = run("evaluate", CLASSIFIED, "wide.csv", *said[:2], "--decimal", ".", code=2)
+    wrong = run("evaluate", CLASSIFIED, "wide.csv", *said[:4], "--decimal", ".", code=2)
     assert "column t0 holds '0," in wrong.stderr
 
 
@@ -444,7 +445,7 @@ WRONG = [
     (["evaluate", "text", "nosuch.txt"], "error: nosuch.txt: No such file or directory"),
     (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
-    (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --day-first, --month-first"),
+    (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --date-format, --decimal"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
     (["evaluate", "values", "long.csv"], "is a sequence regressor, which is for xlstm inspect, not for xlstm evaluate"),

@@ -128,30 +128,6 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
         Cuda().refuses(step, [(3, 4)])
 
 
-def test_nothing_but_cupy_has_kernels():
-    torch = pytest.importorskip("torch")
-    import array_api_compat.torch
-
-    assert launch.runtime(np, np.ones(2)) is None
-    assert launch.runtime(array_api_compat.torch, torch.ones(2)) is None
-
-
-def a_source(path="cluster", dtype="bfloat16", **arguments):
-    with cuda.use(path):
-        made = choose(dtype=dtype, **arguments)
-    return source.loop(CELLS["lstm"], "forward", made.forward)
-
-
-def test_modules_of_cupy_are_made(monkeypatch):
-    cupy = pytest.importorskip("cupy")
-    for path, foreach in (("cluster", False), ("grid", True)):
-        made = launch.module(a_source(path), "xlstm_forward")
-        assert isinstance(made, cupy.RawModule)
-        assert made.enable_cooperative_groups is foreach
-        assert not launch.module(a_source(path), source.ARRANGE).enable_cooperative_groups
-    assert launch.module(a_source(), "xlstm_forward").code == a_source().text
-
-
 def test_numbers_of_a_cell_are_arguments_of_its_kernels():
     """The text is the same for all of their values, so that one kernel serves them all."""
     texts = set()

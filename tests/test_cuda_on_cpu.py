@@ -25,21 +25,18 @@ REALS, FLOATS = ("f4", "f8", "f2", BF16), ("f4", "f8")
 TOLERANCES = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.6e-2, "complex64": 2e-6}
 # With a and b of (6, 40) and c of (40, 8); floats are between 0 and 2.
 EXPRESSIONS = {
-    **dict.fromkeys((f"xp.{f}(a)" for f in ("exp", "log1p", "sqrt", "tanh", "abs", "sign", "isnan", "rint")), REALS),
-    **dict.fromkeys((f"xp.{f}(a)" for f in ("log", "expm1", "sin", "arctan", "floor", "reciprocal")), ("f4",)),
-    **dict.fromkeys((f"a {op} b" for op in ("+", "-", "*", "/", "<", "==")), REALS),
-    **dict.fromkeys((f"a {op} (b + 1)" for op in ("//", "%", "&", "^", "<<", "+")), ("i4", "i8")),
+    **dict.fromkeys((f"xp.{f}(a)" for f in ("exp", "log1p", "sqrt", "tanh", "sign", "isnan", "rint")), REALS),
+    **dict.fromkeys((f"a {op} b" for op in ("+", "/", "<")), REALS),
+    **dict.fromkeys((f"a {op} (b + 1)" for op in ("//", "%", "&", "<<")), ("i4", "i8")),
     **dict.fromkeys((f"xp.{f}(a, axis={axis})" for f in ("sum", "max") for axis in (0, 1, None)), ("f4", "f8", "i8")),
-    **dict.fromkeys((f"xp.{f}(a, axis=1)" for f in ("mean", "var", "argmax", "prod", "min")), FLOATS),
-    **dict.fromkeys(("a.T.copy()", "a[:, ::-2]", "xp.concatenate((a, b), axis=1)"), (*REALS, "i4", "?")),
-    **dict.fromkeys(("a[xp.asarray([2, 0])]", "a.astype('f4') + 1", "xp.stack((a, b))"), (*REALS, "i4", "?")),
+    **dict.fromkeys((f"xp.{f}(a, axis=1)" for f in ("var", "argmax", "prod")), FLOATS),
+    **dict.fromkeys(("a[:, ::-2]", "xp.concatenate((a, b), axis=1)", "a[xp.asarray([2, 0])]"), (*REALS, "i4", "?")),
     **dict.fromkeys(("xp.where(a > b, a, b)", "a ** 2"), ("f4", "i4")),
     **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
-    **dict.fromkeys(("a @ c", "c.T @ a.T", "a @ c[:, 0]", "a[0] @ b[0]"), ("f4", "f8", "i4")),
-    **dict.fromkeys(("xp.stack((a, a)) @ xp.stack((c, c))", "xp.tensordot(a, b, axes=2)"), FLOATS),
-    **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.pad(a, 1)", "xp.all(a > 0)"), ("f4",)),
-    **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]", "xp.logaddexp(a, b)"), ("f4",)),
-    "a | b": ("?",), "~a": ("?", "i4"), "xp.bincount(a[0])": ("i4",),
+    **dict.fromkeys(("a @ c", "c.T @ a.T", "a @ c[:, 0]", "xp.stack((a, a)) @ xp.stack((c, c))"), FLOATS),
+    **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.all(a > 0)"), ("f4",)),
+    **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]"), ("f4",)),
+    "~a": ("?", "i4"), "xp.bincount(a[0])": ("i4",),
 }  # fmt: skip
 
 
@@ -102,34 +99,11 @@ def test_counts():
 # ---- kernels
 
 
-def test_dynamic_shared_memory_and_shuffles():
-    text = """extern __shared__ float s[]; s[threadIdx.x] = threadIdx.x; __syncthreads(); float v = s[63 - threadIdx.x];
-        for (int m = 16; m; m /= 2) v += __shfl_xor_sync(~0u, v, m);
-        y[threadIdx.x] = v;"""
-    y = cp.zeros(64, "f4")
-    kernel(f"k(float* y) {{ {text} }}")((1,), (64,), (y,), shared_mem=256)
-    assert y.get().tolist() == [sum(range(32, 64))] * 32 + [sum(range(32))] * 32
-
-
 def test_templates():
     text = "template <class T> __global__ void k(T* x) { x[threadIdx.x] += 1; }"
-    module = cp.RawModule(code=text, name_expressions=["k<float>", "k<double>"])
-    for name, x in (("k<float>", cp.zeros(8, "f4")), ("k<double>", cp.zeros(8))):
-        module.get_function(name)((1,), (8,), (x,))
-        assert x.get().tolist() == [1] * 8
-
-
-def test_blocks_of_a_cooperative_launch_wait_for_one_another_and_have_variables_of_their_own():
-    text = """k(int* arrived, int* y) {
-        __shared__ int own[32]; own[threadIdx.x] = blockIdx.x; __syncthreads();
-        if (threadIdx.x == 0) { atomicAdd(arrived, 1); while (atomicAdd(arrived, 0) < gridDim.x); }
-        __syncthreads(); y[blockIdx.x * 32 + threadIdx.x] = own[31 - threadIdx.x];
-    }"""
-    y = cp.zeros(128, "i4")
-    with cuda_on_cpu.counted() as asked:
-        kernel(text, enable_cooperative_groups=True)((4,), (32,), (cp.zeros(1, "i4"), y))
-    assert asked.counts["cooperative"] == 1
-    assert y.get().tolist() == [k // 32 for k in range(128)]
+    x = cp.zeros(8, "f4")
+    cp.RawModule(code=text, name_expressions=["k<float>"]).get_function("k<float>")((1,), (8,), (x,))
+    assert x.get().tolist() == [1] * 8
 
 
 def test_blocks_of_a_cluster_read_one_anothers_memory_where_there_is_room_for_them():
@@ -148,12 +122,6 @@ def test_blocks_of_a_cluster_read_one_anothers_memory_where_there_is_room_for_th
         run((8,), (2,), (y,))
     with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
         run((6,), (2,), (y,))  # no multiple of a cluster
-
-
-def test_atomics():
-    y = cp.zeros(1, "f4")
-    kernel("k(float* y) { atomicAdd(y, 1.f); }")((9,), (64,), (y,))
-    assert float(y[0]) == 576
 
 
 # ---- faults of kernels
@@ -256,14 +224,6 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
     assert found == [2.0 if waits else 0.0] * 4
 
 
-def test_streams_that_block_wait_for_the_default_one():
-    with cuda_on_cpu.configured(lazy=1):
-        a, blocking = cp.zeros(4), cp.cuda.Stream()
-        a += 1
-        with blocking:
-            assert (a * 2).get().tolist() == [2.0] * 4
-
-
 def test_memory_of_another_device_is_found():
     with cuda_on_cpu.configured(devices=2):
         cp.cuda.runtime.setDevice(1)
@@ -324,6 +284,18 @@ def test_memory_of_a_capture_that_others_get_is_found(stream):
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
         graph.launch(stream)
     del others
+    graph.launch(stream)
+
+
+def test_an_index_of_cupy_has_no_address(stream):
+    """It has a part that nobody writes, which holds whatever was there."""
+    run = cp.RawKernel('struct I { long at; long get() { return at; } }; extern "C" __global__ void k(I i) {}', "k")
+    a = cp.ones(4)
+    run((1,), (1,), (np.uint64(a.data.ptr),))
+    stream.begin_capture()
+    run((1,), (1,), (np.uint64(a.data.ptr),))
+    graph = stream.end_capture()
+    del a
     graph.launch(stream)
 
 

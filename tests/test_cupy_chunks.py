@@ -66,8 +66,9 @@ def test_passes(rng, T, chunk, final, options):
     ("dtype", "sizes", "options"),
     [
         # Widths beyond those of all tiles, and a part of the last one; read by pairs, and by 16 bytes.
-        *((dtype, (19, 1, *sizes), {}) for dtype in TOLERANCE for sizes in ((2, 82, 146), (4, 88, 136))),
-        *((dtype, (70, 1, 1, 24, 40), {"chunk": 64}) for dtype in ("float32", "bfloat16")),  # the largest chunk
+        *((dtype, (19, 1, 2, 82, 146), {}) for dtype in ("float32", "float16")),
+        *((dtype, (19, 1, 4, 88, 136), {}) for dtype in ("tf32", "bfloat16")),
+        ("bfloat16", (70, 1, 1, 24, 40), {"chunk": 64}),  # the largest chunk
         ("float32", (257 * 16 + 3, 1, 1, 2, 2), {"eps": 0.1}),  # more chunks than a block has threads
     ],
 )
@@ -97,7 +98,7 @@ def test_from_the_state_before_the_first_step(rng):
     agree(found, expected | {"dm0": found["dm0"]}, 1e-5)
 
 
-@pytest.mark.parametrize("low", [-30.0, -1e4, -np.inf])
+@pytest.mark.parametrize("low", [-30.0, -np.inf])
 def test_digits_survive_a_strong_forget(rng, low):
     def change(steps, state):
         steps[4][..., [7, 20]] = low
@@ -107,50 +108,25 @@ def test_digits_survive_a_strong_forget(rng, low):
 
 
 @pytest.mark.parametrize(
-    "layer",
-    [
-        xlstm.mLSTM(4, 8, num_heads=2, chunk_size=128),
-        xlstm.mLSTM(4, 6, num_heads=2),
-        xlstm.mLSTM(4, 8, num_heads=2, qk_size=6),
-    ],
-    ids=["long chunks", "odd heads", "odd keys"],
+    ("width", "options"), [(8, {"chunk_size": 128}), (6, {}), (8, {"qk_size": 6})], ids=["long chunks", "heads", "keys"]
 )
-def test_what_has_no_kernels(layer, rng):
-    be = xlstm.backend("cupy")
-    params, x = layer.init(0, be), be.asarray(rng.standard_normal((70, 1, 4)))
+def test_what_has_no_kernels(width, options, rng):
+    layer, be = xlstm.mLSTM(4, width, num_heads=2, **options), xlstm.backend("cupy")
     with gpu.counted() as counts:
-        layer.forward(params, x)
+        layer.forward(layer.init(0, be), be.asarray(rng.standard_normal((70, 1, 4))))
     assert "xlstm_chunk" not in counts.places()
 
 
-@pytest.mark.parametrize(
-    ("capability", "dtype", "there"),
-    [
-        (70, "float16", False),
-        (75, "float16", True),
-        (75, "float32", False),
-        (80, "bfloat16", True),
-        (80, "float32", True),
-    ],
-)
-def test_cards(monkeypatch, capability, dtype, there):
+def test_cards(monkeypatch):
     """Tensor cores take float16 from sm_75 on, bfloat16 and so float32 from sm_80 on."""
-    card = SimpleNamespace(device=Device("a card", capability, 40, 101376))
-    monkeypatch.setattr(passes.launch, "runtime", lambda xp, like: card)
-    be = xlstm.backend("cupy", dtype=dtype)
-    q = be.asarray(np.ones((1, 2, 20, 8)))
-    assert (passes.kernels(be.xp, q, q, q, 64, "sigmoid", 0.0) is not None) == there
-
-
-def test_states_are_float32_for_the_kernels(rng):
-    """Whatever dtype a state below a layer has, of which kernels know nothing but the address."""
-    steps, state = inputs_of(rng, 20, 2, 3, 20, 24)
-    low, high = xlstm.backend("cupy", dtype="float16"), xlstm.backend("cupy", dtype="float32")
-    given, halves = [low.asarray(a) for a in steps], [low.asarray(a) for a in state]
-    made = passes.kernels(low.xp, *given[:3], 16, "sigmoid", 0.0)
-    found = passes.chunkwise(low.xp, *given, *halves, made)[:4]
-    expected = passes.chunkwise(low.xp, *given, *[high.asarray(to_numpy(a)) for a in halves], made)[:4]
-    agree(dict(enumerate(found)), dict(enumerate(expected)))
+    found = {}
+    for capability, dtype in ((70, "float16"), (75, "float16"), (75, "float32"), (80, "bfloat16"), (80, "float32")):
+        card = SimpleNamespace(device=Device("a card", capability, 40, 101376))
+        monkeypatch.setattr(passes.launch, "runtime", lambda xp, like, card=card: card)
+        be = xlstm.backend("cupy", dtype=dtype)
+        q = be.asarray(np.ones((1, 2, 20, 8)))
+        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 64, "sigmoid", 0.0) is not None
+    assert [*found.values()] == [False, True, False, True, True]
 
 
 def test_a_kernel_that_does_not_run_is_named(monkeypatch, rng):
@@ -160,12 +136,6 @@ def test_a_kernel_that_does_not_run_is_named(monkeypatch, rng):
     monkeypatch.setattr(passes, "_compiled", fails)
     with pytest.raises(cuda.CudaError, match=r"out of registers\); XLSTM_CUDA_PATH=loop goes without"):
         both(rng, (5, 1, 1, 4, 4))
-
-
-def test_a_wrong_path_concerns_gpus_alone(monkeypatch):
-    monkeypatch.setenv("XLSTM_CUDA_PATH", "nonsense")
-    layer = xlstm.mLSTM(4, 4, num_heads=2)
-    layer(layer.init(0, "numpy"), np.zeros((3, 2, 4), "float32"))
 
 
 def test_what_is_kept_can_be_copied_and_results_are_no_views_of_it(rng):

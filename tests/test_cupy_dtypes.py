@@ -243,5 +243,3 @@ def test_a_checkpoint_in_bfloat16(tmp_path):
     wide = {name: xlstm.backend("cupy").asarray(to_numpy(p)) for name, p in params.items()}
     tokens = be.xp.asarray(np.arange(12).reshape(2, 6) % model.vocab_size)
     agree(*({"logits": model(p, tokens)[0]} for p in (params, wide)), 0.1)
-    written, _ = model.generate(params, [[1, 2, 3]], 4)
-    assert written.shape == (1, 7)

@@ -17,7 +17,7 @@ from xlstm.data import Streams, Windows
 from xlstm.engines.cuda import engine
 from xlstm.models.sequence import SequenceModel
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, losses, optimizers, steps, train
+from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, optimizers, steps, train
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 
@@ -38,11 +38,6 @@ def lengths(count):
     return windows(2 * count, 4, lengths=np.concatenate(given[:count]))
 
 
-def tokens():
-    given = np.arange(49) % 7
-    return Streams(given[:-1], given[1:], 2, 6)
-
-
 def wave(length=64):
     return Streams(np.sin(np.arange(length))[:, None], np.zeros((length, 3)), 2, 4)
 
@@ -53,28 +48,18 @@ def cut():
     return [*batches[:5], batches[5]._replace(x=batches[5].x[:2], target=batches[5].target[:2]), *batches[6:]]
 
 
-def quantiles(y, target, mask):
-    return losses.pinball(y, target[..., 0], mask, quantiles=(0.1, 0.5, 0.9))
-
-
 LSTM = SequenceModel(xlstm.LSTM(2, 4, 2, dropout=0.25), 3)
 PLAIN = SequenceModel(xlstm.LSTM(2, 4), 3)
 WAVE = SequenceModel(xlstm.LSTM(1, 4), 3)
-LANGUAGE = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 2, [1], 2), 7)
 ADAM = optimizers.by_name({"head.b": optimizers.sgd(lambda step: 0.1 / (1 + step), 0.9)}, optimizers.adam(1e-2))
 # A model, its batches, an optimizer, options of a step, and graphs: of each shape and place among those of an update,
 # but for those that do not come again.
 CASES = {
-    "Adam, dropout": (LSTM, windows(), ADAM, {}, 1),
     "clipping": (LSTM, windows(), ADAM, {"callbacks": [Clip(norm=0.1, value=0.05)]}, 1),
     "accumulated": (LSTM, windows(24), ADAM, {"accumulate": 6}, 3),
     "float16": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**24, every=2), "callbacks": [Clip(1.0)]}, 1),
     "float16, accumulated": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**20, 1.5), "accumulate": 2}, 2),
-    "bfloat16": (LSTM, windows(), optimizers.rmsprop(1e-3, momentum=0.5), {"precision": Mixed("bfloat16")}, 1),
-    "language model": (LANGUAGE, tokens(), optimizers.adamw(1e-2), {"callbacks": [Clip(1.0)]}, 2),
-    "pinball": (LSTM, windows(), ADAM, {"loss": quantiles}, 1),
     "lengths": (LSTM, lengths(9), ADAM, {}, 4),
-    "a small batch at the end": (LSTM, windows(5), ADAM, {}, 2),
     "a small batch in the middle": (WAVE, cut(), ADAM, {}, 3),
 }
 
@@ -137,14 +122,12 @@ def test_the_device_decides_as_the_host_does(backend, case):
     agree(params, model.init(0, backend))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
-def test_steps_in_other_dtypes_and_on_another_device(dtype):
+def test_steps_on_another_device_in_float16():
     with cupy.cuda.Device(1):
-        params = LSTM.init(0, xlstm.backend("cupy", dtype=dtype))
+        params = LSTM.init(0, xlstm.backend("cupy", dtype="float16"))
         host = taken(Step(LSTM, ADAM._replace(parts=None)), windows(), params)
-        for graph in (False, True):
-            found = taken(Step(LSTM, ADAM, graph=graph), windows(), params)
-            same(found, host)
+        found = taken(Step(LSTM, ADAM, graph=True), windows(), params)
+    same(found, host)
     assert {p.device.id for p in found[0].params.values()} == {1}
 
 
@@ -159,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_training_later(backend, monkeypatch, op
     def seen(k, state):
         # After a step that could not be taken the host counts updates that the device does not, so that no number
         # before the first is picked.
-        assert options or state.board is None or decisions.read(state.board).row == 0
+        assert options or state.device_state is None or decisions.read(state.device_state).row == 0
         if k == 4:
             last = {name: to_numpy(a) for name, a in arrays(state._replace(sums=None)).items()}
             before.update(masks=masks(state), arrays=last)
@@ -212,16 +195,13 @@ def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh
     assert state.graphs.captured
 
 
-@pytest.mark.parametrize("wait", [True, False])
-def test_a_step_that_could_not_be_taken_is_not_forgotten(backend, wait):
+def test_a_step_that_could_not_be_taken_is_not_forgotten(backend):
     """Without waits the steps after it were not taken either, so that its error comes again."""
-    made = Step(LSTM, ADAM, wait=False, graph=True)
-    state, batch = made.init(LSTM.init(0, backend)), next(iter(windows(wrong=0).batches()))
-    state, _ = made(state, batch, "step 1")
-    other = Step(LSTM, ADAM, wait=wait, graph=True)
-    for _ in range(2):
+    made, batch = Step(LSTM, ADAM, wait=False, graph=True), next(iter(windows(wrong=0).batches()))
+    state, _ = made(made.init(LSTM.init(0, backend)), batch, "step 1")
+    for ask in (lambda: made.settle(state), lambda: Step(LSTM, ADAM, graph=True)(state, batch, "step 2")):
         with pytest.raises(FloatingPointError, match=r"^step 1: "):
-            other.settle(state) if not wait else other(state, batch, "step 2")
+            ask()
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -387,20 +367,18 @@ class Changes(Callback):
 
 WRONG = {
     "a dtype": lambda grads: grads | {"head.W": grads["head.W"].astype("float64")},
-    "all dtypes": lambda grads: {name: g.astype("float64") for name, g in grads.items()},
     "a shape": lambda grads: grads | {"head.W": grads["head.W"][:1]},
     "one left out": lambda grads: {name: g for name, g in grads.items() if name != "head.b"},
 }
 
 
-@pytest.mark.parametrize("optimizer", [optimizers.adam(1e-2), ADAM], ids=["Adam", "by name"])
 @pytest.mark.parametrize("case", WRONG)
-def test_gradients_of_a_callback_that_do_not_fit_are_refused(backend, case, optimizer):
+def test_gradients_of_a_callback_that_do_not_fit_are_refused(case):
     """With the error of NumPy."""
     errors, batch = [], next(iter(windows().batches()))
     ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
     for name, options in ways:
-        made = Step(LSTM, optimizer, callbacks=[Changes(WRONG[case])], **options)
+        made = Step(LSTM, ADAM, callbacks=[Changes(WRONG[case])], **options)
         state = made.init(LSTM.init(0, name))
         with pytest.raises((TypeError, ValueError), match=r"head\.[Wb]|float64|empty") as found:
             made(state, batch)

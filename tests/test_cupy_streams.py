@@ -7,7 +7,6 @@ there for those that do not wait.
 from __future__ import annotations
 
 import contextlib
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 
 import xlstm
 from tests import cuda_on_cpu, gpu
+from xlstm.arrays import constants
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
@@ -120,20 +120,23 @@ def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
     same(found, hosts(work()))
 
 
-def test_threads_with_the_default_stream_of_each(work):
-    """Their default streams have one address, and are not the same."""
-    expected = hosts(work())
-    found = []
+def test_constants_are_of_one_stream():
+    """The default streams of threads have one address, and are not the same."""
 
-    def run():
-        with cupy.cuda.Stream.ptds:
-            found.append(hosts(work()))
+    def made(stream):
+        with stream:
+            return constants.steps(be.xp, 3, be.xp.int64, be.device)
 
-    for _ in range(2):
-        thread = threading.Thread(target=run)
-        thread.start()
-        thread.join()
-    same(found[0] + found[1], expected * 2)
+    be = xlstm.backend("cupy")
+    constants._steps.cache_clear()
+    one, two = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    assert made(one) is made(one)
+    with two:  # nothing that the first was asked for is done
+        assert to_numpy(made(two)).tolist() == [0, 1, 2]
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        found = [pool.submit(made, cupy.cuda.Stream.ptds).result() for pool in (first, second, first)]
+    assert found[0] is found[2]
+    assert found[0] is not found[1]
 
 
 def test_graphs_are_launched_on_the_current_stream():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from xlstm.data import calendars
-from xlstm.data.preparation import carry_forward, split
 from xlstm.data.series import bundled, read_csv
+from xlstm.data.series_windows import carry_forward, split
 from xlstm.estimators import (
     Forecaster,
     NotFittedError,

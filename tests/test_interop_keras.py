@@ -8,7 +8,6 @@ import tracemalloc
 import types
 import warnings
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
@@ -231,110 +230,6 @@ def good(tmp_path):
     return tmp_path / "good.weights.h5"
 
 
-VARS = "layers/lstm/cell/vars"
-
-
-def external(file):
-    file[f"{VARS}/0"] = h5py.ExternalLink("other.h5", "/secret")
-
-
-def soft(file):
-    file[f"{VARS}/0"] = h5py.SoftLink("/layers")
-
-
-def outside(file):
-    file.create_dataset(f"{VARS}/0", (D, 4 * H), "float32", external=[("/etc/passwd", 0, 4 * D * 4 * H)])
-
-
-def unwritten(file):
-    file.create_dataset(f"{VARS}/0", (10**6, 10**6), "float32", chunks=(1000, 1000))
-
-
-def bomb(file):
-    file.create_dataset(f"{VARS}/0", data=np.zeros((2**13, 2**13), "float32"), chunks=(1024, 1024), compression="gzip")
-
-
-def stream(file):
-    """A small array whose compressed piece unpacks to far more than it declares."""
-    dataset = file.create_dataset(f"{VARS}/0", (D, 4 * H), "float32", chunks=(D, 4 * H), compression="gzip")
-    dataset.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**24)))
-
-
-def many(file):
-    """Arrays of which each is small, and all together are not."""
-    for k in range(50):
-        file.create_dataset(f"layers/lstm_{k}/cell/vars/0", (2**10, 2**10), "float32", chunks=True)
-
-
-def time(file):
-    space = h5py.h5s.create_simple((D, 4 * H))
-    h5py.h5d.create(file[VARS].id, b"0", h5py.h5t.UNIX_D32LE, space)
-
-
-def objects(file):
-    file.create_dataset(f"{VARS}/0", data=["text"], dtype=h5py.string_dtype())
-
-
-def virtual(file):
-    layout = h5py.VirtualLayout((D, 4 * H), "float32")
-    layout[:] = h5py.VirtualSource("other.h5", "secret", (D, 4 * H))
-    file.create_virtual_dataset(f"{VARS}/0", layout)
-
-
-def chunk(file):
-    zeros = np.zeros((D, 4 * H), "float32")
-    shape = {"maxshape": (None, None), "chunks": (2**13, 2**13)}
-    file.create_dataset(f"{VARS}/0", data=zeros, compression="gzip", **shape)
-
-
-def hollow(file):
-    file.create_dataset(f"{VARS}/0", (D, 4 * H), "float32")
-
-
-def deep(file):
-    file.create_group("/".join("abcdefghijklmnopqrst"))
-
-
-def twice(file):
-    file[f"{VARS}/0"] = file[f"{VARS}/1"]
-
-
-def cycle(file):
-    file[f"{VARS}/0"] = file["layers"]
-    file["layers/loop"] = file["/"]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (external, "is a ExternalLink, which is not followed"),
-        (soft, "is a SoftLink, which is not followed"),
-        (outside, "its data lie elsewhere"),
-        (virtual, "its data lie elsewhere"),
-        (unwritten, r"its arrays declare 4000000000320 bytes, the file has \d+$"),
-        (bomb, r"its arrays declare 268435776 bytes, the file has \d+$"),
-        (many, r"its arrays declare 209715520 bytes, the file has \d+$"),
-        (hollow, "declares 192 bytes, the file holds none of them"),
-        (stream, "is chunked or compressed, expected it in one piece"),
-        (objects, "has dtype object, expected float32"),
-        (time, "has a dtype that NumPy lacks, expected float32"),
-        (cycle, "is there under several names"),
-        (twice, "is there under several names"),
-        (deep, "nested more than 16 deep"),
-        (chunk, "is chunked or compressed, expected it in one piece"),
-        (lambda file: None, r"has arrays 1, 2, expected 0, 1 and perhaps 2"),
-        (lambda file: file.create_dataset(f"{VARS}/0", data=np.zeros((D, 15), "f4")), r"kernel has shape \(3, 15\)"),
-        (lambda file: file.create_dataset(f"{VARS}/0", data=np.zeros((D, 4, H), "f4")), "expected one axis or two"),
-    ],
-)
-def test_spoilt_files_are_refused(good, spoil, words):
-    with h5py.File(good, "a") as file:
-        del file[f"{VARS}/0"]
-        spoil(file)
-    with pytest.raises(ValueError, match=words):
-        from_keras(good)
-
-
 def zipped(path, entries):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # duplicate names
@@ -353,7 +248,6 @@ def zipped(path, entries):
             [("config.json", " " * 2**24), ("model.weights.h5", b"")],
             "config.json declares 16777216 bytes .* proportion",
         ),
-        ([("config.json", "[" * 100_000), ("model.weights.h5", b"")], "not readable|not a readable"),
         ([("config.json", "{}"), ("model.weights.h5", b"garbage")], "not a readable HDF5 file"),
         ([("config.json", "{}"), ("model.weights.h5", pickle.dumps([1]))], "not a readable HDF5 file"),
     ],
@@ -401,12 +295,6 @@ def test_without_h5py_the_command_is_named(monkeypatch, good):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ImportError, match=r"pip install 'xlstm-xp\[keras\]'"):
         from_keras(good)
-
-
-def test_a_configuration_that_is_not_kerass(tmp_path, good):
-    zipped(tmp_path / "model.keras", [("config.json", '{"class_name": 3}'), ("model.weights.h5", good.read_bytes())])
-    with pytest.raises(ValueError, match=r"config.json is not Keras'"):
-        from_keras(tmp_path / "model.keras")
 
 
 def test_bad_files_are_named(tmp_path, good):

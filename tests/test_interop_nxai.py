@@ -12,7 +12,6 @@ from tests.conftest import DATA
 from tests.docs import blocks
 from xlstm.arrays.convert import to_numpy
 from xlstm.interop import nxai
-from xlstm.interop.nxai import names
 
 NXAI = DATA / "nxai"
 
@@ -26,7 +25,7 @@ def test_block_stack_follows_the_package(be):
     loss, dlogits = model.loss(logits, be.asarray(golden["targets"]))
     np.testing.assert_allclose(float(loss), golden["loss"], rtol=1e-10)
     grads, _, _ = model.backward(params, saved, dlogits)
-    found = names.written(model, "xlstm", {name: to_numpy(g) for name, g in grads.items()})
+    found = nxai.exported(model, {name: to_numpy(g) for name, g in grads.items()})
     expected = load_file(NXAI / "block_stack_grads.safetensors")
     assert set(found) == set(expected)
     for name, grad in expected.items():

@@ -218,8 +218,8 @@ def nested(config, path, value):
 @pytest.mark.parametrize(
     ("folder", "path", "value", "message"),
     [
-        (FIRST, "model_config/colour", 1, "config model_config: key 'colour' is unknown, expected some of input_patch"),
-        (FIRST, "model_config/input_ff_dim", None, "config model_config: input_ff_dim is missing"),
+        (FIRST, "model_config/colour", 1, "config.model_config: key 'colour' is unknown, expected some of input_patch"),
+        (FIRST, "model_config/input_ff_dim", None, "config.model_config: input_ff_dim is missing"),
         (FIRST, "train_ctx_len", None, "config: train_ctx_len is missing"),
         (FIRST, "train_ctx_len", 33, "context is 33, expected a multiple of patch_size, 4"),
         (FIRST, "model_config/output_patch_size", 8, "output_patch_size is 8, expected the same as the model's, 4"),
@@ -235,7 +235,7 @@ def nested(config, path, value):
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU', expected one of"),
         (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2, expected the same as the model's, 4"),
         (SECOND, "scaler_cfg/use_arcsinh", "no", "use_arcsinh is 'no', expected True or False"),
-        (SECOND, "tokenizer_cfg/colour", 1, "config tokenizer_cfg: key 'colour' is unknown"),
+        (SECOND, "tokenizer_cfg/colour", 1, "config.tokenizer_cfg: key 'colour' is unknown"),
         (SECOND, "tokenizer_cfg", None, "config: tokenizer_cfg is missing"),
         (SECOND, "stack_out_norm_config", None, "stack_out_norm.weight is surplus"),
         (SECOND, "stack_config/recipe", ["slstm_attn", "x"], "recipe has 'x', expected some of mlstm_attn, slstm_attn"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -39,19 +40,13 @@ CELLS = {
     "slstm": pointwise(slstm.Cell(), (), ("b",)),
     "slstm, rounded": pointwise(slstm.Rounded(forget_limit=15.0), (), ("b",)),
 }
-TENSOR = ("3xfp16", "tf32", "float16", "bfloat16")
-# Units of a head, heads, sequences; a spread of all, and the sizes that are measured.
-SIZES = [
-    (50, 1, 32),
-    (64, 4, 16),
-    (128, 1, 100),
-    (200, 1, 300),
-    (256, 1, 256),
-    (384, 1, 700),
-    (512, 1, 64),
-    (1024, 1, 16),
+DROPPED = [
+    pointwise(cell, (), added, (), Around(drop=True))
+    for cell, added in ((lstm.Cell(), ("b",)), (gru.Cell(), ("b", "bh")))
 ]
-FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]
+TENSOR = ("3xfp16", "tf32", "float16", "bfloat16")
+FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]  # units of a head, heads, sequences
+MORE = [*FEW, (64, 4, 16), (128, 1, 100), (200, 1, 300), (256, 1, 256), (384, 1, 700)]
 MEASURED = [(512, 1, 64), (1024, 1, 16), (256, 1, 256)]
 
 
@@ -78,17 +73,17 @@ def within(capability, made, card=None):
 @pytest.mark.parametrize("name", TENSOR)
 @pytest.mark.parametrize(("capability", "cluster"), [(80, False), (90, False), (90, True)])
 def test_with_tensor_cores(cell, name, capability, cluster):
-    sizes = SIZES if name in ("tf32", "bfloat16") and (cell, cluster) in (("lstm", True), ("gru", True)) else FEW
+    sizes = MORE if name in ("tf32", "bfloat16") and (cell, cluster) in (("lstm", True), ("gru", True)) else FEW
     assert sum(len(fits(capability, CELLS[cell], name, size, cluster=cluster)) for size in sizes) >= 3
 
 
-@pytest.mark.parametrize(("cell", "added"), [(lstm.Cell(), ("b",)), (gru.Cell(), ("b", "bh"))], ids=["lstm", "gru"])
+@pytest.mark.parametrize("step", [*DROPPED, *(CELLS[name] for name in ("lstm", "gru", "slstm"))])
 @pytest.mark.parametrize("name", TENSOR)
 @pytest.mark.parametrize("cluster", [False, True])
-def test_with_recurrent_dropout(cell, added, name, cluster):
-    step = pointwise(cell, (), added, (), Around(drop=True))
+def test_kernels_that_keep_h(step, name, cluster):
+    """Before every step, for recurrent dropout and for steps of different widths."""
     for size in FEW:
-        fits(90, step, name, size, cluster=cluster, keep_h=True)
+        fits(90, step, name, size, tiling.PASSES if step in DROPPED else ("forward",), cluster, keep_h=True)
 
 
 @pytest.mark.parametrize("kind", source.KINDS + source.FACTORS)
@@ -111,14 +106,6 @@ def test_options_in_kernels_of_one_step(options, name, kind):
         assert compile_for(capability, made.text).spilled == 0
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "slstm"])
-@pytest.mark.parametrize(("name", "cluster"), [("3xfp16", False), ("tf32", True), ("bfloat16", True)])
-def test_with_steps_of_different_widths(cell, name, cluster):
-    """Such a kernel keeps h before every step, too."""
-    for size in FEW:
-        fits(90, CELLS[cell], name, size, ("forward",), cluster, keep_h=True)
-
-
 @pytest.mark.parametrize("size", MEASURED)
 @pytest.mark.parametrize(
     ("capability", "dtype", "precision"),
@@ -135,27 +122,24 @@ def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, pr
             within(capability, source.loop(CELLS["lstm"], kind, getattr(found, kind)))
 
 
-@pytest.mark.parametrize("capability", [89, 120])
-def test_a_wide_layer_fits_all_blocks_of_a_large_card(capability):
-    """Eight units a block spread the weights of 1024 units over the registers of 128 blocks."""
-    for precision, path in (("tf32", "grid"), ("float32", "plain")):
-        found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", "float32", 1024, 1, 16, CARDS[capability])
-        for one in (found.forward, found.backward):
+def chosen(capability, path="auto", precision="float32", dtype="float32", width=512, B=64):
+    told = (path, precision)
+    return choose("LSTM", told, CELLS["lstm"], "", dtype, width, 1, B, CARDS[capability])
+
+
+def test_what_large_cards_choose():
+    """Ordinary arithmetic where three products on tensor cores take longer; blocks as many as there are."""
+    for capability in CARDS:
+        plain = chosen(capability, "plain").forward
+        assert plain.kept
+        assert not plain.weights
+        found = chosen(capability)
+        expected = ("plain", "float32") if capability in (86, 89, 120) else (found.path, "3xfp16")
+        assert (found.path, found.arithmetic.name) == expected
+    for capability, (precision, path) in itertools.product((89, 120), (("tf32", "grid"), ("float32", "plain"))):
+        found = chosen(capability, "auto", precision, width=1024, B=16)
+        for one in (found.forward, found.backward):  # eight units a block: registers of 128 blocks have the weights
             assert (found.path, one.units, one.blocks, one.waves) == (path, 8, 128, 1)
-
-
-def test_ordinary_arithmetic_is_chosen_where_tensor_cores_are_slow():
-    """Three products on tensor cores of a GeForce take longer than one without them."""
-    for capability, card in CARDS.items():
-        found = choose("LSTM", ("plain", "float32"), CELLS["lstm"], "", "float32", 512, 1, 64, card)
-        assert found.forward.kept, capability
-        assert not found.forward.weights, capability
-    for capability in (80, 90, 100):
-        found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float32", 512, 1, 64, CARDS[capability])
-        assert found.arithmetic.name == "3xfp16"
-    for capability in (86, 89, 120):
-        found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float32", 512, 1, 64, CARDS[capability])
-        assert (found.path, found.arithmetic.name) == ("plain", "float32")
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -169,10 +153,9 @@ def test_a_t4_has_tensor_cores_in_float16():
     """float32 is two float16 there, also where TF32 was asked for, which it has not."""
     for dtype, name in (("float16", "float16"), ("float32", "3xfp16")):
         for precision in ("float32", "tf32"):
-            found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, 256, 1, 64, CARDS[75])
+            found = chosen(75, "auto", precision, dtype, width=256)
             assert (found.path, found.arithmetic.name) == ("grid", name)
-            text = source.loop(CELLS["lstm"], "forward", found.forward).text
-            assert compile_for(75, text).spilled == 0
+            assert compile_for(75, source.loop(CELLS["lstm"], "forward", found.forward).text).spilled == 0
     found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
     assert found.others["grid"] == "V100 is sm_70, tensor cores are not used below sm_75"
 

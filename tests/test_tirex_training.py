@@ -9,7 +9,7 @@ import xlstm
 from tests.conftest import make_backend
 from tests.tables import LIBRARIES, long_columns, table
 from xlstm.arrays.convert import to_numpy
-from xlstm.data.synthetic import synthetic
+from xlstm.data.series import synthetic
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex import PatchWindows, SyntheticPatches
 from xlstm.models.tirex.items import Rows, read_items

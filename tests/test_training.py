@@ -8,7 +8,7 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from xlstm.arrays.backend import backend_like
-from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop, losses, optimizers
@@ -73,20 +73,6 @@ def stream_data(batch_size=4, length=20):
     return Streams(v[:-1, None], v[1:, None], batch_size, length)
 
 
-def test_model_gradient(be, rng):
-    for last in (False, True):
-        model = SequenceModel(xlstm.LSTM(2, 3), 2, last=last)
-        params = model.init(0, be)
-        x = be.asarray(rng.standard_normal((4, 2, 2)))
-        state = tuple(be.asarray(rng.standard_normal((1, 2, 3))) for _ in range(2))
-
-        def forward(params, x, state, model=model):
-            y, end, saved = model.forward(params, x, state)
-            return (y, end), (params, saved)
-
-        xlstm.gradcheck(forward, lambda s, d, model=model: model.backward(*s, *d), (params, x, state))
-
-
 @pytest.mark.parametrize("lengths", [None, [3, 0, 4]])
 @pytest.mark.parametrize("inputs", [None, 3])
 @pytest.mark.parametrize(
@@ -94,9 +80,10 @@ def test_model_gradient(be, rng):
     [xlstm.LSTM(2, 3, bidirectional=True), xlstm.mLSTM(2, 4, num_heads=2), xlstm.xLSTMStack(2, 2, [1], num_heads=1)],
     ids=lambda layer: type(layer).__name__,
 )
-def test_the_gradient_of_one_prediction_at_the_end(be, rng, layer, inputs, lengths):
-    """In every layer, of every length; with a linear layer before, too."""
-    model = SequenceModel(layer, 2, last=True, inputs=inputs)
+@pytest.mark.parametrize("last", [False, True])
+def test_gradients(be, rng, layer, inputs, lengths, last):
+    """Of a prediction after each step or one at the end, in every layer, of every length; with a layer before, too."""
+    model = SequenceModel(layer, 2, last=last, inputs=inputs)
     params = {name: be.asarray(rng.standard_normal(p.shape) / 2) for name, p in model.init(0, "numpy").items()}
     x = be.asarray(rng.standard_normal((4, 3, model.input_size)))
 
@@ -118,31 +105,9 @@ def test_one_prediction_is_that_of_the_last_step(be, rng):
 
 def test_learns_a_wave_on_every_backend(be):
     model = SequenceModel(xlstm.LSTM(1, 8), 1)
-    trained = loop.train(model, model.init(0, be), stream_data(), optimizers.adam(0.02), epochs=30, clip=1.0)
+    trained = loop.train(model, model.init(0, be), stream_data(), optimizers.adam(0.05), epochs=15, clip=1.0)
     assert trained.losses[-1] < 0.02 * trained.losses[0]
     assert all(backend_like(p).xp is be.xp for p in trained.params.values())
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "language model"])
-def test_captured_steps_are_the_steps(be, kind):
-    """To the bit on CuPy, with dropout, clipping and a state that is carried on; other libraries have no graphs."""
-    if kind == "LSTM":
-        model, data = SequenceModel(xlstm.LSTM(1, 8, 2, dropout=0.2), 1), stream_data()
-    else:
-        tokens = np.arange(401) % 7
-        model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 7)
-        data = Streams(tokens[:-1], tokens[1:], 4, 20)
-    params, found = model.init(0, be), []
-    if be.name != "cupy":
-        with pytest.raises(BackendError, match="graph is True, which needs arrays of CuPy"):
-            loop.train(model, params, data, optimizers.adam(0.01), epochs=1, graph=True)
-        return
-    for graph in (False, True):
-        trained = loop.train(model, params, data, optimizers.adamw(0.01), epochs=2, clip=1.0, graph=graph)
-        found.append((trained.losses, {name: to_numpy(p) for name, p in trained.params.items()}))
-    assert found[0][0] == found[1][0]
-    for name, p in found[0][1].items():
-        np.testing.assert_array_equal(found[1][1][name], p, err_msg=name)
 
 
 def test_streams_carry_the_state(monkeypatch):
@@ -164,15 +129,6 @@ def test_streams_carry_the_state(monkeypatch):
         assert start is None if k % len(data) == 0 else start is seen[k - 1][1]
 
 
-def test_streams_of_any_cut_see_the_same_sequence():
-    v = wave(101)
-    whole = next(Streams(v[:-1, None], v[1:], 2, 50).batches())
-    parts = list(Streams(v[:-1, None], v[1:], 2, 10).batches())
-    np.testing.assert_array_equal(np.concatenate([b.x for b in parts]), whole.x)
-    np.testing.assert_array_equal(np.concatenate([b.target for b in parts]), whole.target)
-    assert [b.fresh for b in parts] == [True, False, False, False, False]
-
-
 def test_early_stopping_keeps_the_best_weights():
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal((40, 6, 1)), rng.standard_normal((40, 1))
@@ -190,20 +146,6 @@ def test_early_stopping_keeps_the_best_weights():
     assert loop.evaluate(model, trained.params, validation) == min(trained.validations)
     assert [p.epoch for p in seen] == list(range(1, len(trained.validations) + 1))
     assert seen[-1].best == min(trained.validations[:-1])
-
-
-def test_same_seed_same_result():
-    rng = np.random.default_rng(0)
-    data = Windows(rng.standard_normal((50, 6, 1)), rng.standard_normal((50, 1)), batch_size=8)
-    model = SequenceModel(xlstm.LSTM(1, 8), 1, last=True)
-
-    def run(seed):
-        return loop.train(model, model.init(0, "numpy"), data, optimizers.adam(0.01), epochs=3, seed=seed)
-
-    one, two, other = run(1), run(1), run(2)
-    assert one.losses == two.losses
-    assert all(one.params[n].tobytes() == two.params[n].tobytes() for n in one.params)
-    assert one.losses != other.losses
 
 
 def test_averaging_follows_its_definition():
@@ -251,15 +193,6 @@ def test_evaluate_carries_the_state():
     params = model.init(0, "numpy", "float64")
     whole = loop.evaluate(model, params, stream_data(length=90))
     assert loop.evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
-
-
-def test_clipping_limits_a_step():
-    model = SequenceModel(xlstm.LSTM(1, 4), 1)
-    start = model.init(0, "numpy", "float64")
-    one = Listed(*(a[None] for a in next(stream_data().batches())[:2]))
-    end = loop.train(model, start, one, optimizers.sgd(1.0), epochs=1, clip=1e-3).params
-    moved = sum(np.sum((end[n] - start[n]) ** 2) for n in start) ** 0.5
-    assert moved == pytest.approx(1e-3, rel=1e-9)
 
 
 def test_a_validation_that_is_not_finite_stops_training():
@@ -333,12 +266,7 @@ def test_data_that_yield_nothing_are_named(epochs, last, words):
         fit([batch(target=np.zeros((2, 1)))] if last else [batch()], last=last, validation=Given(epochs[-1]))
 
 
-def test_a_batch_in_which_nothing_counts_is_fine_among_others():
-    assert len(fit([batch(mask=np.zeros((5, 2), bool)), batch()]).losses) == 4
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["x", "target"])
+@pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("target", np.inf), ("target", -np.inf)])
 def test_a_number_that_is_not_finite_is_named_and_not_the_learning_rate(name, value):
     array = np.ones((5, 2, 1))
     array[3, 1, 0] = value

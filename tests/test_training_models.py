@@ -66,34 +66,28 @@ def tokens_of(length):
     return np.tile([1, 2, 3, 4, 0], length)[:length]
 
 
-class Lengths:
-    """Batches of sequences that differ in length, and a mask."""
+class Changed:
+    """Batches that are changed by a function."""
 
-    def __init__(self, data):
-        self.data = data
-
-    def __len__(self):
-        return len(self.data)
-
-    def batches(self, rng=None):
-        for batch in self.data.batches(rng):
-            lengths = 1 + np.arange(batch.x.shape[1]) % batch.x.shape[0]
-            mask = np.ones(batch.target.shape[:2], bool)
-            mask[0] = False
-            yield batch._replace(mask=mask, lengths=lengths)
-
-
-class Steps:
-    """Batches of which some steps do not count."""
-
-    def __init__(self, data):
-        self.data = data
+    def __init__(self, data, change):
+        self.data, self.change = data, change
 
     def __len__(self):
         return len(self.data)
 
     def batches(self, rng=None):
-        return (batch._replace(mask=np.arange(len(batch.x)) > 1) for batch in self.data.batches(rng))
+        return map(self.change, self.data.batches(rng))
+
+
+def with_lengths(batch):
+    """Sequences that differ in length, and a mask."""
+    mask = np.ones(batch.target.shape[:2], bool)
+    mask[0] = False
+    return batch._replace(mask=mask, lengths=1 + np.arange(batch.x.shape[1]) % batch.x.shape[0])
+
+
+def without_first_steps(batch):
+    return batch._replace(mask=np.arange(len(batch.x)) > 1)
 
 
 def falls(model, data, epochs=15, **options):
@@ -114,19 +108,11 @@ def test_layers_and_models(interpreted, model, rng):
     assert one.losses == two.losses  # masks and order are drawn from the seed
     if getattr(model, "random", False):
         assert falls(model, data, seed=1).losses != one.losses
-
-
-@pytest.mark.parametrize("model", [m for m in LAYERS if hasattr(m, "step")], ids=repr)
-def test_lengths_and_masks(interpreted, model, rng):
-    falls(model, Lengths(mean_of_inputs(model, rng)))
-
-
-@pytest.mark.parametrize("model", [m for m in LAYERS if hasattr(m, "step")], ids=repr)
-def test_streams(interpreted, model, rng):
-    """The state is carried from batch to batch, of every kind that states have."""
-    x = rng.standard_normal((60, D))
-    first = bool(getattr(model, "batch_first", False))
-    whole = x[None] if first else x[:, None]
+    if not hasattr(model, "step"):
+        return
+    falls(model, Changed(data, with_lengths))
+    x = rng.standard_normal((60, D))  # a stream, whose state is carried from batch to batch
+    whole = x[None] if model.batch_first else x[:, None]
     seed = {"seed": 1} if model.random else {}
     y = to_numpy(model.forward(model.init(1, "numpy", "float64"), whole, **seed)[0]).reshape(60, -1)
     falls(model, Streams(x, 0.5 * y, 3, 5))
@@ -139,23 +125,9 @@ def test_language_models_as_they_come(interpreted, model, kind):
     tokens = tokens_of(61)
     rows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[:N]
     data = Windows(rows[:, :-1], rows[:, 1:], batch_size=N, every_step=True)
-    if kind == "streams":
-        data = Streams(tokens[:-1], tokens[1:], 3, 5)
-    trained = falls(model, Lengths(data) if kind == "lengths" else data)
-    by_hand = train(
-        model, model.init(0, "numpy", "float64"), Lengths(data) if kind == "lengths" else data, optimizers.adam(0.02),
-        epochs=15, clip=1.0, loss=losses.cross_entropy,
-    )  # fmt: skip
-    assert trained.losses == by_hand.losses
-
-
-def test_language_models_learn_on_every_backend(be):
-    model = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 8), V)
-    tokens = tokens_of(101)
-    data = Streams(tokens[:-1], tokens[1:], 2, 25)
-    trained = train(model, model.init(0, be), data, optimizers.adam(0.05), epochs=15)
-    assert trained.losses[-1] < 0.3 * trained.losses[0]
-    assert evaluate(model, trained.params, data) < 0.3 * trained.losses[0]
+    if kind != "windows":
+        data = Streams(tokens[:-1], tokens[1:], 3, 5) if kind == "streams" else Changed(data, with_lengths)
+    assert falls(model, data).losses == falls(model, data, loss=losses.cross_entropy).losses
 
 
 def test_batch_first_is_the_same_training(rng):
@@ -167,36 +139,10 @@ def test_batch_first_is_the_same_training(rng):
         for first in (False, True):
             model = SequenceModel(xlstm.LSTM(D, 4, batch_first=first), 3, last)
             params = model.init(0, "numpy", "float64")
-            given = Lengths(data) if wide else data if last else Steps(data)
+            given = Changed(data, with_lengths if wide else without_first_steps) if wide or not last else data
             trained = train(model, params, given, optimizers.sgd(0.1), epochs=2)
             found.append([*trained.losses, evaluate(model, trained.params, given)])
         np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
-
-
-def test_mixed_precision_of_a_language_model(monkeypatch):
-    """float32 below float64 stands in for float16 below float32."""
-    monkeypatch.setattr(precision, "DTYPES", ("float32",))
-    model = LANGUAGE[0]
-    tokens = tokens_of(61)
-    data = Streams(tokens[:-1], tokens[1:], 3, 5)
-    full = falls(model, data)
-    mixed = falls(model, data, precision=precision.Mixed("float32", scale=2.0**8))
-    np.testing.assert_allclose(mixed.losses[:5], full.losses[:5], rtol=1e-4)
-    assert mixed.losses != full.losses
-
-
-def test_any_object_that_yields_batches_of_tokens():
-    tokens = tokens_of(31)
-
-    class Text:
-        def __len__(self):
-            return 3
-
-        def batches(self, rng=None):
-            for _ in range(3):
-                yield Batch(tokens[:30, None], tokens[1:, None], None, fresh=True)
-
-    falls(xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 8), V), Text(), dtype="float32")
 
 
 def test_arrays_on_the_device_are_taken(be, rng):

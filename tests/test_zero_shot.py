@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm.cli.app import app
-from xlstm.data.files import read_groups, write_table
 from xlstm.data.series import bundled
+from xlstm.data.table import read_groups, write_table
 from xlstm.estimators import ZeroShotForecaster, plots
 from xlstm.interop import tirex
 
@@ -544,7 +544,7 @@ def test_the_command_draws(run, x):
         (["shops.csv", "--series-id", "shop", "--target", "sold"], "shops.csv: column 'sold' is not in the header"),
         (["shops.csv", "--series-id", "town", "--target", "sales"], "shops.csv: column 'town' is not in the header"),
         (["shops.csv", "--series-id", "shop", "--target", "day"], "expected some"),
-        (["shops.csv", "--target", "sales"], "does not come after"),
+        (["shops.csv", "--target", "sales"], "expected a date after"),
         (["shops.csv", "--target", "sales", "--past", "sales"], "column 'sales' is in targets and past, expected one"),
         (
             ["shops.csv", "--past", "price", "--past", "sales", "--series-id", "shop"],

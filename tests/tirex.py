@@ -8,8 +8,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from tests.conftest import DATA
-from xlstm.interop import pieces, tirex
-from xlstm.interop.tirex import names
+from xlstm.interop import tirex
 
 
 def golden(which: str, be: Any = "numpy", dtype: str = "float64") -> tuple[Any, Any, Any]:
@@ -20,13 +19,13 @@ def golden(which: str, be: Any = "numpy", dtype: str = "float64") -> tuple[Any, 
 
 def written(model: Any, arrays: Any) -> dict[str, np.ndarray]:
     """Arrays under our names, such as gradients, under theirs."""
-    return pieces.written(names.pieces_of(model), arrays)
+    return tirex.exported(model, arrays)
 
 
 def gradients(which: str) -> dict[str, np.ndarray]:
     """The recorded gradients, by their names."""
     found = load_file(DATA / which / "grads.safetensors")
-    return {names.canonical(name): array for name, array in found.items()}
+    return {tirex.canonical(name): array for name, array in found.items()}
 
 
 def tokens(scaled: np.ndarray, patch_size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -20,12 +20,12 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from xlstm.cli import export_import
-from xlstm.data import pickles, pytorch, text
-from xlstm.estimators import SequenceClassifier, TextModel
-from xlstm.estimators import forecaster as estimators
+from xlstm.data import pytorch, text
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, model_files
+from xlstm.models.sequence import SequenceModel
 from xlstm.training import checkpoint
 
 Content = dict[str, bytes]  # files of a folder by their names
@@ -38,98 +38,80 @@ HOSTILE = [
     *('""', '"x"', '"12:30:00"', '"\\ud800"', f'"{"x" * 100_000}"', "[]", "{}", "[[]]", "[null]", '{"a": 1, "a": 2}'),
     *("[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, f"[{'0,' * 20_000}0]", f"[{'{},' * 20_000}0]"),
 ]
+# What reads the files of each kind from their folder.
+READERS: dict[str, Callable[[Path], Any]] = {
+    "model": lambda at: model_files.load(at / "m", "numpy"),
+    "language": lambda at: export_import.language(at / "m", "numpy"),
+    "forecaster": lambda at: Forecaster.load(at / "m", "numpy"),
+    "classifier": lambda at: SequenceClassifier.load(at / "m", "numpy"),
+    "text": lambda at: TextModel.load(at / "m", "numpy"),
+    "torch": lambda at: export_import.import_file(at / WEIGHTS, name="recurrent."),
+    "weights.h5": lambda at: from_keras(at / "m.weights.h5"),
+    "keras": lambda at: from_keras(at / "m.keras"),
+    **dict.fromkeys(("nxai", "yaml", "shards"), lambda at: nxai.load(at, backend="numpy")),
+    **dict.fromkeys(("tirex", "tirex2", "tirex pickled", "tirex2 pickled"), lambda at: tirex.load(at, backend="numpy")),
+    "tokenizer": lambda at: text.codec(at).decode([*text.codec(at).encode("a b c"), 0, 1]),
+}
 
 
-class Kind(NamedTuple):
-    """Files of a kind, and what reads them from their folder."""
-
-    content: Content
-    read: Callable[[Path], Any]
-
-
-def sound(folder: Path) -> dict[str, Kind]:
+def sound(folder: Path) -> dict[str, Content]:
     """Files of every kind, made in an empty folder."""
-    lstm = xlstm.LSTM(2, 3, 2, dropout=0.1)
-    head = model_files.SequenceModel(lstm, 2)
+    at = {name: folder / name for name in READERS}
+    for path in at.values():
+        path.mkdir()
+    head = SequenceModel(xlstm.LSTM(2, 3, 2, dropout=0.1), 2)
     stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2, eps=1e-6), 7)
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     for name, model in (("model", head), ("language", stack)):
-        model_files.save(folder / name, model, model.init(backend="numpy"))
-    forecaster = estimators.Forecaster(estimators.Settings(hidden_size=3, window=4, epochs=1), "numpy")
-    forecaster.fit(np.sin(np.arange(60.0))).save(folder / "forecaster")
+        model_files.save(at[name] / "m", model, model.init(backend="numpy"))
+    Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy").fit(np.sin(np.arange(60.0))).save(
+        at["forecaster"] / "m"
+    )
     labels = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(np.eye(4), [*"abab"])
-    labels.save(folder / "classifier", {"label": "kind"})
+    labels.save(at["classifier"] / "m", {"label": "kind"})
     words = TextModel(hidden_size=3, embedding_size=2, batch_size=1, length=4, steps=1, backend="numpy")
-    words.fit("to be or not").save(folder / "text")
-    export_import.export_file(folder / "model", "torch", folder / "torch.safetensors")
-    export_import.export_file(folder / "model", "keras", folder / "keras.weights.h5")
-    for name, model in (("json", large), ("yaml", stack)):
-        nxai.save(folder / name, model, model.init(backend="numpy"))
-    config, weights = (folder / "json" / name for name in ("config.json", "model.safetensors"))
-    h5 = (folder / "keras.weights.h5").read_bytes()
-
-    first = TiRex(4, 1, 2, patch_size=2, quantiles=(0.1, 0.5), input_ff_size=3, context=8)
+    words.fit("to be or not").save(at["text"] / "m")
+    export_import.export_file(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
+    export_import.export_file(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
+    h5 = (at["weights.h5"] / "m.weights.h5").read_bytes()
+    (at["keras"] / "m.keras").write_bytes(zipped(_keras_config(), h5))
+    for name, model in (("nxai", large), ("yaml", stack), ("shards", large)):
+        nxai.save(at[name], model, model.init(backend="numpy"))
+        (at[name] / "config.yaml").unlink(missing_ok=True)
+    _in_yaml(at["yaml"] / "config.json", "config.yaml")
+    _divided(at["shards"])
+    options = {"patch_size": 2, "input_ff_size": 3, "context": 8}
+    first = TiRex(4, 1, 2, quantiles=(0.1, 0.5), **options)
     recipe = [("slstm", 2, 2), ("mlstm", 2, 2)]
-    second = TiRex2(4, recipe, patch_size=2, quantiles=(0.5,), input_ff_size=3, output_ff_size=4, context=8, horizon=4)
-    for name, forecaster_model in (("first", first), ("first.ckpt", first), ("second", second)):
-        tirex.save(folder / name, forecaster_model, forecaster_model.init(backend="numpy"))
-    arrays = load_file(folder / "second" / "model.safetensors")
-    pytorch.save(folder / "second.ckpt", {}, arrays | {n.replace("fwd", "rev"): a for n, a in arrays.items()})
-    second_config = (folder / "second" / "config.json").read_bytes()
-
-    def forecast(content: Content) -> Kind:
-        return Kind(content, lambda at: tirex.load(at, backend="numpy"))
-
-    def single(name: str, read: Callable[[Path], Any]) -> Kind:
-        return Kind({name: (folder / name).read_bytes()}, lambda at: read(at / name))
-
-    def published(content: Content) -> Kind:
-        return Kind(content, lambda at: nxai.load(at, backend="numpy"))
-
-    return {
-        "model": single("model", lambda path: model_files.load(path, "numpy")),
-        "language": single("language", lambda path: export_import.language(path, "numpy")),
-        "forecaster": single("forecaster", lambda path: estimators.Forecaster.load(path, "numpy")),
-        "classifier": single("classifier", lambda path: SequenceClassifier.load(path, "numpy")),
-        "text": single("text", lambda path: TextModel.load(path, "numpy")),
-        "torch": single("torch.safetensors", lambda path: export_import.import_file(path, name="recurrent.")),
-        "weights.h5": single("keras.weights.h5", from_keras),
-        "keras": Kind({"m.keras": zipped(_keras_config(), h5)}, lambda at: from_keras(at / "m.keras")),
-        "nxai": published({"config.json": config.read_bytes(), "model.safetensors": weights.read_bytes()}),
-        "yaml": published(
-            {
-                "config.yaml": _yaml(json.loads((folder / "yaml" / "config.json").read_text())).encode(),
-                "model.safetensors": (folder / "yaml" / "model.safetensors").read_bytes(),
-            }
-        ),
-        "shards": published({"config.json": config.read_bytes(), **_sharded(weights)}),
-        "tirex": forecast({name: (folder / "first" / name).read_bytes() for name in ("config.json", WEIGHTS)}),
-        "tirex2": forecast({"config.json": second_config, WEIGHTS: (folder / "second" / WEIGHTS).read_bytes()}),
-        "tirex.ckpt": forecast({"model.ckpt": (folder / "first.ckpt").read_bytes()}),
-        "tirex2.ckpt": forecast(
-            {
-                "model-config.yaml": _yaml(json.loads(second_config)).encode(),
-                "model.ckpt": (folder / "second.ckpt").read_bytes(),
-            }
-        ),
-        "tokenizer": Kind({"tokenizer.json": json.dumps(tokenizer()).encode()}, _tokenized),
-    }
+    second = TiRex2(4, recipe, quantiles=(0.5,), output_ff_size=4, horizon=4, **options)
+    for path, forecaster in (
+        (at["tirex"], first),
+        (at["tirex pickled"] / "model.ckpt", first),
+        *((at[name], second) for name in ("tirex2", "tirex2 pickled")),
+    ):
+        tirex.save(path, forecaster, forecaster.init(backend="numpy"))
+    arrays = load_file(at["tirex2 pickled"] / WEIGHTS)
+    copies = {name.replace("fwd", "rev"): a for name, a in arrays.items()}
+    pytorch.save(at["tirex2 pickled"] / "model.ckpt", {}, arrays | copies)
+    (at["tirex2 pickled"] / WEIGHTS).unlink()
+    _in_yaml(at["tirex2 pickled"] / "config.json", "model-config.yaml")
+    (at["tokenizer"] / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    return {name: {file.name: file.read_bytes() for file in path.iterdir()} for name, path in at.items()}
 
 
 def damaged(content: Content, rng: random.Random) -> Content:
     """The same files, one of them damaged."""
-    name = rng.choice(list(content))
-    blob = content[name]
-    edits = [_bytes, _bytes]
+    name = rng.choice(sorted(content))
+    edits = [flipped, flipped]
     if name.endswith((".json", ".yaml")):
-        edits.append(_json if name.endswith(".json") or rng.random() < 0.5 else _lines)
+        edits.append(_json)
     elif name.endswith(".keras"):
         edits += [_archive, _archive]
     elif name.endswith(".ckpt"):
         edits += [_pickled, _pickled, _pickled]
     elif not name.endswith(".h5"):
-        edits += [_header, _description]
-    return {**content, name: rng.choice(edits)(blob, rng)}
+        edits += [_header, _header]
+    return {**content, name: rng.choice(edits)(content[name], rng)}
 
 
 def write(content: Content, folder: Path) -> int:
@@ -150,15 +132,20 @@ def safetensors(header: Any, data: bytes = b"") -> bytes:
 def sealed(blob: bytes) -> bytes:
     """A model file whose description was edited, with the digest of what it says now, where it can be read."""
     try:
-        size = int.from_bytes(blob[:8], "little")
-        header = json.loads(blob[8 : 8 + size])
+        header, data = opened(blob)
         text = header["__metadata__"]["xlstm"]
         about = json.loads(text)
         digest = checkpoint.digest(about["kind"], about["config"], from_bytes(blob))
         header["__metadata__"]["xlstm"] = re.sub('"digest": "[0-9a-f]*"', f'"digest": "{digest}"', text)
     except Exception:  # it is refused for another reason
         return blob
-    return safetensors(header, blob[8 + size :])
+    return safetensors(header, data)
+
+
+def opened(blob: bytes) -> tuple[Any, bytes]:
+    """The header and the data of a safetensors file."""
+    size = int.from_bytes(blob[:8], "little")
+    return json.loads(blob[8 : 8 + size]), blob[8 + size :]
 
 
 def dumped(structure: Any) -> bytes:
@@ -175,39 +162,29 @@ def tokenizer(**changes: Any) -> dict[str, Any]:
     return {**usual, **changes}
 
 
-def _tokenized(folder: Path) -> str:
-    codec = text.codec(folder)
-    return codec.decode([*codec.encode("a b c"), 0, 1])
-
-
-def _bytes(blob: bytes, rng: random.Random) -> bytes:
+def flipped(blob: bytes, rng: random.Random) -> bytes:
     """Cut, with other bytes, in another order, with more or with fewer."""
-    start = rng.randrange(len(blob))
-    if rng.random() < 0.5:  # where headers are
-        start %= 512
+    start = rng.randrange(len(blob)) % rng.choice((512, len(blob)))  # headers are at the beginning
     end = min(len(blob), start + rng.choice((1, 4, 8, 64, 1000)))
-    part = blob[start:end]
-    number, width = (
-        rng.choice((0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1, len(blob))),
-        rng.choice((2, 4, 8)),
-    )
+    other, width = rng.randrange(len(blob)), rng.choice((2, 4, 8))
+    number = rng.choice((0, 1, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1, len(blob))) % 256**width
     field = start - start % width
-    other = rng.randrange(len(blob))
-    same = len(part)
+    before, part, behind = blob[:start], blob[start:end], blob[end:]
+    numbered = blob[:field] + number.to_bytes(width, "little") + blob[field + width :]
     return rng.choice(
         (
-            lambda: blob[:start],
-            lambda: blob[:field] + (number % 256**width).to_bytes(width, "little") + blob[field + width :],
-            lambda: blob[:field] + (number % 256**width).to_bytes(width, "little") + blob[field + width :],
-            lambda: blob[:start] + bytes(b ^ (1 << rng.randrange(8)) for b in part[:1]) + blob[start + 1 :],
-            lambda: blob[:start] + rng.randbytes(same) + blob[end:],
-            lambda: blob[:start] + rng.choice((b"\0", b"\xff", b"9", b"[")) * same + blob[end:],
-            lambda: blob[:start] + blob[other : other + same] + blob[end:],
-            lambda: blob[:start] + part + blob[start:],
-            lambda: blob[:start] + blob[end:],
-            lambda: blob[:start] + rng.randbytes(rng.choice((1, 8, 4096))) + blob[start:],
+            before,
+            numbered,
+            numbered,
+            before + bytes(b ^ 1 << rng.randrange(8) for b in part[:1]) + blob[start + 1 :],
+            before + rng.randbytes(len(part)) + behind,
+            before + rng.choice((b"\0", b"\xff", b"9", b"[")) * len(part) + behind,
+            before + blob[other : other + len(part)] + behind,
+            before + part + part + behind,
+            before + behind,
+            before + rng.randbytes(rng.choice((1, 8, 4096))) + part + behind,
         )
-    )()
+    )
 
 
 def _json(blob: bytes, rng: random.Random) -> bytes:
@@ -234,62 +211,28 @@ def _edited(structure: Any, rng: random.Random) -> Any:
 
 def _places(structure: Any) -> Iterator[tuple[Any, Any]]:
     """Every value in a structure, as its container and its key."""
-    keys = (
-        structure.keys()
-        if isinstance(structure, dict)
-        else range(len(structure))
-        if isinstance(structure, list)
-        else ()
-    )
-    for key in list(keys):
-        yield structure, key
-        yield from _places(structure[key])
-
-
-def _lines(blob: bytes, rng: random.Random) -> bytes:
-    """YAML with hostile lines."""
-    lines = blob.decode().splitlines()
-    name = lines[rng.randrange(len(lines))].split(":")[0]
-    values = (
-        "12:30:00",
-        "0o17",
-        "0x1F",
-        "1_000",
-        "*a",
-        "&a [*a]",
-        "!!python/name:os.system",
-        "!!int 3",
-        "yes",
-        "|",
-        "? x",
-        "{",
-        ".inf",
-    )
-    lines[rng.randrange(len(lines))] = f"{name}: {rng.choice((*values, *HOSTILE))}"
-    return "\n".join(lines).encode()
+    if isinstance(structure, dict | list):
+        for key in list(structure) if isinstance(structure, dict) else range(len(structure)):
+            yield structure, key
+            yield from _places(structure[key])
 
 
 def _header(blob: bytes, rng: random.Random) -> bytes:
-    """A safetensors file with another header."""
-    size = int.from_bytes(blob[:8], "little")
-    return sealed(safetensors(_edited(json.loads(blob[8 : 8 + size]), rng), blob[8 + size :]))
-
-
-def _description(blob: bytes, rng: random.Random) -> bytes:
-    """A model file with another description."""
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
+    """A safetensors file with another header, or with another description of a model in it."""
+    header, data = opened(blob)
     about = header.get("__metadata__", {})
-    if "xlstm" in about:
+    if "xlstm" in about and rng.random() < 0.5:
         about["xlstm"] = dumped(_edited(json.loads(about["xlstm"]), rng)).decode()
-    return sealed(safetensors(header, blob[8 + size :]))
+    else:
+        header = _edited(header, rng)
+    return sealed(safetensors(header, data))
 
 
 def _archive(blob: bytes, rng: random.Random) -> bytes:
     """A .keras file with a damaged entry in a sound archive."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         config, weights = (archive.read(name) for name in ("config.json", "model.weights.h5"))
-    return zipped(_json(config, rng), weights) if rng.random() < 0.7 else zipped(config, _bytes(weights, rng))
+    return zipped(_json(config, rng), weights) if rng.random() < 0.7 else zipped(config, flipped(weights, rng))
 
 
 def _pickled(blob: bytes, rng: random.Random) -> bytes:
@@ -297,91 +240,62 @@ def _pickled(blob: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         entries = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
     name = "data.pkl" if rng.random() < 0.8 else rng.choice(list(entries))
-    edits = [_bytes] if name != "data.pkl" else [_bytes, _opcodes, _opcodes, _opcodes]
-    for _ in range(rng.choice((1, 1, 2))):
-        if entries[name]:
-            entries[name] = rng.choice(edits)(entries[name], rng)
+    if entries[name]:
+        edit = rng.choice([flipped, _opcodes, _opcodes, _opcodes] if name == "data.pkl" else [flipped])
+        entries[name] = edit(entries[name], rng)
     return zipped_entries(entries, rng.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)))
 
 
 def _opcodes(blob: bytes, rng: random.Random) -> bytes:
     """A pickle with an opcode, whole or with its argument, replaced, left out, repeated, or with others before it."""
-    try:
-        places = [place for _, _, place in pickletools.genops(blob)]
-    except ValueError:  # damaged already
-        return _bytes(blob, rng)
+    places = [place for _, _, place in pickletools.genops(blob)]
     k = rng.randrange(len(places))
     start, end = places[k], places[k + 1] if k + 1 < len(places) else len(blob)
     own, code = blob[start:end], rng.choice(pickletools.opcodes).code.encode("latin-1")
     number = rng.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1)).to_bytes(4, "little")
-    call = b"cos\nsystem\nX\x04\0\0\0true\x85R"
-    large = b"\x8a\x0a" + rng.randbytes(10)
-    return rng.choice(
-        (
-            lambda: blob[:start] + code + own[1:] + blob[end:],
-            lambda: blob[:start] + code + blob[end:],
-            lambda: blob[:start] + code + number + blob[end:],
-            lambda: blob[:start] + own[:1] + number + blob[end:],
-            lambda: blob[:start] + large + blob[end:],
-            lambda: blob[:start] + rng.choice((b"]", b"}", b")", b"N", b"(")) + blob[end:],
-            lambda: blob[:start] + call + blob[start:],
-            lambda: blob[:start] + own + blob[start:],
-            lambda: blob[:start] + blob[end:],
-        )
-    )()
+    call, large, empty = b"cos\nsystem\nX\x04\0\0\0true\x85R", b"\x8a\x0a" + rng.randbytes(10), rng.choice(b"]})N(")
+    others = (code + own[1:], code, code + number, own[:1] + number, large, bytes([empty]), call + own, own + own, b"")
+    return blob[:start] + rng.choice(others) + blob[end:]
 
 
 def zipped(config: bytes, weights: bytes) -> bytes:
     """A .keras file."""
-    room = io.BytesIO()
-    with zipfile.ZipFile(room, "w") as archive:
-        archive.writestr("config.json", config)
-        archive.writestr("model.weights.h5", weights)
-    return room.getvalue()
+    return zipped_entries({"config.json": config, "model.weights.h5": weights}, zipfile.ZIP_STORED, "")
 
 
 def torch_file(content: Any, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
     """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
-    return zipped_entries({"data.pkl": pickles.dumps(content), **entries}, method)
+    return zipped_entries({"data.pkl": pytorch.dumps(content), **entries}, method)
 
 
-def zipped_entries(entries: Content, method: int) -> bytes:
+def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> bytes:
     """A zip as PyTorch writes it."""
     room = io.BytesIO()
     with zipfile.ZipFile(room, "w", method) as archive:
         for name, blob in entries.items():
-            archive.writestr(f"archive/{name}", blob)
+            archive.writestr(f"{folder}{name}", blob)
     return room.getvalue()
 
 
 def _keras_config() -> bytes:
     """The kinds of the layers that `export_file` writes for the model above."""
-
-    def layer(name: str, base: str, **config: Any) -> dict[str, Any]:
-        return {"class_name": base, "config": {"name": name, **config}}
-
     options = {"go_backwards": False, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}
-    layers = [layer("in", "InputLayer"), *(layer(n, "LSTM", units=3, **options) for n in ("lstm", "lstm_1"))]
-    return json.dumps(layer("m", "Sequential", layers=[*layers, layer("dense", "Dense", units=2)])).encode()
+    layers = [("in", "InputLayer", {}), *((name, "LSTM", options) for name in ("lstm", "lstm_1")), ("out", "Dense", {})]
+    about = [{"class_name": base, "config": {"name": name, **config}} for name, base, config in layers]
+    return json.dumps({"class_name": "Sequential", "config": {"name": "m", "layers": about}}).encode()
 
 
-def _sharded(whole: Path) -> Content:
-    """A checkpoint as two files and an index."""
-    arrays = load_file(whole)
-    parts = {f"model-{k}.safetensors": dict(list(arrays.items())[k::2]) for k in range(2)}
-    index = {name: file for file, some in parts.items() for name in some}
-    return {
-        "model.safetensors.index.json": json.dumps({"weight_map": index}).encode(),
-        **{file: to_bytes(some) for file, some in parts.items()},
-    }
+def _divided(folder: Path) -> None:
+    """Make two files and an index of a checkpoint."""
+    arrays = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    files = {name: f"model-{k % 2}.safetensors" for k, name in enumerate(arrays)}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": files}))
+    for file in set(files.values()):
+        (folder / file).write_bytes(to_bytes({name: a for name, a in arrays.items() if files[name] == file}))
 
 
-def _yaml(structure: Any, indent: str = "") -> str:
-    """Block style, as configurations are written."""
-    lines = []
-    for name, value in structure.items():
-        if isinstance(value, dict):
-            lines.append(f"{indent}{name}:\n{_yaml(value, indent + '  ')}")
-        else:
-            lines.append(f"{indent}{name}: {json.dumps(value)}")
-    return "\n".join(lines)
+def _in_yaml(path: Path, name: str) -> None:
+    """Write a configuration in YAML's block style in place of JSON."""
+    path.with_name(name).write_text(yaml.safe_dump(json.loads(path.read_text()), sort_keys=False))
+    path.unlink()

@@ -9,32 +9,23 @@ import pytest
 from tests.attacks import damage
 from tests.attacks.bounds import examples, refusal
 
-KINDS = ("model", "language", "forecaster", "classifier", "text", "torch", "weights.h5", "keras", "nxai", "yaml")
-KINDS += ("shards", "tirex", "tirex2", "tirex.ckpt", "tirex2.ckpt", "tokenizer")
-
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory):
-    found = damage.sound(tmp_path_factory.mktemp("sound"))
-    assert tuple(found) == KINDS
-    return found
+def contents(tmp_path_factory):
+    return damage.sound(tmp_path_factory.mktemp("sound"))
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_sound_files_are_taken(kinds, tmp_path, name):
-    size = damage.write(kinds[name].content, tmp_path)
-    assert refusal(lambda: kinds[name].read(tmp_path), size) is None
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_damaged_files(kinds, tmp_path, name):
-    refused = 0
-    for seed in range(examples(60)):
-        content = damage.damaged(kinds[name].content, random.Random(seed))
+@pytest.mark.parametrize("name", damage.READERS)
+def test_damaged_files(contents, tmp_path, name):
+    """And that the sound ones are taken."""
+    refused = []
+    for seed in range(1 + examples(20)):
+        content = damage.damaged(contents[name], random.Random(seed)) if seed else contents[name]
         size = damage.write(content, tmp_path)
         try:
-            refused += refusal(lambda: kinds[name].read(tmp_path), size) is not None
+            refused.append(refusal(lambda: damage.READERS[name](tmp_path), size) is not None)
         except BaseException as error:
             error.add_note(f"file {seed} of kind {name}")
             raise
-    assert refused > 0
+    assert not refused[0]
+    assert any(refused)

@@ -37,17 +37,11 @@ def digest(paths: Iterable[Path] = ()) -> str:
 
 def missing() -> str:
     """Return why CuPy does not compute on the CPU in this environment; nothing where it does."""
-    stamp, again = HOME / "stamp", "(python -m tests.cuda_on_cpu builds it)"
-    if not stamp.exists():
-        return f"cuda_on_cpu is not built into this environment {again}"
-    return (
-        "" if stamp.read_text() == digest() else f"cuda_on_cpu was built of other sources, or for another CuPy {again}"
-    )
-
-
-def built() -> bool:
-    """Whether CuPy computes on the CPU in this environment."""
-    return not missing()
+    stamp = HOME / "stamp"
+    if stamp.exists() and stamp.read_text() == digest():
+        return ""
+    why = "was built of other sources, or for another CuPy" if stamp.exists() else "is not built into this environment"
+    return f"cuda_on_cpu {why} (python -m tests.cuda_on_cpu builds it)"
 
 
 @functools.cache

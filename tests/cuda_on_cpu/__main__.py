@@ -18,7 +18,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cuda_on_cpu import FOLDER, HOME, RUNTIME, VERSIONS, digest, missing
@@ -89,9 +88,10 @@ def build() -> None:
     folders = [include, *(own / "cupy/_cccl" / name for name in ("libcudacxx", "thrust", "cub")), own, CUDA]
     compiler = ["g++", "-std=gnu++20", "-w", "-fPIC", *(f"-I{path}" for path in folders)]
     kernels = [*compiler, "-march=x86-64-v3", "-O1", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
-    kernels += ["-fpermissive", "-U_FORTIFY_SOURCE", "-x", "c++"]
+    # libcuda.so.1 has the standard libraries; to link without them is quicker.
+    kernels += ["-fpermissive", "-fwhole-program", "-U_FORTIFY_SOURCE", "-shared", "-nostdlib", "-x", "c++"]
     against = [f"-L{library}", "-Wl,--no-as-needed", f"-Wl,-rpath,{library}", "-l:libcuda.so.1"]
-    header = include / "kernel.hpp"
+    header = include / "ptx.hpp"
     for name, listing, word in (("runtime", "driver_types.h", "cudaError"), ("driver", "cuda.h", "CUDA_ERROR_")):
         listed = re.findall(rf"^\s*({word}\w+)\s*=\s*(\d+)", (CUDA / listing).read_text(), re.MULTILINE)
         (include / f"{name}_errors.inc").write_text("".join(f'{{{number}, "{error}"}},\n' for error, number in listed))
@@ -104,22 +104,19 @@ def build() -> None:
         stubs.write_text("".join(f"{weak} {function}() {{ return {value}; }}\n" for function, value in results.items()))
         run(*compiler, "-O3", "-shared", f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
 
-    with ThreadPoolExecutor() as pool:
-        beside = pool.submit(run, *kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
-        runtime = compiled_runtime(importlib.metadata.version("cupy-cuda12x"), compiler)
-        driver = [FOLDER / f"{name}.cpp" for name in ("calls", "devices", "launches", "streams", "threads")]
-        make("libcuda.so.1", driver, (*NOTHING, *asked(runtime)), 801)
-        cublas = next(SITE.glob("cupy_backends/cuda/libs/cublas.*.so"))
-        make("libcublas.so.12", [FOLDER / "cublas.cpp", *against], tuple(asked(cublas, "-D")), 15)
-        make("libcublasLt.so.12", [])
-        make("libnvrtc.so.12", [FOLDER / "nvrtc.cpp"])
-        beside.result()
-    command = shlex.join([*kernels, "-include", str(header), *against])
+    run(*kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
+    runtime = compiled_runtime(importlib.metadata.version("cupy-cuda12x"), compiler)
+    driver = [FOLDER / f"{name}.cpp" for name in ("calls", "devices", "launches", "streams", "threads")]
+    make("libcuda.so.1", driver, (*NOTHING, *asked(runtime)), 801)
+    cublas = next(SITE.glob("cupy_backends/cuda/libs/cublas.*.so"))
+    make("libcublas.so.12", [FOLDER / "cublas.cpp", *against], tuple(asked(cublas, "-D")), 15)
+    make("libcublasLt.so.12", [])
+    make("libnvrtc.so.12", [FOLDER / "nvrtc.cpp"])
     shutil.copy(FOLDER / "compiler.py", HOME)
-    (HOME / "compiler").write_text(shlex.join([sys.executable, "-IS", str(HOME / "compiler.py"), command]))
-    (HOME / "version").write_text(
-        digest([*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", HOME / "compiler.py"])
-    )
+    command = [sys.executable, "-IS", HOME / "compiler.py", *kernels, "-include", header, *against]
+    (HOME / "compiler").write_text(shlex.join(map(str, command)))
+    parts = [*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", HOME / "compiler.py"]
+    (HOME / "version").write_text(digest(parts))
     # Whoever imports CuPy has all of them loaded, and so finds these where it looks for a library by its name.
     against += [f"-l:{path.name}" for path in library.glob("*.so.*")]
     RUNTIME.unlink()  # a process may have it loaded

@@ -1,13 +1,11 @@
-"""Make a shared library of a kernel: `compiler.py COMMAND FOLDER`, with g++'s command; nvrtc.cpp calls it.
+"""Make a shared library of a kernel: `compiler.py g++ ARGUMENTS FOLDER`; nvrtc.cpp calls it.
 
 The text stays C++. Inline PTX and dynamic shared memory are replaced, and every kernel is listed at the end.
 """
 
+import os
 import re
-import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 STRING = r'"(?:[^"\\]|\\.)*"'
 COMMENT = re.compile(rf"({STRING})|//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -44,17 +42,18 @@ def translated(text: str, expressions: list[str]) -> str:
     return f'#line 1 "kernel.cu"\n{text}{WORDS}{kernels}'
 
 
-def main(command: str, at: Path) -> int:
-    text, options, expressions = ((at / name).read_text() for name in ("kernel.cu", "options", "expressions"))
+def main(command: list[str], at: str) -> None:
+    # Without pathlib and subprocess, which take as long to import as a small kernel to compile.
+    text, options, names = (open(f"{at}/{k}").read() for k in ("kernel.cu", "options", "expressions"))  # noqa: SIM115
     given = options.splitlines()
     arch = next((option.rpartition("_")[2] for option in given if "arch=" in option), "90")
     macros = [option[2:].partition("=") for option in given if option.startswith("-D")]
     head = "".join(f"#define {name} {value or 1}\n" for name, _, value in [("__CUDA_ARCH__", "=", f"{arch}0"), *macros])
-    (at / "kernel.cpp").write_text(head + translated(text, expressions.splitlines()))
-    folders = [option for option in given if option.startswith("-I")]
-    made = [*shlex.split(command), *folders, "-shared", "-o", at / "kernel.so", at / "kernel.cpp"]
-    return subprocess.run(made).returncode
+    with open(f"{at}/kernel.cpp", "w") as file:
+        file.write(head + translated(text, names.splitlines()))
+    command += [option for option in given if option.startswith("-I")]
+    os.execvp(command[0], [*command, "-o", f"{at}/kernel.so", f"{at}/kernel.cpp"])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    main(sys.argv[1:-1], sys.argv[-1])

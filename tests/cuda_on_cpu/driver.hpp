@@ -1,10 +1,12 @@
 // What the libraries share: settings, counts, problems, memory, and how a stream runs what it is given.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <vector>
 #include "include/cuda_on_cpu.hpp"
 #include "cuda.h"
 #include "cuda_runtime_api.h"

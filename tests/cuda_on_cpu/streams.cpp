@@ -1,6 +1,7 @@
 // Streams, events, captures and graphs, and the blocks of pools that graphs use.
 //
 // What a stream is given runs at once, or where LAZY is set as late as it may: when somebody waits for it.
+#include <chrono>
 #include <deque>
 #include <set>
 #include "driver.hpp"
@@ -100,6 +101,8 @@ static cudaError_t waited(const char* what, bool illegal) {
     return cudaSuccess;
 }
 
+long cuda_on_cpu::time_ns() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
 extern "C" {
 void cuda_on_cpu_took(char* p, size_t size, void* stream) {  // a block that a pool gives holds NaN
     LOCK;
@@ -179,8 +182,7 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t a, cudaEvent_t b) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t to) {
     LOCK;
     Stream* s = stream_of(to);
-    const double now = std::chrono::steady_clock::now().time_since_epoch().count() * 1e-9;
-    return *(Event*)event = {s, s->finished + s->queue.size(), s->capture, now}, cudaSuccess;
+    return *(Event*)event = {s, s->finished + s->queue.size(), s->capture, cuda_on_cpu::time_ns() * 1e-9}, cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     LOCK;

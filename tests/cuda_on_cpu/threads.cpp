@@ -7,7 +7,7 @@ namespace cuda_on_cpu {
 
 Thread* now;
 dim3 block_dim, grid_dim;
-long progress, run_number;
+long progress;
 
 // Keeps the registers that a call keeps, and goes on where another fiber did so.
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
@@ -90,6 +90,20 @@ void warp_barrier(unsigned mask) {
     progress++;
     look(warp, group);
     wait(group.turn, turn);
+}
+// What is sent comes later, in an order of its own: while somebody waits, one after the other.
+static vector<Sent> sent;
+void send(const Sent& words) { sent.push_back(words); }
+void receive_one() {
+    static uint64_t drawn = 1;
+    if (sent.empty()) return;
+    drawn = drawn * 6364136223846793005u + 1442695040888963407u;
+    std::swap(sent[(drawn >> 33) % sent.size()], sent.back());
+    const Sent one = sent.back();
+    sent.pop_back();
+    memcpy(one.to, one.words, one.size);
+    one.arrivals->missing -= one.size;
+    one.arrivals->check();
 }
 
 // ---- fibers
@@ -197,7 +211,7 @@ static void run_blocks(int first, int count, unsigned shared) {
 
 using namespace cuda_on_cpu;
 string execute(const Kernel* what, dim3 grid, dim3 block, unsigned shared, bool together, void** args, Statics own) {
-    kernel = what, arguments = args, grid_dim = grid, block_dim = block, statics = own, failure.clear(), run_number++;
+    kernel = what, arguments = args, grid_dim = grid, block_dim = block, statics = own, failure.clear(), sent.clear();
     const int blocks = grid.x * grid.y * grid.z, step = together ? blocks : what->cluster;
     for (int b = 0; b < blocks && failure.empty(); b += step) run_blocks(b, std::min(step, blocks - b), shared);
     return failure;

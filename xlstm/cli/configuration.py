@@ -58,15 +58,18 @@ ConfigOption = Annotated[
     Option("--config", metavar="FILE", is_eager=True, callback=_config, help="TOML file of options."),
 ]
 SaveConfigOption = Annotated[Path | None, Option("--save-config", metavar="FILE", help="Write options for --config.")]
-DayFirstOption = Annotated[
-    bool | None,
-    Option("--day-first/--month-first", help="Order of dates such as 01/02/2024; else a part above 12 shows it."),
+DateFormatOption = Annotated[
+    str | None, Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
 ]
 DecimalOption = Annotated[str | None, Option("--decimal", help="Decimal sign of a CSV file.", metavar="SIGN")]
 EncodingOption = Annotated[str, Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 
 # Options that stand for the parameter `dialect` of a command, and those of every command that trains.
-DIALECT = {"day_first": (DayFirstOption, None), "decimal": (DecimalOption, None), "encoding": (EncodingOption, "utf-8")}
+DIALECT = {
+    "date_format": (DateFormatOption, None),
+    "decimal": (DecimalOption, None),
+    "encoding": (EncodingOption, "utf-8"),
+}
 TRAINING = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
 
 # The help of each parameter of an estimator that is an option.

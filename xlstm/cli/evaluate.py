@@ -12,8 +12,7 @@ from typer import Argument
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, with_options
 from xlstm.cli.console import Report, printable, table
 from xlstm.cli.sources import CLASSIFIER, TEXT, Layout, check_options, dated, find_model, read_text
-from xlstm.data.files import read_series
-from xlstm.data.series import Series
+from xlstm.data.series import Series, read_series
 from xlstm.data.table import Dialect
 from xlstm.data.text import Bytes, Characters
 from xlstm.estimators.forecaster import Forecaster

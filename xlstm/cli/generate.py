@@ -15,7 +15,7 @@ from xlstm.cli.sources import TEXT, find_model
 from xlstm.data import text
 from xlstm.data.tensors import Tensors
 from xlstm.estimators.textmodel import TextModel
-from xlstm.interop.shards import files_of
+from xlstm.interop.published import files_of
 
 
 def generate(

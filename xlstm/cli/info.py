@@ -17,8 +17,7 @@ from xlstm.cli.configuration import JsonOption
 from xlstm.cli.console import out
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
-from xlstm.engines.cuda.peaks import peaks
-from xlstm.engines.cuda.tiling import Device, Tiling
+from xlstm.engines.cuda.tiling import Device, Tiling, peaks
 from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
 

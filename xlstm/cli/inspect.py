@@ -17,8 +17,8 @@ from xlstm.cli.configuration import JsonOption, with_options
 from xlstm.cli.console import Report, accounted, printable
 from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
 from xlstm.data import text, writing
-from xlstm.data.files import read_series, read_table
-from xlstm.data.table import PLAIN, Dialect
+from xlstm.data.series import read_series
+from xlstm.data.table import PLAIN, Dialect, read_table
 from xlstm.estimators import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.textmodel import TextModel

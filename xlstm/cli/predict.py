@@ -11,8 +11,8 @@ from typer import Argument, Option
 from xlstm.cli.configuration import BackendOption, ColumnOption, TableOption, with_options
 from xlstm.cli.console import err, printable, put
 from xlstm.cli.sources import CLASSIFIER, Layout, dated, find_model
-from xlstm.data import files
-from xlstm.data.table import Dialect
+from xlstm.data.series import read_series
+from xlstm.data.table import Dialect, as_csv, check_table, write_table
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.sequence import SequenceClassifier
 
@@ -39,9 +39,9 @@ def predict(
     else:
         columns = _forecast(model, table, column, dialect, steps, intervals, backend)
     if output is None:
-        put(files.as_csv(columns))
+        put(as_csv(columns))
     else:
-        files.write_table(output, columns)
+        write_table(output, columns)
 
 
 def check_output(command: str, output: Path | None) -> None:
@@ -49,7 +49,7 @@ def check_output(command: str, output: Path | None) -> None:
     if output is None:
         printable(command)
     else:
-        files.check_table(output)
+        check_table(output)
 
 
 def _forecast(
@@ -57,7 +57,7 @@ def _forecast(
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = Forecaster.load(model, backend)
-    series = files.read_series(table, column, usual=fitted.name, **vars(dialect))
+    series = read_series(table, column, usual=fitted.name, **vars(dialect))
     with dated(series, fitted.calendar_) as dates:
         values = fitted.predict(series.values, steps, **dates)
         if intervals and len(values) > fitted.horizon:

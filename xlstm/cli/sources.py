@@ -13,10 +13,9 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import reading
-from xlstm.data.files import by_name, read_header, read_names, read_numbers
+from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import PLAIN, Dialect
-from xlstm.data.values import SeriesError
+from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
 from xlstm.estimators import forecaster, textmodel
 from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.sequence_files import kind_of
@@ -74,7 +73,7 @@ def check_options(model: Path, kind: str, dialect: Dialect, column: str | None) 
     if column is not None and kind != FORECASTER:
         raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
     if dialect != PLAIN and kind in (TEXT, "language model"):
-        options = "--day-first, --month-first, --decimal and --encoding"
+        options = "--date-format, --decimal and --encoding"
         raise ValueError(f"{model}: is a {kind}, {options} go with tables")
 
 

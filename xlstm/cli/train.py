@@ -21,8 +21,7 @@ from xlstm.cli.console import Report, accounted, progress, tell
 from xlstm.cli.evaluate import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
 from xlstm.data import writing
-from xlstm.data.files import read_series
-from xlstm.data.series import bundled
+from xlstm.data.series import bundled, read_series
 from xlstm.data.table import Dialect
 from xlstm.estimators import plots
 from xlstm.estimators.forecaster import Forecaster

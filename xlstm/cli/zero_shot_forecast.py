@@ -14,14 +14,14 @@ from xlstm.cli.configuration import BackendOption, JsonOption, QuietOption, Tabl
 from xlstm.cli.console import Report, err, out, put, table, tell
 from xlstm.cli.predict import check_output
 from xlstm.cli.sources import find_model
-from xlstm.data import calendars, files
-from xlstm.data.covariates import Known
-from xlstm.data.dates import Calendar
-from xlstm.data.frames import Columns, check_has
+from xlstm.data import calendars
+from xlstm.data.calendars import Calendar
+from xlstm.data.covariates import CovariateArguments
+from xlstm.data.frames import Columns, places_of
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
-from xlstm.data.series import Labels, Series
-from xlstm.data.table import Dialect
+from xlstm.data.series import Series
+from xlstm.data.table import Dialect, as_csv, read_groups, read_header, write_table
 from xlstm.estimators import plots
 from xlstm.estimators.scores import Score
 from xlstm.estimators.zero_shot import ZeroShotForecaster
@@ -54,10 +54,10 @@ class Part(NamedTuple):
         calendar, values = self.calendar, self.targets[:, c]
         name = f"{self.name} {name}".strip()
         if calendar is None:
-            return Series(name, values, Labels(np.arange(1, len(values) + 1)))
+            return Series(name, values, np.arange(1, len(values) + 1))
         placed = np.full(len(calendar.dates), np.nan)
         placed[calendar.place] = values
-        return Series(name, placed, Labels(calendar.dates), calendar)
+        return Series(name, placed, calendar.dates, calendar)
 
 
 @with_options()
@@ -93,7 +93,7 @@ def forecast(
     levels = [*model.quantiles] if levels is None else levels
     known = sorted({*levels, 0.5})
     forecaster.set_params(quantiles=known)
-    beside: Known = {
+    beside: CovariateArguments = {
         "past": [part.past for part in parts] if roles.past else None,
         "future": [part.future for part in parts] if roles.future else None,
         "dates": None if parts[0].calendar is None else [part.calendar for part in parts],
@@ -104,14 +104,14 @@ def forecast(
     columns = _columns(parts, names, series_id, ahead, known, levels)
     report = Report(as_json)
     if output is not None:
-        files.write_table(output, columns)
+        write_table(output, columns)
         report.print(f"forecasts: {output}")
     if picture is not None:
         _draw(picture, parts, names, ahead, known)
     if score is not None and not as_json and not quiet:
         _print_score(score, names)
     if output is None and not as_json:
-        put(files.as_csv(columns))
+        put(as_csv(columns))
     about = {"model": type(model).__name__, "horizon": len(ahead[0]), "quantiles": levels}
     judged = None if score is None else _judged(score, names)
     report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)
@@ -138,9 +138,9 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     """
     beside = [*roles.past, *roles.future]
     wanted = [*roles.targets, *beside] if roles.targets else None
-    groups = files.read_groups(path, roles.id_name or None, wanted, dialect)
+    groups = read_groups(path, roles.id_name or None, wanted, dialect)
     first = next(iter(groups.values()))
-    check_has(str(path), first.names, *roles.targets, *beside)  # a column of dates is none of numbers
+    places_of(str(path), first.names, [*roles.targets, *beside])  # a column of dates is none of numbers
     names = roles.targets or [name for name in first.names if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
@@ -150,7 +150,7 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     if not roles.targets:
         names = [name for name in names if name in held] or names
         used = {*names, *beside, *roles.series_id, first.index_name}
-        if left := [name for name in files.read_header(path, dialect)[0] if name not in used]:
+        if left := [name for name in read_header(path, dialect)[0] if name not in used]:
             tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     elif empty and len(empty) < len(names):
         raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")

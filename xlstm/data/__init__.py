@@ -1,12 +1,10 @@
 """From files and tables to batches on the host."""
 
-from xlstm.data.batches import Batch, Streams, Windows
-from xlstm.data.files import read_table
+from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.frames import Columns, is_table, table_like, table_of
-from xlstm.data.prefetch import Prefetch
-from xlstm.data.preparation import Scaler, Split, carry_forward, split, windows
-from xlstm.data.sequences import Sequences
-from xlstm.data.series_windows import SeriesWindows
+from xlstm.data.series import synthetic
+from xlstm.data.series_windows import Scaler, SeriesWindows, Split, carry_forward, split, windows
+from xlstm.data.table import read_table
 
 __all__ = [
     "Batch",
@@ -22,6 +20,7 @@ __all__ = [
     "is_table",
     "read_table",
     "split",
+    "synthetic",
     "table_like",
     "table_of",
     "windows",

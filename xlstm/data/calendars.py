@@ -1,23 +1,115 @@
-"""Features of dates: where in the year, the week and the day a row lies."""
+"""Dates of rows: read as text, put on a calendar of equal steps, continued, and seen as features."""
 
 from __future__ import annotations
 
 import datetime
-from typing import Any
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import dates as calendars
-from xlstm.data.dates import Calendar, Dates
 from xlstm.data.host import Values
 
+Dates = np.ndarray[Any, np.dtype[np.datetime64]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+Line = Callable[[int], str]  # it names a row, for errors
+
+# 1958, 1958-03, 1958-03-29, 1958-03-29T06, 1958-03-29 06:00, 1958-03-29T06:00:00.5Z, 1958-03-29T06:00+02:00
+ISO_DATE = re.compile(
+    r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?)?)?"
+)
+UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of the text
+MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
+FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds
 HARMONICS = 2  # sines and cosines of a year: its half is one of them
 
 
-def read(where: str, given: object, zone: str | None = None) -> Calendar:
+class Calendar(NamedTuple):
+    """Rows at equal steps of time."""
+
+    dates: Dates  # the date of every step; with a zone what its clocks show
+    place: Counts  # the step of each row
+    unit: str  # a NumPy datetime code, "B" for business days, or "SM" for two days of each month
+    every: int = 1  # units from a step to the next
+    days: tuple[int, ...] = ()  # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
+    time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
+    zone: datetime.tzinfo | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The usual time from a step to the next."""
+        return float(np.median(np.diff(self.dates.astype("datetime64[s]")).astype(np.float64)))
+
+    def ticks(self, dates: Dates) -> Counts:
+        """Return the numbers of the units that dates lie in."""
+        if self.unit == "B":
+            return np.busday_count(MONDAY, dates.astype("datetime64[D]")).astype(np.int64)
+        if not self.days:
+            return dates.astype(f"datetime64[{self.unit}]").astype(np.int64)
+        months, day, last = _in_month(dates)
+        passed: Counts = np.sum(day[:, None] > np.minimum(self.days, last[:, None]), axis=1)
+        return passed + len(self.days) * months.astype(np.int64)
+
+    def at(self, ticks: Counts) -> Dates:
+        """Return the dates of numbers of units."""
+        if self.unit == "B":
+            days = np.busday_offset(MONDAY, ticks)
+        elif not self.days:
+            days = ticks.astype(f"datetime64[{self.unit}]")
+        else:
+            month, k = np.divmod(ticks, len(self.days))
+            first, _, last = _in_month(month.astype("datetime64[M]"))
+            day = np.minimum(np.take(self.days, k), last) - 1
+            days = first.astype("datetime64[D]") + day.astype("timedelta64[D]")
+        dates: Dates = (days + self.time).astype(self.dates.dtype)
+        return dates
+
+
+def parsed(cells: Any, line: Line, date_format: str | None = None) -> Dates | None:
+    """Return text (N,) as dates; None where these are labels or numbers instead.
+
+    They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC. Where some cells
+    are dates and others not, or a date does not exist, a ValueError names the line, by `line` of its row.
+    """
+    if date_format is not None:
+        expected = f"a date of the format {checks.shown(date_format)}"
+        return _moments(cells, line, lambda cell: datetime.datetime.strptime(cell, date_format), expected)
+    is_iso = [ISO_DATE.fullmatch(cell) is not None for cell in cells]
+    if not any(is_iso) or (not all(is_iso) and all(cell.isdigit() for cell in cells)):
+        return None  # or an index that has just reached four digits
+    if not all(is_iso):
+        row = is_iso.index(False)
+        if cells[row] == "":
+            raise ValueError(f"{line(row)}: the date is missing, expected one as in the other rows")
+        raise ValueError(f"{line(row)}: {checks.shown(str(cells[row]))} is not a date like the others")
+    zoned = [cell.endswith("Z") or "+" in cell or cell.count("-") > 2 for cell in cells]
+    if any(zoned):
+        if not all(zoned):
+            row = zoned.index(False)
+            raise ValueError(f"{line(row)}: {cells[row]} has no zone, expected one as in the other rows")
+        return _moments(cells, line, datetime.datetime.fromisoformat)
+    try:
+        dates: Dates = np.array(cells).astype(f"datetime64[{UNITS.get(max(map(len, cells)), 'us')}]")
+    except ValueError:
+        _moments(cells, line, lambda cell: np.datetime64(cell, "us").item())
+        raise
+    days = dates.astype("datetime64[D]")
+    return days if np.all(days == dates) and dates.dtype > days.dtype else dates
+
+
+def check_rising(dates: Dates, line: Line) -> None:
+    """Raise ValueError, with `line` of the row, unless each date comes after the one before."""
+    fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
+    if fall.size:
+        row = int(fall[0]) + 1
+        raise ValueError(f"{line(row)} is {dates[row]}, expected a date after {dates[row - 1]}")
+
+
+def read(where: str, dates: object, zone: str | None = None) -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
     A calendar is returned as it is. Dates of a time zone come in UTC.
@@ -27,26 +119,52 @@ def read(where: str, given: object, zone: str | None = None) -> Calendar:
     TypeError, ValueError
         These are no rising dates, or they have no common rhythm.
     """
-    if isinstance(given, Calendar):
-        return given
-    found: Any = checks.host(where, "dates", given, "dates (N,)")
+    if isinstance(dates, Calendar):
+        return dates
+    array: Any = checks.host(where, "dates", dates, "dates (N,)")
     try:
-        found = found.astype("datetime64") if found.dtype.kind in "UTO" else found
+        array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
     except (TypeError, ValueError):
-        found = np.zeros(0)
-    if found.dtype.kind != "M" or found.ndim != 1 or np.any(np.isnat(found)):
-        raise TypeError(f"{where}: dates is {checks.shown(given)}, expected dates (N,)")
-    fall = np.flatnonzero(np.diff(found.astype("int64")) <= 0)
-    if fall.size:
-        row = int(fall[0]) + 1
-        raise ValueError(f"{where}: dates[{row}] is {found[row]}, expected a date after {found[row - 1]}")
-    found, clocks = local(found, zone)
-    place = calendars.calendar(coarsest(found), lambda row: f"{where}: dates[{row}]")
-    if place is None:
+        array = np.zeros(0)
+    if array.dtype.kind != "M" or array.ndim != 1 or np.any(np.isnat(array)):
+        raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
+
+    def line(row: int) -> str:
+        return f"{where}: dates[{row}]"
+
+    check_rising(array, line)
+    array, clocks = local(array, zone)
+    found = calendar(coarsest(array), line)
+    if found is None:
         unknown = zone is not None and clocks is None
         advice = f"; the clocks of {zone} may not be known here, local dates have no zone" if unknown else ""
-        raise ValueError(f"{where}: the {len(found)} dates have no common step, expected one for most of them{advice}")
-    return place._replace(zone=clocks)
+        raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them{advice}")
+    return found._replace(zone=clocks)
+
+
+def calendar(dates: Dates, line: Line) -> Calendar | None:
+    """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
+
+    A gap that would have to be filled with more rows than FILL allows is a ValueError that names its line.
+    """
+    if len(dates) < 2:
+        return None
+    for found in _rhythms(dates):
+        ticks = found.ticks(dates)
+        every = int(np.gcd.reduce(np.diff(ticks)))
+        place = (ticks - ticks[0]) // every
+        steps = np.diff(place)
+        if np.mean(steps == 1) >= 0.5:
+            break
+    else:
+        return None
+    if place[-1] >= FILL[0] * len(place) + FILL[1]:
+        row = int(np.argmax(steps)) + 1
+        raise ValueError(
+            f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
+            f"expected at most {FILL[0]} times as many as there are; split the series there"
+        )
+    return found._replace(dates=found.at(ticks[0] + every * np.arange(place[-1] + 1)), place=place, every=every)
 
 
 def local(dates: Dates, zone: str | None) -> tuple[Dates, datetime.tzinfo | None]:
@@ -74,20 +192,14 @@ def coarsest(dates: Dates) -> Dates:
     return dates
 
 
-def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | None) -> Any:
-    """Return by how much the clocks of a zone are ahead of UTC, (N,), at dates of the zone `of`."""
-    moments = (moment.replace(tzinfo=of).astimezone(zone) for moment in dates.astype("datetime64[s]").astype(object))
-    return np.array([moment.utcoffset() for moment in moments], "timedelta64[s]")
-
-
 def after(calendar: Calendar, steps: int, passed: int = 0) -> Dates:
     """Return the dates of `steps` rows that begin `passed` rows after the last one, in UTC where they have a zone."""
     ahead = calendar.every * (passed + np.arange(1, steps + 1))
-    found = calendar.at(calendar.ticks(calendar.dates[-1:]) + ahead)
-    return found if calendar.zone is None else found - _ahead(found, calendar.zone, calendar.zone)
+    dates = calendar.at(calendar.ticks(calendar.dates[-1:]) + ahead)
+    return dates if calendar.zone is None else dates - _ahead(dates, calendar.zone, calendar.zone)
 
 
-def steps_after(calendar: Calendar, dates: Dates) -> np.ndarray[Any, np.dtype[np.int64]]:
+def steps_after(calendar: Calendar, dates: Dates) -> Counts:
     """Return how many steps after the last date of a calendar each of some dates lies; 0 for one that is on no step."""
     shown = dates if calendar.zone is None else dates + _ahead(dates, calendar.zone, datetime.UTC)
     ticks = calendar.ticks(shown)
@@ -103,13 +215,53 @@ def features(dates: Dates, step: float) -> Values:
     seconds = dates.astype("datetime64[s]")
     within_day = (seconds - seconds.astype("datetime64[D]")).astype(np.float64) / DAY
     days = seconds.astype("datetime64[D]").astype(np.int64)
-    year = seconds.astype("datetime64[Y]").astype("datetime64[s]")
-    found = []
-    if step < YEAR / 2:
-        found += [k * (seconds - year).astype(np.float64) / YEAR for k in range(1, HARMONICS + 1)]
-    if step < WEEK / 2:
-        found.append((days % 7 + within_day) / 7)
-    if step < DAY / 2:
-        found.append(within_day)
-    turns = 2 * np.pi * np.array(found).reshape(len(found), len(dates))
+    within_year = (seconds - seconds.astype("datetime64[Y]").astype("datetime64[s]")).astype(np.float64) / YEAR
+    parts = [k * within_year for k in range(1, HARMONICS + 1)] if step < YEAR / 2 else []
+    parts += [(days % 7 + within_day) / 7] if step < WEEK / 2 else []
+    parts += [within_day] if step < DAY / 2 else []
+    turns = 2 * np.pi * np.array(parts).reshape(len(parts), len(dates))
     return np.concatenate((np.sin(turns), np.cos(turns))).T
+
+
+def _moments(cells: Any, line: Line, read: Callable[[str], Any], expected: str = "a date like the others") -> Dates:
+    """Return cells (N,) as dates, in UTC where they have a zone; a ValueError names the line of one that is none."""
+    moments = []
+    for row, cell in enumerate(cells):
+        try:
+            moment = read(cell)
+            moments.append(moment if getattr(moment, "tzinfo", None) is None else moment.astimezone(datetime.UTC))
+        except (ValueError, OverflowError):
+            raise ValueError(f"{line(row)}: {checks.shown(str(cell))} is not {expected}") from None
+    return coarsest(np.array([moment.replace(tzinfo=None) for moment in moments], "datetime64[us]"))
+
+
+def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | None) -> Any:
+    """Return by how much the clocks of a zone are ahead of UTC, (N,), at dates of the zone `of`."""
+    moments = (moment.replace(tzinfo=of).astimezone(zone) for moment in dates.astype("datetime64[s]").astype(object))
+    return np.array([moment.utcoffset() for moment in moments], "timedelta64[s]")
+
+
+def _rhythms(dates: Dates) -> Iterator[Calendar]:
+    """Yield the units in which dates may have a common step, the likeliest first."""
+    days, none = dates.astype("datetime64[D]"), np.zeros(0, np.int64)
+    time = dates[0] - days[0]
+    if np.any(dates - days != time):
+        yield Calendar(dates, none, str(np.datetime_data(dates.dtype)[0]))
+        return
+    months, day, last = _in_month(days)
+    usual = 31 if np.all(day == last) else int(np.max(day))
+    if np.all(np.diff(months.astype(np.int64)) > 0) and np.all(day == np.minimum(usual, last)):
+        yield Calendar(dates, none, "M", days=(usual,), time=time)
+    rise = days.astype(np.int64)
+    over_weekends = np.min(np.diff(rise)) == 1 and np.busday_count(days[0], days[-1]) < rise[-1] - rise[0]
+    yield Calendar(dates, none, "B" if over_weekends and np.all(np.is_busday(days)) else "D", time=time)
+    two = np.unique(np.where(day == last, 31, day))
+    if len(two) == 2:
+        yield Calendar(dates, none, "SM", days=(int(two[0]), int(two[1])), time=time)
+
+
+def _in_month(dates: Dates) -> tuple[Dates, Counts, Counts]:
+    """Return the months of dates, the days of the month, and the last days of these months."""
+    months = dates.astype("datetime64[M]")
+    first, after = (some.astype("datetime64[D]").astype(np.int64) for some in (months, months + np.timedelta64(1, "M")))
+    return months, dates.astype("datetime64[D]").astype(np.int64) - first + 1, after - first

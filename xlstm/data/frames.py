@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ class Columns:
     index: np.ndarray[Any, Any] | None = field(default=None, repr=False)
     index_name: str | None = None
     zone: str | None = None
+
+    def take(self, rows: Any) -> Columns:
+        """Return some of the rows."""
+        return replace(self, values=self.values[rows], index=None if self.index is None else self.index[rows])
 
 
 def is_table(given: Any) -> bool:
@@ -118,42 +123,25 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
         The package narwhals is not installed.
     """
     nw, frame, _ = _frame(where, given)
-    check_has(where, frame.columns, *(only or ()))
-    wanted = None if only is None else {*only}
+    places_of(where, frame.columns, only or ())
+    wanted = {*frame.columns} if only is None else {*only}
     dated = _date_column(where, nw, frame)
-    names, arrays = [], []
-    for name, dtype in frame.schema.items():
-        if name == dated or (wanted is not None and name not in wanted):
-            continue
-        cells = frame.get_column(name)
-        empty = only is not None and cells.is_null().all()  # then its dtype says nothing
-        if not (empty or _is_numeric(nw, dtype)):
-            raise TypeError(
-                f"{where}: column {checks.shown(name)} holds {dtype}, expected numbers; leave it out or encode it"
-            )
-        try:
-            column = np.full(len(frame), np.nan) if empty else np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
-        except ValueError as error:  # PyArrow casts no whole number that float64 does not have
-            raise ValueError(f"{where}: column {checks.shown(name)} does not go into float64 ({error})") from error
-        beyond = np.flatnonzero(np.isinf(column))
-        if beyond.size:
-            row = int(beyond[0])
-            raise ValueError(
-                f"{where}: column {checks.shown(name)} is {column[row]:g} in row {row}, "
-                "expected a finite number, or none for a gap"
-            )
-        names.append(str(name))
-        arrays.append(column)
-    if not arrays or len(frame) == 0:
+    names = [name for name in frame.columns if name in wanted and name != dated]
+    if not names or len(frame) == 0:
         raise ValueError(f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers, expected some")
-    values, own = np.stack(arrays, axis=1), _own_index(nw, frame)
-    if own is not None:
-        labels = own.to_timestamp() if hasattr(own, "to_timestamp") else own  # periods are dates, too
-        found = nw.from_native(labels.to_series(), series_only=True)
-        return Columns(names, values, *_labels(nw, found, None if own.name is None else str(own.name)))
-    if dated is not None:
-        return Columns(names, values, *_labels(nw, frame.get_column(dated), str(dated)))
-    return Columns(names, values)
+    arrays = [_numbers(where, nw, name, frame.get_column(name), only is not None) for name in names]
+    values, names = np.stack(arrays, axis=1), [*map(str, names)]
+    if (index := _index_of(nw, frame)) is not None:
+        labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # periods are dates, too
+        labels, name = nw.from_native(labels.to_series(), series_only=True), index.name
+    elif dated is not None:
+        labels, name = frame.get_column(dated), dated
+    else:
+        return Columns(names, values)
+    zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
+    if zone is not None:
+        labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return Columns(names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone)
 
 
 def numeric(where: str, given: Any) -> list[str]:
@@ -206,19 +194,19 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     """
     where = "table_like"
     nw, frame, is_column = _frame(where, given)
-    made: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
-    rows = {column.shape for column in made.values()} | (set() if index is None else {(len(index),)})
+    arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
+    rows = {column.shape for column in arrays.values()} | (set() if index is None else {(len(index),)})
     if len(rows) != 1 or len(min(rows)) != 1:
         raise ValueError(f"{where}: columns and index have shapes {sorted(rows)}, expected one shape (N,)")
     (length,) = min(rows)
     native, space = nw.to_native(frame), nw.get_native_namespace(frame)
-    own = _own_index(nw, frame)
-    dated = _date_column(where, nw, frame) if own is None else None
-    if index is None and length != len(frame) and (own is not None or dated is not None):
+    labels = _index_of(nw, frame)
+    dated = _date_column(where, nw, frame) if labels is None else None
+    if index is None and length != len(frame) and (labels is not None or dated is not None):
         raise ValueError(f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their labels")
     if dated is not None:
-        made = {dated: nw.to_native(frame.get_column(dated)) if index is None else index, **made}
-    table = nw.from_dict(made, native_namespace=space)
+        arrays = {dated: nw.to_native(frame.get_column(dated)) if index is None else index, **arrays}
+    table = nw.from_dict(arrays, native_namespace=space)
     if dated is not None and index is not None:
         table = table.with_columns(_dates_like(nw, table.get_column(dated), frame.schema[dated]))
     if is_column and len(columns) == 1:
@@ -278,7 +266,7 @@ def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
         As for `table_of`.
     """
     nw, frame, _ = _frame(where, given)
-    check_has(where, frame.columns, column)
+    places_of(where, frame.columns, [column])
     labels = frame.get_column(column)
     if labels.is_null().any():
         raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
@@ -289,13 +277,15 @@ def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
     return {label: nw.to_native(part) for label, part in parts.items()}
 
 
-def check_has(where: str, columns: Iterable[Any], *wanted: str) -> None:
-    """Raise ValueError unless the wanted columns are among those of a table."""
-    names = dict.fromkeys(map(str, columns))
-    for column in wanted:
-        if column not in names:
-            name = checks.shown(column)
-            raise ValueError(f"{where}: column {name} is not in the table, which has {checks.few(names)}")
+def places_of(where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table") -> list[int]:
+    """Return the places of wanted columns among the names of all; ValueError unless each is there once."""
+    listed = [*map(str, names)]
+    counts, places = Counter(listed), {name: k for k, name in enumerate(listed)}
+    for name in wanted:
+        if counts[name] != 1:
+            problem = "is more than once in" if counts[name] else "is not in"
+            raise ValueError(f"{where}: column {checks.shown(name)} {problem} {of}, which has {checks.few(listed)}")
+    return [places[name] for name in wanted]
 
 
 def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
@@ -320,6 +310,23 @@ def _is_numeric(nw: Any, dtype: Any) -> bool:
     return bool(dtype.is_numeric() or dtype == nw.Boolean)
 
 
+def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
+    """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are no numbers."""
+    column = checks.shown(str(name))
+    if may_be_empty and cells.is_null().all():  # then its dtype says nothing
+        return np.full(len(cells), np.nan)
+    if not _is_numeric(nw, cells.dtype):
+        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected numbers; leave it out or encode it")
+    try:
+        numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
+    except ValueError as error:  # PyArrow casts no whole number that float64 does not have
+        raise ValueError(f"{where}: column {column} does not go into float64 ({error})") from error
+    for row in np.flatnonzero(np.isinf(numbers)):
+        problem = f"column {column} is {numbers[row]:g} in row {row}, expected a finite number, or none for a gap"
+        raise ValueError(f"{where}: {problem}")
+    return numbers
+
+
 def _date_column(where: str, nw: Any, frame: Any) -> Any:
     """Return the name of the column of dates, or None."""
     names = [name for name, dtype in frame.schema.items() if dtype in (nw.Date, nw.Datetime)]
@@ -330,23 +337,12 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
     return names[0] if names else None
 
 
-def _own_index(nw: Any, frame: Any) -> Any:
+def _index_of(nw: Any, frame: Any) -> Any:
     """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers beside dates do."""
     index = labels_of(nw.to_native(frame))
-    if index is None:
-        return None
-    numbers = getattr(index.dtype, "kind", "") in "iu" and any(
-        d in (nw.Date, nw.Datetime) for d in frame.schema.values()
-    )
-    return None if numbers else index
-
-
-def _labels(nw: Any, labels: Any, name: str | None) -> tuple[np.ndarray[Any, Any], str | None, str | None]:
-    """Return labels of rows as an array, their name, and their time zone; dates in one become those of UTC."""
-    zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
-    if zone is not None:
-        labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    return np.asarray(labels.to_numpy()), name, zone
+    if index is None or getattr(index.dtype, "kind", "O") not in "iu":
+        return index
+    return None if any(dtype in (nw.Date, nw.Datetime) for dtype in frame.schema.values()) else index
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:

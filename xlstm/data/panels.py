@@ -1,4 +1,4 @@
-"""Tables of series as a forecaster takes them, and its forecasts as tables."""
+"""Tables of series as a forecaster takes them, its forecasts as tables, and rows that come after those of a table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, covariates, frames, numbering
+from xlstm.data import calendars, covariates, frames
+from xlstm.data.calendars import FILL, Calendar
 from xlstm.data.covariates import Covariates, TimeSeries
-from xlstm.data.dates import Calendar
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values
+from xlstm.data.host import Values, series
 
 
 class Roles(NamedTuple):
@@ -34,23 +34,24 @@ class Roles(NamedTuple):
 
     def checked(self, where: str) -> Roles:
         """Return the roles with lists of names; a single name stands for a list of it. Errors name the caller."""
-        found: dict[str, Any] = {}
-        for name, value in self._asdict().items():
-            given = [value] if isinstance(value, str) or value is None else value
-            if frames.has_columns(given) or getattr(getattr(given, "dtype", None), "kind", "O") not in "OUT":
-                raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected names of columns")
-            named = checks.several(where, name, given, "names of columns", checks.LARGEST)
-            found[name] = [checks.text(where, f"{name}[{k}]", n) for k, n in enumerate(named) if n is not None]
-        if len(found["series_id"]) > 1:
+        lists: dict[str, list[str]] = {}
+        for role, value in self._asdict().items():
+            names = [value] if isinstance(value, str) or value is None else value
+            if frames.has_columns(names) or getattr(getattr(names, "dtype", None), "kind", "O") not in "OUT":
+                raise TypeError(f"{where}: {role} is {checks.shown(names)}, expected names of columns")
+            names = checks.several(where, role, names, "names of columns", checks.LARGEST)
+            lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
+        if len(lists["series_id"]) > 1:
             raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
-        uses = [(column, role) for role, names in found.items() for column in names]
-        for column in dict(uses):
-            roles = [role for other, role in uses if other == column]
-            if len(roles) > 1:
-                raise ValueError(
-                    f"{where}: column {checks.shown(column)} is in {' and '.join(roles)}, expected one role"
-                )
-        return Roles(**found)
+        roles: dict[str, list[str]] = {}
+        for role, names in lists.items():
+            for column in names:
+                roles.setdefault(column, []).append(role)
+        for column, several in roles.items():
+            if len(several) > 1:
+                problem = f"column {checks.shown(column)} is in {' and '.join(several)}, expected one role"
+                raise ValueError(f"{where}: {problem}")
+        return Roles(**lists)
 
     def given(self) -> dict[str, Any]:
         """Return checked roles as the parameters of a forecaster, None where there are no columns."""
@@ -68,7 +69,7 @@ class Given(NamedTuple):
     Attributes
     ----------
     values : array, or list of arrays
-    beside : Beside
+    covariates : Covariates
     flat : list of bool
         Which of the series came without an axis of targets.
     names : list of str
@@ -85,9 +86,9 @@ class Given(NamedTuple):
     """
 
     values: Any
-    beside: Covariates
+    covariates: Covariates
     flat: list[bool]
-    names: list[str] = []  # noqa: RUF012 (never changed)
+    names: Sequence[str] = ()
     table: Any = None
     labels: Sequence[Any] = ()
     id_name: str = ""
@@ -100,32 +101,29 @@ class Given(NamedTuple):
         return [str(label) for label in self.labels] if self.id_name else []
 
     def like(
-        self, found: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",), passed: int = 0
+        self, forecasts: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",), passed: int = 0
     ) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
 
         Parameters
         ----------
-        found : list of arrays (steps, C, ...)
-        read : list of Track
+        forecasts : list of arrays (steps, C, ...)
+        read : list of TimeSeries
         suffixes : list of str
             Ends of the names of columns, along the last axis of forecasts, if there is one.
         passed : int
             Steps between the ends of the series and the first of forecasts.
         """
         if self.table is None:
-            shaped = [one[:, 0] if flat else one for one, flat in zip(found, self.flat, strict=True)]
+            shaped = [one[:, 0] if flat else one for one, flat in zip(forecasts, self.flat, strict=True)]
             return shaped if covariates.is_several(self.values) else shaped[0]
-        steps = len(found[0])
-        columns: dict[str, Any] = {}
-        if self.id_name:
-            columns[self.id_name] = np.repeat(np.array(self.labels), steps)
-        rows = np.concatenate(found).reshape(steps * len(found), len(self.names), len(suffixes))
+        steps = len(forecasts[0])
+        columns: dict[str, Any] = {self.id_name: np.repeat(np.array(self.labels), steps)} if self.id_name else {}
+        rows = np.concatenate(forecasts).reshape(steps * len(forecasts), len(self.names), len(suffixes))
         for c, name in enumerate(self.names):
-            for k, suffix in enumerate(suffixes):
-                columns[f"{name}{suffix}"] = rows[:, c, k]
+            columns |= {f"{name}{suffix}": rows[:, c, k] for k, suffix in enumerate(suffixes)}
         ahead = [calendars.after(one.calendar, steps, passed) for one in read if one.calendar is not None]
-        ahead = ahead or [numbering.after(labels, steps, passed) for labels in self.rows]
+        ahead = ahead or [_numbers_after(labels, steps, passed) for labels in self.rows]
         index = np.concatenate(ahead) if ahead else None
         if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
@@ -142,7 +140,7 @@ def given(
     where : str
         The caller, for errors.
     values : array, list of arrays, or table
-    beside : Beside
+    beside : Covariates
         With a table `future` is one of the rows after it, or None.
     roles : Roles
     fitted : list of str
@@ -161,11 +159,10 @@ def given(
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
-    parts = tables_of(where, values, roles)
     after = {} if beside.future is None else tables_of(f"{where}: {later}", beside.future, roles)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
-    read = {label: frames.table_of(where, part, only) for label, part in parts.items()}
+    read = {label: frames.table_of(where, part, only) for label, part in tables_of(where, values, roles).items()}
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
@@ -173,15 +170,18 @@ def given(
     names = [*fitted] or names
     arrays, past, future, static, dates, rows = [], [], [], [], [], []
     for label, columns in read.items():
-        own = f"{where}: series {checks.shown(label)}" if roles.id_name else where
         arrays.append(numbers_of(where, columns, names))
         past.append(numbers_of(where, columns, roles.past))
-        ahead, dated = numbers_of(where, columns, roles.future), dates_of(columns)
-        dated = None if dated is None else calendars.read(own, dated, columns.zone)
+        ahead, calendar = numbers_of(where, columns, roles.future), None
+        if (dated := dates_of(columns)) is not None:
+            named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
+            calendar = calendars.read(named, dated, columns.zone)
+        elif columns.index is not None:
+            rows.append(columns.index)
         if label in after:
             more = frames.table_of(f"{where}: {later}", after[label], roles.future)
             check_zones(where, later, more, columns.zone)
-            more = _in_order(where, later, more, dated)
+            more = _in_order(where, later, more, calendar)
             ahead = np.concatenate((ahead, numbers_of(where, more, roles.future)))
         future.append(ahead if roles.future else None)
         fixed = numbers_of(where, columns, roles.static)
@@ -191,10 +191,9 @@ def given(
         if np.any(fixed != fixed[:1]):
             raise ValueError(f"{where}: static columns {checks.few(roles.static)} change within a series")
         static.append(fixed[0])
-        dates.append(dated)
-        rows += [columns.index] if dated is None and columns.index is not None else []
+        dates.append(calendar)
     found = Covariates(past if roles.past else None, future, static if roles.static else None, dates)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(parts), roles.id_name, rows, columns.zone)
+    return Given(arrays, found, [False] * len(arrays), names, values, list(read), roles.id_name, rows, columns.zone)
 
 
 def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
@@ -207,6 +206,11 @@ def dates_of(columns: Columns) -> Any:
     return columns.index if columns.index is not None and columns.index.dtype.kind == "M" else None
 
 
+def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
+    """Return some columns, (N, K)."""
+    return columns.values[:, frames.places_of(where, columns.names, names)]
+
+
 def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None:
     """Raise ValueError unless the dates of rows have a time zone where `zone` says that those before them have one."""
     if dates_of(later) is not None and (later.zone is None) != (zone is None):
@@ -214,29 +218,135 @@ def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None
         raise ValueError(f"{where}: the dates of {name} have {own}, expected {other}, as in the table of the series")
 
 
-def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) -> Columns:
-    """Return rows after those of a calendar, which errors call `name`, in the order of their dates, if they have some.
+def check_ends(where: str, given: Given, read: Sequence[TimeSeries]) -> None:
+    """Raise ValueError unless all series of a table end with one date, if they have dates, and have one step."""
+    ends = [
+        one.calendar and f"{one.calendar.dates[-1]} and steps of {one.calendar.every} {one.calendar.unit}"
+        for one in read
+    ]
+    for k, end in enumerate(ends):
+        if end != ends[0]:
+            first, other = (checks.shown(given.labels[n]) for n in (0, k))
+            raise ValueError(f"{where}: series {other} ends with {end}, expected {ends[0]}, as series {first}")
+
+
+def following(
+    where: str, name: str, given: Given, read: Sequence[TimeSeries], roles: Roles, table: Any, passed: int
+) -> list[Values]:
+    """Return rows that come after those of a table, (n, C) for each of its series.
+
+    Rows that are missing between dates, or at the end of some series, are gaps. Whole numbers in the index of pandas
+    count time as dates do where they rise by one step, and where several series end with the same one.
+
+    Parameters
+    ----------
+    where, name : str
+        The caller, and its argument with the rows, for errors.
+    given : Given
+    read : list of TimeSeries
+    roles : Roles
+        Those of the table.
+    table : table
+        The rows, with the columns of the table, in any order if they have dates or such numbers.
+    passed : int
+        Steps after the ends of the series that came before.
 
     Raises
     ------
-    ValueError
-        They are not for the steps right after the last date.
+    ValueError, TypeError
+        As of `given`; or there are rows of another series, with dates or numbers that are no steps after the last ones,
+        or of some series more than of others where they have none of these.
     """
-    own = dates_of(later)
-    if own is None:
+    index = frames.labels_of(table)
+    counted = index is not None and index.dtype.kind in "iu" and _count_time(given.rows)
+    parts = tables_of(where, table, roles)
+    for label in parts:
+        if label not in given.labels:
+            ours = checks.few(given.ids)
+            raise ValueError(f"{where}: {name} has rows of series {checks.shown(label)}, expected some of {ours}")
+    every = []
+    for k, (label, one) in enumerate(zip(given.labels, read, strict=True)):
+        rows: Values = np.empty((0, len(given.names)))
+        if len(parts.get(label, ())):  # as an array, a table may be empty
+            columns = frames.table_of(where, parts[label], given.names)
+            rows = series(where, numbers_of(where, columns, given.names))
+            labels, dates = columns.index, dates_of(columns)
+            if (dates is None) != (one.calendar is None):
+                problem = "no dates, expected some" if dates is None else "dates, expected none"
+                raise ValueError(f"{where}: the rows of {name} have {problem}, as in the table of the series")
+            check_zones(where, name, columns, given.zone)
+            if one.calendar is not None:
+                steps, first = calendars.steps_after(one.calendar, dates), calendars.after(one.calendar, 1, passed)
+                rows = _placed(where, name, rows, dates, steps - passed - 1, first[0])
+            elif counted:
+                steps, first = _steps_after(given.rows[k], labels), _numbers_after(given.rows[k], 1, passed)
+                rows = _placed(where, name, rows, labels, steps - passed - 1, first[0])
+        every.append(rows)
+    counts = [len(rows) for rows in every]
+    if len(set(counts)) > 1 and not (counted or read[0].calendar is not None):
+        raise ValueError(f"{where}: {name} has {min(counts)} to {max(counts)} rows of a series, expected one number")
+    return [np.pad(rows, ((0, max(counts) - len(rows)), (0, 0)), constant_values=np.nan) for rows in every]
+
+
+def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) -> Columns:
+    """Return rows in the order of their dates, if they have some; ValueError unless these are the next steps."""
+    dates = dates_of(later)
+    if dates is None:
         return later
     if calendar is None:
         raise ValueError(f"{where}: the rows of {name} have dates, expected none, as in the table of the series")
-    order, expected = np.argsort(own), calendars.after(calendar, len(own))
-    wrong = np.flatnonzero(own[order].astype(expected.dtype) != expected)
+    order, expected = np.argsort(dates), calendars.after(calendar, len(dates))
+    for row, wanted in zip(order, expected, strict=True):
+        if dates[row].astype(expected.dtype) != wanted:
+            problem = f"{name} has a row for {dates[row]}, expected {wanted}, the next step of the series"
+            raise ValueError(f"{where}: {problem}")
+    return replace(later, values=later.values[order], index=dates[order])
+
+
+def _placed(where: str, name: str, rows: Values, labels: Any, place: Any, first: Any) -> Values:
+    """Return rows (n, C) at their places (n,), with gaps between them.
+
+    The places count steps from 0, which has the label `first`; those of labels (n,) that are on no step are below 0. A
+    ValueError names a label that is on no step, is there twice, or is too late.
+    """
+    order = np.argsort(labels)
+    place = place[order]
+    wrong = np.flatnonzero(np.diff(place, prepend=-1) <= 0)
     if wrong.size:
-        row, wanted = order[wrong[0]], expected[wrong[0]]
-        raise ValueError(f"{where}: {name} has a row for {own[row]}, expected {wanted}, the next step of the series")
-    return replace(later, values=later.values[order], index=own[order])
+        row = labels[order[wrong[0]]]
+        raise ValueError(f"{where}: {name} has a row for {row}, expected {first} or later steps, each once")
+    if place[-1] >= FILL[0] * len(place) + FILL[1]:
+        raise ValueError(f"{where}: {name} has a row for {labels[order[-1]]}, more than {FILL[1]} steps later")
+    placed = np.full((place[-1] + 1, rows.shape[1]), np.nan)
+    placed[place] = rows[order]
+    return placed
 
 
-def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
-    """Return some columns, (N, K)."""
-    frames.check_has(where, columns.names, *names)
-    places = {name: k for k, name in enumerate(columns.names)}
-    return columns.values[:, [places[name] for name in names]]
+def _step(labels: Any) -> int:
+    """Return the step of whole numbers (N,) that rise by the same one from row to row; 0 where labels are others."""
+    if labels.dtype.kind not in "iu" or len(labels) < 2:
+        return 0
+    rises = np.diff(labels.astype(np.int64))
+    return int(rises[0]) if rises[0] > 0 and np.all(rises == rises[0]) else 0
+
+
+def _count_time(rows: Sequence[Any]) -> bool:
+    """Return whether the labels of several series, each (N,), count time: they have one step, and end with one number.
+
+    Those of series below each other that only number the rows of their table end with different numbers.
+    """
+    ends = {(_step(labels), labels[-1]) for labels in rows}
+    return len(ends) == 1 and min(ends)[0] > 0
+
+
+def _numbers_after(labels: Any, steps: int, passed: int = 0) -> Any:
+    """Return the next numbers in the step of the labels, or in steps of 1; after other labels those of the rows."""
+    last = int(labels[-1]) if labels.dtype.kind in "iu" else len(labels) - 1
+    return last + (_step(labels) or 1) * (passed + np.arange(1, steps + 1))
+
+
+def _steps_after(labels: Any, later: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return how many steps after the last label each of some numbers lies; 0 for one that is NaN or on no step."""
+    there, every = ~np.isnan(later), _step(labels)
+    ticks = np.where(there, later, 0).astype(np.int64) - labels[-1:].astype(np.int64)
+    return np.where(there & (ticks % every == 0), ticks // every, 0)

@@ -1,53 +1,28 @@
-"""A time series from a CSV file: one column of numbers, dated where the file has dates, gaps allowed."""
+"""Series at equal steps of time: columns of files, dated where these have dates, the bundled ones, synthetic ones."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-from array import array
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.checks import few, shown
-from xlstm.data import calendars, dates
-from xlstm.data.dates import Calendar
+from xlstm.arrays.checks import few
+from xlstm.data import calendars
+from xlstm.data.calendars import Calendar
 from xlstm.data.host import Values
-from xlstm.data.table import Dialect, Table, Text
+from xlstm.data.table import CsvFile, Dialect, ParquetFile, opened
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
     **{("M", 12): "year", ("M", 1): "month", ("M", 3): "quarter", ("SM", 1): "half month", ("D", 7): "week"},
     **{("D", 1): "day", ("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
 }
-
-
-class Labels(Sequence[str]):
-    """The date or number of each row as text, made when it is read: of millions of rows few are shown.
-
-    Parameters
-    ----------
-    values : array (N,)
-        Dates, numbers, or text.
-    """
-
-    def __init__(self, values: np.ndarray[Any, Any]) -> None:
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, k: Any) -> Any:
-        return [str(value) for value in self.values[k]] if isinstance(k, slice) else str(self.values[k])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
+SHORTEST_SEASON = 4.0  # steps of a period of a synthetic series
+HARMONICS = 3  # of a season
+LONGEST_GAP = 0.1  # as a share of the series
 
 
 @dataclass(frozen=True)
@@ -60,8 +35,8 @@ class Series:
         The column's name.
     values : float64 array (N,)
         NaN where there is a gap.
-    labels : sequence of str
-        The date of each row, or its number where the file has no dates.
+    index : array (N,)
+        The date of each row, another label, or its number where the file has none.
     calendar : Calendar or None
         The steps of the dates; None without dates.
     unit : str or None
@@ -75,9 +50,14 @@ class Series:
 
     name: str
     values: Values
-    labels: Sequence[str]
+    index: np.ndarray[Any, Any]
     calendar: Calendar | None = None
     note: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The index as text."""
+        return [*map(str, self.index)]
 
     @property
     def unit(self) -> str | None:
@@ -133,17 +113,15 @@ def read_csv(
     column: str | None = None,
     usual: str | None = None,
     *,
-    day_first: bool | None = None,
+    date_format: str | None = None,
     decimal: str | None = None,
     encoding: str = "utf-8",
 ) -> Series:
     """Read one column of a CSV file as a series.
 
-    The file has a header line and commas, semicolons (then a decimal comma is understood), tabs or bars between cells.
-    If a column holds dates (ISO 8601: 1958, 1958-03, 1958-03-29, 1958-03-29T06:00, 1958-03-29T06:00+02:00, which is
-    brought to UTC; 19580329, 1958Q1; 29/03/1958, 29.03.1958 or 03/29/1958 where the order is said or a part above 12
-    shows it), or the first ones are year and month, they must rise, and rows missing from their rhythm become gaps,
-    weekends excepted where no row falls on one. An empty cell is a gap; gaps at the beginning and the end are dropped.
+    The file has a header, and commas, semicolons, tabs or bars between cells. Dates are in ISO 8601, or in the format
+    `date_format`; those with a zone become those of UTC. Rows that are missing from the rhythm of the dates become
+    gaps, weekends excepted where no row falls on one. An empty cell is a gap; gaps at both ends are dropped.
 
     Parameters
     ----------
@@ -152,8 +130,8 @@ def read_csv(
         Name of the column; not needed if only one holds numbers.
     usual : str, optional
         Taken if no column is named, several hold numbers, and this is one of them.
-    day_first : bool, optional
-        Whether 01/02/2024 is the first of February; False makes it the second of January.
+    date_format : str, optional
+        The format of dates, such as "%d/%m/%Y", as `datetime.datetime.strptime` takes it.
     decimal : {".", ","}, optional
         The decimal sign; by default a point, and a comma, too, where semicolons stand between cells.
     encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
@@ -169,115 +147,120 @@ def read_csv(
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
-        do not rise, have two readings or are in a notation that is not read, or a gap is too long to be filled. Names
-        file, row and column.
+        do not rise or are in another notation, or a gap is too long to be filled. Names file, row and column.
     """
-    table = Table(path, Dialect(day_first, decimal, encoding))
-    where = table.path
-    dates.check_header(table)
-    if table.rows < 2:
-        raise ValueError(f"{where}: {table.rows} rows under the header, expected a series")
-    date = dates.column(table)
-    index = _column(table, column, usual, date)
-    text = None if date is None or index == date else dates.text(table, date)
-    name = table.header[index]
-    return series_of(f"{where}: column {name}", name, column_numbers(table, [index])[:, 0], text, table.line)
+    return _series(CsvFile(path, Dialect(date_format, decimal, encoding)), column, usual)
 
 
-def series_of(where: str, name: str, values: Values, dated: Text | None, line: Callable[[int], str]) -> Series:
-    """Return rows as a series: gaps at the ends are dropped, and rows missing from the rhythm of dates become gaps.
+def read_series(
+    path: str | os.PathLike[str],
+    column: str | None = None,
+    usual: str | None = None,
+    *,
+    date_format: str | None = None,
+    decimal: str | None = None,
+    encoding: str = "utf-8",
+) -> Series:
+    """Read one column of a CSV or Parquet file as a series.
 
     Parameters
     ----------
-    where : str
-        File and column, for errors.
-    name : str
-    values : array (N,)
-        NaN where there is a gap.
-    dated : array (N,) of text, or None
-        Dates or labels of the rows.
-    line : callable
-        It names a row, for errors.
+    path, column, usual, date_format, decimal, encoding
+        As for `read_csv`; a Parquet file needs none of the last three.
+
+    Returns
+    -------
+    Series
 
     Raises
     ------
-    ValueError
-        There are no numbers, dates do not rise, or a gap is too long to be filled.
+    OSError, TypeError, ValueError, ImportError
+        As for `read_csv` and `read_table`.
     """
-    there = np.flatnonzero(~np.isnan(values))
+    return _series(opened(path, Dialect(date_format, decimal, encoding)), column, usual)
+
+
+def _series(file: CsvFile | ParquetFile, column: str | None, usual: str | None) -> Series:
+    """Return a column as a series: gaps at the ends are dropped, and rows missing from the rhythm of dates are gaps."""
+    if file.rows < 2:
+        raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
+    numeric = file.numeric
+    if column is None and len(numeric) != 1:
+        if not numeric:
+            raise ValueError(f"{file.path}: no column holds numbers; the header has {few(file.names)}")
+        if usual is None or numeric.count(usual) != 1:
+            raise ValueError(f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column")
+        column = usual
+    name = numeric[0] if column is None else column
+    found = file.columns([name])
+    there = np.flatnonzero(~np.isnan(found.values[:, 0]))
     if there.size == 0:
-        raise ValueError(f"{where} has no numbers")
-    first, last = int(there[0]), int(there[-1])
-    values = values[first : last + 1]
-    if dated is None:
-        return Series(name, values, Labels(np.arange(1, len(values) + 1)))
-    labels = Labels(dated[first : last + 1])
+        raise ValueError(f"{file.path}: column {name} has no numbers")
+    begin = int(there[0])
+    found = found.take(slice(begin, int(there[-1]) + 1))
+    values, index = found.values[:, 0], found.index
+    if index is None:
+        return Series(name, values, np.arange(1, len(values) + 1))
+    if index.dtype.kind != "M":
+        note = "" if any(str(label).isdigit() for label in index) else "no ISO 8601 dates, rows taken as equal steps"
+        return Series(name, values, index, note=note)
 
-    def named(row: int) -> str:
-        return line(first + row)
+    def line(row: int) -> str:
+        return file.line(begin + row)
 
-    found = dates.read(labels.values, named)
-    if found is None:
-        note = "" if any(label.isdigit() for label in labels) else "no ISO 8601 dates, rows taken as equal steps"
-        return Series(name, values, labels, note=note)
-    calendar = dates.calendar(found, named)
+    calendars.check_rising(index, line)
+    if isinstance(file, ParquetFile):  # its dates have a finer unit than they need, and may have a zone
+        index = calendars.coarsest(calendars.local(index, found.zone)[0])
+    calendar = calendars.calendar(index, line)
     if calendar is None:
-        return Series(name, values, Labels(found), note="dates have no common rhythm, rows taken as equal steps")
+        return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
     full = np.full(len(calendar.dates), np.nan)
     full[calendar.place] = values
     missing = len(full) - len(values)
-    note = f"{missing} rows missing from the file" if missing else ""
-    return Series(name, full, Labels(calendar.dates), calendar, note)
+    return Series(name, full, calendar.dates, calendar, f"{missing} rows missing from the file" if missing else "")
 
 
-def _column(table: Table, column: str | None, usual: str | None, date: int | None) -> int:
-    """Return the index of the column of values."""
-    header = table.header
-    if column is not None:
-        if header.count(column) != 1:
-            problem = "is not in" if column not in header else "is more than once in"
-            raise ValueError(f"{table.path}: column {column!r} {problem} the header, which has {few(header)}")
-        return header.index(column)
-    numeric = [k for k, found in enumerate(table.numeric) if found and k != date]
-    if not numeric:
-        raise ValueError(f"{table.path}: no column holds numbers; the header has {few(header)}")
-    if len(numeric) > 1:
-        names = [header[k] for k in numeric]
-        if usual is not None and names.count(usual) == 1:
-            return header.index(usual)
-        raise ValueError(f"{table.path}: several columns hold numbers, choose one of {few(names)} with --column")
-    return numeric[0]
+def synthetic(rng: np.random.Generator, count: int, length: int) -> Values:
+    """Draw series.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    count, length : int
+
+    Returns
+    -------
+    array (count, length)
+        Their sizes are between 0.001 and 1000, and their levels up to ten times that. A tenth have a gap, of NaN.
+    """
+    return np.stack([_one(rng, length) for _ in range(count)])
 
 
-def column_numbers(table: Table, columns: Sequence[int]) -> Values:
-    """Return the numbers of columns, (N, C), NaN for empty cells; the file is read once."""
-    found, start = np.empty((table.rows, len(columns))), 0
-    for block in table.blocks(*columns):
-        for c, (k, cells) in enumerate(zip(columns, block, strict=True)):
-            found[start : start + len(cells), c] = _floats(table, k, start, cells)
-        start += len(block[0])
-    return found
+def _one(rng: np.random.Generator, n: int) -> Values:
+    t = np.arange(n, dtype=np.float64)
+    x: Values = np.zeros(n)
+    if rng.random() < 0.5:
+        x += rng.normal(scale=2.0) * t / n
+    for _ in range(rng.integers(0, 3)):
+        x += rng.lognormal(-0.5, 0.7) * _season(rng, t)
+    if rng.random() < 0.2:
+        x *= 1 + rng.uniform(0, 1.5) * t / n  # seasons that grow
+    if rng.random() < 0.4:
+        x += rng.lognormal(-0.5, 0.7) * np.cumsum(rng.normal(size=n)) / np.sqrt(n)
+    if rng.random() < 0.25:
+        for at in rng.integers(0, n, rng.integers(1, 4)):
+            x[at:] += rng.normal()
+    x += np.exp(rng.uniform(-4.0, 0.0)) * rng.normal(size=n)
+    x = float(10.0 ** rng.uniform(-3, 3)) * (x + rng.uniform(-10, 10))
+    if rng.random() < 0.1:
+        start = rng.integers(0, n)
+        x[start : start + rng.integers(1, max(2, int(LONGEST_GAP * n)))] = np.nan
+    return x
 
 
-def _floats(table: Table, k: int, start: int, cells: list[str]) -> Values:
-    """Return the numbers of some cells of a column, from row `start` on."""
-    texts, found = [cell or "nan" for cell in cells], array("d")
-    if table.decimal == ",":
-        if table.dialect.decimal == ",":  # a point is that of thousands, or a mistake
-            texts = [text.replace(".", "x") for text in texts]
-        texts = [text.replace(",", ".") for text in texts]
-    with contextlib.suppress(ValueError):  # the cell after the last one that is read is no number
-        found.extend(map(float, texts))
-    read = np.array(found)
-    if len(read) < len(cells) or not np.all(np.isfinite(read)):
-        for row, cell in enumerate(cells):
-            if row == len(read) or (cell and not math.isfinite(read[row])):
-                comma = "," in cell and table.decimal == "."
-                hint = "; if the comma is a decimal sign, say so with --decimal , (decimal=',')" if comma else ""
-                if "." in cell and table.dialect.decimal == ",":
-                    hint = "; the decimal sign is a comma, as was said"
-                raise ValueError(
-                    f"{table.line(start + row)}, column {table.header[k]} holds {shown(cell)}, "
-                    f"expected a finite number or nothing for a gap{hint}"
-                )
-    return read
+def _season(rng: np.random.Generator, t: Values) -> Values:
+    """Return a periodic series about 0, with harmonics."""
+    angle = 2 * np.pi * t / np.exp(rng.uniform(np.log(SHORTEST_SEASON), np.log(max(SHORTEST_SEASON + 1, len(t) / 3))))
+    count = int(rng.integers(1, HARMONICS + 1))
+    waves = [np.sin(k * angle + rng.uniform(0, 2 * np.pi)) / k for k in range(1, 1 + count)]
+    return np.asarray(np.sum(waves, axis=0))

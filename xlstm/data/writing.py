@@ -15,17 +15,11 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 PATIENCE = 1.0  # seconds to wait for others who write several files into a folder
 AnyPath = str | os.PathLike[str]
-
-
-class _File(NamedTuple):
-    path: Path
-    temporary: Path
 
 
 class _Enough(Exception):  # noqa: N818 (no error)
@@ -33,7 +27,7 @@ class _Enough(Exception):  # noqa: N818 (no error)
 
 
 def write(path: AnyPath, blob: bytes) -> None:
-    """Write a file whole or not at all; raises OSError as `together` does."""
+    """Write a file whole or not at all; raises OSError as `foreach` does."""
     with whole(path) as temporary:
         temporary.write_bytes(blob)
 
@@ -54,26 +48,27 @@ def foreach(*paths: AnyPath) -> Iterator[list[Path]]:
     ones already, it and those after it stay the old ones. Others who write several files there at the same time wait.
     The OSError of a file that cannot be written or replaced names the path that was given.
     """
-    files = [_File(Path(path), Path(path).parent / f".xlstm-{secrets.token_hex(8)}.tmp") for path in paths]
+    files = [(Path(path).parent / f".xlstm-{secrets.token_hex(8)}.tmp", Path(path)) for path in paths]
     try:
-        modes = [_create(file) for file in files]
-        yield [file.temporary for file in files]
-        for file, mode in zip(files, modes, strict=True):
-            _finish(file, mode)
-        with _opened(files[0].path.parent) as folder:
-            if len(files) > 1 and folder is not None:
-                _wait_for_others(folder)
+        modes = [_create(*file) for file in files]
+        yield [temporary for temporary, _ in files]
+        for (temporary, _), mode in zip(files, modes, strict=True):
+            with open(temporary, "rb+") as file:
+                if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:  # not every file system has modes
+                    os.chmod(temporary, mode)
+                os.fsync(file.fileno())
+        with _folder(files[0][1].parent, lock=len(files) > 1):
             _replace(files)
-            if folder is not None:
-                with contextlib.suppress(OSError):  # not every system can have names on the disk
-                    os.fsync(folder)
     except BaseException as error:
-        for file in files:
+        for temporary, _ in files:
             with contextlib.suppress(OSError):
-                file.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _named(error, files) from error
-        raise
+                temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        named = next((path for temporary, path in files if str(temporary) == str(error.filename)), files[0][1])
+        if error.errno is None:
+            raise OSError(f"{named}: not saved, {error}") from error
+        raise OSError(error.errno, f"not saved, {error.strerror}", str(named)) from error
 
 
 def clean(folder: AnyPath) -> None:
@@ -104,11 +99,11 @@ def check(path: AnyPath) -> None:
         raise _Enough
 
 
-def _create(file: _File) -> int:
+def _create(temporary: Path, path: Path) -> int:
     """Make the temporary file, which must not exist even as a link, and return the mode that it is to have."""
-    old = _mode(file.path)
+    old = _mode(path)
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-    handle = os.open(file.temporary, flags, 0o666 if old is None else 0o600)  # less the umask
+    handle = os.open(temporary, flags, 0o666 if old is None else 0o600)  # less the umask
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode) if old is None else old
     finally:
@@ -118,71 +113,54 @@ def _create(file: _File) -> int:
 def _mode(path: Path) -> int | None:
     """Return the mode of a file that can be replaced, or None where there is none yet."""
     try:
-        found = os.stat(path)
+        mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):  # or a link to nowhere
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", str(path))
-    return stat.S_IMODE(found.st_mode) & 0o777
+    return stat.S_IMODE(mode) & 0o777
 
 
-def _finish(file: _File, mode: int) -> None:
-    """Have the bytes on the disk, under the right mode."""
-    with open(file.temporary, "rb+") as opened:
-        if stat.S_IMODE(os.fstat(opened.fileno()).st_mode) != mode:  # not every file system has modes
-            os.chmod(file.temporary, mode)
-        os.fsync(opened.fileno())
-
-
-def _replace(files: list[_File]) -> None:
+def _replace(files: Sequence[tuple[Path, Path]]) -> None:
     """Put the temporary files in place; an interrupt after the first one waits for the others."""
     try:
-        for file in files:
-            os.replace(file.temporary, file.path)
+        for temporary, path in files:
+            os.replace(temporary, path)
     except OSError:
         raise
     except BaseException:
-        if not files[0].temporary.exists():
-            _replace([file for file in files if file.temporary.exists()])
+        left = [(temporary, path) for temporary, path in files if temporary.exists()]
+        if len(left) < len(files):
+            _replace(left)
         raise
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int | None]:
-    """Open a folder; None where nobody may list it, or the system opens only files."""
+def _folder(folder: Path, lock: bool) -> Iterator[None]:
+    """Have the names of a folder on the disk afterwards; with `lock` wait for others a while, and keep them out."""
     handle = None
+    with contextlib.suppress(OSError):  # nobody may list it, or the system opens only files
+        handle = os.open(folder, os.O_RDONLY)
+    if handle is None:
+        yield
+        return
     try:
+        end = time.monotonic() + PATIENCE
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            while lock and time.monotonic() < end:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.002)
+        yield
         with contextlib.suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY)
-        yield handle
+            os.fsync(handle)
     finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _wait_for_others(folder: int) -> None:
-    """Lock an open folder once nobody else has, or after some time; do nothing where folders have no locks."""
-    end = time.monotonic() + PATIENCE
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.002)
-            except OSError:
-                return
-
-
-def _named(error: OSError, files: list[_File]) -> OSError:
-    """Return the error with the path that the user gave in the place of the temporary one."""
-    path = next((file.path for file in files if str(file.temporary) == str(error.filename)), files[0].path)
-    if error.errno is None:
-        return OSError(f"{path}: not saved, {error}")
-    return OSError(error.errno, f"not saved, {error.strerror}", str(path))
+        os.close(handle)

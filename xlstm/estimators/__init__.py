@@ -1,6 +1,6 @@
 """Estimators with fit, predict and score, and pictures of their forecasts."""
 
-from xlstm.data.values import SeriesError
+from xlstm.data.host import SeriesError
 from xlstm.estimators.base import NotFittedError
 from xlstm.estimators.features import TiRexFeatures
 from xlstm.estimators.forecaster import Forecaster

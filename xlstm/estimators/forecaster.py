@@ -13,10 +13,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
 from xlstm.data import covariates, panels, reading
-from xlstm.data.covariates import Covariates, Known, TimeSeries
-from xlstm.data.host import Values
+from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
+from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import Given, Roles
-from xlstm.data.values import check_reach
 from xlstm.estimators import evaluation, fitting, intervals, preparation, scores, storage
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.examples import Examples
@@ -179,7 +178,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         """`params_`, or None before `fit`."""
         return getattr(self, "params_", None)
 
-    def fit(self, values: Any, progress: Callable[[Progress], None] | None = None, **beside: Unpack[Known]) -> Self:
+    def fit(
+        self, values: Any, progress: Callable[[Progress], None] | None = None, **beside: Unpack[CovariateArguments]
+    ) -> Self:
         """Train on a series, or on several.
 
         Parameters
@@ -219,7 +220,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         self._fit(variants, given, s, backend, progress)
         return self
 
-    def examples(self, values: Any, **beside: Unpack[Known]) -> dict[str, Examples]:
+    def examples(self, values: Any, **beside: Unpack[CovariateArguments]) -> dict[str, Examples]:
         """Return the windows to train on, and those to validate with, by "train" and "validation".
 
         Parameters
@@ -241,7 +242,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
         return {"train": made.train, "validation": made.validation}
 
-    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[CovariateArguments]) -> Any:
         """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
@@ -275,7 +276,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         given, found, units = self._read(values, Covariates.of("Forecaster", beside), steps)
         return given.like([self._ahead(*one, steps) for one in zip(found, units, strict=True)], found)
 
-    def predict_quantiles(self, values: Any, **beside: Unpack[Known]) -> Any:
+    def predict_quantiles(self, values: Any, **beside: Unpack[CovariateArguments]) -> Any:
         """Return quantiles of the values of the horizon after the end of a series.
 
         Parameters
@@ -303,7 +304,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ahead = [self._next(*one)[1] for one in zip(found, units, strict=True)]
         return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
 
-    def forecasts(self, values: Any, **beside: Unpack[Known]) -> tuple[np.ndarray[Any, Any], Values]:
+    def forecasts(self, values: Any, **beside: Unpack[CovariateArguments]) -> tuple[np.ndarray[Any, Any], Values]:
         """Return all forecasts over the test part, by the network that has not seen it.
 
         Parameters
@@ -328,7 +329,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
         return at, forecasts[:, :, 0] if all(given.flat) else forecasts
 
-    def windows(self, values: Any, count: int = 64, **beside: Unpack[Known]) -> Array:
+    def windows(self, values: Any, count: int = 64, **beside: Unpack[CovariateArguments]) -> Array:
         """Return the last windows of a series, or of the first of several, as the network sees them.
 
         Parameters
@@ -354,7 +355,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         N = len(found[0].values)
         return self._whole.seen(found[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
-    def score(self, values: Any, **beside: Unpack[Known]) -> Score:
+    def score(self, values: Any, **beside: Unpack[CovariateArguments]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24 coefficients (fewer
@@ -374,7 +375,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         judged = [evaluation.tested(self._judge, *one) for one in zip(found, units, strict=True)]
         return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
 
-    def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[Known]) -> Score:
+    def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
 
         Parameters
@@ -505,7 +506,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         """Return tracks to train on, without a look at the calendar and with one where there are dates."""
         looks = [settings.calendar] if isinstance(settings.calendar, bool) else [False, True]
         found = [
-            covariates.read_series("Forecaster", given.values, given.beside, settings.horizon, look) for look in looks
+            covariates.read_series("Forecaster", given.values, given.covariates, settings.horizon, look)
+            for look in looks
         ]
         return found if found[-1][0].marks else found[:1]
 
@@ -556,7 +558,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         """
         given = panels.given("Forecaster", values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
         s, scaling = self._judge.settings, self._judge.scaling
-        found = covariates.read_series("Forecaster", given.values, given.beside, max(steps, s.horizon), self.calendar_)
+        found = covariates.read_series(
+            "Forecaster", given.values, given.covariates, max(steps, s.horizon), self.calendar_
+        )
         fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for track in found:
             N = len(track.values)

@@ -12,7 +12,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.frames import is_on_gpu
-from xlstm.data.values import LARGEST
+from xlstm.data.host import LARGEST
 
 Host = np.ndarray[Any, Any]
 FORMS = "(N, T, D), (N, T) or a list of (T, D)"

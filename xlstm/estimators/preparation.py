@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from xlstm.data.covariates import TimeSeries
-from xlstm.data.host import Values
-from xlstm.data.preparation import split
-from xlstm.data.values import check_reach
+from xlstm.data.host import Values, check_reach
+from xlstm.data.series_windows import split
 from xlstm.estimators import linear_baseline, predictor, seasons
 from xlstm.estimators.examples import Examples, width
 from xlstm.estimators.linear_baseline import LinearBaseline

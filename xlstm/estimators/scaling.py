@@ -10,9 +10,8 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data.covariates import TimeSeries
-from xlstm.data.host import Values
-from xlstm.data.preparation import split
-from xlstm.data.values import LARGEST
+from xlstm.data.host import LARGEST, Values
+from xlstm.data.series_windows import split
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
 FARTHEST = 1e100  # the same for scales, whose squares are to be finite

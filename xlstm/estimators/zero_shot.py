@@ -11,9 +11,9 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
-from xlstm.data.covariates import Covariates, Known, TimeSeries
+from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.panels import Given, Roles
-from xlstm.data.preparation import split
+from xlstm.data.series_windows import split
 from xlstm.estimators import linear_baseline, preparation, scores, settings
 from xlstm.estimators.base import Estimator
 from xlstm.estimators.checkpoints import model_of
@@ -116,7 +116,7 @@ class ZeroShotForecaster(Estimator):
         self.rollout, self.resample, self.sign_flip, self.differencing = rollout, resample, sign_flip, differencing
         self.targets, self.past, self.future, self.series_id = targets, past, future, series_id
 
-    def fit(self, values: Any = None, **beside: Unpack[Known]) -> Self:
+    def fit(self, values: Any = None, **beside: Unpack[CovariateArguments]) -> Self:
         """Load the checkpoint, and remember the columns of a table; nothing is trained.
 
         Parameters
@@ -143,7 +143,7 @@ class ZeroShotForecaster(Estimator):
         self.model_, self.params_ = network.model, network.params
         return self
 
-    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[CovariateArguments]) -> Any:
         """Return the medians of the values after the end of a series.
 
         Parameters
@@ -172,7 +172,7 @@ class ZeroShotForecaster(Estimator):
         """
         return self._after(values, steps, beside, False)
 
-    def predict_quantiles(self, values: Any, steps: int | None = None, **beside: Unpack[Known]) -> Any:
+    def predict_quantiles(self, values: Any, steps: int | None = None, **beside: Unpack[CovariateArguments]) -> Any:
         """Return quantiles of the values after the end of a series; they may cross, as the model gives them.
 
         Parameters
@@ -192,7 +192,7 @@ class ZeroShotForecaster(Estimator):
         """
         return self._after(values, steps, beside, True)
 
-    def score(self, values: Any, stride: int = 1, **beside: Unpack[Known]) -> Score:
+    def score(self, values: Any, stride: int = 1, **beside: Unpack[CovariateArguments]) -> Score:
         """Return errors on the last 20 % of a series beside those of baselines, which are those of `Forecaster.score`.
 
         Parameters
@@ -214,7 +214,7 @@ class ZeroShotForecaster(Estimator):
         stride = checks.size(WHERE, "stride", stride)
         return self._judged(values, beside, lambda rows, horizon: np.arange(split(rows).test.start, rows, stride))
 
-    def backtest(self, values: Any, folds: int = 5, **beside: Unpack[Known]) -> Score:
+    def backtest(self, values: Any, folds: int = 5, **beside: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
 
         Parameters
@@ -240,7 +240,7 @@ class ZeroShotForecaster(Estimator):
         """Return what copies and pickles have: all but the checkpoint's content, which is read again."""
         return {name: value for name, value in vars(self).items() if name not in ("_held", "_loaded")}
 
-    def _after(self, values: Any, steps: int | None, beside: Known, quantiles: bool) -> Any:
+    def _after(self, values: Any, steps: int | None, beside: CovariateArguments, quantiles: bool) -> Any:
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(WHERE, "steps", steps)
@@ -248,7 +248,7 @@ class ZeroShotForecaster(Estimator):
         ahead = network.after(given, found, steps)
         return ahead.quantiles if quantiles else ahead.mean
 
-    def _judged(self, values: Any, beside: Known, origins: Any) -> Score:
+    def _judged(self, values: Any, beside: CovariateArguments, origins: Any) -> Score:
         """Return the score of forecasts of each series at the rows that `origins` gives."""
         network = self._network()
         H, levels = self._horizon(network), network.options["quantiles"]

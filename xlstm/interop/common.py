@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -56,6 +57,14 @@ def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping
     host = {name: to_numpy(array) for name, array in params.items()}
     head = (host.pop("head.W"), host.pop("head.b")) if whole else None
     return Exported(layer, {name.removeprefix("recurrent."): array for name, array in host.items()}, head)
+
+
+def package(name: str, message: str) -> Any:
+    """Import an optional package, or raise ImportError with a message that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(message) from error
 
 
 def floating(where: str, name: str, array: Any) -> Host:

@@ -1,7 +1,7 @@
 """The decisions of a step of training, made on a GPU so that the host need not wait for them.
 
-They are whether a step counts, the loss scale of the next one, and how many updates there have been. A board is a
-float64 array on the device with the numbers of `Decided`; a step makes a new one from the last.
+They are whether a step counts, the loss scale of the next one, and how many updates there have been. The state of a
+device is a float64 array there with the numbers of `Decided`; a step makes a new one from the last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xlstm.training.precision import Mixed, rescaled
 
 
 class Decided(NamedTuple):
-    """The numbers of a board.
+    """The numbers of a device_state.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Decided(NamedTuple):
     weight, batches : float
         Targets and batches that were accumulated since the last update.
     steps : float
-        Steps since the board was begun.
+        Steps since the device_state was begun.
     failed : float
         The number of the first of these steps that could not be taken, or 0; nothing changes after it.
     counts, updated : float
@@ -78,9 +78,9 @@ class Given(NamedTuple):
     values: Array
     width: int
 
-    def numbers(self, board: Array) -> list[Picked]:
-        """Return the numbers of the update that comes next by a board."""
-        rows, at = self.values[2:].reshape((self.width, -1)), value(board, "row")
+    def numbers(self, device_state: Array) -> list[Picked]:
+        """Return the numbers of the update that comes next by a device_state."""
+        rows, at = self.values[2:].reshape((self.width, -1)), value(device_state, "row")
         return [Picked(rows[k], at) for k in range(self.width)]
 
 
@@ -93,29 +93,29 @@ def given(weight: float, first: int, rows: Sequence[Sequence[float]], room: int)
 
 
 def begin(home: Backend, known: Decided) -> Array:
-    """Return a board with these numbers."""
+    """Return a device_state with these numbers."""
     return home.asarray(np.array(known), "float64")
 
 
-def value(board: Array, name: str) -> Array:
-    """Return a number of a board, a 0-d array that lies in it."""
-    return board[Decided._fields.index(name)]
+def value(device_state: Array, name: str) -> Array:
+    """Return a number of a device_state, a 0-d array that lies in it."""
+    return device_state[Decided._fields.index(name)]
 
 
-def read(board: Array) -> Decided:
-    """Return the numbers of a board; the host waits for the device."""
-    return Decided(*to_numpy(board).tolist())
+def read(device_state: Array) -> Decided:
+    """Return the numbers of a device_state; the host waits for the device."""
+    return Decided(*to_numpy(device_state).tolist())
 
 
 def decide(
-    xp: Namespace, board: Array, loss: Array, norm: Array, given: Given, precision: Mixed | None, accumulate: int
+    xp: Namespace, device_state: Array, loss: Array, norm: Array, given: Given, precision: Mixed | None, accumulate: int
 ) -> Array:
-    """Return the board after a step with this loss and norm of its gradients; on CuPy, from one launch."""
+    """Return the device_state after a step with this loss and norm of its gradients; on CuPy, from one launch."""
     rule: dict[str, Any] = {"accumulate": accumulate, "scales": precision is not None and precision.scales}
     if precision is not None and precision.scales:
         rule |= precision.rule
-    after = xp.empty_like(board)
-    before = (value(board, name) for name in KEPT)
+    after = xp.empty_like(device_state)
+    before = (value(device_state, name) for name in KEPT)
     out = tuple(after[k] for k in range(len(Decided._fields)))
     fuse(xp, _decided, loss, norm, given.values[0], given.values[1], *before, out=out, **rule)
     return after

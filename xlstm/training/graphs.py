@@ -51,7 +51,7 @@ class Graphs:
         self.params: Params = {}
         self.slots: dict[str, Params] = {}
         self.sums: Params | None = None
-        self.board: Array = None
+        self.device_state: Array = None
         self.given: Array = None
         self.states: Array = None  # of masks
         if masks is not None:
@@ -72,8 +72,8 @@ class Graphs:
         Parameters
         ----------
         step : callable
-            `step(state, inputs, given) -> state` changes the arrays of the state in their places, but for the board and
-            the state of the model.
+            `step(state, inputs, given) -> state` changes the arrays of the state in their places, but for
+            `device_state` and the state of the model.
         state : StepState
         inputs : Inputs
         values, width
@@ -118,28 +118,28 @@ class Graphs:
         if not self.params:
             self.params = _copies(xp, state.params)
             self.slots = {slot: _copies(xp, moments) for slot, moments in slots.items()}
-            self.board = xp.asarray(state.board, copy=True)
+            self.device_state = xp.asarray(state.device_state, copy=True)
         if state.params is not self.params:
             _write(xp, self.params, state.params)
         if slots is not self.slots:
             for slot, arrays in slots.items():
                 _write(xp, self.slots[slot], arrays)
-        if state.board is not self.board:
-            self.board[...] = state.board
+        if state.device_state is not self.device_state:
+            self.device_state[...] = state.device_state
         if self.sums is not None and state.sums is not None and state.sums is not self.sums:
             _write(xp, self.sums, state.sums)
         moments = state.moments._replace(slots=self.slots)
         sums = state.sums if self.sums is None else self.sums
-        return state._replace(params=self.params, moments=moments, board=self.board, sums=sums)
+        return state._replace(params=self.params, moments=moments, device_state=self.device_state, sums=sums)
 
     def _done(self, step: Take, state: StepState, inputs: Inputs, given: Given) -> StepState:
-        """Take a step in place, with the board in its place too."""
+        """Take a step in place, with the device_state in its place too."""
         after = step(state, inputs, given)
-        self.board[...] = after.board
+        self.device_state[...] = after.device_state
         if self.sums is None:
             self.sums = after.sums
         moments = after.moments._replace(slots=self.slots)
-        return after._replace(params=self.params, moments=moments, board=self.board, sums=self.sums)
+        return after._replace(params=self.params, moments=moments, device_state=self.device_state, sums=self.sums)
 
     def _capture(self, step: Take, state: StepState, inputs: Inputs, width: int, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
@@ -165,7 +165,7 @@ class Graphs:
     def _leave(self, place: Any, end: Any) -> None:
         """Put the state of the model after a step into its place, unless the step could not be taken."""
         for old, new in zip(_leaves(place), _leaves(end), strict=True):
-            fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.board, "failed"), out=old)
+            fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.device_state, "failed"), out=old)
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
@@ -183,7 +183,7 @@ class Graphs:
         return state._replace(carried=known.start)
 
 
-def unless_failed(xp: Namespace, board: Array, old: Any, new: Any) -> Any:
+def unless_failed(xp: Namespace, device_state: Array, old: Any, new: Any) -> Any:
     """Return the state of the model after a step, or that before it where the step, or one before, could not be taken.
 
     There is nothing to keep where the states differ in shape, as at the beginning.
@@ -191,7 +191,7 @@ def unless_failed(xp: Namespace, board: Array, old: Any, new: Any) -> Any:
     if _kinds(old) != _kinds(new):
         return new
     pairs = zip(_leaves(old), _leaves(new), strict=True)
-    return _rebuilt(new, [fuse(xp, _unless_failed, *pair, decisions.value(board, "failed")) for pair in pairs])
+    return _rebuilt(new, [fuse(xp, _unless_failed, *pair, decisions.value(device_state, "failed")) for pair in pairs])
 
 
 def _copies(xp: Namespace, arrays: Params) -> Params:

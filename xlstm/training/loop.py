@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,22 +17,13 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.training import optimizers, schedules
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.feed import Inputs, Loss, loss_of, mean_loss
+from xlstm.training.feed import Loss, loss_of, mean_loss
 from xlstm.training.folder import Folder
 from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained
 from xlstm.training.steps import MIXED, OPTIMIZER, Step
 
 DATA = checks.optional(BATCHES)
-
-
-class Short(TypedDict, total=False):
-    """Arguments of `train` that stand for callbacks."""
-
-    patience: int | None
-    clip: float | None
-    averaging: float
-    progress: Callable[[Progress], object] | None
 
 
 def train(
@@ -53,7 +45,10 @@ def train(
     keep: int = 3,
     resume: bool | str | os.PathLike[str] = False,
     graph: bool = False,
-    **short: Unpack[Short],
+    patience: int | None = None,
+    clip: float | None = None,
+    averaging: float = 0.0,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Trained:
     """Fit a model.
 
@@ -107,9 +102,8 @@ def train(
         Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
         with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's
         `gradients` runs on the host then, so those that change by themselves from step to step do not go with it.
-    short : patience, clip, averaging, progress
-        Keywords that stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a
-        function.
+    patience, clip, averaging, progress : optional
+        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
 
     Returns
     -------
@@ -134,7 +128,7 @@ def train(
         Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
         KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
     """
-    found = _callbacks(callbacks, short)
+    found = _callbacks(callbacks, patience, clip, averaging, progress)
     if validation is None and any(callback.needs_validation for callback in found):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
     _check_rates(OPTIMIZER("train", "optimizer", optimizer), found)
@@ -170,7 +164,7 @@ def check_run(
     resume: bool,
 ) -> None:
     """Raise, as `train` would, where it could not begin with these arguments; make the folder."""
-    _callbacks(callbacks, {})
+    _callbacks(callbacks)
     folder = _folder(checkpoints, 1, resume)
     try:
         folder.begin()
@@ -187,18 +181,22 @@ def _folder(checkpoints: str | os.PathLike[str] | None, keep: int, resume: bool 
     return Folder(None if checkpoints is None else checks.path("train", "checkpoints", checkpoints), keep)
 
 
-def _callbacks(given: Iterable[Callback | Callable[[Progress], object]], short: Short) -> list[Callback]:
+def _callbacks(
+    given: Iterable[Callback | Callable[[Progress], object]],
+    patience: int | None = None,
+    clip: float | None = None,
+    averaging: float = 0.0,
+    progress: Callable[[Progress], object] | None = None,
+) -> list[Callback]:
     """Return all callbacks, those that keywords of `train` stand for among them."""
-    if unknown := short.keys() - Short.__annotations__.keys():
-        raise TypeError(f"train: {min(unknown)} is no argument; short ones are {', '.join(Short.__annotations__)}")
     found: list[Callback] = []
-    if (clip := short.get("clip")) is not None:
+    if clip is not None:
         found.append(Clip(checks.above_0("train", "clip", clip)))
-    if averaging := checks.rate("train", "averaging", short.get("averaging", 0.0)):
+    if checks.rate("train", "averaging", averaging):
         found.append(MovingAverage(averaging))
-    if (patience := short.get("patience")) is not None:
+    if patience is not None:
         found.append(EarlyStopping(checks.count("train", "patience", patience)))
-    if (progress := short.get("progress")) is not None:
+    if progress is not None:
         found.append(Each(checks.function("train", "progress", progress)))
     for k, callback in enumerate(checks.several("train", "callbacks", given, "a list of callbacks", 1000)):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
@@ -213,20 +211,22 @@ def _check_rates(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback])
 
     A function of your own is not looked into: it may ask a `ReduceOnPlateau` for its rate.
     """
-    rates: list[schedules.Schedule] = []
-    for given in optimizer.schedules:
-        rates.append(rate := schedules.warmed(given))
-        while isinstance(rate, ReduceOnPlateau):
-            rates.append(rate := schedules.warmed(rate.lr))
-    for rate in rates:
-        if isinstance(rate, ReduceOnPlateau) and all(rate is not callback for callback in callbacks):
-            problem = f"optimizer has a {type(rate).__name__} as its learning rate, expected it in callbacks, too"
-            raise ValueError(f"train: {problem}: it changes after each validation")
+    rates = [rate for schedule in optimizer.schedules for rate in _rates(schedule)]
+    plateaus = [rate for rate in rates if isinstance(rate, ReduceOnPlateau)]
     known = rates and all(isinstance(rate, ReduceOnPlateau) or schedules.is_plain(rate) for rate in rates)
-    for callback in callbacks:
-        if known and isinstance(callback, ReduceOnPlateau) and all(rate is not callback for rate in rates):
-            problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"
-            raise ValueError(f"train: {problem}, such as optim.adam(plateau)")
+    if any(all(rate is not callback for callback in callbacks) for rate in plateaus):
+        problem = "optimizer has a ReduceOnPlateau as its learning rate, expected it in callbacks, too"
+        raise ValueError(f"train: {problem}: it changes after each validation")
+    given = [callback for callback in callbacks if isinstance(callback, ReduceOnPlateau)]
+    if known and any(all(rate is not callback for rate in plateaus) for callback in given):
+        problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"
+        raise ValueError(f"train: {problem}, such as optim.adam(plateau)")
+
+
+def _rates(schedule: schedules.Schedule) -> list[schedules.Schedule]:
+    """Return what follows the warm-ups of a schedule, and the rates that are in it where it is a `ReduceOnPlateau`."""
+    rate = schedules.warmed(schedule)
+    return [rate, *_rates(rate.lr)] if isinstance(rate, ReduceOnPlateau) else [rate]
 
 
 def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:
@@ -252,12 +252,6 @@ def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None
         into the dtype.
     """
     return mean_loss(model, params, data, loss, lambda: False)
-
-
-SMOOTH = 0.9  # decay of the running mean of losses
-SKIPPED = 10  # the first of so many parts of the test, where the mean is of few losses, does not count
-MARGIN = 10.0  # between the rate with the lowest loss and the suggested one
-DIVERGED = 4.0  # the test ends when the running mean is so many times its lowest value
 
 
 class RangeTest(NamedTuple):
@@ -333,28 +327,23 @@ def find_learning_rate(
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
     step = Step(model, optimizer(lambda done: float(rates[min(done, steps - 1)])), loss=loss)
     state = step.init(params, seed)
-    found: list[float] = []
-    mean, lowest, skipped = 0.0, math.inf, steps // SKIPPED
-    for number, batch in zip(range(1, steps + 1), _forever(state.feed.batches, data, where, seed), strict=False):
+    means: list[float] = []
+    mean, smooth, lowest, skipped = 0.0, 0.9, math.inf, steps // 10  # in the first tenth the mean is of few losses
+    order = generator(seed, stream=1, where=where)
+    epochs = (state.feed.batches(data, where, ": batch", order) for _ in itertools.count())
+    for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps), 1):
         try:
             state, taken = step(state, batch, f"{where}: step {number}")
         except FloatingPointError:  # it has diverged
             break
-        mean = SMOOTH * mean + (1 - SMOOTH) * taken.loss
-        found.append(mean / (1 - SMOOTH**number))
+        mean = smooth * mean + (1 - smooth) * taken.loss
+        means.append(mean / (1 - smooth**number))
         if number > skipped:
-            lowest = min(lowest, found[-1])
-        if found[-1] > DIVERGED * lowest:
+            lowest = min(lowest, means[-1])
+        if means[-1] > 4 * lowest:
             break
-    if len(found) < max(3, skipped + 1):
-        rate = rates[len(found)]
-        raise ValueError(f"{where}: the loss diverges after {len(found)} steps, at a rate of {rate:g}; lower low")
-    best = float(rates[skipped + int(np.argmin(found[skipped:]))])
-    return RangeTest(rates[: len(found)], np.array(found), max(low, best / MARGIN))
-
-
-def _forever(batches: Callable[..., Iterator[Inputs]], data: Batches, where: str, seed: Seed) -> Iterator[Inputs]:
-    """Yield the batches of epoch after epoch."""
-    order = generator(seed, stream=1, where=where)
-    while True:
-        yield from batches(data, where, ": batch", order)
+    if len(means) < max(3, skipped + 1):
+        rate = rates[len(means)]
+        raise ValueError(f"{where}: the loss diverges after {len(means)} steps, at a rate of {rate:g}; lower low")
+    best = float(rates[skipped + int(np.argmin(means[skipped:]))])
+    return RangeTest(rates[: len(means)], np.array(means), max(low, best / 10))

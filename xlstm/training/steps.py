@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, foreach
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.fuse import compiles, listed
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.masks import STREAM
-from xlstm.training import accumulation, decisions, optimizers
+from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
@@ -32,7 +32,7 @@ AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how
 
 
 class Pending(NamedTuple):
-    """A step that was asked for, as it is to be taken again where it turns out that it could not be taken."""
+    """An enqueued step, kept for replay where it turns out that it could not be taken."""
 
     where: str
     batch: Batch
@@ -66,7 +66,7 @@ class StepState(NamedTuple):
         Where the masks of dropout and zoneout come from; a step draws from it.
     feed : Feed
         The way of batches onto the device of the parameters.
-    board : array or None
+    device_state : array or None
         The numbers above as the GPU has them, on CuPy; see `Decided`.
     pending : tuple of Pending
         Steps that the host has not looked at yet. Until then `scaling`, `weight`, `batches` and `updates` are those of
@@ -85,7 +85,7 @@ class StepState(NamedTuple):
     updates: int
     masks: np.random.Generator | None
     feed: Feed
-    board: Array | None = None
+    device_state: Array | None = None
     pending: tuple[Pending, ...] = ()
     graphs: Graphs | None = None
 
@@ -239,8 +239,8 @@ class Step:
         if self._waits:
             state, found = self._settled(state)
             return state, Taken(found.loss, found.norm, bool(found.updated))
-        board = state.feed.home.xp.asarray(state.board, copy=True) if self.graph else state.board
-        return state, Taken(*(decisions.value(board, name) for name in ("loss", "norm", "updated")))
+        device_state = state.feed.home.xp.asarray(state.device_state, copy=True) if self.graph else state.device_state
+        return state, Taken(*(decisions.value(device_state, name) for name in ("loss", "norm", "updated")))
 
     def settle(self, state: StepState) -> StepState:
         """Wait for all steps that were asked for, and return the state with the numbers that are known then.
@@ -292,11 +292,10 @@ class Step:
         if not math.isfinite(size):
             return state, Taken(loss, size, False)
         if self.accumulate > 1:
-            first, total = state.batches == 0, state.weight + inputs.weight
-            sums = accumulation.added(state.sums, grads, inputs.weight, first=first)
+            sums, total = _added(state, grads, inputs.weight), state.weight + inputs.weight
             if state.batches + 1 < self.accumulate:
                 return state._replace(sums=sums, weight=total, batches=state.batches + 1), Taken(loss, size, False)
-            state, grads = state._replace(sums=None, weight=0.0, batches=0), accumulation.mean(sums, total or 1.0)
+            state, grads = state._replace(sums=None, weight=0.0, batches=0), _each(_mean, [sums], (total or 1.0,))
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
@@ -305,10 +304,10 @@ class Step:
 
     def _asked(self, state: StepState, inputs: Inputs, where: str) -> StepState:
         """Ask a GPU for a step; the state after it has the numbers of a step that is taken."""
-        if state.board is None:
+        if state.device_state is None:
             known = Decided(updates=state.updates, weight=state.weight, batches=state.batches)
-            board = decisions.begin(state.feed.home, known._replace(**state.scaling._asdict()))
-            state = state._replace(board=board)
+            device_state = decisions.begin(state.feed.home, known._replace(**state.scaling._asdict()))
+            state = state._replace(device_state=device_state)
         numbers = self.optimizer.parts.numbers(state.updates)  # type: ignore[union-attr]
         masks = None if state.masks is None else state.masks.bit_generator.state
         carried = None if self._overwrites else state.carried
@@ -341,28 +340,26 @@ class Step:
 
         With `in_place` parameters, moments and sums of gradients are changed where they are.
         """
-        xp, board = state.feed.home.xp, state.board
-        scale = decisions.value(board, "scale") if self._scales else 1.0
+        xp, device_state = state.feed.home.xp, state.device_state
+        scale = decisions.value(device_state, "scale") if self._scales else 1.0
         loss, carried, _, grads = self._gradients(state, inputs, scale)
         norm = optimizers.global_norm(grads)
-        board = decisions.decide(xp, board, loss, norm, given, self.precision, self.accumulate)
-        counts, updated = (decisions.value(board, name) for name in ("counts", "updated"))
+        device_state = decisions.decide(xp, device_state, loss, norm, given, self.precision, self.accumulate)
+        counts, updated = (decisions.value(device_state, name) for name in ("counts", "updated"))
         if not self.wait:
-            carried = unless_failed(xp, board, state.carried, carried)
-        state = state._replace(carried=carried, board=board)
+            carried = unless_failed(xp, device_state, state.carried, carried)
+        state = state._replace(carried=carried, device_state=device_state)
         if self.accumulate > 1:
-            more = {"first": state.batches == 0, "in_place": in_place}
-            sums = accumulation.added(state.sums, grads, given.values[0], counts, **more)
-            state = state._replace(sums=sums)
+            state = state._replace(sums=_added(state, grads, given.values[0], counts, in_place=in_place))
             if state.batches + 1 < self.accumulate:
                 return state
-            grads = accumulation.mean(sums, decisions.value(board, "total"))
+            grads = _each(_mean, [state.sums], (decisions.value(device_state, "total"),))
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         apply, moments = self.optimizer.parts.apply, state.moments  # type: ignore[union-attr]
         grads = from_foreign("train", grads)  # those of a callback
-        params, slots = apply(state.params, grads, moments.slots, given.numbers(board), updated, in_place)
+        params, slots = apply(state.params, grads, moments.slots, given.numbers(device_state), updated, in_place)
         return state._replace(params=params, moments=moments._replace(slots=slots))
 
     def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
@@ -379,13 +376,13 @@ class Step:
 
     def _settled(self, state: StepState) -> tuple[StepState, Decided]:
         """Wait, and return the state with what the host knows then."""
-        board: Array = state.board
-        found, pending = decisions.read(board), state.pending
+        device_state: Array = state.device_state
+        found, pending = decisions.read(device_state), state.pending
         scaling = Scaling(found.scale, int(found.good))
         if found.failed:
             before = int(found.steps) - len(pending)
-            if self.graph and self._waits and len(pending) == 1:  # the board is that of the state before, too
-                board[...] = decisions.begin(state.feed.home, found._replace(failed=0.0))
+            if self.graph and self._waits and len(pending) == 1:  # the device_state is that of the state before, too
+                device_state[...] = decisions.begin(state.feed.home, found._replace(failed=0.0))
             self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1])
         left_out = state.updates - int(found.updates)
         moments = state.moments._replace(step=state.moments.step - left_out)
@@ -428,3 +425,37 @@ def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
     if math.isfinite(loss):
         return f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider dtype may help"
     return f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of range?"
+
+
+def _added(state: StepState, grads: Params, weight: Any, *counts: Array, in_place: bool = False) -> Params:
+    """Return the gradients of a batch, times its weight, added to those that wait, unless `counts` is 0.
+
+    The first of an update begins new sums, in the places of the old ones with `in_place`.
+    """
+    first = state.batches == 0
+    if state.sums is None or (first and not in_place):
+        return _each(_weighted, [grads], (weight,), first=True)
+    into = (1,) if in_place else ()
+    return _each(_weighted, [grads, state.sums], (weight,) if first else (weight, *counts), into, first=first)
+
+
+def _each(
+    function: Any, columns: list[Any], numbers: tuple[Any, ...], into: tuple[int, ...] = (), **options: Any
+) -> Params:
+    """Return a function of arrays by name and of numbers, for each name."""
+    names = list(columns[0])
+    arrays = [[column[name] for name in names] for column in columns]
+    results = foreach.apply(namespace_of(arrays[0][0]), function, arrays, numbers, into, **options)
+    return {name: listed(result)[0] for name, result in zip(names, results, strict=True)}
+
+
+def _weighted(xp: Namespace, g: Array, *rest: Any, first: bool) -> Array:
+    if first:
+        return rest[-1] * g
+    sums, weight, *counts = rest
+    added = sums + weight * g
+    return xp.where(counts[0] > 0, added, sums) if counts else added
+
+
+def _mean(xp: Namespace, sums: Array, total: Any) -> Array:
+    return sums / total

@@ -1,18 +1,13 @@
-// CUDA C++ as a host's compiler sees it. nvrtc.cpp puts this in front of every kernel; threads.cpp runs the threads.
+// CUDA C++ as a host's compiler sees it; threads.cpp runs the threads.
 #pragma once
-#include <algorithm>
-#include <array>
 #include <bit>
 #include <cassert>
-#include <chrono>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS  // every kernel would make its templates again, and those of strings and vectors
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <string_view>
 #include <tuple>
 #include <utility>
-#include <vector>
 #include "crt/host_defines.h"
 #include "vector_types.h"
 #include "vector_functions.h"
@@ -38,13 +33,27 @@ struct Kernel { void (*call)(void**); int count; const int* sizes; int threads, 
 
 extern Thread* now;
 extern dim3 block_dim, grid_dim;
-extern long progress, run_number;  // of anything; a thread that waits for memory makes none
+extern long progress;  // of anything; a thread that waits for memory makes none
 void yield();
 void fail(const char* why);
 void block_barrier();
 void warp_barrier(unsigned mask);
 void cluster_arrive();
 void cluster_wait();
+long time_ns();
+
+// An mbarrier: a turn ends when a thread has said what to expect and as many bytes have come.
+struct Arrivals {
+    short turn, said;
+    int missing;
+    void check() {
+        if (said && missing == 0) turn++, said = 0;
+        progress++;
+    }
+};
+struct Sent { unsigned char* to; Arrivals* arrivals; int size; unsigned words[4]; };
+void send(const Sent& words);
+void receive_one();
 
 template <class... A> constexpr int count_of(void (*)(A...)) { return sizeof...(A); }
 // Negative for an index of CuPy's, which has a part that nobody writes and no address.
@@ -112,7 +121,7 @@ CUDA_ON_CPU_SHUFFLE(__shfl_xor_sync, int, lane ^ by)
 CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, unsigned, lane - (int)by)
 template <class T> inline T __reduce_max_sync(unsigned mask, T v) {
     return cuda_on_cpu::exchange(mask, v, [&](auto of) {
-        for (int i = 0; i < 32; i++) if ((mask & cuda_on_cpu::now->warp->there) >> i & 1) v = std::max(v, of(i));
+        for (int i = 0; i < 32; i++) if ((mask & cuda_on_cpu::now->warp->there) >> i & 1 && of(i) > v) v = of(i);
         return v;
     });
 }
@@ -132,12 +141,12 @@ CUDA_ON_CPU_BITS(__int_as_float, float, int) CUDA_ON_CPU_BITS(__uint_as_float, f
 CUDA_ON_CPU_BITS(__double_as_longlong, long long, double) CUDA_ON_CPU_BITS(__longlong_as_double, double, long long)
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-inline float rsqrt(float x) { return 1 / sqrtf(x); }
-inline double rsqrt(double x) { return 1 / sqrt(x); }
+template <class T> inline T rsqrt(T x) { return 1 / std::sqrt(x); }
 using std::abs, std::fabs, std::sqrt, std::cbrt, std::exp, std::exp2, std::expm1, std::log, std::log2, std::log10,
     std::log1p, std::pow, std::sin, std::cos, std::tan, std::asin, std::acos, std::atan, std::atan2, std::sinh,
-    std::cosh, std::tanh, std::erf, std::erfc, std::floor, std::ceil, std::trunc, std::round, std::rint, std::fmod, std::copysign,
-    std::fma, std::fmin, std::fmax, std::ldexp, std::frexp, std::isnan, std::isinf, std::isfinite, std::signbit;
+    std::cosh, std::tanh, std::erf, std::erfc, std::floor, std::ceil, std::trunc, std::round, std::rint, std::fmod,
+    std::copysign, std::fma, std::fmin, std::fmax, std::ldexp, std::frexp, std::isnan, std::isinf, std::isfinite,
+    std::signbit;
 // The smaller and larger of numbers of any two types, as CUDA has them: a NaN is left for the other number.
 #define CUDA_ON_CPU_EXTREME(name, sign) \
     template <class A, class B, class C = std::common_type_t<A, B>> \
@@ -150,7 +159,7 @@ CUDA_ON_CPU_EXTREME(min, <) CUDA_ON_CPU_EXTREME(max, >)
 // ---- the kernels of a text, with what the words before their names say
 #define CUDA_ON_CPU_KERNEL(name, ...) CUDA_ON_CPU_KERNEL_(name, name, __VA_ARGS__)
 #define CUDA_ON_CPU_KERNEL_(name, function, ...) \
-    extern "C" __attribute__((visibility("default"))) void* cuda_on_cpu_kernel_##name() { \
+    extern "C" __attribute__((visibility("default"), externally_visible)) void* cuda_on_cpu_kernel_##name() { \
         static ::cuda_on_cpu::Kernel cuda_on_cpu_k = {[](void** args) { ::cuda_on_cpu::run(function, args); }, \
             ::cuda_on_cpu::count_of(function), ::cuda_on_cpu::sizes_of(function), 0, 1}; \
         __VA_ARGS__ return &cuda_on_cpu_k; \

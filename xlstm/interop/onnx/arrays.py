@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.interop.common import Host
-from xlstm.interop.onnx.names import library
+from xlstm.interop.onnx.onnx_files import library
 
 BATCH = 2**31 - 1
 AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs

@@ -13,7 +13,7 @@ from xlstm.engines.segments import Widths
 from xlstm.engines.step import Step
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, Array, Graph
-from xlstm.interop.onnx.names import library
+from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.state import Span, complete
 from xlstm.recurrence.packing import Packing
 

@@ -14,7 +14,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
 from xlstm.data.panels import Roles
-from xlstm.data.synthetic import synthetic
+from xlstm.data.series import synthetic
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Item, Rows
 from xlstm.training import LowRank, Trained, optimizers, train

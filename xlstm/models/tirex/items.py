@@ -11,11 +11,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, future_rows, panels
+from xlstm.data import frames, panels
 from xlstm.data.covariates import Covariates, TimeSeries, read_series
-from xlstm.data.host import Values
+from xlstm.data.host import LARGEST, Values
 from xlstm.data.panels import Given, Roles
-from xlstm.data.values import LARGEST
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.transforms import Mask
 
@@ -290,7 +289,7 @@ def read_table(
         As of `data.panels.given` and `data.covariates.read_series`, or covariates are not those that the model takes.
     """
     given = panels.given(where, table, covariates, roles, fitted, later)
-    series = read_series(where, given.values, given.beside, steps, False, gaps=True)
+    series = read_series(where, given.values, given.covariates, steps, False, gaps=True)
     for k, one in enumerate(series):
         if one.static.size:
             raise ValueError(f"{where}: static has {one.static.size} numbers, expected none")
@@ -401,8 +400,8 @@ class Table(NamedTuple):
         return [column for one in self.series for column in one.values.T]
 
     def following(self, where: str, rows: Any, passed: int) -> Values:
-        """Return more rows of the table, (B, n), by the columns; see `data.future_rows.following`."""
-        more = future_rows.following(where, "values", self.given, self.series, self.roles, rows, passed)
+        """Return more rows of the table, (B, n), by the columns; see `data.panels.following`."""
+        more = panels.following(where, "values", self.given, self.series, self.roles, rows, passed)
         return np.concatenate([one.T for one in more])
 
     def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:

@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, future_rows
+from xlstm.data import frames, panels
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.state import State
@@ -86,7 +86,7 @@ class Stream:
         self._table: Table | None = None
         if items.is_table(self._where, "series", series, targets=targets, series_id=series_id):
             self._table = Table.of(self._where, model, series, Roles(targets, series_id=series_id))
-            future_rows.check_ends(self._where, self._table.given, self._table.series)
+            panels.check_ends(self._where, self._table.given, self._table.series)
             columns = self._table.columns
             series = columns if len(columns) > 1 else columns[0]
         read = items.read_arrays(self._where, series, 1)

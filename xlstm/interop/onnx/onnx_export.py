@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
+from xlstm.cells import activations
 from xlstm.data import writing
 from xlstm.interop.common import Exported, Host, Layer, prepared
 from xlstm.interop.onnx import scanning
-from xlstm.interop.onnx.names import DIRECTIONS, INPUTS, library, to_attributes
+from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.recurrent import GRU, LSTM
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
 
+INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
+DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
+# ONNX's name of each of our activations, such as LeakyRelu. Both take their parameters in the same order, alpha, beta.
+FUNCTIONS = {
+    name: name.title().replace("_", "")
+    for name in (
+        *("sigmoid", "tanh", "relu", "affine", "leaky_relu", "thresholded_relu", "scaled_tanh", "hard_sigmoid"),
+        *("elu", "softsign", "softplus"),
+    )
+}
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
 
 
@@ -240,9 +252,24 @@ def _attributes(layer: Layer) -> dict[str, Any]:
     if layer.clip is not None:
         found["clip"] = float(layer.clip)
     if layer.activations is not None:
-        found |= to_attributes(layer.activations)
+        found |= _activations(layer.activations)
     if isinstance(layer, LSTM) and layer.coupled_input_forget:
         found["input_forget"] = 1
     if isinstance(layer, GRU) and layer.reset_after:
         found["linear_before_reset"] = 1
     return found
+
+
+def _activations(functions: Sequence[str]) -> dict[str, Any]:
+    """Return activations of ours as attributes of a node."""
+    found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
+    for text in functions:
+        name, values = activations.parse(text)
+        if name == "linear":
+            name, values = "affine", (1.0, 0.0)
+        if name not in FUNCTIONS:
+            known = ", ".join(["linear", *FUNCTIONS])
+            raise ValueError(f"to_onnx: activation {text!r} is none that ONNX has, which are {known}")
+        for key, value in zip(found, (FUNCTIONS[name], *values), strict=False):
+            found[key].append(value)
+    return {key: values for key, values in found.items() if values}

@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xlstm.interop import hdf5
 from xlstm.interop.common import Host, floating, kind_by_shape
-from xlstm.interop.keras import hdf5
-from xlstm.interop.keras.names import ACTIVATIONS, CLASSES, PARTS, snake
 
+CLASSES = {"LSTM": "lstm", "GRU": "gru", "SimpleRNN": "rnn"}
+# The groups of a file in which the cells of a layer lie, by whether the layer is bidirectional.
+PARTS = {False: ("",), True: ("forward_layer/", "backward_layer/")}
+# Our name of each of Keras' activations.
+ACTIVATIONS = {
+    **{name: name for name in ("sigmoid", "tanh", "relu", "linear", "selu", "softsign", "softplus", "exponential")},
+    "elu": "elu(1.0)",
+    "leaky_relu": "leaky_relu(0.2)",
+    "hard_sigmoid": f"hard_sigmoid({1 / 6!r}, 0.5)",
+}
 CONTAINERS = ("Sequential", "Functional", "Model")
 # Layers that may lie between those of a stack, since outside training they do nothing.
 PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
@@ -200,3 +209,9 @@ def _group(group: dict[str, Any], *names: str) -> dict[str, Any]:
             raise ValueError(f"from_keras: the file has no group {'/'.join(names)}, found {there}")
         group = group[name]
     return group
+
+
+def snake(name: str) -> str:
+    """Return the name of a group that Keras makes of the name of a class."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

@@ -1,39 +1,33 @@
 """Reading ONNX files that may be wrong or malicious: the model, and the values of its constants.
 
-Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. Before protobuf reads a file, the
-memory that it would take is estimated by a walk that sees every field once, opens messages only, and stops when the
-estimate exceeds its limit. Sizes of tensors are compared with the bytes that are there before memory is taken.
+Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields of a file are
+counted before protobuf reads it. Sizes of tensors are compared with the bytes that are there before memory is taken.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from xlstm.arrays.checks import shown
-from xlstm.interop.common import Host
-from xlstm.interop.onnx.names import library
+from xlstm.interop.common import Host, package
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
-FIELD = 100  # bytes in memory of any field, beside its content
-MESSAGE = 200  # bytes of a message, and of those that are looked up by name in Python
-NAMED = {"NodeProto": 700, "TensorProto": 500, "ValueInfoProto": 400}
-PACKED = {1: 2, 2: 2, 3: 16, 4: 16, 5: 8, 13: 8}  # bytes in memory for a byte of packed numbers, by protobuf's type
-DEEPEST = 100  # nested messages, as protobuf itself limits them
-LIMIT, SPARE = 6, 80 << 20  # bytes in memory for a byte of the file, and beyond that
-
+FIELDS, SPACING = 200_000, 100  # a file may have so many fields, or one for so many of its bytes
 RANK = 8  # axes of a tensor, more than a recurrent layer has anywhere
 SHARED = 32 << 20  # bytes that nodes which share their weights may take beyond what is there
 LONGEST_PATH = 1000  # characters of the name of external data
-DTYPES = {"FLOAT": "<f4", "INT32": "<i4", "INT64": "<i8", "FLOAT16": "<f2", "DOUBLE": "<f8"}
+TYPES = ("FLOAT", "INT32", "INT64", "FLOAT16", "DOUBLE")
+
+
+def library() -> Any:
+    """Import the package onnx."""
+    return package("onnx", "onnx: the package is not installed; pip install onnx")
 
 
 def parsed(path: Path) -> Any:
-    """Return the model in a file; raise ValueError if it is none, or would take very much more memory."""
+    """Return the model in a file; raise ValueError if it is none, or has too many fields for its size."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: a folder, expected an ONNX file")
     if not path.is_file():
@@ -42,64 +36,50 @@ def parsed(path: Path) -> Any:
         raise ValueError(f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}")
     model, data = library().ModelProto(), path.read_bytes()
     try:
-        _check(data, model.DESCRIPTOR)
+        _count_fields(data, model.DESCRIPTOR)
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
         raise ValueError(f"{path}: not an ONNX model ({error})") from error
     return model
 
 
-def _check(data: bytes, descriptor: Any) -> None:
-    """Raise ValueError if the message `descriptor` in `data` is malformed, or would take very much more memory.
+def _count_fields(data: bytes, descriptor: Any) -> None:
+    """Raise ValueError if a message has too many fields, those of messages in it among them.
 
-    The limit is `LIMIT` times the length of `data`, plus `SPARE`.
+    Whatever is malformed is left to protobuf, which stops there.
     """
-    limit, spent, position = LIMIT * len(data) + SPARE, 0, 0
+    most, count, position = max(FIELDS, len(data) // SPACING), 0, 0
     messages = [(descriptor, len(data))]  # the message at `position` and those around it, each with its end
     while messages:
         descriptor, end = messages[-1]
-        if position == end:
+        if position >= end:
             messages.pop()
             continue
-        tag, position = _varint(data, position, end)
-        wire, kind = tag & 7, _fields(descriptor).get(tag >> 3, 1)
-        spent += FIELD
-        if wire == 2:
-            length, position = _varint(data, position, end)
-            if isinstance(kind, int):
-                spent, position = spent + kind * length, position + length
-            else:
-                spent += NAMED.get(kind.name, MESSAGE)
-                messages.append((kind, position + length))
-        elif wire == 0:
-            _, position = _varint(data, position, end)
-        elif wire in (1, 5):
+        tag, position = _varint(data, position)
+        wire, field = tag & 7, descriptor.fields_by_number.get(tag >> 3)
+        if wire in (1, 5):
             position += 8 if wire == 1 else 4
         else:
-            raise ValueError(f"a field has wire type {wire}")
-        if max(position, messages[-1][1]) > end or len(messages) > DEEPEST + 1:
-            raise ValueError("a message is cut off or nested too deeply")
-        if spent > limit:
-            raise ValueError(f"its {len(data)} bytes would take more than {limit} in memory")
+            length, position = _varint(data, position)
+            if wire == 2 and field is not None and field.message_type:
+                messages.append((field.message_type, min(position + length, end)))
+            elif wire == 2:
+                position += length
+        count += 1
+        if count > most:
+            raise ValueError(f"it has more than {most} fields")
 
 
-@functools.cache
-def _fields(descriptor: Any) -> dict[int, Any]:
-    """Return by field number the descriptor of a message, or the bytes in memory for a byte in the file."""
-    return {field.number: field.message_type or PACKED.get(field.type, 1) for field in descriptor.fields}
-
-
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+def _varint(data: bytes, position: int) -> tuple[int, int]:
     """Return a number of 7 bits a byte, the lowest first, and the position behind it."""
-    value = shift = 0
-    while position < end and shift < 70:
-        byte = data[position]
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position] if position < len(data) else 0
         position += 1
         value |= (byte & 127) << shift
         if byte < 128:
             return value, position
-        shift += 7
-    raise ValueError("a number is cut off or too long")
+    raise ValueError("a number is too long")
 
 
 class Constants:
@@ -122,25 +102,20 @@ class Constants:
     def values(self, what: str, tensor: Any) -> Host:
         """Return the values of a tensor; raise ValueError if it is damaged."""
         onnx = library()
-        kind: Any = {number: name for name, number in onnx.TensorProto.DataType.items()}.get(tensor.data_type)
-        if kind not in DTYPES:
-            raise ValueError(f"{what} has data type {kind or tensor.data_type}, expected FLOAT, DOUBLE or FLOAT16")
-        dtype, shape = np.dtype(DTYPES[kind]), self.shape(what, tensor)
+        names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+        kind, shape = names.get(tensor.data_type, tensor.data_type), self.shape(what, tensor)
+        if kind not in TYPES:
+            raise ValueError(f"{what} has data type {kind}, expected FLOAT, DOUBLE or FLOAT16")
         if min(shape, default=0) < 0:
             raise ValueError(f"{what} has shape {shape}, expected none below 0")
-        size = math.prod(shape) * dtype.itemsize
+        size = math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             blob = self._external(what, tensor, size)
-        elif tensor.HasField("raw_data"):
-            blob = tensor.raw_data
-        else:  # float16 is kept as its bits in whole numbers
-            numbers = list(getattr(tensor, onnx.helper.tensor_dtype_to_field(tensor.data_type)))
-            try:
-                blob = np.asarray(numbers, "<u2" if kind == "FLOAT16" else dtype).tobytes()
-            except OverflowError as error:
-                raise ValueError(f"{what} has int32_data outside 0 to 65535, expected bits of float16") from error
-        if len(blob) != size:
-            raise ValueError(f"{what} has {len(blob)} bytes, expected {size} for shape {shape} of {dtype.name}")
+            tensor = onnx.TensorProto(dims=shape, data_type=tensor.data_type, raw_data=blob)
+        try:
+            found: Host = onnx.numpy_helper.to_array(tensor)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{what} of shape {shape} is damaged ({error})") from error
         self._taken += size  # nodes that share a tensor, or a place in a file, each take their own
         most = 4 * self._there + SHARED
         if self._taken > most:
@@ -148,13 +123,13 @@ class Constants:
                 f"{what} is too much: with it constants take {self._taken} bytes, as nodes share them, "
                 f"expected at most {most} of {self._there} bytes of files"
             )
-        return np.frombuffer(blob, dtype).reshape(shape).astype(dtype.newbyteorder("="))
+        return found
 
     def _external(self, what: str, tensor: Any, size: int) -> bytes:
         """Return bytes from another file: a plain relative path that stays in the model's folder."""
 
-        def refuse(found: str, expected: str) -> NoReturn:
-            raise ValueError(f"{what} is external data {found}, expected {expected}")
+        def refuse(problem: str, expected: str) -> NoReturn:
+            raise ValueError(f"{what} is external data {problem}, expected {expected}")
 
         def whole(key: str, default: int) -> int:
             text = about.get(key, str(default))

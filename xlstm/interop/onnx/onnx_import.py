@@ -1,0 +1,364 @@
+"""LSTM, GRU and RNN nodes of an ONNX model as a layer and its parameters.
+
+Several nodes are read only if the graph proves that they are the layers of one stack, with states and lengths that a
+call gives.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.checks import few, shown
+from xlstm.arrays.namespace import Params
+from xlstm.cells import activations
+from xlstm.data import reading
+from xlstm.interop.common import Host, Layer, one_dtype, single, stacked
+from xlstm.interop.onnx.dataflow import DOMAINS, ZERO, Axis, Factor, Size, Value, size_of, subgraphs, values_of
+from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
+from xlstm.interop.onnx.onnx_files import Constants, library, parsed
+
+OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
+LAYERS = 1000  # of a stack, at most
+MOST = 6  # values of an attribute: an LSTM has three activations for each direction
+GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
+STATES = ("initial_h", "initial_c")
+BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
+# Attributes of few values, of which the first is the default.
+CHOICES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("layout", "input_forget", "linear_before_reset"), (0, 1)),
+    "direction": tuple(DIRECTIONS),
+}
+
+
+@reading.brief()
+def from_onnx(
+    path_or_model: str | os.PathLike[str] | Any, node: str | Sequence[str] | None = None
+) -> tuple[Layer, Params]:
+    """Read recurrent nodes of an ONNX model.
+
+    Initial states and `sequence_lens` that depend on inputs of the model are given to `layer.forward`, as `state` and
+    `lengths`. The rows of the forget gate, which `input_forget` makes unused, are left out. FLOAT16 becomes float32.
+    Nodes of other operators are not read, except those between the layers of a stack and those that compute states
+    and lengths.
+
+    Parameters
+    ----------
+    path_or_model : path or onnx.ModelProto
+        The model, or its file.
+    node : str or sequence of str, optional
+        Name of the node (that of its first output, where it has none), or names of several that make a stack,
+        the first one first. By default the only node of the model, or all of them where each one's input is
+        the output of the one before, as PyTorch and `to_onnx` write stacks; then an input that is transposed
+        from batch first gives `batch_first=True`.
+
+    Returns
+    -------
+    layer : LSTM, GRU or RNN
+        It has `recurrent_bias`, and so `bh`, where there is an input B.
+    params : dict of str to numpy.ndarray
+        The same bits as in the file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError
+        There is no such file, or none with the external data it names.
+    ValueError
+        It is no ONNX model; there is no such node, or there are several and nothing in the model proves that they
+        make a stack of at most 1000 layers; an attribute is unknown or has an unknown value; an initial state is a
+        constant other than 0, or `sequence_lens` one other than the number of time steps; a weight is no constant,
+        damaged or misshapen, or it is external data outside the folder of the model; the model would take many
+        times the memory of its file.
+    ImportError
+        The package onnx is not installed.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.interop.onnx import from_onnx, to_onnx
+    >>> gru = xlstm.GRU(3, 8, num_layers=2)
+    >>> layer, params = from_onnx(to_onnx(gru, gru.init(backend="numpy")))
+    >>> layer.num_layers, params["1.Wx"].shape
+    (2, (24, 8))
+    """
+    path, model = None, path_or_model
+    if not isinstance(model, library().ModelProto):
+        path = Path(path_or_model)
+        model = parsed(path)
+    where = "from_onnx" if path is None else str(path)
+    graph, constants = _checked(where, model), Constants(path and path.parent, model.ByteSize())
+    chosen = _chosen(where, graph, node)
+    nodes: dict[int, Node] = {}
+
+    def read(k: int, values: dict[str, Value]) -> tuple[Axis, ...]:
+        nodes[k] = _declared(where, graph.node[k], values, constants)
+        return nodes[k].axes
+
+    values = values_of(where, graph, constants, chosen, read)
+    stack = [nodes[k] for k in chosen]
+    names = [_name(one.proto) for one in stack]
+    try:
+        _check(where, values, constants, stack)
+    except _UnprovenError as error:
+        found = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
+        expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
+        raise ValueError(f"{where}: {found} make no stack{expected}; {error}") from None
+    turned = values[stack[0].inputs["X"]].node
+    turned = turned is not None and turned.op_type == "Transpose" and list(turned.attribute[0].ints) == [1, 0, 2]
+    batch_first = stack[0].batch_first or (node is None and turned)
+    layer, params = stacked(where, names, [one.layer(batch_first, constants) for one in stack])
+    one_dtype(where, params, ValueError)
+    return layer, params
+
+
+def _checked(where: str, model: Any) -> Any:
+    """Return the main graph; raise ValueError if the model is too old, or gives an operator another meaning."""
+    opsets = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
+    if not opsets or not model.graph.node:
+        raise ValueError(f"{where}: not an ONNX model, it has no opset or no nodes")
+    if opsets[0] < OLDEST:
+        raise ValueError(f"{where}: opset is {opsets[0]}, expected {OLDEST} or newer")
+    for function in model.functions:
+        if function.domain in DOMAINS:
+            raise ValueError(f"{where}: the model defines an operator {shown(function.name)} of ONNX anew")
+    return model.graph
+
+
+def _chosen(where: str, graph: Any, node: str | Sequence[str] | None) -> list[int]:
+    """Return the numbers of the nodes to read."""
+    nodes = {k: _name(n) for k, n in enumerate(graph.node) if n.op_type in GATE_COUNTS and n.domain in DOMAINS}
+    names = list(nodes.values())
+    if not nodes:
+        hint = "PyTorch writes an nn.RNN as one with dynamo=False only"
+        raise ValueError(f"{where}: the model has no node LSTM, GRU or RNN ({hint})")
+    if node is None:
+        for outer in graph.node:
+            if any(n.op_type in GATE_COUNTS for inside in subgraphs(outer) for n in inside.node):
+                raise ValueError(
+                    f"{where}: {outer.op_type} {shown(_name(outer))} has recurrent nodes inside, expected "
+                    f"node=... to choose from {few(names)}"
+                )
+        chosen = list(nodes)
+    else:
+        wanted = [node] if isinstance(node, str) else list(node)
+        unknown = [name for name in wanted if name not in names]
+        if unknown or not wanted:
+            raise ValueError(f"{where}: node {shown(unknown or wanted)} is none of {few(names)}")
+        for name in wanted:
+            if names.count(name) > 1 or wanted.count(name) > 1:
+                raise ValueError(f"{where}: node {shown(name)} is not one node, expected names of one node each")
+        chosen = [k for name in wanted for k, one in nodes.items() if one == name]
+    if len(chosen) > LAYERS:
+        raise ValueError(f"{where}: a stack of {len(chosen)} recurrent nodes, expected {LAYERS} at most")
+    return chosen
+
+
+def _name(node: Any) -> str:
+    """Return a node's name, or that of its first output where it has none."""
+    return str(node.name or next(filter(None, node.output), ""))
+
+
+class Node(NamedTuple):
+    """A recurrent node as it is declared, before weights are read."""
+
+    where: str  # the file and the node, for messages
+    label: str
+    proto: Any
+    attributes: dict[str, Any]
+    inputs: dict[str, str]  # names of the inputs that are there, by their names in ONNX
+    weights: dict[str, Any]  # the tensors of those that are constants
+    axes: tuple[Axis, ...]  # of Y
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether X and Y have the batch first."""
+        return bool(self.attributes["layout"] == 1)
+
+    def outer(self, batch_first: bool) -> tuple[Axis, Axis]:
+        """Return the axes of time and batch in the order of a layout."""
+        T, B = (self.axes[1], self.axes[0]) if self.batch_first else (self.axes[0], self.axes[2])
+        return (B, T) if batch_first else (T, B)
+
+    def layer(self, batch_first: bool, constants: Constants) -> tuple[Layer, Params]:
+        """Read the weights, and return one layer and its parameters."""
+        kind, given = self.proto.op_type.lower(), self.attributes
+        arrays: dict[str, Host] = {}
+        for name, tensor in self.weights.items():
+            values = constants.values(f"{self.where}: {name}", tensor)
+            if values.dtype.kind != "f":
+                raise ValueError(f"{self.where}: {name} has dtype {values.dtype}, expected floating-point numbers")
+            arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
+        options: dict[str, Any] = {"peepholes": "P" in arrays} if kind == "lstm" else {}
+        for theirs, ours in (("input_forget", "coupled_input_forget"), ("linear_before_reset", "reset_after")):
+            if theirs in given:
+                options[ours] = given[theirs] == 1
+        if "clip" in given:
+            options["clip"] = shortest(given["clip"])
+        if given.get("activations"):
+            options["activations"] = _activations(self.where, given)
+        found = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
+        if "B" in arrays:
+            found["b"], found["bh"] = np.split(arrays["B"], 2, axis=1)
+        if "P" in arrays:
+            found["p"] = arrays["P"]
+        if given.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
+            H = arrays["R"].shape[-1]
+            found = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in found.items()}
+        directions = DIRECTIONS[given["direction"]]
+        options |= {"reverse": directions == ("reverse.",), "batch_first": batch_first}
+        parts = [{name: array[d].copy() for name, array in found.items()} for d in range(len(directions))]
+        return single(kind, parts, **options)
+
+
+def _declared(where: str, proto: Any, values: dict[str, Value], constants: Constants) -> Node:
+    """Check what a node declares; raise ValueError if attributes, inputs or shapes are wrong."""
+    label = f"{proto.op_type} {shown(_name(proto))}"
+    where = f"{where}: {label}"
+    inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
+    for name in "XWR":
+        if name not in inputs:
+            raise ValueError(f"{where}: input {name} is missing, expected X, W and R")
+    given = _attributes(where, proto)
+    weights, shapes = {}, {}
+    for name in (name for name in "WRBP" if name in inputs):
+        value = values.get(inputs[name], Value(inputs[name]))
+        if value.tensor is None:
+            raise ValueError(f"{where}: {name} is {value.described}, expected an initializer or a Constant")
+        weights[name], shapes[name] = value.tensor, constants.shape(f"{where}: {name}", value.tensor)
+    H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
+    D = shapes["W"][-1] if shapes["W"] else 0
+    for name, size in (("hidden_size", H), ("input_size", D)):
+        checks.size(where, name, size)
+    G, directions = GATE_COUNTS[proto.op_type], len(DIRECTIONS[given["direction"]])
+    rows = {f"{G}H": G * H}
+    expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
+    for name, shape in shapes.items():
+        checks.shape(where, name, SimpleNamespace(shape=shape), {"directions": directions, **expected[name]})
+    x = values.get(inputs["X"], Value(inputs["X"])).axes
+    outer = x[:2] if x is not None and len(x) == 3 else ((Factor(f"{label} 0", None),), (Factor(f"{label} 1", None),))
+    inner = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in (("directions", directions), ("H", H)))
+    each, features = inner
+    axes = (*outer, each, features) if given["layout"] == 1 else (outer[0], each, outer[1], features)
+    return Node(where, label, proto, given, inputs, weights, axes)
+
+
+def _attributes(where: str, proto: Any) -> dict[str, Any]:
+    """Return attributes by name, and the defaults of those of few values."""
+    onnx = library()
+    for entry in proto.attribute:
+        if (count := len(entry.strings) + len(entry.floats)) > MOST:
+            raise ValueError(f"{where}: attribute {few([entry.name])} has {count} values, expected {MOST} at most")
+    try:
+        onnx.checker.check_node(proto)
+    except onnx.checker.ValidationError as error:
+        raise ValueError(f"{where}: {error}") from None
+    known = onnx.defs.get_schema(proto.op_type).attributes
+    found = {name: choices[0] for name, choices in CHOICES.items() if name in known}
+    for entry in proto.attribute:
+        value = onnx.helper.get_attribute_value(entry)
+        if isinstance(value, list):
+            value = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in value]
+        elif isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if value not in CHOICES.get(entry.name, [value]):
+            choices = " or ".join(map(repr, CHOICES[entry.name]))
+            raise ValueError(f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}")
+        found[entry.name] = value
+    return found
+
+
+def _activations(where: str, given: dict[str, Any]) -> tuple[str, ...]:
+    """Return the activations that the attributes of a node name.
+
+    The values of alpha and beta belong, in their order, to those functions that take one. Where there are too few
+    values, functions have ONNX's defaults.
+    """
+    names = given["activations"]
+    rest = {key: list(given.get(key, ())) for key in ("activation_alpha", "activation_beta")}
+    found = []
+    for theirs in names:
+        if theirs.lower() not in BY_THEIRS:
+            known = ", ".join(FUNCTIONS.values())
+            raise ValueError(f"{where}: activation {shown(theirs)} is unknown, expected one of {known}")
+        name, defaults = activations.parse(BY_THEIRS[theirs.lower()])
+        values = tuple(
+            shortest(some.pop(0)) if some else default for some, default in zip(rest.values(), defaults, strict=False)
+        )
+        if name == "affine" and values == (1.0, 0.0):
+            name, values = "linear", ()
+        found.append(activations.canonical(f"{name}({', '.join(map(repr, values))})"))
+    for key, surplus in rest.items():
+        if surplus:  # which function they belong to would be a guess
+            raise ValueError(f"{where}: {key} has {len(surplus)} values more than {', '.join(names)} take")
+    return tuple(found)
+
+
+def shortest(value: float) -> float:
+    """Return the shortest decimal that is `value` in float32, the type of attributes: 0.2, not 0.20000000298."""
+    return float(str(np.float32(value)))
+
+
+class _UnprovenError(ValueError):
+    """The graph alone does not say it."""
+
+
+def _check(where: str, values: dict[str, Value], constants: Constants, nodes: list[Node]) -> None:
+    """Raise ValueError unless nodes can be the layers of one stack.
+
+    A node's X has to be Y of the node before, with directions and features joined in one axis. An initial state
+    and lengths have to be the default, or values that a call gives.
+    """
+    for before, node in pairwise(nodes):
+        x, (y, *_) = values.get(node.inputs["X"], Value(node.inputs["X"])), before.proto.output or [""]
+        if x.root != y:
+            source = values.get(x.root, x)
+            raise _UnprovenError(
+                f"X of {node.label} is {source.described}, which is not known to be Y of {before.label}"
+            )
+        directions, H = before.axes[2 if before.batch_first else 1], before.axes[3]
+        if x.axes != (*before.outer(node.batch_first), directions + H):
+            outer = "batch, time" if node.batch_first else "time, batch"
+            expected = f"expected ({outer}, directions*H)"
+            raise _UnprovenError(f"X of {node.label} has the axes of Y of {before.label} in another order, {expected}")
+    lengths = {_state(where, values, constants, node, "sequence_lens") for node in nodes}
+    for node, name in ((node, name) for node in nodes for name in STATES):
+        _state(where, values, constants, node, name)
+    if len(lengths) > 1:
+        raise _UnprovenError("sequence_lens is not the same for all of them")
+    for k, node in enumerate(nodes):
+        for what in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
+            if what in node.inputs and values.get(node.inputs[what], Value("")).layers:
+                raise _UnprovenError(f"{what} of {node.label} depends on what they compute")
+
+
+def _state(where: str, values: dict[str, Value], constants: Constants, node: Node, what: str) -> str:
+    """Return the name of lengths or of a state that a call gives, "" for the default; ValueError if it is neither."""
+    if what not in node.inputs:
+        return ""
+    value = values.get(node.inputs[what], Value(node.inputs[what]))
+    if value.given:
+        return value.name
+    words = "0" if what in STATES else "the number of time steps"
+    default: Size = ZERO if what in STATES else size_of(node.outer(False)[0])
+    parts = value.parts or value.numbers or (None,)
+    if all(_holds_only(f"{node.where}: {what}", part, default, constants) for part in parts):
+        return ""
+    found = f"{value.described}, of constants that are not known to be"
+    if value.tensor is not None:
+        found = "a constant other than"
+    raise ValueError(f"{node.where}: {what} is {found} {words}, which a layer cannot hold, expected an input")
+
+
+def _holds_only(what: str, part: Any, expected: Size, constants: Constants) -> bool:
+    """Say whether a part, a size or a tensor, has no other value than the expected size."""
+    if part is None or isinstance(part, tuple):
+        return bool(part == expected)
+    array = constants.values(what, part)
+    return all((n, ()) == expected for n in (array.min().item(), array.max().item())) if array.size else True

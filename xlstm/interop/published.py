@@ -1,0 +1,351 @@
+"""Published checkpoints: files, read array by array, arrays as rows of our parameters, and configurations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks, cores
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.checks import shown
+from xlstm.arrays.namespace import Params
+from xlstm.data import reading, writing
+from xlstm.data.pytorch import TorchFile
+from xlstm.data.tensors import Tensors
+from xlstm.training import checkpoint
+
+Host = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
+LONGEST = 255  # bytes of the name of a file
+CONFIGS = ("config.json", "config.yaml")
+BLOCKS = 1 << 10  # more than any model has
+AHEAD = 4  # arrays for each thread that are read together
+ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
+
+
+class Shards:
+    """The arrays of a checkpoint: names, shapes and dtypes of all, and any of them when it is asked for.
+
+    Making one raises OSError or ValueError if a file is damaged or holds other than real numbers, or a name is there
+    twice. `renamed` gives the name under which an array is known here; several arrays may share one, and have to be
+    equal when they are read.
+    """
+
+    def __init__(self, path: Path, files: Iterable[Tensors | TorchFile], renamed: Callable[[str], str] = str) -> None:
+        self.path = path
+        self.shapes: dict[str, Shape] = {}
+        self.dtype = "float32"  # that which holds all arrays: float64 if one of them has it
+        self._copies: dict[str, list[tuple[Tensors | TorchFile, str]]] = {}
+        owners: dict[str, Path] = {}
+        for file in files:
+            for name, dtype in file.dtypes.items():
+                if name in owners:
+                    raise ValueError(f"{path}: {name} is in {owners[name].name} and in {file.path.name}")
+                if dtype not in WIDE:
+                    raise ValueError(f"{file.path}: {name} has dtype {dtype}, expected {', '.join(WIDE)}")
+                owners[name], known, shape = file.path, renamed(name), file.shapes[name]
+                if self.shapes.setdefault(known, shape) != shape:
+                    raise ValueError(f"{path}: {self._other(known, name)} in its shape, {self.shapes[known]}")
+                self._copies.setdefault(known, []).append((file, name))
+                self.dtype = max(self.dtype, WIDE[dtype])
+
+    def read(self, name: str) -> Host:
+        """Return an array, once its copies under other names are compared with it; bfloat16 becomes float32."""
+        (file, own), *others = self._copies[name]
+        found = file.read([own])[own]
+        for other, alias in others:
+            if not np.array_equal(found, other.read([alias])[alias]):
+                raise ValueError(f"{self.path}: {self._other(name, alias)}")
+        return found
+
+    def mapped(self, name: str) -> Host | None:
+        """Return an array whose numbers stay in their file until they are used, or None where that cannot be."""
+        file, own = self._copies[name][0]
+        return file.mapped(own) if isinstance(file, Tensors) else None
+
+    def _other(self, known: str, name: str) -> str:
+        return f"{name} is another array than {self._copies[known][0][1]}, expected the same"
+
+
+def write(file: Path, arrays: Mapping[str, Host], texts: Mapping[Path, str]) -> None:
+    """Write a safetensors file as PyTorch's are, and texts beside it, each whole or not at all; raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with writing.foreach(file, *texts) as (weights, *descriptions):
+        try:
+            save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, weights, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(str(error)) from error
+        for description, text in zip(descriptions, texts.values(), strict=True):
+            description.write_bytes(text.encode())
+
+
+def places(path: Path) -> tuple[Path, Path]:
+    """Return the paths of weights and configuration for a folder, which is made, or a file `NAME.safetensors`."""
+    if path.suffix == ".safetensors":
+        return path, path.with_name(f"{path.stem}_config.json")
+    path.mkdir(parents=True, exist_ok=True)
+    return path / "model.safetensors", path / "config.json"
+
+
+def config_beside(path: Path, names: Sequence[str] = CONFIGS, instead: str = "") -> Mapping[str, Any]:
+    """Return the configuration beside a checkpoint; YAML is read as version 1.2 has it, without tags.
+
+    `names` are those of files in its folder, and `instead` says in messages what else would do. Raise FileNotFoundError
+    if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
+    """
+    own = "model_config.json"  # beside a `model.safetensors` that was written as a file by itself
+    names = (*names, own) if path.is_dir() else (*(f"{path.stem}_{name}" for name in names), *names)
+    folder = path if path.is_dir() else path.parent
+    for name in names:
+        if (folder / name).is_file():
+            return reading.document(folder / name)
+    raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}")
+
+
+def files_of(path: Path, instead: str = "") -> list[Path]:
+    """Return the safetensors files of a checkpoint; `instead` says in messages what else would do."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        named = reading.document(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise ValueError(f"{index}: weight_map is {shown(named)}, expected names of files by names of arrays")
+        listed = [path / name for name in sorted(set(named.values()))]
+        for file in listed:
+            if file.parent != path or len(file.name) > LONGEST or not file.is_file():
+                raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
+        return listed
+    numbered: list[Path] = []
+    while (file := path / f"model_{len(numbered)}.safetensors").is_file():
+        numbered.append(file)
+    if not numbered:
+        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it{instead}")
+    return numbered
+
+
+class Layout(NamedTuple):
+    """The layout of an array there: ours is divided into `fine` axes, which are permuted and joined to `there`."""
+
+    fine: Shape
+    order: Shape
+    there: Shape
+
+    @property
+    def same(self) -> bool:
+        """Whether numbers lie there in the order that they have in ours."""
+        return self.order == tuple(range(len(self.order)))
+
+    def write(self, array: Host) -> Host:
+        """Return an array of ours in their layout."""
+        return array.reshape(self.fine).transpose(self.order).reshape(self.there)
+
+    def read(self, array: Host, shape: Shape) -> Host:
+        """Return an array of theirs in our layout and shape."""
+        return array.reshape([self.fine[k] for k in self.order]).transpose(np.argsort(self.order)).reshape(shape)
+
+
+class Piece(NamedTuple):
+    """Some rows of a parameter of ours, as an array of theirs, whose shape is `layout.there`."""
+
+    name: str
+    rows: slice
+    layout: Layout
+
+
+Pieces = Mapping[str, list[Piece]]  # by our names the arrays of theirs that make a parameter, one below the other
+
+
+def block(ours: str, theirs: str, table: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return their names by ours of a block, from a table of names within it."""
+    return {f"{ours}{name}": [theirs + one for one in names.split()] for name, names in table.items()}
+
+
+def pieces_of(
+    shapes: Mapping[str, checks.Dims],
+    theirs: Mapping[str, Sequence[str]],
+    v_size: int,
+    layout: Callable[[str, str, Shape], Layout | None],
+) -> Pieces:
+    """Return the arrays of theirs that make each parameter of ours.
+
+    `theirs` has their names by those of our parameters, or without endings by our names without endings. Where there
+    are four, they are q, k, v and o, of which v and o have `v_size` rows. `layout` takes our name, theirs and our shape
+    of an array, and returns its layout unless it is ours.
+    """
+    found: dict[str, list[Piece]] = {}
+    for ours, dims in shapes.items():
+        (part, _, last), (height, *rest) = ours.rpartition("."), (n or 0 for n in dims.values())
+        names = theirs[ours] if ours in theirs else [f"{name}.{ENDINGS[last]}" for name in theirs[part]]
+        narrow = height // 2 - v_size
+        heights = [narrow, narrow, v_size, v_size] if len(names) == 4 else [height // len(names)] * len(names)
+        found[ours], start = [], 0
+        for name, n in zip(names, heights, strict=True):
+            shape = (n, *rest)
+            same = Layout(shape, tuple(range(len(shape))), shape)
+            found[ours].append(Piece(name, slice(start, start + n), layout(ours, name, shape) or same))
+            start += n
+    return found
+
+
+def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
+    """Raise ValueError unless a checkpoint has the arrays of these pieces in their shapes, and none beside `spare`."""
+    expected = {piece.name: piece.layout.there for some in pieces.values() for piece in some}
+    for name, shape in expected.items():
+        if name not in shards.shapes:
+            raise ValueError(f"{shards.path}: {name} is missing, expected it in shape {shape}")
+        if shards.shapes[name] != shape:
+            raise ValueError(f"{shards.path}: {name} has shape {shards.shapes[name]}, expected {shape}")
+    surplus = [name for name in shards.shapes if name not in expected and name not in spare]
+    if surplus:
+        more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
+        raise ValueError(f"{shards.path}: {surplus[0]}{more} is surplus, the configuration has no place for it")
+
+
+def params(
+    pieces: Pieces,
+    shards: Shards,
+    shapes: Mapping[str, checks.Dims],
+    backend: str | Backend | None,
+    dtype: str | None,
+) -> Params:
+    """Read parameters of these shapes from a checkpoint that is checked, a few arrays at a time by several threads."""
+    chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
+    size, names = cores.threads(), list(pieces)
+    found: Params = {}
+    with ThreadPoolExecutor(min(size, cores.usable())) as pool:
+        for k in range(0, len(names), AHEAD * size):
+            some = names[k : k + AHEAD * size]
+            arrays = pool.map(lambda n: _assembled(shards, pieces[n], shapes[n], chosen.dtype), some)
+            found |= {n: chosen.asarray(array) for n, array in zip(some, arrays, strict=True)}
+    return found
+
+
+def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
+    """Return arrays under our names, such as parameters or their gradients, as they are there."""
+    return {
+        piece.name: piece.layout.write(np.asarray(arrays[name])[piece.rows])
+        for name, some in pieces.items()
+        for piece in some
+    }
+
+
+def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: str) -> Any:
+    """Return a parameter of ours made of its pieces, in the dtype asked for and never twice in memory.
+
+    One that lies in its file as it is here stays there until it is used.
+    """
+    shape = tuple(n or 0 for n in dims.values())
+    whole = None if len(pieces) == 1 else np.empty(shape, dtype=dtype)
+    for piece in pieces:
+        array = shards.read(piece.name)
+        checkpoint.finite(shards.path, {piece.name: array}, dtype)  # of a copy: all of a mapping would come to stay
+        if whole is None:
+            if piece.layout.same and array.dtype.name == dtype and (lying := shards.mapped(piece.name)) is not None:
+                return lying.reshape(shape)
+            return np.ascontiguousarray(piece.layout.read(array, shape), dtype=dtype)
+        whole[piece.rows] = array
+    return whole
+
+
+class Key(NamedTuple):
+    """A key of a configuration: the check of a value, our option of the same meaning, and its value where it misses."""
+
+    check: checks.Kind
+    ours: str = ""
+    usual: Any = ...  # a model cannot do without it
+
+
+class Table(NamedTuple):
+    """The keys of a configuration, or of a dict within it."""
+
+    keys: Mapping[str, Key | Table]
+    ignored: Collection[str] | None = ()  # keys that change nothing here, None for all others
+    fixed: Mapping[str, Any] | None = None  # keys that have no option here, with the only value that ours amounts to
+    usual: Any = ...
+
+
+def anything(where: str, name: str, value: Any) -> Any:
+    """Return a value that is checked elsewhere."""
+    return value
+
+
+def take(config: Any, table: Table, where: str) -> dict[str, Any]:
+    """Return the values of the keys of a table, with defaults where they are missing.
+
+    Raise ValueError or TypeError if a key is unknown or missing, a value is of another type or out of range, or it
+    means something that ours has no option for.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    for name, value in config.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{where}: key {shown(name)} is a {type(name).__name__}, expected text")
+        if table.fixed is not None and name in table.fixed:
+            only(where, name, value, table.fixed[name])
+        elif not (name in table.keys or name.startswith("_") or table.ignored is None or name in table.ignored):
+            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(table.keys)}")
+    missing = [name for name, key in table.keys.items() if key.usual is ... and config.get(name) is None]
+    found: dict[str, Any] = {}
+    for name, key in table.keys.items():
+        value = config.get(name, key.usual)
+        if isinstance(key, Table):
+            found[name] = None if name in missing else take(value, key, f"{where}.{name}")
+        else:
+            found[name] = None if name in missing else key.check(where, name, value)
+    if missing:
+        raise ValueError(f"{where}: {missing[0]} is missing")
+    return found
+
+
+def only(where: str, name: str, value: Any, expected: Any) -> None:
+    """Raise ValueError unless a key that ours has no option for has the one value that ours amounts to."""
+    if value != expected:
+        raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
+
+
+def options(values: Mapping[str, Any], table: Table) -> dict[str, Any]:
+    """Return values that were taken by a table under the names of our options."""
+    found: dict[str, Any] = {}
+    for name, key in table.keys.items():
+        if isinstance(key, Table):
+            found |= options(values[name], key)
+        elif key.ours:
+            found[key.ours] = values[name]
+    return found
+
+
+def values(layer: Any, table: Table) -> dict[str, Any]:
+    """Return the options of a layer of ours as a configuration of theirs, the reverse of `options`."""
+    found: dict[str, Any] = {}
+    for name, key in table.keys.items():
+        if isinstance(key, Table):
+            found[name] = values(layer, key)
+        elif key.ours:
+            value = getattr(layer, key.ours)
+            found[name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def few_blocks(where: str, name: str, blocks: Any, most: int) -> None:
+    """Raise ValueError before too many blocks are made."""
+    if isinstance(blocks, int) and blocks > min(most, BLOCKS):
+        raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
+
+
+def factor(D: int, size: int) -> float:
+    """Return a number that makes `size` of D when the product is rounded down."""
+    factor = size / D
+    return factor if int(D * factor) == size else math.nextafter(factor, math.inf)
