@@ -24,8 +24,8 @@ from bench import rows
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.engines import cuda
+from xlstm.engines.cuda.cell_source import Source, file
 from xlstm.engines.cuda.launch import Grid, Runtime, runtime
-from xlstm.engines.cuda.source import Source, file
 
 CLUSTERS = (1, 2, 4, 8, 16)
 GRIDS = (2, 16, 32, 64, 128)

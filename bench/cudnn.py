@@ -23,9 +23,9 @@ from bench.peers import MissingError, module
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agreement
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.graph import Recorder
+from xlstm.arrays.cuda_graph import Recorder
 from xlstm.engines import cuda
-from xlstm.engines.cuda.engine import CudaTape
+from xlstm.engines.cuda.cuda_engine import CudaTape
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import layer_of
 from xlstm.training import precision

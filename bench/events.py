@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from xlstm.arrays import probe
-from xlstm.engines.cuda.source import file
+from xlstm.engines.cuda.cell_source import file
 
 ROUNDS = 5
 BLOCK = 0.02  # seconds of one call's turn, at least one call

@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from xlstm.engines.cuda import tiling
-from xlstm.engines.cuda.peaks import peaks
-from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.cuda.tiling import Device, peaks
 
 PEAK = {"fp32": "float32", "TF32": "tf32", "fp16": "half", "bf16": "half"}  # fields of Peaks
 WIDEST = 512  # units whose weights fit the largest cluster

@@ -14,27 +14,19 @@ import pytest
 
 
 @functools.cache
-def load(text: str, *command: str, mode: int = ctypes.DEFAULT_MODE) -> ctypes.CDLL:
-    """The shared library that a compiler makes of a text; `command` has its name and options.
-
-    With the mode `ctypes.RTLD_GLOBAL`, libraries that are loaded later find its names.
-    """
-    return ctypes.CDLL(str(made(text, ".so", *command, "-shared", last="-lm")), mode)
-
-
-def made(text: str, suffix: str, *command: str, last: str = "") -> Path:
-    """The file that a compiler makes of a text; `last` comes after the text in the command."""
+def load(text: str, *command: str) -> ctypes.CDLL:
+    """The shared library that a compiler makes of a text; `command` has its name and options."""
     if shutil.which(command[0]) is None:
         pytest.skip(f"{command[0]} is not installed")
     folder = Path(tempfile.gettempdir()) / "xlstm-compiled-tests"
     folder.mkdir(exist_ok=True)
-    path = folder / f"{hashlib.sha256(' '.join([*command, text]).encode()).hexdigest()[:32]}{suffix}"
+    path = folder / f"{hashlib.sha256(' '.join([*command, text]).encode()).hexdigest()[:32]}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as room:
-            source, built = Path(room) / "source", Path(room) / f"built{suffix}"
+            source, built = Path(room) / "source", Path(room) / "built.so"
             source.write_text(text, encoding="utf-8")
-            whole = [*command, "-fPIC", "-o", str(built), str(source), *filter(None, [last])]
+            whole = [*command, "-shared", "-fPIC", "-o", str(built), str(source), "-lm"]
             done = subprocess.run(whole, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{done.stderr[:4000]}\n{text}"
             built.replace(path)
-    return path
+    return ctypes.CDLL(str(path))

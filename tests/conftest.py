@@ -6,7 +6,7 @@ the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the rea
 XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
 
 XLSTM_TEST_BACKENDS names the backends that are tested. On NumPy a layer runs in one of several ways, by its size and
-by what is installed (`division` of `xlstm/engines/numba/tape.py`); sizes in tests are small, so `force` lets them take
+by what is installed (`division` in `numba_engine.py`); sizes in tests are small, so `force` lets them take
 the others.
 """
 
@@ -29,7 +29,7 @@ from tests import cuda_on_cpu
 from xlstm.arrays import cores
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
-from xlstm.engines.numba import jit, tape
+from xlstm.engines.numba import jit, numba_engine
 
 DATA = Path(__file__).parent / "data"
 BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
@@ -90,8 +90,8 @@ COMPILED = {"parts": {"COLUMNS": 1}, "shared": {"STEP": 1, "NEAR": 0}}
 def force(plan_name: str, patch: pytest.MonkeyPatch, count: int = 2) -> None:
     """Let even the smallest batch run in `count` threads."""
     for name, value in COMPILED[plan_name].items():
-        patch.setattr(tape, name, value)
-    patch.setattr(tape, "LARGE", 0)
+        patch.setattr(numba_engine, name, value)
+    patch.setattr(numba_engine, "LARGE", 0)
     patch.setenv(cores.VARIABLE, str(count))
 
 

@@ -21,7 +21,7 @@ import mmap
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,6 +115,7 @@ class Compiled:
         from numba.core.runtime import _nrt_python, rtsys
 
         rtsys.initialize(cpu_target.target_context)
+        cpu_target.typing_context.refresh()  # while np.empty is the one that Numba knows
         kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
         usual = kind(_nrt_python.c_helpers["MemInfo_alloc_aligned"])
 
@@ -141,16 +142,13 @@ class Compiled:
             for name, value in found.items()
             if isinstance(value, Dispatcher)
         }
-        guarded["enter"] = functools.partial(self.enter, found["enter"])
         return types.SimpleNamespace(**{**found, **guarded})
 
-    def enter(self, function: Callable[..., Any], table: Any, k: int, array: Any) -> None:
-        """Enter an array in a table, and keep it: a call with the table takes one of copies."""
-        if k == 0:
-            self.table, self.entered, self.write = table, [], function
-        assert table is self.table
-        self.entered.append(array)
-        function(table, k, array)
+    def enter(self, function: Callable[..., Any], arrays: list[Any], rows: Any) -> Any:
+        """Return the table of the arrays of a step, and keep these: a call with the table takes one of copies."""
+        self.table, self.entered = function(arrays, rows), arrays
+        self.write = lambda copies: function(copies, rows)
+        return self.table
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function with copies of its arrays, and copy them back; the same array is the same copy."""
@@ -162,10 +160,7 @@ class Compiled:
             if not isinstance(argument, np.ndarray):
                 return argument
             if argument is self.table:
-                found = np.empty_like(argument)
-                for k, array in enumerate(self.entered):
-                    self.write(found, k, copied(array))
-                return found
+                return self.write([copied(array) for array in self.entered])
             assert argument.flags.c_contiguous, f"{name}: {argument.shape} with strides {argument.strides}"
             key = (argument.ctypes.data, argument.nbytes)
             if key not in copies:
@@ -220,19 +215,6 @@ class Empty:
 EMPTY = Empty()
 
 
-class Case(NamedTuple):
-    """A layer with its inputs."""
-
-    kind: str
-    dtype: str
-    D: int
-    H: int
-    heads: int
-    T: int
-    B: int
-    lengths: bool
-
-
 KINDS = (("LSTM", "float32"), ("LSTM", "float64"), ("GRU", "float64"), ("RNN", "float64"), ("sLSTM", "float64"))
 # D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles and pieces of a loop
 # have; 680 rows are more than one block of those over which gradients of weights are summed.
@@ -256,13 +238,7 @@ NO_STEP = "def step():\n    pass\n"
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
-def cases() -> Iterator[Case]:
-    """Yield every kind of layer in every size."""
-    for (kind, dtype), size in itertools.product(KINDS, SIZES):
-        yield Case(kind, dtype, *size)
-
-
-def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: bool) -> None:
+def run_case(compiled: Compiled, rng: np.random.Generator, more: bool, case: tuple[tuple[str, str], Any]) -> None:
     """Run a layer in every plan, once with arrays at the end of pages and once at their beginning.
 
     Where `more` is true, inference and single steps are run too.
@@ -272,12 +248,12 @@ def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: boo
     from tests.conftest import force, make_backend
     from xlstm.engines import engine
 
-    T, B = case.T, case.B
-    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": case.heads}}.get(case.kind, {})
-    layer = getattr(xlstm, case.kind)(case.D, case.H, **options)
-    params, x, state = layers.inputs_of(layer, make_backend("numpy", case.dtype), rng, T, B, scale=0.3)
+    (kind, dtype), (D, H, heads, T, B, ragged) = case
+    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": heads}}.get(kind, {})
+    layer = getattr(xlstm, kind)(D, H, **options)
+    params, x, state = layers.inputs_of(layer, make_backend("numpy", dtype), rng, T, B, scale=0.3)
     state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
-    lengths = [T, *rng.integers(0, T + 1, B - 1)] if case.lengths else None
+    lengths = [T, *rng.integers(0, T + 1, B - 1)] if ragged else None
 
     def results(name: str) -> dict[str, Any]:
         with engine.use(name):
@@ -303,7 +279,7 @@ def run_case(case: Case, compiled: Compiled, rng: np.random.Generator, more: boo
 
 def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
     """Add products of two matrices each to an array, the factors transposed or not."""
-    from xlstm.engines.numba import matmul
+    from xlstm.engines.numba import tiled_matmul
 
     guards = compiled.guards
     for dtype, (M, K, N), turned, guards.flush in itertools.product(
@@ -318,9 +294,9 @@ def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
         a, b = (x.swapaxes(1, 2) if turn else x for x, turn in zip((a, b), turned, strict=True))
         expected = {"out": out + a @ b}
         with EMPTY, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(matmul, "SMALL", 0)
-            patch.setattr(matmul, "NARROW", 0)
-            assert matmul.run(a, b, out) is out
+            patch.setattr(tiled_matmul, "SMALL", 0)
+            patch.setattr(tiled_matmul, "NARROW", 0)
+            assert tiled_matmul.run(a, b, out) is out
         same({"out": out}, expected, dtype, M, K, N, turned)
         for block in (*blocks, *compiled.drain()):
             guards.give(block, "products_of_batch")
@@ -328,11 +304,11 @@ def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
 
 def run_few_rows(compiled: Compiled, rng: np.random.Generator) -> None:
     """Multiply few rows by many, which stay as they are, in one block and in two."""
-    from xlstm.engines.numba import jit, weights
+    from xlstm.engines.numba import jit, packed_products
 
     for dtype, (M, K, N), compiled.guards.flush in itertools.product(("float32", "float64"), FEW_ROWS, FLUSH):
         a, W = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (N, K)))
-        (found,) = weights.products(jit.functions(dtype, NO_STEP), [(a, W.T)])
+        (found,) = packed_products.products(jit.functions(dtype, NO_STEP), [(a, W.T)])
         same({"out": found}, {"out": a @ W.T}, dtype, M, K, N)
 
 
@@ -389,20 +365,21 @@ def one_by_one(guards: Guards, function: Callable[..., None], given: list[tuple[
 
 def main(kinds: list[str]) -> None:
     """Run all cases; the last lines say how often each function was called, and which arrays they made."""
-    from xlstm.engines.numba import chains, chunks, jit, matmul, tape, weights
+    from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products, tiled_matmul
 
     faulthandler.enable()
     compiled = Compiled()
     compiled.allocate()
     jit.functions = functools.partial(compiled.functions, jit.functions)
-    weights.share = matmul.share = chunks.share = in_turn
-    tape.foreach = chains.foreach = functools.partial(one_by_one, compiled.guards)
+    packed_products.share = tiled_matmul.share = chunks.share = in_turn
+    numba_engine.entered = functools.partial(compiled.enter, numba_engine.entered)
+    numba_engine.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
-    for case in cases():
+    for case in itertools.product(KINDS, SIZES):
         sys.stdout.write(f"{case}\n")
         sys.stdout.flush()  # read where the process ends
-        run_case(case, compiled, rng, f"{case.kind}-{case.dtype}" in kinds)
+        run_case(compiled, rng, "-".join(case[0]) in kinds, case)
     sys.stdout.write("products\n")
     sys.stdout.flush()
     run_products(compiled, rng)

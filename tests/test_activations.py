@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.test_ctext import agree, run
 from xlstm import gradcheck
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells import activations
@@ -151,22 +150,6 @@ def test_registered_activations_in_compiled_loops(monkeypatch, rng, name):
     assert not compiled
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.usefixtures("registered")
-@pytest.mark.parametrize("name", ["squareplus", "mish"])
-def test_registered_activations_in_c(rng, name):
-    pair = activations.pair(name)
-    x, dy = rng.standard_normal(200), rng.standard_normal(200)
-    y = pair.fwd(np, x)
-    agree(run(lambda xp, x: {"y": pair.fwd(xp, x)}, {"x": x}, "float64"), {"y": y}, "float64")
-    needed = x if pair.from_input else None
-    found = run(
-        lambda xp, dy, x, y: {"dx": pair.bwd(xp, dy, x if pair.from_input else None, y)},
-        {"dy": dy, "x": x, "y": y},
-        "float64",
-    )
-    agree(found, {"dx": pair.bwd(np, dy, needed, y)}, "float64")
 
 
 @pytest.mark.usefixtures("registered")

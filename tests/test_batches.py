@@ -8,7 +8,7 @@ import pytest
 from tests.guards import PRODUCTS
 from xlstm.arrays import cores
 from xlstm.arrays import matmul as products
-from xlstm.engines.numba import jit, matmul
+from xlstm.engines.numba import jit, tiled_matmul
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 4e-6, "float64": 8e-15}
@@ -18,11 +18,11 @@ ROUNDING = {"float32": 4e-6, "float64": 8e-15}
 def all_of_them(monkeypatch):
     """Small and narrow ones are multiplied by tiles too."""
     monkeypatch.setenv(jit.VARIABLE, "1")
-    monkeypatch.setattr(matmul, "SMALL", 0)
-    monkeypatch.setattr(matmul, "NARROW", 0)
-    matmul._plan.cache_clear()
+    monkeypatch.setattr(tiled_matmul, "SMALL", 0)
+    monkeypatch.setattr(tiled_matmul, "NARROW", 0)
+    tiled_matmul._plan.cache_clear()
     yield
-    matmul._plan.cache_clear()
+    tiled_matmul._plan.cache_clear()
 
 
 def operands(rng, batch, rows, columns, dtype):
@@ -45,11 +45,11 @@ def test_products_of_batches(rng, length, dtype):
     for (M, K, N), batch in zip(PRODUCTS, itertools.cycle(((3,), (2, 3))), strict=False):
         for a, b in itertools.product(operands(rng, batch, M, K, dtype), operands(rng, batch, K, N, dtype)):
             expected, scale = a @ b, np.maximum(np.abs(a) @ np.abs(b), 1)
-            found = matmul.run(a, b)
+            found = tiled_matmul.run(a, b)
             assert found.dtype == dtype
             assert np.all(np.abs(found - expected) <= ROUNDING[dtype] * scale)
             room = np.full_like(found, 3.0)
-            assert matmul.run(a, b, room) is room
+            assert tiled_matmul.run(a, b, room) is room
             assert np.all(np.abs(room - 3 - expected) <= 2 * ROUNDING[dtype] * np.maximum(scale, 3))
 
 
@@ -61,7 +61,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, rng, shapes):
     found = []
     for count in (1, 2, 3, 7):
         monkeypatch.setenv(cores.VARIABLE, str(count))
-        found.append(matmul.run(a, b))
+        found.append(tiled_matmul.run(a, b))
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     np.testing.assert_allclose(found[0], a @ b, rtol=1e-4, atol=1e-4)
@@ -70,7 +70,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch, rng, shapes):
 
 def test_what_is_left_to_numpy(monkeypatch, rng):
     a, b = rng.standard_normal((2, 9, 9)), rng.standard_normal((2, 9, 9))
-    assert matmul.run(a, b) is not None
+    assert tiled_matmul.run(a, b) is not None
     for x, y in (
         (a.astype(int), b.astype(int)),
         (a.astype("f4"), b),
@@ -78,19 +78,19 @@ def test_what_is_left_to_numpy(monkeypatch, rng):
         (a[..., ::2], b[:, :5]),
         (a, b[:, :5]),
     ):
-        assert matmul.run(x, y) is None
-    assert matmul.run(a, b, np.zeros((2, 9, 18))[..., ::2]) is None
-    assert matmul.run(a, b, np.zeros((2, 9, 9), "f4")) is None
-    assert matmul.run(a.astype(">f8"), b.astype(">f8")) is None
+        assert tiled_matmul.run(x, y) is None
+    assert tiled_matmul.run(a, b, np.zeros((2, 9, 18))[..., ::2]) is None
+    assert tiled_matmul.run(a, b, np.zeros((2, 9, 9), "f4")) is None
+    assert tiled_matmul.run(a.astype(">f8"), b.astype(">f8")) is None
     with pytest.raises(ValueError, match="matmul"):
         products.matmul(np, a, b[:, :5])
     with monkeypatch.context() as patch:
-        patch.setattr(matmul, "SMALL", 2 * 9**3 + 1)
-        matmul._plan.cache_clear()
-        assert matmul.run(a, b) is None
-        patch.setattr(matmul, "SMALL", 0)
-        patch.setattr(matmul, "NARROW", 10)
-        matmul._plan.cache_clear()
-        assert matmul.run(a, b) is None
+        patch.setattr(tiled_matmul, "SMALL", 2 * 9**3 + 1)
+        tiled_matmul._plan.cache_clear()
+        assert tiled_matmul.run(a, b) is None
+        patch.setattr(tiled_matmul, "SMALL", 0)
+        patch.setattr(tiled_matmul, "NARROW", 10)
+        tiled_matmul._plan.cache_clear()
+        assert tiled_matmul.run(a, b) is None
     monkeypatch.setenv(jit.VARIABLE, "0")
-    assert matmul.run(a, b) is None
+    assert tiled_matmul.run(a, b) is None

@@ -9,10 +9,9 @@ from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.fuse import fuse, multiplier, summed
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.rows import by_rows
-from xlstm.arrays.scan import scan
 from xlstm.cells.activations import FEED_FORWARD, sigmoid
 from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
-from xlstm.engines.numba import chains, jit, scans
+from xlstm.engines.numba import chains, jit
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 SINGLE, DOUBLE = np.dtype("f4"), np.dtype("f8")
@@ -215,58 +214,3 @@ def test_products_on_several_threads(monkeypatch, rng, shapes):
         np.testing.assert_allclose(matmul(np, a, b), a @ b, rtol=1e-12, atol=1e-12)
         transposed = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
         np.testing.assert_allclose(matmul(np, transposed, b), a @ b, rtol=1e-12, atol=1e-12)
-
-
-def carried(xp, c, most, g, x):
-    """Two values in float64, from arrays of float32 of which one has a number for each row."""
-    x = xp.astype(x, xp.float64)
-    c = xp.astype(g, xp.float64) * c + x
-    return c, xp.maximum(most, c)
-
-
-def kept_in_part(xp, c, g, x):
-    return g * c + x
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("axis", [-1, -2, -3])
-def test_recurrences(monkeypatch, rng, axis, reverse, after):
-    """Arrays may be strided and broadcast; values carried into the first step may be numbers."""
-    monkeypatch.setenv(jit.VARIABLE, "1")
-    shape = [3, 4, 5]
-    shape.insert(len(shape) + 1 + axis, 40)
-    x = (
-        rng.standard_normal((*shape[::-1],), "f4").transpose(3, 2, 1, 0)
-        if axis == -1
-        else rng.standard_normal(shape, "f4")
-    )
-    one = [n if k <= 4 + axis else 1 for k, n in enumerate(shape)]
-    g = 0.9 * rng.random(one, "f4")
-    start = rng.standard_normal(shape[: 4 + axis] + shape[5 + axis :], "f4")
-    for function, first in ((carried, [0.0, -np.inf]), (kept_in_part, [start])):
-        options = {"axis": axis, "reverse": reverse, "after": after}
-        found = scans.run(function, first, (g, x), *options.values())
-        if axis == -1:  # rows of x are no one axis
-            assert found is None
-            found = scans.run(function, first, (g, x.copy()), *options.values())
-        with monkeypatch.context() as patch:
-            patch.setenv(jit.VARIABLE, "0")
-            expected = scan(np, function, first, g, x, **options)
-        for pair, wanted in zip(found, expected, strict=True):
-            for a, b in zip(pair, wanted, strict=True):
-                assert a.dtype == b.dtype
-                np.testing.assert_allclose(a, b, rtol=TOLERANCE[a.dtype], atol=4 * TOLERANCE[a.dtype])
-
-
-def test_recurrences_that_are_no_work_for_a_compiled_loop(monkeypatch, rng):
-    monkeypatch.setenv(jit.VARIABLE, "1")
-    x = rng.standard_normal((30, 40))
-    start = np.zeros(30)
-    assert scans.run(kept_in_part, [start], (x, x), -1, False, False) is not None
-    assert scans.run(kept_in_part, [start[:2]], (x[:2], x[:2]), -1, False, False) is None  # few numbers
-    assert scans.run(kept_in_part, [start.astype("f4")], (x, x), -1, False, False) is None  # it becomes float64
-    assert scans.run(kept_in_part, [start > 0], (x, x), -1, False, False) is None
-    assert scans.run(lambda xp, c, x: xp.sort(x), [start], (x,), -1, False, False) is None
-    monkeypatch.setenv(jit.VARIABLE, "0")
-    assert scans.run(kept_in_part, [start], (x, x), -1, False, False) is None

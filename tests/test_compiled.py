@@ -18,9 +18,9 @@ from tests.conftest import force, make_backend
 from tests.layers import COMPILED, alone, inputs_of, make, pairwise, run
 from xlstm.cells import gru, lstm, lstm_options
 from xlstm.cli import machine
-from xlstm.engines.numba import codegen, jit, tape
-from xlstm.engines.numba.engine import NUMBA
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.numba import codegen, jit, numba_engine
+from xlstm.engines.numba.numba_engine import NUMBA
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 KINDS = ("LSTM", "GRU", "RNN")
@@ -72,7 +72,7 @@ def test_every_path_gives_the_same_numbers(monkeypatch, rng, kind, dtype, path):
 @pytest.mark.parametrize("B", [1, 3, 20])
 def test_wide_and_long(monkeypatch, rng, kind, B):
     """Widths past a tile and a vector register, and products of x of several steps at once."""
-    monkeypatch.setattr("xlstm.engines.numba.tape.ROWS", 16)
+    monkeypatch.setattr("xlstm.engines.numba.numba_engine.ROWS", 16)
     layer = make(kind, {}, 19, 37)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 50, B, scale=0.2)
     results = []
@@ -178,21 +178,7 @@ def test_cells_that_are_compiled(monkeypatch):
     assert of(gru.ResetBefore(), (("Wn", None),)) is None  # a product between its gates
     weights = {"Wx": np.empty((12, 2), "f2"), "Wh": np.empty((12, 3), "f2")}
     assert "float16" in NUMBA.refuses(Step(np, lstm.Cell(), weights, Masks()), [(2, 2)])
-    assert set(tape.DTYPES.values()) == {"float32", "float64"}
-
-
-@needs_numba
-def test_layers_that_are_compiled(rng, monkeypatch):
-    """By their engine; so that a change which leaves layers to NumPy does not go unseen."""
-    monkeypatch.setenv("XLSTM_COMPILE", "1")
-    plain = {"layer_norm", "proj_size", "recurrent_dropout", "zoneout"}
-    for kind in KINDS:
-        for options in alone(kind):
-            layer = make(kind, options, 3, 5)
-            params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
-            _, _, saved = layer.forward(params, x, state, seed=1)
-            expected = not plain & set(options) and options.get("reset_after", True)
-            assert all((one.tape.engine.name == "numba") == expected for one in saved.passes.values()), layer
+    assert set(numba_engine.DTYPES.values()) == {"float32", "float64"}
 
 
 def test_the_variable_decides(monkeypatch):

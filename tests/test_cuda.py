@@ -11,13 +11,13 @@ import xlstm
 from tests.test_kernels import CELLS, DEVICES
 from xlstm.cells import lstm, lstm_options
 from xlstm.engines import cuda
-from xlstm.engines.cuda import choice, launch, source
-from xlstm.engines.cuda.engine import Cuda
+from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.cuda import cell_source, choice, launch
+from xlstm.engines.cuda.cell_source import KINDS
+from xlstm.engines.cuda.cuda_engine import Cuda
 from xlstm.engines.cuda.launch import CudaError, Grid
-from xlstm.engines.cuda.source import KINDS
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
-from xlstm.engines.step import Masks, Step
 
 H100, A100 = DEVICES[90], DEVICES[80]
 
@@ -137,9 +137,9 @@ def test_numbers_of_a_cell_are_arguments_of_its_kernels():
         with cuda.use("cluster"):
             made = choice.choose("LSTM", choice.told(), step, "", "float32", 64, 1, 8, H100)
         sources = [
-            source.loop(step, "forward", made.forward),
-            source.loop(step, "backward", made.backward),
-            *(source.pointwise(step, kind, made.arithmetic, 1, 64) for kind in KINDS),
+            cell_source.loop(step, "forward", made.forward),
+            cell_source.loop(step, "backward", made.backward),
+            *(cell_source.pointwise(step, kind, made.arithmetic, 1, 64) for kind in KINDS),
         ]
         texts.add(tuple(one.text for one in sources))
         used = [{name for name in cell.numbers if f"p_{name}" in one.arrays} for one in sources]
@@ -158,6 +158,8 @@ def test_numbers_of_a_cell_are_arguments_of_its_kernels():
     ],
 )
 def test_what_goes_wrong_is_said_in_one_message(xp, body, shared, threads, words):
-    made = source.Source("xlstm_forward", f'extern "C" __global__ void xlstm_forward() {{ {body} }}', (), shared, 1)
+    made = cell_source.Source(
+        "xlstm_forward", f'extern "C" __global__ void xlstm_forward() {{ {body} }}', (), shared, 1
+    )
     with pytest.raises(CudaError, match=words):
         launch.runtime(xp, xp.ones(1)).launch(made, made.name, Grid(16, 9, threads, shared), [])

@@ -11,7 +11,7 @@ import xlstm
 from tests import gpu
 from xlstm.arrays import bernoulli
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.graph import Recorder, capturing
+from xlstm.arrays.cuda_graph import Recorder, capturing
 
 cupy = gpu.needed()
 
@@ -74,6 +74,7 @@ def test_after_a_capture_that_was_refused(be, case):
 def test_the_memory_of_a_recorder_is_its_own(be):
     """It is taken from the pool that is current, and stays taken until the recorder and its graphs are gone."""
     a, pool = be.asarray(np.ones(5)), cupy.cuda.MemoryPool()
+    _ = a + a  # which compiles its kernel
     with cupy.cuda.using_allocator(pool.malloc):
         recorder = Recorder()
         recorder.capture(lambda: a + a is None)

@@ -19,7 +19,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells.activations import tanh_bwd
 from xlstm.engines import cuda
-from xlstm.engines.cuda import launch, source, tiling
+from xlstm.engines.cuda import cell_source, launch, tiling
 from xlstm.engines.cuda.launch import CudaError, Grid
 from xlstm.training import precision as precisions
 
@@ -136,7 +136,7 @@ def test_layers_by_every_path(small, monkeypatch, name, way, options):
     monkeypatch.setattr(small, "launch", lambda made, entry, *rest: launched.add(entry) or whole(made, entry, *rest))
     with cuda.use(path, precision):
         beside_numpy((LOOPS | STEPS)[name], dtype, precision, **options)
-    assert {entry.endswith("_step") for entry in launched - {source.ARRANGE, "xlstm_again_step"}} == {
+    assert {entry.endswith("_step") for entry in launched - {cell_source.ARRANGE, "xlstm_again_step"}} == {
         path == "pointwise"
     }
 
@@ -292,7 +292,7 @@ def test_an_array_of_another_dtype_reaches_no_kernel():
     layer = xlstm.LSTM(3, 8)
     _, _, saved = layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
     tape = saved.passes["0"].tape
-    made = source.loop(tape.function, "forward", tape.choice.forward)
+    made = cell_source.loop(tape.function, "forward", tape.choice.forward)
     runtime, wrong = launch.runtime(be.xp, tape.x), cupy.ones(4, dtype="float64")
     arrays = [wrong if name == "zx" else cupy.ones(4, dtype="float32") for name in made.arrays]
     given = [None, np.int32(0), np.int32(0), np.int32(0), None, None, wrong, *arrays]

@@ -253,21 +253,6 @@ def test_the_loss_does_not_depend_on_the_bucket(rng):
         assert found == pytest.approx(total / LENGTHS.sum(), rel=1e-12)
 
 
-def test_a_run_on_sequences_is_resumed(rng, tmp_path):
-    data = Sequences(ragged(rng), LENGTHS[:, None].astype(float), batch_size=2, bucket=2)
-    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
-    params = model.init(0, "numpy")
-
-    def fit(folder, **options):
-        return training.train(model, params, data, optim.adam(0.05), epochs=3, checkpoints=folder, **options)
-
-    whole = fit(tmp_path / "a")
-    fit(tmp_path / "b", every=1, progress=lambda now: now.total == 6)  # stops within the second epoch
-    again = fit(tmp_path / "b", resume=True)
-    assert again.losses == whole.losses
-    assert all(np.array_equal(again.params[name], p) for name, p in whole.params.items())
-
-
 ROWS = [np.ones((3, 2)), np.ones((2, 2))]
 
 
@@ -359,14 +344,6 @@ def test_windows_over_series_take_memory_of_the_series_only():
     assert peak < 10 * sum(one.nbytes for one in series)  # all windows are 1000 times as much
 
 
-def test_training_on_several_series(rng):
-    series = [np.sin(np.arange(60) / 5 + shift) for shift in (0, 1, 2)]
-    data = SeriesWindows(series, 8, 2, flat=True, batch_size=16)
-    model = SequenceModel(xlstm.LSTM(1, 6), 2, last=True)
-    trained = training.train(model, model.init(0, "numpy"), data, optim.adam(0.02), epochs=10)
-    assert trained.losses[-1] < 0.3 * trained.losses[0]
-
-
 @pytest.mark.parametrize(
     ("series", "options", "error", "words"),
     [
@@ -420,7 +397,7 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("xlstm-prefetch")]
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 20])
+@pytest.mark.parametrize("ahead", [1, 20])
 def test_prefetched_batches_are_those_of_the_data(ahead):
     data = Drawing()
     one, two = np.random.default_rng(3), np.random.default_rng(3)
@@ -460,7 +437,7 @@ def test_an_error_of_the_data_comes_after_the_batches_before_it():
         Prefetch(3)
 
 
-@pytest.mark.parametrize("stop", [4, 5, 7, None])
+@pytest.mark.parametrize("stop", [4, 7, None])
 def test_a_run_on_prefetched_data_is_the_run_without(tmp_path, stop):
     """Also where it stops within an epoch and is resumed."""
     model = SequenceModel(xlstm.LSTM(1, 3), 1, last=True)
@@ -476,17 +453,6 @@ def test_a_run_on_prefetched_data_is_the_run_without(tmp_path, stop):
     again = fit(Prefetch(Drawing()), checkpoints=tmp_path, resume=True)
     assert again.losses == whole.losses
     assert all(np.array_equal(again.params[name], p) for name, p in whole.params.items())
-
-
-def test_no_thread_is_left_when_a_step_fails():
-    model = SequenceModel(xlstm.LSTM(1, 3), 1, last=True)
-
-    def fail(y, target, mask):
-        raise RuntimeError("mine")
-
-    with pytest.raises(RuntimeError, match="mine"):
-        training.train(model, model.init(0, "numpy"), Prefetch(Drawing()), optim.sgd(0.1), epochs=1, loss=fail)
-    assert not threads()
 
 
 # Errors before any work
@@ -741,38 +707,21 @@ def test_tables_as_series_and_columns_as_targets(name):
 def test_a_csv_file_as_a_table(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("date;a;b\n2020-01-01;1,5;2\n2020-01-02;;3\n2020-01-05;4;5\n")
-    found = read_table(path)
-    assert found.names == ["a", "b"]
-    np.testing.assert_array_equal(found.values, [[1.5, 2], [np.nan, 3], [4, 5]])
-    assert found.index_name == "date"
-    np.testing.assert_array_equal(found.index, np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]"))
-    for columns in (["b"], ["b", "date"]):
+    for columns, expected in ((None, [[1.5, 2], [np.nan, 3], [4, 5]]), (["b", "date"], [[2], [3], [5]])):
         found = read_table(path, columns)
-        np.testing.assert_array_equal(found.values, [[2], [3], [5]])
-        assert found.index_name == "date"
+        assert (found.names, found.index_name) == (["a", "b"] if columns is None else ["b"], "date")
+        np.testing.assert_array_equal(found.values, expected)
+        np.testing.assert_array_equal(
+            found.index, np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]")
+        )
     path.write_text("a,b\n1,2\n3,4\n")
     found = read_table(str(path), ("b", "a"))
     assert (found.names, found.values.tolist(), found.index) == (["b", "a"], [[2, 1], [4, 3]], None)
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "error", "words"),
-    [
-        ("a,b\n1,x\n", None, ValueError, "t.csv: line 2, column b holds 'x', expected a finite number"),
-        ("a,b\n1,2\n", ["c"], ValueError, "t.csv: column 'c' is not in the header, which has a, b"),
-        ("a,a\n1,2\n", ["a"], ValueError, "t.csv: column 'a' is more than once in"),
-        ("a,b\n", None, ValueError, "t.csv: 0 rows under the header"),
-        ("1,2\n3,4\n", None, ValueError, "t.csv: line 1 holds data, expected a header"),
-        ("", None, ValueError, "the file is empty"),
-        ("a\n1\n", "a", TypeError, "t.csv: columns is 'a', expected a list of names"),
-        ("date,a\n2020-01-02,1\n2020-01-01,2\n", None, ValueError, "line 3 is 2020-01-01, expected a date after"),
-    ],
-)
-def test_csv_files_that_are_refused(tmp_path, text, columns, error, words):
-    path = tmp_path / "t.csv"
-    path.write_text(text)
-    with pytest.raises(error, match=words):
-        read_table(path, columns)
+    with pytest.raises(TypeError, match=r"t\.csv: columns is 'a', expected a list of names"):
+        read_table(path, "a")
+    path.write_text("a,b\n")
+    with pytest.raises(ValueError, match=r"t\.csv: 0 rows under the header"):
+        read_table(path)
 
 
 def test_a_parquet_file(tmp_path):
@@ -811,7 +760,7 @@ def test_damaged_parquet_files_are_named(tmp_path):
         lambda: files.read_names(path, "name"),
         lambda: read_series(path, "x"),
     )
-    for _ in range(300):
+    for _ in range(60):
         damaged = bytearray(blob)
         damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(damaged))
@@ -821,7 +770,7 @@ def test_damaged_parquet_files_are_named(tmp_path):
             except (ValueError, TypeError) as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018 (not all fail)
                 refused += 1
-    assert refused > 100
+    assert refused > 20
 
 
 def test_parquet_without_pyarrow(tmp_path, monkeypatch):
@@ -830,7 +779,7 @@ def test_parquet_without_pyarrow(tmp_path, monkeypatch):
         read_table(tmp_path / "t.parquet")
 
 
-COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": ["2024-01-01", "2024-01-01"], "x": [0.1, -2.5e-9]}
+COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": [datetime.date(2024, 1, 1)] * 2, "x": [0.1, -2.5e-9]}
 
 
 def table_path(folder, suffix):
@@ -845,7 +794,7 @@ def table_path(folder, suffix):
 def test_tables_that_are_written_and_read(tmp_path, suffix):
     path = table_path(tmp_path, suffix)
     files.write_table(path, COLUMNS)
-    assert files.read_header(path) == ([*COLUMNS], ["day"] if suffix == "csv" else [])
+    assert files.read_header(path) == ([*COLUMNS], ["day"])
     assert files.read_names(path, "name").tolist() == ["a", "b"]
     assert files.read_names(path, "label").tolist() == ["1", "2"]
     np.testing.assert_array_equal(files.read_numbers(path, ["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
@@ -854,12 +803,6 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
             read(path, "z")
     with pytest.raises((ValueError, TypeError), match="name"):
         files.read_numbers(path, ["name"])
-
-
-def test_dates_of_parquet_files_are_named(tmp_path):
-    pytest.importorskip("pyarrow")
-    files.write_table(tmp_path / "t.parquet", {"day": np.array(["2024-01-01"], "datetime64[D]").tolist(), "x": [1.0]})
-    assert files.read_header(tmp_path / "t.parquet") == (["day", "x"], ["day"])
 
 
 def test_tables_that_cannot_be_written(tmp_path):

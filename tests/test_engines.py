@@ -11,12 +11,12 @@ from tests.conftest import make_backend
 from tests.layers import alone, inputs_of, make, run
 from xlstm.cells import gru, lstm, lstm_options
 from xlstm.engines import engine
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import launch
-from xlstm.engines.cuda.engine import CUDA
+from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.engine import NUMBA
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.numba.numba_engine import NUMBA
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 KINDS = ("LSTM", "GRU", "RNN", "sLSTM")

@@ -87,7 +87,7 @@ def test_results_that_do_not_fit_into_their_places_on_cupy(empty, shape, dtype):
     be = make_backend("cupy", "float32")
     one = [be.asarray(np.ones(size)) for size in [(2, 3), (0, 2)][: 1 + empty]]
     two = [be.asarray(np.ones(size), dtype) for size in [shape, (0, 2)][: 1 + empty]]
-    with pytest.raises(ValueError, match=r"^together: .*expected"):
+    with pytest.raises(ValueError, match=r"^foreach: .*expected"):
         foreach.apply(be.xp, moved, [one, two], (0.1, 2.0), (0, 1), power=2)
     assert all(np.all(to_numpy(a) == 1) for a in (*one, *two))
 

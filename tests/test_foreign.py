@@ -123,22 +123,6 @@ def test_layers(name, kind, layer):
 
 
 @cases()
-def test_modules_without_time(name, kind):
-    be, rng = backend(name), np.random.default_rng(0)
-    linear, x = xlstm.Linear(D, 2), rng.standard_normal((B, D))
-    params = {n: be.asarray(p, "float64") for n, p in linear.draw(rng).items()}
-    x = be.asarray(x, "float64")
-    y, saved = linear.forward(params, x)
-    other = {n: kind(p) for n, p in params.items()}
-    np.testing.assert_array_equal(to_numpy(linear.forward(other, kind(x))[0]), to_numpy(y))
-    for a, b in zip(linear.backward(other, saved, kind(y)), linear.backward(params, saved, y), strict=True):
-        for one, two in zip(
-            a.values() if isinstance(a, dict) else [a], b.values() if isinstance(b, dict) else [b], strict=True
-        ):
-            np.testing.assert_array_equal(to_numpy(one), to_numpy(two))
-
-
-@cases()
 def test_language_models(name, kind):
     be = backend(name)
     model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2), 7)
@@ -311,14 +295,6 @@ def test_nothing_is_copied(gpu):
     for same in (a, host, [host], {"a": a}, (a, None), "text", 1.0):
         assert from_foreign("here", same) is same
     assert not is_foreign(np.ndarray)
-
-
-def test_results_are_offered_the_same_way(gpu):
-    layer = xlstm.LSTM(D, H)
-    y, _ = layer(layer.init(0, gpu), gpu.asarray(np.ones((T, B, D))))
-    assert y.__cuda_array_interface__["shape"] == (T, B, H)
-    assert y.__dlpack_device__() == (2, 0)
-    np.testing.assert_array_equal(to_numpy(Described(y)), to_numpy(y))
 
 
 def test_the_stream_of_an_array_is_waited_for_and_read_only_arrays_are_taken(gpu):

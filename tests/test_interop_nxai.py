@@ -68,15 +68,6 @@ def test_there_and_back_are_the_same_bits(tmp_path, name):
     assert nxai.load(tmp_path / "one.safetensors", backend="numpy")[0] == model
 
 
-def test_names_of_transformers(tmp_path):
-    model, params = nxai.load(NXAI / "large.safetensors", backend="numpy")
-    nxai.save(tmp_path, model, params, style="transformers")
-    assert "backbone.embeddings.weight" in load_file(tmp_path / "model.safetensors")
-    again, same = nxai.load(tmp_path, backend="numpy")
-    assert again == model
-    assert all(np.array_equal(same[key], value) for key, value in params.items())
-
-
 def test_shards_fused_weights_and_narrow_dtypes(tmp_path):
     """As several files with an index, in bfloat16, with products fused."""
     torch = pytest.importorskip("torch")
@@ -330,41 +321,25 @@ def test_head_of_a_tied_block_stack_is_the_embedding(tmp_path):
         nxai.load(tmp_path, backend="numpy")
 
 
-# By the style and by each option, a value other than the usual, and if it is refused the reason.
+# By the style a value of each option other than the usual: those that are written, and others with the reason.
+FITS = [
+    *({"num_heads": 1}, {"size": 49, "qk_size": 1, "num_heads": 1, "ffn_size": 5}),  # 1 / 49 * 49 is less than 1
+    *({"qk_size": 6}, {"v_size": 12}, {"ffn_size": 77}, {"gate_cap": 2}, {"norm_eps": 0.1}, {"eps": 1}),
+    *({"chunk_size": 5}, {"logit_cap": 2}),
+]
+PACKAGE_ONLY = [{"gate_cap": None}, {"logit_cap": None}, {"bias": True}, {"bias": True, "post_norm": False}]
+TRANSFORMERS_ONLY = [{"tied": True}, {"bias": True, "post_norm_bias": False}]
+NO_BIAS = "post_norm_bias is True, expected False as"
 WRITTEN = [
-    ("xlstm", {"num_heads": 1}, None),
-    ("xlstm", {"size": 49, "qk_size": 1, "num_heads": 1, "ffn_size": 5}, None),  # 1 / 49 * 49 is less than 1
-    ("xlstm", {"qk_size": 6}, None),
-    ("xlstm", {"v_size": 12}, None),
-    ("xlstm", {"ffn_size": 77}, None),
-    ("xlstm", {"gate_cap": None}, None),
-    ("xlstm", {"gate_cap": 2}, None),
-    ("xlstm", {"bias": True}, None),
-    ("xlstm", {"norm_eps": 0.1}, None),
-    ("xlstm", {"eps": 1}, None),
-    ("xlstm", {"chunk_size": 5}, None),
-    ("xlstm", {"post_norm": False}, None),
-    ("xlstm", {"bias": True, "post_norm": False}, None),
-    ("xlstm", {"post_norm_bias": True}, "post_norm_bias is True, expected False as the package has all"),
+    *(("xlstm", options, None) for options in (*FITS, *PACKAGE_ONLY, {"post_norm": False})),
+    ("xlstm", {"post_norm_bias": True}, f"{NO_BIAS} the package has all"),
     ("xlstm", {"bias": True, "post_norm_bias": False}, "post_norm_bias is False, expected True as the package has"),
     ("xlstm", {"tied": True}, "has no tied head"),
-    ("xlstm", {"logit_cap": None}, None),
-    ("xlstm", {"logit_cap": 2}, None),
-    ("xlstm", {"embedding_dropout": 0.1}, "embedding_dropout is 0.1"),
-    ("transformers", {"num_heads": 1}, None),
-    ("transformers", {"size": 49, "qk_size": 1, "num_heads": 1, "ffn_size": 5}, None),
-    ("transformers", {"gate_cap": None}, "gate_cap is None, expected a number"),
-    ("transformers", {"gate_cap": 2}, None),
-    ("transformers", {"bias": True}, "post_norm_bias is True, expected False as transformers has none"),
-    ("transformers", {"bias": True, "post_norm_bias": False}, None),
-    ("transformers", {"post_norm_bias": True}, "post_norm_bias is True, expected False as transformers has none"),
-    ("transformers", {"norm_eps": 1}, None),
-    ("transformers", {"eps": 1}, None),
-    ("transformers", {"chunk_size": 5}, None),
+    *((style, {"embedding_dropout": 0.1}, "embedding_dropout is 0.1") for style in nxai.STYLES),
+    *(("transformers", options, None) for options in (*FITS, *TRANSFORMERS_ONLY)),
+    *(("transformers", {cap: None}, f"{cap} is None, expected a number") for cap in ("gate_cap", "logit_cap")),
+    *(("transformers", {name: True}, f"{NO_BIAS} transformers has none") for name in ("bias", "post_norm_bias")),
     ("transformers", {"post_norm": False}, "post_norm is False, expected True"),
-    ("transformers", {"tied": True}, None),
-    ("transformers", {"logit_cap": None}, "logit_cap is None, expected a number"),
-    ("transformers", {"embedding_dropout": 0.1}, "embedding_dropout is 0.1"),
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import random
 import sys
 from dataclasses import replace
 
@@ -14,7 +13,6 @@ import pytest
 import xlstm
 from tests.conftest import later
 from tests.layers import make, pairwise
-from xlstm.cells import activations
 from xlstm.interop.onnx import from_onnx, to_onnx
 from xlstm.models.sequence import SequenceModel
 
@@ -23,22 +21,12 @@ onnxruntime = later("onnxruntime")
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 T, B, D, H = 6, 5, 3, 4
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 KINDS = {"LSTM": xlstm.LSTM, "GRU": xlstm.GRU, "RNN": xlstm.RNN}
-# ONNX's functions with the alpha and beta they are given; those without are not in the second and third.
-FUNCTIONS = {
-    "Relu": "relu",
-    "Tanh": "tanh",
-    "Sigmoid": "sigmoid",
-    "Affine": "affine(0.75, 0.125)",
-    "LeakyRelu": "leaky_relu(0.3)",
-    "ThresholdedRelu": "thresholded_relu(0.2)",
-    "ScaledTanh": "scaled_tanh(1.3, 0.7)",
-    "HardSigmoid": "hard_sigmoid(0.3, 0.4)",
-    "Elu": "elu(0.6)",
-    "Softsign": "softsign",
-    "Softplus": "softplus",
-}
+# Activations that ONNX has, with other parameters than the usual.
+FUNCTIONS = (
+    *("relu", "tanh", "sigmoid", "softsign", "softplus", "linear", "leaky_relu(0.3)", "elu(0.6)"),
+    *("affine(0.75, 0.125)", "thresholded_relu(0.2)", "scaled_tanh(1.3, 0.7)", "hard_sigmoid(0.3, 0.4)"),
+)
 
 
 def session(model):
@@ -104,7 +92,7 @@ def test_operator_case(name):
 
 def configurations():
     """Layers in which every two values of two options that ONNX has occur together, with all of its functions."""
-    functions = itertools.cycle([*FUNCTIONS.values(), "linear"])
+    functions = itertools.cycle(FUNCTIONS)
     shared = ("num_layers", "direction", "batch_first", "bias", "recurrent_bias", "clip", "activations", "dropout")
     for kind in KINDS:
         for options in pairwise(kind, (*shared, "peepholes", "coupled_input_forget", "reset_after")):
@@ -241,68 +229,6 @@ def node_model(kind, arrays, opset=17, **attributes):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
-def random_nodes(count):
-    """Kind, attributes and arrays of random nodes, the same ones every time."""
-    draw, rng = random.Random(5), np.random.default_rng(5)
-    for _ in range(count):
-        kind = draw.choice(list(KINDS))
-        G = GATES[kind]
-        attributes = {"direction": draw.choice(["forward", "reverse", "bidirectional"]), "hidden_size": H}
-        n = 2 if attributes["direction"] == "bidirectional" else 1
-        if draw.random() < 0.5:
-            attributes["clip"] = draw.choice([0.2, 0.9])
-        if draw.random() < 0.5:
-            own = {"LSTM": ["input_forget"], "GRU": ["linear_before_reset"], "RNN": []}[kind]
-            attributes |= dict.fromkeys(own, 1)
-        if draw.random() < 0.7:
-            names = [draw.choice(list(FUNCTIONS)) for _ in range(n * {"LSTM": 3, "GRU": 2, "RNN": 1}[kind])]
-            taken = [activations.parse(FUNCTIONS[name])[1] for name in names]
-            attributes["activations"] = names
-            attributes["activation_alpha"] = [t[0] for t in taken if t]
-            attributes["activation_beta"] = [t[1] for t in taken if len(t) == 2]
-        attributes = {key: value for key, value in attributes.items() if value != []}
-        arrays = {"X": normal(rng, T, B, D), "W": normal(rng, n, G * H, D), "R": 0.6 * normal(rng, n, G * H, H)}
-        optional = {"B": normal(rng, n, 2 * G * H), "initial_h": normal(rng, n, B, H)}
-        # None is 0: onnxruntime then gives 0 for the final state, where nothing but the initial one makes sense.
-        optional["sequence_lens"] = np.array([3, T, 1, 2, 5], np.int32)
-        if kind == "LSTM":
-            optional |= {"initial_c": normal(rng, n, B, H), "P": normal(rng, n, 3 * H)}
-        arrays |= {name: array for name, array in optional.items() if draw.random() < 0.6}
-        if "initial_h" not in arrays or kind == "LSTM":  # both states or none
-            arrays = {key: a for key, a in arrays.items() if key != "initial_c"}
-            if "initial_h" in arrays:
-                arrays["initial_c"] = optional["initial_c"]
-        yield kind, attributes, arrays
-
-
-NODES = list(random_nodes(40))
-
-
-@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES)
-def test_imported_node_is_what_onnxruntime_runs(kind, attributes, arrays):
-    model = node_model(kind, arrays, **attributes)
-    Y, *ends = session(model).run(None, {i.name: arrays[i.name] for i in model.graph.input})
-    if "clip" in attributes:  # ONNX can do without, onnxruntime cannot
-        attributes = {key: value for key, value in attributes.items() if key != "hidden_size"}
-    layer, params = from_onnx(node_model(kind, arrays, **attributes), "cell")
-    state = tuple(arrays[s] for s in ("initial_h", "initial_c") if s in arrays) or None
-    y, final, _ = layer.forward(params, arrays["X"], state, lengths=arrays.get("sequence_lens"))
-    close(y, Y.transpose(0, 2, 1, 3).reshape(y.shape))
-    for ours, theirs in zip(final, ends, strict=True):
-        close(ours, theirs)
-
-
-@pytest.mark.parametrize(("kind", "attributes", "arrays"), NODES[::8])
-def test_layout_1_is_batch_first(kind, attributes, arrays):
-    """onnxruntime has no layout 1, so that its own layout is what the import is compared with."""
-    time_first, params = from_onnx(node_model(kind, arrays, **attributes))
-    layer, same = from_onnx(node_model(kind, arrays, **attributes, layout=1))
-    assert layer.batch_first
-    assert not time_first.batch_first
-    y, *_ = time_first.forward(params, arrays["X"])
-    np.testing.assert_array_equal(layer.forward(same, arrays["X"].swapaxes(0, 1))[0], y.swapaxes(0, 1))
-
-
 def test_float16_is_widened_and_float64_kept(rng):
     for dtype, expected in ((np.float16, np.float32), (np.float64, np.float64)):
         W, R = normal(rng, 1, H, D).astype(dtype), normal(rng, 1, H, H).astype(dtype)
@@ -355,13 +281,13 @@ def test_nodes_by_name(rng):
     two, found = from_onnx(model, ["1.Y", "2.Y"])
     assert two.num_layers == 2
     np.testing.assert_array_equal(found["1.Wh"], params["2.Wh"])
-    with pytest.raises(ValueError, match=r"node \['7'\] is none of 0\.Y, 1\.Y, 2\.Y"):
+    with pytest.raises(ValueError, match=r"node '7' is not one of 0\.Y, 1\.Y, 2\.Y"):
         from_onnx(model, "7")
     with pytest.raises(
         ValueError, match=r"nodes 1\.Y, 0\.Y make no stack; X of LSTM '0\.Y' is an input of the model, 'x'"
     ):
         from_onnx(model, ["1.Y", "0.Y"])
-    with pytest.raises(ValueError, match=r"node '1\.Y' is not one node"):
+    with pytest.raises(ValueError, match=r"node '1\.Y' is not one of"):
         from_onnx(model, ["1.Y", "1.Y"])
 
 
@@ -436,14 +362,6 @@ def test_weights_in_another_file(tmp_path):
     np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
     with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
         from_onnx(model)
-
-
-@pytest.mark.parametrize("blob", [b"", b"PK\x03\x04zip", b"\x80\x04pickle.", bytes(range(256)), b"\x0a" * 5000])
-def test_garbage_is_no_onnx_model(blob, tmp_path):
-    path = tmp_path / "model.onnx"
-    path.write_bytes(blob)
-    with pytest.raises(ValueError, match=r"model\.onnx: not an ONNX model"):
-        from_onnx(path)
 
 
 def test_missing_files_are_named(tmp_path):

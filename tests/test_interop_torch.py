@@ -210,12 +210,6 @@ def test_bad_files_are_named(tmp_path):
         from_torch(tmp_path / "none", "lstm")
     with pytest.raises(IsADirectoryError, match="a folder"):
         from_torch(tmp_path, "lstm")
-    header = b'{"weight_ih_l0":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,4]}}'
-    garbage = {"empty": b"", "short": b"abc", "huge": len(header).to_bytes(8, "little") + header + b"1234"}
-    for name, blob in garbage.items():
-        (tmp_path / name).write_bytes(blob)
-        with pytest.raises(ValueError, match="not a readable safetensors file"):
-            from_torch(tmp_path / name, "lstm")
 
 
 def test_parameters_on_another_backend(be):

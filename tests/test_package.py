@@ -74,7 +74,6 @@ def test_import_loads_nothing_heavy(tmp_path):
 @pytest.mark.parametrize(
     ("module", "needs"),
     [
-        ("data.sequences", "numpy"),
         ("data.series_windows", "numpy"),
         ("data.batches", "numpy"),
         ("layers.recurrent", "numpy"),

@@ -8,8 +8,8 @@ from tests.conftest import force, make_backend
 from tests.layers import inputs_of, run
 from xlstm.arrays import cores
 from xlstm.cells import rnn
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.numba import jit, workers
-from xlstm.engines.step import Masks, Step
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
@@ -77,14 +77,16 @@ def test_products_over_rows(rng, length, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_packed_weights_begin_with_a_cache_line(rng, dtype):
     """However small they are: else each vector of the processor lies in two lines."""
-    from xlstm.engines.numba import weights
+    from xlstm.engines.numba import packed_products
 
     for H in (1, 3, 19, 64, 130):
         w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
         step = Step(np, rnn.Cell(("tanh",)), w, Masks())
         compiled = functions(dtype)
-        packed = [weights.for_inputs(step, compiled, (0, H)), weights.for_gradients(step, compiled)]
-        packed += [weights.for_states(step, compiled, apart)[1] for apart in (False, True)]
+        packed = [packed_products.for_gradients(step, compiled)]
+        for size in (1, 2):
+            ((_, Wx, _, Wh),) = packed_products.for_states(step, compiled, (1, 1, size))
+            packed += [Wx, Wh]
         assert all(a.size and a.ctypes.data % 64 == 0 for a in packed)
 
 
@@ -93,13 +95,13 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
 @pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
 def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
     """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
-    from xlstm.engines.numba import weights
+    from xlstm.engines.numba import packed_products
 
     monkeypatch.setenv(cores.VARIABLE, str(threads))
     width = 45 if threads == 1 else 143  # a right factor with more columns than the left one has rows stays as it is
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, width)))
     given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
-    (out,) = weights.products(functions(dtype), [(a, given)])
+    (out,) = packed_products.products(functions(dtype), [(a, given)])
     assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
 
 
@@ -122,7 +124,7 @@ def test_products_of_few_rows(rng, length, dtype):
 @pytest.mark.parametrize("n", [1, 2, 3, 7])
 def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, dtype, n):
     """Threads share them, and the bits do not depend on how many there are."""
-    from xlstm.engines.numba import matmul
+    from xlstm.engines.numba import tiled_matmul
 
     monkeypatch.setenv(jit.VARIABLE, "1")
     W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((2099, 502), (n, 502)))
@@ -130,15 +132,15 @@ def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, d
     found = []
     for count in ("1", "3"):
         monkeypatch.setenv(cores.VARIABLE, count)
-        rows, columns = matmul.run(x, W.T), matmul.run(W, x.T)
+        rows, columns = tiled_matmul.run(x, W.T), tiled_matmul.run(W, x.T)
         for product in (rows, columns.T):
             assert np.all(np.abs(product - x @ W.T) <= 4 * ROUNDING[dtype] * scale)
         found.append((rows.tobytes(), columns.tobytes()))
     assert found[0] == found[1]
-    assert matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
-    assert matmul.run(x, W[:99].T) is None  # it is near
+    assert tiled_matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
+    assert tiled_matmul.run(x, W[:99].T) is None  # it is near
     x, W = (np.ones(shape, dtype) for shape in ((n, 30_000), (60, 30_000)))
-    assert matmul.run(x, W.T) is None  # there are few rows on both sides
+    assert tiled_matmul.run(x, W.T) is None  # there are few rows on both sides
 
 
 def test_places_beyond_two_to_the_31(rng):
@@ -156,36 +158,6 @@ def test_places_beyond_two_to_the_31(rng):
     compiled.product(a, at, K, 1, n, packed, 0, packed.shape[0], out, at, width, 0, width, False, False)
     np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0, 0].T, rtol=1e-5, atol=1e-6)
     assert not out[:1000].any()
-
-
-@pytest.mark.parametrize(("kind", "dtype"), [("LSTM", "float32"), ("GRU", "float64"), ("sLSTM", "float32")])
-def test_layers_with_vectors_of_every_length(rng, monkeypatch, length, kind, dtype):
-    """Every array of the engine lies amid numbers that are none, and these stay what they were."""
-    layer = xlstm.sLSTM(5, 38, num_heads=2) if kind == "sLSTM" else getattr(xlstm, kind)(5, 19)
-    params, x, state = inputs_of(layer, make_backend("numpy", dtype), rng, 6, 14)
-    state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
-    lengths = [6, 0, 5, 6, 1, 2, 6, 4, 4, 3, 6, 1, 0, 2]
-    empty, rooms = np.empty, []
-
-    def room(shape, dtype=float, order="C"):
-        if np.dtype(dtype).kind != "f":
-            return empty(shape, dtype, order)
-        made, intact = guarded(empty(shape, dtype))
-        rooms.append(intact)
-        return made
-
-    run(layer, params, x, state, lengths)  # compiled by now
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "empty", room)
-        found = run(layer, params, x, state, lengths)
-    assert len(rooms) > 5
-    assert all(intact() for intact in rooms)
-    monkeypatch.setenv(jit.VARIABLE, "0")
-    expected = run(layer, params, x, state, lengths)
-    tolerance = {"float32": 3e-5, "float64": 1e-11}[dtype]
-    for name, array in expected.items():
-        limit = tolerance * max(1.0, np.max(np.abs(array), initial=0))
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=name)
 
 
 @pytest.mark.parametrize("plan", ["parts", "shared"])

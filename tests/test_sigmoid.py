@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.test_ctext import run
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse
 from xlstm.cells.activations import log_sigmoid_bwd, sigmoid, silu, softplus, softplus_bwd
@@ -80,12 +79,6 @@ def test_logarithms_compiled_by_numba(dtype):
     with np.errstate(all="ignore"):
         expected = np.log1p(x)
     np.testing.assert_allclose(y, expected, rtol=2 * info.eps, atol=info.smallest_subnormal)
-
-
-@DTYPES
-def test_as_c(dtype):
-    x, expected = grid(dtype)
-    agree(run(lambda xp, x: {"y": sigmoid(xp, x)}, {"x": x}, dtype)["y"], expected, dtype)
 
 
 @DTYPES

@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 import numba
 
 from xlstm.arrays import cores
-from xlstm.engines.numba import memory, team, work_queue, workers
+from xlstm.engines.numba import shared_memory, team, work_queue, workers
 
 
 @numba.njit(nogil=True)
@@ -37,13 +37,13 @@ def fill(seen, value):
 @numba.njit(nogil=True)
 def wait_for_the_other(counts):
     """Note in the first call of two whether the other one begins before this one ends."""
-    if memory.count_up(counts, 0):
+    if shared_memory.count_up(counts, 0):
         return
     for _ in range(2_000_000):
-        if memory.count_of(counts, 0) == 2:
+        if shared_memory.count_of(counts, 0) == 2:
             counts[1] = 1
             break
-        memory.let_others_run()
+        shared_memory.let_others_run()
 
 
 @numba.njit(nogil=True)

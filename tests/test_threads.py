@@ -10,7 +10,7 @@ import threadpoolctl
 import xlstm
 from tests.conftest import force
 from xlstm.arrays import blas, cores
-from xlstm.engines.numba import tape, workers
+from xlstm.engines.numba import numba_engine, workers
 from xlstm.estimators import forecaster
 
 
@@ -90,12 +90,12 @@ def test_blas_has_one_thread_and_afterwards_what_it_had():
 
 def test_ranges_of_sequences_have_about_equal_work():
     widths = [(3, 10), (2, 7), (5, 2)]  # steps, width
-    ranges = tape.spans(widths, 3)
+    ranges = numba_engine.spans(widths, 3)
     assert [first for first, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
     work = [sum(k * max(0, min(end, n) - first) for k, n in widths) for first, end in ranges]
     assert sum(work) == sum(k * n for k, n in widths)
     assert max(work) - min(work) <= 10
-    assert tape.spans([(4, 2)], 5) == [(0, 1), (1, 2)]
+    assert numba_engine.spans([(4, 2)], 5) == [(0, 1), (1, 2)]
 
 
 def test_several_callers_at_once(rng, monkeypatch):
@@ -149,4 +149,4 @@ def test_several_callers_at_once(rng, monkeypatch):
 )
 def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, heads, divided):
     monkeypatch.setenv(cores.VARIABLE, str(count))
-    assert tape.division(4 * H * H // heads, B, 100, heads) == divided
+    assert numba_engine.division(4 * H * H // heads, B, 100, heads) == divided

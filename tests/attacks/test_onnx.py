@@ -340,6 +340,9 @@ def nested(levels):
 
 
 BOMBS = {
+    "nothing": lambda: b"",
+    "a zip": lambda: b"PK\x03\x04zip",
+    "every byte": lambda: bytes(range(256)),
     "nodes": lambda: message(7, message(1, b"") * (BIG // 2)),
     "tensors": lambda: message(7, message(5, b"") * (BIG // 2)),
     "declared values": lambda: message(7, message(13, b"") * (BIG // 2)),

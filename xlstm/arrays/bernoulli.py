@@ -7,13 +7,12 @@ to the device, and the generator on the host goes on from where it would be.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
+from xlstm.arrays import device, fuse
 from xlstm.arrays.convert import like
 from xlstm.arrays.namespace import Array, device_of, namespace_of
 
@@ -24,7 +23,8 @@ THREADS, BLOCKS = 256, 1024  # of a launch at most
 OPTIONS = ("-device-int128",)
 STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
 
-TEXT = """
+TEXT = f"#define MULTIPLIER_HIGH {A >> 64}ULL\n#define MULTIPLIER_LOW {A & (2**64 - 1)}ULL\n"
+TEXT += """
 typedef unsigned long long u64;
 typedef unsigned __int128 u128;
 
@@ -164,7 +164,7 @@ def _launch(to: Array, rate: float, pair: tuple[float, float], state: State, the
     kept = np.int32(state["has_uint32"]), np.uint32(state["uinteger"]), np.uintp(0) if there is None else there
     given = (to, np.int64(to.size), np.int32(to.itemsize), np.float32(rate), *values, *kept, *halves)
     with device_of(to):
-        _kernel()((blocks,), (THREADS,), given)
+        device.kernel(TEXT, "xlstm_bernoulli", OPTIONS)((blocks,), (THREADS,), given)
 
 
 def _jump(steps: int, c: int) -> tuple[int, int]:
@@ -187,9 +187,3 @@ def _after(state: State, count: int) -> State:
     bits.advance(-(-count // 2) - 1)
     last = int(bits.random_raw())
     return {**bits.state, "has_uint32": count % 2, "uinteger": last >> 32}
-
-
-@functools.cache
-def _kernel() -> Any:
-    defined = f"#define MULTIPLIER_HIGH {A >> 64}ULL\n#define MULTIPLIER_LOW {A & (2**64 - 1)}ULL\n"
-    return probe.cupy().RawKernel(defined + TEXT, "xlstm_bernoulli", OPTIONS, backend="nvrtc")

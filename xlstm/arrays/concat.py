@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
+from xlstm.arrays import device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 AXES, PARTS, THREADS = 6, 6, 256
 
-TEXT = """
+TEXT = f"""
 struct Parts {{
-    const void* at[{parts}];          // 0 where there is one number
-    long long steps[{parts}][{axes}];  // in elements
-    unsigned long long value[{parts}];
-    unsigned shape[{axes}];           // of the result
-    unsigned first[{parts}];          // place of a part along its axis
+    const void* at[{PARTS}];          // 0 where there is one number
+    long long steps[{PARTS}][{AXES}];  // in elements
+    unsigned long long value[{PARTS}];
+    unsigned shape[{AXES}];           // of the result
+    unsigned first[{PARTS}];          // place of a part along its axis
     int count, axes, axis;
 }};
 template <class T>
 __device__ __forceinline__ void put(const Parts& all, unsigned place, T* to) {{
-    unsigned index[{axes}], rest = place;
+    unsigned index[{AXES}], rest = place;
     for (int axis = all.axes - 1; axis > 0; axis--) {{
         index[axis] = rest % all.shape[axis];
         rest /= all.shape[axis];
@@ -45,6 +44,15 @@ extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int siz
     else put(all, place, (unsigned long long*)to);
 }}
 """
+
+
+LAYOUT = np.dtype(
+    [
+        *(("at", "u8", (PARTS,)), ("steps", "i8", (PARTS, AXES)), ("value", "u8", (PARTS,))),
+        *(("shape", "u4", (AXES,)), ("first", "u4", (PARTS,)), ("count", "i4"), ("axes", "i4"), ("axis", "i4")),
+    ],
+    align=True,
+)
 
 
 class Filled(NamedTuple):
@@ -83,7 +91,7 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     with device_of(like):
         blocks = -(-found.size // THREADS)
         given = (_table(parts, shape, axis, found), np.uint32(found.size), np.int32(found.itemsize), found)
-        _kernel()((blocks,), (THREADS,), given)
+        device.kernel(TEXT, "xlstm_concat")((blocks,), (THREADS,), given)
     return found
 
 
@@ -109,7 +117,7 @@ def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
 
 def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, found: Array) -> np.ndarray[Any, Any]:
     """Return `Parts`."""
-    table, first = np.zeros((), _layout()), 0
+    table, first = np.zeros((), LAYOUT), 0
     for k, part in enumerate(parts):
         table["first"][k] = first
         if isinstance(part, Filled):
@@ -122,16 +130,3 @@ def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, fou
     table["shape"][: len(shape)] = shape
     table["count"], table["axes"], table["axis"] = len(parts), len(shape), axis
     return table
-
-
-@functools.cache
-def _layout() -> np.dtype[Any]:
-    wide = [("at", "u8", (PARTS,)), ("steps", "i8", (PARTS, AXES)), ("value", "u8", (PARTS,))]
-    narrow = [("shape", "u4", (AXES,)), ("first", "u4", (PARTS,)), ("count", "i4"), ("axes", "i4"), ("axis", "i4")]
-    return np.dtype(wide + narrow, align=True)
-
-
-@functools.cache
-def _kernel() -> Any:
-    text = TEXT.format(parts=PARTS, axes=AXES)
-    return probe.cupy().RawKernel(text, "xlstm_concat", backend="nvrtc")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import graph
+from xlstm.arrays import cuda_graph
+from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace
 
 PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
@@ -36,7 +36,7 @@ class Home:
 
 def _stream() -> tuple[int, int]:
     """Return the address of the current stream, and the thread where that is not enough to know it."""
-    address = graph.stream()
+    address = cuda_graph.stream()
     return address, threading.get_ident() if address == PER_THREAD else 0
 
 

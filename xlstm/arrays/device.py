@@ -1,11 +1,12 @@
-"""The instructions of a GPU that kernels use, as the text that each of them begins with."""
+"""Kernels of CuPy, and the instructions of a GPU that they use, as the text that most of them begin with."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
-from xlstm.arrays import fuse
+from xlstm.arrays import fuse, probe
 
 TEXT = Path(__file__).with_name("device.cuh").read_text(encoding="utf-8")
 # C types of elements in memory, by dtype; `widen` makes of one what is computed in, and `narrow` the reverse.
@@ -20,3 +21,9 @@ def known(dtype: Any) -> bool:
 def type_of(dtype: Any) -> str:
     """Return the C type of elements of a dtype."""
     return TYPES[fuse.name(dtype)]
+
+
+@functools.cache
+def kernel(text: str, name: str, options: tuple[str, ...] = ()) -> Any:
+    """Return the kernel of a text, which is compiled once."""
+    return probe.cupy().RawKernel(text, name, options, backend="nvrtc")

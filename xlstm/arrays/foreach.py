@@ -305,4 +305,4 @@ def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str])
     sizes = {"name": name, "real": fuse.real(dtypes[0]), "most": most, "chunk": CHUNK, "threads": THREADS}
     lines = {part: ("" if part == "parameters" else "\n        ").join(some) for part, some in parts.items()}
     made = device.TEXT + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
-    return probe.cupy().RawKernel(made, name, backend="nvrtc")
+    return device.kernel(made, name)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
+from xlstm.arrays import device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 ARRAYS, THREADS = 8, 256
 
-TEXT = """
+TEXT = f"""
 struct Sources {{
-    const void* from[{arrays}];
-    void* to[{arrays}];
-    const long long* places[{arrays}];
-    long long width[{arrays}];
-    long long count[{arrays}];  // of places
-    long long rows[{arrays}];
+    const void* from[{ARRAYS}];
+    void* to[{ARRAYS}];
+    const long long* places[{ARRAYS}];
+    long long width[{ARRAYS}];
+    long long count[{ARRAYS}];  // of places
+    long long rows[{ARRAYS}];
 }};
 template <class T>
 __device__ __forceinline__ void put(const Sources& all, int k, bool there, long long row, long long at) {{
@@ -38,6 +36,14 @@ extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
     else put<unsigned long long>(all, k, there, row, at);
 }}
 """
+
+
+LAYOUT = np.dtype(
+    [
+        *((name, "u8", (ARRAYS,)) for name in ("from", "to", "places")),
+        *((name, "i8", (ARRAYS,)) for name in ("width", "count", "rows")),
+    ]
+)
 
 
 def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
@@ -71,23 +77,13 @@ def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     found = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(given, places, strict=True)]
     most = max(a.size for a in found)
     if most:
-        table, some = np.zeros((), _layout()), len(given)
+        table, some = np.zeros((), LAYOUT), len(given)
         table["from"][:some] = [a.data.ptr for a in given]
         table["to"][:some] = [a.data.ptr for a in found]
         table["places"][:some] = [at.data.ptr for at in places]
         table["width"][:some] = [math.prod(a.shape[1:]) for a in given]
         table["count"][:some] = [at.size for at in places]
         table["rows"][:some] = [a.shape[0] for a in given]
-        _kernel()((-(-most // THREADS), some), (THREADS,), (table, np.int32(given[0].itemsize)))
+        grid = (-(-most // THREADS), some)
+        device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(given[0].itemsize)))
     return found
-
-
-@functools.cache
-def _layout() -> np.dtype[Any]:
-    addresses = [(name, "u8", (ARRAYS,)) for name in ("from", "to", "places")]
-    return np.dtype([*addresses, *((name, "i8", (ARRAYS,)) for name in ("width", "count", "rows"))])
-
-
-@functools.cache
-def _kernel() -> Any:
-    return probe.cupy().RawKernel(TEXT.format(arrays=ARRAYS), "xlstm_gather", backend="nvrtc")

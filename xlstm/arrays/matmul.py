@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import fuse, graph, probe
+from xlstm.arrays import cuda_graph, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, astype
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -233,7 +233,7 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
         *(_address(out), kinds[fuse.name(out.dtype)], max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
-    if (handle := graph.handle()) is not None:
+    if (handle := cuda_graph.handle()) is not None:
         handle.gemm(*args)
     else:
         cublas.gemmStridedBatchedEx(cp.cuda.get_cublas_handle(), *args)

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import axes, device, fuse, probe
+from xlstm.arrays import device, fuse, probe, strides
 from xlstm.arrays.namespace import SINGLE, Array, Namespace, device_of
-from xlstm.tracing.rows import Rows, RowWriter, SingleRows
+from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
 from xlstm.tracing.symbols import UntraceableError
 from xlstm.tracing.writers import C
 
@@ -95,15 +95,16 @@ def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: di
     threads = min(MOST, 1 << max(5, (shape[-1] - 1).bit_length()))
     with device_of(arrays[0]):
         found = [probe.cupy().empty((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in made.results]
-        kernel = _kernel(function, dtypes, single, tuple(options.items()), threads)
+        name = f"xlstm_rows_{function.__name__.strip('_')}"
+        kernel = device.kernel(text(function, dtypes, single, tuple(options.items()), threads), name)
         kernel((math.prod(shape[:-1]),), (threads,), (layout, np.int64(shape[-1]), *arrays, *found))
     return found[0] if len(found) == 1 else tuple(found)
 
 
 def _layout(shape: Sequence[int], arrays: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Any:
     """Return `Layout` from the shapes and steps of arrays, or None where their rows have too many axes."""
-    steps = [axes.broadcast(shape, own, step) for own, step in arrays]
-    sizes, along = axes.joined(range(len(shape) - 1), shape, steps)
+    steps = [strides.broadcast(shape, own, step) for own, step in arrays]
+    sizes, along = strides.joined(range(len(shape) - 1), shape, steps)
     if len(sizes) > OUTER:
         return None
     found = np.zeros((), _struct(len(arrays)))
@@ -152,17 +153,6 @@ def _source(
 
 
 @functools.cache
-def _kernel(
-    function: Callable[..., Any],
-    dtypes: tuple[Any, ...],
-    single: tuple[bool, ...],
-    options: tuple[tuple[str, Any], ...],
-    threads: int,
-) -> Any:
-    name = f"xlstm_rows_{function.__name__.strip('_')}"
-    return probe.cupy().RawKernel(text(function, dtypes, single, options, threads), name, backend="nvrtc")
-
-
 def text(
     function: Callable[..., Any],
     dtypes: tuple[Any, ...],

@@ -16,10 +16,6 @@ from xlstm.tracing.writers import C
 
 Pairs = list[tuple[Array, Array]]
 
-# Runs `scan` over NumPy arrays, `loops(function, start, arrays, axis, reverse, after)`; None where that is no work for
-# a compiled loop. An engine that compiles sets it.
-loops: Callable[..., Pairs | None] | None = None
-
 
 def scan(
     xp: Namespace,
@@ -51,7 +47,7 @@ def scan(
         Whether to keep the values that are carried after each step, instead of those before it.
     at_once : callable, optional
         `at_once(xp, *arrays)` computes from `after` and these values the same by a few calls for all steps; it takes
-        the place of a loop of steps that is not compiled.
+        the place of a loop of steps.
 
     Returns
     -------
@@ -60,9 +56,6 @@ def scan(
     """
     if fuse.compiles(xp):
         return _launch(function, start, arrays, axis, reverse, after)
-    looped = loops(function, start, arrays, axis, reverse, after) if xp is np and loops is not None else None
-    if looped is not None:
-        return looped
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
     if at_once is not None:
         return [(kept, kept[(..., 0 if reverse else n - 1, *tail)]) for kept in at_once(xp, *arrays)]

@@ -22,7 +22,7 @@ from xlstm.arrays.checks import shown
 Made = TypeVar("Made")
 
 JSON_BYTES = 1 << 23
-YAML_BYTES = 1 << 16  # for which PyYAML takes some 100 times as long
+YAML_BYTES = 1 << 16  # for which PyYAML takes some 100 times as long, and which hold fewer values
 VALUES = 500_000  # in a document, of which the worst take 100 bytes each
 DEEPEST = 64  # containers in containers
 DIGITS = 40  # longest whole number
@@ -112,65 +112,44 @@ def from_yaml(where: str, given: bytes) -> Any:
         raise ImportError(f"{where}: to read it, pip install pyyaml, or give config=") from error
     try:
         events = yaml.parse(given.decode("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return _Composer(yaml, events).document()
+        next(events)
+        if not isinstance(next(events), yaml.DocumentStartEvent):
+            return None
+        value = _composed(yaml, events, next(events), {}, 0)
+        next(events)
+        if not isinstance(next(events), yaml.StreamEndEvent):
+            raise ValueError("there are several documents, expected one")
+        return value
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: not readable YAML ({error})") from error
 
 
-class _Composer:
-    """Makes values from the events of PyYAML, which takes any depth, and any number of copies by aliases, itself."""
-
-    def __init__(self, yaml: Any, events: Iterator[Any]) -> None:
-        self.yaml, self.events = yaml, events
-        self.count = 0
-        self.anchors: dict[str, tuple[Any, int]] = {}  # values, and how many there are in each
-
-    def document(self) -> Any:
-        """Return the value of the one document."""
-        next(self.events)
-        if not isinstance(next(self.events), self.yaml.DocumentStartEvent):
-            return None
-        found = self._value(next(self.events), 0)
-        _check_depth(found)  # with its aliases
-        next(self.events)
-        if not isinstance(next(self.events), self.yaml.StreamEndEvent):
-            raise ValueError("there are several documents, expected one")
-        return found
-
-    def _value(self, event: Any, depth: int) -> Any:
-        yaml, before = self.yaml, self.count
-        self._counted(1)
-        if depth > DEEPEST:
-            raise ValueError(f"it is nested more than {DEEPEST} deep")
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchors:
-                raise ValueError(f"alias {event.anchor!r} comes before its anchor")
-            found, count = self.anchors[event.anchor]
-            self._counted(count)
-            return found
-        if event.tag not in (None, "!"):
-            raise ValueError(f"tag {event.tag!r} is not taken")
-        if isinstance(event, yaml.ScalarEvent):
-            found = _scalar(event.value) if event.implicit[0] else event.value
-        elif isinstance(event, yaml.SequenceStartEvent):
-            found = []
-            while not isinstance(item := next(self.events), yaml.SequenceEndEvent):
-                found.append(self._value(item, depth + 1))
-        else:
-            pairs = []
-            while not isinstance(key := next(self.events), yaml.MappingEndEvent):
-                if not isinstance(key, yaml.ScalarEvent):
-                    raise ValueError("a key is no name")
-                pairs.append((key.value, self._value(next(self.events), depth + 1)))
-            found = _once(pairs)
+def _composed(yaml: Any, events: Iterator[Any], event: Any, anchors: dict[str, Any], depth: int) -> Any:
+    """Return the value that begins with an event; PyYAML itself takes any depth, and any number of copies."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested more than {DEEPEST} deep")
+    if isinstance(event, yaml.AliasEvent):
+        if event.anchor not in anchors:
+            raise ValueError(f"alias {event.anchor!r} is not that of a number or a text before it")
+        return anchors[event.anchor]
+    if event.tag not in (None, "!"):
+        raise ValueError(f"tag {event.tag!r} is not taken")
+    if isinstance(event, yaml.ScalarEvent):
+        value = _scalar(event.value) if event.implicit[0] else event.value
         if event.anchor:
-            self.anchors[event.anchor] = found, self.count - before
-        return found
-
-    def _counted(self, count: int) -> None:
-        self.count += count
-        if self.count > VALUES:
-            raise ValueError(f"it has more than {VALUES} values")
+            anchors[event.anchor] = value
+        return value
+    if isinstance(event, yaml.SequenceStartEvent):
+        items = []
+        while not isinstance(item := next(events), yaml.SequenceEndEvent):
+            items.append(_composed(yaml, events, item, anchors, depth + 1))
+        return items
+    pairs = []
+    while not isinstance(key := next(events), yaml.MappingEndEvent):
+        if not isinstance(key, yaml.ScalarEvent):
+            raise ValueError("a key is no name")
+        pairs.append((key.value, _composed(yaml, events, next(events), anchors, depth + 1)))
+    return _once(pairs)
 
 
 def _scalar(text: str) -> Any:

@@ -134,10 +134,10 @@ class CsvFile:
 
     def _add(self, lines: Sequence[int], rows: Sequence[list[str]]) -> None:
         """Keep rows and the lines in which they end."""
-        for line, row in zip(lines, rows, strict=True):
-            if len(row) != len(self.names):
-                expected = f"expected {len(self.names)} as in the header"
-                raise ValueError(f"{self.path}: line {line} has {len(row)} cells, {expected}")
+        width = len(self.names)
+        if {*map(len, rows)} != {width}:
+            line, cells = next((line, len(row)) for line, row in zip(lines, rows, strict=True) if len(row) != width)
+            raise ValueError(f"{self.path}: line {line} has {cells} cells, expected {width} as in the header")
         self._lines.extend(lines)
         self._blocks.append(np.strings.strip(np.array(rows, np.dtypes.StringDType())))
 

@@ -6,18 +6,14 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
+from xlstm.arrays.matmul import product
+from xlstm.arrays.namespace import Array, Params
+from xlstm.cells.normalization import layer_norm, layer_norm_bwd
+from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.tape import Gradients, Kept, Segment, Tape, Widths, beside, segments, swap, with_idle
 
-from xlstm.arrays.namespace import Array
-from xlstm.engines.options import Options
-from xlstm.engines.segments import Segment, Widths, beside, reshape, segments, with_idle
-from xlstm.engines.step import Step
-from xlstm.engines.tape import Gradients, Kept, Tape, swap
-
-# On a CPU the products of x are made for as many steps at once as make about this many numbers, which are still in the
-# cache when their step comes; and local derivatives for as many steps as make about this many.
-PROJECTED, DERIVED = 65536, 32768
-WIDE = 16  # so many sequences at a step make a quick matrix product by themselves
+# Local derivatives are made for as many steps at once as make about this many numbers, which stay in a CPU's cache.
+DERIVED = 32768
 
 
 class ArrayApi:
@@ -39,9 +35,7 @@ class ArrayApi:
         """Run all steps; see `Engine`."""
         tape = Tape(self, step, widths, x, state[0])
         xp, y, recur, gates, own, device = step.xp, tape.y, step.recur, step.cell.gates, step.own, x.device
-        zx = None
-        if xp is not np or "gx" in step.w:  # one large product; elsewhere blocks that stay in the cache
-            zx, tape.normal = step.project(x)
+        zx, tape.normal = step.project(x)  # (R, N)
         ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
         for segment in segments(widths):
             k, n, row = segment
@@ -56,15 +50,13 @@ class ArrayApi:
                 carry.append(buffer := xp.empty((k + 1, *s.shape), dtype=s.dtype, device=device))
                 buffer[0, ...] = s
                 buffers.append(buffer[1:, ...])
-            size = k if zx is not None else max(1, PROJECTED // (step.G * step.H * n))
+            products = reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
             for t in range(k):
-                if t % size == 0:
-                    block = _projected(tape, zx, segment, t, min(k, t + size))
                 if options is None:
-                    *state, saved = gates(xp, block[t % size, ...], recur(step.Wh, state[0]), *state, **own)
+                    *state, saved = gates(xp, products[:, :, t, :], recur(step.Wh, state[0]), *state, **own)
                     groups = (saved,)
                 else:
-                    state, *groups = options.forward(t, step.Wh, block[t % size, ...], state)
+                    state, *groups = options.forward(t, step.Wh, products[:, :, t, :], state)
                 y[row : row + n, :] = state[0].T
                 row += n
                 if keep == "nothing":
@@ -128,25 +120,70 @@ class ArrayApi:
         return found, with_idle(xp, dstate, dend, tape.first)
 
 
-def _projected(tape: Tape, zx: Array | None, segment: Segment, start: int, stop: int) -> Array:
-    """Return the products of x at steps of a segment, (steps, G, H, n); `zx` has those of all rows where it is given.
+class Options:
+    """The steps of one segment with the options around the cell.
 
-    For NumPy each step lies together in memory.
+    They are recurrent dropout, normalisation of the product of h, projection of h, and zoneout.
     """
-    step, (_, n, at), k = tape.step, segment, stop - start
-    rows, shape = slice(at + start * n, at + stop * n), (step.G, step.H)
-    if zx is not None:
-        return step.xp.permute_dims(reshape(zx[:, rows], (*shape, k, n)), (2, 0, 1, 3))
-    x, z = tape.x[rows], np.empty((k, step.G * step.H, n), tape.x.dtype)
-    if "Wx" not in step.w:
-        z[...] = x.reshape(k, n, -1).transpose(0, 2, 1)
-    elif n < WIDE:
-        z[...] = (x @ step.w["Wx"].T).reshape(k, n, -1).transpose(0, 2, 1)
-    else:
-        np.matmul(step.w["Wx"], np.ascontiguousarray(x.reshape(k, n, -1).transpose(0, 2, 1)), out=z)
-    if step.b is not None:
-        z += step.b[:, None]
-    return z.reshape(k, *shape, n)
+
+    def __init__(self, step: Step, segment: Segment) -> None:
+        self.step, self.segment, self.xp = step, segment, step.xp
+        self.gh = step.w["gh"][:, None] if "gh" in step.w else None
+        self.drop = step.masks.drop
+        self.own: Params = step.own
+        if self.drop is not None:
+            self.drop = self.drop[:, : segment.n]
+            if "drop" in step.cell.OWN:
+                self.own = {**step.own, "drop": self.drop}
+
+    def forward(
+        self, t: int, W: Array, zx: Array, state: Sequence[Array]
+    ) -> tuple[list[Array], Any, tuple[Array, ...], tuple[Array, ...]]:
+        """Return the state after step t, what the cell saved, the product of h normalised, and h before projection."""
+        step, xp = self.step, self.xp
+        h = state[0] if self.drop is None else state[0] * self.drop
+        normal: tuple[Array, ...] = ()
+        if self.gh is None:
+            zh = step.recur(W, h)
+        else:
+            zh, normal = layer_norm(xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0)
+            zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (step.R // step.H, step.H, h.shape[1]))
+        h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)
+        out: tuple[Array, ...] = ()
+        if step.Whr is not None:
+            out, h = (h,), product(xp, step.Whr, h)
+        new = [h, *carry]
+        if step.zoneout:
+            new = [b if s is None else s * a + (1 - s) * b for a, b, s in zip(state, new, self._shares(t), strict=True)]
+        return new, saved, normal, out
+
+    def backward(
+        self, t: int, WT: Array, local: Any, dstate: Sequence[Array], normal: Sequence[Array], found: Gradients
+    ) -> list[Array]:
+        """Return the gradient of the state before step t from that of the state after it; the rest goes to `found`."""
+        step, xp, rows = self.step, self.xp, self.segment.rows(t)
+        direct: list[Array | None] = [None] * len(dstate)  # what zoneout lets through to the old state
+        if step.zoneout:
+            direct = [None if s is None else s * d for d, s in zip(dstate, self._shares(t), strict=True)]
+            dstate = [d if kept is None else d - kept for d, kept in zip(dstate, direct, strict=True)]
+        dh, *dcarry = dstate
+        if step.Whr is not None:
+            found.put("out", rows, dh)
+            dh = product(xp, step.Whr.T, dh)
+        dzx, dzh, dh0, *dcarry = step.cell.gates_bwd(xp, local, dh, *dcarry, **self.own)
+        da = found.put_products(rows, dzx, dzh)
+        if self.gh is not None:
+            da = found.put("a", rows, layer_norm_bwd(xp, da, self.gh, normal[0], normal[1], 0))
+        dh = step.recur_bwd(WT, da)
+        if self.drop is not None:
+            dh = dh * self.drop
+        if dh0 is not None:
+            dh = dh + dh0
+        return [d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)]
+
+    def _shares(self, t: int) -> list[Any]:
+        rows = self.segment.rows(t)
+        return [s if s is None or isinstance(s, float) else s[rows, :].T for s in self.step.masks.zoneout]
 
 
 def _transposed(W: Array) -> Array:

@@ -18,13 +18,11 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines.array_api import ARRAY_API
-from xlstm.engines.cuda.engine import CUDA
+from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.numba import jit
-from xlstm.engines.numba.engine import NUMBA
-from xlstm.engines.numba.stream import Stream
-from xlstm.engines.segments import Widths
-from xlstm.engines.step import Masks, Step
-from xlstm.engines.tape import Gradients, Tape
+from xlstm.engines.numba.numba_engine import NUMBA, Stream
+from xlstm.engines.tape import Gradients, Tape, Widths
 
 
 class Engine(Protocol):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.tracing.rows import GATES_AND_UNITS, REDUCTIONS, Units
+from xlstm.tracing.reductions import GATES_AND_UNITS, REDUCTIONS, Units
 from xlstm.tracing.symbols import SymbolicNamespace, UntraceableError, trace
 
 Zoneout = tuple[tuple[str, bool], ...]  # a state, and whether its share is one number instead of a mask

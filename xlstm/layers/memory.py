@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import mlstm
-from xlstm.engines import heads
 from xlstm.engines.cuda.chunks import passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.state import Leaf, Span, State
@@ -19,14 +18,7 @@ from xlstm.layers.state import Leaf, Span, State
 
 def gates_of(xp: Namespace, kept: Any) -> tuple[Array, Array]:
     """Return the logarithms of the gates i and f at every step, (T, B, N), from what `Memory.run` kept."""
-
-    def whole(parts: Iterable[Array]) -> Array:
-        rows: dict[Any, list[Array]] = {}  # the heads of some sequences each, in their order
-        for ((batch, _), _), part in zip(kept, parts, strict=True):
-            rows.setdefault(batch.start, []).append(part)
-        return xp.permute_dims(xp.concat([xp.concat(heads, axis=1) for heads in rows.values()]), (2, 0, 1))
-
-    return whole(saved.inputs[3] for _, saved in kept), whole(saved.logf for _, saved in kept)
+    return xp.permute_dims(kept.inputs[3], (2, 0, 1)), xp.permute_dims(kept.logf, (2, 0, 1))
 
 
 class Memory(NamedTuple):
@@ -75,48 +67,29 @@ class Memory(NamedTuple):
             found = loops.chunkwise(arrays, self.eps, self.forget, self.steps, keep)
             if found is not None:
                 (h, *end), kept = found
-                return self._rows(xp, h), tuple(end), [(heads.WHOLE, kept)]
-        cell = functools.partial(mlstm.chunkwise, xp, eps=self.eps, forget=self.forget, chunk=self.steps)
-
-        def one(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Any, ...]:
-            own = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
-            run: Any = cell if own is None else functools.partial(chunks.chunkwise, xp, made=own)
-            h, *end, saved = run(q, k, v, *rest)
-            if own is None:  # `saved` refers to the final state, too, and the caller may change that
-                end = [xp.asarray(s, copy=True) for s in end]
-            return h, *end, saved if keep else None
-
-        (h, *end), saved = self._run(span, one, arrays, [(True, (T, self.V)), *self._state])
-        return self._rows(xp, h), tuple(end), saved
+                return self._rows(xp, h), tuple(end), kept
+        own: Any = chunks.kernels(xp, arrays[0], arrays[1], arrays[2], self.steps, self.forget, self.eps)
+        run: Any = functools.partial(mlstm.chunkwise, eps=self.eps, forget=self.forget, chunk=self.steps)
+        if own is not None:
+            run = functools.partial(chunks.chunkwise, made=own)
+        h, *end, saved = run(xp, *arrays)
+        if own is None:
+            end = [xp.asarray(s, copy=True) for s in end]  # `saved` refers to them, and the caller may change them
+        return self._rows(xp, h), tuple(end), saved if keep else None
 
     def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
         """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
-        xp, T = span.xp, span.T
-        cell = functools.partial(mlstm.chunkwise_bwd, eps=self.eps, forget=self.forget)
-
-        def one(dh: Array, *rest: Any) -> tuple[Any, ...]:
-            *dstate, kept = rest
-            dC, dn, dm = dstate or (None, None, None)
-            backward = chunks.chunkwise_bwd if isinstance(kept, chunks.Saved) else cell
-            return *backward(xp, dh, dC, dn, dm, kept), None
-
-        arrays = [self._heads(xp, dh), *(dstate or ())]
-        if isinstance(whole := saved[0][1], loops.Saved):
-            grads = loops.chunkwise_bwd(arrays[0], dstate, whole, self.eps, self.forget)
+        xp, dh = span.xp, self._heads(span.xp, dh)
+        dC, dn, dm = dstate or (None, None, None)
+        grads: Sequence[Array]
+        if isinstance(saved, loops.Saved):
+            grads = loops.chunkwise_bwd(dh, dstate, saved, self.eps, self.forget)
+        elif isinstance(saved, chunks.Saved):
+            grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
         else:
-            inputs = [(True, shape) for shape in ((T, self.K), (T, self.K), (T, self.V), (T,), (T,))]
-            grads, _ = self._run(span, one, arrays, [*inputs, *self._state], saved)
+            grads = mlstm.chunkwise_bwd(xp, dh, dC, dn, dm, saved, eps=self.eps, forget=self.forget)
         dq, dk, dv, di, df = (self._rows(xp, d) for d in grads[:5])
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(grads[5:])
-
-    @property
-    def _state(self) -> list[tuple[bool, tuple[int, ...]]]:
-        """C, n and m as results of `heads.run`."""
-        return [(False, shape) for shape in ((self.K, self.V), (self.K,), ())]
-
-    def _run(self, span: Span, cell: Any, arrays: list[Array], results: Any, saved: Any = None) -> Any:
-        elements = span.T * max(self.K, self.V, min(span.T, self.steps))
-        return heads.run(span.xp, cell, arrays, results, elements, saved)
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""

@@ -16,7 +16,7 @@ from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers.masks import dropout
 from xlstm.layers.sequence import SequenceLayer

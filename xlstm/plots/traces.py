@@ -115,7 +115,7 @@ def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
 
 
 def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
-    log_i, log_f = (to_numpy(a) for a in gates_of(namespace_of(memory[0][1].logf), memory))
+    log_i, log_f = (to_numpy(a) for a in gates_of(namespace_of(memory.logf), memory))
     gates, states = {"log i": log_i, "f": np.exp(log_f)}, {}
     shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
     if not isinstance(kept, dict):  # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y

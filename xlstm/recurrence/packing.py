@@ -20,11 +20,12 @@ from xlstm.arrays import checks
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
-from xlstm.arrays.graph import kept
 from xlstm.arrays.namespace import Array, Namespace, device_of
-from xlstm.engines.segments import Widths, reshape
+from xlstm.engines.cell_step import reshape
+from xlstm.engines.tape import Widths
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 

@@ -41,7 +41,7 @@ class Writer:
     LITERAL: ClassVar[str]
     CAST: ClassVar[str]
     ASSIGN: ClassVar[str]
-    # The parts of a loop over a row, which `rows.RowWriter` puts together.
+    # The parts of a loop over a row, which `reductions.RowWriter` puts together.
     REDUCTIONS: ClassVar[Mapping[str, tuple[str, str, str]]]
     LOOP: ClassVar[tuple[str, ...]]
     ONCE: ClassVar[tuple[str, ...]] = ()  # around statements for the whole row

@@ -63,33 +63,21 @@ class Decided(NamedTuple):
 KEPT = ("scale", "good", "updates", "weight", "batches", "steps", "failed")  # what a step takes from the last one
 
 
-class Given(NamedTuple):
-    """The numbers that the host gives a step, in one float64 array on the device.
-
-    Attributes
-    ----------
-    values : array (2 + width * rows,)
-        The number of targets of the batch, the number of the update that the first row is for, and rows of numbers of
-        the optimiser.
-    width : int
-        The numbers of an update.
-    """
-
-    values: Array
-    width: int
-
-    def numbers(self, device_state: Array) -> list[Picked]:
-        """Return the numbers of the update that comes next by a device_state."""
-        rows, at = self.values[2:].reshape((self.width, -1)), value(device_state, "row")
-        return [Picked(rows[k], at) for k in range(self.width)]
-
-
 def given(weight: float, first: int, rows: Sequence[Sequence[float]], room: int) -> np.ndarray[Any, Any]:
-    """Return the values of `Given` on the host, with room for so many rows."""
+    """Return the numbers that the host gives a step, which `numbers` reads on the device.
+
+    They are the number of targets of the batch, the number of the update that the first row is for, and rows of numbers
+    of the optimiser, with room for so many.
+    """
     values = np.zeros(2 + len(rows[0]) * room)
     values[:2] = weight, first
     values[2:].reshape(-1, room)[:, : len(rows)] = np.transpose(rows)
     return values
+
+
+def numbers(values: Array, width: int, device_state: Array) -> list[Picked]:
+    """Return those `width` numbers of the optimiser in `given` that are for the update which comes next."""
+    return [Picked(column, value(device_state, "row")) for column in values[2:].reshape((width, -1))]
 
 
 def begin(home: Backend, known: Decided) -> Array:
@@ -108,16 +96,15 @@ def read(device_state: Array) -> Decided:
 
 
 def decide(
-    xp: Namespace, device_state: Array, loss: Array, norm: Array, given: Given, precision: Mixed | None, accumulate: int
+    xp: Namespace, device_state: Array, loss: Array, norm: Array, given: Array, precision: Mixed | None, accumulate: int
 ) -> Array:
-    """Return the device_state after a step with this loss and norm of its gradients; on CuPy, from one launch."""
+    """Return the state of the device after a step with this loss and norm of its gradients, from one launch."""
     rule: dict[str, Any] = {"accumulate": accumulate, "scales": precision is not None and precision.scales}
     if precision is not None and precision.scales:
         rule |= precision.rule
     after = xp.empty_like(device_state)
     before = (value(device_state, name) for name in KEPT)
-    out = tuple(after[k] for k in range(len(Decided._fields)))
-    fuse(xp, _decided, loss, norm, given.values[0], given.values[1], *before, out=out, **rule)
+    fuse(xp, _decided, loss, norm, given[0], given[1], *before, out=tuple(after[k] for k in range(len(after))), **rule)
     return after
 
 
@@ -127,19 +114,13 @@ def _decided(
     norm: Array,
     targets: Array,
     first: Array,
-    scale: Array,
-    good: Array,
-    updates: Array,
-    weight: Array,
-    batches: Array,
-    steps: Array,
-    failed: Array,
-    *,
+    *before: Array,
     accumulate: int,
     scales: bool,
     **rule: float,
 ) -> tuple[Array, ...]:
-    """Return the numbers of `Decided`, in its order."""
+    """Return the numbers of `Decided`, in its order; `before` are those of KEPT."""
+    scale, good, updates, weight, batches, steps, failed = before
     loss, norm = xp.astype(loss, xp.float64), xp.astype(norm, xp.float64)
     one, none = xp.ones_like(scale), xp.zeros_like(scale)
     finite, possible = _finite(xp, norm, one, none), none

@@ -11,11 +11,10 @@ import numpy as np
 from xlstm.arrays import bernoulli, foreach, probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
+from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.graph import Graph, Recorder
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training import decisions
-from xlstm.training.decisions import Given
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before
 MASKS = 1024  # that a step draws at most
 
-Take = Callable[["StepState", Inputs, Given], "StepState"]
+Take = Callable[["StepState", Inputs, Array], "StepState"]  # the last one is that of `decisions.given`
 
 
 @dataclass
@@ -64,9 +63,7 @@ class Graphs:
         self.seen: dict[Hashable, None] = {}
         self.refused: BackendError | None = None  # why a step could not be captured
 
-    def take(
-        self, step: Take, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any], width: int, where: str
-    ) -> StepState:
+    def take(self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any], where: str) -> StepState:
         """Return the state after a step, whose arrays are those of this object.
 
         Parameters
@@ -76,8 +73,8 @@ class Graphs:
             `device_state` and the state of the model.
         state : StepState
         inputs : Inputs
-        values, width
-            Those of `Given`, on the host.
+        given : array
+            That of `decisions.given`, on the host.
         where : str
             The name of the step in errors.
 
@@ -90,19 +87,21 @@ class Graphs:
             raise self.refused
         state = self._held(state)
         if self.given is None:
-            self.given = self.home.asarray(np.zeros(values.shape), "float64")
+            self.given = self.home.asarray(np.zeros(given.shape), "float64")
         start = None if inputs.fresh else state.carried
         batch = (inputs.x, inputs.target, inputs.mask)
         place = (state.batches == 0, state.batches + 1 == self.owner.accumulate)  # first, last of an update
-        key = (_kinds(batch), inputs.fresh, _lengths(inputs), _kinds(start), _increment(state), place)
+        lengths = tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
+        # A graph has this number of the generator of masks.
+        increment = None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
+        key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place)
         if key in self.captured:
-            return self._launched(self.captured[key], state, inputs, values)
-        given = Given(self.home.asarray(values, "float64"), width)
+            return self._launched(self.captured[key], state, inputs, given)
         with self.recorder.rehearsal():
-            after = self._done(step, state, inputs, given)
+            after = self._done(step, state, inputs, self.home.asarray(given, "float64"))
         if key in self.seen and len(self.captured) < MOST:
             try:
-                self.captured[key] = self._capture(step, state, inputs, width, after.carried)
+                self.captured[key] = self._capture(step, state, inputs, after.carried)
             except Exception as error:
                 problem = f"graph is True, but the step cannot be captured ({probe.first_line(error)})"
                 self.refused = BackendError(f"{where}: {problem}; graph=False goes without")
@@ -132,7 +131,7 @@ class Graphs:
         sums = state.sums if self.sums is None else self.sums
         return state._replace(params=self.params, moments=moments, device_state=self.device_state, sums=sums)
 
-    def _done(self, step: Take, state: StepState, inputs: Inputs, given: Given) -> StepState:
+    def _done(self, step: Take, state: StepState, inputs: Inputs, given: Array) -> StepState:
         """Take a step in place, with the device_state in its place too."""
         after = step(state, inputs, given)
         self.device_state[...] = after.device_state
@@ -141,25 +140,17 @@ class Graphs:
         moments = after.moments._replace(slots=self.slots)
         return after._replace(params=self.params, moments=moments, device_state=self.device_state, sums=self.sums)
 
-    def _capture(self, step: Take, state: StepState, inputs: Inputs, width: int, end: Any) -> _Captured:
+    def _capture(self, step: Take, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
             self.places[_kinds(end)] = _rebuilt(end, [a.copy(order="K") for a in _leaves(end)])
         place = self.places[_kinds(end)]
-        fixed = inputs._replace(
-            x=inputs.x.copy(order="K"),
-            target=inputs.target.copy(order="K"),
-            mask=None if inputs.mask is None else inputs.mask.copy(order="K"),
-        )
+        mask = None if inputs.mask is None else inputs.mask.copy(order="K")
+        fixed = inputs._replace(x=inputs.x.copy(order="K"), target=inputs.target.copy(order="K"), mask=mask)
         later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
         state = self._held(state)._replace(masks=later, carried=None if state.carried is None else place)
-        given = Given(self.given, width)
         self._leave(place, end)  # its kernels are to be compiled, too
-
-        def function() -> None:
-            self._leave(place, self._done(step, state, fixed, given).carried)
-
-        graph = self.recorder.capture(function)
+        graph = self.recorder.capture(lambda: self._leave(place, self._done(step, state, fixed, self.given).carried))
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 
     def _leave(self, place: Any, end: Any) -> None:
@@ -167,12 +158,12 @@ class Graphs:
         for old, new in zip(_leaves(place), _leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.device_state, "failed"), out=old)
 
-    def _launched(self, known: _Captured, state: StepState, inputs: Inputs, values: np.ndarray[Any, Any]) -> StepState:
+    def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
                 getattr(known.inputs, name)[...] = getattr(inputs, name)
-        self.given[...] = self.home.asarray(values, "float64")
+        self.given[...] = self.home.asarray(given, "float64")
         if known.sizes:
             assert state.masks is not None
             self.states[: len(known.sizes)] = self.home.asarray(bernoulli.states(state.masks, known.sizes))
@@ -224,14 +215,14 @@ def _leaves(tree: Any) -> Iterator[Array]:
 
 def _rebuilt(tree: Any, arrays: list[Array]) -> Any:
     """Return a state with other arrays."""
-    some = iter(arrays)
+    left = iter(arrays)
 
-    def made(part: Any) -> Any:
+    def rebuilt(part: Any) -> Any:
         if isinstance(part, tuple | list):
-            return tuple(map(made, part))
-        return None if part is None else next(some)
+            return tuple(map(rebuilt, part))
+        return None if part is None else next(left)
 
-    return made(tree)
+    return rebuilt(tree)
 
 
 def _kinds(tree: Any) -> Hashable:
@@ -239,13 +230,3 @@ def _kinds(tree: Any) -> Hashable:
     if isinstance(tree, tuple | list):
         return tuple(map(_kinds, tree))
     return None if tree is None else (tuple(tree.shape), str(tree.dtype))
-
-
-def _lengths(inputs: Inputs) -> Hashable:
-    """Return the options of a batch, which are on the host."""
-    return tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
-
-
-def _increment(state: StepState) -> Hashable:
-    """Return the number that a graph has of the generator of masks."""
-    return None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")

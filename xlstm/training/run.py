@@ -72,33 +72,32 @@ class Trained:
     unsaved: str = ""
 
 
+@dataclass(eq=False)
 class Run:
     """A run of training, from its first step or from a checkpoint to its end."""
 
-    def __init__(
-        self,
-        step: Step,
-        data: Batches,
-        validation: Batches | None,
-        epochs: int,
-        steps: int,
-        every: int | None,
-        folder: Folder,
-    ) -> None:
-        self.step, self.data, self.validation = step, data, validation
-        self.epochs, self.steps, self.every, self.folder = epochs, steps, every, folder
-        self.callbacks = list(step.callbacks)
-        # Whether a callback looks at the weights after each step.
-        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)
+    step: Step
+    data: Batches
+    validation: Batches | None
+    epochs: int
+    steps: int
+    every: int | None
+    folder: Folder
+    epoch: int = 1  # that is under way
+    done: int = 0  # its batches done
+    best_epoch: int = 0
+    skipped: int = 0
+    ended: bool = False  # by a callback, after an epoch
+    norm: float = math.nan
+    losses: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)  # earlier by the seconds before a checkpoint
+    saved_at: Any = None  # where training stood at the last attempt to save it
+
+    def __post_init__(self) -> None:
+        self.callbacks = list(self.step.callbacks)
+        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
         self.remembering = [callback for callback in self.callbacks if has(callback, "state")]
-        self.losses: list[float] = []
-        self.validations: list[float] = []
-        self.epoch, self.done = 1, 0  # the epoch that is under way, and its batches done
-        self.best_epoch, self.skipped = 0, 0
-        self.ended = False  # by a callback, after an epoch
-        self.norm = math.nan
-        self.start = time.perf_counter()  # earlier by the seconds before a checkpoint
-        self.saved_at: Any = None  # where training stood at the last attempt to save it
 
     @property
     def total(self) -> int:

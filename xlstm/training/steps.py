@@ -21,7 +21,7 @@ from xlstm.data.batches import Batch
 from xlstm.layers.masks import STREAM
 from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
-from xlstm.training.decisions import Decided, Given
+from xlstm.training.decisions import Decided
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Graphs, unless_failed
 from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
@@ -311,31 +311,28 @@ class Step:
         numbers = self.optimizer.parts.numbers(state.updates)  # type: ignore[union-attr]
         masks = None if state.masks is None else state.masks.bit_generator.state
         carried = None if self._overwrites else state.carried
-        one = Pending(where, inputs.host, carried, masks, numbers, state.updates)
-        rows, room = [numbers], 1
-        if self._scales and not self.wait:  # only the device knows how many updates there were
-            rows, room = [*(step.numbers for step in state.pending), numbers], AHEAD
-        first = state.pending[0].updates if room > 1 and state.pending else state.updates
-        values = decisions.given(inputs.weight, first, rows, room)
+        pending = (*state.pending, Pending(where, inputs.host, carried, masks, numbers, state.updates))
+        # Where the device decides whether a step counts as an update, the numbers depend on the steps before it.
+        rows, room = (pending, AHEAD) if self._scales and not self.wait else (pending[-1:], 1)
+        given = decisions.given(inputs.weight, rows[0].updates, [step.numbers for step in rows], room)
         if self.graph:
             graphs = state.graphs
             if graphs is None or graphs.owner is not self:
                 graphs = Graphs(self, state.feed.home, state.masks)
-            state = graphs.take(self._in_place, state, inputs, values, len(numbers), where)._replace(graphs=graphs)
+            state = graphs.take(self._in_place, state, inputs, given, where)._replace(graphs=graphs)
         else:
-            given = Given(state.feed.home.asarray(values, "float64"), len(numbers))
-            state = self._arrays(state, inputs, given)
+            state = self._arrays(state, inputs, state.feed.home.asarray(given, "float64"))
         if state.batches + 1 == self.accumulate:
             moments = state.moments._replace(step=state.moments.step + 1)
             state = state._replace(moments=moments, updates=state.updates + 1, weight=0.0, batches=0)
         else:
             state = state._replace(weight=state.weight + inputs.weight, batches=state.batches + 1)
-        return state._replace(pending=(*state.pending, one))
+        return state._replace(pending=pending)
 
-    def _in_place(self, state: StepState, inputs: Inputs, given: Given) -> StepState:
+    def _in_place(self, state: StepState, inputs: Inputs, given: Array) -> StepState:
         return self._arrays(state, inputs, given, in_place=True)
 
-    def _arrays(self, state: StepState, inputs: Inputs, given: Given, in_place: bool = False) -> StepState:
+    def _arrays(self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False) -> StepState:
         """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
 
         With `in_place` parameters, moments and sums of gradients are changed where they are.
@@ -350,16 +347,18 @@ class Step:
             carried = unless_failed(xp, device_state, state.carried, carried)
         state = state._replace(carried=carried, device_state=device_state)
         if self.accumulate > 1:
-            state = state._replace(sums=_added(state, grads, given.values[0], counts, in_place=in_place))
+            state = state._replace(sums=_added(state, grads, given[0], counts, in_place=in_place))
             if state.batches + 1 < self.accumulate:
                 return state
             grads = _each(_mean, [state.sums], (decisions.value(device_state, "total"),))
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
-        apply, moments = self.optimizer.parts.apply, state.moments  # type: ignore[union-attr]
+        parts, moments = self.optimizer.parts, state.moments
+        assert parts is not None
         grads = from_foreign("train", grads)  # those of a callback
-        params, slots = apply(state.params, grads, moments.slots, given.numbers(device_state), updated, in_place)
+        numbers = decisions.numbers(given, parts.width, device_state)
+        params, slots = parts.apply(state.params, grads, moments.slots, numbers, updated, in_place)
         return state._replace(params=params, moments=moments._replace(slots=slots))
 
     def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
@@ -384,18 +383,10 @@ class Step:
             if self.graph and self._waits and len(pending) == 1:  # the device_state is that of the state before, too
                 device_state[...] = decisions.begin(state.feed.home, found._replace(failed=0.0))
             self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1])
-        left_out = state.updates - int(found.updates)
-        moments = state.moments._replace(step=state.moments.step - left_out)
-        state = state._replace(
-            moments=moments,
-            scaling=scaling,
-            sums=state.sums if found.batches else None,
-            weight=found.weight,
-            batches=int(found.batches),
-            updates=int(found.updates),
-            pending=(),
-        )
-        return state, found
+        updates, sums = int(found.updates), state.sums if found.batches else None
+        moments = state.moments._replace(step=state.moments.step + updates - state.updates)
+        state = state._replace(moments=moments, scaling=scaling, updates=updates, sums=sums, pending=())
+        return state._replace(weight=found.weight, batches=int(found.batches)), found
 
     def _explain(self, state: StepState, step: Pending) -> None:
         """Raise what a step that could not be taken raises where the host waits for it: nothing changed since then."""

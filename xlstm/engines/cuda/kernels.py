@@ -11,13 +11,13 @@ import numpy as np
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.cells.normalization import layer_norm
-from xlstm.engines.cuda import launch, source
+from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.cuda import cell_source, launch
+from xlstm.engines.cuda.cell_source import BLOCK
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.launch import Grid, Runtime
-from xlstm.engines.cuda.source import BLOCK
 from xlstm.engines.pointwise import Around, Pointwise, Rows, pointwise
-from xlstm.engines.segments import Widths, reshape
-from xlstm.engines.step import Step
+from xlstm.engines.tape import Widths
 
 REAL: dict[str, Any] = {"float": np.float32, "double": np.float64}
 
@@ -95,7 +95,7 @@ class Kernels:
     def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
         if count == 0:  # CuPy launches one block where there is to be none
             return
-        made = source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
+        made = cell_source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
         grid = Grid(count if self.function.reduces else -(-count * self.step.H // BLOCK), 1, BLOCK)
         given = [np.int64(row0), np.int32(count), *(arrays[name] for name in made.arrays)]
         self.runtime.launch(made, made.name, grid, given)

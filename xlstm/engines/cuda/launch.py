@@ -12,7 +12,7 @@ import numpy as np
 from xlstm.arrays import probe
 from xlstm.arrays.convert import dtype_of
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.engines.cuda.source import ARRANGE, Source
+from xlstm.engines.cuda.cell_source import ARRANGE, Source
 from xlstm.engines.cuda.tiling import Device
 
 OPTIONS = ("-std=c++17", "-default-device")
@@ -121,8 +121,10 @@ def _compiled(source: Source, entry: str) -> Any:
 
 def module(source: Source, entry: str) -> Any:
     """Return the CuPy module of a kernel, not compiled yet; blocks that wait for one another are launched together."""
-    foreach = entry != ARRANGE and source.blocks > 1 and not source.cluster
-    return probe.cupy().RawModule(code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=foreach)
+    cooperative = entry != ARRANGE and source.blocks > 1 and not source.cluster
+    return probe.cupy().RawModule(
+        code=source.text, options=OPTIONS, backend="nvrtc", enable_cooperative_groups=cooperative
+    )
 
 
 def runtime(xp: Namespace, like: Array) -> Runtime | None:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import axes, cores, fuse
+from xlstm.arrays import cores, fuse, strides
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import address, together
-from xlstm.tracing.rows import Rows, RowWriter, SingleRows
+from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
 from xlstm.tracing.symbols import Line, UntraceableError
 from xlstm.tracing.writers import LIBM, Python
 
@@ -162,13 +162,13 @@ def _layout(arrays: Sequence[tuple[Any, ...]], apart: bool) -> Layout | None:
     If `apart`, the columns are the last axis of the arrays alone.
     """
     shape = np.broadcast_shapes(*(own for own, _, _ in arrays))
-    steps = [axes.broadcast(shape, own, step) for own, step, _ in arrays]
+    steps = [strides.broadcast(shape, own, step) for own, step, _ in arrays]
     order = list(range(len(shape)))
     for (own, _, _), step in zip(arrays, steps, strict=True):
         if own == shape:
             order.sort(key=lambda axis: -step[axis] if shape[axis] > 1 else -math.inf)
             break
-    sizes, along = axes.joined(order, shape, steps, len(shape) - 1 if apart else None)
+    sizes, along = strides.joined(order, shape, steps, len(shape) - 1 if apart else None)
     if apart and (order[-1] != len(shape) - 1 or shape[-1] == 1):
         return None
     if not 1 <= len(sizes) <= 3 or min(sizes) < 1 or sizes[-1] < NARROW or any(s < 0 for far in along for s in far):

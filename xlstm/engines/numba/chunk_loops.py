@@ -16,11 +16,7 @@ INT: Any = np.int64
 COLUMNS = 32
 
 
-def stand_in(*arguments: Any) -> Any:
-    """Stand for a formula or a function of `products.py`."""
-    raise NotImplementedError
-
-
+stand_in: Any = None  # for a formula or a function of `products.py`
 forget = accumulate = written = m_after = stabilise = read_write = keep = stand_in
 decay = denominator = quotient = state = stand_in
 carray = pointer = at8 = room = pack_rows = pack_columns = call_product = rows_times_vector = stand_in

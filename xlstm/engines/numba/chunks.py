@@ -15,8 +15,8 @@ from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.numba import chunk_loops, chunk_loops_bwd, jit
-from xlstm.engines.numba.matmul import DTYPES
 from xlstm.engines.numba.team import address, share
+from xlstm.engines.numba.tiled_matmul import DTYPES
 from xlstm.tracing.writers import Python
 
 PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops_bwd.copy_rows)

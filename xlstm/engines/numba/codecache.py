@@ -30,7 +30,7 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime._nrt_python import c_helpers
 from numba.core.serialize import dumps
 
-from xlstm.engines.numba import private, signals
+from xlstm.engines.numba import held_signals, private
 
 LIMIT = 1 << 27  # the code of the loops of a dtype has about 1 MB, and that of a cell 0.2 MB
 PREFIX = "xlstm_"  # of the names of modules, and so of files
@@ -44,7 +44,7 @@ def cached(function: Callable[..., Any], **options: Any) -> Any:
     """
     made = numba.njit(function, **options)
     made._cache = Cache(f"{function.__module__}.{function.__qualname__}")
-    made.compile = signals.held()(made.compile)
+    made.compile = held_signals.held()(made.compile)
     return made
 
 

@@ -22,11 +22,12 @@ PLACES = ("_zx", "_h", "_new_h", "_carry", "_new_carry", "_saved")
 
 
 class Kernel(NamedTuple):
-    """Compiled loops, and the names of the arrays and numbers that their step takes, after those that loops know."""
+    """Compiled loops, and the arguments of their step: arrays, and then numbers."""
 
     loops: ModuleType
-    names: tuple[str, ...]
-    numbers: tuple[str, ...]  # those among the names that are numbers
+    arrays: tuple[str, ...]
+    rows: tuple[int, ...]  # of each array
+    numbers: tuple[str, ...]
 
 
 class Kernels(NamedTuple):
@@ -81,7 +82,7 @@ def kernel(
 ) -> Kernel:
     """Write a traced function as the source of a step, and return the loops around it.
 
-    The source has the step twice. `step` takes arrays and numbers one after the other, those of `given` first.
+    The source has the step twice. `step` takes arrays, those of `given` first, and then numbers.
     `step_at` takes a table with the address of each array and the length of its rows, and a float64 array of the
     numbers. So it has the same arguments for all cells, and the loops that call it by its address are compiled once.
 
@@ -100,7 +101,8 @@ def kernel(
         Inputs that are scalars, the same for all units.
     """
     lines, outputs = trace(function, inputs)
-    names = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in given)
+    arrays = tuple(name for name in dict.fromkeys((*given, *inputs, *outputs)) if name not in numbers)
+    scalars = tuple(name for name in inputs if name in numbers)
     real = {"float32": "float", "float64": "double"}[dtype]
 
     def load(name: str, row: int | None) -> str:
@@ -112,16 +114,16 @@ def kernel(
     rows = dict(line.args if line.op == "input" else line[:2] for line in lines if line.op in ("input", "store"))
     loop = [f"    {place} = U({place})" for place in PLACES]
     loop += ["    for unit in range(U(_first), U(_last)):", *(f"        {line}" for line in body)]
-    places, scalars = ", ".join((*PLACES, "_first", "_last")), tuple(name for name in names if name in numbers)
-    arrays = [name for name in (*given, *names) if name not in numbers]
-    text = [f"def step({', '.join((places, *given, *names))}):", *loop, f"def step_at({places}, _table, _numbers):"]
+    places = ", ".join((*PLACES, "_first", "_last"))
+    text = [f"def step({', '.join((places, *arrays, *scalars))}):", *loop, f"def step_at({places}, _table, _numbers):"]
     for k, name in enumerate(arrays):
         if name in rows:
-            text.append(
-                f"    {name} = carray(pointer(_table[{k}, 0]), ({'' if rows[name] is None else '1, '}_table[{k}, 1],))"
-            )
+            shape = f"({'' if rows[name] is None else '1, '}_table[{k}, 1],)"
+            text.append(f"    {name} = carray(pointer(_table[{k}, 0]), {shape})")
     text += [f"    {name} = _numbers[{k}]" for k, name in enumerate(scalars)]
-    return Kernel(jit.functions(dtype, "\n".join([*text, *loop, ""])), names, scalars)
+    loops = jit.functions(dtype, "\n".join([*text, *loop, ""]))
+    counts = {**inputs, **outputs}
+    return Kernel(loops, arrays, tuple(counts.get(name) or 1 for name in arrays), scalars)
 
 
 def _index(places: Mapping[str, str], name: str, row: int | None) -> str:

@@ -14,12 +14,12 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from types import FunctionType, ModuleType
 from typing import Any
 
 from xlstm.arrays.probe import first_line
-from xlstm.engines.numba import loops, maths, products, signals
+from xlstm.engines.numba import held_signals, loops, maths, products
 
 VARIABLE = "XLSTM_COMPILE"
 PACKAGES = ("numba", "platformdirs")
@@ -49,7 +49,7 @@ def enabled() -> bool:
 def failure() -> str | None:
     """Import what compiling needs, once per process: None if it works, else what is wrong and the mend."""
     try:
-        with signals.held():
+        with held_signals.held():
             for name in (*PACKAGES, "xlstm.engines.numba.codecache"):
                 importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -88,32 +88,9 @@ def shared(dtype: str) -> ModuleType:
         return _shared(dtype, shape(dtype))
 
 
-SHARED = (
-    products.pack_rows,
-    products.pack_columns,
-    products.pack,
-    products.pack_transposed,
-    products.pack_blocks,
-    products.pack_panels,
-    products.product,
-    products.product_of_rows,
-    products.turn,
-    products.vector_over_rows,
-    products.product_of_vector,
-    loops.take,
-    loops.wait,
-    loops.cut,
-    loops.count_pieces,
-    loops.units_of,
-    loops.product_piece,
-    loops.add,
-    loops.copy,
-    loops.to_rows,
-    loops.enter,
-    loops.forward,
-    loops.backward,
-)
-COUNTED = (products.room, products.products_over_rows, products.product_of_few_rows)
+# Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the order that is quickest.
+COUNTED = ("room", "products_over_rows", "product_of_few_rows", "products_of_batch")
+SUMS = ("rows_times_vector", "column_of_product")
 FLAGS = {"contract", "nsz"}
 
 
@@ -146,21 +123,23 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     import numba
     import numpy as np
 
-    from xlstm.engines.numba import memory, vectors
+    from xlstm.engines.numba import shared_memory, vectors
 
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, memory, loops))
+    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, shared_memory, loops))
     found = new_module(f"{dtype} {shape}{text}")
     found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
-    pointer = memory.at4 if dtype == "float32" else memory.at8
+    pointer = shared_memory.at4 if dtype == "float32" else shared_memory.at8
     shared = ("address_of", "count_up", "count_of", "let_others_run")
-    found.__dict__.update(vectors.tiles(dtype, shape), pointer=pointer, **{name: vars(memory)[name] for name in shared})
+    found.__dict__.update(
+        vectors.tiles(dtype, shape), pointer=pointer, **{name: vars(shared_memory)[name] for name in shared}
+    )
     for module in (products, loops):
         found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
     bind_maths(found, dtype)
-    bind(found, SHARED)
-    bind(found, COUNTED, counted=True)
-    bind(found, (products.rows_times_vector, products.column_of_product), FLAGS | {"reassoc"})
-    bind(found, (products.products_of_batch,), counted=True)
+    own = {name: f for module in (products, loops) for name, f in vars(module).items() if isinstance(f, FunctionType)}
+    bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_step")])
+    bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
+    bind(found, [own[name] for name in COUNTED], counted=True)
     found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
     return found
 
@@ -178,7 +157,7 @@ def new_module(text: str) -> ModuleType:
 
 def bind(
     module: ModuleType,
-    given: tuple[Callable[..., Any], ...],
+    given: Sequence[Callable[..., Any]],
     flags: Collection[str] = FLAGS,
     counted: bool = False,
 ) -> None:
@@ -221,14 +200,14 @@ def formulas() -> ModuleType:
     import numba
     import numpy as np
 
-    from xlstm.engines.numba import memory
+    from xlstm.engines.numba import shared_memory
 
-    found = new_module("".join(inspect.getsource(module) for module in (maths, memory)))
+    found = new_module("".join(inspect.getsource(module) for module in (maths, shared_memory)))
     for dtype in ("float32", "float64"):
         own = new_module(f"{found.__name__} {dtype}")
         bind_maths(own, dtype)
         found.__dict__.update({name: value for name, value in vars(own).items() if name[-1:] in "48"})
-    found.__dict__.update(at4=memory.at4, at8=memory.at8, carray=numba.carray, U=np.uintp, math=math)
+    found.__dict__.update(at4=shared_memory.at4, at8=shared_memory.at8, carray=numba.carray, U=np.uintp, math=math)
     return found
 
 

@@ -30,45 +30,14 @@ PATIENCE = 2000  # times that a waiting thread asks before it lets others have t
 SIZES = ("UNITS", "PATIENCE")
 
 
-def step(
-    zx: int, h: int, new_h: int, carry: int, new_carry: int, saved: int, first: int, last: int, *arrays: Any
-) -> None:
-    """Stand for the step of a cell, for its units from `first` to `last`.
-
-    In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other states at
-    `carry` and `new_carry`, and what is saved at `saved`.
-    """
-    raise NotImplementedError
-
-
-def call_product(*arguments: Any) -> None:
-    """Stand for `vectors.call_product`."""
-    raise NotImplementedError
-
-
-def call_step(*arguments: Any) -> None:
-    """Stand for `vectors.call_step`: the address of a step, its places, its units, and its table and numbers."""
-    raise NotImplementedError
-
-
-def rows_times_vector(*arguments: Any) -> None:
-    """Stand for `products.rows_times_vector`."""
-    raise NotImplementedError
-
-
-def pack_transposed(*arguments: Any) -> None:
-    """Stand for `products.pack_transposed`."""
-    raise NotImplementedError
-
-
-def count_up(counts: Any, index: int) -> int:
-    """Stand for `memory.count_up`."""
-    raise NotImplementedError
-
-
-count_of: Any = count_up
-let_others_run: Any = count_up
-address_of: Any = count_up
+stand_in: Any = None
+rows_times_vector = pack_transposed = call_product = stand_in  # of `products.py` and `vectors.py`
+count_up = count_of = let_others_run = stand_in  # of `shared_memory.py`
+# The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry, saved, first, last,
+# *arrays)`. In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other
+# states at `carry` and `new_carry`, and what is saved at `saved`. `call_step` calls it by its address, with a table of
+# the arrays and with the numbers.
+step = call_step = stand_in
 
 
 def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
@@ -77,7 +46,7 @@ def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
     A share is the same at every step, so that weights stay in the cache of a core.
     """
     if size == 1:  # the same two numbers for every part
-        piece = counts[0]
+        piece: int = counts[0]
         counts[0] = piece + 1 if piece < pieces else 0
         return piece if piece < pieces else -1
     for i in range(size):
@@ -172,8 +141,9 @@ def forward(
     x: Any,
     hs: Any,
     starts: Any,
+    Vx: Any,
     Wx: Any,
-    W: Any,
+    V: Any,
     Wh: Any,
     zx: Any,
     zh: Any,
@@ -181,20 +151,22 @@ def forward(
 ) -> None:
     """Run all steps of some units of the sequences from `first` to `last` as thread k of `size`.
 
-    Wx has the columns of these units alone. Unless W (G, heads, K, K) is empty, Wh is room for W packed, and a thread
-    packs its own heads. hs has h of the sequences of the first step, and then takes that after every step. The products
-    of x are made for as many steps as zx (G, rows * H) holds. If `lean`, the states but h have two places, of which a
-    step reads one and writes the other: with one place a step would overwrite what it reads, and LLVM would make no
-    vectors. `where` is the address of `products.product`, and `cell` that of the step, which takes `table` and
-    `numbers` as `codegen.kernel` says.
+    Wx and Wh are packed, and Wx has the columns of these units alone. Unless Vx (G, 1, units, D) and V (G, heads, K, K)
+    are empty, the others are room for these, of which a thread packs its own heads. hs has h of the sequences of the
+    first step, and then takes that after every step. The products of x are made for as many steps as zx (G, rows * H)
+    holds. If `lean`, the states but h have two places, of which a step reads one and writes the other: with one place a
+    step would overwrite what it reads, and LLVM would make no vectors. `where` is the address of `products.product`,
+    and `cell` that of the step, which takes `table` and `numbers` as `codegen.kernel` says.
     """
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
     slivers, K = Wh.shape[1], Wh.shape[2]
     heads, start_head, some_units = (high - low) // K, low // K, high - low
     steps, only = starts.size - 1, Wh[0]
-    if W.size:
+    if V.size:
         every = Wh.reshape(Wh.shape[0] * slivers, K, Wh.shape[3])
-        pack_transposed(W, every, start_head * slivers, (start_head + heads) * slivers)
+        pack_transposed(V, every, start_head * slivers, (start_head + heads) * slivers)
+        if Vx.size:
+            pack_transposed(Vx, Wx, INT(0), Wx.shape[0])
     line = 0 if size == 1 else counts.size // (2 * steps)
     if size > 1 and count_of(counts, (2 * steps - 1) * line + size) > 0:
         return  # the others are at the last part
@@ -343,14 +315,6 @@ def copy(rows: Any, at: int, to: Any, place: int, n: int) -> None:
     at, place = U(at), U(place)
     for i in range(U(n)):
         to[place + i] = rows[at + i]
-
-
-def enter(table: Any, k: int, array: Any) -> None:
-    """Write the address of an array and the length of its rows to row k of a table; Python takes 1 us for the address.
-
-    The array must outlive the table.
-    """
-    table[k, 0], table[k, 1] = address_of(array), array.shape[array.ndim - 1]
 
 
 def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:

@@ -28,27 +28,11 @@ LINE = 16  # numbers of a cache line, or of two
 SIZES = ("DEPTH", "PANELS", "BLOCK", "FEW", "TOGETHER", "LINE")
 
 
-def tile(*arguments: Any) -> None:
-    """Stand for `vectors.tile` with MOST rows; tile1 to tile8 have as many rows as their names say.
-
-    tile_half has MOST rows of one vector.
-    """
-    raise NotImplementedError
-
-
-copy_panel = copy_sliver = copy_turned = tile_half = tile1 = tile2 = tile4 = tile6 = tile8 = tile
-carray: Any = tile
-pointer: Any = tile
-
-
-def call_product(*arguments: Any) -> None:
-    """Stand for `vectors.call_product`."""
-    raise NotImplementedError
-
-
-def address_of(array: Any) -> int:
-    """Stand for `memory.address_of`."""
-    raise NotImplementedError
+stand_in: Any = None
+# Functions of `vectors.py`: tile has MOST rows, tile_half has as many of one vector, the others as their names say.
+tile = tile_half = tile1 = tile2 = tile4 = tile6 = tile8 = stand_in
+copy_panel = copy_sliver = copy_turned = call_product = stand_in
+carray = pointer = address_of = stand_in
 
 
 def pack(W: Any, packed: Any, first: int, last: int) -> None:

@@ -145,21 +145,21 @@ def _entry(function: Any, kind: tuple[Any, ...], ranged: bool) -> int:
 def _common() -> dict[str, Any]:
     import numba
 
-    from xlstm.engines.numba import memory
+    from xlstm.engines.numba import shared_memory
 
-    return {"carray": numba.carray, "f4": memory.at4, "f8": memory.at8, "i8": memory.at_integer}
+    return {"carray": numba.carray, "f4": shared_memory.at4, "f8": shared_memory.at8, "i8": shared_memory.at_integer}
 
 
 @functools.cache
 def _compiled() -> ModuleType:
     """Return the functions of `work_queue.py`, compiled."""
-    from xlstm.engines.numba import memory, vectors
+    from xlstm.engines.numba import shared_memory, vectors
 
-    found = jit.new_module("".join(inspect.getsource(module) for module in (work_queue, memory, vectors)))
+    found = jit.new_module("".join(inspect.getsource(module) for module in (work_queue, shared_memory, vectors)))
     places = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
-    found.__dict__.update(_common(), **places, integers=memory.at_integer, call_part=vectors.call_part)
+    found.__dict__.update(_common(), **places, integers=shared_memory.at_integer, call_part=vectors.call_part)
     names = ("count_up", "count_of", "put", "swap", "let_others_run", "acquire", "release")
-    found.__dict__.update({name: getattr(memory, name) for name in names})
+    found.__dict__.update({name: getattr(shared_memory, name) for name in names})
     own = tuple(f for name, f in vars(work_queue).items() if isinstance(f, FunctionType) and name not in vars(found))
     jit.bind(found, own, counted=True)
     found.help_others(workers.queue, 0, 0)  # compiled here, and not by a worker

@@ -28,20 +28,9 @@ SHIFT, MASK = 24, (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 
 
-def count_up(queue: Any, place: int) -> int:
-    """Stand for `memory.count_up`."""
-    raise NotImplementedError
-
-
-count_of: Any = count_up
-put: Any = count_up
-swap: Any = count_up
-let_others_run: Any = count_up
-acquire: Any = count_up
-release: Any = count_up
-carray: Any = count_up
-integers: Any = count_up
-call_part: Any = count_up
+stand_in: Any = None  # for functions of `shared_memory.py` and `vectors.py`
+count_up = count_of = put = swap = let_others_run = acquire = release = stand_in
+carray = integers = call_part = stand_in
 
 
 def lead(queue: Any, job: int, count: int, apart: bool, helpers: int, pieces: int) -> int:

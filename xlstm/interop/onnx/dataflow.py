@@ -22,13 +22,7 @@ from xlstm.interop.onnx.onnx_files import RANK, Constants, library
 
 DOMAINS = ("", "ai.onnx")
 WHOLE, NUMBERS = (6, 7), (1, 6, 7, 10, 11)  # types: INT32 and INT64, and FLOAT, FLOAT16 and DOUBLE too
-# The attributes of a Constant node that hold numbers: the field of each, and the dtype.
-LITERALS = {
-    "value_int": ("i", np.int64),
-    "value_ints": ("ints", np.int64),
-    "value_float": ("f", np.float32),
-    "value_floats": ("floats", np.float32),
-}
+LITERALS = {"value_int": "i8", "value_ints": "i8", "value_float": "f4", "value_floats": "f4"}  # of a Constant node
 # How many inputs of a node give its values. The other inputs, and all of Shape's, give no more than sizes or positions.
 VALUES = {
     **dict.fromkeys(("Shape", "Size", "ConstantOfShape", "EyeLike", "RandomNormalLike", "RandomUniformLike"), 0),
@@ -108,7 +102,8 @@ def values_of(where: str, graph: Any, constants: Constants, layers: Iterable[int
     layers = set(layers)
     for k in _in_order(where, graph.node):
         node = graph.node[k]
-        sources = [values[name] for name in _sources(node) if name in values]
+        count = VALUES.get(node.op_type) if node.domain in DOMAINS else None
+        sources = [values[name] for name in _names(node, count) if name in values]
         given, behind = any(v.given for v in sources), k in layers or any(v.layers for v in sources)
         outputs = [Value(n, node, root=n, axes=declared.get(n), given=given, layers=behind) for n in node.output]
         if k in layers:
@@ -135,7 +130,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
 def _in_order(where: str, nodes: Sequence[Any]) -> list[int]:
     """Return the numbers of nodes, each behind those that it depends on."""
     producers = {name: k for k, node in enumerate(nodes) for name in node.output if name}
-    needed = {k: {producers[n] for n in _names(node, None) if n in producers} for k, node in enumerate(nodes)}
+    needed = {k: {producers[n] for n in _names(node) if n in producers} for k, node in enumerate(nodes)}
     try:
         return list(graphlib.TopologicalSorter(needed).static_order())
     except graphlib.CycleError as error:
@@ -143,12 +138,8 @@ def _in_order(where: str, nodes: Sequence[Any]) -> list[int]:
         raise ValueError(f"{where}: the nodes of {circle} depend on one another in a circle") from None
 
 
-def _sources(node: Any) -> Iterator[str]:
-    """Yield the names whose values go into a node."""
-    return _names(node, VALUES.get(node.op_type) if node.domain in DOMAINS else None)
-
-
-def _names(node: Any, count: int | None) -> Iterator[str]:
+def _names(node: Any, count: int | None = None) -> Iterator[str]:
+    """Yield the names that go into a node, the first `count` of its inputs and those of graphs inside it."""
     yield from node.input[:count]
     for graph in subgraphs(node):
         for inner in graph.node:
@@ -163,51 +154,43 @@ def _declared(entry: Any) -> tuple[Axis, ...] | None:
     return axes or None
 
 
-def _literal(node: Any) -> Any:
-    """Return the tensor of a Constant node; None where it has none."""
-    for attribute in node.attribute:
-        if attribute.name == "value" and attribute.HasField("t"):
-            return attribute.t
-        if attribute.name in LITERALS:
-            field, dtype = LITERALS[attribute.name]
-            return library().numpy_helper.from_array(np.asarray(getattr(attribute, field), dtype))
-    return None
-
-
 def _constant(name: str, tensor: Any, constants: Constants) -> Value:
     """Return a constant, with its numbers if these are a few whole ones."""
-    numbers, few_axes = None, len(tensor.dims) < 2 and math.prod(tensor.dims) <= RANK
-    if few_axes and tensor.data_type in WHOLE:
+    numbers = None
+    if tensor.data_type in WHOLE and len(tensor.dims) < 2 and math.prod(tensor.dims) <= RANK:
         numbers = tuple((int(n), ()) for n in constants.values(name, tensor).ravel())
     return Value(name, tensor=tensor, root=name, numbers=numbers, parts=(tensor,))
 
 
 def _computed(node: Any, whole: Value, inputs: list[Value], constants: Constants) -> Value:
     """Return `whole`, the first output of a node, with all that follows from its inputs."""
-    attributes = {entry.name: entry for entry in node.attribute}
-    if node.op_type == "Constant":
-        tensor = _literal(node)
-        return whole if tensor is None else _constant(whole.name, tensor, constants)
+    operation = _Operation(node.op_type, {entry.name: entry for entry in node.attribute}, inputs)
+    attributes = operation.attributes
     if node.op_type == "ConstantOfShape":
         return whole._replace(parts=(attributes["value"].t if "value" in attributes else ZERO,))
-    if not inputs or (node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]):  # it is in training
+    if node.op_type == "Constant":
+        for name, entry in attributes.items():
+            if name == "value":
+                return _constant(whole.name, entry.t, constants)
+            if name in LITERALS:
+                array = np.asarray(library().helper.get_attribute_value(entry), LITERALS[name])
+                return _constant(whole.name, library().numpy_helper.from_array(array), constants)
+    training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
+    if not inputs or training or (node.op_type == "Cast" and operation.integer("to") not in NUMBERS):
         return whole
     first = inputs[0]
     if node.op_type == "Identity":
         return first
-    if node.op_type == "Cast" and attributes["to"].i not in NUMBERS:
-        return whole
-    operation = _Operation(node.op_type, attributes, inputs)
     axes, numbers = operation.axes(), operation.numbers()
+    parts: tuple[Any, ...] = ()
+    if node.op_type in KEEPING:
+        parts = first.parts or first.numbers or ()
+    elif node.op_type == "Concat" and all(one.parts for one in inputs) and len(inputs) == len(node.input):
+        parts = tuple(part for one in inputs for part in one.parts)
     if axes is not None and len(axes) <= RANK:
         whole = whole._replace(root=first.root, axes=axes)
-    if numbers is not None and len(numbers) <= RANK:
-        whole = whole._replace(numbers=numbers)
-    if node.op_type in KEEPING:
-        whole = whole._replace(parts=first.parts or first.numbers or ())
-    elif node.op_type == "Concat" and all(one.parts for one in inputs) and len(inputs) == len(node.input):
-        whole = whole._replace(parts=tuple(part for one in inputs for part in one.parts)[: 2 * RANK])
-    return whole
+    few_numbers = numbers if numbers is not None and len(numbers) <= RANK else None
+    return whole._replace(numbers=few_numbers, parts=parts if len(parts) <= RANK else ())
 
 
 class _Operation(NamedTuple):
@@ -249,7 +232,7 @@ class _Operation(NamedTuple):
 
     def _reshaped(self, axes: tuple[Axis, ...], sizes: list[Size]) -> tuple[Axis, ...] | None:
         factors = [factor for axis in axes for factor in axis]
-        if not self._integer("allowzero"):
+        if not self.integer("allowzero"):
             if any(n == ZERO and k >= len(axes) for k, n in enumerate(sizes)):
                 return None
             sizes = [size_of(axes[k]) if n == ZERO else n for k, n in enumerate(sizes)]
@@ -264,27 +247,26 @@ class _Operation(NamedTuple):
         """Return the whole numbers that a node computes from shapes and constants, None if they are not known."""
         first, *others = self.inputs
         if self.op_type == "Shape" and first.axes is not None:
-            return tuple(map(size_of, first.axes))[self._integer("start") : self._integer("end")]
+            return tuple(map(size_of, first.axes))[self.integer("start") : self.integer("end")]
         own = first.numbers
         if own is None or any(one.numbers is None for one in others):
             return None
         match self.op_type:
-            case "Concat" if self._integer("axis") == 0:
+            case "Concat" if self.integer("axis") == 0:
                 return own + tuple(n for one in others for n in one.numbers or ())
-            case "Mul" if len(own) == len(others[0].numbers or ()) == 1:
-                (n, more), (m, others_open) = own[0], (others[0].numbers or ())[0]
-                known = abs(n * m) < 2**63 and len(more + others_open) <= RANK
-                return ((n * m, tuple(sorted(more + others_open))),) if known else None
-            case "Gather" if not self._integer("axis"):
+            case "Mul" if len(others) == len(own) == len(others[0].numbers or ()) == 1:
+                (n, unknown), (m, more) = own[0], (others[0].numbers or ())[0]
+                known = abs(n * m) < 2**63 and len(unknown + more) <= RANK
+                return ((n * m, tuple(sorted(unknown + more))),) if known else None
+            case "Gather" if not self.integer("axis"):
                 places = self._integers(1)
                 return tuple(own[k] for k in places) if all(-len(own) <= k < len(own) for k in places) else None
             case "Slice":
                 starts, ends = self._integers(1, "starts"), self._integers(2, "ends")
                 along, steps = self._integers(3, "axes", [0]), self._integers(4, "steps", [1])
-                if [len(starts), len(ends), along, len(steps)] != [1, 1, [0], 1] or steps == [0]:
-                    return None
-                return own[starts[0] : ends[0] : steps[0]]
-            case "Cast" if self._integer("to") in WHOLE:
+                one = (len(starts), len(ends), along, steps) == (1, 1, [0], [1])
+                return own[starts[0] : ends[0]] if one else None
+            case "Cast" if self.integer("to") in WHOLE:
                 return own
             case "Reshape" if others and others[0].numbers == (REST,):
                 return own
@@ -295,10 +277,11 @@ class _Operation(NamedTuple):
     def _integers(self, position: int, attribute: str = "", default: Sequence[int] = ()) -> list[int]:
         """Return whole numbers that are an input, or an attribute in older opsets; empty if they are not known."""
         if len(self.inputs) > position and self.inputs[position].name:
-            return [n for n, unknown in self.inputs[position].numbers or () if not unknown]
+            numbers = self.inputs[position].numbers or ()
+            return [] if any(unknown for _, unknown in numbers) else [n for n, _ in numbers]
         return list(self.attributes[attribute].ints[: RANK + 1] if attribute in self.attributes else default)
 
-    def _integer(self, attribute: str) -> int | None:
+    def integer(self, attribute: str) -> int | None:
         """Return an attribute that is a whole number, None if it is not there."""
         return int(self.attributes[attribute].i) if attribute in self.attributes else None
 

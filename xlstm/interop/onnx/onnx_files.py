@@ -7,6 +7,7 @@ counted before protobuf reads it. Sizes of tensors are compared with the bytes t
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,6 @@ LARGEST = 2**31 - 1  # bytes of a protobuf message
 FIELDS, SPACING = 200_000, 100  # a file may have so many fields, or one for so many of its bytes
 RANK = 8  # axes of a tensor, more than a recurrent layer has anywhere
 SHARED = 32 << 20  # bytes that nodes which share their weights may take beyond what is there
-LONGEST_PATH = 1000  # characters of the name of external data
 TYPES = ("FLOAT", "INT32", "INT64", "FLOAT16", "DOUBLE")
 
 
@@ -131,24 +131,21 @@ class Constants:
         def refuse(problem: str, expected: str) -> NoReturn:
             raise ValueError(f"{what} is external data {problem}, expected {expected}")
 
-        def whole(key: str, default: int) -> int:
-            text = about.get(key, str(default))
-            if not (text.removeprefix("-").isdecimal() and len(text) <= 20):
-                refuse(f"with {key} {shown(text)}", "a whole number")
-            return int(text)
-
         about = {entry.key: str(entry.value) for entry in tensor.external_data}  # bytes, where it is no text
         location = about.get("location", "")
         if self._folder is None:
             refuse(f"in {shown(location)}", "a model with its path, so that the file can be found")
-        home, parts = self._folder.resolve(), location.split("/")
-        plain = len(location) <= LONGEST_PATH and not set("\\:\0") & set(location) and not {"", ".", ".."} & set(parts)
-        path = home.joinpath(*parts) if plain else home
-        if not plain or not path.resolve().is_relative_to(home):
+        home, path = self._folder.resolve(), self._folder
+        if re.fullmatch(r"[^\\:\0]{1,1000}", location):
+            path = self._folder.joinpath(location).resolve()
+        if path == self._folder or not path.is_relative_to(home):
             refuse(f"in {shown(location)}", "a relative path inside the model's folder")
         if not path.is_file():
             raise FileNotFoundError(f"{what} is external data in {shown(location)}, which is no file")
-        there, offset, length = path.stat().st_size, whole("offset", 0), whole("length", size)
+        for key in ("offset", "length"):
+            if not re.fullmatch(r"-?\d{1,20}", about.setdefault(key, str(size if key == "length" else 0)), re.ASCII):
+                refuse(f"with {key} {shown(about[key])}", "a whole number")
+        there, offset, length = path.stat().st_size, int(about["offset"]), int(about["length"])
         if length != size:
             refuse(f"of {length} bytes", f"{size} for shape {tuple(tensor.dims)}")
         if offset < 0 or offset + size > there:

@@ -110,8 +110,8 @@ def from_onnx(
         found = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
         raise ValueError(f"{where}: {found} make no stack{expected}; {error}") from None
-    turned = values[stack[0].inputs["X"]].node
-    turned = turned is not None and turned.op_type == "Transpose" and list(turned.attribute[0].ints) == [1, 0, 2]
+    source = values.get(stack[0].inputs["X"], Value("")).node
+    turned = getattr(source, "op_type", "") == "Transpose" and [1, 0, 2] in [list(a.ints) for a in source.attribute]
     batch_first = stack[0].batch_first or (node is None and turned)
     layer, params = stacked(where, names, [one.layer(batch_first, constants) for one in stack])
     one_dtype(where, params, ValueError)
@@ -148,12 +148,9 @@ def _chosen(where: str, graph: Any, node: str | Sequence[str] | None) -> list[in
         chosen = list(nodes)
     else:
         wanted = [node] if isinstance(node, str) else list(node)
-        unknown = [name for name in wanted if name not in names]
-        if unknown or not wanted:
-            raise ValueError(f"{where}: node {shown(unknown or wanted)} is none of {few(names)}")
-        for name in wanted:
-            if names.count(name) > 1 or wanted.count(name) > 1:
-                raise ValueError(f"{where}: node {shown(name)} is not one node, expected names of one node each")
+        for name in wanted or [""]:
+            if names.count(name) != 1 or wanted.count(name) != 1:
+                raise ValueError(f"{where}: node {shown(name)} is not one of {few(names)}, each named once")
         chosen = [k for name in wanted for k, one in nodes.items() if one == name]
     if len(chosen) > LAYERS:
         raise ValueError(f"{where}: a stack of {len(chosen)} recurrent nodes, expected {LAYERS} at most")

@@ -9,8 +9,8 @@ from typing import Any
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.engines import engine
-from xlstm.engines.segments import Widths
-from xlstm.engines.step import Step
+from xlstm.engines.cell_step import Step
+from xlstm.engines.tape import Widths
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, Array, Graph
 from xlstm.interop.onnx.onnx_files import library

@@ -13,7 +13,7 @@ from xlstm.arrays.namespace import Array, Params
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
-from xlstm.engines.step import Masks, Step
+from xlstm.engines.cell_step import Masks, Step
 from xlstm.layers import initializers
 from xlstm.layers.blocks.block import MixerBlock, widened
 from xlstm.layers.blocks.feedforward import GatedFeedForward

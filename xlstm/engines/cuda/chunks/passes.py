@@ -18,54 +18,21 @@ from xlstm.cells.denominator import limit_of
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import MMA, TF32, told
-from xlstm.engines.cuda.chunks.source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
+from xlstm.engines.cuda.chunks.chunk_source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
 from xlstm.engines.cuda.kernels import contiguous
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N, ...) with any strides
 POINTERS = (
-    *(
-        "C0",
-        "n0",
-        "m0",
-        "logf",
-        "read",
-        "write",
-        "keep",
-        "b",
-        "w",
-        "most",
-        "r",
-        "m",
-        "C",
-        "n",
-        "end_C",
-        "end_n",
-        "end_m",
-    ),
-    *(
-        "s",
-        "den",
-        "h",
-        "dh_h",
-        "ds",
-        "dend_C",
-        "dend_n",
-        "dC",
-        "dn",
-        "dC0",
-        "dn0",
-        "dm0",
-        "inner",
-        "dq",
-        "dk",
-        "dv",
-        "dw",
-    ),
-    *("dend_m", "dm", "more_w", "more_b", "more_m", "di", "df"),
+    "C0 n0 m0 logf read write keep b w most r m C n end_C end_n end_m s den h dh_h ds dend_C dend_n dC dn dC0 dn0 dm0 "
+    "inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 NUMBERS = ("T", "groups", "chunks")
 ARRAYS = np.dtype(
-    [*((name, "i8", (4,)) for name in VIEWS), *((name, "u8") for name in POINTERS), *((name, "i8") for name in NUMBERS)]
+    [
+        *((name, "i8", (4,)) for name in VIEWS),
+        *((name, "u8") for name in POINTERS.split()),
+        *((name, "i8") for name in NUMBERS),
+    ]
 )
 
 

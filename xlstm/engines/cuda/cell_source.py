@@ -16,7 +16,7 @@ from xlstm.arrays import device
 from xlstm.arrays.rows import SYNC
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
-from xlstm.tracing.rows import RowWriter
+from xlstm.tracing.reductions import RowWriter
 from xlstm.tracing.symbols import trace
 from xlstm.tracing.writers import C
 

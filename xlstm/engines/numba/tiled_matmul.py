@@ -16,8 +16,8 @@ import numpy as np
 from xlstm.arrays import matmul
 from xlstm.arrays.namespace import Array
 from xlstm.engines.numba import jit
+from xlstm.engines.numba.packed_products import NARROW, products
 from xlstm.engines.numba.team import Call, address, share
-from xlstm.engines.numba.weights import NARROW, products
 
 DTYPES = {np.dtype("float32"): "float32", np.dtype("float64"): "float64"}
 SMALL = 1 << 16  # multiplications below which NumPy's call costs less

@@ -1,17 +1,19 @@
-"""Weights as compiled loops take them, packed, and products over all steps."""
+"""Packed matrices for compiled loops: the weights of a pass, and products over all steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from ctypes import addressof, c_char
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array
-from xlstm.engines.numba.team import Call, address, share
-from xlstm.engines.step import Step
+from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
+from xlstm.engines.cell_step import Step
+from xlstm.engines.numba.team import Call, share
 
+NONE = {dtype: np.empty((1, 0, 0, 0), dtype) for dtype in (SINGLE, DOUBLE)}
 DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
@@ -21,29 +23,37 @@ COPY = 32  # multiplications that take as long as to copy a number
 ROWS, SLIVERS, BLOCK, MANY = 24, 4, 96, 1024
 
 
-def for_inputs(step: Step, compiled: ModuleType, units: tuple[int, int]) -> Array:
-    """Return Wx of the units from a first to a last one for products with x, (slivers of all gates, D, columns).
+def units_of(step: Step, parts: int) -> list[tuple[int, int]]:
+    """Return the first of the units of each part of the heads, and their end."""
+    heads = step.Wh.shape[1] if step.heads else 1
+    K = step.H // heads
+    return [(K * (heads * k // parts), K * (heads * (k + 1) // parts)) for k in range(parts)]
 
-    It is empty where x are the products already.
+
+def for_states(step: Step, compiled: ModuleType, shares: tuple[int, int, int]) -> list[Any]:
+    """Return the weights of `loops.forward`, Vx, Wx, V and Wh, for each part of the heads.
+
+    If no thread needs the weights of another one, the threads pack them. Vx and Wx are empty where x are the products
+    already.
     """
-    if "Wx" not in step.w:
-        return np.empty((0, 0, 0), step.Wh.dtype)
-    W = step.w["Wx"].reshape(step.G, 1, step.H, -1)[:, :, slice(*units)]
-    return _packed(compiled, compiled.pack_transposed, W, W.shape[2])
-
-
-def for_states(step: Step, compiled: ModuleType, apart: bool) -> tuple[Array, Array]:
-    """Return W and Wh of `loops.forward`: W is empty, and Wh packed, (heads, slivers of all gates, K, columns).
-
-    If no thread needs the heads of another one, the threads pack them `apart`: then W has the weights, and Wh is room.
-    """
-    W = _by_head(step)
-    G, heads, K, _ = W.shape
+    (parts, heads, size), columns, x, found = shares, compiled.COLUMNS, step.w.get("Wx"), list[Any]()
+    V = contiguous(step.Wh if step.heads else step.Wh.reshape(step.G, 1, step.H, step.H))
+    none, (G, N, K, _), apart = NONE[V.dtype], V.shape, parts * size == 1
     if apart:
-        W, packed = contiguous(W), _aligned(G * heads * -(-K // compiled.COLUMNS), K, compiled.COLUMNS, W.dtype)
+        Wh = _aligned(G * N * -(-K // columns), K, columns, V.dtype)
     else:
-        W, packed = np.empty((0, 0, 0, 0), W.dtype), _packed(compiled, compiled.pack_transposed, W, K)
-    return W, packed.reshape(heads, -1, *packed.shape[1:])
+        Wh, V = _packed(compiled, compiled.pack_transposed, V, K), none
+    Wh = Wh.reshape(N, -1, K, columns)
+    for low, high in ((0, step.H),) if heads == 1 else units_of(step, heads):
+        Vx, Wx, n = none, none[0], high - low
+        if x is not None:
+            Vx = contiguous(x.reshape(G, 1, step.H, -1)[:, :, low:high])
+            if apart:
+                Wx = _aligned(G * -(-n // columns), Vx.shape[3], columns, V.dtype)
+            else:
+                Vx, Wx = none, _packed(compiled, compiled.pack_transposed, Vx, n)
+        found.append((Vx, Wx, V, Wh))
+    return found
 
 
 def for_gradients(step: Step, compiled: ModuleType) -> Array:
@@ -51,16 +61,9 @@ def for_gradients(step: Step, compiled: ModuleType) -> Array:
 
     With several heads it is for those of one head and gate, (heads, G, slivers, K, columns).
     """
-    W = _by_head(step)
-    if not step.heads:
-        W = W.reshape(1, 1, step.R, step.H)
+    W = step.Wh if step.heads else step.Wh.reshape(1, 1, step.R, step.H)
     packed = _packed(compiled, compiled.pack, W, W.shape[3])
     return packed.reshape(W.shape[1], W.shape[0], -1, *packed.shape[1:])
-
-
-def _by_head(step: Step) -> Array:
-    """Return Wh by gates and heads, (G, heads, K, K)."""
-    return step.Wh if step.heads else step.Wh.reshape(step.G, 1, step.H, step.H)
 
 
 def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
@@ -74,7 +77,7 @@ def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array
 def _aligned(slivers: int, K: int, columns: int, dtype: np.dtype[Any]) -> Array:
     """Return an array with any contents, which begins with a cache line."""
     room = np.empty(slivers * K * columns * dtype.itemsize + LINE, np.uint8)
-    return np.ndarray((slivers, K, columns), dtype, room, -address(room) % LINE)
+    return np.ndarray((slivers, K, columns), dtype, room, -addressof(c_char.from_buffer(room.data)) % LINE)
 
 
 def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:

@@ -14,7 +14,6 @@ from xlstm.arrays.matmul import matmul, product
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.engines.segments import reshape
 
 
 class Masks(NamedTuple):
@@ -55,6 +54,8 @@ class Step:
         self.Whr = w.get("Whr")
         self.H = self.P if self.Whr is None else self.Whr.shape[1]
         self.b, self.bh = w.get("b"), w.get("bh")
+        biases = () if self.b is None else ("b",)
+        self.added = biases if self.bh is None else (*biases, "bh")  # the biases that there are
         self.zoneout = bool(masks.zoneout) and any(share is not None for share in masks.zoneout)
         # Nothing but the cell and the product of h.
         self.bare = not self.zoneout and masks.drop is None and self.Whr is None and "gh" not in w
@@ -76,13 +77,6 @@ class Step:
     def own_rows(self) -> tuple[tuple[str, int | None], ...]:
         """Names of the own parameters, and their rows, None for one without that axis."""
         return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
-
-    @property
-    def added(self) -> tuple[str, ...]:
-        """The biases that there are among b and bh."""
-        if self.bh is None:
-            return () if self.b is None else ("b",)
-        return ("bh",) if self.b is None else ("b", "bh")
 
     @property
     def obstacle(self) -> str:
@@ -145,6 +139,13 @@ class Step:
             return reshape(self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))
         dh = self._times(WT, da)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
+
+
+def reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape by the method, where the library has one: it takes a quarter of the time, and runs once a step."""
+    if hasattr(array, "reshape"):
+        return array.reshape(shape)
+    return array.__array_namespace__().reshape(array, shape)
 
 
 def _no_weights(xp: Namespace, Wx: Array, G: int) -> Array:

@@ -1,0 +1,331 @@
+"""The engine for NumPy arrays: the time loop of a cell, compiled; how threads share a pass, and what it keeps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from ctypes import addressof, c_char
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import cores, fuse
+from xlstm.arrays import matmul as array_products
+from xlstm.arrays.namespace import Array, Params
+from xlstm.engines.cell_step import Step
+from xlstm.engines.numba import chains, codegen, jit, tiled_matmul
+from xlstm.engines.numba.codegen import Kernel, Kernels
+from xlstm.engines.numba.packed_products import contiguous, for_gradients, for_states, products, units_of
+from xlstm.engines.numba.team import address, together
+from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
+
+# Rows of x whose products are made at once: of several steps, where a step has few.
+ROWS = 48
+# A thread has at least so many multiplications at a step, some 5 us, beside which waiting for the others is little.
+STEP = 1 << 19
+# Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
+# core, and nothing goes from one to another. With more of them they share the products of each step.
+NEAR, COLUMNS = 1 << 20, 8
+# Multiplications of a pass from which on threads share it: to wake one costs as much as some millions.
+LARGE = 10**7
+LINE = 8  # numbers of a cache line: threads that count in one wait for each other
+# Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the products of a larger one
+# on all cores.
+SMALL = 10**6
+DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
+NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in DTYPES}
+
+
+class Numba:
+    """Runs loops that Numba compiled from a cell's trace."""
+
+    name = "numba"
+
+    def __reduce__(self) -> str:
+        """Copy and pickle it as the one there is."""
+        return "NUMBA"
+
+    def refuses(self, step: Step, widths: Widths) -> str:
+        """Return why it cannot run a step, or ""."""
+        if step.xp is not np:
+            return "it runs NumPy arrays"
+        if not jit.enabled():
+            return f"{jit.VARIABLE} is 0, or Numba is not installed"
+        if step.obstacle:
+            return f"no compiled loop does {step.obstacle}"
+        if step.Wh.dtype not in DTYPES:
+            return f"no compiled loop has {step.Wh.dtype}"
+        step.compiled = kernels(step)
+        return "" if step.compiled else "the cell is not element by element"
+
+    def forward(
+        self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
+    ) -> tuple[Array, list[Array], Tape]:
+        """Run all steps; see `Engine`."""
+        tape = NumbaTape(self, step, widths, x, state[0])
+        return tape.y, with_idle(np, tape.forward(state, keep), state, tape.first), tape
+
+    def backward(self, tape: Any, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+        """Differentiate all steps; see `Engine`."""
+        found, start = tape.backward(dy, dstate)
+        return found, with_idle(np, start, dstate, tape.first)
+
+    def stream(self, step: Step) -> Stream | None:
+        """Return the compiled single step of a layer, whose first step this is, or None where the reference is to run.
+
+        In a large layer a step is little but products, which BLAS computes on all cores.
+        """
+        small = not step.heads and "Wx" in step.w and step.R * step.P <= SMALL
+        return Stream(step) if small and not self.refuses(step, ()) else None
+
+
+class NumbaTape(Tape):
+    """A pass over one layer and direction: it makes the arrays, runs the loops, and keeps what they wrote.
+
+    Attributes
+    ----------
+    carry : dict of str to array (n + N, H)
+        The states but h, in rows as `hs` has them; none are kept of inference.
+    saved : dict of str to array (rows, N, H) or (N, H)
+        Arrays that the cell saved.
+    shares : Division
+    """
+
+    def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
+        super().__init__(engine, step, widths, x, h0)
+        self.x = contiguous(x)
+        self.carry: dict[str, Array] = {}
+        self.saved: dict[str, Array] = {}
+        self.starts = starts_of(tuple(widths))
+        self.shares = division(step.Wh.size, self.first, self.starts.size - 1, step.Wh.shape[1] if step.heads else 1)
+
+    @property
+    def kernels(self) -> Kernels:
+        """The compiled loops of the cell, which a copy looks up again."""
+        found: Kernels = self.step.compiled or kernels(self.step)
+        return found
+
+    def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
+        """Run all steps; return the state of each sequence of the first step at its own end."""
+        step, lean = self.step, keep == "nothing"
+        found: Kernels = step.compiled or kernels(step)
+        kernel = found.forward if keep == "all" else found.lean
+        H, G, first, N, dtype = step.H, step.G, self.first, self.x.shape[0], self.x.dtype
+        for name, start in zip(found.step.carried, state[1:], strict=True):
+            self.carry[name] = room = np.empty((2 * first if lean else first + N, H), dtype)
+            room[:first] = start[:, :first].T
+        if keep == "all":
+            for name, rows in found.step.saved.items():
+                self.saved[name] = np.empty((N, H) if rows is None else (rows, N, H), dtype)
+        zx, zh = np.empty((G, max(first, min(N, ROWS)) * H), dtype), np.empty((G, first * H), dtype)
+        given = for_states(step, kernel.loops, self.shares)
+        for k, weights in enumerate(given):
+            given[k] = self.x, self.hs, self.starts, *weights, zx, zh, lean
+        self._run(kernel, "forward", given, {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved})
+        if len(self.widths) == 1:  # the rows of `hs` and `carry` with the state of each sequence at its own end
+            at = N
+            place = (self.starts.size - 1) % 2 * first if lean else at
+            ends: Any = slice(at, at + first)
+            places: Any = slice(place, place + first)
+        else:
+            sequences, n = np.arange(first), np.diff(self.starts)
+            last = n.size - 1 - np.searchsorted(n[::-1], sequences, side="right")
+            ends = first + self.starts[last] + sequences
+            places = (last + 1) % 2 * first + sequences if lean else ends
+        after = [self.hs[ends].T, *[c[places].T for c in self.carry.values()]]
+        if lean:
+            self.carry = {}
+        return after
+
+    def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
+        """Differentiate all steps; return the gradients of every step, and those of the initial state."""
+        step, first, found, kernels = self.step, self.first, Gradients(self), self.kernels
+        N, dtype = self.x.shape[0], self.x.dtype
+        dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
+        dZ = np.empty((N, step.R), dtype)
+        found.arrays["zx"], dQ = dZ.T, NO_ROWS[dtype]
+        dz = dzh = np.empty((step.G, first * step.H), dtype)
+        if kernels.apart:
+            dQ, dzh = np.empty_like(dZ), np.empty_like(dz)
+            found.arrays["zh"] = dQ.T
+        dy = NO_ROWS[dtype] if dy is None else contiguous(dy)
+        arrays = {"dz": dz, "dzh": dzh, "dh0": dh, "dh": dh, **self.carry, **self._whole()}
+        arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
+        W = for_gradients(step, kernels.backward.loops)
+        given = [(dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, dh.reshape(-1))] * self.shares.heads
+        self._run(kernels.backward, "backward", given, arrays)
+        return found, [d.T for d in (dh, *dcarry)]
+
+    def _run(self, kernel: Kernel, loop: str, given: Sequence[tuple[Any, ...]], arrays: dict[str, Array]) -> None:
+        """Run a loop on as many threads as its steps are worth; `arrays` has those of the step by name.
+
+        `given` has the loop's own arguments for each part of the heads.
+        """
+        steps, step, first, (parts, heads, size) = self.starts.size - 1, self.step, self.first, self.shares
+        if steps == 0:
+            return
+        arrays.update(constants(step, first))
+        loops = kernel.loops
+        call, own = getattr(loops, loop), (loops.PRODUCT, loops.step_address())
+        table = entered(list(map(arrays.__getitem__, kernel.arrays)), kernel.rows)
+        numbers = np.array(list(map(step.cell.numbers.__getitem__, kernel.numbers)), np.float64)
+        if parts == heads == size == 1:
+            call(*own, 0, 1, 0, first, 0, step.H, np.zeros(2, np.int64), table, numbers, *given[0])
+        elif parts == heads == 1:
+            counts = np.zeros(2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)  # of both parts of every step
+            shared = (size, 0, first, 0, step.H, counts, table, numbers, *given[0])
+            together(call, [(*own, k, *shared) for k in range(size)])
+        else:
+            pairs = itertools.product(spans(self.widths, parts), units_of(step, heads))
+            each = [(*own, 0, 1, *span, *units, np.zeros(2, np.int64), table, numbers) for span, units in pairs]
+            together(call, [(*one, *given[k % heads]) for k, one in enumerate(each)])
+
+    def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
+        """Return the products a @ b of matrices, each over all steps."""
+        return products(self.kernels.backward.loops, pairs)
+
+    @property
+    def segments(self) -> list[Kept]:
+        """The kept values by segments; those of the cell are made again where they were not kept."""
+        return list(self._segments())
+
+    def _segments(self) -> Iterator[Kept]:
+        first, H = self.first, self.step.H
+        for segment in segments(self.widths):
+            k, n, at = segment
+            before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
+            carry = []
+            for c in self.carry.values():
+                rows = slice(first + at, first + at + k * n)
+                whole = (
+                    c[before : rows.stop]
+                    if rows.start == before + n
+                    else np.concatenate((c[before : before + n], c[rows]))
+                )
+                carry.append(whole.reshape(k + 1, n, H).swapaxes(1, 2))
+            saved = None
+            if self.saved:
+                steps = {name: a[..., at : at + k * n, :] for name, a in self.saved.items()}
+                steps = {name: a.reshape(*a.shape[:-2], k, n, H) for name, a in steps.items()}
+                saved = self.kernels.step.restore(
+                    {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
+                )
+            yield self.complete(Kept(segment, carry, saved))
+
+    def _whole(self) -> dict[str, Array]:
+        """Return what the cell saved, which is made again where it was not kept."""
+        if self.saved or not self.kernels.step.saved:
+            return self.saved
+        H, N = self.step.H, self.x.shape[0]
+        rows = self.kernels.step.saved
+        made = {name: np.empty((N, H) if r is None else (r, N, H), self.x.dtype) for name, r in rows.items()}
+        for kept in self._segments():
+            k, n, at = kept.segment.k, kept.segment.n, kept.segment.at
+            for name, a in kept.saved._asdict().items():
+                if a is not None:
+                    a = np.moveaxis(a.swapaxes(-1, -2), 0, -3)
+                    made[f"s_{name}"][..., at : at + k * n, :] = a.reshape(*a.shape[:-3], k * n, H)
+        return made
+
+
+class Division(NamedTuple):
+    """How threads divide a pass: into how many parts of the batch and of the heads, or how many share each step."""
+
+    parts: int = 1
+    heads: int = 1
+    size: int = 1
+
+
+def division(weights: int, sequences: int, steps: int, heads: int) -> Division:
+    """Return how threads divide a pass of a layer with so many recurrent weights."""
+    most, work = cores.given(), weights * sequences  # raises an error of the setting, however small the work is
+    if work * steps <= LARGE:
+        return Division()
+    most = most or cores.usable()
+    if heads > 1:  # each thread has the weights of its heads alone
+        heads = min(heads, most)
+        return Division(max(1, min(most // heads, sequences // COLUMNS)), heads)
+    parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
+    return Division(parts) if parts > 1 else Division(size=min(most, max(1, work // STEP)))
+
+
+def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
+    """Divide the sequences into at most `parts` ranges of about equal work; return the first and the end of each."""
+    B = widths[0][1]
+    if len(widths) == 1:
+        cuts = [B * part // parts for part in range(parts + 1)]
+    else:
+        steps = np.zeros(B, dtype=np.int64)  # of each sequence
+        for k, n in widths:
+            steps[:n] += k
+        work = np.cumsum(steps)
+        ends = np.searchsorted(work, work[-1] * np.arange(1, parts) / parts) + 1
+        cuts = [0, *np.minimum(ends, B).tolist(), B]
+    return list(itertools.pairwise(sorted(set(cuts))))
+
+
+def entered(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
+    """Return the table of a step, (arrays, 2): the address of each array, which must outlive it, and a row's length."""
+    table = np.empty((len(arrays), 2), np.int64)
+    for k, (a, count) in enumerate(zip(arrays, rows, strict=True)):
+        try:
+            table[k] = addressof(c_char.from_buffer(a)), a.size // count
+        except (TypeError, ValueError):  # it is read-only
+            table[k] = address(a), a.size // count
+    return table
+
+
+def constants(step: Step, n: int) -> dict[str, Any]:
+    """Return the parameters that a cell uses beside its units, once for each of n sequences: (rows, n, H) or (n, H)."""
+    given = {}
+    for name in (*step.added, *step.own):
+        p = step.w[name].reshape(step.G, step.H) if name in step.added else step.own[name][..., 0]
+        given[name] = room = np.empty((*p.shape[:-1], n, step.H), p.dtype)
+        room[...] = p[..., None, :]
+    return given
+
+
+def kernels(step: Step) -> Any:
+    """Return the compiled loops of a step, or None where there are none."""
+    return codegen.kernels(step.cell, DTYPES[step.Wh.dtype], step.own_rows, step.added)
+
+
+class Stream:
+    """The compiled step of one sequence in a layer in one direction, as in a stream.
+
+    A small step takes as long as some twenty calls of Python functions around it. So what does not depend on the arrays
+    is looked up once for a layer and dtype: the compiled code, the order of its arguments, and their shapes.
+
+    Parameters
+    ----------
+    step : Step
+        The first step, which Numba does not refuse. Arrays have its shapes, and none are kept.
+    """
+
+    def __init__(self, step: Step) -> None:
+        found, given = step.compiled or kernels(step), constants(step, 1)
+        self.cell, self.H, self.Wh = step.cell, step.H, step.Wh.shape
+        self.loop = found.lean.loops.forward_step
+        # The loop takes the products and the states, then vectors of units such as biases, then numbers.
+        names = found.lean.arrays[3 + len(found.step.carried) :]
+        self.vectors = [(name, (*given[name].shape[:-2], self.H)) for name in names]
+        self.numbers = [step.cell.numbers[name] for name in found.lean.numbers]
+
+    def __call__(self, w: Params, x: Array, state: Sequence[Array]) -> list[Array]:
+        """Return the state (1, H) after a step, from weights by their last names, x (1, D) and the state before it."""
+        w, H = self.cell.weights(np, w), self.H
+        rooms = []  # each has a state before the step, and then the one after it
+        for s in state:
+            room = np.empty(2 * H, x.dtype)
+            room[:H] = s
+            rooms.append(room)
+        vectors = [contiguous(w[name]).reshape(shape) for name, shape in self.vectors]
+        Wh = contiguous(w["Wh"]).reshape(self.Wh) if "Wh" in w else np.zeros(self.Wh, x.dtype)
+        self.loop(contiguous(x), contiguous(w["Wx"]), Wh, *rooms, *vectors, *self.numbers)
+        return [room[None, H:] for room in rooms]
+
+
+NUMBA = Numba()
+fuse.loops = chains.run
+array_products.compiled = tiled_matmul.run
+array_products.compiled_into = tiled_matmul.run_into
