@@ -145,23 +145,11 @@ class Row:
 
 
 def bench(
-    layers: Annotated[
-        list[str] | None,
-        Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or a cell of --import."),
-    ] = None,
-    size: Annotated[
-        list[Size] | None,
-        Option(parser=Size.of, metavar="T,B,D,H", help="Repeatable; five by default."),
-    ] = None,
+    layers: Annotated[list[str] | None, Argument(help="lstm, gru, rnn, slstm, mlstm, xlstm, or imported.")] = None,
+    size: Annotated[list[Size] | None, Option(parser=Size.of, metavar="T,B,D,H", help="May be repeated.")] = None,
     dtype: Annotated[list[str] | None, Option(help="float32, float64 or float16, repeatable.")] = None,
-    backends: Annotated[
-        list[str] | None,
-        Option("--backend", help="numpy, cupy, torch, torch.nn; the first is the measure."),
-    ] = None,
-    files: Annotated[
-        list[Path] | None,
-        Option("--import", metavar="FILE", help="Python file that registers cells."),
-    ] = None,
+    backends: Annotated[list[str] | None, Option("--backend", help="numpy, cupy, torch or torch.nn.")] = None,
+    files: Annotated[list[Path] | None, Option("--import", help="Python file that registers cells.")] = None,
     inference: Annotated[bool, Option("--inference", help="A forward pass only, which keeps nothing.")] = False,
     rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
     results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
@@ -170,6 +158,7 @@ def bench(
     """Compare backends and torch.nn on this machine: time, speed and memory of layers forward and backward.
 
     They run side by side, in turn. From which size on another backend is faster than the first is said at the end.
+    Options for layers, sizes, dtypes, backends and files may be repeated.
     """
     for file in files or ():
         load(file)
@@ -218,16 +207,14 @@ def load(path: Path) -> None:
 
     Raises
     ------
-    OSError
-        The file cannot be read.
-    ImportError
-        It fails; the message names the error.
+    FileNotFoundError, ImportError
+        There is no such file, or it fails; the message names the error.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: No such file or directory")
     try:
         runpy.run_path(str(path), run_name=f"xlstm_bench_{path.stem}")
     except (Exception, SystemExit) as error:
-        if isinstance(error, OSError) and error.filename == str(path):
-            raise
         raise ImportError(f"import: {path} fails, {type(error).__name__}: {error}") from error
 
 

@@ -9,8 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer import Option
@@ -53,11 +52,8 @@ ColumnOption = Annotated[str | None, Option("--column", help="Column to forecast
 TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
-ConfigOption = Annotated[
-    Path | None,
-    Option("--config", metavar="FILE", is_eager=True, callback=_config, help="TOML file of options."),
-]
-SaveConfigOption = Annotated[Path | None, Option("--save-config", metavar="FILE", help="Write options for --config.")]
+ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
+SaveConfigOption = Annotated[Path | None, Option("--save-config", help="Write the options to a TOML file.")]
 DateFormatOption = Annotated[
     str | None, Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
 ]
@@ -138,14 +134,15 @@ def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Comm
         own = dict(inspect.signature(command, eval_str=True).parameters)
         of_tables = own.pop("dialect", None) is not None
         own.pop("settings", None)
-        added: dict[str, tuple[Any, Any]] = dict(DIALECT) if of_tables else {}
+        added: dict[str, tuple[Any, Any]] = {}
         if estimator is not None:
-            own.setdefault("context", inspect.Parameter("context", KEYWORD, annotation=typer.Context))
             hints, parameters = get_type_hints(estimator.__init__), inspect.signature(estimator).parameters
-            for name in HELP.keys() & parameters.keys() - own.keys():
+            for name in [name for name in HELP if name in parameters and name not in own]:
                 default = parameters[name].default
                 added[name] = (_option(name, hints[name], default), default)
-            added = {name: added[name] for name in (*HELP, *DIALECT) if name in added} | TRAINING
+            added |= TRAINING
+        if of_tables:
+            added |= DIALECT
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
@@ -168,7 +165,7 @@ def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Comm
 
 def _option(name: str, hint: Any, default: Any) -> Any:
     """Return the option of a parameter, which is text where it may be text and other things."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = get_args(hint) or (hint,)
     kind = str if str in kinds else kinds[0]
     long = f"--{name.replace('_', '-')}"
     names = [f"{long}/--no-{long[2:]}"] if default is True else [long]

@@ -129,9 +129,7 @@ def train_classify(
     context: typer.Context,
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
     label: Annotated[str, Option(help="Column of labels.")],
-    sequence: Annotated[
-        str | None, Option(help="Column that names the sequence of a row, if not each row is one.")
-    ] = None,
+    sequence: Annotated[str | None, Option(help="Column of names of sequences, if a row is a step.")] = None,
     columns: Annotated[str | None, Option(help="Columns of features, A,B,C; all others if left out.")] = None,
     test_fraction: Annotated[float, Option(min=0, max=0.9, help="Share of sequences to hold out.")] = 0.2,
     output: OutputOption = Path("xlstm-classify"),
