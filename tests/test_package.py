@@ -71,28 +71,14 @@ def test_import_loads_nothing_heavy(tmp_path):
     assert not loaded & {*heavy, "threadpoolctl"}
 
 
-@pytest.mark.parametrize(
-    ("module", "needs"),
-    [
-        ("data.series_windows", "numpy"),
-        ("data.batches", "numpy"),
-        ("layers.recurrent", "numpy"),
-        ("layers.mlstm", "numpy"),
-        ("models.language", "numpy"),
-        ("estimators.forecaster", "numpy"),
-        ("interop.torch", "numpy"),
-        ("interop.keras", "h5py"),
-        ("interop.onnx.onnx_export", "onnxruntime"),
-        ("interop.onnx.onnx_import", "onnx"),
-        ("cells.activations", "numpy"),
-        ("training.optimizers", "numpy"),
-        ("training.steps", "numpy"),
-        ("testing", "numpy"),
-    ],
-)
-def test_examples_in_docstrings(module, needs):
-    pytest.importorskip(needs)
-    result = doctest.testmod(importlib.import_module(f"xlstm.{module}"))
+NEEDS = {"keras": "h5py", "onnx_export": "onnxruntime", "onnx_import": "onnx"}
+EXAMPLES = [path for path in sorted((ROOT / "xlstm").rglob("*.py")) if "    >>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings(path):
+    pytest.importorskip(NEEDS.get(path.stem, "numpy"))
+    result = doctest.testmod(importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)))
     assert result.attempted > 1
     assert result.failed == 0
 
