@@ -27,9 +27,9 @@ from bench.rows import OURS, PRECISIONS
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.memory import Memory
-from xlstm.layers.state import Span, complete
-from xlstm.recurrence.packing import Packing
+from xlstm.layers.matrix_memory import Memory
+from xlstm.layers.sequence import complete
+from xlstm.recurrence.packing import Packing, Span
 from xlstm.training import precision
 
 # B, heads, T, K, V: heads of xLSTM 7B, one long text of it, and a small model.

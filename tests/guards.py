@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.ma
 import pytest
 
 PAGE = mmap.PAGESIZE

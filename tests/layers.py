@@ -9,10 +9,9 @@ import numpy as np
 
 import xlstm
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.embedding import Embedding
-from xlstm.layers.linear import HeadwiseLinear
+from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.models import SequenceModel, TiRex, TiRex2
 

@@ -87,10 +87,6 @@ def results(layer, be, chosen, lengths=None, steps=T):
     dy = np.take(dy, chosen, on_y)
     if not getattr(layer, "last", False):
         dy = np.take(dy, range(steps), 1 - on_y)
-        if lengths is not None:  # past the end there is the bias of a model's head, which has a gradient
-            inside = np.arange(steps)[:, None] < lengths
-            inside = inside if on_y else inside.T
-            dy = dy * inside.reshape(*inside.shape, *(1,) * (dy.ndim - 2))
     dy = be.asarray(dy)
     if not isinstance(layer, SequenceLayer):
         y, saved = layer.forward(params, x)

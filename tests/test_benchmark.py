@@ -18,7 +18,7 @@ from xlstm.cli.app import app
 from xlstm.cli.bench import Case, Row, Size
 from xlstm.cli.timing import Timing, interleave
 from xlstm.estimators import plots
-from xlstm.layers import custom
+from xlstm.layers import recurrent
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
 SMALL = ("--size", "6,2,3,4", "--rounds", 1)
@@ -195,8 +195,8 @@ def test_sizes_are_drawn_by_their_work(tmp_path, monkeypatch):
 @pytest.fixture
 def unregistered(monkeypatch):
     """Without the cells that other tests register, whose names are those of the page of this test."""
-    builtin = {name: layer for name, layer in custom.LAYERS.items() if not hasattr(layer, "CELL")}
-    monkeypatch.setattr(custom, "LAYERS", builtin)
+    builtin = {name: layer for name, layer in recurrent.LAYERS.items() if not hasattr(layer, "CELL")}
+    monkeypatch.setattr(recurrent, "LAYERS", builtin)
     monkeypatch.setattr("xlstm.models.sequence.LAYERS", builtin)
 
 

@@ -75,17 +75,6 @@ def test_engines_agree(rng, monkeypatch, page, kind, B):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_steps_are_the_whole_sequence(rng, page, kind):
-    layer = make(page, kind, {"num_layers": 2})
-    params, x, state = layers.inputs_of(layer, make_backend("numpy"), rng, 4, 2)
-    y, (end,), _ = layer.forward(params, x, state)
-    for t in range(4):
-        one, state = layer.step(params, x[t], state)
-        np.testing.assert_allclose(one, y[t], rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(state[0], end, rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_files_and_copies(tmp_path, page, kind):
     layer = make(page, kind, {"num_layers": 2})
     params = layer.init(0, "numpy")

@@ -1,19 +1,17 @@
 """Language models: gradients, generation, sampling, files, the command line."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA, make_backend
+from tests.layers import EVERY
 from xlstm.arrays.convert import to_numpy
 from xlstm.cli import app as cli
-from xlstm.data import Batch, text
-from xlstm.models import language
+from xlstm.data import text
+from xlstm.models import TiRex, TiRex2, language
 from xlstm.models.language import Sampler
-from xlstm.training import loop, losses, optimizers
 
 STACK = xlstm.xLSTMStack(4, 2, [1], 2, ffn_proj_factor=0, chunk_size=3)
 MODELS = [
@@ -24,6 +22,7 @@ MODELS = [
     xlstm.xLSTMLanguageModel(xlstm.sLSTM(4, 4, num_heads=2), 5, tied=True),
     xlstm.xLSTMLanguageModel(xlstm.mLSTM(3, 4), 5),
 ]
+TIREX = [model for model in EVERY if isinstance(model, TiRex | TiRex2)]
 IDS = [f"{k}-{type(model.backbone).__name__}" for k, model in enumerate(MODELS)]
 
 
@@ -139,27 +138,7 @@ def test_sampling():
         sampler.draw(np.array([[0.0, np.nan]]))
 
 
-def test_training_learns_a_text():
-    """With the training loop, time first."""
-    sequence = np.tile([1, 2, 3, 4, 0], 9)
-
-    class Text:
-        def __len__(self):
-            return 40
-
-        def batches(self, rng=None):
-            for _ in range(len(self)):
-                yield Batch(x=sequence[:40, None], target=sequence[1:41, None], mask=None, fresh=True)
-
-    model = dataclasses.replace(MODELS[0], batch_first=False)
-    params = model.init(0, "numpy")
-    trained = loop.train(model, params, Text(), optimizers.adam(1e-2), epochs=2, loss=losses.cross_entropy)
-    assert trained.losses[-1] < 0.2 < trained.losses[0]
-    tokens, _ = model.generate(trained.params, [[1, 2, 3]], 6)
-    np.testing.assert_array_equal(tokens[0], [1, 2, 3, 4, 0, 1, 2, 3, 4])
-
-
-@pytest.mark.parametrize("model", [*MODELS, STACK, xlstm.mLSTM(2, 4, num_heads=2), xlstm.sLSTM(2, 4)], ids=repr)
+@pytest.mark.parametrize("model", [*MODELS, STACK, xlstm.mLSTM(2, 4, num_heads=2), xlstm.sLSTM(2, 4), *TIREX], ids=repr)
 def test_files(tmp_path, model):
     params = model.init(1, "numpy")
     xlstm.models.save(tmp_path / "model", model, params)

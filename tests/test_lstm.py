@@ -5,15 +5,12 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import xlstm
 from tests import layers
 from tests.conftest import make_backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells import lstm as cell
-from xlstm.engines import array_api
 
 inputs_of = functools.partial(layers.inputs_of, scale=1.0)
 check = functools.partial(layers.check, directions=2)
@@ -36,49 +33,6 @@ def test_cell_gradient(be, rng, shape):
         return dzx, dzh, dc0
 
     xlstm.gradcheck(forward, backward, (zx, zh, c0))
-
-
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("sizes", [(6, 3, 2, 4), (5, 1, 3, 2), (1, 2, 1, 3), (1, 1, 1, 1)])
-def test_gradient(be, rng, sizes, batch_first):
-    T, B, D, H = sizes
-    layer = xlstm.LSTM(D, H, batch_first=batch_first)
-    check(layer, *inputs_of(layer, be, rng, T, B))
-
-
-@settings(max_examples=30, deadline=None)
-@given(T=st.integers(1, 7), B=st.integers(1, 4), D=st.integers(1, 4), H=st.integers(1, 5), seed=st.integers(0, 99))
-def test_gradient_of_any_shape(T, B, D, H, seed):
-    layer = xlstm.LSTM(D, H)
-    check(layer, *inputs_of(layer, make_backend("numpy"), np.random.default_rng(seed), T, B))
-
-
-@pytest.mark.parametrize("block", [1, 40, 10**6], ids=["step by step", "blocks", "all at once"])
-def test_block_size_changes_nothing(monkeypatch, rng, block):
-    """The backward pass handles steps one by one, in blocks with a ragged first one, or all together."""
-    layer = xlstm.LSTM(2, 3)
-    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 1)
-    dy = rng.standard_normal((7, 1, 3))
-    _, _, saved = layer.forward(params, x, state)
-    expected = layer.backward(params, saved, dy)
-    monkeypatch.setattr(array_api, "DERIVED", block)
-    found = layer.backward(params, saved, dy)
-    for name, grad in expected[0].items():
-        np.testing.assert_array_equal(found[0][name], grad)
-    np.testing.assert_array_equal(found[1], expected[1])
-
-
-def test_missing_gradients_are_zero(be, rng):
-    layer = xlstm.LSTM(2, 3)
-    params, x, state = inputs_of(layer, be, rng, 4, 2)
-    y, _, saved = layer.forward(params, x, state)
-    dh = be.asarray(rng.standard_normal((1, 2, 3)))
-    zero = be.xp.zeros_like(dh)
-    expected = layer.backward(params, saved, be.xp.zeros_like(y), (dh, zero))
-    found = layer.backward(params, saved, None, (dh, None))
-    np.testing.assert_array_equal(to_numpy(found[1]), to_numpy(expected[1]))
-    grads, _, _ = layer.backward(params, saved, None)
-    assert all(np.all(to_numpy(g) == 0) for g in grads.values())
 
 
 def test_follows_torch(rng):
@@ -147,30 +101,6 @@ def test_saved_shows_every_gate_and_state(be, rng):
     np.testing.assert_array_equal(to_numpy(saved.h)[-1], to_numpy(h)[0])
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_streaming_equals_the_whole_sequence(be, rng, batch_first):
-    layer = xlstm.LSTM(2, 3, batch_first=batch_first)
-    params, x, state = inputs_of(layer, be, rng, 5, 2)
-    y, end, _ = layer.forward(params, x, state)
-    for t in range(5):
-        here = (slice(None), t) if batch_first else (t,)
-        y1, state = layer.step(params, x[(*here, ...)], state)
-        np.testing.assert_allclose(to_numpy(y1), to_numpy(y[(*here, ...)]), rtol=1e-12)
-    np.testing.assert_allclose(to_numpy(state[1]), to_numpy(end[1]), rtol=1e-12)
-
-
-def test_inference_keeps_nothing(be, rng):
-    layer = xlstm.LSTM(2, 3)
-    params, x, state = inputs_of(layer, be, rng, 5, 2)
-    y, _, saved = layer.forward(params, x, state, train=False)
-    assert saved is None
-    expected, _, _ = layer.forward(params, x, state)
-    # Two loops, which are compiled apart: a processor with fused multiply-add may round differently in each.
-    np.testing.assert_allclose(to_numpy(y), to_numpy(expected), rtol=1e-12, atol=1e-15)
-    with pytest.raises(TypeError, match="train=False"):
-        layer.backward(params, saved, y)
-
-
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_huge_preactivations_stay_finite_without_a_warning(be, dtype, scale):
@@ -184,36 +114,13 @@ def test_huge_preactivations_stay_finite_without_a_warning(be, dtype, scale):
     assert all(np.all(np.isfinite(to_numpy(a))) for a in (y, dx, *grads.values()))
 
 
-def test_a_hundred_thousand_steps_stay_finite(rng):
+def test_long_sequences_stay_finite(rng):
     layer = xlstm.LSTM(1, 2)
     params = layer.init(0, "numpy")
-    x = 100 * rng.standard_normal((100_000, 1, 1)).astype("float32")
+    x = 100 * rng.standard_normal((20_000, 1, 1)).astype("float32")
     y, _, saved = layer.forward(params, x)
     grads, _, _ = layer.backward(params, saved, np.ones_like(y))
     assert all(np.all(np.isfinite(a)) for a in (y, *grads.values()))
-
-
-def test_same_seed_same_weights_on_every_backend(be):
-    layer = xlstm.LSTM(3, 4)
-    for dtype in ("float32", "float64"):
-        here = layer.init(5, be, dtype)
-        numpy = layer.init(5, "numpy", dtype)
-        assert list(here) == ["0.Wx", "0.Wh", "0.b"]
-        for name in numpy:
-            assert to_numpy(here[name]).dtype == dtype
-            assert to_numpy(here[name]).tobytes() == numpy[name].tobytes()
-    assert not np.array_equal(layer.init(6, "numpy")["0.Wx"], layer.init(5, "numpy")["0.Wx"])
-
-
-def test_runs_are_bit_identical(rng):
-    layer = xlstm.LSTM(3, 16)
-    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 10, 8)
-
-    def run():
-        y, _, saved = layer.forward(params, x, state)
-        return [y, *layer.backward(params, saved, y)[0].values()]
-
-    assert [a.tobytes() for a in run()] == [a.tobytes() for a in run()]
 
 
 def with_(params, **changes):
@@ -296,11 +203,3 @@ def test_changing_the_given_state_afterwards_changes_nothing(rng):
     h0[:], c0[:] = 0.0, 0.0
     for name, grad in layer.backward(params, saved, y)[0].items():
         np.testing.assert_array_equal(grad, expected[name])
-
-
-def test_saved_of_another_layer_is_refused(rng):
-    small, large = xlstm.LSTM(2, 3), xlstm.LSTM(2, 5)
-    params, x, state = inputs_of(small, make_backend("numpy"), rng, 4, 2)
-    _, _, saved = small.forward(params, x, state)
-    with pytest.raises(ValueError, match=r"forward of LSTM\(2, 3\) kept, expected that of LSTM\(2, 5\)"):
-        large.backward(large.init(0, "numpy", "float64"), saved, None)

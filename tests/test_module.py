@@ -51,19 +51,6 @@ def test_inference_is_forward_without_masks(be, rng, layer, lengths):
         state = found[1]
 
 
-@pytest.mark.parametrize("layer", **named(STREAMS))
-def test_steps_are_the_whole_sequence(be, rng, layer):
-    params, x = layer.init(0, be), input_of(layer, be, rng, T=4)
-    y, end = layer(params, x)
-    state = None
-    for t in range(4):
-        now, state = layer.step(params, x[:, t, ...] if layer.batch_first else x[t, ...], state)
-    if not getattr(layer, "last", False):
-        y = y[:, -1, ...] if layer.batch_first else y[-1, ...]
-    for a, b in zip([now, *flat(state)], [y, *flat(end)], strict=True):
-        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("layer", **named(SEQUENCES))
 def test_a_missing_state_is_the_one_before_the_first_step(be, rng, layer):
     """None, None in place of any part, and a list instead of a tuple."""
@@ -224,17 +211,3 @@ def test_a_part_of_what_a_stack_saved_serves_the_backward_pass_of_the_part(rng):
     np.testing.assert_array_equal(dx, dx2)
     for name, g in found.items():
         np.testing.assert_array_equal(g, expected[f"blocks.0.{name}"])
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_gradient_of_a_model(be, rng, last):
-    """By x, parameters and initial states, from predictions and final states."""
-    model = SequenceModel(xlstm.GRU(2, 3, 2, bidirectional=True, batch_first=True), 2, last=last)
-    params, x = model.init(0, be, "float64"), input_of(model, be, rng, 4)
-    state = (be.asarray(rng.standard_normal((4, 3, 3))),)
-
-    def forward(params, x, state):
-        y, end, saved = model.forward(params, x, state, lengths=[4, 0, 2])
-        return (y, end), (params, saved)
-
-    xlstm.gradcheck(forward, lambda saved, d: model.backward(*saved, *d), (params, x, state))

@@ -7,12 +7,11 @@ import xlstm
 from tests.conftest import make_backend
 from tests.layers import PATCHES
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.blocks.feedforward import GatedFeedForward, ResidualFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.embedding import Embedding
-from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.layers.state import Leaf
+from xlstm.layers.sequence import Leaf
 from xlstm.models import TiRex, TiRex2
 
 POINTWISE = [
@@ -118,7 +117,7 @@ def test_gradient(rng, layer, lengths):
 
 def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
     """With a limit so low that it matters to half of all inputs, in both layers."""
-    monkeypatch.setattr("xlstm.layers.mlstm.fourth_root", lambda xp, dtype: 0.6)
+    monkeypatch.setattr("xlstm.layers.matrix_memory.fourth_root", lambda xp, dtype: 0.6)
     layer = xlstm.mLSTM(2, 4, 2, num_heads=2, chunk_size=2, dropout=0.3)
     params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((4, 3, 2)))
 
@@ -172,23 +171,9 @@ def test_what_lies_past_an_end_does_not_matter(rng, layer):
 
 
 @pytest.mark.parametrize("layer", **numbered(SEQUENCES))
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_sequence_without_steps_keeps_its_state(rng, layer, keep):
-    """While another one has a step."""
-    be = make_backend("numpy")
-    params, x = params_of(layer, be, rng), rng.standard_normal((2, 1, layer.input_size))
-    _, before, _ = layer.forward(params, x if layer.batch_first else x.swapaxes(0, 1), train=False)
-    now = x if layer.batch_first else x.swapaxes(0, 1)
-    _, after, _ = layer.forward(params, now, before, lengths=[0, 1], train=False, keep=keep)
-    for a, b, leaf in zip(arrays(before), arrays(after), leaves(layer), strict=True):
-        axis = list(leaf.dims(None)).index("B")
-        np.testing.assert_array_equal(np.take(a, 0, axis), np.take(b, 0, axis))
-
-
-@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 @pytest.mark.parametrize("begun", [False, True], ids=["from rest", "from a state"])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 5]], ids=["alone", "among others"])
-def test_a_sequence_without_steps_passes_its_gradient_on(be, rng, layer, begun, lengths):
+def test_a_sequence_without_steps_keeps_its_state_and_passes_its_gradient_on(be, rng, layer, begun, lengths):
     """The state after it is that before it, also where m is -inf, and so are their gradients."""
     B, at = len(lengths), lengths.index(0)
     params, outer = params_of(layer, be, rng), (B, 5) if layer.batch_first else (5, B)
@@ -202,6 +187,11 @@ def test_a_sequence_without_steps_passes_its_gradient_on(be, rng, layer, begun, 
         a, b = (np.take(to_numpy(d), at, axis) for d in (a, b))
         # That of m is a sum over C and n less the same sum.
         np.testing.assert_allclose(b, a, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name)
+    for a, b, leaf in zip(
+        arrays(state or ()), arrays(end) if begun else (), leaves(layer) if begun else (), strict=True
+    ):
+        axis = list(leaf.dims(None)).index("B")
+        np.testing.assert_array_equal(np.take(to_numpy(b), at, axis), np.take(to_numpy(a), at, axis))
 
 
 def leaves(layer):
@@ -229,26 +219,6 @@ def test_what_is_returned_is_the_callers(rng, layer):
         found.append([dx, *grads.values()])
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize("layer", [SEQUENCES[4], SEQUENCES[11], SEQUENCES[13]], ids=["mLSTM", "stack", "large"])
-def test_states_go_on(be, rng, layer):
-    """Two calls, the second with the state of the first, are one call; so are their gradients."""
-    params, x = params_of(layer, be, rng), be.asarray(rng.standard_normal((7, 2, layer.input_size)))
-    y, end, saved = layer.forward(params, x)
-    dy = be.asarray(rng.standard_normal(tuple(y.shape)))
-    expected, dx, _ = layer.backward(params, saved, dy)
-    y1, state, saved1 = layer.forward(params, x[:4, ...])
-    y2, end2, saved2 = layer.forward(params, x[4:, ...], state)
-    second, dx2, dstate = layer.backward(params, saved2, dy[4:, ...])
-    first, dx1, _ = layer.backward(params, saved1, dy[:4, ...], dstate)
-    close = {"rtol": 1e-9, "atol": 1e-11}
-    np.testing.assert_allclose(np.concatenate([to_numpy(y1), to_numpy(y2)]), to_numpy(y), **close)
-    np.testing.assert_allclose(np.concatenate([to_numpy(dx1), to_numpy(dx2)]), to_numpy(dx), **close)
-    for a, b in zip(arrays(end), arrays(end2), strict=True):
-        np.testing.assert_allclose(to_numpy(a), to_numpy(b), **close)
-    for name, grad in expected.items():
-        np.testing.assert_allclose(to_numpy(first[name]) + to_numpy(second[name]), to_numpy(grad), **close)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -410,3 +380,24 @@ def test_the_smallest_factor_gives_a_width():
     assert xlstm.mLSTMBlock(4, 2, proj_factor=5e-324).inner == 64
     stack = xlstm.xLSTMStack(4, 2, [1], 2, proj_factor=5e-324, ffn_proj_factor=5e-324)
     assert all(array.size for array in stack.init(0, "numpy").values())
+
+
+def test_value_of_a_linear_map(be, rng):
+    layer = xlstm.Linear(3, 2)
+    params = layer.init(1, be)
+    x = rng.standard_normal((5, 4, 3))
+    y, _ = layer.forward(params, be.asarray(x))
+    expected = np.einsum("tbi,oi->tbo", x, to_numpy(params["W"])) + to_numpy(params["b"])
+    np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_bad_input_of_a_linear_map_is_named():
+    layer = xlstm.Linear(3, 2)
+    params = layer.init(1, "numpy", "float64")
+    with pytest.raises(ValueError, match=r"x has shape \(4, 2\), expected \(\.\.\., I\) = \(\.\.\., 3\)"):
+        layer.forward(params, np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="b is missing"):
+        layer.forward({"W": params["W"]}, np.zeros((4, 3)))
+    _, saved = layer.forward(params, np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"dy has shape \(4, 3\), expected that of y, \(4, 2\)"):
+        layer.backward(params, saved, np.zeros((4, 3)))

@@ -16,7 +16,7 @@ from tests.conftest import later
 from xlstm import optim, plots, training
 from xlstm.cells import gru
 from xlstm.data.batches import Windows
-from xlstm.engines.numba import jit
+from xlstm.engines.numba import chunks, jit
 from xlstm.models import SequenceModel
 from xlstm.plots import figures
 from xlstm.plots.runs import smoothed
@@ -171,17 +171,13 @@ def test_gates_of_an_mlstm_are_those_of_its_weights(x):
     np.testing.assert_allclose(trace.gates["o"], sigmoid(a[..., 3 * H : 4 * H]), rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("compiled", "groups"),
-    [("0", 4), pytest.param("1", 1, marks=pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure())))],
-)
-def test_groups_of_heads_are_put_together(monkeypatch, rng, compiled, groups):
-    """On NumPy alone a memory that is large works on some sequences and heads at a time."""
-    monkeypatch.setenv("XLSTM_COMPILE", compiled)
-    layer = xlstm.mLSTM(4, 256, num_heads=2)
+@pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+def test_gates_of_compiled_loops(monkeypatch, rng):
+    """A memory that is large enough for them."""
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
     x = rng.normal(size=(3000, 2, 4))
-    params, saved = ran(layer, x)
-    assert len(saved.kept["0"].memory) == groups
+    params, saved = ran(xlstm.mLSTM(4, 256, num_heads=2), x)
+    assert isinstance(saved.kept["0"].memory, chunks.Saved)
     (trace,) = traces("test", saved)
     rows = params["0.Wx"][-4:], params["0.b"][-4:]
     np.testing.assert_allclose(trace.gates["log i"], (x @ rows[0].T + rows[1])[..., :2], rtol=1e-12)

@@ -14,13 +14,9 @@ from tests.conftest import make_backend
 from tests.layers import OPTIONS, alone, check, inputs_of, make, pairwise, run
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.activations import GATE_ACTIVATIONS, canonical, pair
-from xlstm.cells.normalization import normalize
-from xlstm.data import Batch
 from xlstm.engines import array_api
 from xlstm.models.sequence import SequenceModel
 from xlstm.testing import GradientError
-from xlstm.training import loop as training
-from xlstm.training import losses, optimizers
 
 KINDS = ("LSTM", "GRU", "RNN")
 RAGGED = [3, 5, 0]
@@ -120,18 +116,6 @@ def test_gradient_of_any_shape(data):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_kept_of_an_empty_batch(be, kind):
-    layer = make(kind, {"num_layers": 2, "direction": "bidirectional"})
-    params = layer.init(0, be)
-    for B, lengths in ((0, []), (2, [0, 0])):
-        _, _, saved = layer.forward(params, be.asarray(np.zeros((4, B, 2))), lengths=lengths)
-        for name, one in saved.passes.items():
-            assert tuple(one.gates.shape) == (4, {"LSTM": 4, "GRU": 3, "RNN": 1}[kind], B, 3), name
-            assert not np.any(to_numpy(one.h))
-            assert kind != "LSTM" or not np.any(to_numpy(one.c))
-
-
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_streaming_equals_the_whole_sequence(be, rng, kind, batch_first):
     for options in [*alone(kind), {"num_layers": 3}]:
@@ -146,29 +130,6 @@ def test_streaming_equals_the_whole_sequence(be, rng, kind, batch_first):
             np.testing.assert_allclose(to_numpy(y1), to_numpy(y[(*here, ...)]), rtol=1e-11, atol=1e-13)
         for one, other in zip(state, end, strict=True):
             np.testing.assert_allclose(to_numpy(one), to_numpy(other), rtol=1e-11, atol=1e-13)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_truncated_backpropagation_adds_up(rng, kind):
-    """Two halves with the state, and its gradient, carried over equal the whole."""
-    for options in alone(kind):
-        layer = make(kind, options)
-        if layer.directions != ("",) or layer.random or layer.batch_first:
-            continue
-        params, x, state = inputs_of(layer, make_backend("numpy"), rng, 6, 2)
-        y, end, saved = layer.forward(params, x, state)
-        dy, dend = rng.standard_normal(y.shape), tuple(rng.standard_normal(s.shape) for s in end)
-        grads, dx, dstart = layer.backward(params, saved, dy, dend)
-
-        y1, middle, saved1 = layer.forward(params, x[:4], state)
-        y2, end2, saved2 = layer.forward(params, x[4:], middle)
-        grads2, dx2, dmiddle = layer.backward(params, saved2, dy[4:], dend)
-        grads1, dx1, dstart1 = layer.backward(params, saved1, dy[:4], dmiddle)
-        pairs = [(np.concatenate((y1, y2)), y), (np.concatenate((dx1, dx2)), dx)]
-        pairs += [(grads1[n] + grads2[n], grads[n]) for n in grads]
-        pairs += list(zip((*end2, *dstart1), (*end, *dstart), strict=True))
-        for found, expected in pairs:
-            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -309,13 +270,6 @@ def test_gradients_without_masks_after_training_with_them(rng):
 # The other options; equality with PyTorch, Keras and onnxruntime is in test_interop_*.py
 
 
-def test_normalize_is_torch_layer_norm(rng):
-    torch = pytest.importorskip("torch")
-    x = rng.standard_normal((7, 4))
-    n, _ = normalize(np, x, 0)
-    np.testing.assert_allclose(n.T, torch.nn.functional.layer_norm(torch.tensor(x.T), (7,)).numpy(), rtol=1e-12)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_layer_norm_is_ba_et_als(rng, kind):
     """Both products are normalised over all gates together, and the cell over its units: with PyTorch's layer_norm."""
@@ -346,17 +300,6 @@ def test_layer_norm_is_ba_et_als(rng, kind):
         np.testing.assert_allclose(y, gates[1] * np.tanh(norm(saved.c, p["gc"]) + p["bc"]), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_layer_norm_forgets_the_scale_of_weights(rng, kind):
-    layer = make(kind, {"layer_norm": True}, H=8)
-    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
-    params = {n: 30 * p if n.endswith(("Wx", "Wh")) else p for n, p in params.items()}
-    large = {n: 9 * p if n.endswith(("Wx", "Wh")) else p for n, p in params.items()}
-    np.testing.assert_allclose(
-        layer.forward(large, x, state)[0], layer.forward(params, x, state)[0], rtol=1e-3, atol=1e-5
-    )
-
-
 def test_clips_bound_what_they_say(rng):
     layer = make("LSTM", {"clip": 0.5, "cell_clip": 0.4})
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
@@ -366,15 +309,6 @@ def test_clips_bound_what_they_say(rng):
     assert np.max(np.abs(g)) == np.tanh(0.5)
     for gate in (i, o, f):
         np.testing.assert_allclose([np.min(gate), np.max(gate)], [1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
-
-
-def test_coupled_gates_sum_to_one(rng):
-    layer = make("LSTM", {"coupled_input_forget": True})
-    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
-    _, _, saved = layer.forward(params, x, state)
-    i, _, g = np.moveaxis(saved.gates, 1, 0)
-    before = np.concatenate((state[1], saved.c[:-1]))
-    np.testing.assert_allclose(saved.c, (1 - i) * before + i * g, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", GATE_ACTIVATIONS)
@@ -453,75 +387,6 @@ def test_gradient_of_a_model(be, rng, kind, last):
         return (y, end), (params, saved)
 
     xlstm.gradcheck(forward, lambda saved, d: model.backward(*saved, *d), (params, x, state), directions=1)
-
-
-def test_padding_has_no_say_in_training(rng):
-    """A prediction past an end counts neither in the loss nor in any gradient."""
-    model = SequenceModel(xlstm.GRU(2, 3), 2)
-    params = model.init(0, "numpy", "float64")
-    x = rng.standard_normal((4, 3, 2))
-    target, losses_of = rng.standard_normal((4, 3, 2)), []
-    for pad in (0, 5):
-        arrays = [np.pad(a, [(0, pad), (0, 0), (0, 0)], constant_values=9.0) for a in (x, target)]
-        data = Once(Batch(*arrays, None, True, np.array([4, 2, 0])))
-        trained = training.train(model, params, data, optimizers.sgd(0.1), epochs=3, validation=data)
-        losses_of.append((trained.losses, trained.validations))
-    np.testing.assert_allclose(losses_of[0], losses_of[1], rtol=1e-12)
-
-
-class Once:
-    """One batch an epoch."""
-
-    def __init__(self, batch):
-        self.batch = batch
-
-    def __len__(self):
-        return 1
-
-    def batches(self, rng=None):
-        yield self.batch
-
-
-def test_bad_gradients_of_a_model_are_named(rng):
-    model = SequenceModel(xlstm.LSTM(2, 3), 2, last=True)
-    params = model.init(0, "numpy")
-    x, dy = np.zeros((4, 2, 2), "float32"), np.zeros((2, 2), "float32")
-    _, _, saved = model.forward(params, x)
-    with pytest.raises(ValueError, match=r"dstate h has shape \(1,\), expected"):
-        model.backward(params, saved, dy, (np.ones(1, "float32"), None))
-    with pytest.raises(ValueError, match="dstate has 0 entries"):
-        model.backward(params, saved, dy, ())
-    with pytest.raises(TypeError, match="SequenceModel: backward needs what forward saved"):
-        model.backward(params, None, dy)
-    with pytest.raises(ValueError, match="parameter foo is unknown"):
-        model.forward({**params, "foo": x}, x)
-
-
-class Ragged:
-    """Is the mean of a sequence positive? Sequences of different lengths, garbage behind their ends."""
-
-    def __init__(self, be):
-        rng = np.random.default_rng(0)
-        self.lengths = rng.integers(1, 9, 24)
-        x = rng.standard_normal((8, 24, 1))
-        there = np.arange(8)[:, None] < self.lengths
-        self.labels = (np.sum(x[:, :, 0] * there, axis=0) > 0).astype("int64")
-        self.x = np.where(there[:, :, None], x, 1e6).astype("float32")
-
-    def __len__(self):
-        return 1
-
-    def batches(self, rng=None):
-        yield Batch(self.x, self.labels, None, True, self.lengths)
-
-
-def test_training_with_lengths_and_dropout():
-    data = Ragged(None)
-    model = SequenceModel(xlstm.LSTM(1, 16, 2, dropout=0.1, recurrent_dropout=0.1, bidirectional=True), 2, last=True)
-    args = (model, model.init(0, "numpy"), data, optimizers.adam(0.02))
-    one, two = (training.train(*args, epochs=60, loss=losses.cross_entropy, validation=data) for _ in range(2))
-    assert one.losses == two.losses
-    assert min(one.validations) < 0.2
 
 
 # Errors

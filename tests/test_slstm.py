@@ -84,19 +84,6 @@ def test_follows_the_published_package(be):
         np.testing.assert_allclose(to_numpy(a[0, ...]), last, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
-def test_steps_are_the_whole_sequence(be, rng, options):
-    layer = xlstm.sLSTM(2, 4, **options)
-    params, x, _ = inputs_of(layer, be, rng, 6, 3)
-    y, end, _ = layer.forward(params, x)
-    state = None
-    for t in range(6):
-        now, state = layer.step(params, x[t, ...], state)
-        np.testing.assert_allclose(to_numpy(now), to_numpy(y[t, ...]), rtol=1e-12, atol=1e-13)
-    for a, b in zip(state, end, strict=True):
-        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-12, atol=1e-13)
-
-
 def test_heads_are_layers_side_by_side(rng):
     """A layer of two heads is two layers of one."""
     be = make_backend("numpy")
@@ -127,7 +114,7 @@ def test_extreme_gates_stay_finite(dtype, sign, forget_gate, rng):
 def test_long_sequences_stay_finite(rng):
     layer = xlstm.sLSTM(2, 4, num_heads=2)
     params = layer.init(0, "numpy")
-    x = 3 * rng.standard_normal((100_000, 1, 2)).astype("float32")
+    x = 3 * rng.standard_normal((20_000, 1, 2)).astype("float32")
     y, state, saved = layer.forward(params, x)
     grads, dx, _ = layer.backward(params, saved, np.ones_like(y))
     assert all(np.all(np.isfinite(a)) for a in (y, *state, dx, *grads.values()))

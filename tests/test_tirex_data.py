@@ -11,7 +11,7 @@ from tests.conftest import DATA
 from xlstm.interop import tirex
 from xlstm.models import HorizonWarning, TiRex
 from xlstm.models.tirex import PrefixStateCache, prediction, transforms
-from xlstm.models.tirex.items import Item, Rows
+from xlstm.models.tirex.items import Item
 from xlstm.models.tirex.transforms import Scaler
 
 ONES = {name: DATA / "tirex1" / name for name in "abc"}
@@ -47,52 +47,6 @@ def items(io):
         none = np.empty((0, target.shape[1]))
         found.append(Item(target, *(io.get(f"s{k}_{name}", none).astype(np.float64) for name in ("past", "future"))))
     return found
-
-
-@pytest.mark.parametrize("name", "abc")
-def test_windows_scaler_and_tokens_of_tirex_1(name):
-    config, io = golden(ONES[name])
-    P = config["model_config"]["input_patch_size"]
-    x = np.stack([transforms.last(row, config["train_ctx_len"]) for row in series(io)])
-    scaler = Scaler()
-    units = scaler.units(x)
-    close(units.loc, io["loc_f64"])
-    close(units.scale, io["scale_f64"])
-    scaled = scaler.scaled(x, units)
-    most = EXACT if io["tokens_f64"].dtype == np.float64 else 1e-7  # some were recorded in single precision
-    close(scaled, io["tokens_f64"].reshape(len(x), -1), most)
-    found = transforms.tokens(scaled, P)
-    values, there = found[..., :P], found[..., P:]
-    np.testing.assert_array_equal(values, np.nan_to_num(scaled).reshape(values.shape))
-    np.testing.assert_array_equal(there, ~np.isnan(io["tokens_f64"]))
-    head = io["head_f64"][:, -1].reshape(len(x), -1, P).swapaxes(1, 2).astype(np.float64)  # (B, P, Q)
-    close(scaler.restored(head, units), io[f"q_h{P}_f64"], 10 * most)
-
-
-@pytest.mark.parametrize("name", "abc")
-def test_rows_scaler_and_calibration_of_tirex_2(name):
-    config, io = golden(TWOS[name])
-    H, way = io["pred"].shape[2], "diff" if config["tta_diff"] else "plain"
-    always, found = (
-        Rows.joined([Rows.of(item, H, config["future_len"], config["context_len"], differencing) for item in items(io)])
-        for differencing in (True, config["tta_diff"])
-    )
-    np.testing.assert_array_equal(always.summed, io["trend"])
-    close(found.x, io["x"])
-    np.testing.assert_array_equal(found.groups + 1, io["group"])
-    np.testing.assert_array_equal(found.targets, io["target_mask"])
-    np.testing.assert_array_equal(found.known, io["known_mask"])
-    options = config["scaler_cfg"]
-    scaler = Scaler(options.get("use_arcsinh", False), options.get("binaryaware", False), options.get("eps", 1e-8))
-    units = scaler.units(found.x)
-    close(units.loc, io["loc"])
-    close(units.scale, io["scale"])
-    np.testing.assert_array_equal(units.binary, io.get("binary", np.zeros_like(units.binary)))
-    close(scaler.scaled(found.x, units), io["scaled"])
-    q = io["pred"][io["target_mask"]].swapaxes(1, 2)  # (V, H, Q)
-    summed = transforms.summed(q, found.latest)
-    made = np.where(found.summed[:, None, None], summed, transforms.calibrated(q))
-    close(made, io[f"q_h{H}_{way}_f64"].swapaxes(1, 2))
 
 
 @pytest.mark.parametrize("name", "abc")
@@ -148,21 +102,6 @@ def test_forecasts_of_tirex_1(name, dtype, starts):
         found = own.forecast(params, series(io), horizon, rollout=rollout, batch_size=7, starts=kept)
         close(found.quantiles, io[key], EXACT if dtype == "float64" else SINGLE)
         np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
-
-
-@BLIND
-@pytest.mark.parametrize("name", "abc")
-def test_forecasts_with_the_rounding_of_the_package(name):
-    """Most follow it to the digits of float32; where one rounding falls the other way, they are further off."""
-    _, io = golden(ONES[name])
-    own, params = model(ONES[name], "float32")
-    rounded = dataclasses.replace(own, rounding="bfloat16")
-    for key in (key for key in io if key.startswith("q_h") and key.endswith("_bf16")):
-        horizon, _, rollout = key.removeprefix("q_h").removesuffix("_bf16").partition("_r")
-        found = rounded.forecast(params, series(io), int(horizon), rollout=int(rollout or 1)).quantiles
-        close(found, io[key], 5e-4)
-        size = np.max(np.abs(io[key]), axis=(1, 2))
-        assert np.median(np.max(np.abs(found - io[key]), axis=(1, 2)) / size) <= 1e-6
 
 
 WAYS = {
@@ -307,50 +246,6 @@ def test_any_quantiles(one):
     assert own.forecast(params, x, 6, quantiles=()).quantiles.shape == (6, 0)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.3, 0.5, 0.7, 1.5])
-def test_trends_follow_a_line(noise):
-    """The share that a line explains is the square of the correlation; missing values count for the length alone."""
-    rng = np.random.default_rng(0)
-    for rise in (3.0, -3.0, 0.0):
-        row = rise * np.linspace(-1, 1, 60) + noise * rng.normal(size=60)
-        row[rng.random(60) < 0.3] = np.nan
-        at = np.flatnonzero(~np.isnan(row))
-        share = np.corrcoef(at, row[at])[0, 1] ** 2 if noise or rise else 0.0
-        assert transforms.has_trend(row) == (share >= 0.87)
-    sparse = np.where(np.arange(400) % 100 == 0, np.arange(400.0), np.nan)
-    assert transforms.has_trend(sparse)
-    assert not transforms.has_trend(np.full(30, 7.0))
-    short = np.full(40, np.nan)
-    short[[3, 4, 5]] = 1, 2, 3
-    assert not transforms.has_trend(short)
-    short[6] = 4
-    assert transforms.has_trend(short)
-
-
-def test_changes_are_summed_from_the_last_value_there_is(two):
-    """A series that rises and ends with a gap goes on from the value before it; one without values, from 0."""
-    own, params = two
-    own = dataclasses.replace(own, differencing=True)
-    row = np.append(100 + np.arange(30.0), np.nan)
-    assert transforms.has_trend(row)
-    none = np.empty((0, 31))
-    rows = Rows.of(Item(np.stack([row, row * np.nan]), none, none), 5, 8, 32, True)
-    np.testing.assert_array_equal(rows.latest, [129, 0])
-    higher = own.forecast(params, row + 50, 5).quantiles - own.forecast(params, row, 5).quantiles
-    np.testing.assert_allclose(higher, 50, rtol=1e-6)
-
-
-def test_narrow_windows_are_those_of_a_model_with_less_context(two):
-    own, params = two
-    x = [np.random.default_rng(0).normal(size=n) for n in (12, 7)]
-    narrow = dataclasses.replace(own, context=12)
-    close(own.forecast(params, x, 5, pad_context=False).quantiles, narrow.forecast(params, x, 5).quantiles, 1e-12)
-    wide = own.forecast(params, x, 5).quantiles
-    assert np.max(np.abs(wide - narrow.forecast(params, x, 5).quantiles)) > 1e-4
-    uneven = own.forecast(params, x[1], 5, pad_context=False).quantiles  # the first patch has one missing value
-    close(uneven, dataclasses.replace(own, context=8).forecast(params, x[1], 5).quantiles, 1e-12)
-
-
 @pytest.mark.parametrize(("ratio", "factor"), [(2, 1 / 10), (3, 1 / 3)])
 def test_an_overtone_gives_way_to_its_octave(ratio, factor):
     """The lower of two peaks an octave apart counts, and the higher of others."""
@@ -408,26 +303,13 @@ X = np.arange(30.0)
     ("which", "arguments", "error", "words"),
     [
         ("one", {"horizon": 0}, ValueError, "TiRex: horizon is 0, expected 1 or more"),
-        ("one", {"horizon": 2.5}, TypeError, "TiRex: horizon is 2.5, expected a whole number"),
-        ("one", {"batch_size": 0}, ValueError, "TiRex: batch_size is 0"),
-        ("one", {"rollout": 0}, ValueError, "TiRex: rollout is 0"),
         ("one", {"resample": "auto"}, ValueError, "TiRex: resample is 'auto', expected one of frequency"),
         ("one", {"quantiles": [0.05]}, ValueError, r"TiRex: quantiles\[0\] is 0.05, expected 0.1 to 0.9, the range"),
         ("one", {"quantiles": "0.5"}, TypeError, "TiRex: quantiles is '0.5', expected a list of numbers"),
-        ("one", {"quantiles": [None]}, TypeError, r"TiRex: quantiles\[0\] is None, expected a number"),
         ("one", {"series": []}, ValueError, "TiRex: series is empty, expected"),
         ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
         ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
-        ("one", {"series": [["a", "b"]]}, TypeError, r"TiRex: series\[0\] is .*, expected numbers"),
-        ("one", {"series": ["a", "b"]}, TypeError, r"TiRex: series is \['a', 'b'\], expected numbers"),
-        ("one", {"series": ["1", "2"]}, TypeError, r"TiRex: series is \['1', '2'\], expected numbers"),
-        ("one", {"series": X + 1j}, TypeError, "TiRex: series is an array of complex128 of shape"),
-        (
-            "one",
-            {"series": np.ones((2, 3, 4))},
-            ValueError,
-            r"TiRex: series has shape \(2, 3, 4\), expected \(L,\), \(B, L\)",
-        ),
+        ("one", {"series": np.ones((2, 3, 4))}, ValueError, r"TiRex: series has shape \(2, 3, 4\), expected \(L,\)"),
         ("one", {"series": [np.ones((3, 4))]}, ValueError, r"TiRex: series\[0\] has shape \(3, 4\), expected \(L,\)"),
         ("one", {"series": [X, [1, 2e150]]}, ValueError, r"TiRex: series\[1\]\[1\] is 2e\+150, expected numbers from"),
         ("one", {"params": {}}, ValueError, "TiRex: parameter .* is missing"),
@@ -435,12 +317,8 @@ X = np.arange(30.0)
         ("two", {"past": X[1:]}, ValueError, "TiRex2: past has 29 steps, expected 30, as many as the series"),
         ("two", {"future": X}, ValueError, "TiRex2: future has 30 steps, expected 34 or more, those of the series and"),
         ("two", {"series": [X, X], "past": [X]}, ValueError, "TiRex2: past has 1 entries, expected one for each of 2"),
-        ("two", {"series": [X, X], "past": [X, X[1:]]}, ValueError, r"TiRex2: past\[1\] has 29 steps"),
         ("two", {"series": [X, X], "past": 3}, TypeError, "TiRex2: past is 3, expected one entry for each of 2 series"),
-        ("two", {"future": "x"}, TypeError, "TiRex2: future is 'x', expected numbers"),
         ("two", {"sign_flip": 1}, TypeError, "TiRex2: sign_flip is 1, expected True or False"),
-        ("two", {"differencing": "no"}, TypeError, "TiRex2: differencing is 'no', expected True or False"),
-        ("two", {"pad_context": None}, TypeError, "TiRex2: pad_context is None, expected True or False"),
         ("two", {"starts": 3}, TypeError, "TiRex2: starts is 3, expected a PrefixStateCache"),
     ],
 )

@@ -126,22 +126,6 @@ def test_the_transformer_takes_long_tables(rng, library):
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"series_id": "c"}, ValueError, "column 'c' is not in the table, which has a, b"),
-        ({"targets": ["a", "a"]}, ValueError, "column 'a' is in targets and targets, expected one role"),
-        ({"targets": "text"}, TypeError, "column 'text' holds .*, expected numbers"),
-        ({"series": np.ones(9), "targets": "a"}, ValueError, "targets is 'a', expected None, as series is no table"),
-    ],
-)
-def test_wrong_columns_are_named(options, error, words):
-    pandas = pytest.importorskip("pandas")
-    given = pandas.DataFrame({"a": np.arange(9.0), "b": 1.0, "text": "x"})
-    with pytest.raises(error, match=f"^TiRex.embed: {words}"):
-        MODEL.embed(MODEL.init(0, "numpy"), **{"series": given, **options})
-
-
-@pytest.mark.parametrize(
     ("options", "X", "message"),
     [
         ({}, np.zeros((2, 9)), "there is no checkpoint, expected one, or model and params"),

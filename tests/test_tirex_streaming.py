@@ -1,13 +1,11 @@
 """Streams of TiRex: forecasts of series that grow, beside those of whole windows."""
 
-import copy
 import dataclasses
 
 import numpy as np
 import pytest
 
 from tests.tables import LIBRARIES, columns_of, long_columns, table
-from tests.tirex import golden
 from xlstm.models import HorizonWarning, TiRex, TiRex2
 
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
@@ -85,23 +83,6 @@ def test_a_stream_that_was_left_alone_reads_a_window_again(rng):
     stream.forecast(2)
     stream.push(x[20:])
     np.testing.assert_allclose(stream.forecast(2).quantiles, FIRST.forecast(params, x, 2).quantiles, rtol=1e-9)
-
-
-def test_of_recorded_series():
-    """A stream over rows of all oddities, value by value, is finite, and fresh at its end it is the package's."""
-    model, params, io = golden("tirex1/a")
-    rows = [row[-n:] for row, n in zip(io["context"], io["lengths"], strict=True)]
-    stream = model.stream(params, rows, renew=5)
-    for _ in range(2 * model.patch_size):
-        stream.push(np.full(len(rows), np.nan))
-        assert np.all(np.isfinite(stream.forecast(9).quantiles))
-    again = copy.deepcopy(stream)
-    for one in (stream, again):
-        one.push(np.ones(len(rows)))
-    np.testing.assert_array_equal(again.forecast(3).quantiles, stream.forecast(3).quantiles)
-    found = model.stream(params, rows).forecast(model.patch_size).quantiles
-    expected = io[f"q_h{model.patch_size}_f64"]
-    assert np.max(abs(found - expected) / np.max(abs(expected), axis=(1, 2), keepdims=True)) < 1e-10
 
 
 def test_a_horizon_beyond_that_of_the_training_is_said_so():
@@ -249,48 +230,6 @@ def test_whole_numbers_in_the_index_count_steps(rng, dtype):
     with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 20000000, more than 1000000 steps lat"):
         stream.push(rows(90).set_axis([20_000_000]))
     assert stream.count == arrays.count
-
-
-def test_whole_numbers_of_several_series_count_steps_where_they_end_alike(rng):
-    """Else they number the rows of a table; so they do where they rise by several steps."""
-    pandas = pytest.importorskip("pandas")
-    params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal((9, 2))
-    table = pandas.DataFrame({"id": ["a", "b"] * 9, "y": x.ravel()}, index=np.repeat(np.arange(9), 2))
-    stream, arrays = FIRST.stream(params, table[:12], series_id="id"), FIRST.stream(params, x[:6].T)
-    stream.push(table[14:17])
-    arrays.push([[np.nan, *x[7:9, 0]], [np.nan, x[7, 1], np.nan]])
-    found = stream.forecast(2).mean
-    assert found.index.tolist() == [9, 10] * 2
-    np.testing.assert_array_equal(found["y"], arrays.forecast(2).mean.ravel())
-    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 8, expected 9 or later steps"):
-        stream.push(table[16:])
-    fresh = table.reset_index(drop=True)
-    for given in (fresh, fresh.set_axis(np.arange(18)), table.set_axis(np.arange(18) ** 2)):
-        stream, arrays = FIRST.stream(params, given[:12], series_id="id"), FIRST.stream(params, x[:6].T)
-        stream.push(given[4:8])
-        arrays.push(x[2:4].T)
-        np.testing.assert_array_equal(stream.forecast(2).mean["y"], arrays.forecast(2).mean.ravel())
-        with pytest.raises(ValueError, match=r"^TiRex.stream: values has 1 to 2 rows of a series, expected one number"):
-            stream.push(given[12:15])
-
-
-def test_a_row_without_its_number_is_named(rng):
-    pandas = pytest.importorskip("pandas")
-    years = pandas.DataFrame({"a": rng.standard_normal(9)}, index=pandas.Index(np.arange(2000, 2009), dtype="Int64"))
-    stream = FIRST.stream(FIRST.init(0, "numpy"), years)
-    for labels in ([2009, None], [None]):
-        rows = pandas.DataFrame({"a": np.ones(len(labels))}, index=pandas.Index(labels, dtype="Int64"))
-        with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for nan, expected 2009 or later step"):
-            stream.push(rows)
-
-
-def test_rows_with_dates_after_rows_without_are_named(rng):
-    pandas = pytest.importorskip("pandas")
-    stream = FIRST.stream(FIRST.init(0, "numpy"), pandas.DataFrame({"a": np.arange(9.0)}))
-    days = pandas.date_range("2024-01-01", periods=2)
-    for rows in (pandas.DataFrame({"a": [1.0, 2.0]}, index=days), pandas.DataFrame({"a": [1.0, 2.0], "day": days})):
-        with pytest.raises(ValueError, match=r"^TiRex.stream: the rows of values have dates, expected none, as in the"):
-            stream.push(rows)
 
 
 @pytest.mark.parametrize(

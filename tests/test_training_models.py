@@ -10,7 +10,7 @@ import xlstm
 from tests.conftest import make_backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm

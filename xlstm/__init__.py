@@ -46,9 +46,8 @@ from xlstm.cli import interrupts  # noqa: F401  # isort: skip (first: signals du
 from xlstm.arrays.backend import Backend, available_backends, backend, usable
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
-from xlstm.layers.custom import register_cell
 from xlstm.layers.linear import Linear
-from xlstm.layers.recurrent import GRU, LSTM, RNN, sLSTM
+from xlstm.layers.recurrent import GRU, LSTM, RNN, register_cell, sLSTM
 from xlstm.testing import gradcheck
 
 __version__ = "0.1.0"
@@ -91,10 +90,10 @@ __all__ = [
 
 # Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
-    "mLSTM": "layers.mlstm",
-    "mLSTMBlock": "layers.blocks.mlstm",
-    "sLSTMBlock": "layers.blocks.slstm",
-    "xLSTMStack": "layers.blocks.stack",
+    "mLSTM": "layers.matrix_memory",
+    "mLSTMBlock": "layers.blocks.mlstm_block",
+    "sLSTMBlock": "layers.blocks.slstm_block",
+    "xLSTMStack": "layers.blocks.backbone",
     "xLSTMLarge": "layers.blocks.large",
     "xLSTMLanguageModel": "models.language",
 }

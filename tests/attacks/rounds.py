@@ -13,7 +13,7 @@ import numpy as np
 
 import xlstm
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.embedding import Embedding
+from xlstm.layers.linear import Embedding
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
@@ -56,7 +56,7 @@ def inputs(made: Any) -> tuple[str, Any, Any]:
     rng = np.random.default_rng(0)
     if isinstance(made, xlstm.xLSTMLanguageModel):
         tokens = rng.integers(0, made.vocab_size, (T, B))
-        return "tokens", tokens.T.copy() if made.batch_first else tokens, tokens[0]
+        return "x", tokens.T.copy() if made.batch_first else tokens, tokens[0]
     if not isinstance(made, SequenceLayer):
         return "x", rng.standard_normal((T, B, made.input_size)).astype("float32"), None
     x = rng.standard_normal((T, B, made.input_size)).astype("float32")
@@ -127,9 +127,8 @@ def calls(made: Any) -> dict[str, Call]:
     name, x, one = inputs(made)
     y, state, saved = made.forward(params, x, seed=1)
     dstate = None if getattr(made, "last", False) else made.backward(params, saved, y)[2]
-    dy = "dlogits" if name == "tokens" else "dy"
     found["forward"] = made.forward, {"params": params, name: x, "state": state, "seed": 1}, first_finite
-    found["backward"] = made.backward, {"params": params, "saved": saved, dy: y, "dstate": dstate}, first_finite
+    found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y, "dstate": dstate}, first_finite
     if forwards(made):
         found["step"] = made.step, {"params": params, name: one, "state": state}, first_finite
     if hasattr(made, "generate"):

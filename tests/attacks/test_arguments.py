@@ -29,10 +29,9 @@ from xlstm import losses, models, optim, training
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import BackendError
 from xlstm.estimators import Forecaster, Settings, ZeroShotForecaster
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward
 from xlstm.layers.conv import CausalConv
-from xlstm.layers.embedding import Embedding
-from xlstm.layers.linear import Linear
+from xlstm.layers.linear import Embedding, Linear
 from xlstm.layers.norm import MultiHeadNorm
 from xlstm.models import SequenceModel, TiRex, TiRex2
 
@@ -268,7 +267,7 @@ MODELS = (
     GatedFeedForward(4, 6),
 )
 # How errors name what is in a dict of parameters, and what others follow from.
-PARAMS = r"param|\d\.|\.W|\bW\b|\bWx\b|\bw\b|\bb\b|arrays|skip|dtype|shape|state|context|float16|saves nothing"
+PARAMS = r"param|\d\.|\.W|\bW\b|\bWx\b|\bw\b|\bb\b|arrays|skip|dtype|shape|state|context|tokens|float16|saves nothing"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)

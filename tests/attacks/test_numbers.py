@@ -13,7 +13,7 @@ import xlstm
 from tests.attacks.bounds import examples
 from xlstm.cells.activations import soft_cap
 from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.training import losses
 

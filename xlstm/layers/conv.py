@@ -16,8 +16,8 @@ from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weight, rows
 from xlstm.layers.module import total as column_sums
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Leaf, Span, State
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ class CausalConv(SameWidth, SequenceLayer):
         last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
         return y, (xp.reshape(last, state[0].shape),), xs
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         before, T = self.kernel_size - 1, span.T
         rest = Filled(0.0, before)

@@ -9,21 +9,48 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
 from xlstm.arrays.random import Seed, generator
-from xlstm.layers import options
+from xlstm.cells.activations import FEED_FORWARD, FORGET
 from xlstm.layers.initializers import Draw
-from xlstm.layers.saved import Saved
 
 Weight = tuple[checks.Dims, Draw]
+STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
+# The checks of all options of layers, by the name of an option, which means the same in every layer.
+OPTIONS: dict[str, checks.Kind] = {
+    **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),
+    **dict.fromkeys(("num_heads", "qkv_block_size"), checks.size),
+    **dict.fromkeys(("num_layers", "num_blocks"), checks.depth),
+    **dict.fromkeys(("proj_size", "conv_kernel_size", "index"), checks.size_or_0),
+    **dict.fromkeys(("qk_size", "v_size", "ffn_size", "chunk_size", "slstm_num_heads"), checks.optional(checks.size)),
+    "slstm_conv_kernel_size": checks.optional(checks.size_or_0),
+    **dict.fromkeys(("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag),
+    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after"), checks.flag),
+    **dict.fromkeys(("post_norm", "last", "tied"), checks.flag),
+    **dict.fromkeys(("recurrent_bias", "post_norm_bias"), checks.optional(checks.flag)),
+    **dict.fromkeys(("dropout", "recurrent_dropout", "embedding_dropout"), checks.rate),
+    "ffn_dropout": checks.optional(checks.rate),
+    **dict.fromkeys(("clip", "cell_clip"), checks.optional(checks.above_0)),
+    **dict.fromkeys(("gate_cap", "logit_cap"), checks.optional(checks.divisor)),
+    "std": checks.optional(checks.squared),
+    "eps": checks.non_negative,
+    "norm_eps": checks.divisor,
+    "proj_factor": checks.above_0,
+    "ffn_proj_factor": checks.non_negative,
+    "forget_gate": checks.choice(FORGET),
+    "forget_bias": checks.optional(checks.finite),
+    **dict.fromkeys(("ffn_activation", "activation"), checks.choice(FEED_FORWARD)),
+    "recurrent_init": checks.choice(("zeros", "uniform")),
+}
 
 
 class Module:
@@ -41,12 +68,12 @@ class Module:
 
         num_heads: int
 
-    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  # checks of options that differ from those in `options.CHECKS`
+    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  # checks of options that differ from those in `OPTIONS`
     HEADED: ClassVar[tuple[str, ...]] = ()  # names of widths that have to be divisible by `num_heads`
     _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
     def __post_init__(self) -> None:
-        known = options.CHECKS | self.CHECKS
+        known = OPTIONS | self.CHECKS
         own = [f.name for f in fields(self)]  # type: ignore[arg-type]
         checks.fields(self, **{name: known[name] for name in own if name in known})
         if self.HEADED:
@@ -184,6 +211,62 @@ class Module:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
 
 
+@dataclass(eq=False)
+class Saved:
+    """The values that `forward` keeps for `backward`, readable by name.
+
+    `saved["1.reverse"]` holds the values of the second layer's reverse direction, `saved["blocks.0.cell"]` those of the
+    cell of a block: a part has the name that its parameters begin with. In a recurrent layer `.gates`, `.c` and `.h`
+    are every gate, cell state and hidden state, time first; past the end of a sequence they are zero. With one layer
+    and direction, `saved.gates`, `saved.c` and `saved.h` will do.
+
+    `saved` refers to arrays of the call, such as x and y: do not change those in place before `backward`.
+    """
+
+    layer: Any
+    shape: tuple[int, ...] | None
+    kept: Any
+    span: Any = None
+
+    def names(self) -> list[str]:
+        """Return the names of the parts that `saved[...]` takes."""
+        return list(self._known())
+
+    def __getitem__(self, name: str | int) -> Any:
+        """Return the values that a part kept.
+
+        Raises
+        ------
+        KeyError
+            There is no such part, or it keeps nothing.
+        """
+        known = self._known()
+        if str(name) not in known:
+            raise KeyError(f"saved: there is no layer {name!r}, only {checks.few(known)}")
+        return known[str(name)]
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a value that was kept under a name of its own."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if isinstance(self.kept, Mapping):
+            if name not in self.kept:
+                raise AttributeError(f"saved: {name} is not kept, only {checks.few(self.kept)}")
+            return self[name] if name in self.layer.parts else self.kept[name]
+        return getattr(self.kept, name)
+
+    def _known(self) -> dict[str, Any]:
+        """Return the values that all parts, and parts of parts, kept, by dotted names."""
+        found: dict[str, Any] = {}
+        for name, kept in self.layer.pieces(self.kept).items():
+            part = self.layer.parts.get(name)
+            view = Saved(part, None, kept, self.span)
+            found[name] = view if hasattr(part, "scan") else kept  # a layer that goes through time has parts to read
+            if part is not None:
+                found |= {f"{name}.{rest}": value for rest, value in view._known().items()}
+        return found
+
+
 class SameWidth:
     """A mixin for modules with one `size`, the width D of x and of y."""
 
@@ -213,3 +296,23 @@ def rows(xp: Namespace, x: Array) -> Array:
 def total(xp: Namespace, d: Array) -> Array:
     """Return the sum over all axes but the last."""
     return xp.sum(rows(xp, d), axis=0)
+
+
+def masks(where: str, seed: Seed | None) -> np.random.Generator:
+    """Return the generator of masks.
+
+    Raises
+    ------
+    ValueError
+        There is no seed, or `seed` is not one.
+    """
+    if seed is None:
+        raise ValueError(f"{where}: masks are drawn while training, so forward needs a seed; train=False draws none")
+    return generator(seed, stream=STREAM, where=where)
+
+
+def dropout(rng: np.random.Generator | None, rate: float, shape: tuple[int, ...], array: Array) -> Array | None:
+    """Draw a mask for an array: 0 with probability `rate`, else 1 / (1 - rate); None where there is none."""
+    if rng is None or not rate:
+        return None
+    return bernoulli(rng, rate, shape, array, dropout=True)

@@ -51,7 +51,7 @@ class LayerNorm(SameWidth, Module):
         return found | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        arrays = [self._split(xp, a) for a in (x, p["w"], *self._bias(p))]
+        arrays = [self._split(xp, a) for a in (x, *map(p.__getitem__, self.shapes))]
         options = {"formula": self.NORMAL.row, "eps": self.eps, "residual": self.residual}
         n, r, y = normed(xp, _normed, *arrays, **options)
         return xp.reshape(y, x.shape), (n, r)
@@ -63,18 +63,12 @@ class LayerNorm(SameWidth, Module):
             dx, dws = by_rows(xp, _normed_bwd, *arrays, formula=self.NORMAL.row_bwd, residual=self.residual)
             grads = {"w": total(xp, xp.reshape(dws, dy.shape))}
         else:
-            dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), self._gain(p["w"]))
+            dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), _gain(p["w"], self.residual))
             grads = {"w": dw}
             dx = self.NORMAL.backward(xp, self._split(xp, dn), n, r, -1)
         if self.bias:
             grads["b"] = total(xp, dy)
         return grads, xp.reshape(dx, dy.shape)
-
-    def _gain(self, w: Array) -> Array:
-        return _gain(w, self.residual)
-
-    def _bias(self, p: Params) -> tuple[Array, ...]:
-        return (p["b"],) if self.bias else ()
 
     def _split(self, xp: Namespace, x: Array) -> Array:
         return x if self.heads == 1 else xp.reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))

@@ -7,18 +7,36 @@ is. These check nothing: `forward`, `backward` and `step` check what they are gi
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
-from xlstm.arrays import checks
+import numpy as np
+
+from xlstm.arrays import checks, fuse
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace, plain_namespace
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, namespace, plain_namespace, widened
 from xlstm.arrays.random import Seed
-from xlstm.layers.masks import masks
-from xlstm.layers.module import Module
-from xlstm.layers.saved import Saved
-from xlstm.layers.state import Span, State, arrays_of, complete, wide_names
-from xlstm.recurrence.packing import Packing
+from xlstm.layers.module import Module, Saved, masks
+from xlstm.recurrence.packing import Packing, Span
+
+State: TypeAlias = "tuple[Any, ...]"  # it holds arrays, or the states of parts
+Derivatives: TypeAlias = "tuple[Params, Any, State]"  # gradients of parameters, of x and of the initial state
+ALIGNED = 64  # elements between the beginnings of arrays that are made together
+
+
+class Leaf(NamedTuple):
+    """One array of a state: its shape is the sizes of `before`, then B, then the sizes of `after`."""
+
+    name: str
+    before: dict[str, int]
+    after: dict[str, int]
+    rest: float = 0.0  # its value before the first step
+    wide: bool = False  # whether it is float32 where parameters are float16 or bfloat16
+
+    def dims(self, B: int | None) -> checks.Dims:
+        """Return the sizes for a batch of B by their letters."""
+        return {**self.before, "B": B, **self.after}
 
 
 class SequenceLayer(Module):
@@ -55,9 +73,7 @@ class SequenceLayer(Module):
         """
         raise NotImplementedError
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         """Return gradients of the parameters, of x and of the initial state; dy is zero past the end of a sequence."""
         raise NotImplementedError
 
@@ -66,9 +82,7 @@ class SequenceLayer(Module):
         y, end, kept = self.scan(p, span.mask(x), state, span)
         return span.mask(y), end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         """Run `backward` without checks; a dy or dstate of None is zero."""
         dy = span.zeros(self.output_size, p) if dy is None else span.mask(dy)
         grads, dx, start = self.scan_bwd(p, kept, dy, dstate, span)
@@ -176,12 +190,12 @@ class SequenceLayer(Module):
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
     ) -> tuple[Params, Array, State, Span]:
         """Check the arguments of a call, and return them, x (T, B, D), the initial state and the span for inference."""
-        where = type(self).__name__
-        xp, params, x, state = self._agree(params, x, "state", state)
+        where, xp = type(self).__name__, plain_namespace(params, self._sizes, x, state)
+        if xp is None:
+            xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x)
         T, B = x.shape[:2]
-        span = Span(xp, Packing.of(where, lengths, T, B), groups=groups)
-        span.rest = state is None
+        span = Span(xp, Packing.of(where, lengths, T, B), None, False, groups, state is None)
         return params, x, complete(where, xp, "state", state, self.states, B, params), span
 
     def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Array, State]:
@@ -274,8 +288,10 @@ class SequenceLayer(Module):
         name = "x" if what == "state" else self._gradient
         given = {} if x is None else {name: x}
         self.check(params)
-        arrays = {**given, **params, **arrays_of(where, what, state, self.states)}
-        return namespace(where, arrays, wide_names(what, self.states)), params, x, state
+        parts = list(_named(where, what, state, self.states))
+        arrays = {**given, **params, **{name: part for name, _, part in parts}}
+        wide = frozenset(name for name, leaf, _ in parts if leaf.wide)
+        return namespace(where, arrays, wide), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
@@ -297,3 +313,108 @@ class SequenceLayer(Module):
     def _swap(self, xp: Namespace, array: Array) -> Array:
         """Change an array from the user's order of time and batch to (T, B, ...), or back."""
         return xp.permute_dims(array, (1, 0, *range(2, array.ndim))) if self.batch_first else array
+
+
+def complete(
+    where: str,
+    xp: Namespace,
+    what: str,
+    state: Any,
+    leaves: State,
+    B: int,
+    params: Params,
+    zero: bool = False,
+    pool: _Pool | None = None,
+) -> State:
+    """Check the shapes of a state against `leaves`, and fill in the arrays that are missing.
+
+    Parameters
+    ----------
+    where, what : str
+        The names of the layer and of the argument, for errors.
+    state : tuple or None
+        The state that is given; None in place of it, or of any part, means the value before the first step.
+    leaves : tuple
+        The `Leaf` of every array, nested as the state is.
+    params : dict
+        Arrays of the dtype and on the device that missing ones get.
+    zero : bool
+        Whether missing arrays are zero, as those of gradients are.
+    pool : _Pool, optional
+        With a part of a state the one of the whole.
+    """
+    if state is not None:
+        _check_container(where, what, state, leaves)
+    like = next(iter(params.values()))
+    if pool is None and xp is not np and fuse.compiles(xp):
+        pool = _Pool(xp, device_of(like), leaves, B)
+    parts: list[Any] = []
+    for k, leaf in enumerate(leaves):
+        part = None if state is None else state[k]
+        if not isinstance(leaf, Leaf):
+            parts.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, pool))
+            continue
+        shape = (*leaf.before.values(), B, *leaf.after.values())
+        if part is None:
+            dtype, value = widened(xp, like.dtype) if leaf.wide else like.dtype, 0.0 if zero else leaf.rest
+            if pool is not None:
+                part = pool.take(shape, value, dtype)
+            elif value:
+                part = xp.full(shape, value, dtype=dtype, device=like.device)
+            else:  # NumPy makes zeros in a sixth of the time
+                part = xp.zeros(shape, dtype=dtype, device=like.device)
+        elif getattr(part, "shape", None) != shape:
+            checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
+        parts.append(part)
+    return tuple(parts)
+
+
+class _Pool:
+    """Arrays that a state lacks, where a fill is a launch: parts of one array for each value."""
+
+    def __init__(self, xp: Namespace, home: Any, leaves: State, B: int) -> None:
+        self.xp, self.home, self.size = xp, home, self._room(leaves, B)
+        self._left: dict[Any, Array] = {}
+
+    def _room(self, leaves: State, B: int) -> int:
+        """Return the elements that arrays of all leaves take."""
+        sizes = [
+            -(-math.prod([*leaf.before.values(), B, *leaf.after.values()]) // ALIGNED) * ALIGNED
+            if isinstance(leaf, Leaf)
+            else self._room(leaf, B)
+            for leaf in leaves
+        ]
+        return sum(sizes)
+
+    def take(self, shape: tuple[int, ...], value: float, dtype: Any) -> Array:
+        """Return an array of one value."""
+        left = self._left.get((value, dtype))
+        if left is None:
+            left = self.xp.full((self.size,), value, dtype=dtype, device=self.home)
+        size = math.prod(shape)
+        self._left[value, dtype] = left[-(-size // ALIGNED) * ALIGNED :]
+        return self.xp.reshape(left[:size], shape)
+
+
+def _named(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array]]:
+    """Yield the arrays of a state that are not missing, with their leaves and the names that errors use."""
+    if state is None:
+        return
+    _check_container(where, what, state, leaves)
+    for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
+        if not isinstance(leaf, Leaf):
+            yield from _named(where, f"{what}[{k}]", part, leaf)
+        elif part is not None:
+            yield f"{what} {leaf.name}", leaf, part
+
+
+def _check_container(where: str, what: str, state: Any, leaves: State) -> None:
+    """Raise unless a state is a tuple, or a list, of as many entries as there are leaves."""
+    is_one = isinstance(state, tuple | list)
+    if is_one and len(state) == len(leaves):
+        return
+    names = ", ".join(leaf.name if isinstance(leaf, Leaf) else "(...)" for leaf in leaves)
+    expected = f"expected a tuple ({names}{',' if len(leaves) == 1 else ''})"
+    if is_one:
+        raise ValueError(f"{where}: {what} has {len(state)} entries, {expected}")
+    raise TypeError(f"{where}: {what} is a {type(state).__name__}, {expected}")

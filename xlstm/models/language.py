@@ -17,16 +17,13 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
+from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import Block
-from xlstm.layers.blocks.stack import Backbone
-from xlstm.layers.embedding import Embedding, tokens_of, within
-from xlstm.layers.linear import Linear
-from xlstm.layers.masks import dropout
-from xlstm.layers.module import dropped
-from xlstm.layers.saved import Saved
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.linear import Embedding, Linear, tokens_of, within
+from xlstm.layers.module import dropout, dropped
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.models.sequence import layer
+from xlstm.recurrence.packing import Span
 from xlstm.training.losses import cross_entropy
 
 Host = np.ndarray[Any, Any]
@@ -36,6 +33,10 @@ PROMPT = 1024  # tokens of a prompt that are read at once
 @dataclass(frozen=True)
 class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     """An embedding, a backbone, and a linear head without bias.
+
+    The input of `forward` are tokens, whole numbers (B, T), of `step` (B,); y are logits (B, T, V) of the token after
+    each. Tokens have no gradient: `backward` returns None in its place. A token that is not from 0 to V - 1 is a
+    ValueError where looking for it costs no wait for a GPU; past the end of a sequence any will do.
 
     Parameters are `embedding.W` (V, D), those of the backbone under `backbone.`, and unless `tied` `head.W` (V, D).
     The state is that of the backbone. Initial embeddings are N(0, 1), as of `torch.nn.Embedding`; where the backbone
@@ -118,79 +119,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def states(self) -> State:
         return self.backbone.states  # type: ignore[no-any-return]
 
-    def __call__(self, params: Params, tokens: Array, state: Any = None, *, lengths: Any = None) -> tuple[Array, State]:
-        """Return logits and the final state for inference, without masks, and keep nothing; see `forward`."""
-        return super().__call__(params, tokens, state, lengths=lengths)
-
-    def forward(
-        self,
-        params: Params,
-        tokens: Array,
-        state: Any = None,
-        train: bool = True,
-        *,
-        lengths: Any = None,
-        seed: Seed | None = None,
-        keep: bool | None = None,
-    ) -> tuple[Array, State, Saved | None]:
-        """Return logits of the token after each token.
-
-        Parameters
-        ----------
-        params : dict
-        tokens : whole numbers (B, T)
-        state, train, lengths, seed, keep
-            As of `LSTM.forward`.
-
-        Returns
-        -------
-        logits : array (B, T, V)
-        state : tuple
-        saved : Saved or None
-
-        Raises
-        ------
-        ValueError
-            There is no token, or one that is not from 0 to V - 1; these are looked for where that costs no wait for a
-            GPU. Past the end of a sequence any will do.
-        """
-        return super().forward(params, tokens, state, train, lengths=lengths, seed=seed, keep=keep)
-
-    def backward(self, params: Params, saved: Any, dlogits: Array | None, dstate: Any = None) -> tuple[Any, ...]:
-        """Return the gradients of the parameters and of the initial state; see `LSTM.backward`.
-
-        Parameters
-        ----------
-        params : dict
-        saved : Saved
-        dlogits : array (B, T, V), or None
-        dstate : tuple as the state, optional
-
-        Returns
-        -------
-        grads : dict
-        None
-            In the place of a gradient by tokens.
-        dstate : tuple as the state
-        """
-        return super().backward(params, saved, dlogits, dstate)
-
-    def step(self, params: Params, tokens: Array, state: Any = None) -> tuple[Array, State]:
-        """Return logits of the token after one token of each sequence, and the state after it.
-
-        Parameters
-        ----------
-        params : dict
-        tokens : whole numbers (B,)
-        state : tuple, optional
-
-        Returns
-        -------
-        logits : array (B, V)
-        state : tuple
-        """
-        return super().step(params, tokens, state)
-
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks, but for the values of tokens x (T, B)."""
         xp = span.xp
@@ -204,9 +132,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         kept["logits"] = None if self.logit_cap is None else logits  # do not change those before `backward`
         return logits, end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Any, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         if dy is None:
             dy = span.zeros(self.vocab_size, p)

@@ -10,13 +10,13 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
+from xlstm.layers.blocks.backbone import Backbone, xLSTMStack
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.mlstm import mLSTMBlock
-from xlstm.layers.blocks.slstm import sLSTMBlock
-from xlstm.layers.blocks.stack import Backbone, xLSTMStack
-from xlstm.layers.custom import LAYERS as GATED
+from xlstm.layers.blocks.mlstm_block import mLSTMBlock
+from xlstm.layers.blocks.slstm_block import sLSTMBlock
 from xlstm.layers.gated import Recurrent
-from xlstm.layers.mlstm import mLSTM
+from xlstm.layers.matrix_memory import mLSTM
+from xlstm.layers.recurrent import LAYERS as GATED
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex.tirex1 import TiRex

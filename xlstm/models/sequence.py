@@ -10,14 +10,14 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
-from xlstm.layers.blocks.stack import xLSTMStack
-from xlstm.layers.custom import LAYERS
+from xlstm.layers.blocks.backbone import xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
-from xlstm.layers.mlstm import mLSTM
-from xlstm.layers.saved import Saved
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State, complete
+from xlstm.layers.matrix_memory import mLSTM
+from xlstm.layers.module import Saved
+from xlstm.layers.recurrent import LAYERS
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
+from xlstm.recurrence.packing import Span
 
 SavedModel = Saved  # the name that it had
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
@@ -28,8 +28,7 @@ class SequenceModel(SequenceLayer):
     """A recurrent layer with a linear head.
 
     Parameters are those of the layer under `recurrent.` and of the head under `head.`. State and arguments are those of
-    the layer; y is the prediction, (T, B, O), or (B, O) with `last`. Past the end of a sequence the prediction is the
-    head's bias; `training.train` lets it not count.
+    the layer; y is the prediction, (T, B, O), or (B, O) with `last`.
 
     Parameters
     ----------
@@ -94,16 +93,17 @@ class SequenceModel(SequenceLayer):
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
             y = self._final(span.xp, end[0]) if self._has_final else _at_end(y, span)
-        return self.through(span.xp, "head", p, y, kept), end, kept
+        y = self.through(span.xp, "head", p, y, kept)
+        return y if self.last else span.mask(y), end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         grads: Params = {}
         if dy is None:
             dy = span.zeros(self.output_size, p)
             dy = dy[0, ...] if self.last else dy
+        elif not self.last:
+            dy = span.mask(dy)
         dh: Array | None = self.through_bwd(xp, "head", p, kept, dy, grads)
         if self.last and self._has_final:
             if dstate is None:

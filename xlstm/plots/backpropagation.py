@@ -12,8 +12,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import generator
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Leaf
+from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.plots import figures
 
 Host = np.ndarray[Any, Any]

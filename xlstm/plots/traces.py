@@ -10,10 +10,8 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import namespace_of
-from xlstm.layers.memory import gates_of
-from xlstm.layers.saved import Saved
-from xlstm.layers.stack import Pass
+from xlstm.layers.gated import Pass
+from xlstm.layers.module import Saved
 
 Host = np.ndarray[Any, Any]
 
@@ -115,7 +113,7 @@ def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
 
 
 def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
-    log_i, log_f = (to_numpy(a) for a in gates_of(namespace_of(memory.logf), memory))
+    log_i, log_f = (np.moveaxis(to_numpy(a), -1, 0) for a in (memory.inputs[3], memory.logf))  # (T, B, N)
     gates, states = {"log i": log_i, "f": np.exp(log_f)}, {}
     shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
     if not isinstance(kept, dict):  # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y

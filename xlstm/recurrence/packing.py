@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import checks, constants, fuse
+from xlstm.arrays.backend import Portable
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.engines.cell_step import reshape
 from xlstm.engines.tape import Widths
 
@@ -167,6 +168,67 @@ class Packing:
         column = np.arange(len(step)) - starts[step]
         mirrored = self.lengths[self.order[column]] - 1 - step
         return step * self.B + self.order[column], starts[mirrored] + column
+
+
+@dataclass(eq=False)
+class Span(Portable):
+    """The steps and sequences of one call, which are the same for all parts of a layer.
+
+    There are B sequences of T steps each, or of fewer where the packing has lengths.
+
+    Attributes
+    ----------
+    xp : namespace
+    packing : Packing
+    rng : numpy.random.Generator or None
+        It draws the masks, where there are any.
+    keep : bool
+        Whether to keep what the backward pass needs.
+    groups : object
+        Which sequences belong together, for the layers that let them see each other.
+    rest : bool
+        Whether the state is the same for all sequences, that before the first step.
+    """
+
+    xp: Namespace
+    packing: Packing
+    rng: np.random.Generator | None = None
+    keep: bool = False
+    groups: Any = None
+    rest: bool = False
+
+    @property
+    def T(self) -> int:  # noqa: N802
+        """Number of steps."""
+        return self.packing.T
+
+    @property
+    def B(self) -> int:  # noqa: N802
+        """Number of sequences."""
+        return self.packing.B
+
+    @property
+    def full(self) -> bool:
+        """Whether every sequence has T steps."""
+        return self.packing.lengths is None and self.packing.steps == self.packing.T
+
+    @property
+    def lengths(self) -> np.ndarray[Any, Any]:
+        """Lengths of the sequences, (B,)."""
+        return self.packing.ends
+
+    def mask(self, x: Array, value: float = 0.0) -> Array:
+        """Return x (T, B, ...) with `value` past the end of each sequence."""
+        if self.full:
+            return x
+        xp = self.xp
+        there = xp.reshape(self.packing.inside(xp, x), (self.T, self.B, *(1,) * (x.ndim - 2)))
+        return fuse.where(xp, there, x, constants.number(xp, value, x.dtype, device_of(x)))
+
+    def zeros(self, width: int, params: Params) -> Array:
+        """Return zeros (T, B, width) of the dtype and on the device of parameters."""
+        like = next(iter(params.values()))
+        return self.xp.zeros((self.T, self.B, width), dtype=like.dtype, device=device_of(like))
 
 
 def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:

@@ -18,7 +18,7 @@ from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
-from xlstm.layers.masks import STREAM
+from xlstm.layers.module import STREAM
 from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided

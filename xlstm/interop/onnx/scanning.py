@@ -14,8 +14,8 @@ from xlstm.engines.tape import Widths
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, Array, Graph
 from xlstm.interop.onnx.onnx_files import library
-from xlstm.layers.state import Span, complete
-from xlstm.recurrence.packing import Packing
+from xlstm.layers.sequence import complete
+from xlstm.recurrence.packing import Packing, Span
 
 
 class Scan:

@@ -12,13 +12,13 @@ from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
-from xlstm.layers.blocks.block import MULTIPLE, GatesOfHeads, MixerBlock, round_up
-from xlstm.layers.blocks.feedforward import GatedFeedForward
-from xlstm.layers.blocks.stack import Backbone
+from xlstm.layers.blocks.backbone import Backbone
+from xlstm.layers.blocks.block import MULTIPLE, GatedFeedForward, GatesOfHeads, MixerBlock, round_up
 from xlstm.layers.linear import Linear
-from xlstm.layers.memory import Memory
+from xlstm.layers.matrix_memory import Memory
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import State
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ class LargeBlock(MixerBlock):
         kept |= {"capped": gates, "memory": memory, "n": n, "s": s}
         return self.through(xp, "down", p, sn, kept), end  # (7)
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         xp = span.xp
         dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (7)
         do, dn = fuse(xp, _gated_bwd, dsn, kept["s"], kept["n"])  # (6)

@@ -14,15 +14,15 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.layers.blocks.block import MULTIPLE, round_up
-from xlstm.layers.blocks.feedforward import ResidualFeedForward
-from xlstm.layers.blocks.stack import Backbone
-from xlstm.layers.state import Span, State
+from xlstm.layers.blocks.backbone import Backbone
+from xlstm.layers.blocks.block import MULTIPLE, ResidualFeedForward, round_up
+from xlstm.layers.sequence import Derivatives, State
 from xlstm.models.tirex import fine_tuning, items, prediction
 from xlstm.models.tirex.fine_tuning import Tuned
 from xlstm.models.tirex.streaming import Stream
 from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import Groups, take
+from xlstm.recurrence.packing import Span
 from xlstm.training import optimizers
 from xlstm.training.losses import pinball
 
@@ -109,9 +109,7 @@ class PatchNetwork(Backbone):
         kept |= more
         return self.through(span.xp, "output", p, h, kept), end, kept
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         grads: Params = {}
         dh = self.through_bwd(span.xp, "output", p, kept, dy, grads)
         found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
@@ -351,9 +349,7 @@ class PatchNetwork(Backbone):
         y, end, kept = super().run(p, x, state, span)
         return self._parted(span.xp, y), end, kept
 
-    def run_bwd(
-        self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         if dy is not None:
             dy = span.xp.reshape(dy, (*dy.shape[:2], self.output_size))
         return super().run_bwd(p, kept, dy, dstate, span)

@@ -17,7 +17,7 @@ from xlstm.arrays.namespace import Params, device_of, namespace_of
 from xlstm.cells.normalization import normalize
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.layers.state import Leaf, State
+from xlstm.layers.sequence import Leaf, State
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Rows
 from xlstm.models.tirex.variates import Groups

@@ -14,7 +14,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import frames, panels
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.layers.state import State
+from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Forecast, HorizonWarning, Series, Table
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host

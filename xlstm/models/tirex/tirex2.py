@@ -13,9 +13,9 @@ from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
+from xlstm.layers.module import Saved
 from xlstm.layers.norm import RMSNorm
-from xlstm.layers.saved import Saved
-from xlstm.layers.state import State
+from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, prediction, transforms
 from xlstm.models.tirex.items import Forecast, HorizonWarning, Item, Rows
 from xlstm.models.tirex.patch_network import QUANTILES, PatchNetwork

@@ -16,16 +16,14 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
 from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
 from xlstm.cells.normalization import normalize_root, normalize_root_bwd
-from xlstm.layers.blocks.block import MixerBlock
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, MixerBlock
 from xlstm.layers.blocks.large import LargeBlock
-from xlstm.layers.blocks.slstm import Recurrence, sLSTMBlock
+from xlstm.layers.blocks.slstm_block import Recurrence, sLSTMBlock
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State, complete
-from xlstm.recurrence.packing import Packing
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
+from xlstm.recurrence.packing import Packing, Span
 
 Host = np.ndarray[Any, Any]
 NORM_EPS = 1e-6  # of every norm in a block
@@ -169,9 +167,7 @@ class VariateMixer(SameWidth, SequenceLayer):
         a = a + self.through(xp, "down", p, s, kept)  # (9)
         return put(xp, x, a, groups.rows), (), {**kept, "z": z, "s": s}  # (10)
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, groups = span.xp, span.groups
         if kept is None:
             return {name: xp.zeros_like(a) for name, a in p.items()}, dy, ()
@@ -300,9 +296,7 @@ class Multivariate(MixerBlock if TYPE_CHECKING else object):  # type: ignore[mis
         both = xp.concat((take(xp, y, known), xp.flip(r, axis=0)), axis=-1)  # (2)
         return put(xp, y, self.through(xp, "combination", p, both, kept), known), end  # (3)
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         xp = span.xp
         if "reverse" not in kept:
             grads["combination.W"] = xp.zeros_like(p["combination.W"])

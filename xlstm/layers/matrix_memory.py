@@ -1,26 +1,112 @@
-"""The mLSTM as a layer: matrix memories and an output gate, without recurrent weights."""
+"""The mLSTM: the matrix memories of all heads over a batch of sequences, and the layer that has them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import cores
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
+from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
+from xlstm.engines.cuda.chunks import passes as chunks
+from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
-from xlstm.layers.masks import dropout
-from xlstm.layers.memory import Memory
-from xlstm.layers.module import Weight, dropped, rows, total
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.module import Weight, dropout, dropped, rows, total
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.recurrence.packing import Span
+
+
+class Memory(NamedTuple):
+    """The matrix memories of N heads, whose keys are K wide and whose values are V wide."""
+
+    N: int
+    K: int
+    V: int
+    eps: float = 0.0
+    forget: str = "sigmoid"
+    chunk: int | None = None
+    rest: float = -float("inf")  # m before the first step
+
+    @property
+    def steps(self) -> int:
+        """Steps L of a chunk; by default they follow K, as work within chunks is to work between them as L is to K."""
+        return self.chunk or min(mlstm.CHUNK, max(16, self.K))
+
+    @property
+    def states(self) -> State:
+        """The leaves C, n and m of all heads."""
+        N, K, V = {"N": self.N}, {"K": self.K}, {"V": self.V}
+        C, n = Leaf("C", {}, N | K | V, wide=True), Leaf("n", {}, N | K, wide=True)
+        return C, n, Leaf("m", {}, N, rest=self.rest, wide=True)
+
+    def run(
+        self, q: Array, k: Array, v: Array, i: Array, f: Array, state: State, span: Span
+    ) -> tuple[Array, State, Any]:
+        """Return h (T, B, N V), the final state, and what `run_bwd` needs.
+
+        Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates i and f (T, B, N).
+        """
+        xp, keep, T, B = span.xp, span.keep, span.T, span.B
+        cores.given()  # raises an error of the setting, however small the work is
+        if T == 1 and not keep and span.full:
+            q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
+            C, n, m = state
+            h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
+            return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
+        # Past the end of a sequence a step writes nothing and forgets nothing.
+        i = span.mask(i, -float("inf"))
+        f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
+        i, f = (xp.permute_dims(a, (1, 2, 0)) for a in (i, f))  # (B, N, T)
+        q, k, v = (self._heads(xp, a) for a in (q, k, v))
+        if xp is np:
+            computed = loops.chunkwise([q, k, v, i, f, *state], self.eps, self.forget, self.steps, keep)
+            if computed is not None:
+                (h, *end), saved = computed
+                return self._rows(xp, h), tuple(end), saved
+        C, n, m = state
+        kept: Any
+        made = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
+        if made is not None:
+            h, *end, kept = chunks.chunkwise(xp, q, k, v, i, f, C, n, m, made)
+        else:
+            h, *end, kept = mlstm.chunkwise(xp, q, k, v, i, f, C, n, m, self.eps, self.forget, self.steps)
+            # The arrays that are kept refer to the final state, too, and the caller may change that.
+            end = [xp.asarray(s, copy=True) for s in end]
+        return self._rows(xp, h), tuple(end), kept if keep else None
+
+    def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
+        """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
+        xp, dh, (dC, dn, dm) = span.xp, self._heads(span.xp, dh), dstate or (None, None, None)
+        grads: Sequence[Array]
+        if isinstance(saved, loops.Saved):
+            grads = loops.chunkwise_bwd(dh, dstate, saved, self.eps, self.forget)
+        elif isinstance(saved, chunks.Saved):
+            grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
+        else:
+            grads = mlstm.chunkwise_bwd(xp, dh, dC, dn, dm, saved, self.eps, self.forget)
+        dq, dk, dv, di, df = (self._rows(xp, d) for d in grads[:5])
+        return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(grads[5:])
+
+    def _heads(self, xp: Namespace, a: Array) -> Array:
+        """Return (T, B, N F) seen as (B, N, T, F)."""
+        T, B, width = a.shape
+        return xp.permute_dims(xp.reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
+
+    def _rows(self, xp: Namespace, a: Array) -> Array:
+        """Return (B, N, T, F) as (T, B, N F), and gates (B, N, T) as (T, B, N)."""
+        if a.ndim == 3:
+            return xp.permute_dims(a, (2, 0, 1))
+        B, N, T, F = a.shape
+        return xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
 
 
 @dataclass(frozen=True)
@@ -160,9 +246,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             ends.append(end)
         return x, tuple(stack(xp, one) for one in zip(*ends, strict=True)), kept
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp = span.xp
         grads: Params = {}
         starts = []

@@ -15,16 +15,15 @@ from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.layers import initializers
-from xlstm.layers.blocks.block import MixerBlock, widened
-from xlstm.layers.blocks.feedforward import GatedFeedForward
+from xlstm.layers.blocks.block import GatedFeedForward, MixerBlock, widened
 from xlstm.layers.conv import CausalConv
+from xlstm.layers.gated import Pass
 from xlstm.layers.linear import HeadwiseLinear
 from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.stack import Pass
-from xlstm.layers.state import Leaf, Span, State
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.backward import run_bwd
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,7 @@ class sLSTMBlock(MixerBlock):  # noqa: N801
         h, kept["mask"] = self._drop(span.rng, h, self.dropout)  # (5)
         return self.through(xp, "outnorm", p, h, kept), (conv_end, end)  # (6)
 
-    def mix_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span, grads: Params
-    ) -> tuple[Array, State]:
+    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
         xp, D = span.xp, self.size
         conv_end, cell_end = (None, None) if dstate is None else dstate
         dh = dropped(self.through_bwd(xp, "outnorm", p, kept, dy, grads), kept["mask"])  # (6) (5)
@@ -192,9 +189,7 @@ class Recurrence(SequenceLayer):
         y, (end,) = packing.restore(xp, h, [packed_end])
         return y, tuple(foreach.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, packing = span.xp, span.packing
         if dstate is None:
             ends: Sequence[Array] = [xp.zeros_like(dy[0, ...]).T] * len(self.cell.STATES)

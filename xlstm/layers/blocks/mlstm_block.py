@@ -16,10 +16,11 @@ from xlstm.layers.blocks.block import Block, GatesOfHeads, widened
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.initializers import constant
 from xlstm.layers.linear import HeadwiseLinear, Linear
-from xlstm.layers.memory import Memory
+from xlstm.layers.matrix_memory import Memory
 from xlstm.layers.module import Weight, dropped
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import Derivatives, State
+from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,7 @@ class mLSTMBlock(Block):  # noqa: N801
         kept |= {"z": z, "cc": cc, "c": c, "memory": memory, "s": s, "g": g, "mask": mask}
         return x + y, (conv_end, end), kept
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, F = span.xp, self.inner
         grads: Params = {}
         conv_end, end = (None, None) if dstate is None else dstate

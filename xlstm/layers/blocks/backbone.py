@@ -9,12 +9,12 @@ from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
-from xlstm.layers.blocks.mlstm import mLSTMBlock
-from xlstm.layers.blocks.slstm import sLSTMBlock
+from xlstm.layers.blocks.mlstm_block import mLSTMBlock
+from xlstm.layers.blocks.slstm_block import sLSTMBlock
 from xlstm.layers.module import SameWidth
 from xlstm.layers.norm import LayerNorm
-from xlstm.layers.sequence import SequenceLayer
-from xlstm.layers.state import Span, State
+from xlstm.layers.sequence import Derivatives, SequenceLayer, State
+from xlstm.recurrence.packing import Span
 
 
 class Backbone(SameWidth, SequenceLayer):
@@ -61,9 +61,7 @@ class Backbone(SameWidth, SequenceLayer):
             x = self.through(span.xp, "norm", p, x, kept)
         return x, tuple(ends), kept
 
-    def scan_bwd(
-        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span
-    ) -> tuple[Params, Array, State]:
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         grads: Params = {}
         if "norm" in self.parts:
             dy = self.through_bwd(span.xp, "norm", p, kept, dy, grads)
