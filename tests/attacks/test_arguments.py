@@ -267,7 +267,7 @@ MODELS = (
     GatedFeedForward(4, 6),
 )
 # How errors name what is in a dict of parameters, and what others follow from.
-PARAMS = r"param|\d\.|\.W|\bW\b|\bWx\b|\bw\b|\bb\b|arrays|skip|dtype|shape|state|context|tokens|float16|saves nothing"
+PARAMS = r"param|\d\.|\.W|\bW\b|\bWx\b|\bw\b|\bb\b|arrays|skip|dtype|shape|state|context|tokens|logits|float16|saves nothing"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
