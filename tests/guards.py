@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.ma
+import numpy.ma  # it reads the name of np.empty, which gives poison later
 import pytest
 
 PAGE = mmap.PAGESIZE

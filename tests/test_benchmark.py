@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.docs import blocks
+from xlstm import plots
 from xlstm.cli import bench as timed
 from xlstm.cli import machine, timing
 from xlstm.cli.app import app
 from xlstm.cli.bench import Case, Row, Size
 from xlstm.cli.timing import Timing, interleave
-from xlstm.estimators import plots
 from xlstm.layers import recurrent
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
@@ -174,15 +174,10 @@ def test_torch_nn_does_the_same_work(layer, train, monkeypatch):
     assert all((p.grad is not None) == train for p in made[0].parameters())
 
 
-def test_sizes_are_drawn_by_their_work(tmp_path, monkeypatch):
+def test_sizes_are_drawn_by_their_work():
     pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **o: figures.append(figure))
     rows = [r for H in (256, 16, 64) for r in (row(H, "numpy", 1.0), row(H, "torch.nn", 0.5))]
-    plots.comparison(tmp_path / "p.png", rows)
-    (axes,) = figures[0].axes
+    (axes,) = plots.comparison(rows).axes
     work = sorted(r.operations for r in rows[::2])
     assert axes.get_xscale() == "log"
     for line in axes.lines:

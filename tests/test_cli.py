@@ -12,15 +12,16 @@ import pytest
 
 import xlstm
 from tests.test_commands import CLASSES, QUICK, SERIES, TEXT, TIREX, VERSE, run  # noqa: F401 (a fixture)
-from xlstm import training
+from xlstm import plots, training
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, Settings, plots
+from xlstm.estimators import Forecaster
+from xlstm.plots import figures
 from xlstm.training import loop
 from xlstm.training.folder import read_history
 
 MODEL, PICTURE = "xlstm-output/model.safetensors", "xlstm-output/forecast.png"
 SHORT = ["train", "s.csv", *QUICK]
-pytestmark = pytest.mark.skipif(not plots.available(), reason="matplotlib is not installed")
+pytestmark = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def command(folder, *args, **options):
 def test_killed_training_leaves_the_old_model(series):
     model = series / MODEL
     model.parent.mkdir()
-    Forecaster(Settings(12, hidden_size=3, epochs=1), "numpy").fit(np.arange(100.0) % 7).save(model)
+    Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy").fit(np.arange(100.0) % 7).save(model)
     before = model.read_bytes()
     process = started(series, *SHORT, "--epochs", 300, "--patience", 300, "--seed", 1, stdout=subprocess.DEVNULL)
     time.sleep(2.5)
@@ -142,7 +143,9 @@ def test_a_reader_who_goes_away_costs_no_training(series):
 
 @pytest.mark.parametrize("name", ["--version", "predict", "generate"])
 def test_readers_who_go_away_end_a_command_quietly(series, name):
-    Forecaster(Settings(12, hidden_size=2, epochs=1), "numpy", name="v").fit(np.arange(100.0) % 7).save(series / "m")
+    Forecaster(window=12, hidden_size=2, epochs=1, backend="numpy", name="v").fit(np.arange(100.0) % 7).save(
+        series / "m"
+    )
     model = xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), vocab_size=5)
     xlstm.models.save(series / "l", model, model.init(backend="numpy"))
     args = {"--version": [], "predict": ["m", bundled("sunspots")], "generate": ["l", "--prompt", "1"]}[name]

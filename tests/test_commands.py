@@ -26,8 +26,8 @@ from xlstm.estimators import (
     Settings,
     TextModel,
     TiRexTrainer,
-    plots,
 )
+from xlstm.plots import figures
 from xlstm.plots.results import counted
 from xlstm.training import checkpoint
 from xlstm.training.folder import read_history
@@ -42,7 +42,7 @@ SERIES = ["train", "forecast", bundled("sunspots"), *QUICK]
 TIREX = ["train", "tirex", "--backend", "numpy", "--size", 8, "--num-heads", 2, "--num-blocks", 1, "--patch-size", 4]
 TIREX += ["--context-length", 32, "--horizon", 8, "--batch-size", 4, "--steps", 7, "--every", 4]
 VERSE = "the cat sat on the mat and saw a rat. " * 30
-PICTURES = {"forecast.png"} if plots.available() else set()
+PICTURES = {"forecast.png"} if figures.available() else set()
 CLASSIFIED, LAYOUT = "xlstm-classify/model.safetensors", {"features": ["x", "y"], "label": "kind", "sequence": "id"}
 
 
@@ -133,7 +133,7 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
 
 
 def test_forecasts_as_a_table_and_their_errors(run):
-    fitted = Forecaster(Settings(12, 3, hidden_size=2, epochs=1), "numpy", name="sunspots")
+    fitted = Forecaster(window=12, horizon=3, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
     fitted.fit(np.sin(np.arange(100.0))).save("m")
     printed = run("predict", "m", bundled("sunspots"), "--steps", 3).stdout
     run("predict", "m", bundled("sunspots"), "--steps", 3, "--output", "p.csv")

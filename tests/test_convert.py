@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import xlstm
 from xlstm.cli import export_import
 from xlstm.cli.app import app
-from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators import Forecaster
 from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
@@ -58,16 +58,16 @@ def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
 @pytest.mark.parametrize("to", export_import.SUFFIXES)
 def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
-    forecaster = Forecaster(Settings(epochs=1, hidden_size=4, window=12), "numpy").fit(np.sin(np.arange(200) / 5))
+    forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(np.sin(np.arange(200) / 5))
     forecaster.save(tmp_path / "model.safetensors")
     path = export_import.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
     if to == "torch":
         weights = safetensors.numpy.load_file(path)
-        assert weights["head.weight"].tobytes() == forecaster.params["head.W"].tobytes()
+        assert weights["head.weight"].tobytes() == forecaster.params_["head.W"].tobytes()
     if to == "onnx":
         session = pytest.importorskip("onnxruntime").InferenceSession(path.read_bytes())
         x = np.random.default_rng(0).standard_normal((12, 5, 1)).astype("float32")
-        expected, _, _ = forecaster.model.forward(forecaster.params, x, train=False)
+        expected, _, _ = forecaster.model_.forward(forecaster.params_, x, train=False)
         np.testing.assert_allclose(session.run(["y"], {"x": x})[0], expected, rtol=1e-5, atol=1e-6)
     if to == "keras":
         import h5py
@@ -75,7 +75,7 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
         with h5py.File(path) as file:
             found = []
             file.visititems(lambda name, item: found.append(item) if isinstance(item, h5py.Dataset) else None)
-            assert any(np.array_equal(item[()], forecaster.params["head.W"].T) for item in found)
+            assert any(np.array_equal(item[()], forecaster.params_["head.W"].T) for item in found)
 
 
 def test_the_command_line(tmp_path):

@@ -12,9 +12,7 @@ from xlstm import models
 from xlstm.cli.app import app
 from xlstm.cli.inspect import read
 from xlstm.data.series import bundled
-from xlstm.estimators import SequenceClassifier, SequenceRegressor
-from xlstm.estimators.forecaster import Forecaster, Settings
-from xlstm.estimators.textmodel import TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 
 PICTURES = ("gradients", "memory", "parameters", "saturation")
 
@@ -52,7 +50,7 @@ def model(tmp_path):
 
 
 def test_a_forecaster_over_its_series_with_its_history(run, tmp_path):
-    forecaster = Forecaster(Settings(12, hidden_size=3, epochs=1), "numpy", name="sunspots", checkpoints="run")
+    forecaster = Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy", name="sunspots", checkpoints="run")
     forecaster.fit(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)).save(tmp_path / "f")
     result = run("f", bundled("sunspots"), "--history", "run", "-o", "deep/er")
     assert sorted(os.listdir(tmp_path / "deep/er")) == files("gates-recurrent.0", "training", *PICTURES)

@@ -1,6 +1,7 @@
 """Weights from and to Keras 3, as arrays and in files, and through them: outputs equal Keras'."""
 
 import io
+import itertools
 import os
 import pickle
 import sys
@@ -33,10 +34,17 @@ LENGTHS = [4, 6, 1, 6, 3]
 KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}
 ACTIVATIONS = ("tanh", "sigmoid", "relu", "linear", "hard_sigmoid", "elu", "selu", "softsign", "softplus",
                "exponential", "leaky_relu")  # fmt: skip
-OPTIONS_OF_KERAS = [
-    *(("lstm", o) for o in ({}, {"recurrent_activation": "hard_sigmoid", "activation": "softsign"})),
-    *(("gru", o) for o in ({}, {"reset_after": False}, {"recurrent_activation": "hard_sigmoid", "activation": "elu"})),
-    *(("rnn", {"activation": name}) for name in ACTIVATIONS),
+# Kinds with each direction, with and without a mask and a bias; and each activation.
+CASES = [
+    *itertools.product(
+        [("lstm", {}), ("gru", {}), ("gru", {"reset_after": False}), ("rnn", {})],
+        ("forward", "go_backwards", "bidirectional"),
+        (None, LENGTHS),
+        (True, False),
+    ),
+    (("lstm", {"recurrent_activation": "hard_sigmoid", "activation": "softsign"}), "bidirectional", LENGTHS, True),
+    (("gru", {"recurrent_activation": "hard_sigmoid", "activation": "elu"}), "bidirectional", LENGTHS, True),
+    *((("rnn", {"activation": name}), "forward", None, True) for name in ACTIVATIONS),
 ]
 
 
@@ -59,11 +67,9 @@ def bits(arrays):
     return [(a.shape, a.dtype, a.tobytes()) for a in arrays]
 
 
-@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all steps", "mask"])
-@pytest.mark.parametrize("direction", ["forward", "go_backwards", "bidirectional"])
-@pytest.mark.parametrize(("kind", "options"), OPTIONS_OF_KERAS, ids=str)
-def test_outputs_and_states_are_kerass(monkeypatch, rng, kind, options, direction, lengths, use_bias):
+@pytest.mark.parametrize(("layer", "direction", "lengths", "use_bias"), CASES, ids=str)
+def test_outputs_and_states_are_kerass(monkeypatch, rng, layer, direction, lengths, use_bias):
+    kind, options = layer
     # but for this, Keras' own matrix product is float32 on its PyTorch backend, of float64 too
     monkeypatch.setattr("keras.src.backend.numpy.matmul", torch.matmul)
     inner = keras_layer(kind, use_bias=use_bias, go_backwards=direction == "go_backwards", **options)
@@ -205,7 +211,7 @@ K, R, V = np.zeros((D, 4 * H)), np.zeros((H, 4 * H)), np.zeros(4 * H)
         ([K, R, V], "gru", ValueError, r"layer 0: kernel has shape \(3, 16\), expected \(D, 3H\) = \(3, 12\)"),
         ([K], "lstm", ValueError, r"arrays have shapes \(3, 16\), expected \(D, 4H\), \(H, 4H\)"),
         ([K, R, V, V], "lstm", ValueError, r"kernel has shape \(16,\)|recurrent_kernel"),
-        ([V, R, V], "lstm", ValueError, r"kernel has shape \(16,\) and recurrent_kernel \(4, 16\)"),
+        ([V, R, V], "lstm", ValueError, r"kernel has shape \(16,\), expected \(D, 4H\)"),
         ([K, R, np.zeros(15)], "lstm", ValueError, r"arrays have shapes"),
         ([K, R, V.astype("float32")], "lstm", TypeError, "dtypes float32, float64"),
         ([], "lstm", ValueError, "arrays have shapes"),
@@ -240,15 +246,10 @@ def zipped(path, entries):
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ([("config.json", "{}")], r"model.weights.h5 is there 0 times, expected once"),
         ([("config.json", "{}"), ("../model.weights.h5", b"")], r"model.weights.h5 is there 0 times"),
         ([("config.json", "{}"), ("config.json", "{}")], "config.json is there 2 times"),
         ([("config.json", "{}"), ("model.weights.h5", bytes(2**27))], "declares 134217728 bytes .* out of proportion"),
-        (
-            [("config.json", " " * 2**24), ("model.weights.h5", b"")],
-            "config.json declares 16777216 bytes .* proportion",
-        ),
-        ([("config.json", "{}"), ("model.weights.h5", b"garbage")], "not a readable HDF5 file"),
+        ([("config.json", " " * 2**24), ("model.weights.h5", b"")], "declares 16777216 bytes .* out of proportion"),
         ([("config.json", "{}"), ("model.weights.h5", pickle.dumps([1]))], "not a readable HDF5 file"),
     ],
 )

@@ -29,9 +29,8 @@ TRAIN = """
 import numpy as np, xlstm
 from xlstm import optim, training, estimators
 from xlstm.series import bundled, read_csv
-settings = estimators.Settings(epochs=1, hidden_size=4, window=12)
 values = read_csv(bundled("sunspots")).values
-forecaster = estimators.Forecaster(settings, "numpy").fit(values)
+forecaster = estimators.Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(values)
 forecaster.save("model.safetensors")
 print(estimators.Forecaster.load("model.safetensors", "numpy").predict(values, 2))
 """

@@ -1,12 +1,9 @@
-"""Pictures: labels, numbers in what is drawn, colours in grey, files and pages."""
+"""Pictures: labels, numbers in what is drawn, colours in grey, and files."""
 
-import base64
 import json
 import math
 import os
-import re
 from dataclasses import dataclass
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -16,11 +13,10 @@ from tests.conftest import later
 from xlstm import optim, plots, training
 from xlstm.cells import gru
 from xlstm.data.batches import Windows
-from xlstm.engines.numba import chunks, jit
 from xlstm.models import SequenceModel
 from xlstm.plots import figures
-from xlstm.plots.runs import smoothed
-from xlstm.plots.traces import traces
+from xlstm.plots.activity import traces
+from xlstm.plots.results import smoothed
 
 matplotlib = later("matplotlib")
 T, B, D, H = 7, 3, 2, 4
@@ -87,14 +83,6 @@ def test_parameters_have_their_numbers_and_a_panel_each():
     assert sum(patch.get_height() for patch in figure.axes[1].patches) == 6
     assert [axes.get_xlabel() for axes in figure.axes] == ["value", "value"]
     assert figure.axes[0].get_ylabel() == "count"
-
-
-def test_long_names_are_folded_at_their_dots():
-    name = "backbone.blocks.11.feedforward.down.W"
-    title = plots.parameters({name: np.ones(3)}).axes[0].get_title(loc="left")
-    lines = title.split("\n")[:-1]
-    assert "".join(lines) == name
-    assert lines == ["backbone.blocks.11.", "feedforward.down.W"]
 
 
 @pytest.mark.parametrize(
@@ -169,18 +157,6 @@ def test_gates_of_an_mlstm_are_those_of_its_weights(x):
     np.testing.assert_allclose(trace.gates["log i"], a[..., -4:-2], rtol=1e-12)
     np.testing.assert_allclose(trace.gates["f"], sigmoid(a[..., -2:]), rtol=1e-12)
     np.testing.assert_allclose(trace.gates["o"], sigmoid(a[..., 3 * H : 4 * H]), rtol=1e-12)
-
-
-@pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
-def test_gates_of_compiled_loops(monkeypatch, rng):
-    """A memory that is large enough for them."""
-    monkeypatch.setenv("XLSTM_COMPILE", "1")
-    x = rng.normal(size=(3000, 2, 4))
-    params, saved = ran(xlstm.mLSTM(4, 256, num_heads=2), x)
-    assert isinstance(saved.kept["0"].memory, chunks.Saved)
-    (trace,) = traces("test", saved)
-    rows = params["0.Wx"][-4:], params["0.b"][-4:]
-    np.testing.assert_allclose(trace.gates["log i"], (x @ rows[0].T + rows[1])[..., :2], rtol=1e-12)
 
 
 def test_saved_has_to_have_gates(x):
@@ -476,14 +452,12 @@ def test_errors_of_forecasts_are_drawn_by_horizon():
     (axes,) = figure.axes
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 1], [2, 2]], [[1, 2], [2, 3]]]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("days ahead", "RMSE (kg)")
-    (axes,) = plots.forecast_errors({"LSTM": [1.0], "persistence": [2.0]}, step="day").axes
-    assert [patch.get_width() for patch in axes.patches] == [2, 1]
     for errors in ({}, {"a": [1.0], "b": [1.0, 2.0]}, {"a": [math.nan]}, {"a": ["x"]}):
         with pytest.raises(ValueError, match=r"forecast_errors: "):
             plots.forecast_errors(errors)
 
 
-# Look, files and pages
+# Look and files
 
 
 def lightness(color):
@@ -491,10 +465,10 @@ def lightness(color):
 
 
 def test_colours_survive_a_print_in_grey():
-    grey = [lightness(line.color) for line in figures.LINES]
+    grey = [lightness(line["color"]) for line in figures.LINES]
     assert np.min(np.diff(grey)) > 0.08
-    assert len({(str(line.linestyle), line.marker) for line in figures.LINES}) == len(figures.LINES)
-    assert len({line.marker for line in figures.LINES}) == len(figures.LINES)
+    assert len({str(line["linestyle"]) for line in figures.LINES}) == len(figures.LINES)
+    assert len({line["marker"] for line in figures.LINES}) == len(figures.LINES)
     assert abs(lightness(figures.DARK) - lightness(figures.LIGHT)) > 0.3
     shades = [lightness(c) for c in matplotlib.colormaps[figures.COLOURS](np.linspace(0, 1, 20))[:, :3]]
     assert np.all(np.diff(shades) > 0)
@@ -559,41 +533,3 @@ def test_files_are_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError, match="figure is 3, expected a figure of matplotlib"):
         plots.save(3, tmp_path / "a.png")
     assert os.listdir(tmp_path) == []
-
-
-class Reader(HTMLParser):
-    """Reads a page, and finds tags that are not closed."""
-
-    EMPTY = ("meta", "img")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.tags, self.sources = [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.sources += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert tag in self.EMPTY or self.open.pop() == tag
-
-
-def test_a_page_needs_nothing_else():
-    params = {f"<{k}>": np.full(3, float(k)) for k in range(40)}
-    rows = [plots.Memory("0", 1, 1.2, None)]
-    tables = {"parameters": plots.parameter_table(params), "m": rows}
-    page = plots.page("a & b", {"parameters": plots.parameters(params)}, tables, ["<n>"])
-    reader = Reader()
-    reader.feed(page)
-    assert reader.open == []
-    assert "http" not in page
-    assert "script" not in reader.tags
-    assert "link" not in reader.tags
-    assert [source[:26] for source in reader.sources] == ["data:image/svg+xml;base64,"]
-    assert base64.b64decode(reader.sources[0][26:]).startswith(b"<?xml")
-    assert "<title>a &amp; b</title>" in page
-    assert "<summary>40 rows</summary>" in page
-    assert re.search(r"<td>&lt;2&gt;</td><td>3</td><td>3.464</td><td>2</td>", page)
-    assert "<td>1.2</td><td>-</td>" in page

@@ -22,8 +22,7 @@ from xlstm.arrays.convert import cast, to_numpy
 from xlstm.arrays.namespace import is_floating, namespace
 from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
-from xlstm.estimators import forecaster as estimators
-from xlstm.estimators.forecaster import Forecaster, Settings
+from xlstm.estimators import Forecaster, Settings, base
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import loop, losses, optimizers, precision
 from xlstm.training.precision import Mixed, Scaling, after, lowered, named, raised, tf32
@@ -278,15 +277,15 @@ def test_weights_in_a_half_are_refused():
 
 
 def test_a_forecaster_says_it_before_any_work(tmp_path):
-    forecaster = Forecaster(Settings(precision="float16", epochs=1, window=12, hidden_size=4), "numpy")
+    forecaster = Forecaster(precision="float16", epochs=1, window=12, hidden_size=4, backend="numpy")
     with pytest.raises(TypeError, match="float16 on a CPU"):
         forecaster.fit(np.sin(np.arange(300) / 5))
 
 
 def test_a_forecaster_saves_its_masters(halves, tmp_path):
     values = np.sin(np.arange(300) / 5)
-    forecaster = Forecaster(Settings(precision="float16", epochs=2, window=12, hidden_size=4), "numpy").fit(values)
-    assert {p.dtype for p in forecaster.params.values()} == {np.dtype("float32")}
+    forecaster = Forecaster(precision="float16", epochs=2, window=12, hidden_size=4, backend="numpy").fit(values)
+    assert {p.dtype for p in forecaster.params_.values()} == {np.dtype("float32")}
     forecaster.save(tmp_path / "model")
     loaded = Forecaster.load(tmp_path / "model", "numpy")
     assert loaded.settings.precision == "float16"
@@ -355,8 +354,8 @@ def test_a_forecaster_trains_within_its_precision(monkeypatch):
     seen = []
     context = contextlib.ExitStack()
     context.callback(seen.append, "end")
-    forecaster = Forecaster(Settings(precision="tf32", window=12, hidden_size=4), "numpy")
-    monkeypatch.setattr(estimators.precisions, "named", lambda name, home: (None, context))
+    forecaster = Forecaster(precision="tf32", window=12, hidden_size=4, backend="numpy")
+    monkeypatch.setattr(base.precisions, "named", lambda name, home: (None, context))
     monkeypatch.setattr(loop, "train", lambda *args, **options: seen.append("train") or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         forecaster.fit(np.sin(np.arange(300) / 5))

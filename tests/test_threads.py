@@ -11,7 +11,7 @@ import xlstm
 from tests.conftest import force
 from xlstm.arrays import blas, cores
 from xlstm.engines.numba import numba_engine, workers
-from xlstm.estimators import forecaster
+from xlstm.estimators import Forecaster
 
 
 def test_the_number_of_threads_is_the_variables_or_that_of_cores(monkeypatch):
@@ -35,10 +35,10 @@ def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, 
     lstm, mlstm = xlstm.LSTM(3, 2), xlstm.mLSTM(3, 2)
     given = [(layer, layer.init(0, "numpy", "float64")) for layer in (lstm, mlstm)]
     series = rng.standard_normal(40)
-    settings = forecaster.Settings(epochs=1, hidden_size=2, window=4)
+    forecaster = Forecaster(epochs=1, hidden_size=2, window=4, backend="numpy")
     monkeypatch.setenv(cores.VARIABLE, wrong)
     calls = [lambda layer=layer, p=p: layer.forward(p, x) for layer, p in given]
-    calls += [cores.threads, lambda: forecaster.Forecaster(settings, "numpy").fit(series)]
+    calls += [cores.threads, lambda: forecaster.fit(series)]
     for call in calls:
         with pytest.raises(
             ValueError, match=r"^XLSTM_NUM_THREADS: .* is not a number of threads, expected 1 to 1024$"

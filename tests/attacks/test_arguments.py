@@ -267,7 +267,7 @@ MODELS = (
     GatedFeedForward(4, 6),
 )
 # How errors name what is in a dict of parameters, and what others follow from.
-PARAMS = r"param|\d\.|\.W|\bW\b|\bWx\b|\bw\b|\bb\b|arrays|skip|dtype|shape|state|context|tokens|logits|float16|saves nothing"
+PARAMS = r"param|\d\.|\.W|\b(W|Wx|w|b)\b|arrays|skip|dtype|shape|state|context|tokens|logits|float16|saves nothing"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
@@ -311,7 +311,7 @@ def settings(result: Settings, arguments: dict[str, Any]) -> None:
     """A forecaster of these settings is made."""
     assert Settings(**json.loads(json.dumps(dataclasses.asdict(result)))) == result
     if result.precision is None:
-        assert Forecaster(result, "numpy").settings == result
+        assert Forecaster(**vars(result)).settings == result
 
 
 def forecast(result: Any, arguments: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tests.attacks.bounds import refusal
 from tests.conftest import later
 from xlstm.cli.configuration import from_toml
 from xlstm.data import frames, panels, series, table
-from xlstm.estimators import Forecaster, linear_baseline
+from xlstm.estimators import Forecaster, baselines
 
 pa = later("pyarrow")
 pq = later("pyarrow.parquet")
@@ -124,8 +124,8 @@ def test_text_of_options_may_have_points(tmp_path):
 
 def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
     """Beside what chunks take, and the rows of least squares, whose number does not grow with the series."""
-    monkeypatch.setattr(linear_baseline, "MOST", 1000)
-    monkeypatch.setattr(linear_baseline, "CHUNK", 1000)
+    monkeypatch.setattr(baselines, "MOST", 1000)
+    monkeypatch.setattr(baselines, "CHUNK", 1000)
     N = 40_000
     values = np.sin(np.arange(N) / 7) + np.random.default_rng(0).normal(size=N)
     model = Forecaster(epochs=1, hidden_size=2, batch_size=1024, horizon=12, backend="numpy")

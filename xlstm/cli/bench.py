@@ -21,6 +21,7 @@ from rich import box
 from rich.progress import BarColumn, Progress
 from typer import Argument, Option
 
+from xlstm import plots
 from xlstm.arrays import cores, probe
 from xlstm.arrays.backend import Backend, backend, backend_of
 from xlstm.arrays.convert import BackendError
@@ -29,8 +30,8 @@ from xlstm.cli import machine, timing
 from xlstm.cli.console import INTERRUPTED, err, out, table, tell
 from xlstm.cli.timing import Timing, interleave
 from xlstm.data import writing
-from xlstm.estimators import plots
 from xlstm.models.sequence import layer_of
+from xlstm.plots import figures
 
 TORCH = "torch.nn"
 TORCH_LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
@@ -167,7 +168,7 @@ def bench(
     cases = [Case(layer, one, kind, not inference) for layer, kind, one in every]
     cases.sort(key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), case.operations))
     if plot is not None:
-        plots.check(plot)
+        figures.check(plot)
     if results is not None:
         writing.append(results, "")  # whether it can be written to, before any work is done
     runners = _runners(backends, dtypes)
@@ -198,7 +199,7 @@ def bench(
     for line in crossover(rows):
         out.print(line)
     if plot is not None:
-        plots.comparison(plot, rows)
+        plots.save(plots.comparison(rows), plot)
         out.print(f"picture: {plot}")
 
 

@@ -15,10 +15,8 @@ from xlstm.cli.sources import CLASSIFIER, TEXT, Layout, check_options, dated, fi
 from xlstm.data.series import Series, read_series
 from xlstm.data.table import Dialect
 from xlstm.data.text import Bytes, Characters
-from xlstm.estimators.forecaster import Forecaster
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.estimators.scores import Score
-from xlstm.estimators.sequence import SequenceClassifier
-from xlstm.estimators.textmodel import TextModel
 from xlstm.plots.results import counted
 
 LARGEST = 700.0  # nats whose perplexity is a number

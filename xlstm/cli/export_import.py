@@ -13,7 +13,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.cli.console import out
 from xlstm.cli.sources import FORECASTER, find_model
 from xlstm.data import writing
-from xlstm.estimators.forecaster import Forecaster
+from xlstm.estimators import Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -71,7 +71,7 @@ def _read(path: AnyPath) -> tuple[Any, Params]:
     if checkpoint.kind_of(path) != FORECASTER:
         return model_files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
-    return forecaster.model, forecaster.params_
+    return forecaster.model_, forecaster.params_
 
 
 def export_file(

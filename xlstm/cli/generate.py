@@ -14,7 +14,7 @@ from xlstm.cli.export_import import language
 from xlstm.cli.sources import TEXT, find_model
 from xlstm.data import text
 from xlstm.data.tensors import Tensors
-from xlstm.estimators.textmodel import TextModel
+from xlstm.estimators import TextModel
 from xlstm.interop.published import files_of
 
 

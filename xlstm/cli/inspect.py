@@ -19,12 +19,10 @@ from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, c
 from xlstm.data import text, writing
 from xlstm.data.series import read_series
 from xlstm.data.table import PLAIN, Dialect, read_table
-from xlstm.estimators import SequenceClassifier, SequenceRegressor
-from xlstm.estimators.forecaster import Forecaster
-from xlstm.estimators.textmodel import TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
-from xlstm.plots.weights import MOST
+from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
@@ -88,7 +86,7 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     check_options(model, kind, dialect, column)
     if kind == FORECASTER:
         fitted = Forecaster.load(model, "numpy")
-        return Seen(fitted.model, fitted.params_, data and _windows(fitted, data, column, steps, dialect))
+        return Seen(fitted.model_, fitted.params_, data and _windows(fitted, data, column, steps, dialect))
     if kind == TEXT:
         writer = TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, data and _tokens(writer.codec_, data, steps))

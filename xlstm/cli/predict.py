@@ -13,8 +13,7 @@ from xlstm.cli.console import err, printable, put
 from xlstm.cli.sources import CLASSIFIER, Layout, dated, find_model
 from xlstm.data.series import read_series
 from xlstm.data.table import Dialect, as_csv, check_table, write_table
-from xlstm.estimators.forecaster import Forecaster
-from xlstm.estimators.sequence import SequenceClassifier
+from xlstm.estimators import Forecaster, SequenceClassifier
 
 
 @with_options()

@@ -16,17 +16,15 @@ from xlstm.data import reading
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
 from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
-from xlstm.estimators import forecaster, textmodel
-from xlstm.estimators.sequence import SequenceClassifier, SequenceRegressor
-from xlstm.estimators.sequence_files import kind_of
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import checkpoint, folder
 
 Host = np.ndarray[Any, Any]
 MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
-FORECASTER, TEXT, NETWORK = forecaster.KIND, textmodel.KIND, model_files.KIND
-CLASSIFIER, REGRESSOR = kind_of(SequenceClassifier), kind_of(SequenceRegressor)
+FORECASTER, TEXT, NETWORK = Forecaster.KIND, TextModel.KIND, model_files.KIND
+CLASSIFIER, REGRESSOR = SequenceClassifier.KIND, SequenceRegressor.KIND
 # The kinds of model files in words, and the commands that take each.
 KINDS = {
     FORECASTER: ("forecaster", ("predict", "evaluate", "export", "inspect")),

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from typer import Argument, Option
 
+from xlstm import plots
 from xlstm.arrays.backend import backend_of
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, as_toml, with_options
 from xlstm.cli.console import Report, accounted, progress, tell
@@ -23,13 +24,9 @@ from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
 from xlstm.data import writing
 from xlstm.data.series import bundled, read_series
 from xlstm.data.table import Dialect
-from xlstm.estimators import plots
-from xlstm.estimators.forecaster import Forecaster
-from xlstm.estimators.pretraining import TiRexTrainer
-from xlstm.estimators.sequence import SequenceClassifier
-from xlstm.estimators.settings import Settings
-from xlstm.estimators.textmodel import TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer
 from xlstm.models.tirex import SyntheticPatches
+from xlstm.plots import figures
 from xlstm.training import Interrupted, Progress, Terminated, evaluate
 from xlstm.training.callbacks import Each
 from xlstm.training.folder import Folder
@@ -71,10 +68,10 @@ def train_forecast(
     if settings["least"] is None and np.nanmin(series.values) >= 0:
         settings["least"] = 0.0  # what never was below 0 will not be
     home = backend_of(backend, dtype)
-    model = Forecaster(Settings(horizon=horizon, window=window, **settings), home, name=series.name)
+    model = Forecaster(horizon=horizon, window=window, backend=home, name=series.name, **settings)
     with dated(series) as dates:
         model.examples(series.values, **dates)  # raises where the series cannot be trained on
-    pictures = [output / PICTURE] * plots.available()
+    pictures = [output / PICTURE] * figures.available()
     report, start = Report(as_json), time.perf_counter()
     with _run(context, output, resume, pictures) as fit:
         narrow = "" if model.precision is None else f", training in {model.precision}"
@@ -93,7 +90,7 @@ def train_forecast(
         score, values = of_forecasts(report, model, series)
         for picture in pictures:
             fan = plots.Fan(model.predict_quantiles(series.values, **dates), model.quantiles)
-            plots.forecast(picture, series, score.at, score.forecasts[:, 0], fan)
+            plots.save(plots.forecast(series, score.at, score.forecasts[:, 0], fan), picture)
             report.print(f"picture: {picture}")
         if not pictures:
             report.print("picture: none, matplotlib is not installed (pip install matplotlib)")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from typer import Argument, Option
 
+from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.cli.configuration import BackendOption, JsonOption, QuietOption, TableOption, with_options
 from xlstm.cli.console import Report, err, out, put, table, tell
@@ -22,9 +23,9 @@ from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Series
 from xlstm.data.table import Dialect, as_csv, read_groups, read_header, write_table
-from xlstm.estimators import plots
 from xlstm.estimators.scores import Score
 from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.plots import figures
 
 PANELS = 12  # of a picture at most
 
@@ -83,7 +84,7 @@ def forecast(
     """Forecast the series of a table with a published TiRex, without any training: the median and quantiles."""
     check_output("forecast", output)
     if picture is not None:
-        plots.check(picture)
+        figures.check(picture)
     checkpoint, _ = find_model("forecast", checkpoint, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
     forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon)
@@ -219,6 +220,6 @@ def _draw(path: Path, parts: Sequence[Part], names: Sequence[str], ahead: Sequen
     """Draw the first forecasts."""
     series = [part.series(c, name) for part in parts for c, name in enumerate(names)]
     fans = [plots.Fan(one[:, c], known) for one in ahead for c in range(len(names))]
-    plots.ahead(path, series[:PANELS], fans[:PANELS])
+    plots.save(plots.fans(series[:PANELS], fans[:PANELS]), path)
     if len(series) > PANELS:
         err.print(f"note: {path} has the first {PANELS} of {len(series)} forecasts")

@@ -1,30 +1,70 @@
-"""The common part of all estimators: scikit-learn's conventions without scikit-learn, checks, and training."""
+"""The common part of all estimators: parameters as fields, checks, scikit-learn's conventions, training and files.
 
-from __future__ import annotations
+A subclass is a dataclass whose fields are its parameters. The constructor stores them as they are, and `fit` checks
+them by `CHECKS`. Results of `fit` have names with an underscore at their end.
+"""
 
-import inspect
+import itertools
+import os
 import sys
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend
-from xlstm.arrays.namespace import Params
-from xlstm.training import Batches, Trained, loop, optimizers
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import dtype_text
+from xlstm.arrays.namespace import DType, Params
+from xlstm.data import reading
+from xlstm.data.panels import Roles
+from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, checkpoint, loop, optimizers
 from xlstm.training import precision as precisions
-from xlstm.training.schedules import Schedule
+from xlstm.training.schedules import cosine
 
-# Checks of the parameters that every estimator of one network has.
+Host = np.ndarray[Any, Any]
+AnyPath = str | os.PathLike[str]
+
+
+def _or_auto(kind: checks.Kind) -> checks.Kind:
+    """Return the check of "auto" or of what `kind` takes."""
+    return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
+
+
+def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
+    """Check rising numbers between 0 and 1."""
+    expected, share = "rising numbers between 0 and 1", checks.real(0, 1, strict=True)
+    given = checks.several(where, name, value, expected, 1000)
+    levels = tuple(share(where, f"{name}[{k}]", one) for k, one in enumerate(given))
+    if any(one >= two for one, two in itertools.pairwise(levels)):
+        raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return levels
+
+
+# The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.
 CHECKS: dict[str, checks.Kind] = {
-    **dict.fromkeys(("hidden_size", "batch_size"), checks.size),
-    **dict.fromkeys(("warm_start", "resume"), checks.flag),
-    **dict.fromkeys(("dropout", "averaging", "validation_fraction"), checks.rate),
+    **dict.fromkeys(("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size),
+    **dict.fromkeys(("epochs", "patience", "steps"), checks.count),
+    **dict.fromkeys(("bidirectional", "refit", "resume", "standardize", "warm_start"), checks.flag),
+    **dict.fromkeys(("averaging", "dropout", "validation_fraction"), checks.rate),
     **dict.fromkeys(("learning_rate", "clip"), checks.above_0),
+    **dict.fromkeys(("linear_baseline", "season"), _or_auto(checks.size_or_0)),
+    **dict.fromkeys(("cell", "name"), checks.text),
+    "calendar": _or_auto(checks.flag),
+    "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
+    "every": checks.optional(checks.count),
+    "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
-    "weight_decay": checks.non_negative,
-    "seed": checks.seed_number,
     "precision": checks.optional(checks.choice(precisions.NAMES)),
+    "quantiles": _quantiles,
+    "scaling": checks.choice(("window", "series")),
+    "schedule": checks.choice(("constant", "cosine")),
+    "seed": checks.seed_number,
+    "weight_decay": checks.non_negative,
+    "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
+RUN = ("backend", "callbacks", "checkpoints", "every", "resume", "warm_start")  # parameters that no file keeps
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -32,20 +72,25 @@ class NotFittedError(ValueError, AttributeError):
 
 
 class Estimator:
-    """The base of estimators.
+    """The base of estimators."""
 
-    A constructor stores its arguments as they are, under their names; `fit` checks them. Results of `fit` have names
-    with an underscore at their end.
-    """
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    KIND: ClassVar[str] = ""  # the kind of its files
+    _kind: ClassVar[str] = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
+    _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
+    _arrays: ClassVar[tuple[str, ...]] = ()  # arrays of float64 that `fit` found, for files
+    _facts: ClassVar[dict[str, checks.Kind]] = {}  # other things that `fit` found, for files, and their checks
+    backend: str | Backend | None
+    dtype: Any
+    model_: Any
+    params_: Params
+    trained_: Trained
+    feature_names_in_: Host
+    __eq__ = object.__eq__  # not that of a dataclass among the bases
+    __hash__ = object.__hash__
 
-    _kind = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
-    _takes: tuple[str, ...] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        """Return the names of the constructor's parameters."""
-        parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
-        return [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    def __post_init__(self) -> None:
+        """Leave the parameters as they are; `fit` checks them."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters of the constructor.
@@ -59,7 +104,7 @@ class Estimator:
         -------
         dict
         """
-        return {name: getattr(self, name) for name in self._names()}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def set_params(self, **params: Any) -> Self:
         """Set parameters of the constructor.
@@ -78,19 +123,17 @@ class Estimator:
         ValueError
             There is no such parameter.
         """
+        known = [field.name for field in fields(self)]
         for name, value in params.items():
-            if name not in self._names():
-                known = ", ".join(self._names())
-                raise ValueError(
-                    f"{type(self).__name__}: {checks.shown(name)} is no parameter, expected some of {known}"
-                )
+            if name not in known:
+                problem = f"{checks.shown(name)} is no parameter, expected some of {', '.join(known)}"
+                raise ValueError(f"{type(self).__name__}: {problem}")
             setattr(self, name, value)
         return self
 
     def __repr__(self) -> str:
-        defaults = inspect.signature(type(self).__init__).parameters
-        changed = {n: v for n, v in self.get_params().items() if not _same(v, defaults[n].default)}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        changed = [field.name for field in fields(self) if not _same(getattr(self, field.name), field.default)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has found parameters."""
@@ -109,6 +152,11 @@ class Estimator:
             non_deterministic=False,
         )
 
+    def checked(self) -> dict[str, Any]:
+        """Return the parameters as plain values; raise ValueError or TypeError where one is out of range."""
+        where, values = type(self).__name__, self.get_params()
+        return values | {name: CHECKS[name](where, name, value) for name, value in values.items() if name in CHECKS}
+
     def _check_fitted(self) -> None:
         """Raise NotFittedError, that of scikit-learn where it is in use, unless the estimator is fitted."""
         if self.__sklearn_is_fitted__():
@@ -120,90 +168,235 @@ class Estimator:
             kind = Known
         raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
 
+    def _become(self, **results: Any) -> None:
+        """Take the results of a fit all at once, so that a fit that fails leaves the estimator as it was."""
+        for name in self._facts:
+            vars(self).pop(name, None)
+        vars(self).update({name: value for name, value in results.items() if value is not None})
 
-def learn(
-    given: Any,
-    model: Any,
-    params: Params,
-    data: Batches,
-    home: Backend,
-    schedule: Schedule | None = None,
-    **options: Any,
-) -> Trained:
-    """Train with the options that every estimator has.
 
-    Parameters
-    ----------
-    given : estimator or Settings
-        It has learning_rate, weight_decay, clip, averaging, seed and precision.
-    model, params, data
-        As for `training.train`.
-    home : Backend
-        Where the parameters are.
-    schedule : Schedule, optional
-        The learning rate, by default that of `given`.
-    options : dict
-        Further arguments of `training.train`.
+class FiledEstimator(Estimator):
+    """An estimator that is kept in a safetensors file: its weights, its parameters, and what else `fit` found."""
 
-    Returns
-    -------
-    Trained
+    def save(self, path: AnyPath) -> None:
+        """Write weights, parameters and all else that `fit` found to a safetensors file, whole or not at all.
+
+        Parameters
+        ----------
+        path : path
+
+        Raises
+        ------
+        ValueError
+            It is not fitted yet, or holds what no file can hold, such as dates as labels of classes.
+        OSError
+            The file cannot be written.
+        """
+        self._check_fitted()
+        where = type(self).__name__
+        settings = {name: value for name, value in self._settings().items() if name not in RUN}
+        facts = {name: kind(where, name, _plain(getattr(self, name, None))) for name, kind in self._facts.items()}
+        config = {"settings": settings, "facts": {name: _plain(value) for name, value in facts.items()}}
+        checkpoint.save(path, self._content(), self.KIND, config)
+
+    @classmethod
+    @reading.brief()
+    def load(cls, path: AnyPath, backend: str | Backend | None = None) -> Self:
+        """Read a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+        backend : str or Backend, optional
+            As for `xlstm.backend`, by default "auto".
+
+        Returns
+        -------
+        Estimator
+
+        Raises
+        ------
+        OSError, ValueError
+            There is no such file, or it is not that of such an estimator.
+        """
+        arrays, config = checkpoint.load(path, cls.KIND)
+        try:
+            settings, facts = (_object(config, name) for name in ("settings", "facts"))
+            checkpoint.finite(cls.KIND, arrays)
+            estimator = reading.made("settings", cls, settings)
+            for name in settings.keys() & set(RUN):
+                raise ValueError(f"settings: {name} is unknown, no file keeps it")
+            estimator.set_params(**estimator.checked())
+            estimator.backend = backend
+            for name, kind in cls._facts.items():
+                value = kind("facts", name, facts.get(name))
+                if value is not None:
+                    setattr(estimator, name, value)
+            for name in cls._arrays:
+                setattr(estimator, name, pop_array(arrays, name))
+            estimator.params_ = estimator._restore(arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
+        return estimator
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters that a file keeps, and those of `RUN`."""
+        return self.checked()
+
+    def _content(self) -> dict[str, Any]:
+        """Return the arrays that a file keeps."""
+        return self.params_ | {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
+
+    def _restore(self, arrays: dict[str, Host]) -> Params:
+        """Return the weights, after the model is made and all that a file gave is checked."""
+        raise NotImplementedError
+
+    def _weights(self, arrays: Mapping[str, Host]) -> Params:
+        """Return the weights of a file on the backend; raise unless they are those of the model."""
+        self.model_.check(arrays)
+        home = backend_of(self.backend, self.dtype)
+        checkpoint.finite(self.KIND, dict(arrays), home.dtype)
+        return {name: home.asarray(array) for name, array in arrays.items()}
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SeriesEstimator(Estimator):
+    """The name of a series, and the columns of tables, of estimators that forecast."""
+
+    _takes = ("one_d_array",)  # rows of a table are steps, not samples
+    name: str = ""
+    targets: str | Sequence[str] | None = None
+    past: str | Sequence[str] | None = None
+    future: str | Sequence[str] | None = None
+    series_id: str | None = None
+
+    def _roles(self) -> Roles:
+        static = getattr(self, "static", None)
+        return Roles(self.targets, self.past, self.future, static, self.series_id).checked(type(self).__name__)
+
+    def _names(self) -> list[str]:
+        """Return the names of the targets of the table that it was fitted to, if it was."""
+        return list(vars(self).get("feature_names_in_", ()))
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TrainedEstimator(Estimator):
+    """The parameters of training that every estimator of one network has."""
+
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    averaging: float = 0.0
+    seed: int = 0
+    precision: str | None = None
+    backend: str | Backend | None = None
+    dtype: DType = "float32"
+    callbacks: Iterable[Callback] = ()
+    checkpoints: AnyPath | None = None
+    resume: bool = False
+
+    def _train(
+        self,
+        model: Any,
+        params: Params,
+        data: Batches,
+        home: Backend,
+        keep: Callable[[Trained], None],
+        **options: Any,
+    ) -> Self:
+        """Train, and give the result to `keep`, also where a signal ends training."""
+        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
+        try:
+            trained = learn(self, model, params, data, home, **run, **options)
+        except (Interrupted, Terminated) as error:
+            keep(error.trained)
+            raise
+        keep(trained)
+        return self
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class NetworkEstimator(FiledEstimator):
+    """The parameters of estimators whose network is of a cell that is named."""
+
+    cell: str = "lstm"
+    hidden_size: int = 96
+    num_layers: int = 1
+    dropout: float = 0.0
+    options: dict[str, Any] | None = None
+    validation_fraction: float = 0.1
+    warm_start: bool = False
+
+    def _layer_options(self, *named: str) -> dict[str, Any]:
+        """Return `options`, of which none may have the name of one that the estimator itself gives to the layer."""
+        where, given = type(self).__name__, self.options
+        if given is None:
+            return {}
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise TypeError(f"{where}: options is {checks.shown(given)}, expected a dict of name to value")
+        for name in given:
+            if name in ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where", *named):
+                problem = f"options has {name!r}, which {where} gives to the layer; expected other options"
+                raise ValueError(f"{where}: {problem}")
+        return dict(given)
+
+    def _check_warm_start(self, before: Any, layer: Any) -> None:
+        """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`."""
+        if type(before) is not type(layer) or before.shapes != layer.shapes:
+            problem = f"warm_start goes on from {before}, expected its cell and sizes, but there is {layer}"
+            raise ValueError(f"{type(self).__name__}: {problem}")
+
+
+def learn(settings: Any, model: Any, params: Params, data: Batches, home: Backend, **options: Any) -> Trained:
+    """Train with AdamW by the parameters learning_rate, weight_decay, clip, averaging, seed and precision.
+
+    With a `schedule` of "cosine" the learning rate goes down to a tenth in `settings.steps` steps. The further options
+    are those of `training.train`.
     """
-    mixed, context = precisions.named(given.precision, home)
-    rate = given.learning_rate if schedule is None else schedule
+    mixed, context = precisions.named(settings.precision, home)
+    rate: Any = settings.learning_rate
+    if getattr(settings, "schedule", "constant") == "cosine":
+        rate = cosine(rate, settings.steps, rate / 10)
+    adamw = optimizers.adamw(rate, weight_decay=settings.weight_decay)
+    named = {name: getattr(settings, name) for name in ("seed", "clip", "averaging")}
     with context:
-        return loop.train(
-            model,
-            params,
-            data,
-            optimizers.adamw(rate, weight_decay=given.weight_decay),
-            seed=given.seed,
-            precision=mixed,
-            clip=given.clip,
-            averaging=given.averaging,
-            **options,
-        )
+        return loop.train(model, params, data, adamw, precision=mixed, **named, **options)
 
 
-def layer_options(where: str, given: Any, own: tuple[str, ...]) -> dict[str, Any]:
-    """Return the options of a layer as a dict.
-
-    Parameters
-    ----------
-    where : str
-        The estimator, for errors.
-    given : dict or None
-    own : tuple of str
-        Names that the estimator itself gives to the layer.
-
-    Raises
-    ------
-    TypeError, ValueError
-        It is no dict of names, or has one of `own`.
-    """
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"{where}: options is {checks.shown(given)}, expected a dict of name to value")
-    for name in given:
-        if name in own:
-            raise ValueError(f"{where}: options has {name!r}, which {where} gives to the layer; expected other options")
-    return dict(given)
+def column_names(where: str, name: str, value: Any) -> Host | None:
+    """Check names of columns, or None where there was no table."""
+    if value is None:
+        return None
+    names = checks.several(where, name, value, "names of columns", checks.LARGEST)
+    return np.array([checks.text(where, f"{name}[{k}]", one) for k, one in enumerate(names)], dtype=object)
 
 
-def check_warm_start(where: str, before: Any, layer: Any) -> None:
-    """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`.
+def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
+    """Take an array of float64 of a file out of `arrays`; raise unless it is there in this shape."""
+    if name not in arrays:
+        raise ValueError(f"{name} is missing")
+    array = arrays.pop(name)
+    if array.dtype != np.float64:
+        raise TypeError(f"{name} has dtype {array.dtype}, expected float64")
+    if shape is not None:
+        checks.shape("file", name, array, shape)
+    return array
 
-    Parameters
-    ----------
-    where : str
-        The estimator, for errors.
-    before, layer : SequenceLayer
-    """
-    if type(before) is not type(layer) or before.shapes != layer.shapes:
-        problem = f"warm_start goes on from {before}, expected its cell and sizes, but there is {layer}"
-        raise ValueError(f"{where}: {problem}")
+
+def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
+    entry = config.get(name)
+    if not isinstance(entry, dict):
+        raise TypeError(f"{name} is {checks.shown(entry)}, expected an object")
+    return entry
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it, if it can."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _same(one: Any, other: Any) -> bool:
+    if other is MISSING:
+        return False
     return one is other or (type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other)

@@ -1,24 +1,42 @@
-"""Forecasts that a model is compared with: the last value, the last season, and a linear autoregression."""
+"""Baselines: the last value, the last season, an autoregression, and the linear baseline to which the network adds.
+
+Lai et al. 2018 (LSTNet) put an autoregression beside a network, since networks do not follow the scale of their input
+well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and the network learns what is left.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import blas
+from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
+from xlstm.estimators.series_scaling import FAR, Origins, Scaling, standard
 
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
-Positions = np.ndarray[Any, Any]  # where each forecast begins, (N,)
+RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
+LIGHTS = (0.001, 0.01, 0.1)  # the same for what is no lag, in units of one
+PENALTIES = tuple(itertools.product(RIDGES, LIGHTS))
+CHUNK = 4096  # windows that are looked at at once
+MOST = 20_000  # rows that are enough for least squares
+SEASONAL = 0.2  # least autocorrelation of a season
+NEAR = 0.9  # a shorter season is taken where its autocorrelation is this share of the best
+SHORTEST = 4  # rows of the shortest season that is looked for
+
+Host = np.ndarray[Any, Any]
 
 
-def persistence(known: Values, horizon: int, at: Positions) -> Values:
+def persistence(known: Values, horizon: int, at: Origins) -> Values:
     """Repeat the last value before each position: (N, horizon)."""
     return np.repeat(known[at - 1, None], horizon, axis=1)
 
 
-def seasonal(known: Values, season: int, horizon: int, at: Positions) -> Values:
+def seasonal(known: Values, season: int, horizon: int, at: Origins) -> Values:
     """Repeat the values of the last season before each position: (N, horizon)."""
     ahead = np.arange(horizon)
     return known[np.maximum(at[:, None] - season + ahead % season, 0)]
@@ -26,7 +44,7 @@ def seasonal(known: Values, season: int, horizon: int, at: Positions) -> Values:
 
 # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
 @blas.one_thread()
-def autoregression(known: Values, values: Values, order: int, horizon: int, at: Positions) -> Values:
+def autoregression(known: Values, values: Values, order: int, horizon: int, at: Origins) -> Values:
     """Forecast (N, horizon) from the `order` values before each position and a constant, by least squares.
 
     Each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all that comes before the first position,
@@ -46,3 +64,169 @@ def autoregression(known: Values, values: Values, order: int, horizon: int, at: 
         coefficients, *_ = np.linalg.lstsq(R[:, :-1], R[:, -1], rcond=small)
         forecast[:, h] = x[at - order] @ coefficients[:-1] + coefficients[-1]
     return forecast
+
+
+def season(values: Values) -> int:
+    """Return the steps of a season, or 0 where there is none.
+
+    It is the first peak of the autocorrelation that is about as high as any, after the line through the series has been
+    taken away, up to a third of the length.
+    """
+    N = len(values)
+    if N < 3 * SHORTEST:
+        return 0
+    time = np.arange(N) - (N - 1) / 2
+    unit = float(np.max(np.abs(values))) or 1.0  # squares of large values would overflow
+    scaled = values / unit
+    left = scaled - np.mean(scaled)
+    left -= time * (time @ left) / (time @ time)
+    if left @ left < 1e-24 * N:
+        return 0
+    power = np.abs(np.fft.rfft(left, 2 * N)) ** 2
+    correlation = np.fft.irfft(power)[: N // 3 + 1] / (left @ left) * (N / (N - np.arange(N // 3 + 1)))
+    below = np.flatnonzero(correlation < 0)
+    if below.size == 0:  # it does not swing
+        return 0
+    peaks = 1 + np.flatnonzero((correlation[1:-1] >= correlation[:-2]) & (correlation[1:-1] > correlation[2:]))
+    peaks = peaks[(peaks >= SHORTEST) & (peaks > below[0])]
+    if peaks.size == 0 or np.max(correlation[peaks]) < SEASONAL:
+        return 0
+    return int(peaks[correlation[peaks] >= NEAR * np.max(correlation[peaks])][0])
+
+
+@dataclass(frozen=True)
+class LinearBaseline:
+    """A linear forecast of each target for each step ahead.
+
+    Attributes
+    ----------
+    order : int
+        Values that it looks back to; it sees by how much the others differ from the last one.
+    coefficients : array (C, H, K)
+        Those of `order` - 1 differences, a constant, static numbers, and covariates known for the step to predict.
+    ridge, light : float
+        The penalty of the differences, and that of the others.
+    """
+
+    order: int
+    coefficients: Host
+    ridge: float = 0.0
+    light: float = 0.0
+
+    def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+        C, H, _ = self.coefficients.shape
+        changes_ahead = np.empty((len(origins), H, C))
+        if len(origins) > CHUNK:
+            for k in range(0, len(origins), CHUNK):
+                changes_ahead[k : k + CHUNK] = self.apply(series, scaling, units, origins[k : k + CHUNK])
+            return changes_ahead
+        ahead = _ahead(series, scaling, origins, H)
+        for c in range(C):
+            design = _design(series, scaling, units, origins, self.order, c)  # (M, K - F)
+            own, known = np.split(self.coefficients[c], [design.shape[1]], axis=1)
+            changes_ahead[:, :, c] = design @ own.T + np.einsum("mhf,hf->mh", ahead, known)
+        return changes_ahead
+
+
+def repeating(scaling: Scaling, horizon: int) -> LinearBaseline:
+    """Return the linear baseline that repeats the last value."""
+    C, K = scaling.units.shape[1], 1 + scaling.static.shape[1] + scaling.future.shape[1]
+    return LinearBaseline(1, np.zeros((C, horizon, K)))
+
+
+def fit(
+    several: Sequence[TimeSeries],
+    scaling: Scaling,
+    origins: Sequence[Origins],
+    stops: Sequence[int],
+    horizon: int,
+    order: int,
+    penalties: Sequence[tuple[float, float]],
+) -> list[LinearBaseline]:
+    """Return a linear baseline for each penalty, fitted to the values before the rows `stops`.
+
+    Windows that reach back before the beginning of their series do not count, if there are enough others.
+    """
+    whole = [o[o >= order] for o in origins]
+    chosen = whole if sum(map(len, whole)) >= 2 * order else list(origins)
+    every = -(-sum(map(len, chosen)) // MOST)
+    chosen = [o[::every] for o in chosen]
+    ahead = np.concatenate([_ahead(one, scaling, o, horizon) for one, o in zip(several, chosen, strict=True)])
+    fitted: list[Host] = []
+    for c in range(scaling.units.shape[1]):
+        design, change = [], []
+        for series, unit, at, stop in zip(several, scaling.units, chosen, stops, strict=True):
+            design.append(_design(series, scaling, unit, at, order, c))
+            change.append(changes(series, at, horizon, stop, unit)[:, :, c])
+        x, y = np.concatenate(design), np.concatenate(change)
+        # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
+        with blas.one_thread():
+            fitted.append(_solved(x, ahead, y, order, penalties))
+    return [
+        LinearBaseline(order, np.stack([weights[k] for weights in fitted]), *penalties[k])
+        for k in range(len(penalties))
+    ]
+
+
+def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence[tuple[float, float]]) -> Host:
+    """Return coefficients (penalties, H, K) of ridge regressions of y (M, H) on x (M, K - F) and ahead (M, H, F)."""
+    H, K = y.shape[1], x.shape[1] + ahead.shape[2]
+    lags = max(float(np.mean(x[:, : order - 1] ** 2)), 1e-12) if order > 1 else 0.0
+    weights, penalty = np.zeros((len(penalties), H, K)), np.empty(K)
+    for h in range(H):
+        there = ~np.isnan(y[:, h])
+        A, b = np.concatenate((x[there], ahead[there, h]), axis=1), y[there, h]
+        gram, right = A.T @ A, A.T @ b
+        for k, (ridge, light) in enumerate(penalties):
+            penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
+            weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
+    return weights
+
+
+def error(
+    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, slice]]
+) -> float:
+    """Return the mean square error over the validation parts, relative to that of repeating the last value."""
+    H = line.coefficients.shape[1]
+    own, naive = [], []
+    for series, unit, part in zip(several, scaling.units, rows, strict=True):
+        at = np.arange(part["validation"].start, part["validation"].stop)
+        change = changes(series, at, H, part["validation"].stop, unit)
+        own.append((change - line.apply(series, scaling, unit, at)) ** 2)
+        naive.append(change**2)
+    there = ~np.isnan(np.concatenate(own))
+    total, base = (np.sum(np.where(there, np.concatenate(part), 0.0), axis=0) for part in (own, naive))
+    return float(np.mean(total / np.maximum(base, 1e-12)))
+
+
+def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:
+    """Return the values (M, H, C) after each origin; NaN from row `stop` on, and where one is missing."""
+    truth = np.full((len(origins), horizon, series.values.shape[1]), np.nan)
+    for h in range(horizon):
+        there = origins + h < min(stop, len(series.values))
+        truth[there, h] = series.values[origins[there] + h]
+    return truth
+
+
+def changes(series: TimeSeries, origins: Origins, horizon: int, stop: int, units: Values) -> Values:
+    """Return by how much `targets` differ from the last value before each origin, in units, within sane limits."""
+    differences = targets(series, origins, horizon, stop)
+    differences -= series.known[origins - 1, None]
+    differences /= units
+    return np.clip(differences, -FAR, FAR, out=differences)
+
+
+def _design(series: TimeSeries, scaling: Scaling, units: Values, origins: Origins, order: int, c: int) -> Values:
+    """Return lags of a target, a constant and static numbers; before its beginning a series is as at its beginning."""
+    column = series.known[:, c]
+    lags = column[np.maximum(origins[:, None] - np.arange(order, 1, -1), 0)] - column[origins - 1, None]
+    static = standard(series.static[None], scaling.static)
+    lags = np.clip(lags / units[c], -FAR, FAR)
+    return np.concatenate((lags, np.ones((len(origins), 1)), np.repeat(static, len(origins), axis=0)), axis=1)
+
+
+def _ahead(series: TimeSeries, scaling: Scaling, origins: Origins, horizon: int) -> Values:
+    """Return covariates (M, H, F) of the steps that are predicted; the last row stands for those that are missing."""
+    rows = np.minimum(origins[:, None] + np.arange(horizon), len(series.future) - 1)
+    return standard(series.future[rows], scaling.future)

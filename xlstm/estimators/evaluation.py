@@ -1,89 +1,121 @@
-"""Forecasts of a network over rows that it was not fitted to."""
+"""Forecasts of rows that the network was not fitted to, and intervals that cover what they promise.
+
+Conformalized quantile regression (Romano et al. 2019): the interval between two quantiles is widened, or narrowed, by
+as much as would have made it cover the right share of forecasts whose truth is known and to which the network was not
+fitted. Only the most recent of these count, since a series changes. Errors are in scales of their windows.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.estimators import intervals, linear_baseline
+from xlstm.estimators import baselines
+from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
-from xlstm.estimators.preparation import parts_of
-from xlstm.estimators.scaling import Origins
-from xlstm.estimators.scores import Judged
+from xlstm.estimators.scores import Forecasts
+
+RECENT = 100  # forecasts whose errors decide
 
 
-class Unseen(NamedTuple):
-    """Forecasts that follow each other, of rows that the network was not fitted to.
+def pairs(quantiles: Sequence[float]) -> list[tuple[int, int]]:
+    """Return the positions of quantiles q and 1 - q, the widest interval first."""
+    both = itertools.combinations(range(len(quantiles)), 2)
+    return [(low, high) for low, high in both if math.isclose(quantiles[low] + quantiles[high], 1.0)]
 
-    Attributes
-    ----------
-    origins : array (M,)
-    test : int
-        The number of those that only decide about the intervals of the others.
-    mean, truth : array (M, H, C)
-    quantiles : array (M, H, C, Q)
-    scale : array (M, C)
-    outside : array (M, H, C, P)
-        `intervals.errors`.
+
+def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[float]) -> Values:
+    """Return by how much truths lie outside of the intervals, (M, H, C, P); below 0 inside, NaN where there is none.
+
+    Those of the forecast quantiles, `levels` (M, H, C, Q), are in the scale (M, C) of each window.
     """
-
-    origins: Origins
-    test: int
-    mean: Values
-    quantiles: Values
-    truth: Values
-    scale: Values
-    outside: Values
+    outside = [np.maximum(levels[..., low] - truth, truth - levels[..., high]) for low, high in pairs(quantiles)]
+    stacked = np.stack(outside, axis=-1) if outside else np.empty((*truth.shape, 0))
+    return np.asarray(stacked / scale[:, None, :, None])
 
 
-def unseen(judge: Predictor, track: TimeSeries, units: Values, start: int | None = None) -> Unseen:
-    """Return a chunk of forecasts of a series from row `start` on, by default its end.
+def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
+    """Return by how much to widen intervals after the last forecasts of several series, (H, C, P)."""
+    recent = np.concatenate([one[-RECENT:] for one in outside])
+    by: Values = _limit(np.moveaxis(recent, 0, -1), quantiles)
+    return by
+
+
+def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:
+    """Return by how much to widen each interval from forecast `first` on, (M - first, H, C, P).
+
+    Only errors (M, H, C, P) that are known when a forecast is made decide; forecasts begin one row after another.
+    """
+    by = np.empty((len(outside) - first, *outside.shape[1:]))
+    for h in range(outside.shape[1]):
+        unknown = np.full((RECENT + h, *outside.shape[2:]), np.nan)
+        padded = np.concatenate((unknown, outside[:, h]))
+        recent = np.lib.stride_tricks.sliding_window_view(padded, RECENT, axis=0)  # row i: what is known at i
+        by[:, h] = _limit(recent[first : len(outside)], quantiles)
+    return by
+
+
+def widen(levels: Values, scale: Values, by: Values, quantiles: Sequence[float]) -> Values:
+    """Return quantiles (M, H, C, Q) whose intervals are widened by (..., P) scales; they do not cross."""
+    levels = levels.copy()
+    for p, (low, high) in enumerate(pairs(quantiles)):
+        more = by[..., p] * scale[:, None]
+        levels[..., low] -= more
+        levels[..., high] += more
+    return np.sort(levels, axis=-1)
+
+
+def _limit(recent: Values, quantiles: Sequence[float]) -> Any:
+    """Return the error (..., P) that the right share of errors (..., P, K) does not exceed; 0 where there are none."""
+    shares = np.array([quantiles[high] - quantiles[low] for low, high in pairs(quantiles)])
+    count = np.count_nonzero(~np.isnan(recent), axis=-1)
+    rank = np.clip(np.ceil((count + 1) * shares).astype(np.int64), 1, np.maximum(count, 1)) - 1
+    limits = np.take_along_axis(np.sort(recent, axis=-1), rank[..., None], axis=-1)[..., 0]
+    return np.where(count > 0, limits, 0.0)
+
+
+def _chunk(predictor: Predictor, series: TimeSeries, units: Values, start: int) -> tuple[Forecasts, Values, Values]:
+    """Return a chunk of forecasts from row `start` on, their scales and their `errors`.
 
     Before them are those by whose errors their first intervals are calibrated.
     """
-    s, N = judge.settings, len(track.values)
-    start = N if start is None else start
-    first = max(parts_of(N, s)["validation"].start, start - intervals.RECENT - s.horizon)
-    origins = np.arange(first, min(start + linear_baseline.CHUNK, N))
-    mean, quantiles, scale = judge.forecast(track, units, origins)
-    truth = linear_baseline.targets(track, origins, s.horizon, N)
-    outside = intervals.errors(quantiles, truth, scale, s.quantiles)
-    return Unseen(origins, start - first, mean, quantiles, truth, scale, outside)
+    s, N = predictor.settings, len(series.values)
+    first = max(parts_of(N, s)["validation"].start, start - RECENT - s.horizon)
+    origins = np.arange(first, min(start + baselines.CHUNK, N))
+    mean, quantiles, scale = predictor.forecast(series, units, origins)
+    truth = baselines.targets(series, origins, s.horizon, N)
+    return Forecasts(origins, mean, quantiles, truth), scale, errors(quantiles, truth, scale, s.quantiles)
 
 
-def tested(judge: Predictor, track: TimeSeries, units: Values) -> Judged:
+def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Values:
+    """Return the `errors` of the last forecasts of a series."""
+    return _chunk(predictor, series, units, len(series.values))[2]
+
+
+def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
     """Return the forecasts of the test part of a series, with intervals calibrated by what was known."""
-    levels, (H, C), N = judge.settings.quantiles, judge.spread.shape, len(track.values)
-    at = np.arange(parts_of(N, judge.settings)["test"].start, N)
-    made = Judged(at, *(np.empty((len(at), H, C, *more)) for more in ((), (len(levels),), ())))
-    for k in range(0, len(at), linear_baseline.CHUNK):
-        found = unseen(judge, track, units, int(at[k]))
-        test, part = slice(found.test, None), slice(k, k + linear_baseline.CHUNK)
-        by = intervals.rolling(found.outside, found.test, levels)
-        quantiles = intervals.widen(found.quantiles[test], found.scale[test], by, levels)
-        made.quantiles[part] = judge.limited(quantiles)
-        made.forecasts[part], made.truth[part] = found.mean[test], found.truth[test]
-    return made
+    levels, N, parts = predictor.settings.quantiles, len(series.values), []
+    for start in range(parts_of(N, predictor.settings)["test"].start, N, baselines.CHUNK):
+        chunk, scale, outside = _chunk(predictor, series, units, start)
+        before = start - int(chunk.at[0])
+        at, mean, quantiles, truth = (part[before:] for part in chunk)
+        quantiles = widen(quantiles, scale[before:], rolling(outside, before, levels), levels)
+        parts.append(Forecasts(at, mean, predictor.limited(quantiles), truth))
+    return parts[0] if len(parts) == 1 else Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def last(found: Judged, folds: int, horizon: int) -> Judged:
+def last(forecasts: Forecasts, folds: int, horizon: int) -> Forecasts:
     """Return the last forecasts that follow each other, a horizon apart."""
-    rows = len(found.at) - horizon * np.arange(folds, 0, -1)
+    rows = len(forecasts.at) - horizon * np.arange(folds, 0, -1)
     if rows[0] < 0:
         raise ValueError(
             f"Forecaster: {folds} folds of {horizon} steps need {folds * horizon} rows in the test part, "
-            f"it has {len(found.at)}; with refit=True it may be shorter"
+            f"it has {len(forecasts.at)}; with refit=True it may be shorter"
         )
-    return Judged(*(part[rows] for part in found))
-
-
-def joined(track: TimeSeries, rounds: Sequence[tuple[int, Values, Values]]) -> Judged:
-    """Return forecasts of one series: the first row, the mean (H, C) and quantiles (H, C, Q) of each."""
-    ends, means, quantiles = zip(*rounds, strict=True)
-    at = np.array(ends)
-    truth = linear_baseline.targets(track, at, len(means[0]), len(track.values))
-    return Judged(at, np.stack(means), np.stack(quantiles), truth)
+    return Forecasts(*(part[rows] for part in forecasts))

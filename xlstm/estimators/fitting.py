@@ -1,60 +1,162 @@
-"""How the network of a forecaster is trained: by a validation part, then on all rows."""
+"""How a forecaster is fitted: parts of series, the best linear baseline, examples, and the training of the network."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.estimators import base, linear_baseline, predictor
-from xlstm.estimators.examples import Examples
-from xlstm.estimators.predictor import Predictor
-from xlstm.estimators.preparation import Prepared
+from xlstm.data.covariates import TimeSeries
+from xlstm.data.host import Values, check_reach
+from xlstm.data.series_windows import split
+from xlstm.estimators import base, baselines, predictor
+from xlstm.estimators.baselines import LinearBaseline
+from xlstm.estimators.predictor import Examples, Predictor, Settings
+from xlstm.estimators.series_scaling import Scaling, names_of
+from xlstm.models.sequence import SequenceModel
 from xlstm.training import Trained
 
+WINDOW = 48  # steps that a network looks back by default, where there are enough rows
+Parts = dict[str, slice]
 
-def train(made: Prepared, backend: Backend, data: Examples, start: Params | None, **options: Any) -> Trained:
-    """Train the network of a forecaster.
 
-    Parameters
-    ----------
-    made : Prepared
-    backend : Backend
-    data : Examples
-    start : dict of str to array, optional
-        First weights, where they have the shapes of the network's.
-    options : dict
-        Further arguments of `training.train`.
+class Prepared(NamedTuple):
+    """All that training needs: series with their scaling, linear baseline and network, and the examples."""
 
-    Returns
-    -------
-    Trained
+    settings: Settings
+    several: list[TimeSeries]
+    scaling: Scaling
+    line: LinearBaseline
+    spread: Values
+    model: SequenceModel
+    train: Examples
+    validation: Examples
+
+    def predictor(self, backend: Backend, params: Params) -> Predictor:
+        """Return the predictor of trained weights."""
+        return Predictor(self.settings, backend, self.scaling, self.line, self.spread, self.model, params)
+
+
+class _Candidate(NamedTuple):
+    """Series with their scaling and a linear baseline, and its error on the validation part."""
+
+    several: list[TimeSeries]
+    parts: list[Parts]
+    scaling: Scaling
+    line: LinearBaseline
+    error: float
+
+
+def longest(rows: int, horizon: int) -> int:
+    """Return the longest window that fits into a series of so many rows, with the horizon; below 2 where none does."""
+    if rows < 3:
+        return 0
+    train, validation, test = split(rows)
+    return train.stop - horizon if horizon <= min(test.start - validation.start, rows - test.start) else 0
+
+
+def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
+    """Return the first rows after the windows of each part of a series: those of a part predict into it.
+
+    If the window and the horizon do not fit, a ValueError names the series and the settings that would.
     """
-    s = made.settings
-    params = predictor.begin(made.model, s, data, backend)
+    window, horizon = settings.window, settings.horizon
+    fits = longest(rows, horizon)
+    if fits < window:
+        least = max(rows + 1, 5 * horizon - 3, 5 * (window + horizon) // 3 - 3)
+        need = next(n for n in itertools.count(least) if longest(n, horizon) >= window)
+        advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
+        problem = f"a window of {window} and a horizon of {horizon} need {need} rows, {name} has {rows}"
+        raise ValueError(f"Forecaster: {problem}; expected more rows, or {advice}")
+    return {part: slice(max(window, span.start), span.stop) for part, span in split(rows)._asdict().items()}
+
+
+def prepared(variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, dtype: str) -> Prepared:
+    """Return a network for series, whose names are `ids` if they have some, and the examples to fit it to.
+
+    The variant of the series is taken whose linear baseline forecasts the validation part best. A ValueError says that
+    a series is too short or constant, that a part has nothing to predict, or that a value is out of range.
+    """
+    if settings.window is None:
+        shortest = min(len(series.values) for series in variants[0])
+        settings = replace(settings, window=min(WINDOW, max(2, split(max(3, shortest)).train.stop // 2)))
+    best = min((_candidate(several, ids, settings, dtype) for several in variants), key=lambda one: one.error)
+    spread: Values | None = None
+    examples: list[Examples] = []
+    for name in ("train", "validation"):
+        origins, stops = zip(*((_rows(part[name]), part[name].stop) for part in best.parts), strict=True)
+        data, spread = predictor.examples(best.several, best.scaling, best.line, settings, origins, stops, spread)
+        examples.append(data)
+    assert spread is not None
+    model = predictor.network(settings, best.scaling)
+    return Prepared(settings, best.several, best.scaling, best.line, spread, model, *examples)
+
+
+def _candidate(several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str) -> _Candidate:
+    """Return series that are checked with their scaling and the best linear baseline."""
+    s, named = settings, names_of(ids, len(several))
+    parts = [parts_of(len(series.values), s, name) for series, name in zip(several, named, strict=True)]
+    stops = [part["train"].stop for part in parts]
+    scaling = Scaling.fit(several, ids, s.window, stops)
+    for series, unit, part, name in zip(several, scaling.units, parts, named, strict=True):
+        check_reach("Forecaster", series.known, unit, dtype, series.begin)
+        for kind, rows in part.items():
+            there = ~np.isnan(baselines.targets(series, _rows(rows), s.horizon, rows.stop))
+            if not np.all(np.any(there, axis=0)):
+                raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
+    lines = [baselines.repeating(scaling, s.horizon)]
+    if s.linear_baseline != 0:
+        origins = [_rows(part["train"]) for part in parts]
+        usual = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
+        orders = usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]
+        fitted = (
+            baselines.fit(several, scaling, origins, stops, s.horizon, order, baselines.PENALTIES) for order in orders
+        )
+        lines = list(itertools.chain.from_iterable(fitted))
+    errors = [baselines.error(line, several, scaling, parts) for line in lines]
+    best = int(np.argmin(errors))
+    return _Candidate(several, parts, scaling, lines[best], errors[best])
+
+
+def train(plan: Prepared, backend: Backend, data: Examples, start: Params | None, **options: Any) -> Trained:
+    """Train the network of a forecaster; it begins with `start` where those weights have the shapes of the network's.
+
+    The options are those of `training.train`.
+    """
+    s = plan.settings
+    params = predictor.first_weights(plan.model, s, data, backend)
     if start is not None and {n: p.shape for n, p in start.items()} == {n: p.shape for n, p in params.items()}:
         params = {name: backend.asarray(p) for name, p in start.items()}
     loss = functools.partial(predictor.loss, s.quantiles)
-    return base.learn(s, made.model, params, data, backend, loss=loss, **options)
+    return base.learn(s, plan.model, params, data, backend, loss=loss, **options)
 
 
-def judge(made: Prepared, backend: Backend, params: Params) -> Predictor:
-    """Return the predictor of the network that has not seen the test part."""
-    return Predictor(made.settings, backend, made.scaling, made.line, made.spread, made.model, params)
-
-
-def refitted(made: Prepared, backend: Backend, start: Params | None, epochs: int, progress: Any) -> Predictor:
+def refitted(plan: Prepared, backend: Backend, start: Params | None, epochs: int, progress: Any) -> Predictor:
     """Return a predictor whose network and linear baseline are fitted to all rows, the network for so many epochs."""
-    s, tracks, line = made.settings, made.tracks, made.line
-    stops = [len(track.values) for track in tracks]
+    s, several, line = plan.settings, plan.several, plan.line
+    stops = [len(series.values) for series in several]
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.linear_baseline != 0:
-        units = made.scaling.fitted()
         penalties = [(line.ridge, line.light)]
-        (line,) = linear_baseline.fit(tracks, made.scaling, units, origins, stops, s.horizon, line.order, penalties)
-    data, spread = predictor.examples(tracks, made.scaling, line, s, origins, stops)
-    trained = train(made, backend, data, start, epochs=max(1, epochs), progress=progress)
-    return Predictor(s, backend, made.scaling, line, spread, made.model, trained.params)
+        (line,) = baselines.fit(several, plan.scaling, origins, stops, s.horizon, line.order, penalties)
+    data, spread = predictor.examples(several, plan.scaling, line, s, origins, stops)
+    trained = train(plan, backend, data, start, epochs=max(1, epochs), progress=progress)
+    return plan._replace(line=line, spread=spread).predictor(backend, trained.params)
+
+
+def season_of(several: Sequence[TimeSeries], season: int | str) -> int:
+    """Return a season that is given, or that of the first target in the training part of the longest series."""
+    if not isinstance(season, str):
+        return season
+    series = max(several, key=lambda one: len(one.values))
+    return baselines.season(series.known[split(len(series.values)).train, 0])
+
+
+def _rows(part: slice) -> Any:
+    return np.arange(part.start, part.stop)

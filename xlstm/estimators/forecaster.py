@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from typing import Any, Self, Unpack
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
-from xlstm.data import covariates, panels, reading
-from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
+from xlstm.data import panels
+from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, read_series
 from xlstm.data.host import Values, check_reach
-from xlstm.data.panels import Given, Roles
-from xlstm.estimators import evaluation, fitting, intervals, preparation, scores, storage
-from xlstm.estimators.base import Estimator
-from xlstm.estimators.examples import Examples
-from xlstm.estimators.predictor import Predictor
-from xlstm.estimators.scores import Score
-from xlstm.estimators.settings import DECILES, Settings
-from xlstm.training import Callback, Interrupted, Progress, Terminated, Trained, loop
+from xlstm.data.panels import Given
+from xlstm.estimators import baselines, evaluation, fitting, predictor, scores
+from xlstm.estimators.base import AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
+from xlstm.estimators.baselines import LinearBaseline
+from xlstm.estimators.predictor import Predictor, Settings
+from xlstm.estimators.scores import Forecasts, Score
+from xlstm.estimators.series_scaling import Scaling
+from xlstm.training import Callback, Interrupted, Progress, Terminated, loop
 from xlstm.training import precision as precisions
 
-KIND = storage.KIND
+TEST = "test."  # before the names of arrays of the network that has not seen the test part
 
 
-class Forecaster(Estimator):
+class _Results:
+    """What `fit` finds."""
+
+    scaling_: Scaling
+    window_: int
+    season_: int
+    calendar_: bool
+    linear_baseline_: int
+    n_targets_: int
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Forecaster(SeriesEstimator, FiledEstimator, Settings, _Results):
     """Forecast series with a recurrent network beside a linear autoregression.
 
     A network sees by how much each of the last `window` values differs from the latest one, in units of the window's
@@ -41,16 +52,14 @@ class Forecaster(Estimator):
 
     Parameters
     ----------
-    settings : Settings, optional
-        A `Settings` in place of the keywords of the same names.
-    backend : str or Backend, optional
-        As for `xlstm.backend`, by default "auto".
-    dtype : {"float32", "float64"}, optional
-    name : str
-        A name for the series, kept in the model file.
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
 precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_baseline, season, calendar, least, refit
         As for `Settings`.
+    name : str
+        A name for the series, kept in the model file.
+    backend : str or Backend, optional
+        As for `xlstm.backend`, by default "auto".
+    dtype : {"float32", "float64"}, optional
     targets, past, future, static : list of str, optional
         In tables, names of columns, of which each has one role: those to predict, by default all others; covariates
         that are known up to the last value; covariates that are known in advance; and numbers that do not change
@@ -98,88 +107,28 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
     (3, 9)
     """
 
-    _takes = ("one_d_array",)  # rows of a table are steps, not samples
-
-    def __init__(
-        self,
-        settings: Settings | None = None,
-        backend: str | Backend | None = None,
-        dtype: DType | None = None,
-        name: str = "",
-        *,
-        window: int | None = Settings.window,
-        horizon: int = Settings.horizon,
-        hidden_size: int = Settings.hidden_size,
-        epochs: int = Settings.epochs,
-        patience: int = Settings.patience,
-        learning_rate: float = Settings.learning_rate,
-        weight_decay: float = Settings.weight_decay,
-        batch_size: int = Settings.batch_size,
-        clip: float = Settings.clip,
-        averaging: float = Settings.averaging,
-        seed: int = Settings.seed,
-        precision: str | None = Settings.precision,
-        cell: str = Settings.cell,
-        num_layers: int = Settings.num_layers,
-        bidirectional: bool = Settings.bidirectional,
-        dropout: float = Settings.dropout,
-        quantiles: Sequence[float] = DECILES,
-        scaling: str = Settings.scaling,
-        linear_baseline: int | str = Settings.linear_baseline,
-        season: int | str = Settings.season,
-        calendar: bool | str = Settings.calendar,
-        least: float | None = Settings.least,
-        refit: bool = Settings.refit,
-        targets: str | Sequence[str] | None = None,
-        past: str | Sequence[str] | None = None,
-        future: str | Sequence[str] | None = None,
-        static: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-        checkpoints: str | os.PathLike[str] | None = None,
-        resume: bool = False,
-        callbacks: Sequence[Callback | Callable[[Progress], object]] = (),
-        warm_start: bool = False,
-    ) -> None:
-        checks.optional(checks.instance(Settings, "Settings"))("Forecaster", "settings", settings)
-        self.backend, self.dtype, self.name = backend, dtype, name
-        self.window, self.horizon, self.hidden_size = window, horizon, hidden_size
-        self.epochs, self.patience, self.learning_rate, self.weight_decay = (
-            epochs,
-            patience,
-            learning_rate,
-            weight_decay,
-        )
-        self.batch_size, self.clip, self.averaging, self.seed = batch_size, clip, averaging, seed
-        self.precision, self.cell, self.num_layers, self.bidirectional = precision, cell, num_layers, bidirectional
-        self.dropout, self.quantiles, self.scaling, self.linear_baseline = dropout, quantiles, scaling, linear_baseline
-        self.season, self.calendar, self.least, self.refit = season, calendar, least, refit
-        self.targets, self.past, self.future, self.static = targets, past, future, static
-        self.series_id = series_id
-        self.checkpoints, self.resume, self.callbacks, self.warm_start = checkpoints, resume, callbacks, warm_start
-        if settings is not None:
-            self._take(settings)
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        return [name for name in super()._names() if name != "settings"]
+    KIND = "forecaster"
+    _facts: ClassVar = {
+        "feature_names_in_": column_names,
+        "season_": checks.size_or_0,
+        "calendar_": checks.flag,
+        "series_names_": column_names,
+    }
+    static: str | Sequence[str] | None = None
+    backend: str | Backend | None = None
+    dtype: DType | None = None
+    checkpoints: AnyPath | None = None
+    resume: bool = False
+    callbacks: Sequence[Callback | Callable[[Progress], object]] = ()
+    warm_start: bool = False
 
     @property
     def settings(self) -> Settings:
         """The parameters that decide how it is built and trained, checked."""
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
-    @property
-    def trained(self) -> Trained | None:
-        """`trained_`, or None before `fit`."""
-        return getattr(self, "trained_", None)
-
-    @property
-    def params(self) -> Params | None:
-        """`params_`, or None before `fit`."""
-        return getattr(self, "params_", None)
-
     def fit(
-        self, values: Any, progress: Callable[[Progress], None] | None = None, **beside: Unpack[CovariateArguments]
+        self, values: Any, progress: Callable[[Progress], None] | None = None, **covariates: Unpack[CovariateArguments]
     ) -> Self:
         """Train on a series, or on several.
 
@@ -190,7 +139,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             and never a target; rows before the first value of some target are left out. Dates in a table are looked at.
         progress : callable, optional
             Called with a `training.Progress` after every step.
-        beside : past, future, static, dates
+        covariates : past, future, static, dates
             `past` (N, P) are covariates that are known up to the last value, `future` (N or more, F) those that are
             known in advance, `static` (S,) numbers that do not change, and `dates` (N,) rising dates, of which features
             of the calendar are made; rows that are missing become gaps. Where there are several series, these are
@@ -214,18 +163,16 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             Ctrl-C or SIGTERM ended training. The forecaster is fitted then, with the best weights so far.
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
-        s, backend = self.settings, self._backend()
-        given = panels.given("Forecaster", values, Covariates.of("Forecaster", beside), self._roles())
-        variants = self._variants(given, s)
-        self._fit(variants, given, s, backend, progress)
+        backend, given, variants = self._to_fit(values, covariates)
+        self._fit(variants, given, backend, progress)
         return self
 
-    def examples(self, values: Any, **beside: Unpack[CovariateArguments]) -> dict[str, Examples]:
+    def examples(self, values: Any, **covariates: Unpack[CovariateArguments]) -> dict[str, predictor.Examples]:
         """Return the windows to train on, and those to validate with, by "train" and "validation".
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `fit`.
 
         Returns
@@ -237,12 +184,11 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ValueError, TypeError, BackendError
             As `fit` does.
         """
-        s, backend = self.settings, self._backend()
-        given = panels.given("Forecaster", values, Covariates.of("Forecaster", beside), self._roles())
-        made = preparation.prepared(self._variants(given, s), given.ids, s, backend.dtype)
-        return {"train": made.train, "validation": made.validation}
+        backend, given, variants = self._to_fit(values, covariates)
+        plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
+        return {"train": plan.train, "validation": plan.validation}
 
-    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[CovariateArguments]) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
@@ -256,7 +202,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             `fit`, so that neither their level nor their scale matters.
         steps : int, optional
             How many values; by default as many as the horizon.
-        beside : past, future, static, dates
+        covariates : past, future, static, dates
             As for `fit`; `future` has the rows that are predicted, too, (N + steps, F). With a table it is a table of
             the rows that are predicted, in any order if they have dates.
 
@@ -272,16 +218,16 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             The forecast is not finite.
         """
         self._check_fitted()
-        steps = self._whole.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
-        given, found, units = self._read(values, Covariates.of("Forecaster", beside), steps)
-        return given.like([self._ahead(*one, steps) for one in zip(found, units, strict=True)], found)
+        steps = self._predictor.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
+        given, several, units = self._read(values, covariates, steps)
+        return given.like([self._ahead(*one, steps) for one in zip(several, units, strict=True)], several)
 
-    def predict_quantiles(self, values: Any, **beside: Unpack[CovariateArguments]) -> Any:
+    def predict_quantiles(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return quantiles of the values of the horizon after the end of a series.
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `predict`.
 
         Returns
@@ -297,44 +243,19 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             The forecast is not finite.
         """
         self._check_fitted()
-        s = self._whole.settings
+        s = self._predictor.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, found, units = self._read(values, Covariates.of("Forecaster", beside), s.horizon)
-        ahead = [self._next(*one)[1] for one in zip(found, units, strict=True)]
-        return given.like(ahead, found, [f" {q:g}" for q in s.quantiles])
+        given, several, units = self._read(values, covariates, s.horizon)
+        ahead = [self._next(*one)[1] for one in zip(several, units, strict=True)]
+        return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
 
-    def forecasts(self, values: Any, **beside: Unpack[CovariateArguments]) -> tuple[np.ndarray[Any, Any], Values]:
-        """Return all forecasts over the test part, by the network that has not seen it.
-
-        Parameters
-        ----------
-        values, beside
-            As for `fit`.
-
-        Returns
-        -------
-        at : array (N,)
-            Positions of the first value of each forecast.
-        forecasts : array (N, horizon) or (N, horizon, C)
-            Those of several series follow each other.
-        """
-        self._check_fitted()
-        given, found, units = self._read(values, Covariates.of("Forecaster", beside), 0)
-        s, parts = self._judge.settings, []
-        for track, unit in zip(found, units, strict=True):
-            first = preparation.parts_of(len(track.values), s)["test"].start
-            at = np.arange(first, len(track.values) - s.horizon + 1)
-            parts.append((at + track.begin, self._judge.forecast(track, unit, at)[0]))
-        at, forecasts = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return at, forecasts[:, :, 0] if all(given.flat) else forecasts
-
-    def windows(self, values: Any, count: int = 64, **beside: Unpack[CovariateArguments]) -> Array:
+    def windows(self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]) -> Array:
         """Return the last windows of a series, or of the first of several, as the network sees them.
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `predict`.
         count : int
             The number of windows, at most; the last one ends with the series.
@@ -350,12 +271,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             As `predict` does.
         """
         self._check_fitted()
-        s, count = self._whole.settings, checks.size("Forecaster", "count", count)
-        _, found, units = self._read(values, Covariates.of("Forecaster", beside), s.horizon)
-        N = len(found[0].values)
-        return self._whole.seen(found[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
+        s, count = self._predictor.settings, checks.size("Forecaster", "count", count)
+        _, several, units = self._read(values, covariates, s.horizon)
+        N = len(several[0].values)
+        return self._predictor.windows(several[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
-    def score(self, values: Any, **beside: Unpack[CovariateArguments]) -> Score:
+    def score(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
 
         Baselines repeat the last value or the last season, or are a linear autoregression with 24 coefficients (fewer
@@ -363,7 +284,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `fit`.
 
         Returns
@@ -371,16 +292,16 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         Score
         """
         self._check_fitted()
-        given, found, units = self._read(values, Covariates.of("Forecaster", beside), 0)
-        judged = [evaluation.tested(self._judge, *one) for one in zip(found, units, strict=True)]
-        return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
+        return self._test_score(values, covariates, lambda forecasts: forecasts)
 
-    def backtest(self, values: Any, folds: int = 5, refit: bool = True, **beside: Unpack[CovariateArguments]) -> Score:
+    def backtest(
+        self, values: Any, folds: int = 5, refit: bool = True, **covariates: Unpack[CovariateArguments]
+    ) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `fit`.
         folds : int
             How many forecasts of each series.
@@ -400,197 +321,189 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
         if not refit:
             self._check_fitted()
-            given, found, units = self._read(values, Covariates.of("Forecaster", beside), 0)
-            judged = [evaluation.tested(self._judge, *one) for one in zip(found, units, strict=True)]
-            judged = [evaluation.last(one, folds, self._judge.settings.horizon) for one in judged]
-            return scores.score(found, judged, self._judge.settings.quantiles, self.season_, all(given.flat))
-        s, backend = self.settings, self._backend()
-        given = panels.given("Forecaster", values, Covariates.of("Forecaster", beside), self._roles())
-        variants, rounds = self._variants(given, s), []
+            horizon = self._test_predictor.settings.horizon
+            return self._test_score(values, covariates, lambda found: evaluation.last(found, folds, horizon))
+        backend, given, variants = self._to_fit(values, covariates)
+        s, rounds = self.settings, []
         for back in range(folds, 0, -1):
-            ends = [len(track.values) - back * s.horizon for track in variants[0]]
+            ends = [len(series.values) - back * s.horizon for series in variants[0]]
             if min(ends) < 1:
                 raise ValueError(f"Forecaster: {folds} folds of {s.horizon} steps leave nothing of a series to fit to")
-            cut = [[track.until(end) for track, end in zip(some, ends, strict=True)] for some in variants]
+            cut = [[series.until(end) for series, end in zip(some, ends, strict=True)] for some in variants]
             one = type(self)(**{**self.get_params(), "checkpoints": None, "resume": False})
-            one._fit(cut, given, s, backend, None)
+            one._fit(cut, given, backend, None)
             chosen = cut[-1] if one.calendar_ else cut[0]
             units = one.scaling_.of(chosen, given.ids, one.window_)
-            rounds.append([(end, *one._next(track, u)) for end, track, u in zip(ends, chosen, units, strict=True)])
-        judged = [
-            evaluation.joined(track, each) for track, each in zip(variants[0], zip(*rounds, strict=True), strict=True)
-        ]
-        return scores.score(
-            variants[0], judged, s.quantiles, preparation.season_of(variants[0], s.season), all(given.flat)
-        )
+            rounds.append([(end, *one._next(series, u)) for end, series, u in zip(ends, chosen, units, strict=True)])
+        forecasts = []
+        for series, each in zip(variants[0], zip(*rounds, strict=True), strict=True):
+            at, mean, quantiles = (np.array(part) for part in zip(*each, strict=True))
+            truth = baselines.targets(series, at, s.horizon, len(series.values))
+            forecasts.append(Forecasts(at, mean, quantiles, truth))
+        season = fitting.season_of(variants[0], s.season)
+        return scores.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, scaling, settings, name and roles of columns to a safetensors file, whole or not at all."""
-        self._check_fitted()
-        about = {"name": self.name, "settings": asdict(self._whole.settings), "dtype": self._whole.backend.dtype}
-        storage.save(
-            path,
-            self._judge,
-            self._whole,
-            self._adjustment,
-            about
-            | {"season": self.season_, "calendar": self.calendar_, "roles": self._roles()._asdict()}
-            | {"names": [*vars(self).get("feature_names_in_", ())]},
-        )
+    def _test_score(
+        self, values: Any, covariates: CovariateArguments, choose: Callable[[Forecasts], Forecasts]
+    ) -> Score:
+        """Return the score of those forecasts of the test part that are chosen."""
+        given, several, units = self._read(values, covariates, 0)
+        judge = self._test_predictor
+        forecasts = [choose(evaluation.of_test_part(judge, *one)) for one in zip(several, units, strict=True)]
+        return scores.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
 
-    @classmethod
-    @reading.brief()
-    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Self:
-        """Read a file that `save` wrote.
+    def _settings(self) -> dict[str, Any]:
+        fitted = asdict(self._predictor.settings) | {"dtype": self._predictor.backend.dtype}
+        return self.checked() | fitted | self._roles().given()
 
-        Parameters
-        ----------
-        path : path
-        backend : str or Backend, optional
-            As for `xlstm.backend`, by default "auto".
+    def _content(self) -> dict[str, Any]:
+        """Return the arrays of both networks, once if they are the same."""
+        networks = {"": self._predictor}
+        if self._test_predictor is not self._predictor:
+            networks[TEST] = self._test_predictor
+        scaling = {f"scaling.{name}": array for name, array in self.scaling_._asdict().items() if name != "ids"}
+        arrays: dict[str, Any] = {"adjustment": self._adjustment, **scaling}
+        for prefix, one in networks.items():
+            own = one.params | {"linear_baseline": one.line.coefficients, "spread": one.spread}
+            arrays |= {f"{prefix}{name}": array for name, array in own.items()}
+        return arrays
 
-        Returns
-        -------
-        Forecaster
+    def _restore(self, arrays: dict[str, Host]) -> Params:
+        checks.size("settings", "window", self.window)
+        s, names, ids = self.settings, self._names(), [*vars(self).get("series_names_", ())]
+        parts = {"units": pop_array(arrays, "scaling.units", {"S": len(ids) or None, "C": len(names) or None})}
+        for name in ("past", "future", "static"):
+            parts[name] = pop_array(arrays, f"scaling.{name}", {"2": 2, "K": None})
+        for name, part in parts.items():
+            if not np.all((part if name == "units" else part[1]) > 0):
+                raise ValueError(f"scaling.{name} has {np.min(part):g}, expected scales above 0")
+        scaling = Scaling(**parts, ids=ids)
+        self._roles()
+        self.model_ = predictor.network(s, scaling)
+        sizes = {"H": s.horizon, "C": scaling.units.shape[1], "P": len(evaluation.pairs(s.quantiles))}
+        adjustment = pop_array(arrays, "adjustment", sizes)
+        test = {name.removeprefix(TEST): arrays.pop(name) for name in list(arrays) if name.startswith(TEST)}
+        final = self._restored(arrays, scaling)
+        facts = {name: getattr(self, name, None) for name in self._facts}
+        self._keep(self._restored(test, scaling) if test else final, final, adjustment, **facts)
+        return final.params
 
-        Raises
-        ------
-        OSError, ValueError
-            There is no such file, or it is not a forecaster's.
-        """
-        found = storage.load(path, backend, preparation.network)
-        s = found.judge.settings
-        made = cls(s, found.judge.backend, found.judge.backend.dtype, found.name, **found.roles.given())
-        made._keep(found.judge, found.whole, found.adjustment, found.season, found.calendar, found.names)
-        return made
-
-    def _take(self, settings: Settings) -> None:
-        """Store settings under the names of keywords, which are not to say something else."""
-        for field in fields(Settings):
-            given, wanted = getattr(self, field.name), getattr(settings, field.name)
-            if given is not getattr(Settings, field.name) and given != wanted:
-                raise TypeError(
-                    f"Forecaster: {field.name} is {checks.shown(given)}, but settings has {checks.shown(wanted)}; "
-                    "expected one of the two"
-                )
-            setattr(self, field.name, wanted)
-
-    def _keep(
-        self, judge: Predictor, whole: Predictor, adjustment: Values, season: int, calendar: bool, names: Sequence[str]
-    ) -> None:
-        """Store what was fitted."""
-        self._judge, self._whole, self._adjustment = judge, whole, adjustment
-        self.params_, self.scaling_, self.model = whole.params, judge.scaling, judge.model
-        self.window_, self.season_, self.calendar_ = whole.settings.window, season, calendar
-        self.linear_baseline_, self.n_targets_ = judge.line.order, judge.spread.shape[1]
-        vars(self).pop("feature_names_in_", None)  # those of an earlier fit
-        if names:
-            self.feature_names_in_ = np.array(names, dtype=object)
-
-    def _backend(self) -> Backend:
-        """Return the backend, after a check that it has the precision."""
+    def _restored(self, arrays: dict[str, Host], scaling: Scaling) -> Predictor:
+        """Return the predictor of one network of a file; all arrays that are no weights are taken out of `arrays`."""
+        s = self.settings
+        C, H, others = scaling.units.shape[1], s.horizon, scaling.static.shape[1] + scaling.future.shape[1]
+        coefficients = pop_array(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
+        order = coefficients.shape[2] - others
+        if order < 1:
+            raise ValueError(f"linear_baseline has shape {coefficients.shape}, expected more than {others} at its end")
+        spread = pop_array(arrays, "spread", {"H": H, "C": C})
         backend = backend_of(self.backend, self.dtype)
-        precisions.named(self.settings.precision, backend)
-        return backend
+        line = LinearBaseline(order, coefficients)
+        return Predictor(s, backend, scaling, line, spread, self.model_, self._weights(arrays))
 
-    def _roles(self) -> Roles:
-        return Roles(self.targets, self.past, self.future, self.static, self.series_id).checked("Forecaster")
+    def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> None:
+        """Store what was fitted."""
+        self._test_predictor, self._predictor, self._adjustment = test, final, adjustment
+        self._become(
+            params_=final.params,
+            model_=final.model,
+            scaling_=final.scaling,
+            window_=final.settings.window,
+            linear_baseline_=test.line.order,
+            n_targets_=final.spread.shape[1],
+            **facts,
+        )
 
-    def _warm(self) -> bool:
-        """Return whether the weights of an earlier fit are to be the first ones, after checks of what is no setting."""
-        checks.text("Forecaster", "name", self.name)
-        checks.flag("Forecaster", "resume", self.resume)
-        return checks.flag("Forecaster", "warm_start", self.warm_start) and self.__sklearn_is_fitted__()
+    def _to_fit(self, values: Any, covariates: CovariateArguments) -> tuple[Backend, Given, list[list[TimeSeries]]]:
+        """Return the backend, series as they were given, and series to train on, after checks of all parameters.
 
-    def _variants(self, given: Given, settings: Settings) -> list[list[TimeSeries]]:
-        """Return tracks to train on, without a look at the calendar and with one where there are dates."""
-        looks = [settings.calendar] if isinstance(settings.calendar, bool) else [False, True]
-        found = [
-            covariates.read_series("Forecaster", given.values, given.covariates, settings.horizon, look)
-            for look in looks
-        ]
-        return found if found[-1][0].marks else found[:1]
+        The series come without a look at the calendar, and where there are dates also with one.
+        """
+        parameters = self.checked()
+        backend = backend_of(self.backend, self.dtype)
+        precisions.named(parameters["precision"], backend)  # raises where the backend does not have it
+        given = panels.given("Forecaster", values, Covariates.of("Forecaster", covariates), self._roles())
+        looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
+        variants = [read_series("Forecaster", given.values, given.covariates, self.horizon, look) for look in looks]
+        return backend, given, variants if variants[-1][0].marks else variants[:1]
 
     def _fit(
         self,
         variants: list[list[TimeSeries]],
         given: Given,
-        s: Settings,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
     ) -> None:
-        """Train on tracks and store the result, also where a signal ends it."""
-        start = self._judge.params if self._warm() else None
+        """Train on series and store the result, also where a signal ends it."""
+        start = self._test_predictor.params if self.warm_start and self.__sklearn_is_fitted__() else None
         loop.check_run(self.callbacks, self.checkpoints, self.resume)
-        made = preparation.prepared(variants, given.ids, s, backend.dtype)
+        plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
+        s = plan.settings
         stop: BaseException | None = None
-        options: dict[str, Any] = {"patience": s.patience, "callbacks": self.callbacks, "resume": self.resume}
-        options |= {"epochs": s.epochs, "checkpoints": self.checkpoints, "progress": progress}
+        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
+        run |= {"epochs": s.epochs, "patience": s.patience, "validation": plan.validation, "progress": progress}
         try:
-            trained = fitting.train(made, backend, made.train, start, validation=made.validation, **options)
+            trained = fitting.train(plan, backend, plan.train, start, **run)
         except (Interrupted, Terminated) as error:
             stop, trained = error, error.trained
-        judge = whole = fitting.judge(made, backend, trained.params)
+        test = final = plan.predictor(backend, trained.params)
         if s.refit and stop is None:
             try:
-                whole = fitting.refitted(made, backend, start, trained.best_epoch, progress)
+                final = fitting.refitted(plan, backend, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                stop = type(error)(self._farewell(trained, error.signal), trained, error.signal)
-        units = made.scaling.fitted()
-        outside = [evaluation.unseen(judge, *one).outside for one in zip(made.tracks, units, strict=True)]
-        adjustment = intervals.adjustment(outside, s.quantiles)
-        season = preparation.season_of(made.tracks, s.season)
-        self._keep(judge, whole, adjustment, season, made.tracks[0].marks > 0, given.names)
-        self.trained_ = trained
+                more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
+                network = f"the network of epoch {trained.best_epoch}, which has not seen the last rows{more}"
+                problem = f"signal {error.signal} stopped the training on all rows; the forecaster has {network}"
+                stop = type(error)(f"Forecaster: {problem}", trained, error.signal)
+        several, units = plan.several, plan.scaling.units
+        outside = [evaluation.last_errors(test, *one) for one in zip(several, units, strict=True)]
+        adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
+        names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
+        facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
+        self._keep(test, final, adjustment, trained_=trained, **facts)
         if stop is not None:
             raise stop
 
-    def _farewell(self, trained: Trained, number: int) -> str:
-        """Return what there is after a signal stopped the training on all rows."""
-        more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
-        has = f"the network of epoch {trained.best_epoch}, which has not seen the last rows"
-        return f"Forecaster: signal {number} stopped the training on all rows; the forecaster has {has}{more}"
-
-    def _read(self, values: Any, beside: Covariates, steps: int) -> tuple[Given, list[TimeSeries], list[Values]]:
-        """Return tracks to predict after, with `steps` rows ahead, and their units.
-
-        An error is raised unless they go with the fitted ones.
-        """
-        given = panels.given("Forecaster", values, beside, self._roles(), list(vars(self).get("feature_names_in_", ())))
-        s, scaling = self._judge.settings, self._judge.scaling
-        found = covariates.read_series(
-            "Forecaster", given.values, given.covariates, max(steps, s.horizon), self.calendar_
+    def _read(
+        self, values: Any, covariates: CovariateArguments, steps: int
+    ) -> tuple[Given, list[TimeSeries], list[Values]]:
+        """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
+        s, scaling = self._test_predictor.settings, self.scaling_
+        given = panels.given(
+            "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles(), self._names()
         )
-        fitted = [len(scaling.units[0]), *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
-        for track in found:
-            N = len(track.values)
-            widths = [track.values.shape[1], track.past.shape[1], track.future.shape[1], len(track.static)]
+        ahead = max(steps, s.horizon)
+        several = read_series("Forecaster", given.values, given.covariates, ahead, self.calendar_)
+        fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
+        for series in several:
+            N = len(series.values)
+            widths = [series.values.shape[1], series.past.shape[1], series.future.shape[1], len(series.static)]
             if widths != fitted:
                 names = "values, past, future (with what dates give) and static"
                 raise ValueError(f"Forecaster: {names} have {widths} columns, expected {fitted}, as in fit")
             if s.window > N:
                 raise ValueError(f"Forecaster: a forecast needs {s.window} values to look back on, the series has {N}")
-            if track.future.shape[1] and len(track.future) < N + steps:
-                have = len(track.future) - N
-                raise ValueError(f"Forecaster: future has {have} rows after the series, expected {steps}")
-        units = scaling.of(found, given.ids, s.window)
-        for track, unit in zip(found, units, strict=True):
-            check_reach("Forecaster", track.known, unit, self._judge.backend.dtype, track.begin)
-        return given, found, units
+            if series.future.shape[1] and len(series.future) < N + steps:
+                rows = len(series.future) - N
+                raise ValueError(f"Forecaster: future has {rows} rows after the series, expected {steps}")
+        units = scaling.of(several, given.ids, s.window)
+        for series, unit in zip(several, units, strict=True):
+            check_reach("Forecaster", series.known, unit, self._predictor.backend.dtype, series.begin)
+        return given, several, units
 
-    def _next(self, track: TimeSeries, units: Values) -> tuple[Values, Values]:
+    def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
-        mean, quantiles, scale = self._whole.forecast(track, units, np.array([len(track.values)]))
-        quantiles = intervals.widen(quantiles, scale, self._adjustment, self._whole.settings.quantiles)
-        return mean[0], self._whole.limited(quantiles)[0]
+        mean, quantiles, scale = self._predictor.forecast(series, units, np.array([len(series.values)]))
+        quantiles = evaluation.widen(quantiles, scale, self._adjustment, self._predictor.settings.quantiles)
+        return mean[0], self._predictor.limited(quantiles)[0]
 
-    def _ahead(self, track: TimeSeries, units: Values, steps: int) -> Values:
+    def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
         ahead = np.empty((0, self.n_targets_))
         while len(ahead) < steps:
-            block = self._next(track, units)[0]
+            block = self._next(series, units)[0]
             ahead = np.concatenate((ahead, block))
-            known = np.concatenate((track.known, block))
-            past = np.concatenate((track.past, np.repeat(track.past[-1:], len(block), axis=0)))
-            track = track._replace(values=known, known=known, past=past)
+            known = np.concatenate((series.known, block))
+            past = np.concatenate((series.past, np.repeat(series.past[-1:], len(block), axis=0)))
+            series = series._replace(values=known, known=known, past=past)
         return ahead[:steps]

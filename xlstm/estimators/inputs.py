@@ -163,17 +163,17 @@ def weights(where: str, given: Any, count: int) -> Host | None:
     """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0 up."""
     if given is None:
         return None
-    found = _numbers(where, "sample_weight", given)
-    if found.ndim == 0:
-        found = np.full(count, float(found))
-    if found.shape != (count,):
-        raise ValueError(f"{where}: sample_weight has shape {found.shape}, expected (N,) = ({count},)")
-    _finite(where, "sample_weight", found)
-    if np.any(found < 0):
-        raise ValueError(f"{where}: sample_weight has a weight of {found.min():g}, expected 0 or more")
-    if not np.any(found):
+    numbers = _numbers(where, "sample_weight", given)
+    if numbers.ndim == 0:
+        numbers = np.full(count, float(numbers))
+    if numbers.shape != (count,):
+        raise ValueError(f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)")
+    _finite(where, "sample_weight", numbers)
+    if np.any(numbers < 0):
+        raise ValueError(f"{where}: sample_weight has a weight of {numbers.min():g}, expected 0 or more")
+    if not np.any(numbers):
         raise ValueError(f"{where}: sample_weight is zero everywhere, expected a weight above zero")
-    return found
+    return numbers
 
 
 def is_foreign(X: Any) -> bool:
@@ -226,8 +226,8 @@ def _finite(where: str, name: str, array: Host) -> None:
 def _names(X: Any) -> list[str] | None:
     """Return the names of columns, where all of them are text."""
     columns = getattr(X, "columns", None)
-    found = None if columns is None else [*columns]
-    return found if found and all(isinstance(name, str) for name in found) else None
+    names = None if columns is None else [*columns]
+    return names if names and all(isinstance(name, str) for name in names) else None
 
 
 def _conversion_warning() -> type[Warning]:

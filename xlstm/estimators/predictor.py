@@ -1,9 +1,7 @@
-"""A fitted network with its linear baseline, and how it is fitted."""
+"""The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,25 +9,103 @@ import numpy as np
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.data.batches import Batch
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
-from xlstm.estimators import linear_baseline
-from xlstm.estimators.examples import Examples, inputs
-from xlstm.estimators.linear_baseline import CHUNK, LinearBaseline
-from xlstm.estimators.scaling import Origins, Scaling, scales
-from xlstm.estimators.settings import Settings
-from xlstm.models.sequence import SequenceModel
+from xlstm.estimators import baselines
+from xlstm.estimators.base import CHECKS, Host
+from xlstm.estimators.baselines import CHUNK, LinearBaseline
+from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
+from xlstm.models.sequence import SequenceModel, sequence_model
 from xlstm.training import losses
 
-FIRST = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the linear baseline
+HEAD = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the linear baseline
 NARROWEST = 1e-3  # least residual of the linear baseline, as a share of a window's scale
 
-Host = np.ndarray[Any, Any]
+
+@dataclass(kw_only=True)
+class Settings:
+    """How a `Forecaster` is built and trained, checked.
+
+    Attributes
+    ----------
+    window : int, optional
+        Steps that the network looks back; by default 48, or half of the training part of the shortest series where that
+        is less.
+    horizon : int
+        Steps ahead that are predicted at once.
+    hidden_size : int
+        Units of the recurrent layers.
+    epochs : int
+        Most passes over the training part.
+    patience : int
+        Epochs without a better validation loss before training stops.
+    learning_rate, weight_decay : float
+        Options of AdamW.
+    batch_size : int
+    clip : float
+        Limit of the global gradient norm.
+    averaging : float
+        Decay of the moving average of the weights that is kept.
+    seed : int
+        Decides initial weights and the order of batches.
+    precision : {"float16", "bfloat16", "tf32"}, optional
+        Arithmetic of training, on a GPU; the weights stay float32. See `xlstm.precision`.
+    cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
+    num_layers : int
+    bidirectional : bool
+    dropout : float
+        Between layers.
+    quantiles : list of float
+        Quantiles that are predicted beside the mean; without any there are no intervals.
+    scaling : {"window", "series"}
+        Scale each window by its own changes, or all windows of a series by the usual change in its training part.
+    linear_baseline : int or "auto"
+        Steps that the linear autoregression looks back to which the network adds; 0 for none. With "auto" validation
+        decides.
+    season : int or "auto"
+        Steps of a season, of which the seasonal naive forecast is made; 0 for none. With "auto" it is found in the
+        training part.
+    calendar : bool or "auto"
+        Look at the time of the year, the week and the day, where there are dates. With "auto" validation decides.
+    least : float, optional
+        Forecasts and intervals do not go below it, such as 0 for counts and prices.
+    refit : bool
+        Train once more on all rows, for as many epochs as were best, before anything beyond them is predicted.
+    """
+
+    window: Any = None  # int or None; of what is fitted int
+    horizon: int = 1
+    hidden_size: int = 50
+    epochs: int = 100
+    patience: int = 10
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    batch_size: int = 64
+    clip: float = 1.0
+    averaging: float = 0.99
+    seed: int = 0
+    precision: str | None = None
+    cell: str = "lstm"
+    num_layers: int = 1
+    bidirectional: bool = False
+    dropout: float = 0.0
+    quantiles: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    scaling: str = "window"
+    linear_baseline: int | str = "auto"
+    season: int | str = "auto"
+    calendar: bool | str = "auto"
+    least: float | None = None
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            setattr(self, field.name, CHECKS[field.name]("Forecaster", field.name, getattr(self, field.name)))
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """Forecasts of windows: last value + linear_baseline + network.
+    """Forecasts of windows: last value + linear baseline + network.
 
     Attributes
     ----------
@@ -52,42 +128,85 @@ class Predictor:
     model: SequenceModel
     params: Params
 
-    def forecast(self, track: TimeSeries, units: Values, origins: Origins) -> tuple[Values, Values, Values]:
+    def forecast(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Values, Values, Values]:
         """Return the mean (M, H, C), quantiles (M, H, C, Q) and the scale (M, C) after the windows of a series.
 
-        Its units (C,) are those of `Scaling.of`.
-
-        Raises
-        ------
-        FloatingPointError
-            A forecast is not finite.
+        Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises FloatingPointError.
         """
         if len(origins) > CHUNK:
-            parts = [self.forecast(track, units, origins[k : k + CHUNK]) for k in range(0, len(origins), CHUNK)]
+            parts = [self.forecast(series, units, origins[k : k + CHUNK]) for k in range(0, len(origins), CHUNK)]
             return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
-        s = self.settings
-        x, scale = self.seen(track, units, origins)
+        x, scale = self.windows(series, units, origins)
         y, _, _ = self.model.forward(self.params, x, train=False)
-        found = to_numpy(y).astype(np.float64).reshape(len(origins), *self.spread.shape, 1 + len(s.quantiles))
-        base = track.known[origins - 1, None] + units * self.line.apply(track, self.scaling, units, origins)
-        found = base[..., None] + found * (self.spread * scale[:, None])[..., None]
-        if not np.all(np.isfinite(found)):
+        outputs = to_numpy(y).astype(np.float64)
+        outputs = outputs.reshape(len(origins), *self.spread.shape, 1 + len(self.settings.quantiles))
+        base = series.known[origins - 1, None] + units * self.line.apply(series, self.scaling, units, origins)
+        ahead = base[..., None] + outputs * (self.spread * scale[:, None])[..., None]
+        if not np.all(np.isfinite(ahead)):
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
-        return self.limited(found[..., 0]), np.sort(found[..., 1:], axis=-1), scale
+        return self.limited(ahead[..., 0]), np.sort(ahead[..., 1:], axis=-1), scale
 
-    def seen(self, track: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
+    def windows(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
         """Return windows (T, M, D) as the network sees them, and their scale (M, C)."""
         s = self.settings
-        scale = scales(track.known, origins, s.window, units, s.scaling)
-        return self.backend.asarray(inputs(track, self.scaling, scale, origins, s.window, s.horizon)), scale
+        scale = scales(series.known, origins, s.window, units, s.scaling)
+        return self.backend.asarray(inputs(series, self.scaling, scale, origins, s.window, s.horizon)), scale
 
-    def limited(self, found: Values) -> Values:
+    def limited(self, ahead: Values) -> Values:
         """Return forecasts that are not below the least value that there can be."""
-        return found if self.settings.least is None else np.maximum(found, self.settings.least)
+        return ahead if self.settings.least is None else np.maximum(ahead, self.settings.least)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows with what a network is to predict after each of them, in shuffled batches. Windows are made as needed.
+
+    Attributes
+    ----------
+    of : list of S TimeSeries
+    scaling : Scaling
+    window, horizon, batch_size : int
+    series : array (M,)
+        The series of each window.
+    origins : array (M,)
+        The first row after each window.
+    scale : array (M, C)
+    target : array (M, H * C)
+    mask : bool array (M, H * C)
+        Targets that are there.
+    """
+
+    of: Sequence[TimeSeries]
+    scaling: Scaling
+    window: int
+    horizon: int
+    batch_size: int
+    series: Host
+    origins: Host
+    scale: Values
+    target: Values
+    mask: Host
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return -(-len(self.origins) // self.batch_size)
+
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield one epoch, shuffled by `rng` or in order without it."""
+        order = np.arange(len(self.origins)) if rng is None else rng.permutation(len(self.origins))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            x = np.empty((self.window, len(rows), width(self.scaling)))
+            for k in np.unique(self.series[rows]):
+                columns = np.flatnonzero(self.series[rows] == k)
+                at = rows[columns]
+                ends = self.scale[at], self.origins[at]
+                x[:, columns] = inputs(self.of[k], self.scaling, *ends, self.window, self.horizon)
+            yield Batch(x, self.target[rows], self.mask[rows], True)
 
 
 def examples(
-    tracks: Sequence[TimeSeries],
+    several: Sequence[TimeSeries],
     scaling: Scaling,
     line: LinearBaseline,
     settings: Settings,
@@ -96,17 +215,15 @@ def examples(
     spread: Values | None = None,
 ) -> tuple[Examples, Values]:
     """Return examples of windows before `origins`, with targets before the rows `stops`, and the spread (H, C)."""
-    s, made = settings, []
-    for k, (track, units, at, stop) in enumerate(zip(tracks, scaling.fitted(), origins, stops, strict=True)):
-        scale = scales(track.known, at, s.window, units, s.scaling)
-        left = linear_baseline.changes(track, at, s.horizon, stop, units)
-        left -= line.apply(track, scaling, units, at)
+    s, parts = settings, []
+    for k, (series, units, at, stop) in enumerate(zip(several, scaling.units, origins, stops, strict=True)):
+        scale = scales(series.known, at, s.window, units, s.scaling)
+        left = baselines.changes(series, at, s.horizon, stop, units)
+        left -= line.apply(series, scaling, units, at)
         left *= units / scale[:, None]
-        made.append((np.full(len(at), k), at, scale, left))
+        parts.append((np.full(len(at), k), at, scale, left))
     # One series, which may be long, is not copied.
-    series, rows, scale, left = (
-        made[0] if len(made) == 1 else (np.concatenate(part) for part in zip(*made, strict=True))
-    )
+    numbers, rows, scale, left = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
     if spread is None:
         there = np.maximum(np.count_nonzero(~np.isnan(left), axis=0), 1)
         squares = np.stack([np.nansum(left[:, h] ** 2, axis=0) for h in range(s.horizon)])
@@ -115,18 +232,52 @@ def examples(
     target = left.reshape(len(left), -1)
     mask = ~np.isnan(target)
     target[~mask] = 0.0
-    found = Examples(tracks, scaling, s.window, s.horizon, s.batch_size, series, rows, scale, target, mask)
-    return found, spread
+    sizes = s.window, s.horizon, s.batch_size
+    return Examples(several, scaling, *sizes, numbers, rows, scale, target, mask), spread
 
 
-def begin(model: SequenceModel, settings: Settings, data: Examples, backend: Backend) -> Params:
+def width(scaling: Scaling) -> int:
+    """Return the number of columns that a network sees."""
+    units, past, future, static = (part.shape[1] for part in scaling[:4])
+    return int(units + past + 2 * future + static)
+
+
+def inputs(series: TimeSeries, scaling: Scaling, scale: Values, origins: Origins, window: int, horizon: int) -> Values:
+    """Return windows (T, M, D): differences from the last value, then covariates, static numbers last.
+
+    Covariates that are known in advance are there twice, as they are at a step and as they will be a horizon later, so
+    that a window holds the numbers of the steps that are predicted.
+    """
+    rows = origins - np.arange(window, 0, -1)[:, None]  # (T, M)
+    later = np.minimum(rows + horizon, len(series.future) - 1)
+    return np.concatenate(
+        (
+            (series.known[rows] - series.known[origins - 1]) / scale,
+            standard(series.past[rows], scaling.past),
+            standard(series.future[rows], scaling.future),
+            standard(series.future[later], scaling.future),
+            np.broadcast_to(standard(series.static, scaling.static), (*rows.shape, len(series.static))),
+        ),
+        axis=2,
+    )
+
+
+def network(settings: Settings, scaling: Scaling) -> SequenceModel:
+    """Return the network of a forecaster: recurrent layers and a head for each step ahead, target and quantile."""
+    s = settings
+    outputs = s.horizon * scaling.units.shape[1] * (1 + len(s.quantiles))
+    sizes = {name: getattr(s, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
+    return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
+
+
+def first_weights(model: SequenceModel, settings: Settings, data: Examples, backend: Backend) -> Params:
     """Return first weights: a head near zero, with the quantiles of all targets for its own."""
     params = model.init(settings.seed, backend)
     bias = np.zeros((data.target.shape[1], 1 + len(settings.quantiles)))
     for k, (target, mask) in enumerate(zip(data.target.T, data.mask.T, strict=True)):
         if np.any(mask) and settings.quantiles:
             bias[k, 1:] = np.quantile(target[mask], settings.quantiles)
-    return params | {"head.W": FIRST * params["head.W"], "head.b": backend.asarray(bias.reshape(-1))}
+    return params | {"head.W": HEAD * params["head.W"], "head.b": backend.asarray(bias.reshape(-1))}
 
 
 def loss(quantiles: Sequence[float], y: Array, target: Array, mask: Array) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ from xlstm.estimators import baselines
 from xlstm.training.losses import pinball
 
 ROWS = 12  # of a score that is printed, at most
+NAIVE = ("persistence", "autoregression", "seasonal")  # the methods that models are compared with
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
 
 
@@ -107,76 +108,74 @@ class Score:
         return -float(np.mean(self.model))
 
 
-class Judged(NamedTuple):
-    """Forecasts of one series to be judged.
+class Forecasts(NamedTuple):
+    """Forecasts of one series, and the truth.
 
     Attributes
     ----------
     at : array (N,)
-    forecasts, truth : array (N, H, C)
+    mean, truth : array (N, H, C)
     quantiles : array (N, H, C, Q)
     """
 
     at: np.ndarray[Any, Any]
-    forecasts: Values
+    mean: Values
     quantiles: Values
     truth: Values
 
 
 def score(
-    tracks: Sequence[TimeSeries], judged: Sequence[Judged], levels: Sequence[float], season: int, flat: bool
+    several: Sequence[TimeSeries], forecasts: Sequence[Forecasts], levels: Sequence[float], season: int, flat: bool
 ) -> Score:
     """Return the score of forecasts of one series or several; with `flat` there is one target without an axis."""
-    truth = _joined([one.truth for one in judged])
-    H = truth.shape[1]
-    methods: dict[str, list[Values]] = {"model": [one.forecasts for one in judged]}
-    methods |= {"persistence": [], "autoregression": [], "seasonal": []}
-    order = min(AR_ORDER, *(int(one.at[0]) // 3 for one in judged))
-    usual = []  # errors that the mean absolute scaled error is measured by
-    for track, one in zip(tracks, judged, strict=True):
-        found: dict[str, list[Values]] = {"persistence": [], "autoregression": [], "seasonal": []}
-        for known, values in zip(track.known.T, track.values.T, strict=True):
-            found["persistence"].append(baselines.persistence(known, H, one.at))
-            found["autoregression"].append(baselines.autoregression(known, values, order, H, one.at))
-            found["seasonal"].append(baselines.seasonal(known, season or 1, H, one.at))
-        for name, columns in found.items():
-            methods[name].append(np.stack(columns, axis=-1))
-        before, lag = track.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
-        usual.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
-    base = _joined(usual)[:, None]
-    errors = {}
-    for name, parts in methods.items():
-        table = _errors(_joined(parts), truth, base)
-        errors[name] = Errors(*(_shaped(one, flat) for one in table))
-    quantiles, forecasts = _joined([one.quantiles for one in judged]), _joined(methods["model"])
+    truth = _joined([one.truth for one in forecasts])
+    H, order = truth.shape[1], min(AR_ORDER, *(int(one.at[0]) // 3 for one in forecasts))
+    methods: dict[str, list[Values]] = {"model": [one.mean for one in forecasts], **{name: [] for name in NAIVE}}
+    naive = []  # errors that the mean absolute scaled error is measured by
+    for series, one in zip(several, forecasts, strict=True):
+        columns = [
+            (
+                baselines.persistence(known, H, one.at),
+                baselines.autoregression(known, values, order, H, one.at),
+                baselines.seasonal(known, season or 1, H, one.at),
+            )
+            for known, values in zip(series.known.T, series.values.T, strict=True)
+        ]
+        for name, parts in zip(NAIVE, zip(*columns, strict=True), strict=True):
+            methods[name].append(np.stack(parts, axis=-1))
+        before, lag = series.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
+        naive.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
+    base = _joined(naive)[:, None]
+    errors = {name: _errors(_joined(parts), truth, base) for name, parts in methods.items()}
+    quantiles = _joined([one.quantiles for one in forecasts])
     crps, coverage = _probabilistic(quantiles, truth, levels)
+
+    def shaped(values: Values) -> Values:  # by steps ahead and targets, (..., C), or those of the one target
+        return values[..., 0] if flat else values
+
+    errors = {name: Errors(*map(shaped, one)) for name, one in errors.items()}
     return Score(
         model=errors["model"].rmse,
         persistence=errors["persistence"].rmse,
         autoregression=errors["autoregression"].rmse,
         order=order,
         points=int(np.count_nonzero(~np.isnan(truth[:, 0]))),
-        at=np.concatenate([one.at + track.begin for track, one in zip(tracks, judged, strict=True)]),
-        forecasts=forecasts[:, :, 0] if flat else forecasts,
+        at=np.concatenate([one.at + series.begin for series, one in zip(several, forecasts, strict=True)]),
+        forecasts=shaped(_joined(methods["model"])),
         seasonal=errors["seasonal"].rmse,
         season=season,
         errors=errors,
         quantiles=quantiles[:, :, 0] if flat else quantiles,
-        crps=_shaped(crps, flat),
-        coverage=_shaped(coverage, flat),
+        crps=shaped(crps),
+        coverage=shaped(coverage),
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
-        series=np.repeat(np.arange(len(judged)), [len(one.at) for one in judged]),
+        series=np.repeat(np.arange(len(forecasts)), [len(one.at) for one in forecasts]),
     )
 
 
 def _joined(parts: Sequence[Any]) -> Any:
     """Return arrays behind each other; one alone, which may be large, is not copied."""
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-
-def _shaped(values: Values, flat: bool) -> Values:
-    """Return numbers by steps ahead and targets, (H, C), or with `flat` those of the one target, (H,)."""
-    return values[:, 0] if flat else values
 
 
 def mean(values: Values) -> Values:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -12,12 +12,13 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
-from xlstm.data.panels import Given, Roles
+from xlstm.data.panels import Given
 from xlstm.data.series_windows import split
-from xlstm.estimators import linear_baseline, preparation, scores, settings
-from xlstm.estimators.base import Estimator
-from xlstm.estimators.checkpoints import model_of
-from xlstm.estimators.scores import Judged, Score
+from xlstm.estimators import baselines, fitting, scores
+from xlstm.estimators.base import CHECKS, AnyPath, Host, SeriesEstimator
+from xlstm.estimators.scores import Forecasts, Score
+from xlstm.estimators.series_scaling import check_changes, names_of
+from xlstm.estimators.tirex_estimators import model_of
 from xlstm.models.tirex import PrefixStateCache, TiRex, TiRex2, items
 from xlstm.models.tirex.items import Pretrained
 from xlstm.models.tirex.transforms import levels_of
@@ -28,7 +29,8 @@ FEWEST = 3  # rows before the first forecast of a score, for the baselines
 OWN: dict[type[Any], tuple[str, ...]] = {TiRex: ("rollout", "resample"), TiRex2: ("sign_flip", "differencing")}
 
 
-class ZeroShotForecaster(Estimator):
+@dataclass(eq=False, repr=False)
+class ZeroShotForecaster(SeriesEstimator):
     """Forecast series with a pretrained TiRex, without any training on them.
 
     It takes series and tables, and returns forecasts and scores, as `Forecaster` does. TiRex-2 lets the targets and the
@@ -86,42 +88,27 @@ class ZeroShotForecaster(Estimator):
     ((6,), (6, 9))
     """
 
-    _takes = ("one_d_array",)  # rows of a table are steps, not samples
+    checkpoint: AnyPath | None = None
+    backend: str | Backend | None = None
+    dtype: DType | None = None
+    _: KW_ONLY
+    model: TiRex | TiRex2 | None = None
+    params: Params | None = None
+    horizon: int | None = None
+    quantiles: Sequence[float] | None = None
+    batch_size: int | None = None
+    rollout: int | None = None
+    resample: str | None = None
+    sign_flip: bool | None = None
+    differencing: bool | None = None
+    season: int | str = "auto"
 
-    def __init__(
-        self,
-        checkpoint: str | os.PathLike[str] | None = None,
-        backend: str | Backend | None = None,
-        dtype: DType | None = None,
-        name: str = "",
-        *,
-        model: TiRex | TiRex2 | None = None,
-        params: Params | None = None,
-        horizon: int | None = None,
-        quantiles: Sequence[float] | None = None,
-        batch_size: int | None = None,
-        rollout: int | None = None,
-        resample: str | None = None,
-        sign_flip: bool | None = None,
-        differencing: bool | None = None,
-        season: int | str = "auto",
-        targets: str | Sequence[str] | None = None,
-        past: str | Sequence[str] | None = None,
-        future: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-    ) -> None:
-        self.checkpoint, self.backend, self.dtype, self.name = checkpoint, backend, dtype, name
-        self.model, self.params = model, params
-        self.horizon, self.quantiles, self.batch_size, self.season = horizon, quantiles, batch_size, season
-        self.rollout, self.resample, self.sign_flip, self.differencing = rollout, resample, sign_flip, differencing
-        self.targets, self.past, self.future, self.series_id = targets, past, future, series_id
-
-    def fit(self, values: Any = None, **beside: Unpack[CovariateArguments]) -> Self:
+    def fit(self, values: Any = None, **covariates: Unpack[CovariateArguments]) -> Self:
         """Load the checkpoint, and remember the columns of a table; nothing is trained.
 
         Parameters
         ----------
-        values, beside : optional
+        values, covariates : optional
             As for `predict`. Tables of later calls are to have the same targets.
 
         Returns
@@ -137,13 +124,13 @@ class ZeroShotForecaster(Estimator):
         vars(self).pop("feature_names_in_", None)
         network = self._network()
         if values is not None:
-            given, _ = self._read(network, values, Covariates.of(WHERE, beside), 0)
+            given, _ = self._read(network, values, covariates, 0)
             if given.names:
                 self.feature_names_in_ = np.array(given.names, dtype=object)
         self.model_, self.params_ = network.model, network.params
         return self
 
-    def predict(self, values: Any, steps: int | None = None, **beside: Unpack[CovariateArguments]) -> Any:
+    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return the medians of the values after the end of a series.
 
         Parameters
@@ -153,7 +140,7 @@ class ZeroShotForecaster(Estimator):
             missing between dates become gaps.
         steps : int, optional
             How many values; by default as many as the horizon.
-        beside : past, future, dates
+        covariates : past, future, dates
             As for `Forecaster.predict`: `past` (N, P) are covariates that are known up to the last value, `future`
             (N + steps, F) those that are known in advance, and `dates` (N,) rising dates. Where there are several
             series, these are lists with one entry for each. With a table `future` is a table of the rows that are
@@ -170,14 +157,14 @@ class ZeroShotForecaster(Estimator):
             The checkpoint cannot be read, a series is out of range, there are covariates and the model takes none, or a
             parameter is out of range.
         """
-        return self._after(values, steps, beside, False)
+        return self._after(values, steps, covariates, False)
 
-    def predict_quantiles(self, values: Any, steps: int | None = None, **beside: Unpack[CovariateArguments]) -> Any:
+    def predict_quantiles(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return quantiles of the values after the end of a series; they may cross, as the model gives them.
 
         Parameters
         ----------
-        values, steps, beside
+        values, steps, covariates
             As for `predict`.
 
         Returns
@@ -190,14 +177,14 @@ class ZeroShotForecaster(Estimator):
         OSError, ValueError, TypeError
             As for `predict`.
         """
-        return self._after(values, steps, beside, True)
+        return self._after(values, steps, covariates, True)
 
-    def score(self, values: Any, stride: int = 1, **beside: Unpack[CovariateArguments]) -> Score:
+    def score(self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on the last 20 % of a series beside those of baselines, which are those of `Forecaster.score`.
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `predict`; `future` needs no rows after the series.
         stride : int
             Rows from the beginning of one forecast to that of the next. The time is that of so many forecasts.
@@ -212,14 +199,14 @@ class ZeroShotForecaster(Estimator):
             As for `predict`.
         """
         stride = checks.size(WHERE, "stride", stride)
-        return self._judged(values, beside, lambda rows, horizon: np.arange(split(rows).test.start, rows, stride))
+        return self._scored(values, covariates, lambda rows, horizon: np.arange(split(rows).test.start, rows, stride))
 
-    def backtest(self, values: Any, folds: int = 5, **beside: Unpack[CovariateArguments]) -> Score:
+    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
 
         Parameters
         ----------
-        values, beside
+        values, covariates
             As for `score`.
         folds : int
             How many forecasts of each series.
@@ -234,44 +221,46 @@ class ZeroShotForecaster(Estimator):
             As for `predict`; there is not enough room for the folds.
         """
         folds = checks.count(WHERE, "folds", folds)
-        return self._judged(values, beside, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1))
+        return self._scored(values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles have: all but the checkpoint's content, which is read again."""
         return {name: value for name, value in vars(self).items() if name not in ("_held", "_loaded")}
 
-    def _after(self, values: Any, steps: int | None, beside: CovariateArguments, quantiles: bool) -> Any:
+    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool) -> Any:
         """Return forecasts after the end of series in the kind that the series came in."""
         network = self._network()
         steps = self._horizon(network) if steps is None else checks.size(WHERE, "steps", steps)
-        given, found = self._read(network, values, Covariates.of(WHERE, beside), steps)
-        ahead = network.after(given, found, steps)
+        ahead = network.after(*self._read(network, values, covariates, steps), steps)
         return ahead.quantiles if quantiles else ahead.mean
 
-    def _judged(self, values: Any, beside: CovariateArguments, origins: Any) -> Score:
-        """Return the score of forecasts of each series at the rows that `origins` gives."""
+    def _scored(self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]) -> Score:
+        """Return the score of forecasts of each series at the rows that `origins` gives by its rows and the horizon."""
         network = self._network()
-        H, levels = self._horizon(network), network.options["quantiles"]
-        season = settings.CHECKS["season"](WHERE, "season", self.season)
-        given, found = self._read(network, values, Covariates.of(WHERE, beside), 0)
-        judged = []
-        for track in found:
-            N = len(track.values)
+        H, season = self._horizon(network), CHECKS["season"](WHERE, "season", self.season)
+        given, several = self._read(network, values, covariates, 0)
+        forecasts = []
+        for series in several:
+            N = len(series.values)
             at = origins(N, H)
             if at[0] < FEWEST:
-                raise ValueError(
-                    f"{WHERE}: a series of {N} rows has {max(0, at[0])} before the first forecast, expected {FEWEST}"
-                )
-            median, quantiles = network.forecast(track, at, H)
-            judged.append(Judged(at, median, quantiles, linear_baseline.targets(track, at, H, N)))
-        return scores.score(found, judged, levels, preparation.season_of(found, season), all(given.flat))
+                problem = f"a series of {N} rows has {max(0, at[0])} before the first forecast"
+                raise ValueError(f"{WHERE}: {problem}, expected {FEWEST}")
+            truth = baselines.targets(series, at, H, N)
+            forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
+        season = fitting.season_of(several, season)
+        return scores.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
 
-    def _read(self, network: Pretrained, values: Any, beside: Covariates, steps: int) -> tuple[Given, list[TimeSeries]]:
-        """Return series as they were given and as tracks, with `steps` rows ahead."""
+    def _read(
+        self, network: Pretrained, values: Any, covariates: CovariateArguments, steps: int
+    ) -> tuple[Given, list[TimeSeries]]:
+        """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
-        roles = Roles(self.targets, self.past, self.future, None, self.series_id).checked(WHERE)
-        fitted = list(vars(self).get("feature_names_in_", ()))
-        return items.read_table(WHERE, network.model, values, beside, roles, steps, fitted)
+        known = Covariates.of(WHERE, covariates)
+        given, several = items.read_table(WHERE, network.model, values, known, self._roles(), steps, self._names())
+        for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
+            check_changes(WHERE, series.known, name)
+        return given, several
 
     def _horizon(self, network: Pretrained) -> int:
         given = network.model.patch_size if self.horizon is None else self.horizon
@@ -292,7 +281,7 @@ class ZeroShotForecaster(Estimator):
 
     def _options(self, model: TiRex | TiRex2) -> dict[str, Any]:
         """Return the options of forecasts; raise where one goes with another model."""
-        found: dict[str, Any] = {"batch_size": self.batch_size}
+        options: dict[str, Any] = {"batch_size": self.batch_size}
         for kind, names in OWN.items():
             for name in names:
                 value = getattr(self, name)
@@ -301,8 +290,8 @@ class ZeroShotForecaster(Estimator):
                 if not isinstance(model, kind):
                     expected = f"expected None, as the model is a {type(model).__name__}"
                     raise ValueError(f"{WHERE}: {name} is {checks.shown(value)}, {expected}")
-                found[name] = value
-        wanted = levels_of(WHERE, self.quantiles, model.quantiles)
-        if list(wanted) != sorted(set(wanted)):
+                options[name] = value
+        quantiles = levels_of(WHERE, self.quantiles, model.quantiles)
+        if list(quantiles) != sorted(set(quantiles)):
             raise ValueError(f"{WHERE}: quantiles is {checks.shown(self.quantiles)}, expected rising numbers")
-        return found | {"quantiles": wanted}
+        return options | {"quantiles": quantiles}

@@ -29,8 +29,8 @@ class Exported(NamedTuple):
     def part(self, k: int, direction: str) -> dict[str, Host]:
         """Return the weights of layer k in one direction, by their last names."""
         prefix = f"{k}.{direction}"
-        found = {name.removeprefix(prefix): a for name, a in self.weights.items() if name.startswith(prefix)}
-        return {last: array for last, array in found.items() if "." not in last}
+        below = {name.removeprefix(prefix): a for name, a in self.weights.items() if name.startswith(prefix)}
+        return {last: array for last, array in below.items() if "." not in last}
 
 
 def prepared(who: str, library: str, model: Any, params: Params, absent: Mapping[str, Any]) -> Exported:
@@ -123,8 +123,8 @@ def stacked(
     for k, (layer, weights) in enumerate(singles):
         fits = k == 0 or (follow and layer.input_size == first.output_size)
         if not fits or replace(layer, input_size=first.input_size) != first:
-            found = checks.few(f"{name} is {one}" for name, (one, _) in zip(names, singles, strict=True))
-            raise ValueError(f"{where}: the layers form no stack, name one of them: {found}")
+            listed = checks.few(f"{name} is {one}" for name, (one, _) in zip(names, singles, strict=True))
+            raise ValueError(f"{where}: the layers form no stack, name one of them: {listed}")
         params |= {f"{k}.{name.removeprefix('0.')}": array for name, array in weights.items()}
     layer = replace(first, num_layers=len(singles))
     return layer, {name: params[name] for name in layer.shapes}

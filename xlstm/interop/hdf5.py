@@ -21,8 +21,8 @@ import numpy as np
 
 from xlstm.arrays.checks import LARGEST
 from xlstm.data import reading
+from xlstm.interop.common import Host, package
 
-Host = np.ndarray[Any, Any]
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 SMALL, RATIO = 2**26, 20  # a compressed entry larger than SMALL bytes may have RATIO times its stored size
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods take memory before they give a byte
@@ -33,12 +33,8 @@ DAMAGED = (OSError, RuntimeError, KeyError)  # h5py's errors; h5py 3.11 raises R
 
 
 def library() -> Any:
-    """Import h5py, or raise an error that says how to install it."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError("Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'") from error
-    return h5py
+    """Import h5py."""
+    return package("h5py", "Keras files need h5py, which is not installed; pip install 'xlstm-xp[keras]'")
 
 
 @contextlib.contextmanager
@@ -120,7 +116,7 @@ def _groups(group: Any, sizes: dict[int, int]) -> dict[str, Any]:
     h5py = library()
     if group.name.count("/") > DEEPEST:
         raise ValueError(f"{group.name}: groups are nested more than {DEEPEST} deep")
-    found: dict[str, Any] = {}
+    items: dict[str, Any] = {}
     try:
         for name in group:
             link = group.get(name, getlink=True)
@@ -134,10 +130,10 @@ def _groups(group: Any, sizes: dict[int, int]) -> dict[str, Any]:
             sizes[address] = math.prod(item.shape or (0,)) * item.id.get_type().get_size() if dataset else 0
             if len(sizes) > MOST:
                 raise ValueError(f"{group.name}: there are more than {MOST} groups and arrays")
-            found[name] = _groups(item, sizes) if isinstance(item, h5py.Group) else item
+            items[name] = _groups(item, sizes) if isinstance(item, h5py.Group) else item
     except DAMAGED as error:
         raise ValueError(f"{group.name}: is not readable ({error})") from error
-    return found
+    return items
 
 
 def array(where: str, dataset: Any) -> Host:
@@ -176,11 +172,11 @@ def array(where: str, dataset: Any) -> Host:
 
 def written(items: dict[str, Host | None]) -> bytes:
     """Return an HDF5 file of arrays by their paths; None stands for an empty group."""
-    room = io.BytesIO()
-    with library().File(room, "w") as file:
+    buffer = io.BytesIO()
+    with library().File(buffer, "w") as file:
         for path, values in items.items():
             if values is None:
                 file.create_group(path)
             else:
                 file.create_dataset(path, data=values)
-    return room.getvalue()
+    return buffer.getvalue()

@@ -145,11 +145,8 @@ def _single(level: Level) -> tuple[Layer, Params]:
     """Return the layer and the parameters of one level."""
     order, (kernel, recurrent, *bias) = ORDER[level.kind], level.weights[0]
     G = len(order)
-    if kernel.ndim != 2 or recurrent.ndim != 2:
-        raise ValueError(
-            f"from_keras: {level.name}: kernel has shape {kernel.shape} and recurrent_kernel {recurrent.shape}, "
-            f"expected (D, {G}H) and (H, {G}H)"
-        )
+    for name, array, size in zip(WEIGHTS, level.weights[0], "DH", strict=False):
+        checks.shape("from_keras", f"{level.name}: {name}", array, {size: None, f"{G}H": None})
     D, H, options = kernel.shape[0], recurrent.shape[0], dict(level.options)
     told, after = options.get("reset_after"), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
     if told is not None and (level.kind != "gru" or (bias and told != after)):
@@ -164,10 +161,10 @@ def _single(level: Level) -> tuple[Layer, Params]:
             raise ValueError(f"from_keras: {level.name} has {len(weights)} arrays, expected {2 + len(bias)}")
         for name, array, dims in zip(WEIGHTS, weights, shapes, strict=False):
             checks.shape("from_keras", f"{level.name}: {name}", array, dims)
-        found = {"Wx": weights[0].T, "Wh": weights[1].T}
+        ours = {"Wx": weights[0].T, "Wh": weights[1].T}
         if bias:
-            found |= zip(("b", "bh"), weights[2], strict=True) if after else {"b": weights[2]}
-        parts.append({name: reordered(array, order) for name, array in found.items()})
+            ours |= zip(("b", "bh"), weights[2], strict=True) if after else {"b": weights[2]}
+        parts.append({name: reordered(array, order) for name, array in ours.items()})
     return single(level.kind, parts, batch_first=True, **options)
 
 
@@ -229,10 +226,10 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
 def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
     """Return the weights of one layer and direction as Keras has them."""
     order = inverse(ORDER[type(layer).__name__.lower()])
-    found = {name: reordered(array, order) for name, array in weights.items()}
-    arrays = [np.ascontiguousarray(found["Wx"].T), np.ascontiguousarray(found["Wh"].T)]
-    if "b" in found:
-        b, bh = found["b"], found.get("bh", np.zeros_like(found["b"]))
+    theirs = {name: reordered(array, order) for name, array in weights.items()}
+    arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
+    if "b" in theirs:
+        b, bh = theirs["b"], theirs.get("bh", np.zeros_like(theirs["b"]))
         arrays.append(np.stack((b, bh)) if getattr(layer, "reset_after", False) else b + bh)
     return arrays
 

@@ -71,8 +71,8 @@ def _levels(items: Iterable[_Item], in_order: bool) -> list[Level]:
         if item.inner is not None:
             levels += _levels(item.inner, item.about["class_name"] == "Sequential")
             follows = False
-        elif found := _described(item.about):
-            kind, both, options = found
+        elif described := _described(item.about):
+            kind, both, options = described
             levels.append(Level(item.about["config"]["name"], kind, item.weights(both), options, follows or not levels))
             follows = in_order
         elif item.about["class_name"] not in PASSING:
@@ -86,11 +86,11 @@ def _object(layer: Any) -> _Item:
         raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
 
     def weights(both: bool) -> list[list[Host]]:
-        found = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
-        if not found:
+        arrays = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
+        if not arrays:
             raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
-        n = len(found) // 2
-        return [found[:n], found[n:]] if both else [found]
+        n = len(arrays) // 2
+        return [arrays[:n], arrays[n:]] if both else [arrays]
 
     inner = list(map(_object, layer.layers)) if hasattr(layer, "layers") else None
     config = layer.get_config() if inner is None else {}
@@ -194,11 +194,11 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
 def _weights(group: dict[str, Any], name: str, part: str) -> list[Host]:
     """Return the arrays of one layer and direction in a file."""
     where = f"{name}/{part}cell/vars"
-    found = _group(group, *part.split("/")[:-1], "cell", "vars")
-    if set(found) not in ({"0", "1"}, {"0", "1", "2"}):
-        there = ", ".join(found) or "none"
+    arrays = _group(group, *part.split("/")[:-1], "cell", "vars")
+    if set(arrays) not in ({"0", "1"}, {"0", "1", "2"}):
+        there = ", ".join(arrays) or "none"
         raise ValueError(f"from_keras: {where} has arrays {there}, expected 0, 1 and perhaps 2")
-    return [hdf5.array(f"{where}/{key}", found[key]) for key in sorted(found)]
+    return [hdf5.array(f"{where}/{key}", arrays[key]) for key in sorted(arrays)]
 
 
 def _group(group: dict[str, Any], *names: str) -> dict[str, Any]:

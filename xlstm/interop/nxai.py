@@ -108,8 +108,8 @@ def load(
     path = Path(path)
     shards = Shards(path, map(Tensors, files_of(path)))
     large = any(name.startswith("backbone.") for name in shards.shapes)
-    found = config_beside(path, instead=", or config=") if config is None else config
-    model, style = model_of(found, most=len(shards.shapes), large=large)
+    described = config_beside(path, instead=", or config=") if config is None else config
+    model, style = model_of(described, most=len(shards.shapes), large=large)
     theirs = _pieces(model, style, shards.shapes)
     published.check(theirs, shards, {HEAD, _embedding(model, style)} if model.tied else ())
     if model.tied and not _same_head(model, style, shards):
@@ -175,27 +175,27 @@ def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
 
 def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host], style: str = "xlstm") -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
-    found = published.exported(_pieces(model, style, {}), arrays)
+    theirs = published.exported(_pieces(model, style, {}), arrays)
     if model.tied:  # it is there twice; transformers 5 would draw a head that is missing
-        found[HEAD] = found[_embedding(model, style)]
-    return found
+        theirs[HEAD] = theirs[_embedding(model, style)]
+    return theirs
 
 
-def _pieces(model: xLSTMLanguageModel, style: str, given: Mapping[str, Shape]) -> Pieces:
+def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) -> Pieces:
     """Return where each of our parameters is there.
 
     The style is "xlstm" or "transformers". The shapes of a checkpoint tell which of several layouts and names it has.
     """
     large = isinstance(model.backbone, xLSTMLarge)
     embedding = _embedding(model, style)
-    if model.tied and embedding not in given and HEAD in given:
+    if model.tied and embedding not in shapes and HEAD in shapes:
         embedding = HEAD
     names = {"embedding.W": [embedding], "head.W": [HEAD]}
     names["backbone.norm"] = ["backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm"]
     for k, block in enumerate(model.backbone.blocks):
         prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
         table = LARGE if large else SLSTM if isinstance(block, sLSTMBlock) else MLSTM
-        if f"{prefix}{FUSED['qkvo']}.weight" in given:  # weights are fused there too
+        if f"{prefix}{FUSED['qkvo']}.weight" in shapes:  # weights are fused there too
             table = table | FUSED
         names |= published.block(f"backbone.blocks.{k}.", prefix, table)
 
@@ -206,7 +206,7 @@ def _pieces(model: xLSTMLanguageModel, style: str, given: Mapping[str, Shape]) -
             return None
         N = model.backbone.blocks[int(ours.split(".")[2])].num_heads
         K = model.backbone.size // N
-        cuda = given.get(theirs.replace("_bias_", "_recurrent_kernel_")) == (N, K, 4 * K)
+        cuda = shapes.get(theirs.replace("_bias_", "_recurrent_kernel_")) == (N, K, 4 * K)
         if ours.endswith(".b"):  # by gate and head, or by head and gate
             return Layout((4, N, K), (1, 0, 2) if cuda else (0, 1, 2), shape)
         # (4, N, K out, K in), as (N, 4 K out, K in) or (N, K in, 4 K out)

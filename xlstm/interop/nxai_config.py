@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -68,40 +69,34 @@ IGNORED_LARGE = _words(
     autocast_kernel_dtype weight_mode
     """
 )
+_table = functools.partial(Table, ignored=IGNORED, fixed=FIXED, usual={})
 # The layers of a block stack.
-MLSTM = Table(
+MLSTM = _table(
     {
         "num_heads": Key(checks.size, "num_heads", 4),
         "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
         "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
         "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
-    },
-    IGNORED,
-    FIXED,
-    usual={},
+    }
 )
-SLSTM = Table(
+SLSTM = _table(
     {
         "num_heads": Key(checks.size, "slstm_num_heads", 4),
         "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
-    },
-    IGNORED,
-    FIXED,
-    usual={},
+    }
 )
-FEED_FORWARD = Table(
+FEED_FORWARD = _table(
     {
         "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
         "act_fn": Key(_activation, "ffn_activation", "gelu"),
         "dropout": Key(checks.non_negative, "ffn_dropout", 0.0),
     },
-    IGNORED - {"bias"},
-    {**FIXED, "bias": False},
+    fixed={**FIXED, "bias": False},
 )
 MLSTM_BLOCK = Table({"mlstm": MLSTM})
 SLSTM_BLOCK = Table({"slstm": SLSTM, "feedforward": Key(anything, usual={})})
 # A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
-STACK = Table(
+STACK = _table(
     {
         "num_blocks": Key(checks.size, "num_blocks", 1),
         "embedding_dim": Key(checks.size, "size", 128),
@@ -114,9 +109,7 @@ STACK = Table(
         "add_embedding_dropout": Key(checks.flag, usual=False),
         "mlstm_block": Key(anything, usual=None),
         "slstm_block": Key(anything, usual=None),
-    },
-    IGNORED,
-    FIXED,
+    }
 )
 FLAT = STACK._replace(
     keys={
@@ -128,35 +121,45 @@ FLAT = STACK._replace(
     }
 )
 # A large model. The factors times the width are widths.
-LARGE: dict[str, Key | Table] = {
-    "embedding_dim": Key(checks.size, "size"),
-    "num_heads": Key(checks.size, "num_heads"),
-    "num_blocks": Key(checks.size, "num_blocks"),
-    "vocab_size": Key(checks.size),
-    "use_bias": Key(checks.flag, "bias", False),
-    "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
-    "add_out_norm": Key(checks.flag, "post_norm", True),
-    "qk_dim_factor": Key(checks.non_negative, usual=0.5),
-    "v_dim_factor": Key(checks.non_negative, usual=1.0),
-    "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # theirs is then 64, ours follows the heads
-    "eps": Key(checks.non_negative, "eps", 1e-6),
-    "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
-    "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
-    "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
-    "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
-}
-# The same in transformers, where defaults differ and two keys have other names.
-TRANSFORMERS: dict[str, Key | Table] = {
-    **LARGE,
-    "embedding_dim": Key(checks.size, "size", 4096),
-    "num_blocks": Key(checks.size, "num_blocks", 32),
-    "num_heads": Key(checks.size, "num_heads", 8),
-    "vocab_size": Key(checks.size, usual=50304),
-    "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
-    "tie_word_embeddings": Key(checks.flag, usual=False),
-}
+LARGE = Table(
+    {
+        "embedding_dim": Key(checks.size, "size"),
+        "num_heads": Key(checks.size, "num_heads"),
+        "num_blocks": Key(checks.size, "num_blocks"),
+        "vocab_size": Key(checks.size),
+        "use_bias": Key(checks.flag, "bias", False),
+        "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
+        "add_out_norm": Key(checks.flag, "post_norm", True),
+        "qk_dim_factor": Key(checks.non_negative, usual=0.5),
+        "v_dim_factor": Key(checks.non_negative, usual=1.0),
+        "chunk_size": Key(
+            checks.optional(checks.size), "chunk_size", None
+        ),  # theirs is then 64, ours follows the heads
+        "eps": Key(checks.non_negative, "eps", 1e-6),
+        "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
+        "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
+        "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
+        "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
+    },
+    IGNORED_LARGE,
+    FIXED,
+)
+# The same in transformers, where defaults differ, two keys have other names, and dozens say nothing of a model.
+TRANSFORMERS = Table(
+    {
+        **{name: key for name, key in LARGE.keys.items() if name != "add_out_norm"},  # there is a norm whatever it says
+        "embedding_dim": Key(checks.size, "size", 4096),
+        "num_blocks": Key(checks.size, "num_blocks", 32),
+        "num_heads": Key(checks.size, "num_heads", 8),
+        "vocab_size": Key(checks.size, usual=50304),
+        "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
+        "tie_word_embeddings": Key(checks.flag, usual=False),
+    },
+    ignored=None,
+    fixed=FIXED | FIXED_OLDER,
+)
 RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
-ONLY_LARGE = (LARGE.keys() | IGNORED_LARGE) - FLAT.keys.keys()
+ONLY_LARGE = (LARGE.keys.keys() | IGNORED_LARGE) - FLAT.keys.keys()
 
 
 @reading.brief()
@@ -176,7 +179,7 @@ def model_of(
     for name in ("num_blocks", "num_hidden_layers"):
         few_blocks(where, name, config.get(name), most)
     if config.get("model_type") == "xlstm":
-        return _large(_renamed(config, where), where, True), "transformers"
+        return _large(config, where, True), "transformers"
     if large or config.keys() & ONLY_LARGE:
         return _large(config, where, False), "xlstm"
     return _stack(config, where), "xlstm"
@@ -194,36 +197,37 @@ def config_of(model: xLSTMLanguageModel, style: str = "xlstm") -> dict[str, Any]
 def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
     nested = config.get("mlstm_block") is not None or config.get("slstm_block") is not None
-    own = take(config, STACK if nested else FLAT, where)
-    chosen, dropout = options(own, STACK if nested else FLAT), own["dropout"]
+    config = take(config, STACK if nested else FLAT, where)
+    chosen, dropout = options(config, STACK if nested else FLAT), config["dropout"]
     if nested:
-        none = own["slstm_block"] is None
-        mlstm = take({} if own["mlstm_block"] is None else own["mlstm_block"], MLSTM_BLOCK, f"{where}.mlstm_block")
-        slstm = {"feedforward": {"dropout": dropout}} if none else own["slstm_block"]
+        no_slstm = config["slstm_block"] is None
+        mlstm = {} if config["mlstm_block"] is None else config["mlstm_block"]
+        mlstm = take(mlstm, MLSTM_BLOCK, f"{where}.mlstm_block")
+        slstm = {"feedforward": {"dropout": dropout}} if no_slstm else config["slstm_block"]
         slstm = take(slstm, SLSTM_BLOCK, f"{where}.slstm_block")
         feed = {"proj_factor": 0.0, "dropout": dropout} if slstm["feedforward"] is None else slstm["feedforward"]
         feed = take(feed, FEED_FORWARD, f"{where}.slstm_block.feedforward")
         chosen |= options(mlstm, MLSTM_BLOCK) | options(slstm, SLSTM_BLOCK) | options(feed, FEED_FORWARD)
-        if own["mlstm_block"] is None:
+        if config["mlstm_block"] is None:
             chosen["slstm_at"] = "all"
-        if none and chosen["slstm_at"]:
+        if no_slstm and chosen["slstm_at"]:
             raise ValueError(f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block")
     else:
         chosen |= {f"slstm_{name}": chosen[name] for name in ("num_heads", "conv_kernel_size")}
     if chosen["slstm_at"] == "all":
-        chosen["slstm_at"] = range(own["num_blocks"])
+        chosen["slstm_at"] = range(config["num_blocks"])
     if chosen.get("ffn_dropout") == dropout:
         chosen["ffn_dropout"] = None
     backbone = xLSTMStack(**chosen, eps=EPS)
-    rate = own["dropout"] if own["add_embedding_dropout"] else 0.0
-    return xLSTMLanguageModel(backbone, own["vocab_size"], tied=own["tie_weights"], embedding_dropout=rate)
+    rate = config["dropout"] if config["add_embedding_dropout"] else 0.0
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=config["tie_weights"], embedding_dropout=rate)
 
 
 def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     backbone = model.backbone
     if model.logit_cap is not None or backbone.eps != EPS:
-        given = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
-        raise ValueError(f"save: the block-stack package has no {given}, expected logit_cap=None, eps={EPS}")
+        came = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
+        raise ValueError(f"save: the block-stack package has no {came}, expected logit_cap=None, eps={EPS}")
     if model.embedding_dropout not in (0.0, backbone.dropout):
         raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
     every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
@@ -248,37 +252,23 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     }
 
 
-def _renamed(config: Config, where: str) -> dict[str, Any]:
-    """Return a configuration of transformers under the names of the package, without keys that say nothing."""
-    given = dict(config)
-    given.pop("add_out_norm", None)  # there is a norm whatever it says
-    for name, ours in RENAMED.items():
-        value, other = given.pop(name, None), given.get(ours)
-        if None not in (value, other) and value != other:
-            both = f"{name} is {shown(value)} and {ours} {shown(other)}"
-            raise ValueError(f"{where}: {both}, expected the same")
-        given[ours] = other if value is None else value
-        if given[ours] is None:
-            del given[ours]
-    for name, value in {**FIXED_OLDER, "cell_norm_eps": given.get("norm_eps", 1e-6)}.items():
-        only(where, name, given.pop(name, value), value)
-    return given
-
-
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
-    # Configurations of transformers have dozens of keys that say nothing of a model, and take any other.
-    table = Table(TRANSFORMERS, None, FIXED) if transformers else Table(LARGE, IGNORED_LARGE, FIXED)
-    own = take(config, table, where)
-    D = own["embedding_dim"]
+    if transformers:
+        config = {**config, **{ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}}
+    table, cell_eps = TRANSFORMERS if transformers else LARGE, config.get("cell_norm_eps")
+    config = take(config, table, where)
+    if cell_eps is not None:
+        only(where, "cell_norm_eps", cell_eps, config["norm_eps"])
+    D = config["embedding_dim"]
     backbone = xLSTMLarge(
-        **options(own, table),
-        qk_size=int(D * own["qk_dim_factor"]),
-        v_size=int(D * own["v_dim_factor"]),
-        ffn_size=round_up(math.floor(D * own["ffn_proj_factor"]), own["ffn_round_up_to_multiple_of"]),
-        post_norm_bias=False if transformers and own["use_bias"] else None,
+        **options(config, table),
+        qk_size=int(D * config["qk_dim_factor"]),
+        v_size=int(D * config["v_dim_factor"]),
+        ffn_size=round_up(math.floor(D * config["ffn_proj_factor"]), config["ffn_round_up_to_multiple_of"]),
+        post_norm_bias=False if transformers and config["use_bias"] else None,
     )
-    tied = transformers and own["tie_word_embeddings"]
-    return xLSTMLanguageModel(backbone, own["vocab_size"], tied=tied, logit_cap=own["output_logit_soft_cap"])
+    tied = transformers and config["tie_word_embeddings"]
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, logit_cap=config["output_logit_soft_cap"])
 
 
 def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
@@ -294,7 +284,7 @@ def _large_config(model: xLSTMLanguageModel, style: str) -> dict[str, Any]:
         raise ValueError(f"save: post_norm_bias is {bias}, expected {expected} as {reason}")
     sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
     config = {
-        **values(backbone, Table(LARGE)),
+        **values(backbone, LARGE),
         "vocab_size": model.vocab_size,
         **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,

@@ -57,17 +57,17 @@ class Shards:
 
     def read(self, name: str) -> Host:
         """Return an array, once its copies under other names are compared with it; bfloat16 becomes float32."""
-        (file, own), *others = self._copies[name]
-        found = file.read([own])[own]
+        (file, stored_name), *others = self._copies[name]
+        array = file.read([stored_name])[stored_name]
         for other, alias in others:
-            if not np.array_equal(found, other.read([alias])[alias]):
+            if not np.array_equal(array, other.read([alias])[alias]):
                 raise ValueError(f"{self.path}: {self._other(name, alias)}")
-        return found
+        return array
 
     def mapped(self, name: str) -> Host | None:
         """Return an array whose numbers stay in their file until they are used, or None where that cannot be."""
-        file, own = self._copies[name][0]
-        return file.mapped(own) if isinstance(file, Tensors) else None
+        file, stored_name = self._copies[name][0]
+        return file.mapped(stored_name) if isinstance(file, Tensors) else None
 
     def _other(self, known: str, name: str) -> str:
         return f"{name} is another array than {self._copies[known][0][1]}, expected the same"
@@ -101,8 +101,8 @@ def config_beside(path: Path, names: Sequence[str] = CONFIGS, instead: str = "")
     `names` are those of files in its folder, and `instead` says in messages what else would do. Raise FileNotFoundError
     if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
     """
-    own = "model_config.json"  # beside a `model.safetensors` that was written as a file by itself
-    names = (*names, own) if path.is_dir() else (*(f"{path.stem}_{name}" for name in names), *names)
+    single = "model_config.json"  # beside a `model.safetensors` that was written as a file by itself
+    names = (*names, single) if path.is_dir() else (*(f"{path.stem}_{name}" for name in names), *names)
     folder = path if path.is_dir() else path.parent
     for name in names:
         if (folder / name).is_file():
@@ -185,19 +185,19 @@ def pieces_of(
     are four, they are q, k, v and o, of which v and o have `v_size` rows. `layout` takes our name, theirs and our shape
     of an array, and returns its layout unless it is ours.
     """
-    found: dict[str, list[Piece]] = {}
+    pieces: dict[str, list[Piece]] = {}
     for ours, dims in shapes.items():
         (part, _, last), (height, *rest) = ours.rpartition("."), (n or 0 for n in dims.values())
         names = theirs[ours] if ours in theirs else [f"{name}.{ENDINGS[last]}" for name in theirs[part]]
         narrow = height // 2 - v_size
         heights = [narrow, narrow, v_size, v_size] if len(names) == 4 else [height // len(names)] * len(names)
-        found[ours], start = [], 0
+        pieces[ours], start = [], 0
         for name, n in zip(names, heights, strict=True):
             shape = (n, *rest)
             same = Layout(shape, tuple(range(len(shape))), shape)
-            found[ours].append(Piece(name, slice(start, start + n), layout(ours, name, shape) or same))
+            pieces[ours].append(Piece(name, slice(start, start + n), layout(ours, name, shape) or same))
             start += n
-    return found
+    return pieces
 
 
 def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
@@ -224,13 +224,13 @@ def params(
     """Read parameters of these shapes from a checkpoint that is checked, a few arrays at a time by several threads."""
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
     size, names = cores.threads(), list(pieces)
-    found: Params = {}
+    arrays_here: Params = {}
     with ThreadPoolExecutor(min(size, cores.usable())) as pool:
         for k in range(0, len(names), AHEAD * size):
             some = names[k : k + AHEAD * size]
             arrays = pool.map(lambda n: _assembled(shards, pieces[n], shapes[n], chosen.dtype), some)
-            found |= {n: chosen.asarray(array) for n, array in zip(some, arrays, strict=True)}
-    return found
+            arrays_here |= {n: chosen.asarray(array) for n, array in zip(some, arrays, strict=True)}
+    return arrays_here
 
 
 def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
@@ -298,16 +298,16 @@ def take(config: Any, table: Table, where: str) -> dict[str, Any]:
         elif not (name in table.keys or name.startswith("_") or table.ignored is None or name in table.ignored):
             raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(table.keys)}")
     missing = [name for name, key in table.keys.items() if key.usual is ... and config.get(name) is None]
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, key in table.keys.items():
         value = config.get(name, key.usual)
         if isinstance(key, Table):
-            found[name] = None if name in missing else take(value, key, f"{where}.{name}")
+            result[name] = None if name in missing else take(value, key, f"{where}.{name}")
         else:
-            found[name] = None if name in missing else key.check(where, name, value)
+            result[name] = None if name in missing else key.check(where, name, value)
     if missing:
         raise ValueError(f"{where}: {missing[0]} is missing")
-    return found
+    return result
 
 
 def only(where: str, name: str, value: Any, expected: Any) -> None:
@@ -318,25 +318,25 @@ def only(where: str, name: str, value: Any, expected: Any) -> None:
 
 def options(values: Mapping[str, Any], table: Table) -> dict[str, Any]:
     """Return values that were taken by a table under the names of our options."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, key in table.keys.items():
         if isinstance(key, Table):
-            found |= options(values[name], key)
+            result |= options(values[name], key)
         elif key.ours:
-            found[key.ours] = values[name]
-    return found
+            result[key.ours] = values[name]
+    return result
 
 
 def values(layer: Any, table: Table) -> dict[str, Any]:
     """Return the options of a layer of ours as a configuration of theirs, the reverse of `options`."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, key in table.keys.items():
         if isinstance(key, Table):
-            found[name] = values(layer, key)
+            result[name] = values(layer, key)
         elif key.ours:
             value = getattr(layer, key.ours)
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found
+            result[name] = list(value) if isinstance(value, tuple) else value
+    return result
 
 
 def few_blocks(where: str, name: str, blocks: Any, most: int) -> None:

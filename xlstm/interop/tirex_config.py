@@ -105,38 +105,40 @@ def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
 
 
 def _first(config: Config, where: str, most: int) -> TiRex:
-    own = take(config, FIRST, where)
-    model = own["model_config"]
+    config = take(config, FIRST, where)
+    model = config["model_config"]
     few_blocks(f"{where}.model_config.block_kwargs", "num_blocks", model["block_kwargs"]["num_blocks"], most)
     _same(f"{where}.model_config", "output_patch_size", model["output_patch_size"], model["input_patch_size"])
-    return TiRex(**options(own, FIRST))
+    return TiRex(**options(config, FIRST))
 
 
 def _second(config: Config, where: str, most: int) -> TiRex2:
-    own = take(config, SECOND, where)
-    few_blocks(where, "num_blocks", own["num_blocks"], most)
-    P, D = own["input_patch_size"], own["embedding_dim"]
-    _same(where, "output_patch_size", own["output_patch_size"], P)
-    for name, value in own["tokenizer_cfg"].items():
+    config = take(config, SECOND, where)
+    few_blocks(where, "num_blocks", config["num_blocks"], most)
+    P, D = config["input_patch_size"], config["embedding_dim"]
+    _same(where, "output_patch_size", config["output_patch_size"], P)
+    for name, value in config["tokenizer_cfg"].items():
         _same(f"{where}.tokenizer_cfg", name, P if value is None else value, P)
     return TiRex2(
-        recipe=_recipe(own, f"{where}.stack_config"),
-        **options(own, SECOND),
-        output_ff_size=int(D * own["h_expand"]),
+        recipe=_recipe(config, f"{where}.stack_config"),
+        **options(config, SECOND),
+        output_ff_size=int(D * config["h_expand"]),
         ffn_proj_factor=FFN_PROJ_FACTOR,
     )
 
 
-def _recipe(own: Config, where: str) -> list[Mixers]:
+def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
-    templates, recipe = (own["stack_config"][name] for name in ("templates", "recipe"))
+    templates, recipe = (config["stack_config"][name] for name in ("templates", "recipe"))
     if not isinstance(templates, Mapping):
         raise TypeError(f"{where}: templates is {shown(templates)}, expected a dict")
     if not isinstance(recipe, list | tuple) or not all(isinstance(name, str) for name in recipe):
         raise TypeError(f"{where}: recipe is {shown(recipe)}, expected names of templates")
-    if len(recipe) != own["num_blocks"]:
-        raise ValueError(f"{where}: recipe has {len(recipe)} blocks, expected num_blocks, {own['num_blocks']}")
-    known = {name: _mixers(given, own["embedding_dim"], f"{where}.{name}") for name, given in templates.items()}
+    if len(recipe) != config["num_blocks"]:
+        raise ValueError(f"{where}: recipe has {len(recipe)} blocks, expected num_blocks, {config['num_blocks']}")
+    known = {
+        name: _mixers(template, config["embedding_dim"], f"{where}.{name}") for name, template in templates.items()
+    }
     for name in recipe:
         if name not in known:
             raise ValueError(f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}")

@@ -82,12 +82,12 @@ def from_torch(
     checks.choice(KINDS)("from_torch", "kind", kind)
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn")
-    given = _read(state_dict_or_path, prefix)
-    layer = _layer(given, kind, activation, batch_first, prefix)
+    weights = _read(state_dict_or_path, prefix)
+    layer = _layer(weights, kind, activation, batch_first, prefix)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
-    checks.params("from_torch", given, {theirs[name]: dims for name, dims in layer.shapes.items()})
-    one_dtype("from_torch", given)
-    return layer, {name: _rows(name, given[theirs[name]], ORDER[kind]) for name in layer.shapes}
+    checks.params("from_torch", weights, {theirs[name]: dims for name, dims in layer.shapes.items()})
+    one_dtype("from_torch", weights)
+    return layer, {name: _rows(name, weights[theirs[name]], ORDER[kind]) for name in layer.shapes}
 
 
 @reading.brief()
@@ -154,45 +154,45 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     if chosen is not None and (not isinstance(recurrent, RNN) or set(chosen) != {"relu"}):
         raise ValueError(f"to_torch: activations are {chosen}, which PyTorch cannot express")
     order = inverse(ORDER[type(recurrent).__name__.lower()])
-    found = {_name(name): _rows(name, array, order) for name, array in weights.items()}
-    for name in [name for name in found if name.startswith("bias_ih") and not recurrent.recurrent_bias]:
-        found[name.replace("bias_ih", "bias_hh")] = np.zeros_like(found[name])
+    theirs = {_name(name): _rows(name, array, order) for name, array in weights.items()}
+    for name in [name for name in theirs if name.startswith("bias_ih") and not recurrent.recurrent_bias]:
+        theirs[name.replace("bias_ih", "bias_hh")] = np.zeros_like(theirs[name])
     if head is None:
-        return found
-    named = {f"recurrent.{name}": array for name, array in found.items()}
+        return theirs
+    named = {f"recurrent.{name}": array for name, array in theirs.items()}
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _layer(given: dict[str, Host], kind: str, activation: str, batch_first: bool, prefix: str) -> Layer:
+def _layer(weights: dict[str, Host], kind: str, activation: str, batch_first: bool, prefix: str) -> Layer:
     """Return the layer that names and the shapes of the first weights describe; the others are not checked yet."""
     first = []
     for name in (f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"):
-        if name not in given:
-            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(given)) or 'nothing'}")
-        if given[name].ndim != 2:
-            raise ValueError(f"from_torch: {name} has shape {given[name].shape}, expected two axes")
-        first.append(given[name].shape)
+        if name not in weights:
+            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(weights)) or 'nothing'}")
+        if weights[name].ndim != 2:
+            raise ValueError(f"from_torch: {name} has shape {weights[name].shape}, expected two axes")
+        first.append(weights[name].shape)
     (rows, D), (_, P) = first
-    gates, projected = len(ORDER[kind]), f"{prefix}weight_hr_l0" in given
+    gates, projected = len(ORDER[kind]), f"{prefix}weight_hr_l0" in weights
     H = rows // gates
     if rows % gates or not H or (not projected and H != P):
         raise ValueError(
             f"from_torch: weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are not of kind {kind!r}, "
             f"expected ({gates}H, D) and ({gates}H, H)"
         )
-    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in given)
+    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in weights)
     options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
     options |= {"activations": activation} if activation != "tanh" else {}
-    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in given)
-    both = f"{prefix}weight_ih_l0_reverse" in given
+    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in weights)
+    both = f"{prefix}weight_ih_l0_reverse" in weights
     return KINDS[kind](D, H, layers, bidirectional=both, batch_first=batch_first, **options)
 
 
 def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> dict[str, Host]:
     """Return the weights whose names begin with the prefix, on the host."""
     if isinstance(source, Mapping):
-        found = {str(name): array for name, array in source.items() if str(name).startswith(prefix)}
-        return {name: floating("from_torch", name, array) for name, array in found.items()}
+        chosen = {str(name): array for name, array in source.items() if str(name).startswith(prefix)}
+        return {name: floating("from_torch", name, array) for name, array in chosen.items()}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
     file = _opened(Path(source))

@@ -5,25 +5,45 @@ a file: `save` does. Functions whose names end in `_table`, and `gradient_norms`
 return numbers and need no matplotlib.
 """
 
-from xlstm.plots.activity import Memory, Saturation, gates, memory, memory_table, saturation, saturation_table
-from xlstm.plots.backpropagation import GradientNorm, gradient_norms, gradients
+from xlstm.plots.activity import (
+    Memory,
+    Saturation,
+    gates,
+    layers_of,
+    memory,
+    memory_table,
+    saturation,
+    saturation_table,
+)
 from xlstm.plots.figures import save
-from xlstm.plots.html import page
-from xlstm.plots.results import confusion, confusion_counts, forecast_errors
-from xlstm.plots.runs import Course, course, curves
-from xlstm.plots.traces import layers_of
-from xlstm.plots.weights import Parameter, parameter_table, parameters
+from xlstm.plots.networks import GradientNorm, Parameter, gradient_norms, gradients, parameter_table, parameters
+from xlstm.plots.results import (
+    Course,
+    Fan,
+    comparison,
+    confusion,
+    confusion_counts,
+    course,
+    curves,
+    fans,
+    forecast,
+    forecast_errors,
+)
 
 __all__ = [
     "Course",
+    "Fan",
     "GradientNorm",
     "Memory",
     "Parameter",
     "Saturation",
+    "comparison",
     "confusion",
     "confusion_counts",
     "course",
     "curves",
+    "fans",
+    "forecast",
     "forecast_errors",
     "gates",
     "gradient_norms",
@@ -31,7 +51,6 @@ __all__ = [
     "layers_of",
     "memory",
     "memory_table",
-    "page",
     "parameter_table",
     "parameters",
     "saturation",

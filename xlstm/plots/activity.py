@@ -1,18 +1,129 @@
-"""The work of gates: their values over time, how often they saturate, and for how long a layer remembers."""
+"""The work of gates that forward kept: their values over time, how often they saturate, how long a layer remembers."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.layers.gated import Pass
+from xlstm.layers.module import Saved
 from xlstm.plots import figures
-from xlstm.plots.traces import Host, Trace, traces
 
+Host = np.ndarray[Any, Any]
 LOW, HIGH = 0.05, 0.95  # a gate below the one or above the other is saturated
 BINS = 30
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Gates and states of one layer and direction over time, on the host.
+
+    Attributes
+    ----------
+    name : str
+        The name that the layer's parameters begin with.
+    gates, states : dict of str to array (T, B, H)
+    shares : tuple of str
+        Names of the gates whose values are shares, from 0 to 1.
+    retained : array (T, B, H) or None
+        The share of the old state that each unit keeps at a step; None where there is no such share.
+    lengths : whole numbers (B,)
+        Lengths of the sequences.
+    of_heads : tuple of str
+        Names of the gates that each serve a whole head, (T, B, N).
+    """
+
+    name: str
+    gates: dict[str, Host]
+    states: dict[str, Host]
+    shares: tuple[str, ...]
+    retained: Host | None
+    lengths: Host
+    of_heads: tuple[str, ...] = ()
+
+    def within(self, values: Host) -> Host:
+        """Return the values (n, H) of all steps before the ends of sequences."""
+        found: Host = values[np.arange(len(values))[:, None] < self.lengths]
+        return found
+
+
+def layers_of(saved: Any) -> list[str]:
+    """Return the names of all layers whose gates and states `forward` kept.
+
+    Parameters
+    ----------
+    saved : Saved
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    TypeError, ValueError
+        `saved` is not what forward keeps, or has no such layer.
+    """
+    return [trace.name for trace in traces("layers_of", saved)]
+
+
+def traces(where: str, saved: Any, part: str | None = None) -> list[Trace]:
+    """Return the traces of all layers that have gates, or of those whose name is `part` or begins with it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `saved` is not what forward keeps, or has no such layer.
+    """
+    if not isinstance(saved, Saved) or saved.span is None:
+        raise TypeError(f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer keeps")
+    found = list(_found(saved))
+    if not found:
+        raise ValueError(f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer")
+    if part is None:
+        return found
+    chosen = [one for one in found if f"{one.name}.".startswith(f"{part}.")]
+    if not chosen:
+        known = checks.few([one.name for one in found])
+        raise ValueError(f"{where}: there is no layer {checks.shown(part)}, only {known}")
+    return chosen
+
+
+def _found(saved: Saved) -> Iterator[Trace]:
+    assert saved.span is not None
+    lengths = saved.span.lengths
+    parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
+    for name, part in parts.items():
+        kept = part.kept if isinstance(part, Saved) else part
+        if isinstance(kept, Pass):
+            yield _gated(name, kept, lengths)
+        elif (memory := kept.get("memory") if isinstance(kept, dict) else getattr(kept, "memory", None)) is not None:
+            yield _matrix(name, kept, memory, lengths)
+
+
+def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
+    cell = kept.tape.step.cell
+    values = to_numpy(kept.gates)  # (T, G, B, H)
+    gates = {gate: values[:, k] for k, gate in enumerate(cell.GATES)}
+    states = {state: to_numpy(getattr(kept, state)) for state in cell.STATES}
+    retained = kept.retained
+    gates = {gate: one for gate, one in gates.items() if gate not in states}  # that of a plain RNN is its state
+    return Trace(name, gates, states, cell.SHARES, None if retained is None else to_numpy(retained), lengths)
+
+
+def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
+    log_i, log_f = (np.moveaxis(to_numpy(a), -1, 0) for a in (memory.inputs[3], memory.logf))  # (T, B, N)
+    gates, states = {"log i": log_i, "f": np.exp(log_f)}, {}
+    shares = ["f"] if np.all(log_f <= 0) else []  # the exponential of a gate may be more than 1
+    if not isinstance(kept, dict):  # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
+        gates["o"], states["h"] = to_numpy(kept.o), to_numpy(kept.h)
+        shares.append("o")
+    return Trace(name, gates, states, tuple(shares), gates["f"], lengths, ("log i", "f"))
 
 
 class Saturation(NamedTuple):
@@ -59,36 +170,27 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     ValueError, TypeError
         `saved` keeps no gates, there are several layers or none of that name, or no such sequence.
     """
-    found = traces("gates", saved, layer)
-    if len(found) > 1:
-        names = checks.few([one.name for one in found])
+    traced = traces("gates", saved, layer)
+    if len(traced) > 1:
+        names = checks.few([one.name for one in traced])
         raise ValueError(f"gates: there are several layers, expected one of {names} as layer")
-    (trace,) = found
+    (trace,) = traced
     b = checks.whole(0, len(trace.lengths) - 1)("gates", "sequence", sequence)
     T = int(trace.lengths[b])
     if T == 0:
         raise ValueError(f"gates: sequence {b} has no steps")
-    every = [(f"gate {name}", name, values) for name, values in trace.gates.items()]
-    every += [(f"state {name}", name, values) for name, values in trace.states.items()]
+    every = [("gate", *item) for item in trace.gates.items()] + [("state", *item) for item in trace.states.items()]
     figure, panels = figures.panels(len(every), 2, 1.6, sharex=True)
-    for k, (axes, (title, name, values)) in enumerate(zip(panels, every, strict=True)):
-        shown = values[:T, b].T  # (H, T)
-        low, high = _limits(name, shown, trace)
-        image = axes.imshow(
-            shown,
-            cmap=figures.COLOURS,
-            aspect="auto",
-            origin="lower",
-            interpolation="nearest",
-            vmin=low,
-            vmax=high,
-            extent=(-0.5, T - 0.5, -0.5, len(shown) - 0.5),
-        )
-        bar = figure.colorbar(image, ax=axes, pad=0.02)
+    for k, (axes, (kind, name, values)) in enumerate(zip(panels, every, strict=True)):
+        heat = values[:T, b].T  # (H, T)
+        low, high = (0.0, 1.0) if name in trace.shares else _limits(heat)
+        box = (-0.5, T - 0.5, -0.5, len(heat) - 0.5)
+        look = {"cmap": figures.COLOURS, "aspect": "auto", "origin": "lower", "interpolation": "nearest", "extent": box}
+        bar = figure.colorbar(axes.imshow(heat, vmin=low, vmax=high, **look), ax=axes, pad=0.02)
         bar.ax.tick_params(labelsize=figures.SMALL)
         figures.whole_numbers(axes.xaxis, axes.yaxis)
-        last = k + 2 >= len(every)
-        figures.label(axes, title, "time step" if last else "", "head" if name in trace.of_heads else "unit")
+        x, y = "time step" if k + 2 >= len(every) else "", "head" if name in trace.of_heads else "unit"
+        figures.label(axes, f"{kind} {name}", x, y)
     return figure
 
 
@@ -111,15 +213,15 @@ def saturation_table(saved: Any) -> list[Saturation]:
     ValueError, TypeError
         `saved` keeps no gates, or none of them is a share.
     """
-    found = []
-    for trace in traces("saturation", saved):
-        for gate in trace.shares:
-            values = trace.within(trace.gates[gate])
-            if values.size:
-                found.append(Saturation(trace.name, gate, float(np.mean(values < LOW)), float(np.mean(values > HIGH))))
-    if not found:
+    rows = [
+        Saturation(trace.name, gate, float(np.mean(values < LOW)), float(np.mean(values > HIGH)))
+        for trace in traces("saturation", saved)
+        for gate in trace.shares
+        if (values := trace.within(trace.gates[gate])).size
+    ]
+    if not rows:
         raise ValueError(f"saturation: {checks.shown(saved.layer)} has no gate with values from 0 to 1")
-    return found
+    return rows
 
 
 def saturation(saved: Any) -> Any:
@@ -141,7 +243,7 @@ def saturation(saved: Any) -> Any:
     """
     rows = saturation_table(saved)[::-1]  # the first one on top
     figure, (axes,) = figures.panels(1, 1, 1.4 + 0.28 * len(rows))
-    below, above = (100 * np.array(column) for column in ([r.below for r in rows], [r.above for r in rows]))
+    below, above = 100 * np.array([(row.below, row.above) for row in rows]).T
     places = np.arange(len(rows))
     axes.barh(places, below, 0.7, color=figures.DARK, label=f"below {LOW:g}, nearly closed")
     look = {"color": figures.LIGHT, "hatch": "////", "edgecolor": "0.2", "linewidth": 0.5}
@@ -205,40 +307,37 @@ def memory(saved: Any) -> Any:
     ValueError, TypeError
         As `memory_table` does.
     """
-    rows = memory_table(saved)
-    names = list(dict.fromkeys(row.layer for row in rows))
-    finite = np.array([row.steps for row in rows if row.steps and math.isfinite(row.steps)])
+    layers: dict[str, list[float | None]] = {}
+    for row in memory_table(saved):
+        layers.setdefault(row.layer, []).append(row.steps)
+    finite = {name: [steps for steps in some if steps and math.isfinite(steps)] for name, some in layers.items()}
     T = int(np.max(saved.span.lengths))
-    ends = np.array([*finite, T])
+    ends = np.array([T, *(steps for some in finite.values() for steps in some)])
     bins = np.geomspace(ends.min() / 1.2, ends.max() * 1.2, BINS)
-    figure, panels = figures.panels(len(names), 2, 2.0, sharex=True)
-    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        mine = [row.steps for row in rows if row.layer == name]
-        known = [steps for steps in mine if steps and math.isfinite(steps)]
+    figure, panels = figures.panels(len(layers), 2, 2.0, sharex=True)
+    for k, (axes, (name, known)) in enumerate(zip(panels, finite.items(), strict=True)):
         axes.hist(known, bins, color=figures.DARK)
         axes.axvline(T, color="0.2", linestyle="--", linewidth=1, label=f"longest sequence, {T} steps")
         axes.set_xscale("log")
         figures.whole_numbers(axes.yaxis)
-        left = len(mine) - len(known)
-        middle = f"median {np.median(known):.3g} steps" if known else "none forgets"
-        title = f"{name}\n{middle}" + (f", {left} of {len(mine)} not shown" if left else "")
-        last = k + 2 >= len(names)
-        figures.label(axes, title, "time constant (steps)" if last else "", "units" if k % 2 == 0 else "")
+        left, middle = len(layers[name]) - len(known), "none forgets"
+        if known:
+            middle = f"median {np.median(known):.3g} steps"
+        title = f"{name}\n{middle}" + (f", {left} of {len(layers[name])} not shown" if left else "")
+        x, y = "time constant (steps)" if k + 2 >= len(layers) else "", "units" if k % 2 == 0 else ""
+        figures.label(axes, title, x, y)
     figures.legend(figure, panels[0], loc="outside upper right")
     return figure
 
 
-def _limits(name: str, values: Host, trace: Trace) -> tuple[float, float]:
-    """Return the ends of the scale of colours: 0 and 1, the same on both sides of 0, or those of the values."""
-    if name in trace.shares:
-        return 0.0, 1.0
+def _limits(values: Host) -> tuple[float, float]:
+    """Return the ends of the scale of colours: the same on both sides of 0, or those of the values."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         return 0.0, 1.0
-    if finite.min() < 0 < finite.max():
-        end = float(np.abs(finite).max())
-        return -end, end
-    return float(finite.min()), float(finite.max())
+    low, high = float(finite.min()), float(finite.max())
+    end = max(-low, high)
+    return (-end, end) if low < 0 < high else (low, high)
 
 
 def _time_constant(forget: float) -> float | None:

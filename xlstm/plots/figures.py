@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.data import writing
@@ -19,25 +18,18 @@ COLOURS = "viridis"  # of heat maps: its lightness grows with the value, so that
 DARK, LIGHT = "#31507a", "#e3b23c"
 
 
-class Line(NamedTuple):
-    """A look of a line; no two of them are alike in lightness and in dashes."""
-
-    color: str
-    linestyle: Any
-    marker: str
-
-
-LINES = (
-    Line("#111a33", "-", "o"),
-    Line("#8c2d2d", "--", "s"),
-    Line("#2f7fb8", "-.", "^"),
-    Line("#d5812d", ":", "D"),
-    Line("#8fc7a8", (0, (6, 2, 1, 2, 1, 2)), "v"),
-    Line("#e6d98a", (0, (10, 3)), "P"),
+# Looks of lines, of which no two are alike in lightness, and none in dashes and markers.
+LINES: tuple[dict[str, Any], ...] = (
+    {"color": "#111a33", "linestyle": "-", "marker": "o"},
+    {"color": "#8c2d2d", "linestyle": "--", "marker": "s"},
+    {"color": "#2f7fb8", "linestyle": "-.", "marker": "^"},
+    {"color": "#d5812d", "linestyle": ":", "marker": "D"},
+    {"color": "#8fc7a8", "linestyle": (0, (6, 2, 1, 2, 1, 2)), "marker": "v"},
+    {"color": "#e6d98a", "linestyle": (0, (10, 3)), "marker": "P"},
 )
 
 
-def line(k: int) -> Line:
+def line(k: int) -> dict[str, Any]:
     """Return the look of the k-th line; after the last one they begin again."""
     return LINES[k % len(LINES)]
 
@@ -47,10 +39,15 @@ def available() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
+def require(where: object) -> None:
+    """Raise ImportError unless matplotlib is installed."""
+    if not available():
+        raise ImportError(f"{where}: matplotlib is not installed; pip install matplotlib")
+
+
 def check(path: Path) -> None:
     """Raise unless a picture can be written to a path: ImportError, or ValueError or OSError about the path."""
-    if not available():
-        raise ImportError(f"{path}: matplotlib is not installed; pip install matplotlib")
+    require(path)
     from matplotlib.backend_bases import FigureCanvasBase
 
     formats = FigureCanvasBase.get_supported_filetypes()
@@ -78,23 +75,11 @@ def save(figure: Any, path: str | os.PathLike[str]) -> None:
     checks.having("savefig", expected="a figure of matplotlib")("save", "figure", figure)
     target = checks.path("save", "path", path)
     check(target)
-    with writing.whole(target) as temporary:
-        _draw(figure, temporary, target.suffix.removeprefix("."))
-
-
-def svg(figure: Any) -> bytes:
-    """Return a figure as SVG."""
-    stream = io.BytesIO()
-    _draw(figure, stream, "svg")
-    return stream.getvalue()
-
-
-def _draw(figure: Any, target: Any, kind: str) -> None:
     import matplotlib
 
-    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-    with matplotlib.rc_context({"svg.hashsalt": "xlstm"}):
-        figure.savefig(target, dpi=DPI, format=kind, metadata=dates.get(kind))
+    kind, dates = target.suffix.removeprefix("."), {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with writing.whole(target) as temporary, matplotlib.rc_context({"svg.hashsalt": "xlstm"}):
+        figure.savefig(temporary, dpi=DPI, format=kind, metadata=dates.get(kind))
 
 
 def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
@@ -111,22 +96,21 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
     options : dict
         Options of matplotlib's `subplots`.
     """
-    if not available():
-        raise ImportError("plots: matplotlib is not installed; pip install matplotlib")
+    require("plots")
     from matplotlib.figure import Figure  # no pyplot: no screen, no global state
 
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(WIDTH, max(height * rows, 1.5)), layout="constrained")
-    found = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
-    for axes in found[count:]:
+    grid = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in grid[count:]:
         axes.remove()
-    for k, axes in enumerate(found[:count]):
+    for k, axes in enumerate(grid[:count]):
         axes.tick_params(which="both", labelsize=SMALL)
         if k + columns >= count:  # the lowest one of its column, whatever axes are shared
             axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
-    return figure, found[:count]
+    return figure, grid[:count]
 
 
 def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITLE) -> None:
@@ -141,8 +125,7 @@ def legend(target: Any, axes: Any = None, **options: Any) -> None:
     handles, names = (target if axes is None else axes).get_legend_handles_labels()
     if not handles:
         return
-    made = target.legend(handles, names, frameon=False, fontsize=SMALL, **options)
-    for text in made.get_texts():
+    for text in target.legend(handles, names, frameon=False, fontsize=SMALL, **options).get_texts():
         text.set_parse_math(False)
 
 
@@ -159,5 +142,5 @@ def whole_numbers(*axes: Any) -> None:
 
 def tick_names(axis: Any, names: Iterable[str], **options: Any) -> None:
     """Put a name at 0, 1, 2, ... of an axis."""
-    listed: Sequence[str] = list(names)
-    axis.set_ticks(range(len(listed)), listed, fontsize=SMALL, parse_math=False, **options)
+    named = list(names)
+    axis.set_ticks(range(len(named)), named, fontsize=SMALL, parse_math=False, **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import contextvars
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -112,25 +113,25 @@ class Array:
 
     def __getitem__(self, key: Any) -> Array:
         keys = list(key) if isinstance(key, tuple) else [key]
-        given = [k for k in keys if k is not None and k is not Ellipsis]
-        spread: list[Any] = [slice(None)] * (self.ndim - len(given))
+        existing = [k for k in keys if k is not None and k is not Ellipsis]
+        spread: list[Any] = [slice(None)] * (self.ndim - len(existing))
         at = next((n for n, k in enumerate(keys) if k is Ellipsis), len(keys))
-        cuts, found, shape, axis = [], [], [], 0
+        cuts, sizes, shape, axis = [], [], [], 0
         for k in [*keys[:at], *spread, *keys[at + 1 :]]:
             if k is None:
                 shape.append(1)
                 continue
             n = self.shape[axis]
             start, stop, step = (k % n, k % n + 1, 1) if isinstance(k, int) else k.indices(n)
-            found.append(len(range(start, stop, step)))
-            shape += [] if isinstance(k, int) else found[-1:]
+            sizes.append(len(range(start, stop, step)))
+            shape += [] if isinstance(k, int) else sizes[-1:]
             if (start, stop, step) != (0, n, 1):
                 cuts.append((start, stop if stop >= 0 else -n - 1, axis, step))
             axis += 1
         if not cuts:
             return reshape(self, shape)
         bounds = [current().enter(numbers, int64) for numbers in zip(*cuts, strict=True)]
-        return reshape(_made("Slice", [self, *bounds], found, self.dtype), shape)
+        return reshape(_node("Slice", [self, *bounds], sizes, self.dtype), shape)
 
     __add__, __radd__ = _operator("Add"), _operator("Add", swapped=True)
     __mul__, __rmul__ = _operator("Mul"), _operator("Mul", swapped=True)
@@ -145,10 +146,10 @@ class Array:
 
     def __matmul__(self, other: Array) -> Array:
         batch = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
-        return _made("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
+        return _node("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
 
 
-class Room(Array):
+class Buffer(Array):
     """An array that is filled step by step along one axis, and read once it is full."""
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
@@ -169,11 +170,11 @@ class Room(Array):
         return self._name
 
     @name.setter
-    def name(self, given: str) -> None:
-        self._name, self.steps = given, {}
+    def name(self, name: str) -> None:
+        self._name, self.steps = name, {}
 
 
-def _made(op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any) -> Array:
+def _node(op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any) -> Array:
     """Add a node of arrays and names, and return its result."""
     names = [a.name if isinstance(a, Array) else a for a in inputs]
     return Array(current().node(op_type, names, **attributes)[0], shape, dtype)
@@ -183,65 +184,38 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
     """Add a node that works element by element, on numbers as well."""
     numeric = [a.dtype for a in operands if isinstance(a, Array) and a.dtype != bool]
     wide = np.result_type(*numeric) if numeric else np.dtype(bool)
-    given = [
+    arrays = [
         constant(a, wide) if not isinstance(a, Array) else a if a.dtype in (wide, bool) else astype(a, wide)
         for a in operands
     ]
     dtype = bool if op_type in CONDITIONS else wide
-    return _made(op_type, given, np.broadcast_shapes(*(a.shape for a in given)), dtype)
+    return _node(op_type, arrays, np.broadcast_shapes(*(a.shape for a in arrays)), dtype)
 
 
 # Element by element:
 
 
-def exp(x: Array) -> Array:
-    return _pointwise("Exp", x)
+exp, log, tanh, sqrt, abs, maximum, minimum, where = (
+    functools.partial(_pointwise, op_type) for op_type in ("Exp", "Log", "Tanh", "Sqrt", "Abs", "Max", "Min", "Where")
+)
 
 
 def expm1(x: Array) -> Array:
     return _pointwise("Sub", exp(x), 1)
 
 
-def log(x: Array) -> Array:
-    return _pointwise("Log", x)
-
-
 def log1p(x: Array) -> Array:
     return log(_pointwise("Add", x, 1))
 
 
-def tanh(x: Array) -> Array:
-    return _pointwise("Tanh", x)
-
-
-def sqrt(x: Array) -> Array:
-    return _pointwise("Sqrt", x)
-
-
-def abs(x: Array) -> Array:
-    return _pointwise("Abs", x)
-
-
-def maximum(a: Any, b: Any) -> Array:
-    return _pointwise("Max", a, b)
-
-
-def minimum(a: Any, b: Any) -> Array:
-    return _pointwise("Min", a, b)
-
-
-def where(condition: Array, a: Any, b: Any) -> Array:
-    return _pointwise("Where", condition, a, b)
-
-
 def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
     code = library().helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return x if x.dtype == dtype else _made("Cast", [x], x.shape, dtype, to=code)
+    return x if x.dtype == dtype else _node("Cast", [x], x.shape, dtype, to=code)
 
 
 def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> Array:
-    found = x if isinstance(x, Array) else constant(x)
-    return found if dtype is None else astype(found, dtype)
+    array = x if isinstance(x, Array) else constant(x)
+    return array if dtype is None else astype(array, dtype)
 
 
 # Shapes:
@@ -253,11 +227,11 @@ def reshape(x: Array, shape: Sequence[int]) -> Array:
     if shape == x.shape:
         return x
     numbers = [-1 if n and n % BATCH == 0 else n for n in shape]
-    return _made("Reshape", [x, current().enter(numbers, int64)], shape, x.dtype)
+    return _node("Reshape", [x, current().enter(numbers, int64)], shape, x.dtype)
 
 
 def permute_dims(x: Array, axes: Sequence[int]) -> Array:
-    return _made("Transpose", [x], [x.shape[k] for k in axes], x.dtype, perm=list(axes))
+    return _node("Transpose", [x], [x.shape[k] for k in axes], x.dtype, perm=list(axes))
 
 
 def matrix_transpose(x: Array) -> Array:
@@ -267,7 +241,7 @@ def matrix_transpose(x: Array) -> Array:
 def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
     first, axis = arrays[0], axis % arrays[0].ndim
     total = builtins.sum(a.shape[axis] for a in arrays)
-    return _made("Concat", arrays, (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype, axis=axis)
+    return _node("Concat", arrays, (*first.shape[:axis], total, *first.shape[axis + 1 :]), first.dtype, axis=axis)
 
 
 def stack(arrays: Sequence[Array]) -> Array:
@@ -282,7 +256,7 @@ def _reduced(op_type: str, axes_given: bool, x: Array, axis: Any, keepdims: bool
     shape = [1 if k in axes else n for k, n in enumerate(x.shape) if keepdims or k not in axes]
     inputs = [x.name, current().enter(axes, int64)] if axes_given else [x.name]
     attributes = {} if axes_given else {"axes": axes}
-    return _made(op_type, inputs, shape, x.dtype, keepdims=int(keepdims), **attributes)
+    return _node(op_type, inputs, shape, x.dtype, keepdims=int(keepdims), **attributes)
 
 
 def sum(x: Array, axis: Any, keepdims: bool = False) -> Array:
@@ -312,7 +286,7 @@ def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any =
     if not any(n and n % BATCH == 0 for n in shape):
         return constant(np.full(shape, value, dtype))
     sizes = [_pointwise("Mul", batch, n // BATCH) if n % BATCH == 0 else constant([n], int64) for n in shape]
-    return _made("Expand", [number, concat(sizes)], shape, dtype)
+    return _node("Expand", [number, concat(sizes)], shape, dtype)
 
 
 def zeros(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
@@ -324,7 +298,7 @@ def ones(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Arra
 
 
 def empty(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:
-    return Room(shape, dtype)
+    return Buffer(shape, dtype)
 
 
 def full_like(x: Array, value: float, dtype: Any = None, device: Any = None) -> Array:

@@ -62,8 +62,8 @@ class Value(NamedTuple):
     axes: tuple[Axis, ...] | None = None
     numbers: tuple[Size, ...] | None = None  # a few whole numbers
     parts: tuple[Any, ...] = ()  # sizes and constants in which all its values are
-    given: bool = False  # whether its values, and not only its shape, depend on inputs of the model
-    layers: bool = False  # whether they depend on the outputs of layers that are read
+    from_inputs: bool = False  # whether its values, and not only its shape, depend on inputs of the model
+    from_layers: bool = False  # whether they depend on the outputs of layers that are read
 
     @property
     def described(self) -> str:
@@ -72,7 +72,7 @@ class Value(NamedTuple):
             return f"computed by a node {shown(self.node.op_type)[1:-1]}, {shown(self.name)}"
         if self.tensor is not None:
             return f"a constant, {shown(self.name)}"
-        if self.given:
+        if self.from_inputs:
             return f"an input of the model, {shown(self.name)}"
         return f"{shown(self.name)}, which nothing in the model defines"
 
@@ -98,14 +98,16 @@ def values_of(where: str, graph: Any, constants: Constants, layers: Iterable[int
     declared = {entry.name: _declared(entry) for entry in (*graph.value_info, *graph.input)}
     for name in (entry.name for entry in graph.input):
         if name not in values:  # an initializer of that name is its default
-            values[name] = Value(name, root=name, axes=declared[name], given=True)
+            values[name] = Value(name, root=name, axes=declared[name], from_inputs=True)
     layers = set(layers)
     for k in _in_order(where, graph.node):
         node = graph.node[k]
         count = VALUES.get(node.op_type) if node.domain in DOMAINS else None
         sources = [values[name] for name in _names(node, count) if name in values]
-        given, behind = any(v.given for v in sources), k in layers or any(v.layers for v in sources)
-        outputs = [Value(n, node, root=n, axes=declared.get(n), given=given, layers=behind) for n in node.output]
+        fed, behind = any(v.from_inputs for v in sources), k in layers or any(v.from_layers for v in sources)
+        outputs = [
+            Value(n, node, root=n, axes=declared.get(n), from_inputs=fed, from_layers=behind) for n in node.output
+        ]
         if k in layers:
             axes = read(k, values)
             outputs[:1] = [one._replace(axes=axes) for one in outputs[:1]]
@@ -227,8 +229,8 @@ class _Operation(NamedTuple):
     def _places(self, rank: int) -> set[int]:
         """Return the axes that a node names, all of them different; empty if there are others."""
         places = self._integers(1, "axes")
-        found = {k % rank for k in places if -rank <= k < rank}
-        return found if len(found) == len(places) else set()
+        axes = {k % rank for k in places if -rank <= k < rank}
+        return axes if len(axes) == len(places) else set()
 
     def _reshaped(self, axes: tuple[Axis, ...], sizes: list[Size]) -> tuple[Axis, ...] | None:
         factors = [factor for axis in axes for factor in axis]
@@ -248,30 +250,30 @@ class _Operation(NamedTuple):
         first, *others = self.inputs
         if self.op_type == "Shape" and first.axes is not None:
             return tuple(map(size_of, first.axes))[self.integer("start") : self.integer("end")]
-        own = first.numbers
-        if own is None or any(one.numbers is None for one in others):
+        sizes = first.numbers
+        if sizes is None or any(one.numbers is None for one in others):
             return None
         match self.op_type:
             case "Concat" if self.integer("axis") == 0:
-                return own + tuple(n for one in others for n in one.numbers or ())
-            case "Mul" if len(others) == len(own) == len(others[0].numbers or ()) == 1:
-                (n, unknown), (m, more) = own[0], (others[0].numbers or ())[0]
+                return sizes + tuple(n for one in others for n in one.numbers or ())
+            case "Mul" if len(others) == len(sizes) == len(others[0].numbers or ()) == 1:
+                (n, unknown), (m, more) = sizes[0], (others[0].numbers or ())[0]
                 known = abs(n * m) < 2**63 and len(unknown + more) <= RANK
                 return ((n * m, tuple(sorted(unknown + more))),) if known else None
             case "Gather" if not self.integer("axis"):
                 places = self._integers(1)
-                return tuple(own[k] for k in places) if all(-len(own) <= k < len(own) for k in places) else None
+                return tuple(sizes[k] for k in places) if all(-len(sizes) <= k < len(sizes) for k in places) else None
             case "Slice":
                 starts, ends = self._integers(1, "starts"), self._integers(2, "ends")
                 along, steps = self._integers(3, "axes", [0]), self._integers(4, "steps", [1])
                 one = (len(starts), len(ends), along, steps) == (1, 1, [0], [1])
-                return own[starts[0] : ends[0]] if one else None
+                return sizes[starts[0] : ends[0]] if one else None
             case "Cast" if self.integer("to") in WHOLE:
-                return own
+                return sizes
             case "Reshape" if others and others[0].numbers == (REST,):
-                return own
-            case "Reshape" | "Squeeze" | "Unsqueeze" if len(own) == 1:
-                return own
+                return sizes
+            case "Reshape" | "Squeeze" | "Unsqueeze" if len(sizes) == 1:
+                return sizes
         return None
 
     def _integers(self, position: int, attribute: str = "", default: Sequence[int] = ()) -> list[int]:

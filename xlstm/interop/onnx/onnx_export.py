@@ -111,10 +111,10 @@ def to_onnx(
     if tokens is not None:
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
-    given = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
+    exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
     _check_opset(opset, newest)
     last = isinstance(layer, SequenceModel) and layer.last
-    return _finished(_graph(given, layer.output_size, last, state, lengths), opset, path)
+    return _finished(_graph(exported, layer.output_size, last, state, lengths), opset, path)
 
 
 def _check_opset(opset: int, newest: int) -> None:
@@ -152,9 +152,9 @@ class _Builder:
         return name
 
 
-def _graph(given: Exported, output_size: int, last: bool, state: bool, lengths: bool) -> Any:
+def _graph(exported: Exported, output_size: int, last: bool, state: bool, lengths: bool) -> Any:
     """Return the graph of a layer and its head; with `last` the head sees the final state of the last layer only."""
-    helper, layer, b = library().helper, given.layer, _Builder()
+    helper, layer, b = library().helper, exported.layer, _Builder()
     outer: list[int | str] = ["batch", "time"] if layer.batch_first else ["time", "batch"]
     states: list[int | str] = [layer.num_layers * len(layer.directions), "batch", layer.hidden_size]
 
@@ -165,7 +165,7 @@ def _graph(given: Exported, output_size: int, last: bool, state: bool, lengths: 
     inputs += [value(f"{s}0", states) for s in layer.STATES if state]
     inputs += [value("lengths", ["batch"], "INT32")] if lengths else []
     x = b.node("Transpose", ["x"], "x.time_first", perm=[1, 0, 2]) if layer.batch_first else "x"
-    y, ends = _stack(b, given, x, state, lengths)
+    y, ends = _stack(b, exported, x, state, lengths)
     for s, names in ends.items():
         b.node("Concat", names, s, axis=0)
     if last:
@@ -174,15 +174,15 @@ def _graph(given: Exported, output_size: int, last: bool, state: bool, lengths: 
         y = b.node("Reshape", [turned, b.constant("h.shape", [0, layer.output_size])], "h.last")
     elif layer.batch_first:
         y = b.node("Transpose", [y], "y.batch_first", perm=[1, 0, 2])
-    if given.head is not None:
-        W, bias = given.head
+    if exported.head is not None:
+        W, bias = exported.head
         product = b.node("MatMul", [y, b.constant("head.W", W.T, np.float32)], "head.Wx")
         b.node("Add", [product, b.constant("head.b", bias, np.float32)], "y")
     else:
         b.node("Identity", [y], "y")
     outputs = [value("y", [*outer, output_size]), *(value(s, states) for s in layer.STATES)]
     constants = [library().numpy_helper.from_array(array, name) for name, array in b.constants.items()]
-    name = type(layer).__name__ if given.head is None else SequenceModel.__name__
+    name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
     return helper.make_graph(b.nodes, name, inputs, outputs, constants)
 
 
@@ -204,11 +204,11 @@ def _stack(b: _Builder, exported: Exported, x: str, state: bool, lengths: bool) 
         b.constant("state.none", 0, np.float32)
     ends: dict[str, list[str]] = {s: [] for s in layer.STATES}
     for k in layers:
-        given = {"X": x, "sequence_lens": "lengths" if lengths else ""}
+        named = {"X": x, "sequence_lens": "lengths" if lengths else ""}
         for name, arrays in _packed(exported, k).items():
-            given[name] = b.constant(f"{k}.{name}", arrays, np.float32)
-        given |= {f"initial_{s}": names[k] for s, names in starts.items()}
-        inputs = [given.get(name, "") for name in INPUTS]
+            named[name] = b.constant(f"{k}.{name}", arrays, np.float32)
+        named |= {f"initial_{s}": names[k] for s, names in starts.items()}
+        inputs = [named.get(name, "") for name in INPUTS]
         while not inputs[-1]:
             inputs.pop()
         finals = [f"{k}.{s}" for s in layer.STATES]
@@ -227,42 +227,42 @@ def _stack(b: _Builder, exported: Exported, x: str, state: bool, lengths: bool) 
 
 def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
     """Return W, R, B and P of layer k, each an array for every direction."""
-    found: dict[str, list[Host]] = {}
+    packed: dict[str, list[Host]] = {}
     layer = exported.layer
     for direction in layer.directions:
-        own = exported.part(k, direction)
+        weights = exported.part(k, direction)
         if isinstance(layer, LSTM) and layer.coupled_input_forget:
             # ONNX's coupled LSTM has rows of the forget gate, the third, and does not look at them.
             H = layer.hidden_size
-            own = {name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in own.items()}
-        given = {"W": own["Wx"], "R": own["Wh"]}
-        if "b" in own:
-            given["B"] = np.concatenate([own["b"], own.get("bh", np.zeros_like(own["b"]))])
-        if "p" in own:
-            given["P"] = own["p"]
-        for name, array in given.items():
-            found.setdefault(name, []).append(array)
-    return found
+            weights = {name: np.insert(array, [2 * H] * H, 0, axis=0) for name, array in weights.items()}
+        theirs = {"W": weights["Wx"], "R": weights["Wh"]}
+        if "b" in weights:
+            theirs["B"] = np.concatenate([weights["b"], weights.get("bh", np.zeros_like(weights["b"]))])
+        if "p" in weights:
+            theirs["P"] = weights["p"]
+        for name, array in theirs.items():
+            packed.setdefault(name, []).append(array)
+    return packed
 
 
 def _attributes(layer: Layer) -> dict[str, Any]:
     """Return the attributes of a node."""
     directions = {ours: theirs for theirs, ours in DIRECTIONS.items()}
-    found: dict[str, Any] = {"hidden_size": layer.hidden_size, "direction": directions[layer.directions]}
+    attributes: dict[str, Any] = {"hidden_size": layer.hidden_size, "direction": directions[layer.directions]}
     if layer.clip is not None:
-        found["clip"] = float(layer.clip)
+        attributes["clip"] = float(layer.clip)
     if layer.activations is not None:
-        found |= _activations(layer.activations)
+        attributes |= _activations(layer.activations)
     if isinstance(layer, LSTM) and layer.coupled_input_forget:
-        found["input_forget"] = 1
+        attributes["input_forget"] = 1
     if isinstance(layer, GRU) and layer.reset_after:
-        found["linear_before_reset"] = 1
-    return found
+        attributes["linear_before_reset"] = 1
+    return attributes
 
 
 def _activations(functions: Sequence[str]) -> dict[str, Any]:
     """Return activations of ours as attributes of a node."""
-    found: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
+    attributes: dict[str, list[Any]] = {"activations": [], "activation_alpha": [], "activation_beta": []}
     for text in functions:
         name, values = activations.parse(text)
         if name == "linear":
@@ -270,6 +270,6 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
         if name not in FUNCTIONS:
             known = ", ".join(["linear", *FUNCTIONS])
             raise ValueError(f"to_onnx: activation {text!r} is none that ONNX has, which are {known}")
-        for key, value in zip(found, (FUNCTIONS[name], *values), strict=False):
-            found[key].append(value)
-    return {key: values for key, values in found.items() if values}
+        for key, value in zip(attributes, (FUNCTIONS[name], *values), strict=False):
+            attributes[key].append(value)
+    return {key: values for key, values in attributes.items() if values}

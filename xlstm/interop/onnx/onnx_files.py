@@ -39,7 +39,7 @@ def parsed(path: Path) -> Any:
         _count_fields(data, model.DESCRIPTOR)
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
-        raise ValueError(f"{path}: not an ONNX model ({error})") from error
+        raise ValueError(f"{path}: not a readable ONNX model ({error})") from error
     return model
 
 
@@ -67,7 +67,7 @@ def _count_fields(data: bytes, descriptor: Any) -> None:
                 position += length
         count += 1
         if count > most:
-            raise ValueError(f"it has more than {most} fields")
+            raise ValueError(f"it has more than {most} fields, out of proportion to its {len(data)} bytes")
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
@@ -113,7 +113,7 @@ class Constants:
             blob = self._external(what, tensor, size)
             tensor = onnx.TensorProto(dims=shape, data_type=tensor.data_type, raw_data=blob)
         try:
-            found: Host = onnx.numpy_helper.to_array(tensor)
+            array: Host = onnx.numpy_helper.to_array(tensor)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{what} of shape {shape} is damaged ({error})") from error
         self._taken += size  # nodes that share a tensor, or a place in a file, each take their own
@@ -123,7 +123,7 @@ class Constants:
                 f"{what} is too much: with it constants take {self._taken} bytes, as nodes share them, "
                 f"expected at most {most} of {self._there} bytes of files"
             )
-        return found
+        return array
 
     def _external(self, what: str, tensor: Any, size: int) -> bytes:
         """Return bytes from another file: a plain relative path that stays in the model's folder."""

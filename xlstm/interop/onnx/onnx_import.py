@@ -107,9 +107,9 @@ def from_onnx(
     try:
         _check(where, values, constants, stack)
     except _UnprovenError as error:
-        found = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
+        several = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
-        raise ValueError(f"{where}: {found} make no stack{expected}; {error}") from None
+        raise ValueError(f"{where}: {several} make no stack{expected}; {error}") from None
     source = values.get(stack[0].inputs["X"], Value("")).node
     turned = getattr(source, "op_type", "") == "Transpose" and [1, 0, 2] in [list(a.ints) for a in source.attribute]
     batch_first = stack[0].batch_first or (node is None and turned)
@@ -185,7 +185,7 @@ class Node(NamedTuple):
 
     def layer(self, batch_first: bool, constants: Constants) -> tuple[Layer, Params]:
         """Read the weights, and return one layer and its parameters."""
-        kind, given = self.proto.op_type.lower(), self.attributes
+        kind, attributes = self.proto.op_type.lower(), self.attributes
         arrays: dict[str, Host] = {}
         for name, tensor in self.weights.items():
             values = constants.values(f"{self.where}: {name}", tensor)
@@ -194,23 +194,23 @@ class Node(NamedTuple):
             arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
         options: dict[str, Any] = {"peepholes": "P" in arrays} if kind == "lstm" else {}
         for theirs, ours in (("input_forget", "coupled_input_forget"), ("linear_before_reset", "reset_after")):
-            if theirs in given:
-                options[ours] = given[theirs] == 1
-        if "clip" in given:
-            options["clip"] = shortest(given["clip"])
-        if given.get("activations"):
-            options["activations"] = _activations(self.where, given)
-        found = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
+            if theirs in attributes:
+                options[ours] = attributes[theirs] == 1
+        if "clip" in attributes:
+            options["clip"] = shortest(attributes["clip"])
+        if attributes.get("activations"):
+            options["activations"] = _activations(self.where, attributes)
+        params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
         if "B" in arrays:
-            found["b"], found["bh"] = np.split(arrays["B"], 2, axis=1)
+            params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
         if "P" in arrays:
-            found["p"] = arrays["P"]
-        if given.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
+            params["p"] = arrays["P"]
+        if attributes.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
             H = arrays["R"].shape[-1]
-            found = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in found.items()}
-        directions = DIRECTIONS[given["direction"]]
+            params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
+        directions = DIRECTIONS[attributes["direction"]]
         options |= {"reverse": directions == ("reverse.",), "batch_first": batch_first}
-        parts = [{name: array[d].copy() for name, array in found.items()} for d in range(len(directions))]
+        parts = [{name: array[d].copy() for name, array in params.items()} for d in range(len(directions))]
         return single(kind, parts, **options)
 
 
@@ -222,18 +222,18 @@ def _declared(where: str, proto: Any, values: dict[str, Value], constants: Const
     for name in "XWR":
         if name not in inputs:
             raise ValueError(f"{where}: input {name} is missing, expected X, W and R")
-    given = _attributes(where, proto)
+    attributes = _attributes(where, proto)
     weights, shapes = {}, {}
     for name in (name for name in "WRBP" if name in inputs):
         value = values.get(inputs[name], Value(inputs[name]))
         if value.tensor is None:
             raise ValueError(f"{where}: {name} is {value.described}, expected an initializer or a Constant")
         weights[name], shapes[name] = value.tensor, constants.shape(f"{where}: {name}", value.tensor)
-    H = given.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
+    H = attributes.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
     D = shapes["W"][-1] if shapes["W"] else 0
     for name, size in (("hidden_size", H), ("input_size", D)):
         checks.size(where, name, size)
-    G, directions = GATE_COUNTS[proto.op_type], len(DIRECTIONS[given["direction"]])
+    G, directions = GATE_COUNTS[proto.op_type], len(DIRECTIONS[attributes["direction"]])
     rows = {f"{G}H": G * H}
     expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
     for name, shape in shapes.items():
@@ -242,8 +242,8 @@ def _declared(where: str, proto: Any, values: dict[str, Value], constants: Const
     outer = x[:2] if x is not None and len(x) == 3 else ((Factor(f"{label} 0", None),), (Factor(f"{label} 1", None),))
     inner = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in (("directions", directions), ("H", H)))
     each, features = inner
-    axes = (*outer, each, features) if given["layout"] == 1 else (outer[0], each, outer[1], features)
-    return Node(where, label, proto, given, inputs, weights, axes)
+    axes = (*outer, each, features) if attributes["layout"] == 1 else (outer[0], each, outer[1], features)
+    return Node(where, label, proto, attributes, inputs, weights, axes)
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
     except onnx.checker.ValidationError as error:
         raise ValueError(f"{where}: {error}") from None
     known = onnx.defs.get_schema(proto.op_type).attributes
-    found = {name: choices[0] for name, choices in CHOICES.items() if name in known}
+    attributes = {name: choices[0] for name, choices in CHOICES.items() if name in known}
     for entry in proto.attribute:
         value = onnx.helper.get_attribute_value(entry)
         if isinstance(value, list):
@@ -267,19 +267,19 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
         if value not in CHOICES.get(entry.name, [value]):
             choices = " or ".join(map(repr, CHOICES[entry.name]))
             raise ValueError(f"{where}: attribute {entry.name} is {shown(value)}, expected {choices}")
-        found[entry.name] = value
-    return found
+        attributes[entry.name] = value
+    return attributes
 
 
-def _activations(where: str, given: dict[str, Any]) -> tuple[str, ...]:
+def _activations(where: str, attributes: dict[str, Any]) -> tuple[str, ...]:
     """Return the activations that the attributes of a node name.
 
     The values of alpha and beta belong, in their order, to those functions that take one. Where there are too few
     values, functions have ONNX's defaults.
     """
-    names = given["activations"]
-    rest = {key: list(given.get(key, ())) for key in ("activation_alpha", "activation_beta")}
-    found = []
+    names = attributes["activations"]
+    rest = {key: list(attributes.get(key, ())) for key in ("activation_alpha", "activation_beta")}
+    functions = []
     for theirs in names:
         if theirs.lower() not in BY_THEIRS:
             known = ", ".join(FUNCTIONS.values())
@@ -290,11 +290,11 @@ def _activations(where: str, given: dict[str, Any]) -> tuple[str, ...]:
         )
         if name == "affine" and values == (1.0, 0.0):
             name, values = "linear", ()
-        found.append(activations.canonical(f"{name}({', '.join(map(repr, values))})"))
+        functions.append(activations.canonical(f"{name}({', '.join(map(repr, values))})"))
     for key, surplus in rest.items():
         if surplus:  # which function they belong to would be a guess
             raise ValueError(f"{where}: {key} has {len(surplus)} values more than {', '.join(names)} take")
-    return tuple(found)
+    return tuple(functions)
 
 
 def shortest(value: float) -> float:
@@ -331,7 +331,7 @@ def _check(where: str, values: dict[str, Value], constants: Constants, nodes: li
         raise _UnprovenError("sequence_lens is not the same for all of them")
     for k, node in enumerate(nodes):
         for what in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
-            if what in node.inputs and values.get(node.inputs[what], Value("")).layers:
+            if what in node.inputs and values.get(node.inputs[what], Value("")).from_layers:
                 raise _UnprovenError(f"{what} of {node.label} depends on what they compute")
 
 
@@ -340,17 +340,17 @@ def _state(where: str, values: dict[str, Value], constants: Constants, node: Nod
     if what not in node.inputs:
         return ""
     value = values.get(node.inputs[what], Value(node.inputs[what]))
-    if value.given:
+    if value.from_inputs:
         return value.name
     words = "0" if what in STATES else "the number of time steps"
     default: Size = ZERO if what in STATES else size_of(node.outer(False)[0])
     parts = value.parts or value.numbers or (None,)
     if all(_holds_only(f"{node.where}: {what}", part, default, constants) for part in parts):
         return ""
-    found = f"{value.described}, of constants that are not known to be"
+    problem = f"{value.described}, of constants that are not known to be"
     if value.tensor is not None:
-        found = "a constant other than"
-    raise ValueError(f"{node.where}: {what} is {found} {words}, which a layer cannot hold, expected an input")
+        problem = "a constant other than"
+    raise ValueError(f"{node.where}: {what} is {problem} {words}, which a layer cannot hold, expected an input")
 
 
 def _holds_only(what: str, part: Any, expected: Size, constants: Constants) -> bool:

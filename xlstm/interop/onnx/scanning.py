@@ -41,12 +41,12 @@ class Scan:
         with body.open():
             before = [Array(body.name(), s.shape, s.dtype) for s in starts]
             now = Array(body.name(), (B, G * H), zx.dtype)
-            given = [arrays.permute_dims(arrays.reshape(now, (B, G, H)), (1, 0, 2)), _recurrent(step, before[0])]
+            sums = [arrays.permute_dims(arrays.reshape(now, (B, G, H)), (1, 0, 2)), _recurrent(step, before[0])]
             for k, name in enumerate(("b", "bh")):
                 if name in step.added:
-                    given[k] = given[k] + arrays.reshape(step.w[name], (G, 1, H))
-            found = step.cell.gates(arrays, *given, *before)[: len(before)]
-            after = [arrays.reshape(a, s.shape) for a, s in zip(found, before, strict=True)]
+                    sums[k] = sums[k] + arrays.reshape(step.w[name], (G, 1, H))
+            results = step.cell.gates(arrays, *sums, *before)[: len(before)]
+            after = [arrays.reshape(a, s.shape) for a, s in zip(results, before, strict=True)]
         graph = subgraph(body, [*before, now], [*after, after[0]])
         names = [a.name for a in (*starts, zx)]
         *ends, y = outer.node("Scan", names, len(before) + 1, body=graph, num_scan_inputs=1)
@@ -72,12 +72,12 @@ def _recurrent(step: Step, h: Array) -> Array:
 @contextlib.contextmanager
 def _engine() -> Iterator[None]:
     """Let recurrences of arrays that write ONNX run."""
-    own: Any = Scan()
-    engine.ENGINES.insert(0, own)
+    scan: Any = Scan()
+    engine.ENGINES.insert(0, scan)
     try:
         yield
     finally:
-        engine.ENGINES.remove(own)
+        engine.ENGINES.remove(scan)
 
 
 def network(model: Any, params: Params, tokens: int, opset: int) -> Any:
@@ -96,12 +96,12 @@ def network(model: Any, params: Params, tokens: int, opset: int) -> Any:
         y = arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))
     graph.nodes.append(helper.make_node("Identity", [y.name], ["y"], name="y"))
     y.name = "y"
-    found = subgraph(graph, [x], [y], type(model).__name__)
-    used = _used(found)
-    found.initializer.extend(
+    proto = subgraph(graph, [x], [y], type(model).__name__)
+    used = _used(proto)
+    proto.initializer.extend(
         library().numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used
     )
-    return found
+    return proto
 
 
 def subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
@@ -128,13 +128,13 @@ def subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], na
 
 def _used(graph: Any) -> set[str]:
     """Return the names that nodes of a graph take, those of graphs within it among them."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in graph.node:
-        found |= set(node.input)
+        names |= set(node.input)
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                found |= _used(attribute.g)
-    return found
+                names |= _used(attribute.g)
+    return names
 
 
 def _value(name: str, array: Array) -> Any:

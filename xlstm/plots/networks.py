@@ -1,8 +1,9 @@
-"""The gradient on its way back through time: whether it vanishes or explodes."""
+"""Networks: the distributions of their parameters, and the gradient on its way back through time."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,90 @@ from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.plots import figures
 
 Host = np.ndarray[Any, Any]
+MOST = 120  # panels of one figure
+BINS = 40
+LETTERS = 28  # of a line of a panel's title
 LEAST = 3  # steps, for two norms of a state
 STATES = ("h", "c", "C")  # the states that carry content; n and m scale them
 LAYER = checks.instance(SequenceLayer, "a recurrent layer, a stack, or a model of them")
+
+
+class Parameter(NamedTuple):
+    """A parameter: its name, shape, L2 norm, and the mean, deviation, least and greatest of its values."""
+
+    name: str
+    shape: tuple[int, ...]
+    norm: float
+    mean: float
+    deviation: float
+    least: float
+    greatest: float
+
+
+def parameter_table(params: Params) -> list[Parameter]:
+    """Return the numbers of every parameter.
+
+    Parameters
+    ----------
+    params : dict of str to array
+        Parameters of a model or a layer, on any backend.
+
+    Returns
+    -------
+    list of Parameter
+
+    Raises
+    ------
+    ValueError, TypeError
+        `params` is no dict of arrays or is empty, or a number in it is not finite.
+    """
+    rows = []
+    for name, values in _host("parameter_table", params).items():
+        wide = values.astype(np.float64)
+        numbers = (np.linalg.norm(wide), wide.mean(), wide.std(), wide.min(), wide.max())
+        rows.append(Parameter(name, tuple(values.shape), *map(float, numbers)))
+    return rows
+
+
+def parameters(params: Params) -> Any:
+    """Draw the histogram of every parameter, under its name, shape and L2 norm.
+
+    Parameters
+    ----------
+    params : dict of str to array
+        Parameters of a model or a layer, on any backend, at most 120.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `parameter_table` does; or there are more than 120.
+    """
+    host = _host("parameters", params)
+    if len(host) > MOST:
+        raise ValueError(f"parameters: there are {len(host)} parameters, expected at most {MOST}; draw some at a time")
+    figure, panels = figures.panels(len(host), 3, 1.35)
+    for k, (axes, row) in enumerate(zip(panels, parameter_table(params), strict=True)):
+        axes.hist(host[row.name].reshape(-1), BINS, color=figures.DARK)
+        axes.axvline(0, color="0.3", linewidth=0.6)
+        axes.locator_params(nbins=4)
+        shape = " x ".join(map(str, row.shape)) or "a number"
+        title = f"{textwrap.fill(row.name, LETTERS)}\n{shape}, norm {row.norm:.3g}"
+        figures.label(axes, title, "value" if k + 3 >= len(host) else "", "count" if k % 3 == 0 else "", figures.SMALL)
+    return figure
+
+
+def _host(where: str, params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    found = {name: np.asarray(to_numpy(values)) for name, values in checks.mapping(where, params).items()}
+    for name, values in found.items():
+        if values.dtype.kind not in "fiu" or values.size == 0:
+            raise TypeError(f"{where}: {name} is {checks.shown(values)}, expected an array of numbers")
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"{where}: {name} is not finite")
+    return found
 
 
 class GradientNorm(NamedTuple):
@@ -75,11 +157,10 @@ def gradient_norms(
         An argument is misshapen, x has fewer than three steps, or the gradient is not finite.
     """
     LAYER("gradient_norms", "layer", layer)
-    first = bool(layer.batch_first)
-    if getattr(x, "ndim", 0) < 2 or x.shape[first] < LEAST:
+    if getattr(x, "ndim", 0) < 2 or x.shape[int(layer.batch_first)] < LEAST:
         raise ValueError(f"gradient_norms: x is {checks.shown(x)}, expected {LEAST} time steps or more")
     run = _by_step if layer.directions == ("",) else _at_once
-    found = run(layer, params, x, dy, state, seed, first)
+    found = run(layer, params, x, dy, state, seed)
     for (of, name), norms in found.items():
         if not np.all(np.isfinite(norms)):
             raise ValueError(f"gradient_norms: the gradient of {of} is not finite{f' in layer {name}' if name else ''}")
@@ -110,66 +191,52 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     kinds = sorted({one.of for _, one in lines}, key=("h", "c", "C", "x").index)
     figure, panels = figures.panels(len(kinds), 1, 2.2, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
-        mine = [(name, one) for name, one in lines if one.of == kind]
-        for k, (name, one) in enumerate(mine):
-            look = figures.line(k)
+        for k, (name, one) in enumerate((name, one) for name, one in lines if one.of == kind):
             words = " ".join(part for part in (name, f"layer {one.layer}" if one.layer else "") if part)
-            text = f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}"
-            axes.plot(
-                np.where(one.norms > 0, one.norms, np.nan),
-                label=figures.named(text),
-                linewidth=1.4,
-                markevery=max(1, len(one.norms) // 8),
-                markersize=4,
-                **look._asdict(),
-            )
+            text = figures.named(f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}")
+            look = {"markevery": max(1, len(one.norms) // 8), "markersize": 4, "linewidth": 1.4, **figures.line(k)}
+            axes.plot(np.where(one.norms > 0, one.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
-        last = kind == kinds[-1]
-        figures.label(axes, x="time step t; the gradient comes from the last one" if last else "")
+        figures.label(axes, x="time step t; the gradient comes from the last one" if kind == kinds[-1] else "")
         axes.set_ylabel(rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT)
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title_fontsize": figures.SMALL}
         figures.legend(axes, title="mean factor\na step back", **place)
     return figure
 
 
-def _by_step(
-    layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int, first: bool
-) -> dict[tuple[str, str], Host]:
-    T = x.shape[first]
-    kept = []
+def _by_step(layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int) -> dict[tuple[str, str], Host]:
+    axis = int(layer.batch_first)
+    T, kept = x.shape[axis], []
     for t in range(T):
-        one = x[:, t : t + 1, ...] if first else x[t : t + 1, ...]
+        one = x[:, t : t + 1, ...] if axis else x[t : t + 1, ...]
         y, state, saved = layer.forward(params, one, state, train=False, keep=True)
         kept.append(saved)
     dstate, d = None, _upstream(layer, y, dy, seed)
-    found: dict[tuple[str, str], Host] = {}
+    norms: dict[tuple[str, str], Host] = {}
     for t in range(T - 1, -1, -1):
         _, dx, dstate = layer.backward(params, kept[t], d, dstate)
         d = None
         if dx is not None:
-            found.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
+            norms.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
         if t:  # before the first step there is no state of the sequence
             for of, name, array in _leaves(layer.states, dstate):
-                found.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
-    return found
+                norms.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
+    return norms
 
 
-def _at_once(
-    layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int, first: bool
-) -> dict[tuple[str, str], Host]:
+def _at_once(layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int) -> dict[tuple[str, str], Host]:
     y, _, saved = layer.forward(params, x, state, train=False, keep=True)
     if y.ndim == 3:
-        end = y[:, -1, :] if first else y[-1, :, :]
+        last = (slice(None), -1) if layer.batch_first else -1
         whole = np.zeros(y.shape)
-        whole[(slice(None), -1) if first else -1] = to_numpy(_upstream(layer, end, dy, seed))
+        whole[last] = to_numpy(_upstream(layer, y[:, -1, :] if layer.batch_first else y[-1, :, :], dy, seed))
         d = like(whole, y)
     else:
         d = _upstream(layer, y, dy, seed)
     _, dx, _ = layer.backward(params, saved, d)
-    host = to_numpy(dx).astype(np.float64)
-    axes = (0, 2) if first else (1, 2)
-    return {("x", ""): np.sqrt(np.sum(host**2, axis=axes))}
+    squares = to_numpy(dx).astype(np.float64) ** 2
+    return {("x", ""): np.sqrt(np.sum(squares, axis=(0, 2) if layer.batch_first else (1, 2)))}
 
 
 def _upstream(layer: Any, y: Array, dy: Any, seed: int) -> Array:

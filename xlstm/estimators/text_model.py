@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.namespace import DType
-from xlstm.data import reading, text
+from xlstm.arrays.backend import backend_of
+from xlstm.arrays.namespace import Params
+from xlstm.data import text
 from xlstm.data.batches import Streams
-from xlstm.estimators import base
-from xlstm.estimators.base import Estimator, check_warm_start, layer_options
+from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
-from xlstm.training import Callback, Interrupted, Terminated, Trained, checkpoint, evaluate
-from xlstm.training.schedules import cosine
+from xlstm.training import Trained, evaluate
 
-KIND = "text model"
 VOCABULARY = "vocabulary"  # the array of a model file with the alphabet, or the content of the tokenizer's file
-TOKENS = ("characters", "bytes")
-LEAST = 2  # tokens of a text that can be learnt from or judged
-CHECKS: dict[str, checks.Kind] = {
-    **base.CHECKS,
-    **dict.fromkeys(("embedding_size", "length"), checks.size),
-    "steps": checks.count,
-    "every": checks.optional(checks.count),
-    "schedule": checks.choice(("constant", "cosine")),
-}
+CODECS = {"characters": text.Characters, "bytes": text.Bytes, "tokenizer": text.Tokenizer}
+LEAST = 2  # tokens of a text that can be learnt from or evaluated
 
 
-class TextModel(Estimator):
+class _Results:
+    """What `fit` finds."""
+
+    codec_: Any
+    codec_kind_: str
+    tokens_: AnyPath
+    vocab_size_: int
+    held_out_: float | None
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     """A language model that learns from a text, and writes more of it.
 
     The text is read as parallel streams whose state is carried on (truncated backpropagation through time). The last
@@ -106,62 +107,17 @@ class TextModel(Estimator):
     'to be'
     """
 
+    KIND = "text model"
     _takes = ("string",)
-
-    def __init__(
-        self,
-        *,
-        cell: str = "lstm",
-        hidden_size: int = 256,
-        embedding_size: int = 64,
-        num_layers: int = 1,
-        dropout: float = 0.0,
-        options: dict[str, Any] | None = None,
-        tokens: str | os.PathLike[str] = "characters",
-        batch_size: int = 64,
-        length: int = 128,
-        steps: int = 800,
-        learning_rate: float = 2e-3,
-        weight_decay: float = 0.0,
-        schedule: str = "constant",
-        clip: float = 1.0,
-        averaging: float = 0.0,
-        validation_fraction: float = 0.1,
-        seed: int = 0,
-        precision: str | None = None,
-        backend: str | Backend | None = None,
-        dtype: DType = "float32",
-        warm_start: bool = False,
-        callbacks: Iterable[Callback] = (),
-        checkpoints: str | os.PathLike[str] | None = None,
-        every: int | None = None,
-        resume: bool = False,
-    ) -> None:
-        self.cell = cell
-        self.hidden_size = hidden_size
-        self.embedding_size = embedding_size
-        self.num_layers = num_layers
-        self.dropout = dropout
-        self.options = options
-        self.tokens = tokens
-        self.batch_size = batch_size
-        self.length = length
-        self.steps = steps
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.clip = clip
-        self.averaging = averaging
-        self.validation_fraction = validation_fraction
-        self.seed = seed
-        self.precision = precision
-        self.backend = backend
-        self.dtype = dtype
-        self.warm_start = warm_start
-        self.callbacks = callbacks
-        self.checkpoints = checkpoints
-        self.every = every
-        self.resume = resume
+    _facts: ClassVar = {"codec_kind_": checks.choice(CODECS)}
+    hidden_size: int = 256
+    embedding_size: int = 64
+    tokens: AnyPath = "characters"
+    batch_size: int = 64
+    length: int = 128
+    steps: int = 800
+    schedule: str = "constant"
+    every: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn from a text.
@@ -188,8 +144,7 @@ class TextModel(Estimator):
             A signal ended training after a step; the model has what was best so far.
         """
         where = type(self).__name__
-        for name, kind in CHECKS.items():
-            kind(where, name, getattr(self, name))
+        self.checked()
         whole = _text(where, X)
         again = self.warm_start and self.__sklearn_is_fitted__()
         if again and self.tokens != self.tokens_:
@@ -204,31 +159,20 @@ class TextModel(Estimator):
                 f"{where}: the text has {len(numbers) - held} tokens to learn from, expected {need} or more: "
                 f"batch_size times length, and one"
             )
-        fitted, kept = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
+        fitted, held_out = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
         model, home = self._model(_size(codec)), backend_of(self.backend, self.dtype)
         if again:
-            check_warm_start(where, self.model_.backbone, model.backbone)
+            self._check_warm_start(self.model_.backbone, model.backbone)
+
+        def keep(trained: Trained) -> None:
+            results = {"params_": trained.params, "trained_": trained, "n_iter_": len(trained.losses)}
+            self._become(codec_=codec, codec_kind_=_kind_of(codec), tokens_=self.tokens, model_=model, **results)
+            self.vocab_size_ = model.vocab_size
+            self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
+
+        data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
         start = self.params_ if again else model.init(self.seed, home)
-        rate = self.learning_rate
-        try:
-            trained = base.learn(
-                self,
-                model,
-                start,
-                Streams(fitted[:-1], fitted[1:], self.batch_size, self.length),
-                home,
-                None if self.schedule == "constant" else cosine(rate, self.steps, rate / 10),
-                steps=self.steps,
-                callbacks=self.callbacks,
-                checkpoints=self.checkpoints,
-                every=self.every,
-                resume=self.resume,
-            )
-        except (Interrupted, Terminated) as error:
-            self._take(codec, model, error.trained, kept)
-            raise
-        self._take(codec, model, trained, kept)
-        return self
+        return self._train(model, start, data, home, keep, steps=self.steps, every=self.every)
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.
@@ -291,62 +235,31 @@ class TextModel(Estimator):
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, vocabulary and parameters to a safetensors file, whole or not at all; raises OSError."""
-        self._check_fitted()
-        names = [name for name in CHECKS if name not in ("warm_start", "resume", "every")]
-        config = {name: getattr(self, name) for name in (*names, "cell", "options", "dtype")}
-        kind = {text.Characters: "characters", text.Bytes: "bytes", text.Tokenizer: "tokenizer"}[type(self.codec_)]
-        vocabulary = {"characters": lambda: self.codec_.alphabet.encode(), "tokenizer": lambda: self.codec_.content}
-        content = vocabulary.get(kind, lambda: b"")()
-        arrays = {**self.params_, VOCABULARY: np.frombuffer(content, dtype=np.uint8)}
-        checkpoint.save(path, arrays, KIND, {"settings": config, "tokens": kind})
+    def _settings(self) -> dict[str, Any]:
+        settings = self.checked()
+        del settings["tokens"]  # the codec itself is in the file
+        return settings
 
-    @classmethod
-    @reading.brief()
-    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Self:
-        """Read a file that `save` wrote.
+    def _content(self) -> dict[str, Any]:
+        if self.codec_kind_ == "characters":
+            content = self.codec_.alphabet.encode()
+        else:
+            content = self.codec_.content if self.codec_kind_ == "tokenizer" else b""
+        return super()._content() | {VOCABULARY: np.frombuffer(content, dtype=np.uint8)}
 
-        Parameters
-        ----------
-        path : path
-        backend : str or Backend, optional
-            As for `xlstm.backend`, by default "auto".
-
-        Returns
-        -------
-        TextModel
-
-        Raises
-        ------
-        OSError, ValueError
-            There is no such file, or it is not that of a text model.
-        """
-        arrays, config = checkpoint.load(path, KIND)
-        try:
-            settings, kind = config.get("settings"), config.get("tokens")
-            if not isinstance(settings, dict) or VOCABULARY not in arrays:
-                raise ValueError("its settings or its vocabulary are missing")
-            made = cls(**settings, backend=backend)
-            for name, check in CHECKS.items():
-                check("TextModel", name, getattr(made, name))
-            content = arrays.pop(VOCABULARY).astype(np.uint8).tobytes()
-            made.codec_ = _known(Path(path), kind, content)
-            made.tokens = made.tokens_ = kind if kind in TOKENS else made.tokens
-            made.model_ = made._model(_size(made.codec_))
-            made.model_.check(arrays)
-        except (TypeError, ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a sound text model ({type(error).__name__}: {error})") from error
-        home = backend_of(backend, made.dtype)
-        checkpoint.finite(path, arrays, home.dtype)
-        made.params_ = {name: home.asarray(array) for name, array in arrays.items()}
-        return made
-
-    def _take(self, codec: Any, model: xLSTMLanguageModel, trained: Trained, kept: np.ndarray[Any, Any]) -> None:
-        self.codec_, self.model_, self.params_, self.trained_ = codec, model, trained.params, trained
+    def _restore(self, arrays: dict[str, Host]) -> Params:
+        if VOCABULARY not in arrays:
+            raise ValueError(f"{VOCABULARY} is missing")
+        content = arrays.pop(VOCABULARY).astype(np.uint8).tobytes()
+        if self.codec_kind_ == "characters":
+            self.codec_ = text.Characters(content.decode())
+        else:
+            self.codec_ = text.Bytes() if self.codec_kind_ == "bytes" else text.Tokenizer(Path(VOCABULARY), content)
+        if self.codec_kind_ != "tokenizer":
+            self.tokens = self.codec_kind_
         self.tokens_ = self.tokens
-        self.vocab_size_, self.n_iter_ = model.vocab_size, len(trained.losses)
-        self.held_out_ = self._nats(kept) if len(kept) >= LEAST else None
+        self.model_ = self._model(_size(self.codec_))
+        return self._weights(arrays)
 
     def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
         if len(numbers) < LEAST:
@@ -368,8 +281,6 @@ class TextModel(Estimator):
         return text.Tokenizer(path)
 
     def _model(self, vocab_size: int) -> xLSTMLanguageModel:
-        own = ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where")
-        options = layer_options("TextModel", self.options, own)
         layer = layer_of(
             "TextModel",
             self.cell,
@@ -377,7 +288,7 @@ class TextModel(Estimator):
             self.hidden_size,
             num_layers=self.num_layers,
             dropout=self.dropout if self.num_layers > 1 or self.cell == "xlstm" else 0.0,
-            **options,
+            **self._layer_options(),
         )
         return xLSTMLanguageModel(layer, vocab_size, embedding_dropout=self.dropout)
 
@@ -412,15 +323,9 @@ def _size(codec: Any) -> int:
     return 256 if isinstance(codec, text.Bytes) else int(codec.size)
 
 
-def _known(path: Path, kind: Any, content: bytes) -> text.Codec:
-    """Return the codec of a model file."""
-    if kind == "characters":
-        return text.Characters(content.decode())
-    if kind == "bytes":
-        return text.Bytes()
-    if kind == "tokenizer":
-        return text.Tokenizer(path, content)
-    raise ValueError(f"its tokens are {checks.shown(kind)}, expected characters, bytes or tokenizer")
+def _kind_of(codec: Any) -> str:
+    """Return the name of the kind of a codec in `CODECS`."""
+    return next(name for name, kind in CODECS.items() if type(codec) is kind)
 
 
 def _pieces(shown: text.Stream, drawn: Iterator[Any]) -> Iterator[str]:

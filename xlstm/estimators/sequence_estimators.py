@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -13,85 +13,65 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import DType
+from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
-from xlstm.data import Sequences, reading
-from xlstm.estimators import base, inputs, sequence_files
-from xlstm.estimators.base import Estimator, check_warm_start, layer_options
+from xlstm.data import Sequences
+from xlstm.estimators import inputs
+from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator, column_names
 from xlstm.models.sequence import sequence_model
-from xlstm.training import Callback, Interrupted, Terminated, losses
+from xlstm.training import Trained, losses
 
-Host = np.ndarray[Any, Any]
-CHECKS: dict[str, checks.Kind] = {
-    **base.CHECKS,
-    **dict.fromkeys(("epochs", "patience"), checks.count),
-    **dict.fromkeys(("bidirectional", "standardize"), checks.flag),
-}
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once
 
 
-class SequenceEstimator(Estimator):
-    """The base of `SequenceClassifier` and `SequenceRegressor`."""
+def _note(where: str, name: str, value: Any) -> dict[str, Any]:
+    return dict(checks.instance(dict, "an object")(where, name, {} if value is None else value))
 
-    _each_output: str  # the attribute with an entry for each output of the model
-    params_: Any
-    note_: dict[str, Any]
+
+def _labels(where: str, name: str, value: Any) -> Host:
+    """Check the labels of classes as a file holds them."""
+    expected = "text or numbers of one kind"
+    labels = checks.several(where, name, value, expected, checks.LARGEST)
+    if not labels or not isinstance(labels[0], str | int | float) or len({type(label) for label in labels}) > 1:
+        raise ValueError(f"{where}: {name} holds {checks.shown(labels[0] if labels else labels)}, expected {expected}")
+    return np.array(labels)
+
+
+class _Results:
+    """What `fit` finds, of a classifier and a regressor."""
+
     table_: bool
     n_features_in_: int
     mean_: Host
     std_: Host
+    note_: Any
+    classes_: Host
+    target_mean_: Host
+    target_std_: Host
+    one_target_: bool
 
-    def __init__(
-        self,
-        *,
-        cell: str = "lstm",
-        hidden_size: int = 96,
-        num_layers: int = 1,
-        bidirectional: bool = False,
-        dropout: float = 0.0,
-        options: dict[str, Any] | None = None,
-        standardize: bool = True,
-        epochs: int = 100,
-        batch_size: int = 32,
-        learning_rate: float = 1e-2,
-        weight_decay: float = 0.3,
-        clip: float = 1.0,
-        averaging: float = 0.98,
-        validation_fraction: float = 0.1,
-        patience: int = 15,
-        seed: int = 0,
-        precision: str | None = None,
-        backend: str | Backend | None = None,
-        dtype: DType = "float32",
-        warm_start: bool = False,
-        callbacks: Iterable[Callback] = (),
-        checkpoints: str | os.PathLike[str] | None = None,
-        resume: bool = False,
-    ) -> None:
-        self.cell = cell
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bidirectional = bidirectional
-        self.dropout = dropout
-        self.options = options
-        self.standardize = standardize
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.clip = clip
-        self.averaging = averaging
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.seed = seed
-        self.precision = precision
-        self.backend = backend
-        self.dtype = dtype
-        self.warm_start = warm_start
-        self.callbacks = callbacks
-        self.checkpoints = checkpoints
-        self.resume = resume
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
+    """The base of `SequenceClassifier` and `SequenceRegressor`."""
+
+    _loss: ClassVar[Callable[..., Any]]
+    _each_output: ClassVar[str]  # the attribute with an entry for each output of the model
+    _arrays: ClassVar[tuple[str, ...]] = ("mean_", "std_")
+    _facts: ClassVar = {
+        "table_": checks.flag,
+        "n_features_in_": checks.size,
+        "feature_names_in_": column_names,
+        "note_": _note,
+    }
+    bidirectional: bool = False
+    standardize: bool = True
+    epochs: int = 100
+    learning_rate: float = 1e-2
+    weight_decay: float = 0.3
+    averaging: float = 0.98
+    patience: int = 15
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on sequences.
@@ -120,53 +100,41 @@ class SequenceEstimator(Estimator):
             A signal ended training after a step; the estimator has what was best so far.
         """
         where = type(self).__name__
-        self.check()
+        self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        given = inputs.sequences(where, X, self.table_ if again else None)
-        count = len(given.rows)
+        data = inputs.sequences(where, X, self.table_ if again else None)
+        count = len(data.rows)
         if again:
-            self._check_features(where, given)
-        found, target = self._targets(y, count, again)
+            self._check_features(where, data)
+        results, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
-        mean, std = self._scale(given)
-        model = self.network(given.width, len(found[self._each_output]))
+        mean, std = self._scale(data)
+        model = self.network(data.width, len(results[self._each_output]))
         home = self._backend(X)
         start = None
         if again:
             start, mean, std = self.params_, self.mean_, self.std_
-            check_warm_start(where, self.model_.recurrent, model.recurrent)
+            self._check_warm_start(self.model_.recurrent, model.recurrent)
         order = generator(self.seed, stream=3, where=where).permutation(count)
         held = int(self.validation_fraction * count)
         counts = np.ones(count) if weights is None else weights[order]
         if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
             held = 0
-        rows = [(row - mean) / std for row in given.rows]
-        fitted, judged = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
-        found |= {"table_": given.steps is not None, "n_features_in_": given.features, "mean_": mean, "std_": std}
-        if given.names is not None:
-            found["feature_names_in_"] = np.array(given.names, dtype=object)
-        try:
-            trained = base.learn(
-                self,
-                model,
-                model.init(self.seed, home) if start is None else start,
-                fitted,
-                home,
-                epochs=self.epochs,
-                validation=judged if held else None,
-                loss=self._loss,
-                patience=self.patience if held else None,
-                callbacks=self.callbacks,
-                checkpoints=self.checkpoints,
-                resume=self.resume,
-            )
-        except (Interrupted, Terminated) as error:
-            self._take(model, error.trained, found)
-            raise
-        self._take(model, trained, found)
-        return self
+        rows = [(row - mean) / std for row in data.rows]
+        fitted, held_out = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
+        results |= {"table_": data.steps is not None, "n_features_in_": data.features, "mean_": mean, "std_": std}
+        results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
 
-    def save(self, path: str | os.PathLike[str], note: dict[str, Any] | None = None) -> None:
+        def keep(trained: Trained) -> None:
+            epochs = max(1, len(trained.validations) or trained.best_epoch)
+            self._become(model_=model, params_=trained.params, trained_=trained, n_iter_=epochs, **results)
+
+        start = model.init(self.seed, home) if start is None else start
+        options = {"epochs": self.epochs, "loss": self._loss, "validation": held_out}
+        options["patience"] = self.patience if held else None
+        return self._train(model, start, fitted, home, keep, **options)
+
+    def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
         """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.
 
         Parameters
@@ -182,32 +150,8 @@ class SequenceEstimator(Estimator):
         OSError
             The file cannot be written.
         """
-        self._check_fitted()
-        names = [name for name in CHECKS if name not in ("warm_start", "resume")]
-        sequence_files.save(path, self, [*names, "cell", "options", "dtype"], note)
-
-    @classmethod
-    @reading.brief()
-    def load(cls, path: str | os.PathLike[str], backend: str | Backend | None = None) -> Self:
-        """Read a file that `save` wrote.
-
-        Parameters
-        ----------
-        path : path
-        backend : str or Backend, optional
-            As for `xlstm.backend`, by default "auto".
-
-        Returns
-        -------
-        SequenceEstimator
-
-        Raises
-        ------
-        OSError, ValueError
-            There is no such file, or it is not that of such an estimator.
-        """
-        made: Self = sequence_files.load(path, cls, backend)
-        return made
+        self.note_ = note
+        super().save(path)
 
     def prepared(self, X: Any) -> list[Host]:
         """Return sequences as the network sees them, scaled.
@@ -228,9 +172,9 @@ class SequenceEstimator(Estimator):
         """
         self._check_fitted()
         where = type(self).__name__
-        given = inputs.sequences(where, X, self.table_)
-        self._check_features(where, given)
-        rows = [(row - self.mean_) / self.std_ for row in given.rows]
+        data = inputs.sequences(where, X, self.table_)
+        self._check_features(where, data)
+        rows = [(row - self.mean_) / self.std_ for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -238,58 +182,48 @@ class SequenceEstimator(Estimator):
                 raise ValueError(f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}")
         return rows
 
-    def _take(self, model: Any, trained: Any, found: dict[str, Any]) -> None:
-        """Become what was trained, all at once: a fit that fails leaves the estimator as it was."""
-        vars(self).pop("feature_names_in_", None)
-        vars(self).update(found)
-        self.model_, self.params_, self.trained_ = model, trained.params, trained
-        self.n_iter_ = max(1, len(trained.validations) or trained.best_epoch)
-
     def _outputs(self, X: Any) -> Host:
         """Return what the model gives for each sequence, (N, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
         lengths = np.array([len(row) for row in rows])
-        order, found = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
+        order, outputs = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
         for start in range(0, len(order), CHUNK):
             places = order[start : start + CHUNK]
             batch = np.zeros((lengths[places[-1]], len(places), rows[0].shape[1]))  # (T, B, D)
             for k, place in enumerate(places):
                 batch[: lengths[place], k] = rows[place]
             y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
-            found.append(to_numpy(y).astype(np.float64))
-        return np.concatenate(found)[np.argsort(order)]
+            outputs.append(to_numpy(y).astype(np.float64))
+        return np.concatenate(outputs)[np.argsort(order)]
 
-    def _check_features(self, where: str, given: inputs.Sequences) -> None:
-        count, known = given.features, self.n_features_in_
-        if given.steps is not None and not self.table_:
-            raise ValueError(
-                f"{where}: X is a table {(len(given.rows), given.steps)}, expected a list of sequences (T, D) with "
-                f"D = {known}; [X] is a list of one sequence"
+    def _check_features(self, where: str, data: inputs.Sequences) -> None:
+        count, known = data.features, self.n_features_in_
+        if data.steps is not None and not self.table_:
+            problem = (
+                f"X is a table {(len(data.rows), data.steps)}, expected a list of sequences (T, D) with D = {known}"
             )
-        if given.steps is None and self.table_:
-            raise ValueError(
-                f"{where}: X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
-            )
+            raise ValueError(f"{where}: {problem}; [X] is a list of one sequence")
+        if data.steps is None and self.table_:
+            problem = f"X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
+            raise ValueError(f"{where}: {problem}")
         if count != known:
             raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
-        if names is not None and given.names is not None and list(names) != given.names:
-            raise ValueError(
-                f"{where}: The feature names should match those that were passed during fit: they are "
-                f"{checks.shown(given.names)}, expected {checks.shown(list(names))}"
-            )
+        if names is not None and data.names is not None and list(names) != data.names:
+            problem = f"they are {checks.shown(data.names)}, expected {checks.shown(list(names))}"
+            raise ValueError(f"{where}: The feature names should match those that were passed during fit: {problem}")
 
     def _backend(self, X: Any) -> Backend:
         """Return the backend that is asked for, or that of X where it is an array of a library other than NumPy."""
         chosen = backend_like(from_foreign("fit", X)) if self.backend is None and inputs.is_foreign(X) else self.backend
         return backend_of(chosen, self.dtype)
 
-    def _scale(self, given: inputs.Sequences) -> tuple[Host, Host]:
+    def _scale(self, data: inputs.Sequences) -> tuple[Host, Host]:
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
         if not self.standardize:
             return np.zeros(1), np.ones(1)
-        steps = np.stack(given.rows) if given.steps is not None else np.concatenate(given.rows)
+        steps = np.stack(data.rows) if data.steps is not None else np.concatenate(data.rows)
         mean, std = steps.mean(axis=0), steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
@@ -299,23 +233,22 @@ class SequenceEstimator(Estimator):
         mask = None if weights is None else weights[part]
         return Sequences([rows[k] for k in part], target[part], mask, batch_size=self.batch_size)
 
-    def check(self) -> None:
-        """Raise ValueError or TypeError where a parameter is out of range."""
-        for name, kind in CHECKS.items():
-            kind(type(self).__name__, name, getattr(self, name))
+    def _restore(self, arrays: dict[str, Host]) -> Params:
+        steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
+        for name in ("mean_", "std_"):
+            if getattr(self, name).shape not in ((1,), (width,), (steps, width)):
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}")
+        self.model_ = self.network(width, len(getattr(self, self._each_output)))
+        return self._weights(arrays)
 
     def network(self, width: int, outputs: int) -> Any:
         """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        where = type(self).__name__
-        options = layer_options(where, self.options, (*sizes, "input_size", "output_size", "last", "cell", "where"))
-        return sequence_model(where, self.cell, width, outputs, last=True, **sizes, **options)
+        options = self._layer_options("bidirectional", "output_size", "last")
+        return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
-        raise NotImplementedError
-
-    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
         raise NotImplementedError
 
 
@@ -396,29 +329,28 @@ class SequenceClassifier(SequenceEstimator):
     (2,)
     """
 
+    KIND = "sequence classifier"
     _kind = "classifier"
     _each_output = "classes_"
-    classes_: Host
+    _loss = staticmethod(losses.cross_entropy)
+    _facts: ClassVar = SequenceEstimator._facts | {"classes_": _labels}
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        logits = self._outputs(X)
-        found: Host = self.classes_[np.argmax(logits, axis=1)]
-        return found
+        likeliest = np.argmax(self._outputs(X), axis=1)
+        return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
         logits = self._outputs(X)
-        logits -= logits.max(axis=1, keepdims=True)
-        found = np.exp(logits)
-        return _as(found / found.sum(axis=1, keepdims=True), X)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return _as(shares / shares.sum(axis=1, keepdims=True), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of sequences whose label is predicted, the accuracy."""
-        found = self.predict(X)
-        where = type(self).__name__
-        hits = found == inputs.labels(where, y, len(found))
-        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(found))))
+        labels, where = self.predict(X), type(self).__name__
+        hits = labels == inputs.labels(where, y, len(labels))
+        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(labels))))
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
@@ -426,7 +358,7 @@ class SequenceClassifier(SequenceEstimator):
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
         try:
-            classes, found = np.unique(y, return_inverse=True)
+            classes, numbers = np.unique(y, return_inverse=True)
         except TypeError as error:
             raise ValueError(f"{where}: y holds {checks.shown(y[0])}, expected text or numbers ({error})") from error
         if len(classes) < 2:
@@ -436,10 +368,7 @@ class SequenceClassifier(SequenceEstimator):
             raise ValueError(
                 f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
             )
-        return {"classes_": classes}, found.reshape(-1)
-
-    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
-        return losses.cross_entropy(y, target, mask)
+        return {"classes_": classes}, numbers.reshape(-1)
 
 
 class SequenceRegressor(SequenceEstimator):
@@ -458,45 +387,48 @@ class SequenceRegressor(SequenceEstimator):
     (2,)
     """
 
+    KIND = "sequence regressor"
     _kind = "regressor"
     _each_output = "target_mean_"
-    target_mean_: Host
-    target_std_: Host
-    one_target_: bool
+    _loss = staticmethod(losses.mse)
+    _arrays = (*SequenceEstimator._arrays, "target_mean_", "target_std_")
+    _facts: ClassVar = SequenceEstimator._facts | {"one_target_": checks.flag}
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        found = self._outputs(X) * self.target_std_ + self.target_mean_
-        return _as(found[:, 0] if self.one_target_ else found, X)
+        numbers = self._outputs(X) * self.target_std_ + self.target_mean_
+        return _as(numbers[:, 0] if self.one_target_ else numbers, X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
-        found = np.asarray(to_numpy(self.predict(X)))
-        where = type(self).__name__
-        truth = inputs.targets(where, y, len(found)).reshape(found.shape)
-        weights = inputs.weights(where, sample_weight, len(found))
+        predicted, where = np.asarray(to_numpy(self.predict(X))), type(self).__name__
+        truth = inputs.targets(where, y, len(predicted)).reshape(predicted.shape)
+        weights = inputs.weights(where, sample_weight, len(predicted))
         mean = np.average(truth, axis=0, weights=weights)
-        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (found, mean)]
+        squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (predicted, mean)]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
         y = inputs.targets(where, y, count)
-        found = y.reshape(count, -1)
+        columns = y.reshape(count, -1)
         if again:
             mean, std = self.target_mean_, self.target_std_
-            if found.shape[1] != len(mean):
-                problem = f"y has {found.shape[1]} targets, expected those of before, {len(mean)}"
+            if columns.shape[1] != len(mean):
+                problem = f"y has {columns.shape[1]} targets, expected those of before, {len(mean)}"
                 raise ValueError(f"{where}: {problem}, or warm_start=False")
         else:
-            mean, std = found.mean(axis=0), found.std(axis=0)
+            mean, std = columns.mean(axis=0), columns.std(axis=0)
             std = np.where(std > 0, std, 1.0)
-        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (found - mean) / std
+        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (columns - mean) / std
 
-    def _loss(self, y: Any, target: Any, mask: Any) -> tuple[Any, Any]:
-        return losses.mse(y, target, mask)
+    def _restore(self, arrays: dict[str, Host]) -> Params:
+        means, deviations = self.target_mean_, self.target_std_
+        if means.ndim != 1 or means.shape != deviations.shape:
+            raise ValueError(f"target_mean_ and target_std_ have shapes {means.shape}, {deviations.shape}")
+        return super()._restore(arrays)
 
 
-def _as(found: Host, X: Any) -> Any:
+def _as(values: Host, X: Any) -> Any:
     """Return numbers in the library of X, where it is an array of one other than NumPy."""
-    return like(found, from_foreign("predict", X)) if inputs.is_foreign(X) else found
+    return like(values, from_foreign("predict", X)) if inputs.is_foreign(X) else values

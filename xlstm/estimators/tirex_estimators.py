@@ -1,24 +1,46 @@
-"""A transformer that makes features of series with a pretrained TiRex."""
+"""What TiRex gives beside forecasts: features of series, and a model that is trained from random weights."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.estimators.base import Estimator
-from xlstm.estimators.checkpoints import model_of
-from xlstm.models.tirex import TiRex, TiRex2, items, prediction
+from xlstm.estimators.base import AnyPath, Estimator, TrainedEstimator
+from xlstm.interop import tirex
+from xlstm.models.tirex import SyntheticPatches, TiRex, TiRex2, items, prediction
+from xlstm.training import Trained
 
 WHERE = "TiRexFeatures"
+VALIDATION = 8  # batches of synthetic series that validation looks at
+
+
+def model_of(where: str, given: Any) -> tuple[TiRex | TiRex2, Params]:
+    """Return the pretrained model of an estimator with the parameters checkpoint, backend, dtype, model and params.
+
+    Raises
+    ------
+    OSError, ValueError, TypeError
+        There is neither a checkpoint nor a model with parameters, or both; or the checkpoint is none.
+    """
+    if given.checkpoint is None:
+        if given.model is None or given.params is None:
+            raise ValueError(f"{where}: there is no checkpoint, expected one, or model and params")
+        checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")(where, "model", given.model)
+        return given.model, given.params
+    if given.model is not None or given.params is not None:
+        raise ValueError(f"{where}: there are a checkpoint and model or params, expected one of the two")
+    dtype = None if given.dtype is None else dtype_text(where, given.dtype)
+    return tirex.load(given.checkpoint, backend=given.backend, dtype=dtype)
 
 
 def _variates(X: Any) -> int:
@@ -37,6 +59,7 @@ def _variates(X: Any) -> int:
     return counts.pop()
 
 
+@dataclass(eq=False, repr=False)
 class TiRexFeatures(Estimator):
     """Embeddings of series by a pretrained TiRex, as features for any classifier or regressor of scikit-learn.
 
@@ -77,24 +100,15 @@ class TiRexFeatures(Estimator):
     (4, 32)
     """
 
-    _takes = ("two_d_array", "three_d_array")
-    model_: Any
-
-    def __init__(
-        self,
-        checkpoint: str | os.PathLike[str] | None = None,
-        backend: str | Backend | None = None,
-        dtype: DType | None = None,
-        *,
-        model: TiRex | TiRex2 | None = None,
-        params: Params | None = None,
-        batch_size: int = 64,
-        series_id: str | None = None,
-        targets: str | Sequence[str] | None = None,
-    ) -> None:
-        self.checkpoint, self.backend, self.dtype = checkpoint, backend, dtype
-        self.model, self.params, self.batch_size = model, params, batch_size
-        self.series_id, self.targets = series_id, targets
+    checkpoint: AnyPath | None = None
+    backend: str | Backend | None = None
+    dtype: DType | None = None
+    _: KW_ONLY
+    model: TiRex | TiRex2 | None = None
+    params: Params | None = None
+    batch_size: int = 64
+    series_id: str | None = None
+    targets: str | Sequence[str] | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the checkpoint.
@@ -176,3 +190,118 @@ class TiRexFeatures(Estimator):
         if self.targets is not None:
             raise ValueError(f"{WHERE}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
         return frames.table_of(WHERE, X).values if frames.has_columns(X) else X
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class TiRexTrainer(TrainedEstimator):
+    """A trainer of a `TiRex` on synthetic series, which gives a forecaster for any series.
+
+    It shows the way from random weights to a checkpoint. A model that is to compete with the published one needs their
+    size, real series, and far more time.
+
+    Parameters
+    ----------
+    size, num_blocks, num_heads, patch_size, input_ff_size : int
+        Options of `TiRex`.
+    context_length : int
+        Its option `context`.
+    horizon : int
+        Steps to learn to forecast at once.
+    batch_size : int
+        Series of a batch.
+    steps : int
+        Batches in all.
+    every : int
+        Batches between two looks at the validation loss, on series that are no part of training, and checkpoints.
+    learning_rate : float
+    weight_decay : float
+        Decay of AdamW.
+    schedule : {"cosine", "constant"}
+        Cosine goes down to a tenth of the learning rate.
+    clip : float
+        Limit of the global norm of the gradient.
+    averaging : float
+        Decay of the moving average of weights that is kept.
+    seed : int
+        Initial weights, and series.
+    precision : {"float16", "bfloat16", "tf32"}, optional
+        Arithmetic of training on a GPU.
+    backend : str or Backend, optional
+    dtype : {"float32", "float64"}
+    callbacks : list of Callback
+    checkpoints : path, optional
+        Folder of the run.
+    resume : bool
+        Go on with the run in that folder.
+
+    Attributes
+    ----------
+    model_ : TiRex
+    params_ : dict of str to array
+    trained_ : Trained
+    """
+
+    size: int = 64
+    num_blocks: int = 2
+    num_heads: int = 4
+    patch_size: int = 16
+    input_ff_size: int = 128
+    context_length: int = 256
+    horizon: int = 64
+    steps: int = 1000
+    every: int = 100
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    averaging: float = 0.99
+
+    def fit(self, X: Any = None, y: Any = None) -> Self:
+        """Train.
+
+        Parameters
+        ----------
+        X, y : object, optional
+            They are not used.
+
+        Returns
+        -------
+        TiRexTrainer
+            Itself.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A parameter is out of range.
+        FloatingPointError
+            Training diverged.
+        Interrupted, Terminated
+            A signal ended training after a step; the trainer has what was best so far.
+        """
+        self.checked()
+        sizes = {name: getattr(self, name) for name in ("patch_size", "input_ff_size")}
+        model = TiRex(self.size, self.num_blocks, self.num_heads, context=self.context_length, **sizes)
+        home = backend_of(self.backend, self.dtype)
+        data, validation = (
+            SyntheticPatches(model, batches, self.horizon, self.batch_size) for batches in (self.every, VALIDATION)
+        )
+
+        def keep(trained: Trained) -> None:
+            self._become(model_=model, params_=trained.params, trained_=trained)
+
+        start = model.init(self.seed, home)
+        return self._train(model, start, data, home, keep, steps=self.steps, validation=validation)
+
+    def save(self, path: AnyPath) -> None:
+        """Write the model as a checkpoint, which `xlstm.interop.tirex.load` reads.
+
+        Parameters
+        ----------
+        path : path
+            A folder, or a file `NAME.safetensors`, beside which `NAME_config.json` is written.
+
+        Raises
+        ------
+        NotFittedError, OSError
+            There is no model yet, or a file cannot be written.
+        """
+        self._check_fitted()
+        tirex.save(path, self.model_, self.params_)

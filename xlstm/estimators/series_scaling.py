@@ -1,0 +1,123 @@
+"""Scaling of series and of their covariates."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.data.covariates import TimeSeries
+from xlstm.data.host import LARGEST, Values
+from xlstm.data.series_windows import split
+
+FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all
+FARTHEST = 1e100  # the same for scales, whose squares are to be finite
+FLAT = (float(np.finfo(np.float64).eps), 1e-200)  # unit of a constant series: a share of its value, and the least one
+LEAST = 0.05  # least scale of a window, as a share of the usual change of its series
+
+Origins = np.ndarray[Any, Any]  # rows of the first values to predict, (M,)
+
+
+class Scaling(NamedTuple):
+    """Units of values and of covariates, from the training part.
+
+    Attributes
+    ----------
+    units : array (S, C)
+        The usual change within a window, of each series and target: a root mean square.
+    past, future, static : array (2, K)
+        Means and standard deviations of covariates.
+    ids : list of S str
+        Names of the series, where they have some.
+    """
+
+    units: Values
+    past: Values
+    future: Values
+    static: Values
+    ids: Sequence[str] = ()
+
+    @classmethod
+    def fit(cls, several: Sequence[TimeSeries], ids: Sequence[str], window: int, stops: Sequence[int]) -> Scaling:
+        """Return the units of series, each up to a row of `stops`; raise where one cannot be measured."""
+        named = zip(several, stops, names_of(ids, len(several)), strict=True)
+        units = np.stack([units_of(series, window, stop, name) for series, stop, name in named])
+        past, future = (
+            np.concatenate([getattr(one, name)[:stop] for one, stop in zip(several, stops, strict=True)])
+            for name in ("past", "future")
+        )
+        static = np.stack([one.static for one in several])
+        return cls(units, _moments(past), _moments(future), _moments(static), ids)
+
+    def of(self, several: Sequence[TimeSeries], ids: Sequence[str], window: int) -> list[Values]:
+        """Return the units (C,) of series: those of the fitted series of the same name, else their own."""
+        named = dict(zip(self.ids, self.units, strict=False))  # without names there are none to look up
+        own = itertools.zip_longest(several, ids)
+        return [named[name] if name in named else own_units(series, window) for series, name in own]
+
+
+def names_of(ids: Sequence[str], count: int) -> list[str]:
+    """Return the names of so many series for errors, by their `ids` if they have some."""
+    return ["the series"] if count == 1 and not ids else [f"series {checks.shown(one)}" for one in ids or range(count)]
+
+
+def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
+    """Return the root mean square by which values within a window differ from the last one, (C,)."""
+    known = series.known[:stop]
+    check_changes("Forecaster", known, name)
+    if np.any(constant := np.ptp(known, axis=0) == 0):
+        c = int(np.argmax(constant))
+        where = f" in column {c}" if known.shape[1] > 1 else ""
+        problem = f"is constant at {known[0, c]:g}{where}, there is nothing to learn"
+        raise ValueError(f"Forecaster: the training part of {name} {problem}")
+    return _usual(known, window)
+
+
+def check_changes(where: str, known: Values, name: str) -> None:
+    """Raise ValueError if a column changes, but so little that squares of its changes are 0."""
+    spreads = np.ptp(known, axis=0)
+    for c in np.flatnonzero((spreads > 0) & (spreads < 1 / LARGEST)):
+        column = f" in column {c}" if known.shape[1] > 1 else ""
+        problem = f"changes by no more than {spreads[c]:g}{column}, expected {1 / LARGEST:g} or more"
+        raise ValueError(f"{where}: {name} {problem}, as squares are taken; multiply its values")
+
+
+def own_units(series: TimeSeries, window: int) -> Values:
+    """Return the units (C,) of a series that is forecast: those of the part of it that `fit` would train on.
+
+    A series that does not change there is measured as a whole; one that never changes has a unit of next to nothing.
+    """
+    known = series.known
+    whole = np.maximum(_usual(known, window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1]))
+    part = _usual(known[split(max(len(known), 3)).train], window)  # fewer than 3 rows have no parts
+    return np.where(part > 0, part, whole)
+
+
+def _usual(known: Values, window: int) -> Values:
+    """Return the root mean square of changes within a window, (C,); 0 for a single row."""
+    with np.errstate(over="ignore"):
+        squares = [np.mean((known[lag:] - known[:-lag]) ** 2, axis=0) for lag in range(1, min(window, len(known)))]
+    return np.sqrt(np.mean(squares, axis=0)) if squares else np.zeros(known.shape[1])
+
+
+def scales(known: Values, origins: Origins, window: int, units: Values, kind: str) -> Values:
+    """Return the scale (M, C) of the windows before each origin."""
+    if kind == "series":
+        return np.broadcast_to(units, (len(origins), len(units)))
+    total = np.zeros((len(origins), known.shape[1]))
+    for lag in range(2, window + 1):
+        total += np.minimum(np.abs(known[origins - lag] - known[origins - 1]) / units, FARTHEST) ** 2
+    return np.asarray(units * np.maximum(np.sqrt(total / (window - 1)), LEAST))
+
+
+def standard(values: Values, moments: Values) -> Values:
+    """Return covariates in units of one."""
+    return np.asarray((values - moments[0]) / moments[1])
+
+
+def _moments(values: Values) -> Values:
+    std = np.std(values, axis=0)
+    return np.stack([np.mean(values, axis=0), np.where(std > 0, std, 1.0)])
