@@ -136,7 +136,7 @@ for _kind in layers.OPTIONS:
         _smooth = not KINKS & _options.keys()
         CASES[f"{_kind} {_name}".strip()] = Case(recurrent(_kind, _options), cuda.PATHS, smooth=_smooth)
     _both = {"num_layers": 2, "direction": "bidirectional"}
-    CASES[f"{_kind} lengths, {_both}"] = Case(recurrent(_kind, _both, [T, 3, 0, 9, 9]), cuda.PATHS)
+    CASES[f"{_kind} lengths, two layers, both directions"] = Case(recurrent(_kind, _both, [T, 3, 0, 9, 9]), cuda.PATHS)
 for _lengths in (None, [T, 3, 1, 9, 9]):
     _suffix = " lengths" if _lengths else ""
     CASES[f"sLSTM, heads{_suffix}"] = Case(sequence(xlstm.sLSTM(D, H, num_heads=4), _lengths), cuda.PATHS)
@@ -162,7 +162,7 @@ class Rounded(Backend):
 
 def backends() -> dict[str, Backend | str]:
     """Every backend, and array-api-strict on its second device in the place of a GPU; else the reason."""
-    found: dict[str, Backend | str] = dict(xlstm.usable())
+    found: dict[str, Backend | str] = dict(xlstm.available_backends())
     try:
         import array_api_strict as strict
     except ImportError:

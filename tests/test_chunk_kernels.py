@@ -6,7 +6,7 @@ import pytest
 
 from tests.nvrtc import compile_for
 from tests.test_kernels import CARDS
-from xlstm.engines.cuda.chunks.chunk_source import KINDS, WAYS, Shape, source
+from xlstm.engines.cuda.chunk_source import KINDS, WAYS, Shape, source
 
 # The heads of the published large models, and those of a small one.
 SHAPES = [(8, 256, 512, 64), (4, 64, 64, 64)]

@@ -93,18 +93,10 @@ def test_paths_can_be_asked_for(monkeypatch):
 
 
 def test_options_that_no_kernel_has_are_named(monkeypatch):
-    class Nothing:
-        device = H100
-
-        def launch(self, *args):
-            raise AssertionError("nothing is launched")
-
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: Nothing())
+    monkeypatch.setattr(launch, "runtime", lambda xp, like: SimpleNamespace(device=H100))
     x = np.ones((2, 3, 4), dtype="float32")
     for layer, what in (
-        (xlstm.LSTM(4, 8, layer_norm=True), "several steps with means along units; loop, pointwise"),
         (xlstm.LSTM(4, 8, proj_size=2), "several steps with a projection; loop, pointwise"),
-        (xlstm.GRU(4, 8, reset_after=False), "several steps with a product within the cell; loop, pointwise"),
         (xlstm.LSTM(4, 8, proj_size=2, zoneout=0.1), "zoneout of a projection; loop"),
     ):
         params, seed = layer.init(backend="numpy"), 0 if layer.random else None

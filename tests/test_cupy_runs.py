@@ -20,7 +20,7 @@ from bench import rows as bench_rows
 from bench.rows import OURS
 from tests import gpu, parity
 from xlstm.cli import timing
-from xlstm.estimators import SequenceClassifier, SequenceRegressor, TextModel
+from xlstm.estimators import SequenceClassifier, TextModel
 
 gpu.needed()
 
@@ -36,7 +36,6 @@ FEW = {"hidden_size": 4, "epochs": 2}
 TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 3, "batch_size": 2, "length": 10}
 ESTIMATES = {
     "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
-    "regressor": lambda **be: SequenceRegressor(**FEW, **be).fit(ROWS, ROWS.sum(axis=1)).predict(ROWS),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
 }
 

@@ -292,11 +292,9 @@ def test_a_state_of_before_goes_on(backend):
 
 RUNS = {
     "averaged": ({"averaging": 0.9, "clip": 1.0}, windows()),
-    "watched": ({"progress": lambda now: now.total == 6}, windows()),
     "validated": ({"validation": windows(2), "patience": 2}, windows()),
     "plateau": ({"validation": windows(2)}, windows()),
     "accumulated": ({"accumulate": 2, "precision": Mixed("float16", 2.0**24)}, windows()),
-    "streams": ({}, Streams(np.sin(np.arange(25.0))[:-1, None], np.zeros((24, 3)), 2, 3)),
 }
 
 

@@ -13,7 +13,7 @@ from typer import Option
 from typer.core import TyperGroup
 
 import xlstm
-from xlstm.cli import interrupts, train
+from xlstm.cli import process_signals, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, tell
@@ -107,7 +107,7 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    interrupts.interrupt()
+    process_signals.interrupt()
     log = logging.getLogger("xlstm")
     log.setLevel(logging.INFO)
     log.addHandler(Log())
@@ -115,8 +115,8 @@ def main() -> None:
     try:
         typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
     except SystemExit as end:
-        code = interrupts.received() or end.code
-    interrupts.done()
+        code = process_signals.received() or end.code
+    process_signals.done()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from xlstm import training
 from xlstm.arrays.convert import BackendError
-from xlstm.cli import interrupts
+from xlstm.cli import process_signals
 from xlstm.training import Interrupted, Terminated
 
 # Errors whose message says enough; others show a traceback.
@@ -184,14 +184,16 @@ def message_of(error: BaseException) -> str:
 
 def interrupted(error: BaseException) -> bool:
     """Return whether a signal caused an error; some libraries turn it into an error of their own."""
-    return isinstance(error, KeyboardInterrupt | Terminated) or interrupts.received() is not None
+    return isinstance(error, KeyboardInterrupt | Terminated) or process_signals.received() is not None
 
 
 def code(error: BaseException) -> int:
     """Return the exit code for an error: 2 for bad input, or that of the signal which caused it."""
     if not interrupted(error):
         return 2
-    return 128 + error.signal if isinstance(error, Interrupted | Terminated) else interrupts.received() or INTERRUPTED
+    return (
+        128 + error.signal if isinstance(error, Interrupted | Terminated) else process_signals.received() or INTERRUPTED
+    )
 
 
 @contextlib.contextmanager

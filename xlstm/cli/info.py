@@ -9,7 +9,7 @@ import typer
 from typer import Option
 
 from xlstm.arrays import checks, probe
-from xlstm.arrays.backend import Backend, backend, usable
+from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.namespace import DTYPES
 from xlstm.cli import machine
@@ -63,7 +63,7 @@ def info(
     rows = {key: about[key] for key in ("xlstm", "python", "processor", "cores")}
     rows |= {package: about["packages"].get(package, "not installed") for package in machine.PACKAGES}
     rows |= {"threads": about["threads"], "blas": "; ".join(about["blas"]), "compiled loops": about["compiled loops"]}
-    for name, one in usable().items():
+    for name, one in available_backends().items():
         rows[f"backend {name}"] = str(one) if isinstance(one, Backend) else f"not usable: {one}"
     try:
         chosen = backend("auto")

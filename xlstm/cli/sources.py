@@ -90,8 +90,7 @@ def read_text(file: Path) -> str:
 def dated(series: Series, wanted: bool = True) -> Iterator[dict[str, Any]]:
     """Give the dates of a series as an argument of a forecaster, and name the date of a value that cannot be used."""
     try:
-        dates = np.array([*series.labels], dtype="datetime64") if wanted and series.calendar is not None else None
-        yield {"dates": dates}
+        yield {"dates": series.index if wanted and series.calendar is not None else None}
     except SeriesError as error:
         raise ValueError(f"{series.name}, {series.step} {series.labels[error.row]}: {error}") from error
 
