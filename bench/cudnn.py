@@ -21,6 +21,7 @@ from bench import rows
 from bench.events import Clock, Side, side_by_side
 from bench.peers import MissingError, module
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agreement
+from xlstm import precision
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import Recorder
@@ -28,7 +29,6 @@ from xlstm.engines import cuda
 from xlstm.engines.cuda.cuda_engine import CudaTape
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import layer_of
-from xlstm.training import precision
 
 # T, B, H; D = H. Others have published times of the third.
 SHAPES = ((512, 64, 512), (1024, 16, 1024), (1024, 16, 768), (128, 256, 256), (100, 32, 128))

@@ -228,7 +228,7 @@ def test_a_second_signal_stops_at_once(series, second):
 
 FULL = """
 import sys
-from xlstm.training import checkpoint
+from xlstm import checkpoint
 real = checkpoint.save
 def save(path, *rest):
     if "step-" in str(path):

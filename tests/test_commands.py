@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 import xlstm
+from xlstm import checkpoint
 from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
@@ -29,7 +30,6 @@ from xlstm.estimators import (
 )
 from xlstm.plots import figures
 from xlstm.plots.results import counted
-from xlstm.training import checkpoint
 from xlstm.training.folder import read_history
 
 TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from xlstm.arrays import workspace
+from xlstm import workspace
 
 
 def test_an_empty_array_is_like_another(be):
@@ -24,7 +24,7 @@ def test_memory_is_used_again_and_can_be_given_back():
     code = """
 import platform, resource
 import numpy as np
-from xlstm.arrays import workspace
+from xlstm import workspace
 from xlstm.cli.timing import resident
 like = np.zeros(1, "f4")
 def faults():

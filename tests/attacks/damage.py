@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 import xlstm
+from xlstm import checkpoint
 from xlstm.cli import export_import
 from xlstm.data import pytorch, text
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
@@ -26,7 +27,6 @@ from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, model_files
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import checkpoint
 
 Content = dict[str, bytes]  # files of a folder by their names
 WEIGHTS = "model.safetensors"

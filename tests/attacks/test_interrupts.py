@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.attacks.bounds import examples
-from xlstm.training import checkpoint
+from xlstm import checkpoint
 from xlstm.training.folder import read_history
 
 # The command with a signal at the K-th event (a call or a return, of Python or of C) of the main thread, whatever the

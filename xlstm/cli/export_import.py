@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from xlstm import checkpoint
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import out
@@ -18,7 +19,6 @@ from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import checkpoint
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
 AnyPath = str | os.PathLike[str]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading
 from xlstm.data.host import SeriesError
@@ -18,7 +19,7 @@ from xlstm.data.series import Series
 from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
-from xlstm.training import checkpoint, folder
+from xlstm.training import folder
 
 Host = np.ndarray[Any, Any]
 MODEL = "model.safetensors"  # in the folder of a run
