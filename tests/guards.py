@@ -1,8 +1,8 @@
 """Guard pages around every array of compiled functions: reading or writing past one ends the process.
 
-`python -m tests.guards KINDS` runs layers in this way and compares their results with the reference; inference and
-single steps too for some kinds, such as "LSTM-float32 GRU-float64". A process of its own does so, since a violation is
-a SIGSEGV. Each array that a compiled function is given, and each that it makes itself, lies
+`python -m tests.guards KIND` runs the layers of a dtype in this way and compares their results with the reference, and
+inference and single steps of a kind, such as "LSTM-float32". A process of its own does so, since a violation is a
+SIGSEGV. Each array that a compiled function is given, and each that it makes itself, lies
 once flush with the end of its pages and once with their beginning; the pages behind and before them may not be touched.
 The rest of its pages is filled with NaN: numbers that are read there reach a result, and numbers that are written there
 are seen afterwards. Memory without contents is filled with NaN as well.
@@ -116,7 +116,8 @@ class Compiled:
         from numba.core.runtime import _nrt_python, rtsys
 
         rtsys.initialize(cpu_target.target_context)
-        cpu_target.typing_context.refresh()  # while np.empty is the one that Numba knows
+        for context in (cpu_target.typing_context, cpu_target.target_context):
+            context.refresh()  # while np.empty is the one that Numba and SciPy know
         kind = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint32)
         usual = kind(_nrt_python.c_helpers["MemInfo_alloc_aligned"])
 
@@ -216,7 +217,7 @@ class Empty:
 EMPTY = Empty()
 
 
-KINDS = (("LSTM", "float32"), ("LSTM", "float64"), ("GRU", "float64"), ("RNN", "float64"), ("sLSTM", "float64"))
+KINDS = (("LSTM", "float32"), ("GRU", "float32"), ("RNN", "float64"), ("sLSTM", "float64"))
 # D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles and pieces of a loop
 # have; 680 rows are more than one block of those over which gradients of weights are summed.
 SIZES = (
@@ -278,14 +279,13 @@ def run_case(compiled: Compiled, rng: np.random.Generator, more: bool, case: tup
                 same(others("numba"), inference, case, plan, flush)
 
 
-def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
+def run_products(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
     """Add products of two matrices each to an array, the factors transposed or not."""
     from xlstm.engines.numba import tiled_matmul
 
     guards = compiled.guards
-    for dtype, (M, K, N), turned, guards.flush in itertools.product(
-        ("float32", "float64"), PRODUCTS, itertools.product((False, True), repeat=2), FLUSH
-    ):
+    ways = list(itertools.product((False, True), repeat=2))
+    for (M, K, N), turned, guards.flush in itertools.product(PRODUCTS, ways, FLUSH):
         shapes = [shape[::-1] if turn else shape for shape, turn in zip(((M, K), (K, N)), turned, strict=True)]
         values = [rng.standard_normal((2, *shape)).astype(dtype) for shape in (*shapes, (M, N))]
         blocks = [guards.take(value.nbytes) for value in values]
@@ -303,23 +303,23 @@ def run_products(compiled: Compiled, rng: np.random.Generator) -> None:
             guards.give(block, "products_of_batch")
 
 
-def run_few_rows(compiled: Compiled, rng: np.random.Generator) -> None:
+def run_few_rows(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
     """Multiply few rows by many, which stay as they are, in one block and in two."""
     from xlstm.engines.numba import jit, packed_products
 
-    for dtype, (M, K, N), compiled.guards.flush in itertools.product(("float32", "float64"), FEW_ROWS, FLUSH):
+    for (M, K, N), compiled.guards.flush in itertools.product(FEW_ROWS, FLUSH):
         a, W = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (N, K)))
         (found,) = packed_products.products(jit.functions(dtype, NO_STEP), [(a, W.T)])
         same({"out": found}, {"out": a @ W.T}, dtype, M, K, N)
 
 
-def run_chunks(compiled: Compiled, rng: np.random.Generator) -> None:
+def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
     """Run an mLSTM in chunks, of which the last is not full, forward and backward, and without backward."""
     from xlstm.cells import mlstm
     from xlstm.engines.numba import chunks
 
     guards, names = compiled.guards, [*"hCnm", "dq", "dk", "dv", "di", "df", "dC", "dn", "dm"]
-    for dtype, (T, K, V), guards.flush in itertools.product(("float32", "float64"), CHUNKS, FLUSH):
+    for (T, K, V), guards.flush in itertools.product(CHUNKS, FLUSH):
         sizes = ((T, K), (T, K), (T, V), (T,), (T,), (K, V), (K,), (), (T, V), (K, V), (K,), ())
         values = [rng.standard_normal((2, 3, *size)).astype(dtype) for size in sizes]
         values[0], values[1], values[6] = (abs(values[n]) for n in (0, 1, 6))  # h is a quotient: none is by about 0
@@ -364,8 +364,8 @@ def one_by_one(guards: Guards, function: Callable[..., None], given: list[tuple[
         function(*own)
 
 
-def main(kinds: list[str]) -> None:
-    """Run all cases; the last lines say how often each function was called, and which arrays they made."""
+def main(kind: str) -> None:
+    """Run all cases of the dtype of a kind; the last lines have the functions that were called, and the arrays made."""
     from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products, tiled_matmul
 
     faulthandler.enable()
@@ -377,19 +377,20 @@ def main(kinds: list[str]) -> None:
     numba_engine.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
-    for case in itertools.product(KINDS, SIZES):
+    _, dtype = kind.split("-")
+    for case in itertools.product([one for one in KINDS if one[1] == dtype], SIZES):
         sys.stdout.write(f"{case}\n")
         sys.stdout.flush()  # read where the process ends
-        run_case(compiled, rng, "-".join(case[0]) in kinds, case)
+        run_case(compiled, rng, "-".join(case[0]) == kind, case)
     sys.stdout.write("products\n")
     sys.stdout.flush()
-    run_products(compiled, rng)
-    run_few_rows(compiled, rng)
+    run_products(compiled, rng, dtype)
+    run_few_rows(compiled, rng, dtype)
     sys.stdout.write("chunks\n")
     sys.stdout.flush()
-    run_chunks(compiled, rng)
+    run_chunks(compiled, rng, dtype)
     sys.stdout.write(f"calls {' '.join(sorted(compiled.calls))}\nmade {compiled.made}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1])

@@ -162,7 +162,7 @@ class Rounded(Backend):
 
 def backends() -> dict[str, Backend | str]:
     """Every backend, and array-api-strict on its second device in the place of a GPU; else the reason."""
-    found: dict[str, Backend | str] = dict(xlstm.usable())
+    found: dict[str, Backend | str] = dict(xlstm.available_backends())
     try:
         import array_api_strict as strict
     except ImportError:

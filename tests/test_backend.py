@@ -13,7 +13,7 @@ import xlstm
 from tests.conftest import make_backend
 from xlstm import BackendError
 from xlstm.arrays import probe
-from xlstm.arrays.backend import backend_like, usable
+from xlstm.arrays.backend import available_backends, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace
 from xlstm.arrays.random import generator
@@ -146,7 +146,7 @@ def test_backends_are_copied_and_pickled(name, again):
 
 
 def test_usable_lists_every_backend():
-    found = usable()
+    found = available_backends()
     assert list(found) == ["numpy", "cupy", "torch"]
     assert found["numpy"].name == "numpy"
     assert str(found["numpy"]) == "numpy on CPU"

@@ -14,7 +14,7 @@ from tests.layers import agree
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells import mlstm
 from xlstm.engines import cuda
-from xlstm.engines.cuda.chunks import passes
+from xlstm.engines.cuda import chunk_passes as passes
 from xlstm.engines.cuda.tiling import Device
 
 gpu.needed()

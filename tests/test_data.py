@@ -73,19 +73,6 @@ def test_windows_of_unequal_length(rng):
     assert training.evaluate(model, params, data) == pytest.approx(np.mean(one_by_one), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "error", "words"),
-    [
-        ([1, 2, 3], ValueError, r"Windows: lengths has shape \(3,\), expected \(B,\) = \(7,\)"),
-        ([1, 2, 3, 4, 5, 6, 7], ValueError, r"Windows: lengths\[5\] is 6, expected 0 to T = 5"),
-        ([1.0] * 7, TypeError, "Windows: lengths has dtype float64, expected whole numbers"),
-    ],
-)
-def test_lengths_that_do_not_fit(lengths, error, words):
-    with pytest.raises(error, match=words):
-        Windows(np.ones((7, 5, 2)), np.ones((7, 1)), lengths=lengths)
-
-
 def test_weights_of_examples(rng):
     x, target = rng.normal(size=(6, 3, 2)), rng.normal(size=(6, 1))
     weights = np.array([0, 1, 2, 0.5, 0, 1])
@@ -97,12 +84,18 @@ def test_weights_of_examples(rng):
         assert training.evaluate(model, params, data) == pytest.approx(expected, rel=1e-12)
 
 
-def test_nan_within_a_length_is_named():
-    x = np.ones((2, 3, 1))
+def test_lengths_that_do_not_fit():
+    x, target = np.ones((2, 3, 1)), [[0.0], [0.0]]
     x[1, 1] = np.nan
-    with pytest.raises(ValueError, match=r"Windows: x\[1, 1, 0\] is nan"):
-        Windows(x, [[0.0], [0.0]], lengths=[3, 2])
-    Windows(x, [[0.0], [0.0]], lengths=[3, 1])
+    Windows(x, target, lengths=[3, 1])
+    for lengths, error, words in (
+        ([3, 2], ValueError, r"x\[1, 1, 0\] is nan"),
+        ([1], ValueError, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
+        ([1, 4], ValueError, r"lengths\[1\] is 4, expected 0 to T = 3"),
+        ([1.0, 1.0], TypeError, "lengths has dtype float64, expected whole numbers"),
+    ):
+        with pytest.raises(error, match=f"Windows: {words}"):
+            Windows(x, target, lengths=lengths)
 
 
 class Elsewhere:
@@ -557,6 +550,10 @@ def test_tables_in_tables_out(name, dated):
     given = make(name, {**dates, "a": [1, 2, 3]})
     made = table_like(given, {"p": np.arange(3.0), "q": np.ones(3)})
     assert type(made) is type(given)
+    plain = plain_like(given, {"id": np.array(["u", "v"]), "p": np.ones(2)})  # with none of the labels
+    assert type(plain) is type(given)
+    assert [*(plain.column_names if name == "pyarrow" else plain.columns)] == ["id", "p"]
+    assert table_of("f", plain, ["p"]).index is None
     back = table_of("f", made)
     assert back.names == ["p", "q"]
     np.testing.assert_array_equal(back.values[:, 0], [0, 1, 2])
@@ -576,18 +573,6 @@ def test_tables_in_tables_out(name, dated):
         table_like(given, {"p": np.ones(2)})
     with pytest.raises(ValueError, match=r"columns and index have shapes \[\(2,\), \(3,\)\]"):
         table_like(given, {"p": np.ones(2), "q": np.ones(3)})
-
-
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_a_table_without_labels(name):
-    """It has text and numbers, as many rows as they are, and none of the dates of the other one."""
-    dates = np.array(DAYS, "datetime64[us]") if name == "pandas" else DAYS
-    given = make(name, {"day": dates, "a": [1, 2, 3]})
-    made = plain_like(given, {"id": np.array(["u", "v"]), "p": np.ones(2)})
-    assert type(made) is type(given)
-    assert [*(made.column_names if name == "pyarrow" else made.columns)] == ["id", "p"]
-    assert len(made["id"]) == 2
-    assert table_of("f", made, ["p"]).index is None
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
@@ -680,13 +665,6 @@ def test_what_is_no_table():
             table_of("f", given)
 
 
-def test_tables_without_narwhals(monkeypatch):
-    pd = library("pandas")
-    monkeypatch.setitem(sys.modules, "narwhals.stable.v1", None)
-    with pytest.raises(ImportError, match="f: tables need narwhals; pip install narwhals"):
-        table_of("f", pd.DataFrame({"a": [1]}))
-
-
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_tables_as_series_and_columns_as_targets(name):
     v = np.sin(np.arange(20.0))
@@ -773,7 +751,11 @@ def test_damaged_parquet_files_are_named(tmp_path):
     assert refused > 20
 
 
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
+def test_tables_without_their_libraries(tmp_path, monkeypatch):
+    given = library("pandas").DataFrame({"a": [1]})
+    monkeypatch.setitem(sys.modules, "narwhals.stable.v1", None)
+    with pytest.raises(ImportError, match="f: tables need narwhals; pip install narwhals"):
+        table_of("f", given)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ImportError, match="Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"):
         read_table(tmp_path / "t.parquet")
@@ -815,12 +797,14 @@ def test_tables_that_cannot_be_written(tmp_path):
 
 
 def test_names_that_are_missing(tmp_path):
-    (tmp_path / "t.csv").write_text("a,b\nx,1\n,2\n")
-    with pytest.raises(ValueError, match=r"t\.csv: column 'a' is empty in row 2"):
-        files.read_names(tmp_path / "t.csv", "a")
-    (tmp_path / "t.csv").write_text("a,a\nx,1\n")
-    with pytest.raises(ValueError, match="column 'a' is more than once in the header"):
-        files.read_names(tmp_path / "t.csv", "a")
+    path = tmp_path / "t.csv"
+    for text, words in (
+        ("a,b\nx,1\n,2\n", "'a' is empty in row 2"),
+        ("a,a\nx,1\n", "'a' is more than once in the header"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"t\.csv: column {words}"):
+            files.read_names(path, "a")
 
 
 @pytest.mark.parametrize("unit", ["D", "ns"])
@@ -836,13 +820,8 @@ def test_series_of_parquet_files(tmp_path, unit):
     (tmp_path / "t.csv").write_text("day,v\n" + text)
     one, two = (read_series(tmp_path / name) for name in ("t.parquet", "t.csv"))
     np.testing.assert_array_equal(one.values, two.values)
-    assert (one.name, one.labels, one.unit, one.every, one.note) == (
-        two.name,
-        two.labels,
-        two.unit,
-        two.every,
-        two.note,
-    )
+    for of in ("name", "labels", "unit", "every", "note"):
+        assert getattr(one, of) == getattr(two, of)
     assert one.gaps == 2
     files.write_table(tmp_path / "t.parquet", {"a": [1.0, 2.0], "b": [3.0, 4.0]})
     with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b with --column"):

@@ -142,7 +142,7 @@ def test_a_row_that_is_missing_is_a_gap():
 )
 def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
     dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(f"datetime64[{step}]")
-    calendar = calendars.read("it", dates)
+    calendar = calendars.calendar_of("it", dates)
     seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
     found = calendars.features(calendar.dates, seconds)
     assert found.shape == (60, columns)

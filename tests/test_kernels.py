@@ -15,8 +15,8 @@ from xlstm.arrays import bernoulli, concat, gather
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import cell_source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
-from xlstm.engines.cuda.chunks.chunk_source import KINDS, WAYS, Shape
-from xlstm.engines.cuda.chunks.chunk_source import source as chunk_source
+from xlstm.engines.cuda.chunk_source import KINDS, WAYS, Shape
+from xlstm.engines.cuda.chunk_source import source as chunk_source
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device, peaks
 from xlstm.engines.pointwise import Around, pointwise
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xlstm.arrays.convert import to_numpy
-from xlstm.training import optimizers
+from xlstm.training import Clip, optimizers
 
 CASES = {
     "sgd": (lambda: optimizers.sgd(0.1), "SGD", {"lr": 0.1}),
@@ -83,6 +83,9 @@ def test_clipping_follows_torch(be, rng):
         for c, p in zip(clipped.values(), peers, strict=True):
             np.testing.assert_allclose(to_numpy(c), p.grad.numpy(), rtol=1e-5)  # PyTorch adds 1e-6 to the norm
     np.testing.assert_array_equal(to_numpy(optimizers.clip_value(ours, 0.3)["a"]), np.clip(grads["a"], -0.3, 0.3))
+    both = Clip(norm=1.0, value=0.5).gradients(ours, optimizers.global_norm(ours))
+    expected = optimizers.clip_global_norm(optimizers.clip_value(ours, 0.5), 1.0)
+    assert all(np.array_equal(to_numpy(both[name]), to_numpy(g)) for name, g in expected.items())
     zero = {"a": be.asarray(np.zeros(3))}
     np.testing.assert_array_equal(to_numpy(optimizers.clip_global_norm(zero, 1.0)["a"]), np.zeros(3))
 
@@ -112,6 +115,7 @@ def test_cosine_and_step_follow_torch():
     ("call", "words"),
     [
         (lambda: optimizers.sgd(0.0), "lr is 0.0"),
+        (lambda: Clip(), "norm and value are None, expected a limit"),
         (lambda: optimizers.adam(math.nan), "lr is nan"),
         (lambda: optimizers.sgd(0.1, momentum=1.0), "momentum is 1.0"),
         (lambda: optimizers.sgd(0.1, nesterov=True), "nesterov needs a momentum"),

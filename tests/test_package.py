@@ -171,8 +171,3 @@ def test_functions_do_not_shadow_modules():
             module = importlib.import_module(found.name)
             package, _, last = found.name.rpartition(".")
             assert getattr(sys.modules[package], last) is module, found.name
-
-
-def test_backends_have_a_name_and_an_old_one():
-    assert xlstm.usable() == xlstm.available_backends()
-    assert str(xlstm.available_backends()["numpy"]) == "numpy on CPU"

@@ -45,9 +45,9 @@ REFUSED = {
     ),
     "by a link to where all may write": ({"open": 0o777, "open/b": 0o700, "a": "open/b"}, "a", f"open {SHARED}"),
     "by a link above it": ({"open": 0o777, "link": "open"}, "link/a", SHARED),
-    "by a link to nothing": ({"a": "nothing"}, "a", "exists"),
-    "by links in a circle": ({"a": "b", "b": "a"}, "a", "exists"),
-    "a file": ({"a": None}, "a", "exists"),
+    "by a link to nothing": ({"a": "nothing"}, "a", "is not a folder"),
+    "by links in a circle": ({"a": "b", "b": "a"}, "a", "is not a folder"),
+    "a file": ({"a": None}, "a", "is not a folder"),
 }
 
 

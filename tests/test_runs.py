@@ -585,15 +585,6 @@ def test_a_loop_of_ones_own_is_train(rng):
     assert all(trained.params[name].tobytes() == p.tobytes() for name, p in state.params.items())
 
 
-def test_clipping_values(rng):
-    grads = {"a": rng.normal(size=5), "b": 10 * rng.normal(size=3)}
-    clipped = Clip(norm=1.0, value=0.5).gradients(grads, optimizers.global_norm(grads))
-    expected = optimizers.clip_global_norm(optimizers.clip_value(grads, 0.5), 1.0)
-    assert all(np.array_equal(clipped[name], g) for name, g in expected.items())
-    with pytest.raises(ValueError, match="expected a limit"):
-        Clip()
-
-
 def test_reduce_on_plateau_follows_torch():
     torch = pytest.importorskip("torch")
     values = [1.0, 0.9, 0.91, 0.92, 0.9, 0.8999999, 0.7, 0.71, 0.72, 0.73, 0.74, 0.75, 0.76, 0.5, 0.6, 0.6, 0.6]

@@ -1,7 +1,6 @@
 """Calls of compiled functions that several threads share."""
 
 import collections
-import threading
 import time
 from types import FunctionType
 
@@ -129,23 +128,6 @@ def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
     one, seen, _ = call(9)
     team.share([one], 1 << 40)  # the next one is none
     assert (seen == 1).all()
-
-
-def test_several_threads_lead_at_once():
-    def lead():
-        for _ in range(30):
-            one, seen, _ = call(40)
-            team.share([one], 1 << 40)
-            found.append((seen == 1).all())
-
-    found: list[bool] = []
-    threads = [threading.Thread(target=lead) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 120
-    assert all(found)
 
 
 def test_no_more_workers_join_than_are_wanted():

@@ -3,12 +3,10 @@
 import threading
 import time
 
-import numpy as np
 import pytest
 import threadpoolctl
 
 import xlstm
-from tests.conftest import force
 from xlstm.arrays import blas, cores
 from xlstm.engines.numba import numba_engine, workers
 from xlstm.estimators import Forecaster
@@ -96,35 +94,6 @@ def test_ranges_of_sequences_have_about_equal_work():
     assert sum(work) == sum(k * n for k, n in widths)
     assert max(work) - min(work) <= 10
     assert numba_engine.spans([(4, 2)], 5) == [(0, 1), (1, 2)]
-
-
-def test_several_callers_at_once(rng, monkeypatch):
-    """Layers called from several threads of the user's at once give what they give alone."""
-    force("parts", monkeypatch)
-    layer = xlstm.GRU(3, 5)
-    params = layer.init(0, "numpy", "float64")
-    x = rng.standard_normal((6, 4, 3))
-    expected, _, _ = layer.forward(params, x)
-    found, errors = [], []
-
-    def call():
-        try:
-            for _ in range(20):
-                y, _, saved = layer.forward(params, x)
-                layer.backward(params, saved, y)
-                found.append(y)
-        except BaseException as error:
-            errors.append(error)
-
-    callers = [threading.Thread(target=call) for _ in range(3)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join(60)
-    assert not errors
-    assert len(found) == 60
-    for y in found:
-        np.testing.assert_array_equal(y, expected)
 
 
 @pytest.mark.parametrize(

@@ -199,39 +199,6 @@ def test_labels_of_rows_go_on(rng):
     assert stream.forecast(1).mean.index[0] == days[15]
 
 
-@pytest.mark.parametrize("dtype", ["int64", "uint8", "Int64"])
-def test_whole_numbers_in_the_index_count_steps(rng, dtype):
-    """In any order; numbers that are missing between them are missing values, and forecasts go on in their step."""
-    pandas = pytest.importorskip("pandas")
-    params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal(12)
-
-    def rows(*labels):
-        index = pandas.Index([*labels], dtype=dtype, name="year")
-        return pandas.DataFrame({"a": x[np.array(labels) // 10]}, index=index)
-
-    stream, arrays = FIRST.stream(params, rows(*range(0, 60, 10))), FIRST.stream(params, x[:6])
-    for new, values in (
-        (rows(60), x[6]),
-        (rows(100, 80), [np.nan, x[8], np.nan, x[10]]),
-        (pandas.DataFrame({"a": [1.0]}), 1.0),  # this index only numbers the rows
-        (np.ones(1), 1.0),
-    ):
-        stream.push(new)
-        arrays.push(values)
-        assert stream.count == arrays.count
-    found = stream.forecast(2).mean
-    assert (found.index.tolist(), found.index.name) == ([130, 140], "year")
-    np.testing.assert_array_equal(found["a"], arrays.forecast(2).mean)
-    for label in (0, 115, 120):
-        with pytest.raises(ValueError, match=f"^TiRex.stream: values has a row for {label}, expected 130 or later ste"):
-            stream.push(rows(90).set_axis(pandas.Index([label], dtype=dtype)))
-    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 130, expected 130 or later steps, each"):
-        stream.push(pandas.concat([rows(90)] * 2).set_axis(pandas.Index([130, 130], dtype=dtype)))
-    with pytest.raises(ValueError, match=r"^TiRex.stream: values has a row for 20000000, more than 1000000 steps lat"):
-        stream.push(rows(90).set_axis([20_000_000]))
-    assert stream.count == arrays.count
-
-
 @pytest.mark.parametrize(
     ("days", "columns", "message"),
     [

@@ -315,6 +315,9 @@ def test_columns_of_fit_are_those_of_later_tables(x):
     assert list(fitted.predict(given[["c", "a", "b"]]).columns) == ["a", "b", "c"]
     with pytest.raises(ValueError, match="the targets of the table are a, b, expected a, b, c"):
         fitted.predict(given[["a", "b"]])
+    with pytest.raises(ValueError, match="the table has 0 rows"):
+        fitted.fit(given[:0])
+    assert fitted.feature_names_in_.tolist() == ["a", "b", "c"]  # a fit that fails changes nothing
 
 
 @pytest.mark.parametrize(

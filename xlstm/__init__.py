@@ -30,7 +30,7 @@ Data and forecasts
 
 Backends
     backend, Backend, BackendError      the array library and device of new arrays
-    available_backends                  those that run here, and why others do not; its old name is usable
+    available_backends                  those that run here, and why others do not
     cuda                                kernels for recurrent layers on a GPU
     workspace                           memory that is kept between calls; `release` gives it back
 
@@ -43,7 +43,7 @@ from typing import Any
 
 from xlstm.cli import interrupts  # noqa: F401  # isort: skip (first: signals during the imports that take long)
 
-from xlstm.arrays.backend import Backend, available_backends, backend, usable
+from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cells.cell import Cell
 from xlstm.layers.linear import Linear
@@ -81,7 +81,6 @@ __all__ = [
     "sLSTMBlock",
     "series",
     "training",
-    "usable",
     "workspace",
     "xLSTMLanguageModel",
     "xLSTMLarge",

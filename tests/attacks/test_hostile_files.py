@@ -144,7 +144,7 @@ def test_weights_that_are_not_finite(tmp_path, value):
         ('"series_names_": null', '"series_names_": [null]', "series_names_[0] is None, expected a string"),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
         ('"feature_names_in_": null', '"feature_names_in_": ["a", "b"]', "scaling.units has shape"),
-        ('"settings": {', '"settings": [], "now": {', "settings is [], expected an object"),
+        ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
         ('"calendar_": false', '"calendar_": 0', "expected True or False"),
         ('"settings": {', '"settings": {"resume": true, ', "resume is unknown"),

@@ -190,9 +190,6 @@ def available_backends() -> dict[str, Backend | str]:
     return found
 
 
-usable = available_backends  # its old name
-
-
 def device_name(chosen: Backend) -> str:
     """Return the device in words, with the card's name where it is a GPU."""
     if chosen.name == "cupy":

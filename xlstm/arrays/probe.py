@@ -24,7 +24,7 @@ def torch() -> Any:
 
 @functools.cache
 def cupy_failure(number: int = 0) -> str | None:
-    """Try CuPy on device `number`, once per process: return None if it works, else what failed and the mend.
+    """Try CuPy on device `number`, once per process: return None if it works, else what failed and how to fix it.
 
     Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
     product is taken, so both are done here.

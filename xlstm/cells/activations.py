@@ -17,6 +17,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, constant
 
@@ -24,7 +26,7 @@ from xlstm.arrays.namespace import Array, Namespace, constant
 def sigmoid(xp: Namespace, x: Array) -> Array:
     """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small results."""
     # From this bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
-    e = xp.exp(xp.minimum(x, constant(xp, x, 40.0, half=10.0)))
+    e = xp.exp(xp.minimum(x, 40.0 if xp is np and x.itemsize > 2 else constant(xp, x, 40.0, half=10.0)))
     e /= 1 + e
     return e
 

@@ -149,7 +149,7 @@ def _extent(series: Series) -> str:
 
 def dates_of(series: Series) -> Dates | None:
     """Return the dates of a series that has a calendar."""
-    return None if series.calendar is None else np.array([*series.labels], dtype="datetime64")
+    return None if series.calendar is None else series.index
 
 
 def _summary(trained: training.Trained, seconds: float) -> str:

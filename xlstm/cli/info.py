@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xlstm.arrays.backend import Backend, backend, usable
+from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import explain, machine
 from xlstm.cli.console import out
@@ -33,7 +33,7 @@ def info(
     rows = {key: found[key] for key in ("xlstm", "python", "processor", "cores")}
     rows |= {package: machine.version_of(package) or "not installed" for package in machine.PACKAGES}
     rows |= {"threads": found["threads"], "blas": "; ".join(found["blas"]), "compiled loops": found["compiled loops"]}
-    for name, one in usable().items():
+    for name, one in available_backends().items():
         rows[f"backend {name}"] = str(one) if isinstance(one, Backend) else f"not usable: {one}"
     try:
         chosen = backend("auto")

@@ -11,7 +11,7 @@ from typing import Any
 
 import xlstm
 from xlstm.arrays import blas, cores, probe
-from xlstm.arrays.backend import usable
+from xlstm.arrays.backend import available_backends
 from xlstm.engines.numba import jit
 
 PACKAGES = (
@@ -39,7 +39,7 @@ def describe() -> dict[str, Any]:
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }
-    found |= {f"backend {name}": str(backend) for name, backend in usable().items()}
+    found |= {f"backend {name}": str(backend) for name, backend in available_backends().items()}
     if probe.cupy_failure() is None:
         runtime = probe.cupy().cuda.runtime
         found |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}

@@ -100,7 +100,7 @@ def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: 
         raise ValueError(f"{where} has no value to forecast from")
     end = int(there[-1]) + 1
     dates = dates_of(columns)
-    calendar = None if dates is None else calendars.read(where, dates[:end], columns.zone)
+    calendar = None if dates is None else calendars.calendar_of(where, dates[:end], columns.zone)
     if calendar is not None and future.shape[1] and len(future) > end:
         later, expected = dates[end:], calendars.after(calendar, len(future) - end)
         wrong = np.flatnonzero(later.astype(expected.dtype) != expected)

@@ -21,6 +21,18 @@ Line = Callable[[int], str]  # it names a row, for errors
 ISO_DATE = re.compile(
     r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?)?)?"
 )
+HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}  # of dates
+MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|(nov|dec)(ember)?"
+# Groups of digits between signs, times of day, quarters, weeks and halves, names of months, all that begins as a date.
+LIKE_A_DATE = re.compile(
+    r"[0-9]{1,4}[-/. ][0-9]{1,2}[-/. ][0-9]{1,4}\b.*|[0-9]{1,4}[-/][0-9]{1,3}|[0-9]{1,2}[-/.][0-9]{4}"
+    r"|[0-9]{1,2}:[0-9]{2}(:[0-9.]+)?( ?[ap]m)?|[0-9]{4}\u5e74.*|[0-9]{4}-[0-9]{2}-[0-9]{2}.+|[0-9]{8}[t ][0-9].*"
+    r"|[0-9]{4}.?[qwhs][0-9]{1,2}.*|[qwh][0-9]{1,2}.?[0-9]{4}|[0-9]q.?[0-9]{2,4}"
+    rf"|([a-z]{{3,9}}[., ]+)?([0-9]{{1,4}}(st|nd|rd|th)?[-/., ]*)?({MONTHS})[-/., ]*[0-9].*|[0-9]{{4}}.?({MONTHS})",
+    re.IGNORECASE,
+)
+# Under the headers of dates days and months without signs between, and seconds or parts of them since 1970.
+LIKE_A_DATE_AS_NUMBER = re.compile(r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*")
 UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of the text
 MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
@@ -69,7 +81,7 @@ class Calendar(NamedTuple):
         return dates
 
 
-def parsed(cells: Any, line: Line, date_format: str | None = None) -> Dates | None:
+def read_dates(cells: Any, line: Line, date_format: str | None = None) -> Dates | None:
     """Return text (N,) as dates; None where these are labels or numbers instead.
 
     They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC. Where some cells
@@ -101,6 +113,11 @@ def parsed(cells: Any, line: Line, date_format: str | None = None) -> Dates | No
     return days if np.all(days == dates) and dates.dtype > days.dtype else dates
 
 
+def is_like_a_date(cell: str, number: bool = False) -> bool:
+    """Return whether a cell, or a `number` under the header of dates, looks like a date that is not in ISO 8601."""
+    return (LIKE_A_DATE_AS_NUMBER if number else LIKE_A_DATE).fullmatch(cell) is not None
+
+
 def check_rising(dates: Dates, line: Line) -> None:
     """Raise ValueError, with `line` of the row, unless each date comes after the one before."""
     fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
@@ -109,7 +126,7 @@ def check_rising(dates: Dates, line: Line) -> None:
         raise ValueError(f"{line(row)} is {dates[row]}, expected a date after {dates[row - 1]}")
 
 
-def read(where: str, dates: object, zone: str | None = None) -> Calendar:
+def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
     A calendar is returned as it is. Dates of a time zone come in UTC.

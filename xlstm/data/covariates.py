@@ -136,7 +136,7 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
         raise ValueError(f"{where}: the series has no value in column {c}, expected some")
     past = _covariates(where, "past", covariates.past, N, N, lead)
     future = _covariates(where, "future", covariates.future, N, None, lead)
-    calendar = None if covariates.dates is None else calendars.read(where, covariates.dates)
+    calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
     place, rows, features = np.arange(N), N, 0
     if calendar is not None:
         place, rows = calendar.place, len(calendar.dates)

@@ -175,7 +175,7 @@ def given(
         ahead, calendar = numbers_of(where, columns, roles.future), None
         if (dated := dates_of(columns)) is not None:
             named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
-            calendar = calendars.read(named, dated, columns.zone)
+            calendar = calendars.calendar_of(named, dated, columns.zone)
         elif columns.index is not None:
             rows.append(columns.index)
         if label in after:
@@ -235,8 +235,7 @@ def following(
 ) -> list[Values]:
     """Return rows that come after those of a table, (n, C) for each of its series.
 
-    Rows that are missing between dates, or at the end of some series, are gaps. Whole numbers in the index of pandas
-    count time as dates do where they rise by one step, and where several series end with the same one.
+    Rows that are missing between dates, or at the end of some series, are gaps.
 
     Parameters
     ----------
@@ -247,43 +246,37 @@ def following(
     roles : Roles
         Those of the table.
     table : table
-        The rows, with the columns of the table, in any order if they have dates or such numbers.
+        The rows, with the columns of the table, in any order if they have dates.
     passed : int
         Steps after the ends of the series that came before.
 
     Raises
     ------
     ValueError, TypeError
-        As of `given`; or there are rows of another series, with dates or numbers that are no steps after the last ones,
-        or of some series more than of others where they have none of these.
+        As of `given`; or there are rows of another series, with dates that are no steps after the last ones, or of some
+        series more than of others where they have no dates.
     """
-    index = frames.labels_of(table)
-    counted = index is not None and index.dtype.kind in "iu" and _count_time(given.rows)
     parts = tables_of(where, table, roles)
     for label in parts:
         if label not in given.labels:
             ours = checks.few(given.ids)
             raise ValueError(f"{where}: {name} has rows of series {checks.shown(label)}, expected some of {ours}")
     every = []
-    for k, (label, one) in enumerate(zip(given.labels, read, strict=True)):
+    for label, one in zip(given.labels, read, strict=True):
         rows: Values = np.empty((0, len(given.names)))
         if len(parts.get(label, ())):  # as an array, a table may be empty
             columns = frames.table_of(where, parts[label], given.names)
             rows = series(where, numbers_of(where, columns, given.names))
-            labels, dates = columns.index, dates_of(columns)
+            dates = dates_of(columns)
             if (dates is None) != (one.calendar is None):
                 problem = "no dates, expected some" if dates is None else "dates, expected none"
                 raise ValueError(f"{where}: the rows of {name} have {problem}, as in the table of the series")
             check_zones(where, name, columns, given.zone)
             if one.calendar is not None:
-                steps, first = calendars.steps_after(one.calendar, dates), calendars.after(one.calendar, 1, passed)
-                rows = _placed(where, name, rows, dates, steps - passed - 1, first[0])
-            elif counted:
-                steps, first = _steps_after(given.rows[k], labels), _numbers_after(given.rows[k], 1, passed)
-                rows = _placed(where, name, rows, labels, steps - passed - 1, first[0])
+                rows = _placed(where, name, rows, dates, one.calendar, passed)
         every.append(rows)
     counts = [len(rows) for rows in every]
-    if len(set(counts)) > 1 and not (counted or read[0].calendar is not None):
+    if len(set(counts)) > 1 and read[0].calendar is None:
         raise ValueError(f"{where}: {name} has {min(counts)} to {max(counts)} rows of a series, expected one number")
     return [np.pad(rows, ((0, max(counts) - len(rows)), (0, 0)), constant_values=np.nan) for rows in every]
 
@@ -303,50 +296,28 @@ def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) 
     return replace(later, values=later.values[order], index=dates[order])
 
 
-def _placed(where: str, name: str, rows: Values, labels: Any, place: Any, first: Any) -> Values:
-    """Return rows (n, C) at their places (n,), with gaps between them.
+def _placed(where: str, name: str, rows: Values, dates: Any, calendar: Calendar, passed: int) -> Values:
+    """Return rows (n, C) of dates (n,) at their steps after those of a calendar and `passed` more, with gaps between.
 
-    The places count steps from 0, which has the label `first`; those of labels (n,) that are on no step are below 0. A
-    ValueError names a label that is on no step, is there twice, or is too late.
+    A ValueError names a date that is on no such step, is there twice, or is too late.
     """
-    order = np.argsort(labels)
-    place = place[order]
+    order = np.argsort(dates)
+    place = calendars.steps_after(calendar, dates)[order] - passed - 1
     wrong = np.flatnonzero(np.diff(place, prepend=-1) <= 0)
     if wrong.size:
-        row = labels[order[wrong[0]]]
+        row, first = dates[order[wrong[0]]], calendars.after(calendar, 1, passed)[0]
         raise ValueError(f"{where}: {name} has a row for {row}, expected {first} or later steps, each once")
     if place[-1] >= FILL[0] * len(place) + FILL[1]:
-        raise ValueError(f"{where}: {name} has a row for {labels[order[-1]]}, more than {FILL[1]} steps later")
+        raise ValueError(f"{where}: {name} has a row for {dates[order[-1]]}, more than {FILL[1]} steps later")
     placed = np.full((place[-1] + 1, rows.shape[1]), np.nan)
     placed[place] = rows[order]
     return placed
 
 
-def _step(labels: Any) -> int:
-    """Return the step of whole numbers (N,) that rise by the same one from row to row; 0 where labels are others."""
-    if labels.dtype.kind not in "iu" or len(labels) < 2:
-        return 0
-    rises = np.diff(labels.astype(np.int64))
-    return int(rises[0]) if rises[0] > 0 and np.all(rises == rises[0]) else 0
-
-
-def _count_time(rows: Sequence[Any]) -> bool:
-    """Return whether the labels of several series, each (N,), count time: they have one step, and end with one number.
-
-    Those of series below each other that only number the rows of their table end with different numbers.
-    """
-    ends = {(_step(labels), labels[-1]) for labels in rows}
-    return len(ends) == 1 and min(ends)[0] > 0
-
-
 def _numbers_after(labels: Any, steps: int, passed: int = 0) -> Any:
-    """Return the next numbers in the step of the labels, or in steps of 1; after other labels those of the rows."""
-    last = int(labels[-1]) if labels.dtype.kind in "iu" else len(labels) - 1
-    return last + (_step(labels) or 1) * (passed + np.arange(1, steps + 1))
-
-
-def _steps_after(labels: Any, later: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return how many steps after the last label each of some numbers lies; 0 for one that is NaN or on no step."""
-    there, every = ~np.isnan(later), _step(labels)
-    ticks = np.where(there, later, 0).astype(np.int64) - labels[-1:].astype(np.int64)
-    return np.where(there & (ticks % every == 0), ticks // every, 0)
+    """Return the next whole numbers in the step of labels (N,), or in steps of 1; after other labels those of rows."""
+    last, every = len(labels) - 1, 1
+    if labels.dtype.kind in "iu":
+        rises = np.diff(labels.astype(np.int64))
+        last, every = int(labels[-1]), int(rises[0]) if len(rises) and rises[0] > 0 and np.all(rises == rises[0]) else 1
+    return last + every * (passed + np.arange(1, steps + 1))

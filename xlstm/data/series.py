@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
 from xlstm.data.host import Values
 from xlstm.data.table import CsvFile, Dialect, ParquetFile, opened
+from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
@@ -54,7 +55,7 @@ class Series:
     calendar: Calendar | None = None
     note: str = ""
 
-    @property
+    @functools.cached_property
     def labels(self) -> list[str]:
         """The index as text."""
         return [*map(str, self.index)]
@@ -109,7 +110,7 @@ def bundled(name: str) -> Path:
 
 
 def read_csv(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     column: str | None = None,
     usual: str | None = None,
     *,
@@ -153,7 +154,7 @@ def read_csv(
 
 
 def read_series(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     column: str | None = None,
     usual: str | None = None,
     *,

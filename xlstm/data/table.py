@@ -10,7 +10,6 @@ import io
 import itertools
 import math
 import os
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,10 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import calendars, frames, writing
-from xlstm.data.calendars import ISO_DATE
+from xlstm.data.calendars import HEADERS, ISO_DATE, is_like_a_date
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
+from xlstm.data.writing import AnyPath
 
 Text = np.ndarray[Any, Any]  # (N,) of NumPy's variable-length strings
 
@@ -38,19 +38,7 @@ UNPACKED = 1 << 26, 256
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
 HEADER = "the header"
 SAMPLE = 1000  # rows that show whether a column holds dates
-HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}  # of dates
 INDEX = {"", "index"}
-MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|(nov|dec)(ember)?"
-# Groups of digits with signs between them, quarters, weeks and halves, and names of months beside digits.
-LIKE_A_DATE = re.compile(
-    r"[0-9]{1,4}[-/.: \u5e74][0-9]{1,4}(?![0-9]).*|[0-9]{4}.?[qwhs][0-9].*|[qwh][0-9].?[0-9]{4}|[0-9]q.?[0-9]{2,4}"
-    rf"|[0-9]{{8}}[t ][0-9].*|(?=.*[0-9]).*(?<![a-z])({MONTHS})(?![a-z]).*",
-    re.IGNORECASE,
-)
-# Under the headers of dates days and months without signs between, and seconds or parts of them since 1970.
-LIKE_A_DATE_WITHOUT_SIGNS = re.compile(
-    r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-2][0-9]|3[01])?|1[0-9]{9}([0-9]{3})*"
-)
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ class CsvFile:
         Characters of all cells.
     """
 
-    def __init__(self, path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> None:
+    def __init__(self, path: AnyPath, dialect: Dialect = PLAIN) -> None:
         self.path, self.dialect = Path(path), dialect
         self._lines = array("q")
         self._blocks: list[Text] = []
@@ -129,7 +117,7 @@ class CsvFile:
         if not self.names:
             raise ValueError(f"{self.path}: the file is empty, expected a header line and rows")
         check_names(self.path, self.names)
-        if all(is_number(cell) or ISO_DATE.fullmatch(cell) or LIKE_A_DATE.fullmatch(cell) for cell in self.names):
+        if all(is_number(cell) or ISO_DATE.fullmatch(cell) or is_like_a_date(cell) for cell in self.names):
             raise ValueError(f"{self.path}: line 1 holds data, expected a header with the names of the columns")
 
     def _add(self, lines: Sequence[int], rows: Sequence[list[str]]) -> None:
@@ -166,7 +154,7 @@ class CsvFile:
         values = self.numbers(wanted)
         if k is None:
             return Columns(wanted, values)
-        dates = calendars.parsed(self._cells(k), self.line, self.dialect.date_format)
+        dates = calendars.read_dates(self._cells(k), self.line, self.dialect.date_format)
         return Columns(wanted, values, self._cells(k) if dates is None else dates, label)
 
     @property
@@ -197,7 +185,12 @@ class CsvFile:
             sure = named or self.dialect.date_format is not None or name.lower() in INDEX
             if 2 * sum(is_date) > len(cells) and (sure or any("-" in cell for cell in cells)):
                 return k
-            others = [row for row, cell in enumerate(cells) if not is_date[row] and _is_like_a_date(cell, named)]
+            number = [is_number(cell) for cell in cells]
+            others = [
+                row
+                for row, cell in enumerate(cells)
+                if not is_date[row] and (named or not number[row]) and is_like_a_date(cell, number[row])
+            ]
             if others and 2 * (sum(is_date) + len(others)) > len(cells) and not strange:
                 strange = f"{self.line(others[0])}, column {name} holds {shown(str(cells[others[0]]))}"
         if self.dialect.date_format is not None:
@@ -207,7 +200,7 @@ class CsvFile:
                 f"{strange}, which looks like a date but is not in ISO 8601; say its format with --date-format "
                 "(date_format='%d/%m/%Y'), or leave the column out to take rows as equal steps in the order of the file"
             )
-        is_label = len(self.names) > 1 and (self.names[0].lower() in HEADERS | INDEX or not self._has_numbers[0])
+        is_label = len(self.names) > 1 and (self.names[0].lower() in (*HEADERS, *INDEX) or not self._has_numbers[0])
         return 0 if is_label else None
 
     def _is_date(self, cell: str, years: bool = False) -> bool:
@@ -253,7 +246,7 @@ class ParquetFile:
         Rows, and bytes of the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: AnyPath) -> None:
         self.path = Path(path)
         self._texts: list[str] = []
         with self._opened() as (file, kinds):
@@ -326,22 +319,18 @@ class ParquetFile:
             self.size = os.fstat(file.fileno()).st_size
             try:
                 yield parquet.ParquetFile(file, read_dictionary=self._texts), pyarrow.types
-            except (
-                pyarrow.ArrowException,
-                OSError,
-                UnicodeDecodeError,
-            ) as error:  # of damaged files they are all three
+            except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # damaged files raise all three
                 problem = " ".join(str(error).split())
                 raise ValueError(f"{self.path}: not a readable Parquet file ({problem})") from error
 
 
-def opened(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
+def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
     """Open a file by its name, which ends with ".parquet" for a Parquet file."""
     return ParquetFile(path) if is_parquet(path) else CsvFile(path, dialect)
 
 
 def read_table(
-    path: str | os.PathLike[str],
+    path: AnyPath,
     columns: Sequence[str] | None = None,
     *,
     date_format: str | None = None,
@@ -383,10 +372,7 @@ def read_table(
 
 
 def read_groups(
-    path: str | os.PathLike[str],
-    column: str | None = None,
-    columns: Sequence[str] | None = None,
-    dialect: Dialect = PLAIN,
+    path: AnyPath, column: str | None = None, columns: Sequence[str] | None = None, dialect: Dialect = PLAIN
 ) -> dict[str, Columns]:
     """Read a table of several series below each other, as `read_table` does, by the names in a column.
 
@@ -424,7 +410,7 @@ def by_name(names: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return {str(found[k]): rows[k] for k in np.argsort(first)}
 
 
-def read_header(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> tuple[list[str], list[str]]:
+def read_header(path: AnyPath, dialect: Dialect = PLAIN) -> tuple[list[str], list[str]]:
     """Return the names of all columns of a CSV or Parquet file, and of those that hold dates.
 
     Raises
@@ -436,12 +422,12 @@ def read_header(path: str | os.PathLike[str], dialect: Dialect = PLAIN) -> tuple
     return file.names, file.dated
 
 
-def read_numbers(path: str | os.PathLike[str], columns: Sequence[str], dialect: Dialect = PLAIN) -> Values:
+def read_numbers(path: AnyPath, columns: Sequence[str], dialect: Dialect = PLAIN) -> Values:
     """Return columns of numbers (N, C) as `read_table` does, but without a look at dates; NaN where a cell is empty."""
     return opened(path, dialect).numbers(columns)
 
 
-def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLAIN) -> np.ndarray[Any, Any]:
+def read_names(path: AnyPath, column: str, dialect: Dialect = PLAIN) -> np.ndarray[Any, Any]:
     """Return a column of names, such as labels of classes, (N,); numbers are written out.
 
     Raises
@@ -452,7 +438,7 @@ def read_names(path: str | os.PathLike[str], column: str, dialect: Dialect = PLA
     return _names(opened(path, dialect), column)
 
 
-def check_table(path: str | os.PathLike[str]) -> None:
+def check_table(path: AnyPath) -> None:
     """Raise unless a table can be written to a path: ValueError, ImportError or OSError."""
     if is_parquet(path):
         _pyarrow(Path(path))
@@ -461,7 +447,7 @@ def check_table(path: str | os.PathLike[str]) -> None:
     writing.check(path)
 
 
-def write_table(path: str | os.PathLike[str], columns: Mapping[str, Sequence[Any]]) -> None:
+def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write a table to a CSV or Parquet file, whole or not at all.
 
     Parameters
@@ -495,12 +481,12 @@ def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def is_parquet(path: str | os.PathLike[str]) -> bool:
+def is_parquet(path: AnyPath) -> bool:
     """Return whether the name of a file is that of a Parquet file."""
     return Path(path).suffix.lower() == ".parquet"
 
 
-def check_names(path: str | os.PathLike[str], names: Sequence[str]) -> None:
+def check_names(path: AnyPath, names: Sequence[str]) -> None:
     """Raise ValueError where a file has more columns, or a longer name of one, than is taken."""
     if len(names) > COLUMNS:
         raise ValueError(f"{path}: the header has {len(names)} columns, expected at most {COLUMNS}")
@@ -520,12 +506,6 @@ def _float(text: str) -> float:
         return float(text) if text else math.nan  # which is quicker than an error
     except ValueError:
         return math.nan
-
-
-def _is_like_a_date(cell: str, named: bool) -> bool:
-    """Return whether a cell, `named` as one of dates, looks like a date that is not in ISO 8601."""
-    pattern = LIKE_A_DATE_WITHOUT_SIGNS if is_number(cell) else LIKE_A_DATE
-    return (named or pattern is LIKE_A_DATE) and pattern.fullmatch(cell) is not None
 
 
 def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> Columns:

@@ -37,7 +37,7 @@ class ArrayApi:
         xp, y, recur, gates, own, device = step.xp, tape.y, step.recur, step.cell.gates, step.own, x.device
         zx, tape.normal = step.project(x)  # (R, N)
         ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
-        for segment in segments(widths):
+        for segment in segments(tuple(widths)):
             k, n, row = segment
             if n < state[0].shape[1]:
                 ended.insert(0, [s[:, n:] for s in state])
@@ -50,7 +50,7 @@ class ArrayApi:
                 carry.append(buffer := xp.empty((k + 1, *s.shape), dtype=s.dtype, device=device))
                 buffer[0, ...] = s
                 buffers.append(buffer[1:, ...])
-            products = reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
+            products = step.reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
             for t in range(k):
                 if options is None:
                     *state, saved = gates(xp, products[:, :, t, :], recur(step.Wh, state[0]), *state, **own)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays.fuse import compiles, total
-from xlstm.arrays.matmul import matmul, product
+from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
@@ -64,7 +64,7 @@ class Step:
         self.compiled: Any = None  # what an engine made of the step
         # Looked up once: they run at every step.
         self._times: Any = functools.partial(matmul, xp) if xp is not np and compiles(xp) else operator.matmul
-        self._reshape: Any = np.ndarray.reshape if xp is np else reshape
+        self.reshape: Any = np.ndarray.reshape if xp is np else reshape
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle it with its namespace by name, and without what an engine made of it."""
@@ -108,7 +108,7 @@ class Step:
     def project(self, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
         """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
         xp, w = self.xp, self.w
-        zx = product(xp, w["Wx"], x.T) if "Wx" in w else xp.asarray(x.T, copy=True)
+        zx = self._times(w["Wx"], x.T) if "Wx" in w else xp.asarray(x.T, copy=True)
         normal = None
         if "gx" in w:
             zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)
@@ -127,8 +127,8 @@ class Step:
         """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
         n = h.shape[1]
         if self.heads:
-            h = self._reshape(h, (W.shape[1], W.shape[3], n))
-        zh = self._reshape(self._times(W, h), (self.R // self.H, self.H, n))
+            h = self.reshape(h, (W.shape[1], W.shape[3], n))
+        zh = self.reshape(self._times(W, h), (self.R // self.H, self.H, n))
         return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))
 
     def recur_bwd(self, WT: Array, da: Array) -> Array:

@@ -40,14 +40,15 @@ class Segment(NamedTuple):
         return reshape(region, (stop - start, self.n, *rows.shape[1:]))
 
 
-def segments(widths: Widths) -> list[Segment]:
+@functools.lru_cache(maxsize=64)
+def segments(widths: tuple[tuple[int, int], ...]) -> tuple[Segment, ...]:
     """Return the segments of a batch that have any sequence."""
     found, at = [], 0
     for k, n in widths:
         if n:
             found.append(Segment(k, n, at))
             at += k * n
-    return found
+    return tuple(found)
 
 
 @functools.lru_cache(maxsize=64)

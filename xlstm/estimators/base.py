@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -170,7 +170,7 @@ class Estimator:
 
     def _become(self, **results: Any) -> None:
         """Take the results of a fit all at once, so that a fit that fails leaves the estimator as it was."""
-        for name in self._facts:
+        for name in (*self._facts, "feature_names_in_"):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
 
@@ -221,10 +221,10 @@ class FiledEstimator(Estimator):
         """
         arrays, config = checkpoint.load(path, cls.KIND)
         try:
-            settings, facts = (_object(config, name) for name in ("settings", "facts"))
+            facts = checks.instance(dict, "an object")("file", "facts", config.get("facts"))
             checkpoint.finite(cls.KIND, arrays)
-            estimator = reading.made("settings", cls, settings)
-            for name in settings.keys() & set(RUN):
+            estimator = reading.made("settings", cls, config.get("settings"))
+            for name in config["settings"].keys() & set(RUN):
                 raise ValueError(f"settings: {name} is unknown, no file keeps it")
             estimator.set_params(**estimator.checked())
             estimator.backend = backend
@@ -384,19 +384,10 @@ def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = No
     return array
 
 
-def _object(config: dict[str, Any], name: str) -> dict[str, Any]:
-    entry = config.get(name)
-    if not isinstance(entry, dict):
-        raise TypeError(f"{name} is {checks.shown(entry)}, expected an object")
-    return entry
-
-
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it, if it can."""
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _same(one: Any, other: Any) -> bool:
-    if other is MISSING:
-        return False
     return one is other or (type(one) is type(other) and isinstance(one, (bool, int, float, str)) and one == other)

@@ -121,13 +121,12 @@ class ZeroShotForecaster(SeriesEstimator):
         OSError, ValueError, TypeError
             As for `predict`.
         """
-        vars(self).pop("feature_names_in_", None)
         network = self._network()
+        names: Sequence[Any] = []
         if values is not None:
-            given, _ = self._read(network, values, covariates, 0)
-            if given.names:
-                self.feature_names_in_ = np.array(given.names, dtype=object)
-        self.model_, self.params_ = network.model, network.params
+            names = self._read(network, values, covariates, 0, [])[0].names
+        columns = np.array(names, dtype=object) if names else None
+        self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
         return self
 
     def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
@@ -252,12 +251,17 @@ class ZeroShotForecaster(SeriesEstimator):
         return scores.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
 
     def _read(
-        self, network: Pretrained, values: Any, covariates: CovariateArguments, steps: int
+        self,
+        network: Pretrained,
+        values: Any,
+        covariates: CovariateArguments,
+        steps: int,
+        fitted: Sequence[str] | None = None,
     ) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(WHERE, "name", self.name)
-        known = Covariates.of(WHERE, covariates)
-        given, several = items.read_table(WHERE, network.model, values, known, self._roles(), steps, self._names())
+        known, fitted = Covariates.of(WHERE, covariates), self._names() if fitted is None else fitted
+        given, several = items.read_table(WHERE, network.model, values, known, self._roles(), steps, fitted)
         for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
             check_changes(WHERE, series.known, name)
         return given, several

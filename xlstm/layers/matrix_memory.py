@@ -17,7 +17,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
-from xlstm.engines.cuda.chunks import passes as chunks
+from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
 from xlstm.layers.module import Weight, dropout, dropped, rows, total

@@ -82,19 +82,19 @@ def traces(where: str, saved: Any, part: str | None = None) -> list[Trace]:
     """
     if not isinstance(saved, Saved) or saved.span is None:
         raise TypeError(f"{where}: saved is {checks.shown(saved)}, expected what forward of a recurrent layer keeps")
-    found = list(_found(saved))
-    if not found:
+    every = list(_each_layer(saved))
+    if not every:
         raise ValueError(f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer")
     if part is None:
-        return found
-    chosen = [one for one in found if f"{one.name}.".startswith(f"{part}.")]
+        return every
+    chosen = [one for one in every if f"{one.name}.".startswith(f"{part}.")]
     if not chosen:
-        known = checks.few([one.name for one in found])
+        known = checks.few([one.name for one in every])
         raise ValueError(f"{where}: there is no layer {checks.shown(part)}, only {known}")
     return chosen
 
 
-def _found(saved: Saved) -> Iterator[Trace]:
+def _each_layer(saved: Saved) -> Iterator[Trace]:
     assert saved.span is not None
     lengths = saved.span.lengths
     parts = {type(saved.layer).__name__: saved.kept} | {name: saved[name] for name in saved.names()}
@@ -276,15 +276,15 @@ def memory_table(saved: Any) -> list[Memory]:
     ValueError, TypeError
         `saved` keeps no gates, or no layer has a forget gate.
     """
-    found = []
+    rows = []
     for trace in traces("memory", saved):
         values = None if trace.retained is None else trace.within(trace.retained)
         if values is not None and len(values):
             means = values.mean(axis=0, dtype=np.float64)
-            found += [Memory(trace.name, k, float(f), _time_constant(float(f))) for k, f in enumerate(means)]
-    if not found:
+            rows += [Memory(trace.name, k, float(f), _time_constant(float(f))) for k, f in enumerate(means)]
+    if not rows:
         raise ValueError(f"memory: {checks.shown(saved.layer)} has no forget gate")
-    return found
+    return rows
 
 
 def memory(saved: Any) -> Any:

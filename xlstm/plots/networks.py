@@ -94,13 +94,13 @@ def parameters(params: Params) -> Any:
 
 
 def _host(where: str, params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    found = {name: np.asarray(to_numpy(values)) for name, values in checks.mapping(where, params).items()}
-    for name, values in found.items():
+    arrays = {name: np.asarray(to_numpy(values)) for name, values in checks.mapping(where, params).items()}
+    for name, values in arrays.items():
         if values.dtype.kind not in "fiu" or values.size == 0:
             raise TypeError(f"{where}: {name} is {checks.shown(values)}, expected an array of numbers")
         if not np.all(np.isfinite(values)):
             raise ValueError(f"{where}: {name} is not finite")
-    return found
+    return arrays
 
 
 class GradientNorm(NamedTuple):
@@ -160,11 +160,11 @@ def gradient_norms(
     if getattr(x, "ndim", 0) < 2 or x.shape[int(layer.batch_first)] < LEAST:
         raise ValueError(f"gradient_norms: x is {checks.shown(x)}, expected {LEAST} time steps or more")
     run = _by_step if layer.directions == ("",) else _at_once
-    found = run(layer, params, x, dy, state, seed)
-    for (of, name), norms in found.items():
+    by_name = run(layer, params, x, dy, state, seed)
+    for (of, name), norms in by_name.items():
         if not np.all(np.isfinite(norms)):
             raise ValueError(f"gradient_norms: the gradient of {of} is not finite{f' in layer {name}' if name else ''}")
-    return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in found.items()]
+    return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in by_name.items()]
 
 
 def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm]]) -> Any:

@@ -65,10 +65,10 @@ def course(run: Any, where: str = "course") -> Course:
         lines, name = checks.several(where, "run", run, "a path, a Trained, or the lines of a history", 2**28), "run"
         if not all(isinstance(line, Mapping) and "total" in line for line in lines):
             raise TypeError(f"{where}: run is {checks.shown(run)}, expected lines of a history, each with a total")
-    found = Course(*(_column(lines, key) for key in Course._fields))
-    if len(found.loss) == 0:
+    result = Course(*(_column(lines, key) for key in Course._fields))
+    if len(result.loss) == 0:
         raise ValueError(f"{where}: {name} has no losses, expected the history of a run that made a step")
-    return found
+    return result
 
 
 def curves(runs: Any, window: int | None = None) -> Any:
@@ -94,14 +94,14 @@ def curves(runs: Any, window: int | None = None) -> Any:
     """
     window = checks.optional(checks.size)("curves", "window", window)
     several = isinstance(runs, Mapping)
-    found = {str(name): course(run, "curves") for name, run in (runs if several else {"": runs}).items()}
-    if not found:
+    courses = {str(name): course(run, "curves") for name, run in (runs if several else {"": runs}).items()}
+    if not courses:
         raise ValueError("curves: runs is empty, expected one run or more")
     titles = {"loss": "training loss", "validation": "validation loss", "norm": "norm of the gradient"}
-    kinds = [kind for kind in titles if any(len(getattr(one, kind)) for one in found.values())]
+    kinds = [kind for kind in titles if any(len(getattr(one, kind)) for one in courses.values())]
     figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
-        for k, (name, one) in enumerate(found.items()):
+        for k, (name, one) in enumerate(courses.items()):
             _draw(axes, kind, getattr(one, kind), window, figures.line(k), figures.named(name) if several else "")
         if kind == "norm":
             axes.set_yscale("log")
@@ -116,8 +116,8 @@ def smoothed(values: Host, window: int) -> Host:
     sums = np.concatenate(([0.0], np.cumsum(values)))
     at, half = np.arange(len(values)), window // 2
     reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))  # the same on both sides
-    found: Host = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
-    return found
+    means: Host = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    return means
 
 
 def _draw(axes: Any, kind: str, points: Host, window: int | None, look: dict[str, Any], name: str) -> None:
@@ -258,7 +258,7 @@ def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead:
     -------
     matplotlib.figure.Figure
     """
-    time = at if series.calendar is None else np.array([series.labels[k] for k in at], dtype="datetime64")
+    time = at if series.calendar is None else series.index[at]
     is_fan = ahead is not None and len(ahead.levels) > 1
     figure, (whole, late, *last) = figures.panels(3 if is_fan else 2, 1, 2.2)
     zoom = slice(max(0, len(at) - max(24, len(at) // 5)), None)
@@ -317,9 +317,9 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
         There are no errors, or they differ in length or are not finite.
     """
     given = checks.mapping("forecast_errors", errors, "errors")
-    found = {str(n): checks.host("forecast_errors", str(n), e, "numbers (horizon,)") for n, e in given.items()}
-    horizon = next(iter(found.values())).shape
-    for name, values in found.items():
+    methods = {str(n): checks.host("forecast_errors", str(n), e, "numbers (horizon,)") for n, e in given.items()}
+    horizon = next(iter(methods.values())).shape
+    for name, values in methods.items():
         if values.ndim != 1 or values.shape != horizon or values.size == 0 or values.dtype.kind not in "fiu":
             raise ValueError(f"forecast_errors: {name} is {checks.shown(values)}, expected numbers {horizon}")
         if not np.all(np.isfinite(values)):
@@ -327,7 +327,7 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     label = f"{measure} ({unit})" if unit else measure
     figure, (axes,) = figures.panels(1, 1, 3.0)
     ahead = np.arange(1, horizon[0] + 1)
-    for k, (name, values) in enumerate(found.items()):
+    for k, (name, values) in enumerate(methods.items()):
         every = max(1, horizon[0] // 12)
         look = figures.line(k)
         axes.plot(ahead, values, label=figures.named(name), linewidth=1.4, markersize=4, markevery=every, **look)
@@ -346,7 +346,7 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan) -> None:
     if series.calendar is None:
         past, future = np.arange(-shown + 1, 1), np.arange(1, H + 1)
     else:
-        past = np.array(series.labels[-shown:], dtype="datetime64")
+        past = series.index[-shown:]
         future = np.array(series.after(H), dtype="datetime64")
     axes.plot(past, known, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(known))[-1]

@@ -95,13 +95,13 @@ class LowRank:
         dict of str to array
         """
         rng = generator(seed, where="LowRank")
-        found: Params = {}
+        params: Params = {}
         for name in self.names:
             W = self.params[name]
             *before, O, I = W.shape  # noqa: E741
-            found[f"{name}.A"] = like(rng.standard_normal((*before, self.rank, I)) / math.sqrt(I), W)
-            found[f"{name}.B"] = like(np.zeros((*before, O, self.rank)), W)
-        return found
+            params[f"{name}.A"] = like(rng.standard_normal((*before, self.rank, I)) / math.sqrt(I), W)
+            params[f"{name}.B"] = like(np.zeros((*before, O, self.rank)), W)
+        return params
 
     def merged(self, params: Params) -> Params:
         """Return the parameters of the model with the changes in them.
@@ -116,22 +116,22 @@ class LowRank:
         dict of str to array
         """
         checks.params("LowRank", params, self.shapes)
-        found = dict(self.params)
-        xp = namespace_of(found[self.names[0]])
+        merged = dict(self.params)
+        xp = namespace_of(merged[self.names[0]])
         for name in self.names:
-            found[name] = found[name] + self.scale * product(xp, params[f"{name}.B"], params[f"{name}.A"])  # (1)
-        return found
+            merged[name] = merged[name] + self.scale * product(xp, params[f"{name}.B"], params[f"{name}.A"])  # (1)
+        return merged
 
     @property
     def shapes(self) -> dict[str, checks.Dims]:
         """Names and shapes of the A and B."""
-        found: dict[str, checks.Dims] = {}
+        shapes: dict[str, checks.Dims] = {}
         for name in self.names:
             *before, O, I = self.params[name].shape  # noqa: E741
             outer = {f"{' ' * k}N": n for k, n in enumerate(before)}
-            found[f"{name}.A"] = {**outer, "rank": self.rank, "I": I}
-            found[f"{name}.B"] = {**outer, "O": O, "rank": self.rank}
-        return found
+            shapes[f"{name}.A"] = {**outer, "rank": self.rank, "I": I}
+            shapes[f"{name}.B"] = {**outer, "O": O, "rank": self.rank}
+        return shapes
 
     def forward(
         self, params: Params, x: Array, state: Any = None, train: bool = True, **options: Any
@@ -144,10 +144,10 @@ class LowRank:
     def backward(self, params: Params, saved: Any, dy: Array | None, dstate: Any = None) -> tuple[Params, Any, Any]:
         """Return the gradients of the A and B, of x and of the initial state; see `LSTM.backward`."""
         used, kept = saved
-        found, dx, start = self.model.backward(used, kept, dy, dstate)
+        full, dx, start = self.model.backward(used, kept, dy, dstate)
         xp = namespace_of(params[f"{self.names[0]}.A"])
         grads: Params = {}
         for name in self.names:
-            grads[f"{name}.A"] = self.scale * product(xp, xp.matrix_transpose(params[f"{name}.B"]), found[name])  # (1)
-            grads[f"{name}.B"] = self.scale * product(xp, found[name], xp.matrix_transpose(params[f"{name}.A"]))  # (1)
+            grads[f"{name}.A"] = self.scale * product(xp, xp.matrix_transpose(params[f"{name}.B"]), full[name])  # (1)
+            grads[f"{name}.B"] = self.scale * product(xp, full[name], xp.matrix_transpose(params[f"{name}.A"]))  # (1)
         return grads, dx, start

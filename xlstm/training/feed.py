@@ -37,18 +37,18 @@ class Inputs(NamedTuple):
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
-    found: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
+    chosen: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
     try:
-        signature = inspect.signature(found)
+        signature = inspect.signature(chosen)
     except ValueError:  # some functions that are not written in Python have none
-        return found
+        return chosen
     try:
         signature.bind("y", "target", "mask")
     except TypeError:
         raise TypeError(
             f"{where}: loss takes {signature}, expected loss(y, target, mask) -> (loss, dy); mask may be None"
         ) from None
-    return found
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -128,10 +128,10 @@ def train(
         Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
         KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
     """
-    found = _callbacks(callbacks, patience, clip, averaging, progress)
-    if validation is None and any(callback.needs_validation for callback in found):
+    chosen = _callbacks(callbacks, patience, clip, averaging, progress)
+    if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
-    _check_rates(OPTIMIZER("train", "optimizer", optimizer), found)
+    _check_rates(OPTIMIZER("train", "optimizer", optimizer), chosen)
     MIXED("train", "precision", precision)
     BATCHES("train", "data", data)
     DATA("train", "validation", validation)
@@ -147,7 +147,7 @@ def train(
     every = checks.optional(checks.count)("train", "every", every)
     origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
     loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
-    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=found, accumulate=accumulate, graph=graph)
+    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=chosen, accumulate=accumulate, graph=graph)
     folder = _folder(checkpoints, checks.count("train", "keep", keep), origin)
     run = Run(step, data, validation, epochs, steps, every, folder)
     try:
@@ -189,21 +189,21 @@ def _callbacks(
     progress: Callable[[Progress], object] | None = None,
 ) -> list[Callback]:
     """Return all callbacks, those that keywords of `train` stand for among them."""
-    found: list[Callback] = []
+    chosen: list[Callback] = []
     if clip is not None:
-        found.append(Clip(checks.above_0("train", "clip", clip)))
+        chosen.append(Clip(checks.above_0("train", "clip", clip)))
     if checks.rate("train", "averaging", averaging):
-        found.append(MovingAverage(averaging))
+        chosen.append(MovingAverage(averaging))
     if patience is not None:
-        found.append(EarlyStopping(checks.count("train", "patience", patience)))
+        chosen.append(EarlyStopping(checks.count("train", "patience", patience)))
     if progress is not None:
-        found.append(Each(checks.function("train", "progress", progress)))
+        chosen.append(Each(checks.function("train", "progress", progress)))
     for k, callback in enumerate(checks.several("train", "callbacks", given, "a list of callbacks", 1000)):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
             shown = checks.shown(callback)
             raise TypeError(f"train: callbacks[{k}] is {shown}, expected a training.Callback or a function")
-        found.append(callback if isinstance(callback, Callback) else Each(callback))
-    return found
+        chosen.append(callback if isinstance(callback, Callback) else Each(callback))
+    return chosen
 
 
 def _check_rates(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback]) -> None:

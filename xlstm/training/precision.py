@@ -158,22 +158,22 @@ def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> A
 
 def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
     """Divide by the scale in the new dtype, or multiply in the old one."""
-    given: Params = arrays if isinstance(arrays, dict) else {"": arrays}
-    xp, same = namespace_of(next(iter(given.values()))) if given else None, isinstance(scale, float) and scale == 1
+    parts: Params = arrays if isinstance(arrays, dict) else {"": arrays}
+    xp, same = namespace_of(next(iter(parts.values()))) if parts else None, isinstance(scale, float) and scale == 1
     if xp is not None and compiles(xp):
         target = dtype_of(xp, dtype)
-        if same and all(a.dtype == target for a in given.values()):
+        if same and all(a.dtype == target for a in parts.values()):
             return arrays
         function = _divided if up else _multiplied
-        made = foreach.apply(xp, function, [list(given.values())], (scale,), dtype=np.dtype(target))
-        found = {name: a for name, (a,) in zip(given, made, strict=True)}
+        rows = foreach.apply(xp, function, [list(parts.values())], (scale,), dtype=np.dtype(target))
+        results = {name: a for name, (a,) in zip(parts, rows, strict=True)}
     elif same:
-        found = cast(given, dtype)
+        results = cast(parts, dtype)
     elif up:
-        found = {name: a * (1 / scale) for name, a in cast(given, dtype).items()}
+        results = {name: a * (1 / scale) for name, a in cast(parts, dtype).items()}
     else:
-        found = cast({name: a * scale for name, a in given.items()}, dtype)
-    return found if isinstance(arrays, dict) else found[""]
+        results = cast({name: a * scale for name, a in parts.items()}, dtype)
+    return results if isinstance(arrays, dict) else results[""]
 
 
 def _multiplied(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:

@@ -132,14 +132,14 @@ class Run:
                 checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
         self.folder.begin()
 
-    def resume(self, origin: bool | Path) -> None:
+    def resume(self, resume: bool | Path) -> None:
         """Go on from a checkpoint, where that is asked for and there is one."""
-        found = find(origin) if isinstance(origin, Path) else self.folder.newest() if origin else None
-        self.folder.check(found)
-        if found is not None:
-            _restore(self, found)
+        origin = find(resume) if isinstance(resume, Path) else self.folder.newest() if resume else None
+        self.folder.check(origin)
+        if origin is not None:
+            _restore(self, origin)
             if self.ended:
-                log.info(f"train: {found.path} is the end of a run that a callback ended; it does not go on")
+                log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
         self.folder.rewind(self.total, len(self.validations))
 
     def train(self) -> Trained:
@@ -309,9 +309,9 @@ def _about(run: Run) -> dict[str, Any]:
     }
 
 
-def _restore(run: Run, found: Checkpoint) -> None:
+def _restore(run: Run, origin: Checkpoint) -> None:
     """Let a run go on from a checkpoint; ValueError if it is one of another run, or damaged."""
-    about, home = found.about, run.state.feed.home
+    about, home = origin.about, run.state.feed.home
     for name, expected in _settings(run).items():
         there = about.get(name)
         if there != expected:
@@ -319,9 +319,9 @@ def _restore(run: Run, found: Checkpoint) -> None:
                 same = next((k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32)
                 there, expected = there[max(0, same - 32) :], expected[max(0, same - 32) :]
             is_not = f"its {name} is {checks.shown(there)}, expected {checks.shown(expected)}"
-            raise ValueError(f"train: {found.path} is of another run: {is_not}")
+            raise ValueError(f"train: {origin.path} is of another run: {is_not}")
     try:
-        held = checkpoint.unpack(found.value, found.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+        held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
         _check(run, held, about["total"])
         run.state = run.state._replace(
             **{name: held[name] for name in ARRAYS},
@@ -340,8 +340,8 @@ def _restore(run: Run, found: Checkpoint) -> None:
             callback.restore(state)
         run.start -= about["seconds"]
     except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
-        raise ValueError(f"{found.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
-    if found.path.parent == run.folder.path:
+        raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
+    if origin.path.parent == run.folder.path:
         run.folder.saved, run.saved_at = run.total, (run.epoch, run.done, run.ended)
 
 

@@ -235,10 +235,10 @@ class Step:
             return self._watched(state, inputs, where)
         if len(state.pending) == AHEAD:
             state = self.settle(state)
-        state = self._asked(state, inputs, where)
+        state = self._enqueued(state, inputs, where)
         if self._waits:
-            state, found = self._settled(state)
-            return state, Taken(found.loss, found.norm, bool(found.updated))
+            state, decided = self._settled(state)
+            return state, Taken(decided.loss, decided.norm, bool(decided.updated))
         device_state = state.feed.home.xp.asarray(state.device_state, copy=True) if self.graph else state.device_state
         return state, Taken(*(decisions.value(device_state, name) for name in ("loss", "norm", "updated")))
 
@@ -302,8 +302,8 @@ class Step:
         params, moments = self.optimizer.update(params, grads, state.moments)
         return state._replace(params=params, moments=moments, updates=state.updates + 1), Taken(loss, size, True)
 
-    def _asked(self, state: StepState, inputs: Inputs, where: str) -> StepState:
-        """Ask a GPU for a step; the state after it has the numbers of a step that is taken."""
+    def _enqueued(self, state: StepState, inputs: Inputs, where: str) -> StepState:
+        """Enqueue a step on a GPU; the state after it has the counts of a step that was taken."""
         if state.device_state is None:
             known = Decided(updates=state.updates, weight=state.weight, batches=state.batches)
             device_state = decisions.begin(state.feed.home, known._replace(**state.scaling._asdict()))
@@ -376,17 +376,17 @@ class Step:
     def _settled(self, state: StepState) -> tuple[StepState, Decided]:
         """Wait, and return the state with what the host knows then."""
         device_state: Array = state.device_state
-        found, pending = decisions.read(device_state), state.pending
-        scaling = Scaling(found.scale, int(found.good))
-        if found.failed:
-            before = int(found.steps) - len(pending)
+        decided, pending = decisions.read(device_state), state.pending
+        scaling = Scaling(decided.scale, int(decided.good))
+        if decided.failed:
+            before = int(decided.steps) - len(pending)
             if self.graph and self._waits and len(pending) == 1:  # the device_state is that of the state before, too
-                device_state[...] = decisions.begin(state.feed.home, found._replace(failed=0.0))
-            self._explain(state._replace(scaling=scaling), pending[int(found.failed) - before - 1])
-        updates, sums = int(found.updates), state.sums if found.batches else None
+                device_state[...] = decisions.begin(state.feed.home, decided._replace(failed=0.0))
+            self._explain(state._replace(scaling=scaling), pending[int(decided.failed) - before - 1])
+        updates, sums = int(decided.updates), state.sums if decided.batches else None
         moments = state.moments._replace(step=state.moments.step + updates - state.updates)
         state = state._replace(moments=moments, scaling=scaling, updates=updates, sums=sums, pending=())
-        return state._replace(weight=found.weight, batches=int(found.batches)), found
+        return state._replace(weight=decided.weight, batches=int(decided.batches)), decided
 
     def _explain(self, state: StepState, step: Pending) -> None:
         """Raise what a step that could not be taken raises where the host waits for it: nothing changed since then."""

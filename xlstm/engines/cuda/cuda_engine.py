@@ -147,7 +147,7 @@ class CudaTape(Kernels, Tape):
         """The kept arrays, by segments; saved ones that were not kept are made again."""
         xp, made, found = self.step.xp, self._whole(), []
         following = [*(n for _, n in self.widths[1:]), 0]
-        for segment, more in zip(segments(self.widths), following, strict=True):
+        for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
             k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n
             steps = {name: segment.steps(a, 0, k) for name, a in made.items()}  # (k, n, rows, H) or (k, n, H)
             arrays = {name: xp.permute_dims(a, (0, *range(2, a.ndim), 1)) for name, a in steps.items()}

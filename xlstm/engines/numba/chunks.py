@@ -14,14 +14,14 @@ from xlstm.arrays import fuse
 from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
-from xlstm.engines.numba import chunk_loops, chunk_loops_bwd, jit
+from xlstm.engines.numba import chunk_loops, jit
 from xlstm.engines.numba.team import address, share
 from xlstm.engines.numba.tiled_matmul import DTYPES
 from xlstm.tracing.writers import Python
 
-PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops_bwd.copy_rows)
-SUMS = (chunk_loops_bwd.inner, chunk_loops_bwd.maximum_bwd)  # in the order that is quickest
-COUNTED = (chunk_loops.as_rows, chunk_loops.as_columns, chunk_loops.chunks, chunk_loops_bwd.chunks_bwd)
+PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops.copy_rows)
+SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
+COUNTED = (chunk_loops.as_rows, chunk_loops.as_columns, chunk_loops.chunks, chunk_loops.chunks_bwd)
 NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
 

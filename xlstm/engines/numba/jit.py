@@ -47,7 +47,7 @@ def enabled() -> bool:
 
 @functools.cache
 def failure() -> str | None:
-    """Import what compiling needs, once per process: None if it works, else what is wrong and the mend."""
+    """Import what compiling needs, once per process: None if it works, else what failed and how to fix it."""
     try:
         with held_signals.held():
             for name in (*PACKAGES, "xlstm.engines.numba.codecache"):

@@ -191,7 +191,7 @@ class NumbaTape(Tape):
 
     def _segments(self) -> Iterator[Kept]:
         first, H = self.first, self.step.H
-        for segment in segments(self.widths):
+        for segment in segments(tuple(self.widths)):
             k, n, at = segment
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
             carry = []

@@ -28,7 +28,10 @@ def folder(path: Path) -> Path:
     if not path.is_absolute():
         raise OSError(f"{path} is not an absolute path")
     for above in (*reversed(path.parents), path):
-        above.mkdir(0o700, exist_ok=True)
+        try:
+            above.mkdir(0o700, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(f"{above} is not a folder") from None
         _check(above, last=above == path)
     found = path.resolve(strict=True)
     for above in found.parents:

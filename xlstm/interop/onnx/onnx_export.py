@@ -177,13 +177,24 @@ def _graph(exported: Exported, output_size: int, last: bool, state: bool, length
     if exported.head is not None:
         W, bias = exported.head
         product = b.node("MatMul", [y, b.constant("head.W", W.T, np.float32)], "head.Wx")
-        b.node("Add", [product, b.constant("head.b", bias, np.float32)], "y")
-    else:
-        b.node("Identity", [y], "y")
+        y = b.node("Add", [product, b.constant("head.b", bias, np.float32)], "head.y")
+        y = _masked(b, y, layer.batch_first) if lengths and not last else y
+    b.node("Identity", [y], "y")
     outputs = [value("y", [*outer, output_size]), *(value(s, states) for s in layer.STATES)]
     constants = [library().numpy_helper.from_array(array, name) for name, array in b.constants.items()]
     name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
     return helper.make_graph(b.nodes, name, inputs, outputs, constants)
+
+
+def _masked(b: _Builder, y: str, batch_first: bool) -> str:
+    """Add zeros in the place of predictions past the end of a sequence, and return their name."""
+    T = b.node("Gather", [b.node("Shape", ["x"], "x.sizes"), b.constant("time", int(batch_first))], "steps.count")
+    T = b.node("Cast", [T], "steps.end", to=library().TensorProto.INT32)
+    zero, one = b.constant("zero", 0, np.int32), b.constant("one", 1, np.int32)
+    sides = [b.node("Range", [zero, T, one], "steps"), "lengths"]  # of (T, 1) < (B,), or (T,) < (B, 1)
+    sides[batch_first] = b.node("Unsqueeze", [sides[batch_first], b.constant("column", [1])], "steps.column")
+    there = b.node("Unsqueeze", [b.node("Less", sides, "steps.there"), b.constant("each", [2])], "steps.each")
+    return b.node("Where", [there, y, b.constant("nothing", 0, np.float32)], "head.kept")
 
 
 def _stack(b: _Builder, exported: Exported, x: str, state: bool, lengths: bool) -> tuple[str, dict[str, list[str]]]:

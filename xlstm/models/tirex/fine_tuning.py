@@ -223,13 +223,7 @@ def windows_of(model: Any, series: Sequence[Item], **options: Any) -> PatchWindo
 
 
 def tune(
-    model: Any,
-    params: Params,
-    data: PatchWindows,
-    weights: str,
-    rank: int,
-    optimizer: Any,
-    **options: Any,
+    model: Any, params: Params, data: PatchWindows, weights: str, rank: int, optimizer: Any, **options: Any
 ) -> Tuned:
     """Train on windows; those of `WEIGHTS` that the data do not use stay as they are."""
     unused = [*([] if data.grouped else [MIXERS]), *([] if data.known else [DIRECTIONS])]

@@ -102,9 +102,8 @@ class Stream:
         ----------
         values : array (B,) or (B, n); of one series a number or (n,); or table
             The next value of each series, or the next n; NaN where one is missing. Where the series came as a table
-            these are more rows of it, in any order if they have dates, or whole numbers in the index of pandas that
-            rise by one step: a series without a row for a step has a missing value there. An array has the targets of
-            the first series, then those of the second, and so on.
+            these are more rows of it, in any order if they have dates: a series without a row for a date has a missing
+            value there. An array has the targets of the first series, then those of the second, and so on.
 
         Raises
         ------

@@ -18,7 +18,7 @@ from xlstm.cells.denominator import limit_of
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import MMA, TF32, told
-from xlstm.engines.cuda.chunks.chunk_source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
+from xlstm.engines.cuda.chunk_source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
 from xlstm.engines.cuda.kernels import contiguous
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N, ...) with any strides

@@ -1,4 +1,4 @@
-"""The texts of the kernels of a chunkwise mLSTM: templates of this folder, with the formulas of the cell as C.
+"""The texts of the kernels of a chunkwise mLSTM: templates of the folder `chunks`, with the formulas of the cell as C.
 
 The formulas are those of `cells/mlstm_formulas.py`, traced; a template moves numbers and multiplies matrices.
 """
@@ -138,4 +138,4 @@ def _function(name: str, formula: Formula, options: dict[str, Any]) -> str:
 
 @functools.cache
 def _file(name: str) -> str:
-    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "chunks" / name).read_text(encoding="utf-8")
