@@ -78,7 +78,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     embedding_dropout: float = 0.0
     batch_first: bool = True
 
-    _gradient = "dlogits"
     _output_symbol = "V"
 
     def __post_init__(self) -> None:
