@@ -13,6 +13,7 @@ from tests.conftest import later
 from xlstm import optim, plots, training
 from xlstm.cells import gru
 from xlstm.data.batches import Windows
+from xlstm.data.series import Series
 from xlstm.models import SequenceModel
 from xlstm.plots import figures
 from xlstm.plots.activity import traces
@@ -533,3 +534,10 @@ def test_files_are_whole_or_not_at_all(tmp_path):
     with pytest.raises(TypeError, match="figure is 3, expected a figure of matplotlib"):
         plots.save(3, tmp_path / "a.png")
     assert os.listdir(tmp_path) == []
+
+
+def test_names_of_series_are_no_formulas(tmp_path):
+    name = r"$\price_1$"  # matplotlib knows no such symbol
+    figure = plots.fans([Series(name, np.arange(30.0), np.arange(30))], [plots.Fan(np.ones((2, 2)), (0.1, 0.9))])
+    plots.save(figure, tmp_path / "a.png")
+    plots.save(plots.forecast_errors({name: [1.0, 2.0]}, unit=name, step=name), tmp_path / "b.png")

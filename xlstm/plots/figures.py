@@ -116,8 +116,8 @@ def panels(count: int, columns: int, height: float, **options: Any) -> tuple[Any
 def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITLE) -> None:
     """Label a panel; names are shown as they are, whatever letters they have."""
     axes.set_title(title, loc="left", fontsize=size, parse_math=False)
-    axes.set_xlabel(x, fontsize=TEXT)
-    axes.set_ylabel(y, fontsize=TEXT)
+    axes.set_xlabel(x, fontsize=TEXT, parse_math=False)
+    axes.set_ylabel(y, fontsize=TEXT, parse_math=False)
 
 
 def legend(target: Any, axes: Any = None, **options: Any) -> None:

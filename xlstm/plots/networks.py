@@ -199,7 +199,7 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
         axes.set_yscale("log")
         figures.whole_numbers(axes.xaxis)
         figures.label(axes, x="time step t; the gradient comes from the last one" if kind == kinds[-1] else "")
-        axes.set_ylabel(rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT)
+        axes.set_ylabel(rf"$\Vert \partial L / \partial {kind}_t \Vert$", fontsize=figures.TEXT, parse_math=True)
         place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title_fontsize": figures.SMALL}
         figures.legend(axes, title="mean factor\na step back", **place)
     return figure
