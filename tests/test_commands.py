@@ -403,6 +403,7 @@ WRONG = [
     (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
     (["train", "-o", "short.csv"], "error: short.csv: it is a file, expected a folder"),
     (["train", "-o", "/proc/xlstm"], "/proc/xlstm"),
+    (["train", "-o", "there", "--resume"], "error: train: --resume goes with `xlstm train forecast`"),
     (["train", "big.csv"], "error: v, day 2001-10-08: Forecaster: values[280] is 1e+300"),
     (["train", "forecast", bundled("co2"), "-o", "there"], "there: holds a run already; --resume goes on with it"),
     (["train", "forecast", bundled("co2"), "-o", "there", "--resume"], "is of another run"),

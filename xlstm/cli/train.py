@@ -236,6 +236,8 @@ def _run(context: typer.Context, output: Path, resume: bool, more: Sequence[Path
 
 def _check_folder(output: Path, resume: bool, keeps: bool, files: Sequence[Path]) -> None:
     """Raise unless a run can begin in a folder, or go on there: ValueError or OSError."""
+    if resume and not keeps:
+        raise ValueError("train: --resume goes with `xlstm train forecast`; `xlstm train` keeps no run to go on with")
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "it is a file, expected a folder", str(output))
     if not keeps:
