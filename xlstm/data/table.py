@@ -198,7 +198,8 @@ class CsvFile:
         if strange:
             raise ValueError(
                 f"{strange}, which looks like a date but is not in ISO 8601; say its format with --date-format "
-                "(date_format='%d/%m/%Y'), or leave the column out to take rows as equal steps in the order of the file"
+                "(date_format='%d/%m/%Y'), write dates such as 2024-01-31, or leave the column out to take rows as "
+                "equal steps in the order of the file"
             )
         is_label = len(self.names) > 1 and (self.names[0].lower() in (*HEADERS, *INDEX) or not self._has_numbers[0])
         return 0 if is_label else None

@@ -1,4 +1,4 @@
-"""Estimators with fit, predict and score, and pictures of their forecasts."""
+"""Estimators with fit, predict and score."""
 
 from xlstm.data.host import SeriesError
 from xlstm.estimators.base import NotFittedError
