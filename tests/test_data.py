@@ -584,14 +584,17 @@ def test_a_column_that_is_asked_for_may_be_empty(name):
         table_of("f", given)
 
 
-@pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
-def test_the_index_of_pandas(zone):
+@pytest.mark.parametrize(
+    ("zone", "first"),
+    [(None, "2020-01-01T00"), ("Europe/Berlin", "2019-12-31T23"), ("America/New_York", "2020-01-01T05")],
+)
+def test_the_index_of_pandas(zone, first):
     pd = library("pandas")
     index = pd.date_range("2020-01-01", periods=3, freq="D", name="day", tz=zone)
     given = pd.DataFrame({"a": [1, 2, 3]}, index=index)
     found = table_of("f", given)
     assert found.index_name == "day"
-    assert found.index[0] == np.datetime64("2020-01-01T00:00" if zone is None else "2019-12-31T23:00")
+    assert (found.index[0], found.zone) == (np.datetime64(first), zone)
     made = table_like(given, {"p": np.ones(3)})
     assert made.index.equals(index)
     assert made.index.freq == index.freq

@@ -133,14 +133,16 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     values, names = np.stack(arrays, axis=1), [*map(str, names)]
     if (index := _index_of(nw, frame)) is not None:
         labels = index.to_timestamp() if hasattr(index, "to_timestamp") else index  # periods are dates, too
+        zone = None if getattr(labels, "tz", None) is None else str(labels.tz)  # narwhals knows no America/New_York
+        labels = labels if zone is None else labels.tz_convert(None)
         labels, name = nw.from_native(labels.to_series(), series_only=True), index.name
     elif dated is not None:
         labels, name = frame.get_column(dated), dated
+        zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
+        if zone is not None:
+            labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     else:
         return Columns(names, values)
-    zone = labels.dtype.time_zone if labels.dtype == nw.Datetime else None
-    if zone is not None:
-        labels = labels.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     return Columns(names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone)
 
 
