@@ -841,3 +841,13 @@ def test_text_beside_a_series_needs_no_name_of_a_column(tmp_path, suffix):
     files.write_table(path, {"note": ["x", "y"]})
     with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
         read_series(path)
+
+
+def test_threads_of_pyarrow_hold_no_file_of_python(tmp_path, monkeypatch):
+    """They let it go when Python may have ended, which aborts: 3 of 25 runs of `xlstm predict` did so."""
+    pyarrow, parquet = library("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"v": [1.0, 2.0, 3.0]}), tmp_path / "a.parquet")
+    opened, files = parquet.ParquetFile, []
+    monkeypatch.setattr(parquet, "ParquetFile", lambda file, **options: files.append(file) or opened(file, **options))
+    assert read_table(tmp_path / "a.parquet").values.tolist() == [[1], [2], [3]]
+    assert {type(file) for file in files} == {pyarrow.OSFile}

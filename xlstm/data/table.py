@@ -316,10 +316,12 @@ class ParquetFile:
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """Open the file; errors of a damaged one name it."""
         pyarrow, parquet = _pyarrow(self.path)
-        with self.path.open("rb") as file:
+        with self.path.open("rb") as file:  # the errors of a file that is not there are Python's
             self.size = os.fstat(file.fileno()).st_size
             try:
-                yield parquet.ParquetFile(file, read_dictionary=self._texts), pyarrow.types
+                # A file of Python would be let go by threads of PyArrow, which abort where Python ends at that moment.
+                with pyarrow.OSFile(os.fspath(self.path)) as native:
+                    yield parquet.ParquetFile(native, read_dictionary=self._texts), pyarrow.types
             except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # damaged files raise all three
                 problem = " ".join(str(error).split())
                 raise ValueError(f"{self.path}: not a readable Parquet file ({problem})") from error
