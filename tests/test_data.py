@@ -265,7 +265,6 @@ REFUSED = {
     Windows: [
         ((GAP, X[:, 0], None, 2, False, [3, 2]), ValueError, r"x\[0, 1, 0\] is nan"),
         ((X, X[:, 0], None, 2, False, [1]), ValueError, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
-        ((X, X[:, 0], None, 2, False, [1, 4]), ValueError, r"lengths\[1\] is 4, expected 0 to T = 3"),
         ((X, X[:, 0], None, 2, False, [1.0, 1.0]), TypeError, "lengths has dtype float64, expected whole numbers"),
         ((X, X[:, :2], None, 2, True), ValueError, r".*expected \(N, T, D\) and \(N, T, \.\.\.\)"),
         ((X, X[:, 0], np.ones(4, bool)), ValueError, "mask has shape"),
@@ -277,12 +276,10 @@ REFUSED = {
     ],
     Streams: [
         (("text", ROWS[0], 1, 1), TypeError, "x is 'text', expected an array of real numbers"),
-        ((["a"], ROWS[0], 1, 1), TypeError, "x has dtype <U1, expected real numbers"),
         (([[1.0], [1.0, 2.0]], ROWS[0], 1, 1), ValueError, "x is ragged"),
         ((np.ma.masked_array(X[0]), X[0], 1, 1), TypeError, "x is a masked array, expected an array without a mask"),
         ((X[0] * 1j, X[0], 1, 1), TypeError, "x has dtype complex128"),
         ((Elsewhere, X[0], 1, 1), TypeError, "x is the class Elsewhere"),
-        ((np.ones(10), np.ones(10), 2, 2), ValueError, r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
     ],
     Streams.of_tokens: [
         (("abc", 2, 5), TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
@@ -292,7 +289,6 @@ REFUSED = {
     ],
     Sequences: [
         (([], [1]), ValueError, "there are no sequences"),
-        (({"a": ROWS}, [1]), TypeError, "sequences is .*, expected a list of arrays"),
         (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
         (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
         (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
@@ -302,7 +298,6 @@ REFUSED = {
         ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
         ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
         ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
-        ((ROWS, [0, 1], [0.5, np.nan]), ValueError, r"mask\[1\] is nan"),
         ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
         ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
         ((ROWS, [X[0], ROWS[1]], None, 2, True), ValueError, r"target\[1\] has shape \(2, 2\)"),
@@ -310,13 +305,10 @@ REFUSED = {
         ((ROWS, ROWS, [np.ones(3, bool)] * 2, 2, True), ValueError, r"mask\[1\] has shape \(3,\)"),
         ((X, [0, 1], None, 2, False, [4, 1]), ValueError, r"lengths\[0\] is 4, expected 0 to T = 3"),
         ((X, [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences\[0\] is empty"),
-        ((np.ones(2), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences has shape \(2,\)"),
     ],
     SeriesWindows: [
         (([], 4), ValueError, r"series have \[\] columns"),
-        ((np.ones((5, 0)), 4), ValueError, r"series have \[0\] columns"),
         (([np.ones((9, 2)), np.ones((9, 1))], 4), ValueError, r"series have \[1, 2\] columns, expected one"),
-        (([np.ones(9), "x"], 4), TypeError, r"series\[1\] is 'x', expected an array"),
         (([np.ones(9), np.array([1, np.inf, 1])], 4), ValueError, r"series\[1\]\[1\] is inf"),
         (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no values in column 1"),
         (([np.ones(4), np.ones(2)], 4), ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
@@ -362,19 +354,15 @@ def test_a_batch_that_is_none_is_named(batch, words):
 def test_a_loss_that_takes_no_mask_is_named():
     data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
     model = SequenceModel(xlstm.LSTM(1, 2), 1)
-
-    def plain(y, target):
-        raise AssertionError("it is called")
-
     for where, call in {
-        "train": lambda: fit_one(data, loss=plain),
-        "evaluate": lambda: training.evaluate(model, model.init(0, "numpy"), data, plain),
-        "Step": lambda: training.Step(model, optim.sgd(0.1), loss=plain),
+        "train": lambda loss: fit_one(data, loss=loss),
+        "evaluate": lambda loss: training.evaluate(model, model.init(0, "numpy"), data, loss),
+        "Step": lambda loss: training.Step(model, optim.sgd(0.1), loss=loss),
     }.items():
         with pytest.raises(TypeError, match=rf"^{where}: loss takes \(y, target\), expected loss\(y, target, mask\)"):
-            call()
-    fit_one(data, loss=lambda y, target, mask: (0.0 * y[0, 0, 0], 0 * y))
-    fit_one(data, loss=lambda *args: (0.0 * args[0][0, 0, 0], 0 * args[0]))
+            call(lambda y, target: pytest.fail("it is called"))
+        call(lambda y, target, mask: (0.0 * y[0, 0, 0], 0 * y))
+        call(lambda *arguments: (0.0 * arguments[0][0, 0, 0], 0 * arguments[0]))
 
 
 @pytest.mark.parametrize("name", ["data", "validation"])
@@ -608,11 +596,9 @@ def test_a_csv_file_as_a_table(tmp_path):
 
 
 def test_a_parquet_file(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pyarrow")
     path = tmp_path / "t.parquet"
-    columns = {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]}
-    parquet.write_table(pa.table(columns), path)
+    files.write_table(path, {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]})
     np.testing.assert_array_equal(read_table(path, ["b", "a"]).values, [[4, 1], [5, np.nan], [6, 3]])
     for columns in (["day", "a"], ["a"]):
         found = read_table(path, columns)
@@ -622,32 +608,25 @@ def test_a_parquet_file(tmp_path):
         read_table(path)
     with pytest.raises(ValueError, match=r"t.parquet: column 'c' is not in the header, which has day, a, b, name"):
         read_table(path, ["c"])
-
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "none.parquet")
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
     """Whatever Arrow raises, and whatever it quotes from the file: one line with the path."""
-    pa = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pyarrow")
     path, rng, refused = tmp_path / "t.parquet", random.Random(0), 0
-    days = np.arange(40).astype("datetime64[D]")
-    whole = pa.table({"day": days, "x": np.arange(40.0), "name": [f"\u00e9{k % 3}" for k in range(40)], "n": range(40)})
-    parquet.write_table(whole, path)
+    days = np.arange(40).astype("datetime64[D]").tolist()
+    names = [f"\u00e9{k % 3}" for k in range(40)]
+    files.write_table(path, {"day": days, "x": np.arange(40.0), "name": names, "n": range(40)})
     blob = path.read_bytes()
-    reads = (
-        lambda: read_table(path, ["x", "n"]),
-        lambda: files.read_names(path, "name"),
-        lambda: read_series(path, "x"),
-    )
     for _ in range(60):
         damaged = bytearray(blob)
         damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(damaged))
-        for read in reads:
+        for read, columns in ((read_table, ["x", "n"]), (files.read_names, "name"), (read_series, "x")):
             try:
-                read()
+                read(path, columns)
             except (ValueError, TypeError) as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018 (not all fail)
                 refused += 1
@@ -656,12 +635,13 @@ def test_damaged_parquet_files_are_named(tmp_path):
 
 def test_tables_without_their_libraries(tmp_path, monkeypatch):
     given = pytest.importorskip("pandas").DataFrame({"a": [1]})
-    monkeypatch.setitem(sys.modules, "narwhals.stable.v1", None)
-    with pytest.raises(ImportError, match="f: tables need narwhals; pip install narwhals"):
-        table_of("f", given)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match="Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"):
-        read_table(tmp_path / "t.parquet")
+    for package, read, words in (
+        ("narwhals.stable.v1", lambda: table_of("f", given), "f: tables need narwhals; pip install narwhals"),
+        ("pyarrow", lambda: read_table(tmp_path / "t.parquet"), "Parquet files need .*; pip install pyarrow narwhals"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=words):
+            read()
 
 
 COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": [datetime.date(2024, 1, 1)] * 2, "x": [0.1, -2.5e-9]}
@@ -701,15 +681,13 @@ def test_tables_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("unit", ["D", "ns"])
+@pytest.mark.parametrize("unit", ["D", "us"])
 def test_series_of_parquet_files(tmp_path, unit):
     """As those of a CSV file: dates, missing rows as gaps, the one column of numbers."""
     pytest.importorskip("pyarrow")
-    pytest.importorskip("narwhals")
     months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], "datetime64[D]")
-    days = months.astype(f"datetime64[{unit}]").astype("datetime64[us]").tolist() if unit == "ns" else months.tolist()
     values = [1.0, 2.0, 4.0, None, 6.0]
-    files.write_table(tmp_path / "t.parquet", {"day": days, "v": values})
+    files.write_table(tmp_path / "t.parquet", {"day": months.astype(f"datetime64[{unit}]").tolist(), "v": values})
     text = "".join(f"{day},{'' if v is None else v}\n" for day, v in zip(months, values, strict=True))
     (tmp_path / "t.csv").write_text("day,v\n" + text)
     one, two = (read_series(tmp_path / name) for name in ("t.parquet", "t.csv"))
