@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from tests.tables import LIBRARIES, columns_of, table
 from xlstm.data import calendars
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward, split
@@ -88,7 +89,7 @@ def test_past_and_static_numbers_reach_the_network():
     assert np.all(forecaster.predict(several, past=beside["past"], static=[[1.0], [1.0]])[0] != found[0])
 
 
-def test_several_targets_and_several_series():
+def test_several_targets():
     values, price = driven()
     both = np.stack([values, price[:300]], axis=1)
     forecaster = Forecaster(**QUICK).fit(both)
@@ -101,16 +102,18 @@ def test_several_targets_and_several_series():
     assert lines[-1].split()[:4] == ["6,", "target", "1", f"{score.model[5, 1]:.4g}"]
     assert (forecaster.predict(both, 7).shape, forecaster.predict_quantiles(both).shape) == ((7, 2), (6, 2, 9))
     assert forecaster.n_targets_ == 2
+
+
+def test_several_series():
+    values, _ = driven()
     several = [values, 100 * values[:200]]
     forecaster = Forecaster(**QUICK).fit(several)
-    one, two = forecaster.predict(several)
-    assert one.shape == two.shape == (6,)
+    assert [found.shape for found in forecaster.predict(several)] == [(6,), (6,)]
     score = forecaster.score(several)
-    assert repr(score) == str(score)
-    assert str(score).splitlines()[2].split()[:2] == ["1", f"{score.model[0]:.4g}"]
+    np.testing.assert_array_equal(np.bincount(score.series), [60, 40])
+    assert repr(score).splitlines()[2].split()[:2] == ["1", f"{score.model[0]:.4g}"]
     long = dataclasses.replace(score, model=np.ones(100), coverage=np.ones(100), errors={})
     assert [line.split()[0] for line in repr(long).splitlines()[-2:]] == ["11", "100"]
-    np.testing.assert_array_equal(np.bincount(score.series), [60, 40])
     alone = forecaster.predict([7 * values + 5])  # a series that it was not fitted to, by its own changes
     np.testing.assert_allclose(alone[0], 7 * forecaster.predict([values])[0] + 5, rtol=1e-5)
 
@@ -288,7 +291,10 @@ def test_backtests(fitted, refit):
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize(
     ("step", "words"),  # 6 steps in each of 5 epochs, then 9 in each on all rows
-    [(17, "signal 2"), (35, "signal 2 stopped the training on all rows; .* the network of epoch [1-5], which has not seen")],
+    [
+        (17, "signal 2"),
+        (35, "signal 2 stopped the training on all rows; .* the network of epoch [1-5], which has not seen"),
+    ],
     ids=["first", "refit"],
 )
 def test_an_interrupt_leaves_the_best_and_a_run_that_goes_on(fitted, step, words, kept, tmp_path):
@@ -365,39 +371,28 @@ def test_in_scikit_learn_tools():
 
 
 def test_tables_in_tables_out():
+    """Targets go by name, whatever the order of columns."""
     pd = pytest.importorskip("pandas")
     values, price = driven()
     days = pd.date_range("2020-01-01", periods=320, freq="D")
-    table = pd.DataFrame({"sales": values, "price": price[:300]}, index=days[:300])
+    table = pd.DataFrame({"sales": values, "cost": values[::-1], "price": price[:300]}, index=days[:300])
     later = pd.DataFrame({"price": price[300:306]}, index=days[300:306])
-    forecaster = Forecaster(**QUICK, future="price").fit(table)
-    assert list(forecaster.feature_names_in_) == ["sales"]
+    few = {**QUICK, "epochs": 1}
+    forecaster = Forecaster(**few, future="price").fit(table)
+    assert list(forecaster.feature_names_in_) == ["sales", "cost"]
     found = forecaster.predict(table, future=later)
-    plain = Forecaster(**QUICK).fit(values, future=price[:300], dates=days[:300].values)
-    expected = plain.predict(values, future=price[:306], dates=days[:300].values)
-    np.testing.assert_array_equal(found["sales"], expected)
+    both, dates = table[["sales", "cost"]].to_numpy(), days[:300].values
+    plain = Forecaster(**few).fit(both, future=price[:300], dates=dates)
+    np.testing.assert_array_equal(found, plain.predict(both, future=price[:306], dates=dates))
     assert list(found.index) == list(days[300:306])
+    pd.testing.assert_frame_equal(forecaster.predict(table[["price", "cost", "sales"]], future=later), found)
+    for other in (table.rename(columns={"cost": "x"}), table[["sales", "price"]], table.assign(more=1.0)):
+        with pytest.raises(ValueError, match=r"the targets of the table are sales.*, expected sales, cost, as in fit"):
+            forecaster.predict(other, future=later)
     quantiles = forecaster.predict_quantiles(table, future=later)
     assert list(quantiles.columns[:2]) == ["sales 0.1", "sales 0.2"]
-    column = Forecaster(**QUICK).fit(table["sales"]).predict(table["sales"], 2)
+    column = Forecaster(**few).fit(table["sales"]).predict(table["sales"], 2)
     assert (type(column), column.name) == (pd.Series, "sales")
-
-
-def test_a_table_of_several_series():
-    pl = pytest.importorskip("polars")
-    values, _ = driven()
-    days = np.datetime64("2020-01-01", "us") + np.arange(300) * np.timedelta64(1, "D")
-    table = pl.DataFrame(
-        {"day": np.tile(days, 2), "shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 5 * values))}
-    )
-    forecaster = Forecaster(**QUICK, series_id="shop").fit(table)
-    found = forecaster.predict(table, 2)
-    assert found.columns == ["day", "shop", "sales"]
-    assert found["shop"].to_list() == ["a", "a", "b", "b"]
-    assert found["day"].to_list() == 2 * (days[-1] + np.arange(1, 3) * np.timedelta64(1, "D")).tolist()
-    expected = Forecaster(**QUICK).fit([values, 5 * values], dates=[days, days])
-    arrays = expected.predict([values, 5 * values], 2, dates=[days, days])
-    np.testing.assert_array_equal(found["sales"], np.concatenate(arrays))
 
 
 @pytest.mark.parametrize(
@@ -440,24 +435,9 @@ def test_level_and_scale_of_a_series_do_not_matter(fitted):
         np.testing.assert_array_equal(fitted.predict([other, values])[0], fitted.predict(other))
 
 
-def test_units_of_named_series_go_with_their_names():
-    pd = pytest.importorskip("pandas")
-    values, _ = driven()
-    table = pd.DataFrame({"shop": ["a"] * 300 + ["b"] * 300, "sales": np.concatenate((values, 1e3 * values[::-1]))})
-    forecaster = Forecaster(**QUICK, series_id="shop")
-    found = forecaster.fit(table).predict(table, 2)
-    turned = forecaster.predict(pd.concat((table[300:], table[:300]), ignore_index=True), 2)
-    np.testing.assert_array_equal(turned["sales"], found["sales"][[2, 3, 0, 1]])
-    alone = table[300:].reset_index(drop=True)
-    np.testing.assert_array_equal(forecaster.predict(alone, 2)["sales"], found["sales"][2:])
-    changed = alone.assign(shop="c")
-    np.testing.assert_allclose(forecaster.predict(changed, 2)["sales"], found["sales"][2:], rtol=1e-6)
-
-
 def test_a_series_that_does_not_change_is_forecast(fitted):
-    values, _ = driven()
-    found = fitted.predict([values, np.ones(100), np.zeros(12)], 9)
-    np.testing.assert_array_equal(found[0], fitted.predict(values, 9))
+    found = fitted.predict([driven()[0], np.ones(100), np.zeros(12)], 9)
+    np.testing.assert_array_equal(found[0], fitted.predict(driven()[0], 9))
     np.testing.assert_allclose(found[1], 1, rtol=1e-12)
     np.testing.assert_allclose(found[2], 0, atol=1e-12)
 
@@ -552,7 +532,11 @@ def test_only_columns_with_a_role_are_read():
     expected = Forecaster(**settings).fit(table[["sales", "size"]]).predict(table[["sales", "size"]])
     np.testing.assert_array_equal(found, expected)
     for roles, error, words in (
-        ({"targets": "sales", "static": "moon"}, ValueError, "column 'moon' is not in the table, which has sales, note, size"),
+        (
+            {"targets": "sales", "static": "moon"},
+            ValueError,
+            "column 'moon' is not in the table, which has sales, note, size",
+        ),
         ({"targets": "moon"}, ValueError, "column 'moon' is not in the table"),
         ({"targets": "sales", "series_id": "moon"}, ValueError, "column 'moon' is not in the table"),
         ({}, TypeError, "column 'note' holds String"),
@@ -562,36 +546,43 @@ def test_only_columns_with_a_role_are_read():
             Forecaster(**settings | roles).fit(table.assign(gap=np.nan) if "gap" in words else table)
 
 
-def test_targets_of_a_table_go_by_name():
-    pd = pytest.importorskip("pandas")
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tables_of_several_series(library, tmp_path):
+    """Units of a series go with its name, in whatever order names come, and into the file."""
     values, price = driven()
-    table = pd.DataFrame({"sales": values, "price": price[:300]})
-    forecaster = Forecaster(**{**QUICK, "epochs": 1}).fit(table)
-    found = forecaster.predict(table)
-    pd.testing.assert_frame_equal(forecaster.predict(table[["price", "sales"]]), found)
-    for other in (table.rename(columns={"price": "cost"}), table[["sales"]], table.assign(more=1.0)):
-        with pytest.raises(ValueError, match=r"the targets of the table are sales.*, expected sales, price, as in fit"):
-            forecaster.predict(other)
-    np.testing.assert_array_equal(forecaster.predict(table.to_numpy()), found)
+    several, price = [values, 1e3 * values[::-1]], price[20:]
+    day = np.datetime64("2020-01-01", "us") + np.arange(306) * np.timedelta64(1, "D")
+    columns = {"day": np.tile(day[:300], 2), "shop": np.repeat(["a", "b"], 300), "sales": np.concatenate(several)}
+    columns |= {"size": np.repeat([1.0, 2.0], 300), "price": np.tile(price, 2), "rain": np.tile(values, 2)}
+    ahead = {"day": np.tile(day[300:], 2), "shop": np.repeat(["a", "b"], 6), "price": np.tile(price[:6], 2)}
+    later = table(library, ahead)
 
+    def rows(*order, **change):
+        chosen = np.concatenate([np.flatnonzero(columns["shop"] == shop) for shop in order])
+        return table(library, {name: change.get(name, column[chosen]) for name, column in columns.items()})
 
-def test_a_loaded_forecaster_reads_the_tables_that_it_was_fitted_to(tmp_path):
-    pd = pytest.importorskip("pandas")
-    values, price = driven()
-    several = [values, values[::-1]]
-    columns = {"shop": ["a"] * 300 + ["b"] * 300, "size": [1.0] * 300 + [2.0] * 300}
-    columns |= {"sales": np.concatenate(several), "price": np.tile(price[:300], 2), "rain": np.tile(price[20:], 2)}
-    table = pd.DataFrame(columns)
-    later = pd.DataFrame({"shop": ["a"] * 6 + ["b"] * 6, "price": np.tile(price[300:306], 2)})
-    roles = {"past": "rain", "future": ["price"], "static": "size", "series_id": "shop"}
-    forecaster = Forecaster(**{**QUICK, "epochs": 1}, **roles).fit(table)
+    roles = {"targets": "sales", "past": "rain", "future": ["price"], "static": "size", "series_id": "shop"}
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}, **roles).fit(rows("a", "b"))
+    found = columns_of(forecaster.predict(rows("a", "b"), future=later))
+    assert list(found) == ["day", "shop", "sales"]
+    assert found["shop"].tolist() == ["a"] * 6 + ["b"] * 6
+    np.testing.assert_array_equal(found["day"].astype("datetime64[us]"), ahead["day"])
+    covariates = {"past": [values] * 2, "static": [[1.0], [2.0]], "dates": [day[:300]] * 2}
+    plain = Forecaster(**{**QUICK, "epochs": 1}).fit(several, future=[price] * 2, **covariates)
+    expected = plain.predict(several, future=[np.concatenate((price, price[:6]))] * 2, **covariates)
+    np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
     forecaster.save(tmp_path / "f")
     loaded = Forecaster.load(tmp_path / "f", "numpy")
-    assert (loaded.past, loaded.future, loaded.targets, loaded.series_id) == (["rain"], ["price"], None, "shop")
+    assert [getattr(loaded, role) for role in roles] == [["sales"], ["rain"], ["price"], ["size"], "shop"]
     assert list(loaded.feature_names_in_) == ["sales"]
-    turned = pd.concat((table[300:], table[:300]), ignore_index=True)
-    for rows in (table, turned):
-        pd.testing.assert_frame_equal(loaded.predict(rows, future=later), forecaster.predict(rows, future=later))
+    for model in (forecaster, loaded):
+        turned = columns_of(model.predict(rows("b", "a"), future=later))
+        np.testing.assert_array_equal(turned["sales"], np.roll(found["sales"], 6))
+        alone = columns_of(model.predict(rows("b"), future=later))
+        np.testing.assert_array_equal(alone["sales"], found["sales"][6:])
+    new = table(library, {name: ["c"] * 6 if name == "shop" else column[6:] for name, column in ahead.items()})
+    unknown = columns_of(forecaster.predict(rows("b", shop=["c"] * 300), future=new))
+    np.testing.assert_allclose(unknown["sales"], found["sales"][6:], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
