@@ -71,22 +71,20 @@ def test_every_backend_gives_the_same_model(be):
 
 
 @pytest.mark.parametrize(
-    ("values", "settings", "words"),
+    ("values", "words"),
     [
-        (np.full(300, 3.0), {}, "constant at 3"),
-        (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 167 rows, the series has 30"),
-        (wave(2), {}, "need 21 rows, the series has 2; expected more rows, or a shorter horizon"),
-        (np.ones((5, 2, 2)), {}, r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
-        (np.where(np.arange(300) == 5, np.inf, wave()), {}, r"values\[5\] is inf"),
-        (wave(gaps=range(300)), {}, "the series has no value in column 0"),
-        (1e-200 * wave(), {}, "the series changes by no more than .*e-200, expected 1e-150 or more"),
-        (wave(gaps=range(170, 245)), {}, "validation part of the series has no values"),
-        (wave(gaps=range(235, 300)), {}, "test part of the series has no values"),
+        (np.full(300, 3.0), "constant at 3"),
+        (np.ones((5, 2, 2)), r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
+        (np.where(np.arange(300) == 5, np.inf, wave()), r"values\[5\] is inf"),
+        (wave(gaps=range(300)), "the series has no value in column 0"),
+        (1e-200 * wave(), "the series changes by no more than .*e-200, expected 1e-150 or more"),
+        (wave(gaps=range(170, 245)), "validation part of the series has no values"),
+        (wave(gaps=range(235, 300)), "test part of the series has no values"),
     ],
 )
-def test_bad_series_are_named(values, settings, words):
+def test_bad_series_are_named(values, words):
     with pytest.raises(ValueError, match=words):
-        Forecaster(**{**QUICK, **settings}, backend="numpy").fit(values)
+        Forecaster(**QUICK, backend="numpy").fit(values)
 
 
 def test_a_fit_that_fails_changes_nothing(fitted):

@@ -106,16 +106,13 @@ def test_warm_start(tmp_path):
 
 REFUSED = [
     ({}, 3, TypeError, "X is 3, expected a text or a list of texts"),
-    ({}, [], TypeError, "expected a text or a list of texts"),
     ({}, ["a", 3], TypeError, "expected a text or a list of texts"),
     ({}, "abc", ValueError, "the text has 3 tokens to learn from, expected 81 or more"),
     ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is 'words', expected 'characters', 'bytes' or a tok"),
     ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
     ({"cell": "attention"}, VERSE, ValueError, "cell is 'attention'"),
     ({"steps": 0}, VERSE, ValueError, "steps is 0"),
-    ({"length": 1.5}, VERSE, TypeError, "length is 1.5"),
     ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
-    ({"clip": 0}, VERSE, ValueError, "clip is 0"),
     ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),
     ({}, VERSE + "\ud800", ValueError, r"X has '\\ud800' at position 1680, half of a surrogate pair"),
     ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], ValueError, r"X has '\\ud800' at position 1681"),
