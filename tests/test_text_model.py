@@ -7,10 +7,9 @@ import signal
 import numpy as np
 import pytest
 
-from xlstm import training
+from xlstm import checkpoint, training
 from xlstm.estimators import TextModel
 from xlstm.models.sequence import CELLS
-from xlstm.training import checkpoint
 
 VERSE = "to be or not to be, that is the question:\n" * 40
 QUICK = {"hidden_size": 24, "embedding_size": 8, "steps": 60, "batch_size": 4, "length": 20, "backend": "numpy"}

@@ -8,14 +8,13 @@ import pytest
 import xlstm
 from tests.conftest import make_backend
 from tests.tirex import error, golden, gradients, rows, tokens, written
-from xlstm import models
+from xlstm import checkpoint, models
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import to_bfloat16
 from xlstm.engines import engine
 from xlstm.engines.numba import jit
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex.variates import Groups
-from xlstm.training import checkpoint
 
 FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
