@@ -257,7 +257,7 @@ def test_windows_over_series_take_memory_of_the_series_only():
     assert peak < 10 * sum(one.nbytes for one in series)  # all windows are 1000 times as much
 
 
-# Wrong arguments; tests/attacks/test_arguments.py has those that any argument refuses
+# Wrong arguments; tests/attacks/test_arguments.py has values that go with no argument
 
 ROWS, X = [np.ones((3, 2)), np.ones((2, 2))], np.ones((2, 3, 1))
 GAP = np.array([[[1], [np.nan], [1]]] * 2)
@@ -280,6 +280,7 @@ REFUSED = {
         ((np.ma.masked_array(X[0]), X[0], 1, 1), TypeError, "x is a masked array, expected an array without a mask"),
         ((X[0] * 1j, X[0], 1, 1), TypeError, "x has dtype complex128"),
         ((Elsewhere, X[0], 1, 1), TypeError, "x is the class Elsewhere"),
+        ((np.ones(10), np.ones(10), 2, 2), ValueError, r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
     ],
     Streams.of_tokens: [
         (("abc", 2, 5), TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
@@ -289,6 +290,7 @@ REFUSED = {
     ],
     Sequences: [
         (([], [1]), ValueError, "there are no sequences"),
+        (({"a": ROWS}, [1]), TypeError, "sequences is .*, expected a list of arrays"),
         (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
         (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
         (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
@@ -298,6 +300,7 @@ REFUSED = {
         ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
         ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
         ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
+        ((ROWS, [0, 1], [0.5, np.nan]), ValueError, r"mask\[1\] is nan"),
         ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
         ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
         ((ROWS, [X[0], ROWS[1]], None, 2, True), ValueError, r"target\[1\] has shape \(2, 2\)"),
@@ -305,9 +308,11 @@ REFUSED = {
         ((ROWS, ROWS, [np.ones(3, bool)] * 2, 2, True), ValueError, r"mask\[1\] has shape \(3,\)"),
         ((X, [0, 1], None, 2, False, [4, 1]), ValueError, r"lengths\[0\] is 4, expected 0 to T = 3"),
         ((X, [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences\[0\] is empty"),
+        ((np.ones(2), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences has shape \(2,\)"),
     ],
     SeriesWindows: [
         (([], 4), ValueError, r"series have \[\] columns"),
+        ((np.ones((5, 0)), 4), ValueError, r"series have \[0\] columns"),
         (([np.ones((9, 2)), np.ones((9, 1))], 4), ValueError, r"series have \[1, 2\] columns, expected one"),
         (([np.ones(9), np.array([1, np.inf, 1])], 4), ValueError, r"series\[1\]\[1\] is inf"),
         (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no values in column 1"),

@@ -350,6 +350,9 @@ def test_parameters_are_those_of_scikit_learn(fitted):
     assert other.settings.window == 9
     with pytest.raises(ValueError, match="'moon' is no parameter"):
         other.set_params(moon=1)
+    for change, words in (({"window": 1}, "window is 1, expected 2"), ({"quantiles": (0.9, 0.1)}, "rising numbers")):
+        with pytest.raises(ValueError, match=words):
+            Forecaster(**change).fit(driven()[0])
     with pytest.raises((NotFittedError, ValueError), match="not fitted yet"):
         Forecaster().score(driven()[0])
 

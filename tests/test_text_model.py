@@ -105,6 +105,7 @@ def test_warm_start(tmp_path):
 
 REFUSED = [
     ({}, 3, TypeError, "X is 3, expected a text or a list of texts"),
+    ({}, [], TypeError, "expected a text or a list of texts"),
     ({}, ["a", 3], TypeError, "expected a text or a list of texts"),
     ({}, "abc", ValueError, "the text has 3 tokens to learn from, expected 81 or more"),
     ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is 'words', expected 'characters', 'bytes' or a tok"),
