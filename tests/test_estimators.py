@@ -70,23 +70,6 @@ def test_every_backend_gives_the_same_model(be):
         np.testing.assert_allclose(to_numpy(other.params_[name]), p, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (np.full(300, 3.0), "constant at 3"),
-        (np.ones((5, 2, 2)), r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
-        (np.where(np.arange(300) == 5, np.inf, wave()), r"values\[5\] is inf"),
-        (wave(gaps=range(300)), "the series has no value in column 0"),
-        (1e-200 * wave(), "the series changes by no more than .*e-200, expected 1e-150 or more"),
-        (wave(gaps=range(170, 245)), "validation part of the series has no values"),
-        (wave(gaps=range(235, 300)), "test part of the series has no values"),
-    ],
-)
-def test_bad_series_are_named(values, words):
-    with pytest.raises(ValueError, match=words):
-        Forecaster(**QUICK, backend="numpy").fit(values)
-
-
 def test_a_fit_that_fails_changes_nothing(fitted):
     before = fitted.predict(wave())
 

@@ -12,7 +12,7 @@ from xlstm import losses
 from xlstm.data import calendars
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward, split
-from xlstm.estimators import Forecaster, NotFittedError, SeriesError, Settings, baselines, evaluation
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, evaluation
 from xlstm.models.sequence import CELLS
 from xlstm.training import Interrupted
 
@@ -399,22 +399,35 @@ def test_tables_in_tables_out():
     assert (type(column), column.name) == (pd.Series, "sales")
 
 
+def without(*rows):
+    """The series with gaps."""
+    return np.where(np.isin(np.arange(300), rows), np.nan, driven()[0])
+
+
 @pytest.mark.parametrize(
-    ("beside", "words"),
+    ("values", "beside", "words"),
     [
-        ({"past": np.ones(9)}, "past has 9 rows, expected 300"),
-        ({"future": np.ones(9)}, "future has 9 rows, expected 300 or more"),
-        ({"past": np.full(300, np.inf)}, "past begins with a gap or is infinite"),
-        ({"static": [np.nan]}, "static has a number that is not finite"),
-        ({"dates": np.arange(300)}, "dates is an array of int64"),
-        ({"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01, expected a date after 1970-01-01"),
-        ({"dates": np.datetime64("2020-01-01") + np.arange(9)}, "dates has 9 rows, expected 300"),
-        ({"moon": 1}, "moon is no argument, expected some of past, future, static, dates"),
+        (np.full(300, 3.0), {}, "constant at 3"),
+        (np.ones((5, 2, 2)), {}, r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
+        (np.where(np.arange(300) == 5, np.inf, without()), {}, r"values\[5\] is inf"),
+        (np.where(np.arange(300) == 200, 1e40, without(*range(10))), {}, r"values\[200\] is 1e\+40"),
+        (1e-200 * without(), {}, "the series changes by no more than .*e-200, expected 1e-150 or more"),
+        (without(*range(300)), {}, "the series has no value in column 0"),
+        (without(*range(170, 245)), {}, "validation part of the series has no values"),
+        (without(*range(235, 300)), {}, "test part of the series has no values"),
+        (without(), {"past": np.ones(9)}, "past has 9 rows, expected 300"),
+        (without(), {"future": np.ones(9)}, "future has 9 rows, expected 300 or more"),
+        (without(), {"past": np.full(300, np.inf)}, "past begins with a gap or is infinite"),
+        (without(), {"static": [np.nan]}, "static has a number that is not finite"),
+        (without(), {"dates": np.arange(300)}, "dates is an array of int64"),
+        (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01, expected a date after 1970"),
+        (without(), {"dates": np.datetime64("2020-01-01") + np.arange(9)}, "dates has 9 rows, expected 300"),
+        (without(), {"moon": 1}, "moon is no argument, expected some of past, future, static, dates"),
     ],
 )
-def test_what_is_beside_a_series_is_checked(beside, words):
+def test_bad_series_are_named(values, beside, words):
     with pytest.raises((TypeError, ValueError), match=words):
-        Forecaster(**QUICK).fit(driven()[0], **beside)
+        Forecaster(**QUICK).fit(values, **beside)
 
 
 def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):
@@ -518,13 +531,6 @@ def test_a_column_of_a_wide_table_may_begin_later(library):
     columns["price"][:21] = np.nan
     with pytest.raises(ValueError, match="future begins with a gap"):
         forecaster.fit(frames.DataFrame(columns))
-
-
-def test_a_value_out_of_reach_is_named_by_its_row():
-    values = np.where(np.arange(300) < 10, np.nan, driven()[0])
-    values[200] = 1e40
-    with pytest.raises(SeriesError, match=r"values\[200\] is 1e\+40"):
-        Forecaster(horizon=3, **SMALL).fit(values)
 
 
 def test_only_columns_with_a_role_are_read():
