@@ -382,21 +382,20 @@ def test_values_far_from_those_of_fit_are_refused(rng):
     assert np.all(np.isfinite(wide.predict(X * 1e30)))
 
 
-def test_another_width_is_refused(rng):
-    regressor = SequenceRegressor(**FAST).fit(X3, Y3)
-    for X in (np.ones((2, 3, 1)), [np.ones((2, 3))]):
-        with pytest.raises(ValueError, match="SequenceRegressor is expecting 2 features as input"):
-            regressor.predict(X)
-    words = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
-    with pytest.raises(ValueError, match=words):
-        regressor.predict(X3[0])
+def test_another_width_is_refused():
+    sequences = SequenceRegressor(**FAST).fit(X3, Y3)
     table = SequenceRegressor(**FAST).fit(np.ones((4, 5)), Y3)
-    with pytest.raises(ValueError, match="is expecting 5 features as input"):
-        table.predict(np.ones((4, 3)))
-    with pytest.raises(ValueError, match=r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"):
-        table.predict(X3)
-    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
-        table.predict([])
+    lone = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
+    for regressor, X, words in (
+        (sequences, np.ones((2, 3, 1)), "SequenceRegressor is expecting 2 features as input"),
+        (sequences, [np.ones((2, 3))], "SequenceRegressor is expecting 2 features as input"),
+        (sequences, X3[0], lone),
+        (table, np.ones((4, 3)), "is expecting 5 features as input"),
+        (table, X3, r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"),
+        (table, [], r"0 sample\(s\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            regressor.predict(X)
 
 
 def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
