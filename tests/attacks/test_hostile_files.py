@@ -19,7 +19,7 @@ from xlstm.estimators import Forecaster
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras, to_keras
 from xlstm.interop.torch import from_torch
-from xlstm.models import model_files
+from xlstm.models import TiRex2, model_files
 
 LONG_NUMBER = "1" + "0" * 400
 DEEP = "[" * 100_000
@@ -83,7 +83,15 @@ def described(about, **options):
     return json.dumps({**about, "options": {**about["options"], **options}})
 
 
+TWO = TiRex2(4, [("slstm", 1, 1)], patch_size=2, quantiles=(0.5,), input_ff_size=3, context=8, horizon=4)
+BLOCKS = {"layer": "TiRex2", "options": TWO.__getstate__(), "head": None}
+
+
 MODELS = {
+    "many blocks": (
+        described(BLOCKS, recipe=[["slstm", 1, 1]] * 9999),
+        "blocks of recipe is 9999, the file holds 3 arr",
+    ),
     "deep": (DEEP, "nested more than"),
     "number": ("1", "it is 1, expected version"),
     "no layer": ("{}", "layer is None, expected one of LSTM"),
@@ -304,8 +312,8 @@ def many(group):
 
 
 def many_names(group):
-    for k in range(5000):
-        group[f"x{k}"] = np.float32(0)
+    for k in range(4100):
+        h5py.h5g.create(group.id, f"x{k}".encode())
 
 
 HDF5 = {
