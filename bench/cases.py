@@ -11,8 +11,8 @@ import numpy as np
 
 import xlstm
 from xlstm.arrays.backend import Backend
-from xlstm.cli.benchmark import LAYERS
 from xlstm.engines.numba import jit
+from xlstm.models.sequence import layer_of
 
 # T, B, D, H
 SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (128, 64, 512, 512)]
@@ -50,7 +50,7 @@ class Case:
 
     def layer_of(self) -> xlstm.LSTM | xlstm.GRU | xlstm.RNN:
         """xlstm's layer."""
-        return LAYERS[self.layer](self.D, self.H, **self.options)
+        return layer_of("bench", self.layer, self.D, self.H, **self.options)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """x (T, B, D) and the gradient of y."""

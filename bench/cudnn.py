@@ -21,14 +21,14 @@ from bench import rows
 from bench.events import Clock, Side, side_by_side
 from bench.peers import MissingError, module
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agreement
+from xlstm import precision
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import Recorder
-from xlstm.cli.benchmark import LAYERS
 from xlstm.engines import cuda
 from xlstm.engines.cuda.cuda_engine import CudaTape
 from xlstm.interop.torch import to_torch
-from xlstm.training import precision
+from xlstm.models.sequence import layer_of
 
 # T, B, H; D = H. Others have published times of the third.
 SHAPES = ((512, 64, 512), (1024, 16, 1024), (1024, 16, 768), (128, 256, 256), (100, 32, 128))
@@ -144,7 +144,7 @@ class Ours:
     def __init__(self, case: Case, x: np.ndarray, dy: np.ndarray) -> None:
         self.case = case
         be = xlstm.backend("cupy", dtype=PRECISIONS[case.precision])
-        self.layer = LAYERS[case.layer](case.H, case.H)
+        self.layer = layer_of("bench", case.layer, case.H, case.H)
         self.params = self.layer.init(0, be)
         self.x, self.dy = be.asarray(x), be.asarray(dy)
         self.y, self.grads, self.dx, self.saved = None, {}, None, None

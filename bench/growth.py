@@ -20,7 +20,7 @@ from bench import run
 from bench.__main__ import name_of_machine
 from bench.cases import Case, ours
 from bench.report import number, table
-from xlstm.cli import benchmark
+from xlstm.cli import bench
 from xlstm.cli.timing import Timing, interleave
 
 GOAL = 1.3
@@ -55,8 +55,8 @@ def sweeps() -> list[Sweep]:
 
 def unit(case: Case, timing: Timing) -> float:
     """Return picoseconds for each multiplication of the products."""
-    size = benchmark.Size(case.T, case.B, case.D, case.H)
-    return timing.best * 1e12 / (benchmark.operations(benchmark.Case(case.layer, size)) / 2)
+    size = bench.Size(case.T, case.B, case.D, case.H)
+    return timing.best * 1e12 / (bench.Case(case.layer, size).operations / 2)
 
 
 def rows(sweep: Sweep, units: Sequence[float]) -> list[list[str]]:

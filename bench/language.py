@@ -20,9 +20,10 @@ import xlstm
 from bench import rows
 from bench.events import Clock, Side, side_by_side
 from bench.rows import OURS, OURS_CAPTURED, PRECISIONS
+from xlstm import precision
 from xlstm.arrays.backend import Backend
 from xlstm.data import Streams
-from xlstm.training import Step, optimizers, precision
+from xlstm.training import Step, optimizers
 from xlstm.training.callbacks import Clip
 
 # B, T, D and the number of tokens: the case of `bench.published`, and one that a GPU is made for.

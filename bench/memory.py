@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import xlstm
 from bench import cases, peers, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm.cli import peak
+from xlstm.cli.timing import peak_memory
 
 
 def prepare(peer: str, case: dict):
@@ -35,7 +35,7 @@ def main() -> None:
             if peer != "xlstm" and (reason := peers.calls(replace(case, T=2), (peer,))[1]):
                 missing |= reason
                 continue
-            taken = peak.of("bench.memory:prepare", peer, asdict(case))
+            taken = peak_memory("bench.memory:prepare", peer, asdict(case))
             if taken is None:
                 print("this system does not say how much memory a process took at most: not measured")
                 return

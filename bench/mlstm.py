@@ -24,13 +24,13 @@ from bench import rows
 from bench.events import Clock, Side, side_by_side
 from bench.peers import MissingError, module
 from bench.rows import OURS, PRECISIONS
+from xlstm import precision
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.layers.matrix_memory import Memory
 from xlstm.layers.sequence import complete
 from xlstm.recurrence.packing import Packing, Span
-from xlstm.training import precision
 
 # B, heads, T, K, V: heads of xLSTM 7B, one long text of it, and a small model.
 SHAPES = ((4, 8, 2048, 256, 512), (1, 8, 8192, 256, 512), (16, 4, 512, 128, 128))

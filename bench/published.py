@@ -22,8 +22,7 @@ import numpy as np
 import xlstm
 from bench import mlstm, run
 from bench.theirs import Theirs
-from xlstm.cli import peak
-from xlstm.cli.timing import interleave
+from xlstm.cli.timing import interleave, peak_memory
 from xlstm.training import optimizers
 
 MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
@@ -71,7 +70,7 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
 
 
 def prepare(peer: str, sizes: list[int]) -> Callable[[], object]:
-    """For `peak.of`."""
+    """For `peak_memory`."""
     ours("mlstm", (1, 1, 128, 64))()
     return ours("mlstm", tuple(sizes))
 
@@ -101,7 +100,7 @@ def main() -> None:
             if theirs is not None:
                 theirs.ask("forget")
     for T in LENGTHS:
-        taken = peak.of("bench.published:prepare", "xlstm", [1, 4, T, 64])
+        taken = peak_memory("bench.published:prepare", "xlstm", [1, 4, T, 64])
         if taken is not None:
             results = {"xlstm": {"median": taken}}
             run.record("published memory", f"mlstm 1,4,{T},64", results, "bytes", options.json, {}, {"T": T})

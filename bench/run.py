@@ -14,7 +14,7 @@ from bench import cases, peers
 from bench.cases import Case
 from xlstm.arrays import cores
 from xlstm.cli import machine
-from xlstm.cli.benchmark import runner
+from xlstm.cli.bench import runner
 from xlstm.cli.timing import Timing, interleave
 from xlstm.engines.numba import jit
 

@@ -32,8 +32,7 @@ import numpy as np
 from bench import run
 from bench.theirs import Theirs
 from xlstm.arrays import cores
-from xlstm.cli import peak
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli.timing import Timing, interleave, resident
 from xlstm.interop import tirex
 from xlstm.models import TiRex, TiRex2
 
@@ -72,9 +71,9 @@ def memory(folder: str, model: str, rows: int) -> None:
     network, params = tirex.load(path_of(Path(folder), model), backend="numpy")
     series = np.load(Path(folder) / f"series{rows}.npy")
     network.forecast(params, series[:1], HORIZONS[model])
-    start = peak.resident("VmRSS")
+    start = resident("VmRSS")
     network.forecast(params, series, HORIZONS[model])
-    print(json.dumps({"beyond": peak.resident("VmHWM") - start, "peak": peak.resident("VmHWM")}))
+    print(json.dumps({"beyond": resident("VmHWM") - start, "peak": resident("VmHWM")}))
 
 
 def processor(call: Callable[[], Any], rounds: int) -> Timing:

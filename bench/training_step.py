@@ -11,10 +11,11 @@ import xlstm
 from bench import notebook, run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
+from xlstm import losses
 from xlstm.arrays import cores
 from xlstm.cli.timing import interleave
 from xlstm.engines.numba import jit
-from xlstm.training import losses, optimizers
+from xlstm.training import optimizers
 
 T, D, H, RATE = 32, 1, 50, 0.05
 

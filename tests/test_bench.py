@@ -16,23 +16,6 @@ from bench.cases import Case
 from tests.conftest import DATA
 from xlstm.cli.timing import Timing, interleave
 
-MODULES = (
-    "training_step",
-    "step",
-    "layers",
-    "lengths",
-    "inference",
-    "memory",
-    "imports",
-    "ablation",
-    "busy",
-    "threads",
-    "growth",
-    "published",
-    "tasks",
-    "tirex",
-)
-
 
 @pytest.mark.parametrize("case", ["d1_h50", "d3_h8"])
 def test_the_baseline_is_the_notebook(case):
@@ -98,21 +81,13 @@ def test_a_library_that_is_not_installed_is_named():
 
 def test_products_alone_are_those_of_the_layer(monkeypatch):
     """Counted by the multiplications that they ask NumPy for."""
-    from xlstm.cli import benchmark
+    from xlstm.cli import bench
 
     count = []
     real = np.matmul
     monkeypatch.setattr(np, "matmul", lambda a, b, out: count.append(2 * a.size * b.shape[1]) or real(a, b, out=out))
     products.alone(Case("lstm", 6, 2, 3, 5))()
-    assert sum(count) == benchmark.operations(benchmark.Case("lstm", benchmark.Size(6, 2, 3, 5)))
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_every_question_has_a_command(module, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
-    main = importlib.import_module(f"bench.{module}").main
-    with pytest.raises(SystemExit):
-        main()
+    assert sum(count) == bench.Case("lstm", bench.Size(6, 2, 3, 5)).operations
 
 
 def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from bench.rows import OURS
 from tests import gpu as on_gpu
 from tests import nvrtc
 from xlstm.arrays import probe
-from xlstm.cli.explain import CARDS
+from xlstm.cli.info import CARDS
 
 
 class Clock:

@@ -29,8 +29,7 @@ ELSEWHERE = {
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """A function that runs a program with arguments, and returns what it wrote as JSON lines."""
-    options = timing.interleave.__defaults__
-    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0, options[-1]))
+    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0))  # rounds and seconds of a block
 
     def call(name, *arguments, where="--json"):
         path = tmp_path / f"{name}.json"
@@ -52,7 +51,6 @@ def sizes(monkeypatch, name, **values):
         ("training_step", {}),
         ("step", {"REPEAT": 2}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
-        ("ablation", {"SHAPES": SHAPES, "LARGE": [], "FEW": []}),
         ("lengths", {"SHAPES": SHAPES}),
         ("inference", {"SHAPES": SHAPES, "LARGE": []}),
         ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save as to_bytes
 
+from xlstm import checkpoint
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.tensors import Tensors
-from xlstm.training import checkpoint
 
 ARRAYS = {"a": np.arange(3.0), "b": np.ones((2, 2), "float32")}
 

@@ -25,8 +25,8 @@ from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import SequenceModel, TiRex, TiRex2
+from xlstm.precision import Mixed
 from xlstm.training import Step, optimizers
-from xlstm.training.precision import Mixed
 
 gpu.needed()
 

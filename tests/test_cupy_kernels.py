@@ -14,6 +14,7 @@ import pytest
 import xlstm
 from tests import cuda_on_cpu, gpu, layers
 from tests.layers import agree, largest
+from xlstm import precision as precisions
 from xlstm.arrays import foreach
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
@@ -21,7 +22,6 @@ from xlstm.cells.activations import tanh_bwd
 from xlstm.engines import cuda
 from xlstm.engines.cuda import cell_source, launch, tiling
 from xlstm.engines.cuda.launch import CudaError, Grid
-from xlstm.training import precision as precisions
 
 cupy = gpu.needed()
 

@@ -16,10 +16,10 @@ from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.data import Streams, Windows
 from xlstm.engines.cuda import cuda_engine
 from xlstm.models.sequence import SequenceModel
+from xlstm.precision import Mixed
 from xlstm.recurrence import packing
 from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, decisions, graphs, optimizers, steps, train
 from xlstm.training.folder import Folder
-from xlstm.training.precision import Mixed
 
 cupy = gpu.needed()
 

@@ -7,10 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
+from xlstm import checkpoint
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import Forecaster, SeriesError, Settings
-from xlstm.training import checkpoint
 
 QUICK = {"window": 12, "hidden_size": 8, "epochs": 40, "learning_rate": 0.02, "batch_size": 16, "averaging": 0.9}
 

@@ -8,11 +8,12 @@ import signal
 import numpy as np
 import pytest
 
+from xlstm import losses
 from xlstm.data import calendars
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward, split
 from xlstm.estimators import Forecaster, NotFittedError, SeriesError, Settings, baselines, evaluation
-from xlstm.training import Interrupted, losses
+from xlstm.training import Interrupted
 
 QUICK = {
     **{"window": 12, "hidden_size": 8, "epochs": 5, "learning_rate": 0.02, "batch_size": 32, "averaging": 0.9},

@@ -14,6 +14,7 @@ import pytest
 import xlstm
 from tests import gpu as on_gpu
 from tests.conftest import make_backend
+from xlstm import losses
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign, is_foreign
@@ -21,7 +22,7 @@ from xlstm.data import Batch, Sequences, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceRegressor
 from xlstm.models import TiRex
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import Step, losses, optimizers
+from xlstm.training import Step, optimizers
 
 T, B, D, H = 4, 3, 5, 6
 

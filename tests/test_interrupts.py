@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from xlstm.cli import interrupts
+from xlstm.cli import process_signals
 
-START = "import signal, sys\nfrom xlstm.cli import interrupts\ninterrupts.interrupt()\n"
+START = "import signal, sys\nfrom xlstm.cli import process_signals\nprocess_signals.interrupt()\n"
 
 
 def run(code):
@@ -22,7 +22,7 @@ def run(code):
     [
         ("/usr/local/bin/xlstm", ["/usr/bin/python", "/usr/local/bin/xlstm", "train"], True),
         ("-m", ["python", "-X", "dev", "-m", "xlstm", "train"], True),
-        ("-m", ["python", "-m", "xlstm.cli.peak", "target"], False),
+        ("-m", ["python", "-m", "xlstm.cli.timing", "target"], False),
         ("-m", ["python", "-m", "pytest", "xlstm"], False),
         ("-c", ["python", "-c", "import xlstm"], False),
         ("xlstm.py", ["python", "xlstm.py"], False),
@@ -30,11 +30,11 @@ def run(code):
     ],
 )
 def test_signals_are_left_alone_in_other_programs(program, original, expected):
-    assert interrupts.is_command(program, original) is expected
+    assert process_signals.is_command(program, original) is expected
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", interrupts.SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", process_signals.SIGNALS, ids=lambda number: number.name)
 def test_an_interrupt_that_nobody_catches(number):
     assert run(f"signal.raise_signal({int(number)})") == (128 + number, "")
 
@@ -85,7 +85,7 @@ Fragile()
     assert "ValueError: shown" in done.stderr
 
 
-@pytest.mark.parametrize("when", ["interrupts.done()", "interrupts.end_at_once()"])
+@pytest.mark.parametrize("when", ["process_signals.done()", "process_signals.end_at_once()"])
 def test_an_interrupt_before_and_after_the_command(when):
     assert run(f"{when}\nsignal.raise_signal(signal.SIGINT)") == (130, "")
 
@@ -95,7 +95,7 @@ def test_an_interrupt_that_passed_through_exec_leaves_the_exit_code():
 try:
     exec("signal.raise_signal(signal.SIGINT)")
 except KeyboardInterrupt:
-    interrupts.done()
+    process_signals.done()
     sys.exit(7)
 """
     assert run(code) == (7, "")

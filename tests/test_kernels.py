@@ -15,6 +15,8 @@ from xlstm.arrays import bernoulli, concat, gather
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import cell_source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
+from xlstm.engines.cuda.chunk_source import KINDS, WAYS, Shape
+from xlstm.engines.cuda.chunk_source import source as chunk_source
 from xlstm.engines.cuda.tiling import ARITHMETIC, Device, peaks
 from xlstm.engines.pointwise import Around, pointwise
 
@@ -237,3 +239,36 @@ def test_tilings_say_what_they_need_and_cover_all_units():
                         assert t.shared <= device.shared
                         assert t.blocks <= device.sms
                         assert t.columns * t.groups >= B
+
+
+# The heads of the published large models, and those of a small one.
+HEADS = [(8, 256, 512, 64), (4, 64, 64, 64)]
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=", ".join)
+@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_mlstm_on_every_card(kind, capability, way, shape):
+    if capability < 80 and way[0] != "float16":
+        pytest.skip("sm_75 has tensor cores in float16 alone")
+    made = chunk_source(kind, WAYS[way], Shape(*shape, 4 if way[0] == "float32" else 8), "sigmoid", 1e-6)
+    assert made.shared <= CARDS[capability].shared
+    done = compile_for(capability, made.text)
+    assert (done.stack, done.spilled) == (0, 0), done.log
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(1, 2, 2, 16, 2),
+        Shape(2, 10, 600, 32, 2),
+        Shape(2, 1000, 34, 16, 2),
+        Shape(8, 256, 512, 64, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_mlstm_of_any_width(kind, shape):
+    made = chunk_source(kind, WAYS["float32", "float32"], shape, "exponential", 0.0)
+    assert compile_for(86, made.text).spilled == 0

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import make_backend
-from xlstm import gradcheck
+from xlstm import gradcheck, losses
 from xlstm.arrays.convert import to_numpy
-from xlstm.training import losses
 
 REGRESSIONS = ["mse", "mae", "huber"]
 

@@ -10,10 +10,11 @@ import pytest
 
 import xlstm
 from tests.conftest import DATA
+from xlstm import losses
 from xlstm.cells import lstm
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
 from xlstm.layers.initializers import recurrent
-from xlstm.training import losses, optimizers
+from xlstm.training import optimizers
 
 CASES = ["d1_h50", "d3_h8"]
 

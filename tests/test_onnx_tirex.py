@@ -5,7 +5,7 @@ import pytest
 
 import xlstm
 from tests.conftest import DATA, later
-from xlstm.cli import convert
+from xlstm.cli import export_import
 from xlstm.interop import tirex
 from xlstm.models import TiRex, model_files
 
@@ -66,7 +66,7 @@ def test_files_and_the_command_line(tmp_path, rng):
     model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 7, model.input_size), dtype=np.float32)
     model_files.save(tmp_path / "model.safetensors", model, params)
-    convert.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
+    export_import.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(run(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
 
 

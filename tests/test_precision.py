@@ -15,7 +15,7 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm import BackendError
+from xlstm import BackendError, losses, precision
 from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import cast, to_numpy
@@ -24,8 +24,8 @@ from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import Forecaster
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import Step, loop, losses, optimizers, precision
-from xlstm.training.precision import Mixed, Scaling, after, lowered, named, raised, tf32
+from xlstm.precision import Mixed, Scaling, after, lowered, named, raised, tf32
+from xlstm.training import Step, loop, optimizers
 
 backends = importlib.import_module("xlstm.arrays.backend")  # xlstm.backend is the function
 

@@ -52,19 +52,6 @@ def test_gradient_of_every_pair_of_options(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("interpreted")
-def test_pairs_of_options_on_another_backend(kind):
-    """Outputs, states and every gradient are NumPy's, whose gradients are checked above."""
-    for k, options in enumerate(pairwise(kind)):
-        layer, found = make(kind, options), []
-        for backend in ("numpy", "strict"):
-            inputs = inputs_of(layer, make_backend(backend), np.random.default_rng(k), 3, 3)
-            found.append(run(layer, *inputs, lengths=None if k % 2 else [3, 0, 2], seed=3))
-        for name, array in found[0].items():
-            np.testing.assert_allclose(found[1][name], array, rtol=1e-9, atol=1e-11, err_msg=f"{layer} {name}")
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_sizes_of_blocks_change_nothing(monkeypatch, rng, kind):
     """The backward pass handles steps one by one, or in blocks of which the first is shorter."""
     for options in alone(kind):

@@ -17,9 +17,11 @@ import pytest
 import xlstm
 from tests import kills
 from tests.conftest import make_backend
+from xlstm import checkpoint, losses
 from xlstm.arrays.backend import backend_of
 from xlstm.data import Streams, Windows, writing
 from xlstm.models.sequence import SequenceModel
+from xlstm.precision import Mixed
 from xlstm.training import (
     Callback,
     Clip,
@@ -30,15 +32,12 @@ from xlstm.training import (
     Step,
     TensorBoard,
     Terminated,
-    checkpoint,
     find_learning_rate,
-    losses,
     optimizers,
     schedules,
     train,
 )
 from xlstm.training import folder as folders
-from xlstm.training.precision import Mixed
 
 EPOCHS = 3
 

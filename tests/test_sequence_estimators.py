@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from tests.conftest import later
-from xlstm import training
+from xlstm import checkpoint, training
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
 from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
 from xlstm.models.sequence import CELLS
-from xlstm.training import checkpoint
 
 later("sklearn")
 

@@ -170,7 +170,7 @@ def test_files_that_are_refused(tmp_path, fitted):
     with pytest.raises(FileNotFoundError, match="no such file"):
         TextModel.load(path)
     training_file = tmp_path / "other.safetensors"
-    from xlstm.training import checkpoint
+    from xlstm import checkpoint
 
     checkpoint.save(training_file, {"a": np.ones(3)}, "model", {})
     with pytest.raises(ValueError, match="kind is 'model', expected 'text model'"):

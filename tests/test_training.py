@@ -7,11 +7,12 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from xlstm import losses
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import loop, losses, optimizers
+from xlstm.training import loop, optimizers
 
 OPTIMIZERS = {
     "SGD": (lambda: optimizers.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),

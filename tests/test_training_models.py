@@ -8,6 +8,7 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from xlstm import losses, precision
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
 from xlstm.layers.blocks.block import GatedFeedForward
@@ -15,7 +16,7 @@ from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import evaluate, losses, optimizers, precision, train
+from xlstm.training import evaluate, optimizers, train
 
 T, N, D, V = 6, 12, 4, 5
 STACK = xlstm.xLSTMStack(4, 2, [1], 2)

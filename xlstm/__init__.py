@@ -41,7 +41,7 @@ Other libraries
 import importlib
 from typing import Any
 
-from xlstm.cli import interrupts  # noqa: F401  # isort: skip (first: signals during the imports that take long)
+from xlstm.cli import process_signals  # noqa: F401  # isort: skip (first: signals during the imports that take long)
 
 from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError

@@ -1,5 +1,216 @@
-"""Arrays and their description in one safetensors file, which is written whole or not at all."""
+"""Arrays and their description in one safetensors file, written whole or not at all.
 
-from xlstm.training.checkpoint import load, save
+The file holds the arrays under their names. Its metadata has one entry, "xlstm", a JSON object with the version of the
+format, the kind of model, its configuration, and a digest of all of these and the arrays, by which a file that was
+changed is refused. It is one entry because safetensors writes several in no fixed order, and equal models are to give
+equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.checks import few, shown
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Array
+from xlstm.data import reading, writing
+from xlstm.data.tensors import Tensors
 
 __all__ = ["load", "save"]
+
+KEY = "xlstm"
+VERSION = 2
+ENTRIES = ("version", "kind", "config", "digest")
+Host = np.ndarray[Any, Any]
+
+
+def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, config: dict[str, Any]) -> None:
+    """Write a model file, whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+    params : dict of str to array
+        Arrays of any backend.
+    kind : str
+        Kind of model, checked by `load`.
+    config : dict
+        Anything JSON can hold.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {name: _stored(to_numpy(array)) for name, array in params.items()}
+    about = dict(zip(ENTRIES, (VERSION, kind, config, digest(kind, config, arrays)), strict=True))
+    writing.write(path, to_bytes(arrays, metadata={KEY: json.dumps(about)}))
+
+
+def digest(kind: str, config: dict[str, Any], arrays: dict[str, Host]) -> str:
+    """Return the SHA-256 of all that a file says, in hexadecimal digits."""
+    found = hashlib.sha256(json.dumps([kind, config]).encode())
+    for name, array in sorted(arrays.items()):
+        found.update(json.dumps([name, array.dtype.str, array.shape]).encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
+
+
+def _stored(array: Host) -> Host:
+    """Return an array in the order of a file: that of C, with little-endian numbers."""
+    return np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+
+
+@reading.brief()
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
+    return KEY in Tensors(path).metadata
+
+
+@reading.brief()
+def kind_of(path: str | os.PathLike[str]) -> str:
+    """Return the kind of model a file holds; raises as `load` does."""
+    return _about(Tensors(path))[0]
+
+
+@reading.brief()
+def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Host], dict[str, Any]]:
+    """Read a model file: its arrays, on the host, and its configuration.
+
+    Parameters
+    ----------
+    path : path
+    kind : str
+        The kind of model that the file should hold.
+
+    Returns
+    -------
+    arrays : dict of str to NumPy array
+    config : dict
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        It is no safetensors file, is damaged or changed, or is of another format, version or kind.
+    """
+    file = Tensors(path)
+    found, config, expected = _about(file)
+    if found != kind:
+        raise ValueError(f"{path}: kind is {found!r}, expected {kind!r}")
+    arrays = file.read()
+    if digest(kind, config, arrays) != expected:
+        raise ValueError(f"{path}: was changed after it was written, its digest is not that of what it holds")
+    return arrays, config
+
+
+def finite(path: str | os.PathLike[str], arrays: dict[str, Host], dtype: str | None = None) -> None:
+    """Raise ValueError unless all numbers of a file are finite, and stay so in the dtype that they are put in."""
+    host = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16, whose exponents have as many bits
+    for name, array in arrays.items():
+        with np.errstate(over="ignore"):
+            found = array if host is None else array.astype(host, copy=False)
+        if not np.all(np.isfinite(found)):
+            raise ValueError(f"{path}: {name} is not finite{'' if found is array else f' in {dtype}'}")
+
+
+def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
+    """Return kind, configuration and digest of a file of our version."""
+    if KEY not in file.metadata:
+        raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
+    try:
+        about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
+        if not isinstance(about, dict) or "version" not in about:
+            raise ValueError(f"it is {shown(about)}, expected {', '.join(ENTRIES)}")
+    except ValueError as error:
+        raise ValueError(f"{file.path}: its description is not readable ({error})") from error
+    if about["version"] != VERSION:
+        raise ValueError(f"{file.path}: version of the format is {shown(about['version'])}, expected {VERSION!r}")
+    _, kind, config, expected = map(about.get, ENTRIES)
+    if not isinstance(kind, str) or not isinstance(config, dict):
+        raise ValueError(f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object")
+    return kind, config, expected
+
+
+def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
+    """Return a tree as a JSON value, and its arrays on the host by name.
+
+    In the value a dict is {"dict": ...}, a tuple {"tuple": [...]}, an array {"array": name, "dtype": dtype}, and a
+    number that is not finite {"float": "inf"}. An array that is there several times is kept once. Anything but dicts
+    with text as keys, lists, tuples, text, numbers, None and arrays of numbers is a TypeError.
+    """
+    arrays: dict[str, Host] = {}
+    names: dict[int, str] = {}
+
+    def packed(value: Any, path: str) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            return {"float": str(value)}  # which JSON does not have
+        if isinstance(value, str | bool | int | float | None):
+            return value
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {"dict": {key: packed(part, f"{path}.{key}") for key, part in value.items()}}
+        if isinstance(value, list | tuple):
+            parts = [packed(part, f"{path}.{k}") for k, part in enumerate(value)]
+            return parts if isinstance(value, list) else {"tuple": parts}
+        on_host = isinstance(value, np.ndarray)
+        if not hasattr(value, "shape") or (on_host and value.dtype.kind not in "fiub"):
+            expected = "numbers, text, arrays of numbers, or containers of them"
+            raise TypeError(f"{path[1:]} is {shown(value)}, expected {expected}")
+        name = names.setdefault(id(value), path[1:])
+        if name not in arrays:
+            arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
+        return {"array": name, "dtype": "" if on_host and value.dtype.kind != "f" else backend_like(value).dtype}
+
+    return packed(tree, ""), arrays
+
+
+def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
+    """Return the tree that `pack` was given; ValueError if the value is none that `pack` made.
+
+    `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on the host.
+    """
+    placed: dict[str, Array] = {}
+
+    def unpacked(value: Any) -> Any:
+        match value:
+            case {"dict": dict() as parts}:
+                return {key: unpacked(part) for key, part in parts.items()}
+            case {"tuple": list() as parts}:
+                return tuple(map(unpacked, parts))
+            case list():
+                return list(map(unpacked, value))
+            case {"float": "inf" | "-inf" | "nan" as number}:
+                return float(number)
+            case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
+                if name not in placed:
+                    placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
+                return placed[name]
+            case str() | bool() | int() | float() | None:
+                return value
+        raise ValueError(f"{shown(value)} is not one of the values that a checkpoint holds")
+
+    return unpacked(value)
+
+
+def check_alike(name: str, value: Any, like: Any) -> None:
+    """Raise ValueError unless `value` is a dict with the names of `like`, or an array of its shape and dtype."""
+    if isinstance(like, dict):
+        if not isinstance(value, dict) or value.keys() != like.keys():
+            raise ValueError(f"{name} is {shown(value)}, expected a dict of {few(like)}")
+        for key in like:
+            check_alike(f"{name} {key}", value[key], like[key])
+    elif getattr(value, "shape", None) != like.shape or value.dtype != like.dtype:
+        raise ValueError(f"{name} is {shown(value)}, expected {shown(like)}")

@@ -1,5 +1,270 @@
-"""Losses: each returns the loss (a 0-d array) and its gradient by the prediction."""
+"""Losses: each returns the loss (a 0-d array) and its gradient by the prediction.
 
-from xlstm.training.losses import cross_entropy, huber, mae, mse, pinball
+A loss is the mean over all elements that `mask` selects. A mask covers the leading axes of the target: (T, B) masks
+whole time steps, the target's own shape single values. It is boolean, or holds weights from 0 up, for a weighted mean.
+The gradient has the dtype of the prediction; CuPy makes float32 of bfloat16 and a Python number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from xlstm.arrays import checks, constants
+from xlstm.arrays.foreign import accepts_foreign
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace, astype, check_library, device_of, finfo, namespace
+from xlstm.arrays.rows import by_rows
+from xlstm.cells.activations import clamp
 
 __all__ = ["cross_entropy", "huber", "mae", "mse", "pinball"]
+
+
+@accepts_foreign
+def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean squared error, mean((y - target)^2), and its gradient by y.
+
+    Parameters
+    ----------
+    y, target : array
+        Prediction and truth, of one shape.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array
+        In the shape of y.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
+    """
+    xp, weight = _regression("mse", y, target, mask)
+    e = y - target
+    de = weight * e
+    return xp.sum(de * e), astype(xp, 2 * de, y.dtype)
+
+
+@accepts_foreign
+def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
+
+    Parameters
+    ----------
+    y, target : array
+        Prediction and truth, of one shape.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array
+        In the shape of y.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
+    """
+    xp, weight = _regression("mae", y, target, mask)
+    e = y - target
+    return xp.sum(weight * xp.abs(e)), astype(xp, weight * xp.sign(e), y.dtype)
+
+
+@accepts_foreign
+def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
+    """Return the mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
+
+    Parameters
+    ----------
+    y, target : array
+        Prediction and truth, of one shape.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
+    delta : float
+        Where the square ends.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array
+        In the shape of y.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match, or `delta` is not above 0.
+    """
+    delta = checks.above_0("huber", "delta", delta)
+    xp, weight = _regression("huber", y, target, mask)
+    e = y - target
+    de = clamp(xp, e, delta)
+    return xp.sum(weight * de * (e - 0.5 * de)), astype(xp, weight * de, y.dtype)
+
+
+@accepts_foreign
+def pinball(
+    y: Array, target: Array, mask: Array | None = None, quantiles: Sequence[float] = (0.1, 0.5, 0.9)
+) -> tuple[Array, Array]:
+    """Return the mean of max(q e, (q - 1) e), where e = target - y, summed over quantiles, and its gradient by y.
+
+    Its minimum is the quantile q of the target given the inputs (Koenker & Bassett 1978). The gradient is 0 where e is.
+
+    Parameters
+    ----------
+    y : array (..., Q)
+        A prediction for each quantile.
+    target : array (...)
+    mask : bool array, or array of weights, optional
+        Elements of the target that count, or how much they do.
+    quantiles : list of Q floats
+        Between 0 and 1.
+
+    Returns
+    -------
+    loss : 0-d array
+    dy : array (..., Q)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match, or a quantile is not between 0 and 1.
+    """
+    share = checks.real(0, 1, strict=True)
+    given = checks.several("pinball", "quantiles", quantiles, "a list of numbers between 0 and 1", checks.LARGEST)
+    levels = [share("pinball", f"quantiles[{k}]", value) for k, value in enumerate(given)]
+    xp = namespace("pinball", {"y": y, "target": target})
+    if tuple(y.shape) != (*target.shape, len(levels)):
+        raise ValueError(
+            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of {len(levels)} quantiles, "
+            f"{(*target.shape, len(levels))}"
+        )
+    weight = _weight("pinball", xp, target, mask, y)
+    weight = weight if mask is None else weight[..., None]
+    q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
+    e = target[..., None] - y
+    slope = q - xp.astype(e < 0, y.dtype)  # the derivative of the loss by e
+    dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)
+    return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)
+
+
+@accepts_foreign
+def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean of -log softmax(logits)[label], in nats, and its gradient by the logits.
+
+    Parameters
+    ----------
+    logits : array (..., V)
+    labels : integer array (...)
+        From 0 to V - 1. A label outside that range makes the loss NaN, unless it is masked: looking at the values to
+        raise an error would stall a GPU.
+    mask : bool array, or array of weights, optional
+        Labels that count, or how much they do.
+
+    Returns
+    -------
+    loss : 0-d array
+    dlogits : array (..., V)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
+    """
+    xp = namespace("cross_entropy", {"logits": logits})
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or more")
+    _belongs("cross_entropy", "labels", xp, labels, "integral")
+    if tuple(labels.shape) != tuple(logits.shape[:-1]):
+        raise ValueError(
+            f"cross_entropy: labels have shape {tuple(labels.shape)}, "
+            f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
+        )
+    weight = _weight("cross_entropy", xp, labels, mask, logits)
+    V, device = logits.shape[-1], device_of(logits)
+    kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64  # it holds every label
+    if compiles(xp):
+        share = xp.full((1,), weight, dtype=logits.dtype, device=device) if mask is None else weight[..., None]
+        arrays = (logits, xp.astype(labels, kind)[..., None], constants.steps(xp, V, kind, device), share)
+        error, lost = by_rows(xp, _entropy, *arrays, width=V)
+        return xp.sum(lost), xp.astype(error, logits.dtype, copy=False)
+    label = xp.asarray(labels, dtype=xp.int64)
+    known = xp.logical_and(label >= 0, label < V)
+    label = xp.where(known, label, xp.zeros_like(label))
+    if mask is not None:
+        left_out = xp.logical_not(xp.astype(mask, xp.bool))
+        known = xp.logical_or(known, xp.broadcast_to(_leading(xp, left_out, labels), labels.shape))
+    top = xp.max(logits, axis=-1, keepdims=True)
+    share = xp.ones_like(top) * weight if mask is None else weight[..., None]
+    classes = xp.arange(V, dtype=kind, device=device)
+    error, mean = by_rows(xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V)
+    rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V + xp.reshape(label, (-1,))
+    picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
+    log_p = picked - (top + xp.log(V * mean))[..., 0]
+    log_p = xp.where(known, log_p, xp.full_like(log_p, xp.nan))
+    return -xp.sum(weight * log_p), xp.astype(error, logits.dtype, copy=False)
+
+
+def _softmax_error(
+    xp: Namespace, z: Array, top: Array, label: Array, classes: Array, weight: Array, width: int
+) -> tuple[Array, Array]:
+    """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z - top)."""
+    e = xp.exp(z - top)
+    mean = xp.mean(e, axis=-1, keepdims=True)
+    return weight * (e / (mean * width) - _hit(xp, classes, label)), mean
+
+
+def _hit(xp: Namespace, classes: Array, label: Array) -> Array:
+    """Return 1 for the class that is the label, and 0 for the others."""
+    return 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))
+
+
+def _entropy(xp: Namespace, z: Array, label: Array, classes: Array, weight: Array, width: int) -> tuple[Array, Array]:
+    """Return the gradient of a row, and -weight log softmax(z)[label], NaN for a label that there is not."""
+    top = xp.max(z, axis=-1, keepdims=True)
+    error, mean = _softmax_error(xp, z, top, label, classes, weight, width)
+    hit, below = _hit(xp, classes, label), z - top
+    known = width * xp.mean(hit, axis=-1, keepdims=True)
+    picked = width * xp.mean(xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True)
+    lost = weight * (xp.log(width * mean) - picked) * (known / known)
+    return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
+
+
+def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tuple[Namespace, Array]:
+    xp = namespace(where, {"y": y, "target": target})
+    if tuple(target.shape) != tuple(y.shape):
+        raise ValueError(f"{where}: target has shape {tuple(target.shape)}, expected that of y, {tuple(y.shape)}")
+    return xp, _weight(where, xp, target, mask, y)
+
+
+def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
+    """Return the weight of every element in the mean; they add up to 1. Without a mask it is a number."""
+    if mask is None:
+        return 1 / max(1, math.prod(target.shape))
+    _belongs(where, "mask", xp, mask, ("bool", "real floating"))
+    if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
+        raise ValueError(
+            f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
+        )
+    ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
+    chosen = ones * xp.astype(_leading(xp, mask, target), like.dtype)
+    total = xp.sum(chosen)
+    return chosen / xp.where(total > 0, total, xp.ones_like(total))
+
+
+def _leading(xp: Namespace, mask: Array, target: Array) -> Array:
+    """Return a mask over leading axes with the other axes of target as 1."""
+    return xp.reshape(mask, (*mask.shape, *(1,) * (target.ndim - mask.ndim)))
+
+
+def _belongs(where: str, name: str, xp: Namespace, array: Array, kind: str | tuple[str, ...]) -> None:
+    check_library(where, name, xp, array)
+    if not xp.isdtype(array.dtype, kind):
+        kinds = kind if isinstance(kind, str) else " or ".join(kind)
+        raise TypeError(f"{where}: {name} has dtype {array.dtype}, expected {kinds} values")

@@ -1,5 +1,248 @@
-"""Mixed precision: float16 or bfloat16 passes with float32 weights; TF32 products on request."""
+"""Mixed precision: forward and backward in float16 or bfloat16 with float32 weights; TF32 products on request.
 
-from xlstm.training.precision import Mixed, Scaling, tf32
+After Micikevicius et al. 2018. The weights that the optimiser changes, the masters, are float32, and so are the loss,
+its gradient and what is summed over gradients; `forward` and `backward` see copies in the lower dtype. Gradients too
+small for float16 are multiplied by a scale on their way back. A step whose gradients overflow is left out, and the
+scale shrinks. Nothing is changed in place. `training.train(..., precision=Mixed("float16"))` does all of that, and its
+loop shows how `lowered`, `raised` and `after` are used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks, foreach, probe
+from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import BackendError, cast, dtype_of, dtype_text
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import HALVES, Array, Namespace, Params, namespace_of
+from xlstm.engines.cuda import use
 
 __all__ = ["Mixed", "Scaling", "tf32"]
+
+DTYPES = HALVES
+NAMES = (*HALVES, "tf32")
+FIRST = 2.0**16  # the scale of the first step in float16
+LEAST, MOST = 2.0**-14, 2.0**24  # gradients that still overflow at the least scale do so for another reason
+
+
+class Scaling(NamedTuple):
+    """The factor of gradients, and how many steps in a row they were finite since it last changed."""
+
+    scale: float = 1.0
+    good: int = 0
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A description of mixed precision; it holds no state.
+
+    Parameters
+    ----------
+    dtype : {"float16", "bfloat16"}
+        The dtype of forward and backward. bfloat16 has the range of float32: it needs no scale and leaves no step out.
+    scale : float, optional
+        The first factor of gradients, from 2**-14 to 2**24; by default 2**16 in float16.
+    growth : float
+        Factor of the scale after `every` good steps, up to 2**24; 1 leaves it.
+    backoff : float
+        Factor of the scale after a step whose gradients are not finite.
+    every : int
+
+    Raises
+    ------
+    ValueError, TypeError
+        An unknown dtype, or a number out of range.
+    """
+
+    dtype: str = "float16"
+    scale: float | None = None
+    growth: float = 2.0
+    backoff: float = 0.5
+    every: int = 2000
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dtype, np.dtype | type):
+            object.__setattr__(self, "dtype", dtype_text("Mixed", self.dtype))
+        checks.fields(
+            self,
+            dtype=checks.choice(DTYPES),
+            growth=checks.real(1, checks.HUGE),
+            backoff=checks.real(0, 1, strict=True),
+            every=checks.count,
+            scale=checks.optional(checks.real(LEAST, MOST + 1)),
+        )
+        if self.scale is not None and not self.scales:
+            raise ValueError(f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out")
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients are scaled, and steps left out."""
+        return self.dtype != "bfloat16"
+
+    @property
+    def rule(self) -> dict[str, float]:
+        """How the scale changes, as `rescaled` takes it."""
+        return {"growth": float(self.growth), "backoff": float(self.backoff), "every": float(self.every)}
+
+    def init(self) -> Scaling:
+        """Return the scale of the first step."""
+        return Scaling(float(self.scale or FIRST) if self.scales else 1.0)
+
+    def below(self, home: Backend) -> Backend:
+        """Return the backend that forward and backward run on, from that of the masters.
+
+        Parameters
+        ----------
+        home : Backend
+
+        Returns
+        -------
+        Backend
+
+        Raises
+        ------
+        ValueError
+            The masters are of a lower dtype themselves.
+        TypeError
+            The device is a CPU.
+        BackendError
+            Something that the dtype needs is missing.
+        """
+        low = backend_of(home, self.dtype)
+        if home.dtype in HALVES:
+            raise ValueError(f"precision {self.dtype}: the weights are {home.dtype}, expected float32 to begin with")
+        return low
+
+
+def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None:
+    """Return the scale of the next step, from whether all gradients of this one were `finite`.
+
+    It is None where they were not and the scale cannot be the reason: it is the least already, or there is none.
+    """
+    if mixed is None or not mixed.scales:
+        return scaling if finite else None
+    scale, good, possible = rescaled(np, *map(np.float64, (finite, *scaling)), **mixed.rule)
+    return Scaling(float(scale), int(good)) if possible else None
+
+
+def rescaled(
+    xp: Namespace, finite: Array, scale: Array, good: Array, *, growth: float, backoff: float, every: float
+) -> tuple[Array, Array, Array]:
+    """Return the scale and the number of good steps after a step, and whether there is such a scale (1, or 0).
+
+    `finite` is 1 where its gradients were finite, else 0.
+    """
+    one, none, shrunk = xp.ones_like(scale), xp.zeros_like(scale), scale * backoff
+    goes_on = good + 1 < every
+    grown = xp.where(goes_on, scale, xp.minimum(scale * growth, xp.full_like(scale, MOST)))
+    possible = xp.where(shrunk >= LEAST, one, finite)
+    return xp.where(finite > 0, grown, shrunk), xp.where(goes_on, finite * (good + 1), none), possible
+
+
+def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
+    """Return an array, or a dict of arrays, times `scale` and then in a lower dtype, where it may overflow.
+
+    The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale may be a 0-d array.
+    """
+    return _cast(arrays, dtype, scale, up=False)
+
+
+def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> Any:
+    """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the reverse of `lowered`."""
+    return _cast(arrays, dtype, scale, up=True)
+
+
+def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
+    """Divide by the scale in the new dtype, or multiply in the old one."""
+    parts: Params = arrays if isinstance(arrays, dict) else {"": arrays}
+    xp, same = namespace_of(next(iter(parts.values()))) if parts else None, isinstance(scale, float) and scale == 1
+    if xp is not None and compiles(xp):
+        target = dtype_of(xp, dtype)
+        if same and all(a.dtype == target for a in parts.values()):
+            return arrays
+        function = _divided if up else _multiplied
+        rows = foreach.apply(xp, function, [list(parts.values())], (scale,), dtype=np.dtype(target))
+        results = {name: a for name, (a,) in zip(parts, rows, strict=True)}
+    elif same:
+        results = cast(parts, dtype)
+    elif up:
+        results = {name: a * (1 / scale) for name, a in cast(parts, dtype).items()}
+    else:
+        results = cast({name: a * scale for name, a in parts.items()}, dtype)
+    return results if isinstance(arrays, dict) else results[""]
+
+
+def _multiplied(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
+    return xp.astype(scale * a, dtype)
+
+
+def _divided(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
+    return xp.astype(a / scale, dtype)
+
+
+def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
+    """Multiply float32 matrices in TF32 within `with tf32():`; it has the range of float32 and 10 bits of fraction.
+
+    This holds for CuPy's products in the whole process, and for those in the kernels of recurrent layers (`cuda.use`).
+    `tf32(False)` is the opposite, where CUPY_TF32=1 or an outer `tf32()` holds. The end of the block restores what was
+    there before.
+
+    Parameters
+    ----------
+    on : bool
+
+    Returns
+    -------
+    context manager
+
+    Raises
+    ------
+    BackendError
+        CuPy does not work here, or the GPU has no TF32, which came with compute capability 8.0.
+    """
+    failure = probe.cupy_failure()
+    if failure is not None:
+        raise BackendError(f"tf32: CuPy is not usable here: {failure}")
+    capability = int(probe.cupy().cuda.Device().compute_capability)
+    if on and capability < 80:  # CuPy would warn and go on in float32
+        raise BackendError(f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}")
+    return _compute_type(on)
+
+
+@contextlib.contextmanager
+def _compute_type(on: bool) -> Iterator[None]:
+    core = probe.cupy()._core
+    kinds = core._routines_linalg
+    before = core.get_compute_type(np.float32)
+    core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
+    try:
+        with use(precision="tf32" if on else "float32"):
+            yield
+    finally:
+        core.set_compute_type(np.float32, before)
+
+
+def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.AbstractContextManager[None]]:
+    """Return the description for `train` and the context to train in that a name of NAMES, or None, stands for.
+
+    An unknown name, or weights on `home` that do not go with it, are a ValueError; float16 or bfloat16 on a CPU are a
+    TypeError; TF32 elsewhere than on CuPy, and something that is missing, are a BackendError.
+    """
+    if name is None:
+        return None, contextlib.nullcontext()
+    checks.choice(NAMES)("precision", "name", name)
+    if name != "tf32":
+        mixed = Mixed(name)
+        mixed.below(home)
+        return mixed, contextlib.nullcontext()
+    if home.name != "cupy":
+        raise BackendError(f"precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is {home}")
+    if home.dtype != "float32":
+        raise ValueError(f"precision tf32: the weights are {home.dtype}, expected float32")
+    return None, tf32()

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from xlstm.cli.peak import _REFS, resident
+from xlstm.cli.timing import _REFS, resident
 
 ERRORS = (ValueError, TypeError, OSError)  # what bad input may raise; everything else is a defect
 MESSAGE = 2000  # characters of an error message at most

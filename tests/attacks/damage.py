@@ -19,14 +19,14 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 import xlstm
-from xlstm.cli import convert
+from xlstm import checkpoint
+from xlstm.cli import export_import
 from xlstm.data import pytorch, text
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, model_files
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import checkpoint
 
 Content = dict[str, bytes]  # files of a folder by their names
 WEIGHTS = "model.safetensors"
@@ -41,11 +41,11 @@ HOSTILE = [
 # What reads the files of each kind from their folder.
 READERS: dict[str, Callable[[Path], Any]] = {
     "model": lambda at: model_files.load(at / "m", "numpy"),
-    "language": lambda at: convert.language(at / "m", "numpy"),
+    "language": lambda at: export_import.language(at / "m", "numpy"),
     "forecaster": lambda at: Forecaster.load(at / "m", "numpy"),
     "classifier": lambda at: SequenceClassifier.load(at / "m", "numpy"),
     "text": lambda at: TextModel.load(at / "m", "numpy"),
-    "torch": lambda at: convert.import_file(at / WEIGHTS, name="recurrent."),
+    "torch": lambda at: export_import.import_file(at / WEIGHTS, name="recurrent."),
     "weights.h5": lambda at: from_keras(at / "m.weights.h5"),
     "keras": lambda at: from_keras(at / "m.keras"),
     **dict.fromkeys(("nxai", "yaml", "shards"), lambda at: nxai.load(at, backend="numpy")),
@@ -71,8 +71,8 @@ def sound(folder: Path) -> dict[str, Content]:
     labels.save(at["classifier"] / "m", {"label": "kind"})
     words = TextModel(hidden_size=3, embedding_size=2, batch_size=1, length=4, steps=1, backend="numpy")
     words.fit("to be or not").save(at["text"] / "m")
-    convert.export_file(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
-    convert.export_file(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
+    export_import.export_file(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
+    export_import.export_file(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
     h5 = (at["weights.h5"] / "m.weights.h5").read_bytes()
     (at["keras"] / "m.keras").write_bytes(zipped(_keras_config(), h5))
     for name, model in (("nxai", large), ("yaml", stack), ("shards", large)):

@@ -56,7 +56,7 @@ def inputs(made: Any) -> tuple[str, Any, Any]:
     rng = np.random.default_rng(0)
     if isinstance(made, xlstm.xLSTMLanguageModel):
         tokens = rng.integers(0, made.vocab_size, (T, B))
-        return "tokens", tokens.T.copy() if made.batch_first else tokens, tokens[0]
+        return "x", tokens.T.copy() if made.batch_first else tokens, tokens[0]
     if not isinstance(made, SequenceLayer):
         return "x", rng.standard_normal((T, B, made.input_size)).astype("float32"), None
     x = rng.standard_normal((T, B, made.input_size)).astype("float32")
@@ -127,9 +127,8 @@ def calls(made: Any) -> dict[str, Call]:
     name, x, one = inputs(made)
     y, state, saved = made.forward(params, x, seed=1)
     dstate = None if getattr(made, "last", False) else made.backward(params, saved, y)[2]
-    dy = "dlogits" if name == "tokens" else "dy"
     found["forward"] = made.forward, {"params": params, name: x, "state": state, "seed": 1}, first_finite
-    found["backward"] = made.backward, {"params": params, "saved": saved, dy: y, "dstate": dstate}, first_finite
+    found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y, "dstate": dstate}, first_finite
     if forwards(made):
         found["step"] = made.step, {"params": params, name: one, "state": state}, first_finite
     if hasattr(made, "generate"):

@@ -84,14 +84,9 @@ def described(about, **options):
 
 
 TWO = TiRex2(4, [("slstm", 1, 1)], patch_size=2, quantiles=(0.5,), input_ff_size=3, context=8, horizon=4)
-BLOCKS = {"layer": "TiRex2", "options": TWO.__getstate__(), "head": None}
-
-
+MANY_BLOCKS = {"layer": "TiRex2", "options": {**TWO.__getstate__(), "recipe": [["slstm", 1, 1]] * 9999}, "head": None}
 MODELS = {
-    "many blocks": (
-        described(BLOCKS, recipe=[["slstm", 1, 1]] * 9999),
-        "blocks of recipe is 9999, the file holds 3 arr",
-    ),
+    "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
     "number": ("1", "it is 1, expected version"),
     "no layer": ("{}", "layer is None, expected one of LSTM"),

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import xlstm
 from tests.attacks.bounds import examples
+from xlstm import losses
 from xlstm.cells.activations import soft_cap
 from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
 from xlstm.layers.blocks.block import GatedFeedForward
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.training import losses
 
 D = 8
 LAYERS = {

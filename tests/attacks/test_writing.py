@@ -10,8 +10,8 @@ import time
 import numpy as np
 
 from tests.attacks.bounds import examples
+from xlstm import checkpoint
 from xlstm.data import writing
-from xlstm.training import checkpoint
 
 SIZE = 20_000
 

@@ -6,29 +6,72 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer import Option
+from typer.core import TyperGroup
 
 import xlstm
-from xlstm.cli import interrupts
+from xlstm.cli import process_signals, train
 from xlstm.cli.bench import bench
-from xlstm.cli.console import Log, out, warn
-from xlstm.cli.convert import export, import_
+from xlstm.cli.compare_runs import runs
+from xlstm.cli.console import Log, one_line_errors, out, tell
 from xlstm.cli.evaluate import evaluate
-from xlstm.cli.forecast import forecast
+from xlstm.cli.export_import import export, import_
 from xlstm.cli.generate import generate
-from xlstm.cli.groups import HELP, Root, Usual
 from xlstm.cli.info import info
 from xlstm.cli.inspect import inspect
-from xlstm.cli.options import Command, configurable
 from xlstm.cli.predict import predict
-from xlstm.cli.runs import runs
-from xlstm.cli.train import train
-from xlstm.cli.train_classify import train_classify
-from xlstm.cli.train_forecast import train_forecast
-from xlstm.cli.train_text import train_text
-from xlstm.cli.train_tirex import train_tirex
+from xlstm.cli.zero_shot_forecast import forecast
+
+HELP = ("-h", "--help")
+
+
+class Root(TyperGroup):
+    """The command line, which says what is wrong in one line, and keeps its words for messages."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what comes before the name of a command."""
+        ctx.obj = [*args]
+        if not args:  # help is shown
+            return super().parse_args(ctx, args)
+        with one_line_errors():
+            return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of commands as help shows them, groups first."""
+        return sorted(super().list_commands(ctx), key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with one_line_errors():
+            return super().invoke(ctx)
+
+
+class Train(TyperGroup):
+    """A group whose first command, which is hidden, is run where none is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the name of the command, or put that of the first one in its place."""
+        known = [*HELP, *(name for name, command in self.commands.items() if not command.hidden)]
+        named = args[0] in known if args else ctx.resilient_parsing
+        return super().parse_args(ctx, args if named else [next(iter(self.commands)), *args])
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Show the options of the first command, and the other commands."""
+        self.usual.format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands, and the options of the first one, that begin as the last word does."""
+        return [*super().shell_complete(ctx, incomplete), *self.usual.shell_complete(ctx, incomplete)]
+
+    @property
+    def usual(self) -> Any:
+        """The command that is run where none is named."""
+        return next(iter(self.commands.values()))
+
 
 app = typer.Typer(
     help="The LSTM family with hand-written gradients, on NumPy and CuPy.",
@@ -38,30 +81,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-trains = typer.Typer(
+kinds = typer.Typer(
     help="Train a model of a series (forecast, unless another is named), a text, sequences with labels, or any series.",
-    cls=Usual,
+    cls=Train,
     subcommand_metavar="[forecast|text|classify|tirex] ...",
     rich_markup_mode=None,
 )
-app.add_typer(trains, name="train")
-jobs: dict[str, Command] = {
-    "series": train,
-    "forecast": train_forecast,
-    "text": train_text,
-    "classify": train_classify,
-    "tirex": train_tirex,
-}
-for name, job in jobs.items():
-    trains.command(name, hidden=name == "series")(configurable(job))
-commands: tuple[Command, ...] = (evaluate, predict, forecast, generate, runs, export, import_, bench, info, inspect)
-for command in commands:
+app.add_typer(kinds, name="train")
+kinds.command("series", hidden=True)(train.train_forecast)
+for kind in ("forecast", "text", "classify", "tirex"):
+    kinds.command(kind)(getattr(train, f"train_{kind}"))
+for command in (evaluate, predict, forecast, generate, runs, export, import_, bench, info, inspect):
     app.command(command.__name__.rstrip("_"))(command)
 
 
 @app.callback(invoke_without_command=True)
 def options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    version: Annotated[bool, Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     """The LSTM family with hand-written gradients, on NumPy and CuPy."""
     if version:
@@ -71,16 +107,16 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    interrupts.interrupt()
+    process_signals.interrupt()
     log = logging.getLogger("xlstm")
     log.setLevel(logging.INFO)
     log.addHandler(Log())
-    warnings.showwarning = warn  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *rest, **more: tell(f"warning: {message}")
     try:
         typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
     except SystemExit as end:
-        code = interrupts.received() or end.code
-    interrupts.done()
+        code = process_signals.received() or end.code
+    process_signals.done()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from xlstm.cli import convert, kinds
-from xlstm.cli.console import BackendOption, printable, put
+from xlstm.cli.configuration import BackendOption
+from xlstm.cli.console import printable, put
+from xlstm.cli.export_import import language
+from xlstm.cli.sources import TEXT, find_model
 from xlstm.data import text
 from xlstm.data.tensors import Tensors
 from xlstm.estimators import TextModel
@@ -17,27 +19,23 @@ from xlstm.interop.published import files_of
 
 
 def generate(
-    model: Annotated[
-        Path, typer.Argument(help="Model file or folder of train text, or those of a published xLSTM checkpoint.")
-    ],
-    prompt: Annotated[str, typer.Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens to add, at most.")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 0.0,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from so many likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw from the likeliest, so probable together.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
-    stop: Annotated[int | None, typer.Option(help="Token that ends the text.")] = None,
-    as_bytes: Annotated[bool, typer.Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
+    model: Annotated[Path, Argument(help="Model file or folder, or a published xLSTM checkpoint.")],
+    prompt: Annotated[str, Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
+    max_tokens: Annotated[int, Option(help="Tokens to add, at most.")] = 100,
+    temperature: Annotated[float, Option(help="0 takes the likeliest token always.")] = 0.0,
+    top_k: Annotated[int | None, Option(help="Draw from so many likeliest tokens.")] = None,
+    top_p: Annotated[float | None, Option(help="Draw from the likeliest, so probable together.")] = None,
+    seed: Annotated[int, Option(help="Seed of the draws.")] = 0,
+    stop: Annotated[int | None, Option(help="Token that ends the text.")] = None,
+    as_bytes: Annotated[bool, Option("--bytes", help="Tokens are bytes of UTF-8.")] = False,
     backend: BackendOption = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
+    dtype: Annotated[str | None, Option(help="float32 or float64; that of the checkpoint if left out.")] = None,
 ) -> None:
     """Go on from a prompt with a language model, token by token."""
     printable("generate")
     draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-    model, kind = kinds.find("generate", model, foreign=True)
-    if kind == TextModel.KIND:
+    model, kind = find_model("generate", model, foreign=True)
+    if kind == TEXT:
         if stop is not None or as_bytes or dtype is not None:
             raise ValueError(f"{model}: is a text model with tokens of its own, not for --stop, --bytes and --dtype")
         gap = ""
@@ -47,7 +45,7 @@ def generate(
             Tensors(file)
         codec = text.codec(model, as_bytes)
         gap, tokens = codec.GAP, codec.encode(prompt)
-        network, params = convert.language(model, backend, dtype)
+        network, params = language(model, backend, dtype)
         pieces = _pieces(codec, network.stream(params, [tokens], max_tokens, stop=stop, **draws))
     put(f"{prompt}{gap}")  # as it is: not everything that looks like markup is
     for piece in pieces:
@@ -57,7 +55,7 @@ def generate(
 
 def _pieces(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:
     """Yield the text of tokens."""
-    shown = text.Stream(codec)
+    stream = text.Stream(codec)
     for token, _ in drawn:
-        yield shown.push(int(token[0]))
-    yield shown.rest()
+        yield stream.push(int(token[0]))
+    yield stream.rest()

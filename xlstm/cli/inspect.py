@@ -2,67 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import typer
+from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
-from xlstm.cli import kinds, labelled
-from xlstm.cli.console import Report, accounted, out, printable
-from xlstm.cli.forecasting import dated, dates_of
-from xlstm.cli.options import check_no_table, reads_tables
+from xlstm.cli.configuration import JsonOption, with_options
+from xlstm.cli.console import Report, accounted, printable
+from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
 from xlstm.data import text, writing
 from xlstm.data.series import read_series
 from xlstm.data.table import PLAIN, Dialect, read_table
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
-from xlstm.plots.activity import HIGH, LOW
 from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
-SEQUENCES = {each.KIND: each for each in (SequenceClassifier, SequenceRegressor)}
 
 
 class Seen(NamedTuple):
-    """A network, its parameters, and what it is shown of the data, time first, or None without data."""
+    """A network, its parameters, and the data that it is shown, time first, or None."""
 
     network: Any
     params: Params
     x: Any
 
 
-class Found(NamedTuple):
-    """Rows of numbers and figures by their headings, and the reasons why some are missing."""
-
-    tables: dict[str, list[Any]]
-    pictures: dict[str, Any]
-    notes: list[str]
-
-
-@reads_tables
+@with_options()
 def inspect(
-    model: Annotated[Path, typer.Argument(help="Model file of train, models.save or an estimator.")],
-    data: Annotated[
-        Path | None, typer.Argument(help="Series (CSV) of a forecaster, text of a language model, or table.")
-    ] = None,
-    history: Annotated[Path | None, typer.Option(help="Folder of a run, or its history.jsonl, for its curves.")] = None,
-    column: Annotated[str | None, typer.Option("--column", help="Column of the series of a forecaster.")] = None,
-    steps: Annotated[int, typer.Option(help="Time steps of the data that the model is shown, at most.")] = 200,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for PNG and SVG; xlstm-inspect, or none with --json."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print numbers as JSON.")] = False,
+    model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
+    data: Annotated[Path | None, Argument(help="Series of a forecaster, a text, or a table.")] = None,
+    history: Annotated[Path | None, Option(help="Folder of a run, or its history.jsonl, for its curves.")] = None,
+    column: Annotated[str | None, Option(help="Column of the series of a forecaster.")] = None,
+    steps: Annotated[int, Option(help="Time steps of the data that the model is shown, at most.")] = 200,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder; xlstm-inspect, or none with --json.")] = None,
+    as_json: JsonOption = False,
     *,
     dialect: Dialect,
 ) -> None:
@@ -71,137 +53,117 @@ def inspect(
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
     seen = read(model, data, column, steps, dialect)
     folder = FOLDER if output is None and not as_json else output
-    found = look(seen, history, draw=folder is not None)
+    tables, pictures, notes = _look(seen, history, draw=folder is not None)
+    report = Report(as_json)
+    report.print(f"holds: {seen.network}")
+    parameters = tables["parameters"]
+    report.print(f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays")
+    for note in notes:
+        report.print(note)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [folder / f"{_file(name)}.{kind}" for name in found.pictures for kind in ("png", "svg")]
+        stems = {folder / name.replace(" of ", "-").replace(" ", "-"): figure for name, figure in pictures.items()}
+        paths = {stem.with_name(f"{stem.name}.{kind}"): stems[stem] for stem in stems for kind in ("png", "svg")}
         for path in paths:
             writing.check(path)
-        with accounted(paths):
-            for name, figure in found.pictures.items():
-                for kind in ("png", "svg"):
-                    plots.save(figure, folder / f"{_file(name)}.{kind}")
-    if as_json:
-        rows = {name: [_plain(row._asdict()) for row in table] for name, table in found.tables.items()}
-        out.print(json.dumps({"model": str(seen.network), **rows}, allow_nan=False))
-        return
-    report = Report()
-    report.print(f"holds: {seen.network}")
-    for line in (*_lines(found.tables), *found.notes):
-        report.print(line)
-    report.print(f"wrote: {len(found.pictures)} pictures as PNG and SVG to {folder}" if folder else "")
-    report.finish()
+        with accounted([*paths]):
+            for path, figure in paths.items():
+                plots.save(figure, path)
+        report.print(f"wrote: {len(pictures)} pictures as PNG and SVG to {folder}")
+    rows = {name: [_plain(row._asdict()) for row in table] for name, table in tables.items()}
+    report.finish(model=str(seen.network), **rows)
 
 
 def read(model: Path, data: Path | None, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Seen:
-    """Read a model file, and what the model is shown of the data: at most `steps` steps.
+    """Read a model file, and the data that the model is shown: at most `steps` steps.
 
     Raises
     ------
     OSError, ValueError, TypeError
         A file is missing or not readable, or the data do not fit the model.
     """
-    model, kind = kinds.find("inspect", model)
-    if column is not None and kind != Forecaster.KIND:
-        raise ValueError(f"{model}: --column is for a forecaster, this is a {kind}")
-    if kind == Forecaster.KIND:
-        made = Forecaster.load(model, "numpy")
-        return Seen(made.model_, made.params_, None if data is None else _windows(made, data, column, steps, dialect))
-    if kind == TextModel.KIND:
-        check_no_table(model, kind, dialect)
+    model, kind = find_model("inspect", model)
+    check_options(model, kind, dialect, column)
+    if kind == FORECASTER:
+        fitted = Forecaster.load(model, "numpy")
+        return Seen(fitted.model_, fitted.params_, data and _windows(fitted, data, column, steps, dialect))
+    if kind == TEXT:
         writer = TextModel.load(model, "numpy")
-        return Seen(writer.model_, writer.params_, None if data is None else _tokens(writer.codec_, data, steps))
-    if kind in SEQUENCES:
-        reader = SEQUENCES[kind].load(model, "numpy")
-        x = None if data is None else _sequences(model, reader, data, steps, dialect)
-        return Seen(reader.model_, reader.params_, x)
+        return Seen(writer.model_, writer.params_, data and _tokens(writer.codec_, data, steps))
+    if kind in (CLASSIFIER, REGRESSOR):
+        estimator = (SequenceClassifier if kind == CLASSIFIER else SequenceRegressor).load(model, "numpy")
+        return Seen(estimator.model_, estimator.params_, data and _sequences(model, estimator, data, steps, dialect))
     network, params = model_files.load(model, "numpy")
-    if data is None:
-        return Seen(network, params, None)
     if isinstance(network, xLSTMLanguageModel):
-        check_no_table(model, "language model", dialect)
-        tokens = _tokens(text.codec(model), data, steps)
-        return Seen(network, params, tokens if network.batch_first else tokens.T)
-    return Seen(network, params, _table(network, params, data, steps, dialect))
+        check_options(model, "language model", dialect, column)
+        tokens = None if data is None else _tokens(text.codec(model), data, steps)
+        return Seen(network, params, tokens if tokens is None or network.batch_first else tokens.T)
+    return Seen(network, params, data and _table(network, params, data, steps, dialect))
 
 
-def look(seen: Seen, history: Path | None = None, draw: bool = True) -> Found:
-    """Compute the numbers of a model and, if asked, draw them.
-
-    Raises
-    ------
-    OSError, ValueError, TypeError
-        The history cannot be read, or there are too few steps.
-    """
+def _look(seen: Seen, history: Path | None, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
+    """Return rows of numbers and figures of a model by their headings, and the reasons why some are missing."""
     names = list(seen.network.shapes)  # from the input to the output; a file has them in the order of the alphabet
-    found = Found({"parameters": plots.parameter_table({name: seen.params[name] for name in names})}, {}, [])
-    if draw:
-        for k in range(0, len(names), MOST):
-            some = {name: seen.params[name] for name in names[k : k + MOST]}
-            found.pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
+    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: seen.params[name] for name in names})}
+    pictures, notes = {}, []
+    for k in range(0, len(names) if draw else 0, MOST):
+        some = {name: seen.params[name] for name in names[k : k + MOST]}
+        pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
     if seen.x is not None:
         _, _, saved = seen.network.forward(seen.params, seen.x, train=False, keep=True)
+        for layer in plots.layers_of(saved) if draw else ():
+            pictures[f"gates of {layer}"] = plots.gates(saved, layer)
+        for name, numbers, figure in (
+            ("saturation", plots.saturation_table, plots.saturation),
+            ("memory", plots.memory_table, plots.memory),
+        ):
+            try:
+                tables[name] = numbers(saved)
+            except ValueError as error:
+                notes.append(f"no {error}")
+                continue
+            if draw:
+                pictures[name] = figure(saved)
+        tables["gradients"] = plots.gradient_norms(seen.network, seen.params, seen.x)
         if draw:
-            for layer in plots.layers_of(saved):
-                found.pictures[f"gates of {layer}"] = plots.gates(saved, layer)
-        _add(found, "saturation", lambda: plots.saturation_table(saved), lambda: plots.saturation(saved), draw)
-        _add(found, "memory", lambda: plots.memory_table(saved), lambda: plots.memory(saved), draw)
-        norms = plots.gradient_norms(seen.network, seen.params, seen.x)
-        _add(found, "gradients", lambda: norms, lambda: plots.gradients(norms), draw)
+            pictures["gradients"] = plots.gradients(tables["gradients"])
     if history is not None:
         plots.course(history)
         if draw:
-            found.pictures["training"] = plots.curves(history)
-    return found
+            pictures["training"] = plots.curves(history)
+    return tables, pictures, notes
 
 
-def _add(found: Found, name: str, table: Callable[[], list[Any]], figure: Callable[[], Any], draw: bool) -> None:
-    """Add numbers and their figure, or the reason why a model has none."""
-    try:
-        found.tables[name] = table()
-    except ValueError as error:
-        found.notes.append(f"no {error}")
-        return
-    if draw:
-        found.pictures[name] = figure()
-
-
-def _windows(made: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
+def _windows(fitted: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
     """Return the last windows of a series, as the network sees them."""
-    series = read_series(data, column, usual=made.name, **vars(dialect))
-    with dated(series):
-        return made.windows(series.values, dates=dates_of(series) if made.calendar_ else None)[-steps:]
+    series = read_series(data, column, usual=fitted.name, **vars(dialect))
+    with dated(series, fitted.calendar_) as dates:
+        return fitted.windows(series.values, **dates)[-steps:]
 
 
 def _tokens(codec: Any, data: Path, steps: int) -> Any:
     """Return the first tokens of a text, (1, T)."""
     try:
         with data.open(encoding="utf-8") as file:
-            found = codec.encode(file.read(LETTERS * steps))[:steps]
+            tokens = codec.encode(file.read(LETTERS * steps))[:steps]
     except ValueError as error:
         raise ValueError(f"{data}: {error}") from error
-    if len(found) < 3:
-        raise ValueError(f"{data}: has {len(found)} tokens, expected 3 or more")
-    return np.array(found)[None]
+    return np.array(_enough(data, tokens, "tokens"))[None]
 
 
-def _sequences(
-    model: Path, made: SequenceClassifier | SequenceRegressor, data: Path, steps: int, dialect: Dialect
-) -> Any:
+def _sequences(model: Path, estimator: Any, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the network sees them."""
-    if {"features", "label"} <= made.note_.keys():
-        X = labelled.read(data, labelled.Layout.kept(model, made.note_), dialect, labels=False).sequences
+    if {"features", "label"} <= estimator.note_.keys():
+        X = Layout.kept(model, estimator.note_).read(data, dialect, labels=False).sequences
     else:
         values = read_table(data, **vars(dialect)).values
-        X = values if made.table_ else [values]
+        X = values if estimator.table_ else [values]
     try:
-        rows = made.prepared(X)
+        rows = estimator.prepared(X)
     except ValueError as error:
         raise ValueError(f"{data}: {error}") from error
-    x = np.stack(rows[:steps], axis=1) if made.table_ else rows[0][:steps, None]  # (T, B, D)
-    if len(x) < 3:
-        raise ValueError(f"{data}: a sequence has {len(x)} steps, expected 3 or more")
-    return backend_like(next(iter(made.params_.values()))).asarray(x)
+    x = np.stack(rows[:steps], axis=1) if estimator.table_ else rows[0][:steps, None]  # (T, B, D)
+    return backend_like(next(iter(estimator.params_.values()))).asarray(_enough(data, x, "steps"))
 
 
 def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialect) -> Any:
@@ -211,44 +173,21 @@ def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialec
     if rows.shape[1] != D:
         names = checks.few(columns.names)
         raise ValueError(f"{data}: has {rows.shape[1]} columns of numbers ({names}), x of the model has D = {D}")
-    if len(rows) < 3 or not np.all(np.isfinite(rows)):
-        problem = f"has {len(rows)} rows, expected 3 or more" if len(rows) < 3 else "has gaps, expected numbers"
-        raise ValueError(f"{data}: {problem}")
-    x = rows[None] if network.batch_first else rows[:, None]
-    return backend_like(next(iter(params.values()))).asarray(x)
+    if not np.all(np.isfinite(_enough(data, rows, "rows"))):
+        raise ValueError(f"{data}: has gaps, expected numbers")
+    return backend_like(next(iter(params.values()))).asarray(rows[None] if network.batch_first else rows[:, None])
 
 
-def _lines(tables: dict[str, list[Any]]) -> list[str]:
-    """Return what the numbers say in a few lines."""
-    parameters = tables["parameters"]
-    count = sum(math.prod(row.shape) for row in parameters)
-    found = [f"parameters: {count} in {len(parameters)} arrays"]
-    found += [
-        f"saturation: {row.layer} gate {row.gate}, {100 * row.below:.1f} % below {LOW}, "
-        f"{100 * row.above:.1f} % above {HIGH}"
-        for row in tables.get("saturation", [])
-    ]
-    layers: dict[str, list[float]] = {}
-    for row in tables.get("memory", []):
-        layers.setdefault(row.layer, []).append(math.inf if row.steps is None else row.steps)
-    found += [f"memory: {layer}, median time constant {np.median(s):.3g} steps" for layer, s in layers.items()]
-    found += [
-        f"gradient of {row.of}{f', layer {row.layer}' if row.layer else ''}: times {row.factor:.3g} a step back"
-        for row in tables.get("gradients", [])
-    ]
-    return found
+def _enough(data: Path, values: Any, what: str) -> Any:
+    if len(values) < 3:
+        raise ValueError(f"{data}: has {len(values)} {what}, expected 3 or more")
+    return values
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it, with None for numbers that it has not."""
+    """Return a value as lists and numbers of Python."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
+    if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return value
-
-
-def _file(name: str) -> str:
-    return name.replace(" of ", "-").replace(" ", "-")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import constants, workspace
+from xlstm import workspace
+from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, device_of

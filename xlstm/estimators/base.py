@@ -13,14 +13,15 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from xlstm import checkpoint
+from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.panels import Roles
-from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, checkpoint, loop, optimizers
-from xlstm.training import precision as precisions
+from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, loop, optimizers
 from xlstm.training.schedules import cosine
 
 Host = np.ndarray[Any, Any]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 
+from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
@@ -22,7 +23,6 @@ from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.scores import Forecasts, Score
 from xlstm.estimators.series_scaling import Scaling
 from xlstm.training import Callback, Interrupted, Progress, Terminated, loop
-from xlstm.training import precision as precisions
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import losses
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
@@ -17,7 +18,6 @@ from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.baselines import CHUNK, LinearBaseline
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
-from xlstm.training import losses
 
 HEAD = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the linear baseline
 NARROWEST = 1e-3  # least residual of the linear baseline, as a share of a window's scale

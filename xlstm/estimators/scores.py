@@ -11,7 +11,7 @@ import numpy as np
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.estimators import baselines
-from xlstm.training.losses import pinball
+from xlstm.losses import pinball
 
 ROWS = 12  # of a score that is printed, at most
 NAIVE = ("persistence", "autoregression", "seasonal")  # the methods that models are compared with

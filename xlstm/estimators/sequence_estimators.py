@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from xlstm import losses
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
@@ -19,7 +20,7 @@ from xlstm.data import Sequences
 from xlstm.estimators import inputs
 from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator, column_names
 from xlstm.models.sequence import sequence_model
-from xlstm.training import Trained, losses
+from xlstm.training import Trained
 
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once

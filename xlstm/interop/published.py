@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm import checkpoint
 from xlstm.arrays import checks, cores
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.checks import shown
@@ -17,7 +18,6 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
 from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Tensors
-from xlstm.training import checkpoint
 
 Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]

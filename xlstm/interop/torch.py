@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
@@ -20,7 +21,6 @@ from xlstm.data.tensors import Tensors
 from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, one_dtype, prepared, reordered
 from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import checkpoint
 
 # The position of each of our gates among PyTorch's.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -42,7 +42,6 @@ class Leaf(NamedTuple):
 class SequenceLayer(Module):
     """A module that goes through time with a state."""
 
-    _gradient: ClassVar[str] = "dy"  # the name of that argument of `backward` in errors
 
     if TYPE_CHECKING:
 
@@ -232,7 +231,7 @@ class SequenceLayer(Module):
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         if dy is not None:
             if dy.shape != saved.shape:
-                checks.shape(where, self._gradient, dy, self._output_dims(span.T, span.B))
+                checks.shape(where, "dy", dy, self._output_dims(span.T, span.B))
             dy = self._swap(xp, dy)
         end = None
         if dstate is not None:
@@ -285,7 +284,7 @@ class SequenceLayer(Module):
             return found, params, x, state
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
-        name = "x" if what == "state" else self._gradient
+        name = "x" if what == "state" else "dy"
         given = {} if x is None else {name: x}
         self.check(params)
         parts = list(_named(where, what, state, self.states))

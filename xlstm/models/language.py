@@ -22,9 +22,9 @@ from xlstm.layers.blocks.block import Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
 from xlstm.layers.module import dropout, dropped
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State
+from xlstm.losses import cross_entropy
 from xlstm.models.sequence import layer
 from xlstm.recurrence.packing import Span
-from xlstm.training.losses import cross_entropy
 
 Host = np.ndarray[Any, Any]
 PROMPT = 1024  # tokens of a prompt that are read at once
@@ -78,7 +78,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     embedding_dropout: float = 0.0
     batch_first: bool = True
 
-    _gradient = "dlogits"
     _output_symbol = "V"
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
@@ -21,7 +22,6 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
-from xlstm.training import checkpoint
 
 KIND = "model"
 Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock | TiRex | TiRex2

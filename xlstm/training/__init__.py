@@ -11,10 +11,10 @@ from xlstm.training.callbacks import (
     ReduceOnPlateau,
     TensorBoard,
 )
-from xlstm.training.interrupts import Interrupted, Terminated
 from xlstm.training.loop import RangeTest, evaluate, find_learning_rate, train
 from xlstm.training.run import Trained
 from xlstm.training.steps import Step, StepState, Taken
+from xlstm.training.stop_signals import Interrupted, Terminated
 
 __all__ = [
     "Batches",

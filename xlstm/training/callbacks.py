@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
-from xlstm.training import checkpoint, optimizers
+from xlstm.training import optimizers
 from xlstm.training.schedules import schedule
 
 

@@ -17,7 +17,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreach import Picked
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.training.precision import Mixed, rescaled
+from xlstm.precision import Mixed, rescaled
 
 
 class Decided(NamedTuple):

@@ -17,7 +17,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.data.batches import BATCHES, Batch, Batches
 from xlstm.data.host import Host, finite
-from xlstm.training.losses import mse
+from xlstm.losses import mse
 
 Loss = Callable[..., tuple[Array, Array]]
 MODEL = checks.having("forward", "backward", expected="a model or a layer")

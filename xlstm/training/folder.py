@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading, writing
-from xlstm.training import checkpoint
 
 KIND = "training"
 BEST, HISTORY = "best.safetensors", "history.jsonl"

@@ -15,11 +15,11 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
+from xlstm.precision import Mixed
 from xlstm.training import optimizers, schedules
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
 from xlstm.training.feed import Loss, loss_of, mean_loss
 from xlstm.training.folder import Folder
-from xlstm.training.precision import Mixed
 from xlstm.training.run import Run, Trained
 from xlstm.training.steps import MIXED, OPTIMIZER, Step
 

@@ -20,20 +20,20 @@ from typing import Any
 
 import numpy as np
 
+from xlstm import checkpoint
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
-from xlstm.training import checkpoint
+from xlstm.precision import Scaling
 from xlstm.training.callbacks import Callback, Progress, has
 from xlstm.training.feed import Inputs, mean_loss
 from xlstm.training.folder import Checkpoint, Folder, find
-from xlstm.training.interrupts import Interrupted, Terminated, deferred
 from xlstm.training.optimizers import OptimState
-from xlstm.training.precision import Scaling
 from xlstm.training.steps import Step, StepState, Taken
+from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
 ARRAYS = ("params", "carried", "sums")  # of the state of a step, as a checkpoint has them
 COUNTS = ("weight", "batches", "updates")  # of the state of a step

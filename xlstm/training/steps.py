@@ -19,12 +19,12 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
+from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
 from xlstm.training.decisions import Decided
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Graphs, unless_failed
-from xlstm.training.precision import Mixed, Scaling, after, lowered, raised
 
 OPTIMIZER = checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))

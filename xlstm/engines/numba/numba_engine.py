@@ -108,20 +108,20 @@ class NumbaTape(Tape):
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
         step, lean = self.step, keep == "nothing"
-        found: Kernels = step.compiled or kernels(step)
-        kernel = found.forward if keep == "all" else found.lean
+        compiled: Kernels = step.compiled or kernels(step)
+        kernel = compiled.forward if keep == "all" else compiled.lean
         H, G, first, N, dtype = step.H, step.G, self.first, self.x.shape[0], self.x.dtype
-        for name, start in zip(found.step.carried, state[1:], strict=True):
+        for name, start in zip(compiled.step.carried, state[1:], strict=True):
             self.carry[name] = room = np.empty((2 * first if lean else first + N, H), dtype)
             room[:first] = start[:, :first].T
         if keep == "all":
-            for name, rows in found.step.saved.items():
+            for name, rows in compiled.step.saved.items():
                 self.saved[name] = np.empty((N, H) if rows is None else (rows, N, H), dtype)
         zx, zh = np.empty((G, max(first, min(N, ROWS)) * H), dtype), np.empty((G, first * H), dtype)
-        given = for_states(step, kernel.loops, self.shares)
-        for k, weights in enumerate(given):
-            given[k] = self.x, self.hs, self.starts, *weights, zx, zh, lean
-        self._run(kernel, "forward", given, {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved})
+        arguments = for_states(step, kernel.loops, self.shares)
+        for k, weights in enumerate(arguments):
+            arguments[k] = self.x, self.hs, self.starts, *weights, zx, zh, lean
+        self._run(kernel, "forward", arguments, {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved})
         if len(self.widths) == 1:  # the rows of `hs` and `carry` with the state of each sequence at its own end
             at = N
             place = (self.starts.size - 1) % 2 * first if lean else at
@@ -139,27 +139,27 @@ class NumbaTape(Tape):
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; return the gradients of every step, and those of the initial state."""
-        step, first, found, kernels = self.step, self.first, Gradients(self), self.kernels
+        step, first, gradients, kernels = self.step, self.first, Gradients(self), self.kernels
         N, dtype = self.x.shape[0], self.x.dtype
         dh, *dcarry = [np.array(d[:, :first].T, order="C") for d in dstate]
         dZ = np.empty((N, step.R), dtype)
-        found.arrays["zx"], dQ = dZ.T, NO_ROWS[dtype]
+        gradients.arrays["zx"], dQ = dZ.T, NO_ROWS[dtype]
         dz = dzh = np.empty((step.G, first * step.H), dtype)
         if kernels.apart:
             dQ, dzh = np.empty_like(dZ), np.empty_like(dz)
-            found.arrays["zh"] = dQ.T
+            gradients.arrays["zh"] = dQ.T
         dy = NO_ROWS[dtype] if dy is None else contiguous(dy)
         arrays = {"dz": dz, "dzh": dzh, "dh0": dh, "dh": dh, **self.carry, **self._whole()}
         arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
         W = for_gradients(step, kernels.backward.loops)
-        given = [(dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, dh.reshape(-1))] * self.shares.heads
-        self._run(kernels.backward, "backward", given, arrays)
-        return found, [d.T for d in (dh, *dcarry)]
+        arguments = [(dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, dh.reshape(-1))] * self.shares.heads
+        self._run(kernels.backward, "backward", arguments, arrays)
+        return gradients, [d.T for d in (dh, *dcarry)]
 
-    def _run(self, kernel: Kernel, loop: str, given: Sequence[tuple[Any, ...]], arrays: dict[str, Array]) -> None:
+    def _run(self, kernel: Kernel, loop: str, arguments: Sequence[tuple[Any, ...]], arrays: dict[str, Array]) -> None:
         """Run a loop on as many threads as its steps are worth; `arrays` has those of the step by name.
 
-        `given` has the loop's own arguments for each part of the heads.
+        `arguments` has the loop's own arguments for each part of the heads.
         """
         steps, step, first, (parts, heads, size) = self.starts.size - 1, self.step, self.first, self.shares
         if steps == 0:
@@ -170,15 +170,15 @@ class NumbaTape(Tape):
         table = entered(list(map(arrays.__getitem__, kernel.arrays)), kernel.rows)
         numbers = np.array(list(map(step.cell.numbers.__getitem__, kernel.numbers)), np.float64)
         if parts == heads == size == 1:
-            call(*own, 0, 1, 0, first, 0, step.H, np.zeros(2, np.int64), table, numbers, *given[0])
+            call(*own, 0, 1, 0, first, 0, step.H, np.zeros(2, np.int64), table, numbers, *arguments[0])
         elif parts == heads == 1:
             counts = np.zeros(2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)  # of both parts of every step
-            shared = (size, 0, first, 0, step.H, counts, table, numbers, *given[0])
+            shared = (size, 0, first, 0, step.H, counts, table, numbers, *arguments[0])
             together(call, [(*own, k, *shared) for k in range(size)])
         else:
             pairs = itertools.product(spans(self.widths, parts), units_of(step, heads))
             each = [(*own, 0, 1, *span, *units, np.zeros(2, np.int64), table, numbers) for span, units in pairs]
-            together(call, [(*one, *given[k % heads]) for k, one in enumerate(each)])
+            together(call, [(*one, *arguments[k % heads]) for k, one in enumerate(each)])
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""

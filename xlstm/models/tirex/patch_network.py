@@ -17,6 +17,7 @@ from xlstm.data.panels import Roles
 from xlstm.layers.blocks.backbone import Backbone
 from xlstm.layers.blocks.block import MULTIPLE, ResidualFeedForward, round_up
 from xlstm.layers.sequence import Derivatives, State
+from xlstm.losses import pinball
 from xlstm.models.tirex import fine_tuning, items, prediction
 from xlstm.models.tirex.fine_tuning import Tuned
 from xlstm.models.tirex.streaming import Stream
@@ -24,7 +25,6 @@ from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import Groups, take
 from xlstm.recurrence.packing import Span
 from xlstm.training import optimizers
-from xlstm.training.losses import pinball
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

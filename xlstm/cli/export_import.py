@@ -6,66 +6,49 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
+from xlstm import checkpoint
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.cli import kinds
 from xlstm.cli.console import out
+from xlstm.cli.sources import FORECASTER, find_model
 from xlstm.data import writing
 from xlstm.estimators import Forecaster
 from xlstm.layers.recurrent import GRU, LSTM, RNN
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import checkpoint
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
 AnyPath = str | os.PathLike[str]
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file of train forecast, import or models.save.")],
-    to: Annotated[str, typer.Option("--to", help="onnx, torch or keras.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; beside the model if left out.")
-    ] = None,
-    lengths: Annotated[bool, typer.Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
-    state: Annotated[bool, typer.Option("--state", help="ONNX: initial states are inputs.")] = False,
+    model: Annotated[Path, Argument(help="Model file of train forecast, import or models.save.")],
+    to: Annotated[str, Option("--to", help="onnx, torch or keras.")],
+    output: Annotated[Path | None, Option("--output", "-o", help="By default beside the model.")] = None,
+    lengths: Annotated[bool, Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
+    state: Annotated[bool, Option("--state", help="ONNX: initial states are inputs.")] = False,
 ) -> None:
     """Write the network of a model for onnxruntime, PyTorch or Keras."""
-    model, _ = kinds.find("export", model)
+    model, _ = find_model("export", model)
     out.print(f"wrote: {export_file(model, to, output, lengths=lengths, state=state)}")
-    out.print(f"holds: {read(model)[0]}")
-    if found := units(model):
-        out.print(f"units: {found}")
+    out.print(f"holds: {_read(model)[0]}")
 
 
 def import_(
-    file: Annotated[Path, typer.Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
-    kind: Annotated[str | None, typer.Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
-    name: Annotated[str, typer.Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
-    activation: Annotated[
-        str | None, typer.Option(help="Activation of a plain RNN whose file does not say it; tanh if left out.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Model file to write; beside FILE if left out.")
-    ] = None,
+    file: Annotated[Path, Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
+    kind: Annotated[str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
+    name: Annotated[str, Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
+    activation: Annotated[str | None, Option(help="That of a plain RNN whose file does not say it.")] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="By default beside FILE.")] = None,
 ) -> None:
     """Read an LSTM, GRU or RNN from a file of another library and write it as a model file."""
-    file, _ = kinds.find("import", file, foreign=True)
+    file, _ = find_model("import", file, foreign=True)
     path, layer = import_file(file, output, kind=kind, name=name, activation=activation)
     out.print(f"wrote: {path}")
     out.print(f"holds: {layer}")
-
-
-def read(path: AnyPath) -> tuple[Any, Params]:
-    """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
-    if checkpoint.kind_of(path) != Forecaster.KIND:
-        return model_files.load(path, "numpy")
-    forecaster = Forecaster.load(path, "numpy")
-    assert forecaster.params_ is not None
-    return forecaster.model_, forecaster.params_
 
 
 def language(
@@ -83,19 +66,12 @@ def language(
     return nxai.load(path, backend=backend, dtype=dtype)
 
 
-def units(path: AnyPath) -> str:
-    """Return the units in which the network of a forecaster sees and predicts values; "" for other models."""
-    if checkpoint.kind_of(path) != Forecaster.KIND:
-        return ""
+def _read(path: AnyPath) -> tuple[Any, Params]:
+    """Return the network in a model file, of a forecaster or of `models.save`, on the host."""
+    if checkpoint.kind_of(path) != FORECASTER:
+        return model_files.load(path, "numpy")
     forecaster = Forecaster.load(path, "numpy")
-    units = ", ".join(f"{unit!r}" for unit in forecaster.scaling_.units.ravel().tolist())
-    scale = units if forecaster.scaling == "series" else "root mean square of these differences in the window"
-    covariates = ", then covariates" if forecaster.model_.input_size > forecaster.n_targets_ else ""
-    quantiles = ", then quantiles" if forecaster.settings.quantiles else ""
-    return (
-        f"x is (value - latest value) / scale{covariates}, scale is {scale}; y is what the linear baseline leaves "
-        f"of (value - latest value) / scale, divided by its spread: the mean{quantiles}"
-    )
+    return forecaster.model_, forecaster.params_
 
 
 def export_file(
@@ -109,13 +85,10 @@ def export_file(
     """
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
-    source = Path(source)
-    beside = source.with_name(source.name.removesuffix(".safetensors") + SUFFIXES[to])
-    path = beside if target is None else Path(target)
-    _not_itself(source, path)
     if (lengths or state) and to != "onnx":
         raise ValueError(f"export: lengths and state are inputs of an ONNX file, not of one for {to}")
-    model, params = read(source)
+    path = _target(Path(source), ".safetensors", SUFFIXES[to], target)
+    model, params = _read(source)
     if to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
@@ -152,8 +125,6 @@ def import_file(
     """
     source = Path(source)
     ending = next((e for e in (*SUFFIXES.values(), ".safetensors") if source.name.endswith(e)), source.suffix)
-    beside = source.with_name(source.name.removesuffix(ending) + ".model.safetensors")
-    path = beside if target is None else Path(target)
     if source.suffix == ".onnx":
         from xlstm.interop.onnx import from_onnx
 
@@ -177,11 +148,14 @@ def import_file(
         raise ValueError(f"{source}: suffix {source.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{source}: holds an {type(layer).__name__}, expected {kind!r}")
-    _not_itself(source, path)
+    path = _target(source, ending, ".model.safetensors", target)
     model_files.save(path, layer, params)
     return path, layer
 
 
-def _not_itself(source: Path, target: Path) -> None:
-    if target.exists() and source.exists() and target.samefile(source):
-        raise ValueError(f"{target}: is the file that is read, expected another name to write to")
+def _target(source: Path, ending: str, suffix: str, target: AnyPath | None) -> Path:
+    """Return the file to write, by default one beside the source; ValueError if it is the source."""
+    path = source.with_name(source.name.removesuffix(ending) + suffix) if target is None else Path(target)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"{path}: is the file that is read, expected another name to write to")
+    return path

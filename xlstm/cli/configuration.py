@@ -1,0 +1,207 @@
+"""Options that commands share: declared once, made of the parameters of an estimator, or read from a TOML file."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from typer import Option
+
+from xlstm.arrays import checks
+from xlstm.cli.console import out
+from xlstm.data import reading, writing
+from xlstm.data.table import ENCODINGS, Dialect
+
+Command = Callable[..., None]
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+def _quiet(context: typer.Context, value: bool) -> bool:
+    """Print nothing but errors, warnings and what a program asked for, until the command ends."""
+    out.quiet = value
+    context.call_on_close(lambda: setattr(out, "quiet", False))
+    return value
+
+
+def _config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the defaults of options from a TOML file; ValueError for an unknown key, or a value of another kind."""
+    if path is None or context.resilient_parsing:
+        return path
+    known = {name: option for name, option in _options(context).items() if name not in UNREAD}
+    context.default_map = {}
+    for name, value in from_toml(path).items():
+        if name not in known:
+            raise ValueError(f"{path}: key {checks.shown(name)} is unknown, expected some of {', '.join(known)}")
+        hint = get_args(context.command.callback.__annotations__[known[name].name])[0]  # that of Annotated
+        kinds, words = KINDS.get((get_args(hint) or (hint,))[0], (str, "text"))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise ValueError(f"{path}: {name} is {checks.shown(value)}, expected {words}")
+        context.default_map[known[name].name] = value
+    return path
+
+
+BackendOption = Annotated[str, Option("--backend", help="auto, numpy, cupy or torch.")]
+ColumnOption = Annotated[str | None, Option("--column", help="Column to forecast, if several hold numbers.")]
+TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")]
+JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
+QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
+ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
+SaveConfigOption = Annotated[Path | None, Option("--save-config", help="Write the options to a TOML file.")]
+DateFormatOption = Annotated[
+    str | None, Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
+]
+DecimalOption = Annotated[str | None, Option("--decimal", help="Decimal sign of a CSV file.", metavar="SIGN")]
+EncodingOption = Annotated[str, Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
+
+# Options that stand for the parameter `dialect` of a command, and those of every command that trains.
+DIALECT = {
+    "date_format": (DateFormatOption, None),
+    "decimal": (DecimalOption, None),
+    "encoding": (EncodingOption, "utf-8"),
+}
+TRAINING = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
+
+# The help of each parameter of an estimator that is an option.
+HELP = {
+    "cell": "lstm, gru, rnn, slstm, mlstm, xlstm, or the name of a registered cell.",
+    "hidden_size": "Units of each recurrent layer.",
+    "embedding_size": "Width of the embedding of a token.",
+    "num_layers": "Recurrent layers.",
+    "bidirectional": "Read in both directions.",
+    "size": "Width of the blocks.",
+    "num_blocks": "Blocks.",
+    "num_heads": "Heads of each block.",
+    "patch_size": "Values in a patch.",
+    "input_ff_size": "Width of the hidden layers at the input and at the output.",
+    "context_length": "Values that the network is given, a multiple of the patch size.",
+    "horizon": "Steps to forecast at once.",
+    "dropout": "Rate of dropout between layers, and of embeddings.",
+    "tokens": "characters, bytes, or a tokenizer.json.",
+    "standardize": "Bring features to mean 0 and deviation 1.",
+    "scaling": "window or series: units of the values that the network sees.",
+    "linear_baseline": "Steps that the linear autoregression looks back; 0 for none, auto lets validation decide.",
+    "season": "Steps of a season; 0 for none, auto finds them.",
+    "least": "Forecasts do not go below it; 0 if left out where no value is below 0.",
+    "epochs": "Passes over the training part, at most.",
+    "patience": "Epochs without a better validation loss before training stops.",
+    "steps": "Batches in all.",
+    "batch_size": "Windows, sequences, series or parallel streams of a batch.",
+    "length": "Tokens of each stream in a batch.",
+    "every": "Batches between two checkpoints; by default one after each pass over a text.",
+    "learning_rate": "Learning rate of AdamW.",
+    "weight_decay": "Weight decay of AdamW.",
+    "schedule": "constant, or cosine down to a tenth of the learning rate.",
+    "clip": "Limit of the global norm of the gradient.",
+    "averaging": "Decay of the moving average of weights that is judged and kept.",
+    "validation_fraction": "Share of what is trained on that is held out for validation.",
+    "refit": "Train once more on all of the series at the end.",
+    "seed": "Initial weights, parts that are held out, order of batches, and masks of dropout.",
+    "precision": "float16, bfloat16 or tf32 while training, on a GPU; weights stay as they are.",
+    "backend": "auto, numpy, cupy or torch.",
+    "dtype": "float32 or float64.",
+}
+UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
+UNWRITTEN = (*UNREAD, "resume", "json")  # those that say nothing of what is trained
+LONGEST = 1 << 17  # bytes of a file of options
+# A key of more parts than are taken: tomllib's memory for a key grows with the square of their number.
+DOTTED = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{reading.DEEPEST}}}"""
+)
+# The types of values of options in a file, by the type of the option; all others are text.
+KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole number")}
+KINDS[float] = ((int, float), "a number")
+
+
+def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
+    """Give a command options: those of CSV files in the place of its `dialect`, those of an estimator of `**settings`.
+
+    A command with an estimator also gets --config, --save-config and --quiet.
+
+    Parameters
+    ----------
+    estimator : type, optional
+        Its constructor has the defaults of its parameters.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        of_tables = own.pop("dialect", None) is not None
+        own.pop("settings", None)
+        added: dict[str, tuple[Any, Any]] = {}
+        if estimator is not None:
+            hints, parameters = get_type_hints(estimator.__init__), inspect.signature(estimator).parameters
+            for name in [name for name in HELP if name in parameters and name not in own]:
+                default = parameters[name].default
+                added[name] = (_option(name, hints[name], default), default)
+            added |= TRAINING
+        if of_tables:
+            added |= DIALECT
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            if estimator is not None:
+                del values["config"], values["quiet"]
+                if (path := values.pop("save_config")) is not None:
+                    writing.write(path, as_toml(values["context"]).encode())
+            if of_tables:
+                values["dialect"] = Dialect(**{name: values.pop(name) for name in DIALECT})
+            command(**values)
+
+        every = [parameter.replace(kind=KEYWORD) for parameter in own.values()]
+        every += [inspect.Parameter(name, KEYWORD, annotation=a, default=d) for name, (a, d) in added.items()]
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        return run
+
+    return decorate
+
+
+def _option(name: str, hint: Any, default: Any) -> Any:
+    """Return the option of a parameter, which is text where it may be text and other things."""
+    kinds = get_args(hint) or (hint,)
+    kind = str if str in kinds else kinds[0]
+    long = f"--{name.replace('_', '-')}"
+    names = [f"{long}/--no-{long[2:]}"] if default is True else [long]
+    names += ["--lr"] * (name == "learning_rate")
+    return Annotated[kind if default is not None else kind | None, Option(*names, help=HELP[name])]
+
+
+def _options(context: typer.Context) -> dict[str, Any]:
+    """Return the options of a command by their long names without dashes."""
+    options = [option for option in context.command.params if option.param_type_name == "option"]
+    return {next(n for n in option.opts if n.startswith("--")).removeprefix("--"): option for option in options}
+
+
+def as_toml(context: typer.Context) -> str:
+    """Return the options of a command, but those that say nothing of what is trained, as the text of a TOML file."""
+    values = {long: context.params.get(option.name) for long, option in _options(context).items()}
+    lines = {long: value for long, value in values.items() if value is not None and long not in UNWRITTEN}
+    return "".join(f"{long} = {_toml(value)}\n" for long, value in lines.items())
+
+
+def _toml(value: Any) -> str:
+    """Return a value as TOML has it."""
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def from_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file holds; ValueError where it is none, or has a number that is too long to be printed."""
+    content = reading.content(path, LONGEST)
+    try:
+        text = content.decode()
+        if DOTTED.search(text):
+            raise RecursionError(f"a key has more than {reading.DEEPEST} parts")
+        values = tomllib.loads(text)
+        json.dumps(values, default=str)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a readable TOML file ({error})") from error
+    return values

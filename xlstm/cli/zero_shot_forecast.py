@@ -1,0 +1,225 @@
+"""`xlstm forecast`: forecasts of a table by a published TiRex, without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from typer import Argument, Option
+
+from xlstm import plots
+from xlstm.arrays import checks
+from xlstm.cli.configuration import BackendOption, JsonOption, QuietOption, TableOption, with_options
+from xlstm.cli.console import Report, err, out, put, table, tell
+from xlstm.cli.predict import check_output
+from xlstm.cli.sources import find_model
+from xlstm.data import calendars
+from xlstm.data.calendars import Calendar
+from xlstm.data.covariates import CovariateArguments
+from xlstm.data.frames import Columns, places_of
+from xlstm.data.host import Values
+from xlstm.data.panels import Roles, dates_of, numbers_of
+from xlstm.data.series import Series
+from xlstm.data.table import Dialect, as_csv, read_groups, read_header, write_table
+from xlstm.estimators.scores import Score
+from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.plots import figures
+
+PANELS = 12  # of a picture at most
+
+
+class Part(NamedTuple):
+    """One series of a table.
+
+    Attributes
+    ----------
+    name : str
+        Empty where the table is one series.
+    targets : array (N, C)
+        Up to the last row that has one.
+    past : array (N, P)
+    future : array (N + more, F)
+    calendar : Calendar or None
+    """
+
+    name: str
+    targets: Values
+    past: Values
+    future: Values
+    calendar: Calendar | None
+
+    def series(self, c: int, name: str) -> Series:
+        """Return a target as a series, to label and to draw."""
+        calendar, values = self.calendar, self.targets[:, c]
+        name = f"{self.name} {name}".strip()
+        if calendar is None:
+            return Series(name, values, np.arange(1, len(values) + 1))
+        placed = np.full(len(calendar.dates), np.nan)
+        placed[calendar.place] = values
+        return Series(name, placed, calendar.dates, calendar)
+
+
+@with_options()
+def forecast(
+    checkpoint: Annotated[Path, Argument(help="Folder or file of a published checkpoint of TiRex.")],
+    table: Annotated[Path, Argument(help="CSV or Parquet file with one series or several.")],
+    horizon: Annotated[int | None, Option(help="Steps to forecast; by default a patch of the model.")] = None,
+    target: Annotated[list[str] | None, Option(help="Column to forecast, repeatable; by default all others.")] = None,
+    past: Annotated[list[str] | None, Option(help="Column known as far as targets, for TiRex-2.")] = None,
+    future: Annotated[list[str] | None, Option(help="Column known in advance, for TiRex-2.")] = None,
+    series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None,
+    quantiles: Annotated[str | None, Option(help="Levels, such as 0.1,0.5,0.9.")] = None,
+    output: TableOption = None,
+    picture: Annotated[Path | None, Option(help="Draw the forecasts to a file such as ahead.png.")] = None,
+    backtest: Annotated[int | None, Option(help="Also forecast so many last horizons.")] = None,
+    backend: BackendOption = "auto",
+    dtype: Annotated[str | None, Option(help="float32 or float64; by default that of the checkpoint.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    *,
+    dialect: Dialect,
+) -> None:
+    """Forecast the series of a table with a published TiRex, without any training: the median and quantiles."""
+    check_output("forecast", output)
+    if picture is not None:
+        figures.check(picture)
+    checkpoint, _ = find_model("forecast", checkpoint, foreign=True)
+    levels = None if quantiles is None else _levels(quantiles)
+    forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon)
+    roles = Roles(target, past, future, None, series_id).checked(str(table))
+    parts, names = _read(table, roles, dialect)
+    model = forecaster.fit().model_
+    levels = [*model.quantiles] if levels is None else levels
+    known = sorted({*levels, 0.5})
+    forecaster.set_params(quantiles=known)
+    beside: CovariateArguments = {
+        "past": [part.past for part in parts] if roles.past else None,
+        "future": [part.future for part in parts] if roles.future else None,
+        "dates": None if parts[0].calendar is None else [part.calendar for part in parts],
+    }
+    targets = [part.targets for part in parts]
+    ahead = forecaster.predict_quantiles(targets, **beside)
+    score = None if backtest is None else forecaster.backtest(targets, backtest, **beside)
+    columns = _columns(parts, names, series_id, ahead, known, levels)
+    report = Report(as_json)
+    if output is not None:
+        write_table(output, columns)
+        report.print(f"forecasts: {output}")
+    if picture is not None:
+        _draw(picture, parts, names, ahead, known)
+    if score is not None and not as_json and not quiet:
+        _print_score(score, names)
+    if output is None and not as_json:
+        put(as_csv(columns))
+    about = {"model": type(model).__name__, "horizon": len(ahead[0]), "quantiles": levels}
+    judged = None if score is None else _judged(score, names)
+    report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)
+
+
+def _levels(text: str) -> list[float]:
+    """Return levels from text with commas between them."""
+    try:
+        return sorted({float(level) for level in text.split(",")})
+    except ValueError:
+        raise ValueError(f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9") from None
+
+
+def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str]]:
+    """Return the series of a table and the names of their targets, by default all other columns that hold a number.
+
+    Rows at the end of a series without a target are those of what is known in advance. A warning names the columns that
+    are left out.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        The file cannot be read, a column is missing, a target or a series has no value, or dates do not rise or go on.
+    """
+    beside = [*roles.past, *roles.future]
+    wanted = [*roles.targets, *beside] if roles.targets else None
+    groups = read_groups(path, roles.id_name or None, wanted, dialect)
+    first = next(iter(groups.values()))
+    places_of(str(path), first.names, [*roles.targets, *beside])  # a column of dates is none of numbers
+    names = roles.targets or [name for name in first.names if name not in beside]
+    if not names:
+        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
+    there = np.any([~np.isnan(group.values).all(0) for group in groups.values()], axis=0)
+    held = {name for name, has_numbers in zip(first.names, there, strict=True) if has_numbers}
+    empty = [name for name in names if name not in held]
+    if not roles.targets:
+        names = [name for name in names if name in held] or names
+        used = {*names, *beside, *roles.series_id, first.index_name}
+        if left := [name for name in read_header(path, dialect)[0] if name not in used]:
+            tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
+    elif empty and len(empty) < len(names):
+        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
+    return [_part(path, name, columns, names, roles) for name, columns in groups.items()], names
+
+
+def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: Roles) -> Part:
+    """Return a series of the columns of a table."""
+    targets, past, future = (numbers_of(str(path), columns, some) for some in (names, roles.past, roles.future))
+    where = f"{path}: {name or 'the table'}"
+    there = np.flatnonzero(np.any(~np.isnan(targets), axis=1))
+    if not len(there):
+        raise ValueError(f"{where} has no value to forecast from")
+    end = int(there[-1]) + 1
+    dates = dates_of(columns)
+    calendar = None if dates is None else calendars.calendar_of(where, dates[:end], columns.zone)
+    if calendar is not None and future.shape[1] and len(future) > end:
+        later, expected = dates[end:], calendars.after(calendar, len(future) - end)
+        wrong = np.flatnonzero(later.astype(expected.dtype) != expected)
+        if wrong.size:
+            row = wrong[0]
+            raise ValueError(f"{where} has a row for {later[row]}, expected {expected[row]}, the next step")
+    return Part(name, targets[:end], past[:end], future, calendar)
+
+
+def _columns(
+    parts: Sequence[Part],
+    names: Sequence[str],
+    series_id: str | None,
+    ahead: Sequence[Values],
+    known: Sequence[float],
+    levels: Sequence[float],
+) -> dict[str, list[Any]]:
+    """Return the columns of a long table: the series, the time, and for each target its median and its quantiles.
+
+    `ahead` has quantiles (H, C, Q) of the levels `known` for each part; of these `levels` become columns.
+    """
+    steps, columns = len(ahead[0]), {}
+    if series_id is not None:
+        columns[series_id] = [part.name for part in parts for _ in range(steps)]
+    columns["time"] = [label for part in parts for label in part.series(0, "").after(steps)]
+    for c, name in enumerate(names):
+        for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
+            columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
+    return columns
+
+
+def _judged(score: Score, names: Sequence[str]) -> dict[str, Any]:
+    """Return errors of each target along the horizon by method; NaN where there was nothing to compare with."""
+    rmse = {n: {method: one.rmse[:, c].tolist() for method, one in score.errors.items()} for c, n in enumerate(names)}
+    return {"rmse": rmse, "coverage": dict(zip(names, score.coverage.T.tolist(), strict=True)), "at": score.at.tolist()}
+
+
+def _print_score(score: Score, names: Sequence[str]) -> None:
+    """Print a row for each target: the mean RMSE over the horizon by method, and the share in the interval."""
+    within = f"{100 * score.interval:.0f} % interval" if score.interval > 0 else "interval"
+    rows = []
+    for c, name in enumerate(names):
+        errors = (f"{np.nanmean(one.rmse[:, c]):.4g}" for one in score.errors.values())
+        rows.append((name, *errors, f"{100 * np.nanmean(score.coverage[:, c]):.0f} %"))
+    title = f"RMSE of {len(score.at)} forecasts of {len(score.model)} steps"
+    err.print(table(title, ("", *score.errors, within), rows), width=out.width)
+
+
+def _draw(path: Path, parts: Sequence[Part], names: Sequence[str], ahead: Sequence[Values], known: list[float]) -> None:
+    """Draw the first forecasts."""
+    series = [part.series(c, name) for part in parts for c, name in enumerate(names)]
+    fans = [plots.Fan(one[:, c], known) for one in ahead for c in range(len(names))]
+    plots.save(plots.fans(series[:PANELS], fans[:PANELS]), path)
+    if len(series) > PANELS:
+        err.print(f"note: {path} has the first {PANELS} of {len(series)} forecasts")
