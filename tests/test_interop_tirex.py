@@ -14,7 +14,7 @@ import xlstm
 from tests.conftest import DATA
 from xlstm.data import pytorch
 from xlstm.interop import tirex
-from xlstm.models import TiRex, TiRex2
+from xlstm.models import TiRex2
 
 FOLDERS = [f"{model}/{name}" for model in ("tirex1", "tirex2") for name in "abc"]
 FIRST, SECOND = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
@@ -73,31 +73,6 @@ def origin(a):
     while isinstance(a, np.ndarray) and a.base is not None:
         a = a.base
     return a.obj if isinstance(a, memoryview) else a
-
-
-def test_configurations_are_models():
-    model, _ = tirex.load(DATA / "tirex1" / "c", backend="numpy")
-    options = {"patch_size": 5, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "ffn_proj_factor": 1.3}
-    assert model == TiRex(20, 1, 1, context=35, **options)
-    model, _ = tirex.load(DATA / "tirex2" / "b", backend="numpy")
-    options = {"patch_size": 8, "quantiles": (0.1, 0.25, 0.5, 0.75, 0.9), "input_ff_size": 20, "output_ff_size": 36}
-    options |= {"context": 64, "horizon": 24, "sign_flip": True}
-    assert model == TiRex2(24, [("slstm", 3, 4), ("mlstm", 2, 4), ("mlstm", 2, 4)], **options)
-    model, _ = tirex.load(DATA / "tirex2" / "c", backend="numpy")
-    options = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 12, "output_ff_size": 16}
-    options |= {"context": 120, "horizon": 16, "activation": "relu", "norm_eps": None, "scale_eps": 1e-5}
-    options |= dict.fromkeys(("qk_norm", "arcsinh", "binary", "differencing"), False)
-    assert model == TiRex2(16, [("slstm", 4, 1), ("mlstm", 4, 1)], **options)
-
-
-def test_gates_have_their_true_names():
-    for folder, prefix, ours in (
-        (FIRST, "blocks.1.slstm_layer.", "blocks.1."),
-        (SECOND, "stack.1.time_mixer.fwd_cell.", "blocks.1."),
-    ):
-        arrays, (_, params) = load_file(folder / "model.safetensors"), tirex.load(folder, backend="numpy")
-        for gate, theirs in (("i", "fgate"), ("f", "igate"), ("z", "zgate"), ("o", "ogate")):
-            np.testing.assert_array_equal(params[f"{ours}{gate}.W"], arrays[f"{prefix}{theirs}.weight"])
 
 
 def test_names_of_the_pickled_checkpoint(tmp_path):
