@@ -63,9 +63,6 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     forecaster.save(tmp_path / "model.safetensors")
     path = export_import.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
     assert forecaster.params_["head.b"].tobytes() in path.read_bytes()
-    units = export_import.units(tmp_path / "model.safetensors")
-    assert units.startswith("x is (value - latest value) / scale, scale is root mean square of these differences")
-    assert units.endswith("the mean, then quantiles")
 
 
 def test_the_command_line(tmp_path):
