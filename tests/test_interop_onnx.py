@@ -1,4 +1,4 @@
-"""ONNX in and out: the operators' own test cases, onnxruntime on the same numbers, bits there and back, bad files."""
+"""ONNX in and out: the operators' own cases, layers and TiRex in onnxruntime, bits there and back, bad files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import later
+from tests.conftest import DATA, later
 from tests.layers import make, pairwise
+from xlstm.cli import export_import
+from xlstm.interop import tirex
 from xlstm.interop.onnx import from_onnx, to_onnx
-from xlstm.models.sequence import SequenceModel
+from xlstm.models import SequenceModel, TiRex, model_files
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = later("onnxruntime")
@@ -308,3 +310,72 @@ def test_without_the_package_onnx_both_say_what_to_install(monkeypatch):
     for call in (lambda: from_onnx("model.onnx"), lambda: to_onnx(layer, layer.init(backend="numpy"))):
         with pytest.raises(ImportError, match="pip install onnx"):
             call()
+
+
+# ---- TiRex
+
+
+def predict(model, tokens):
+    return session(model).run(["y"], {"tokens": tokens})[0]
+
+
+def same(found, expected):
+    assert found.shape == expected.shape
+    assert np.max(np.abs(found - expected), initial=0) <= 1e-5 * np.max(np.abs(expected), initial=1)
+
+
+@pytest.mark.parametrize("name", [f"tirex{k}/{name}" for k in (1, 2) for name in "abc"])
+def test_networks_follow_ours(rng, name):
+    model, params = tirex.load(DATA / name, backend="numpy")
+    T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
+    proto = to_onnx(model, params)
+    for B in (1, 3):
+        tokens = rng.standard_normal((B, T, model.input_size), dtype=np.float32)
+        same(predict(proto, tokens), model(params, tokens)[0])
+
+
+@pytest.mark.parametrize("opset", [14, 18, 21])
+def test_other_opsets_and_numbers_of_tokens(rng, opset):
+    model, params = tirex.load(DATA / "tirex2" / "b", backend="numpy")
+    tokens = rng.standard_normal((2, 5, model.input_size), dtype=np.float32)
+    proto = to_onnx(model, params, opset=opset, tokens=5)
+    assert proto.opset_import[0].version == opset
+    same(predict(proto, tokens), model(params, tokens)[0])
+
+
+def test_networks_of_many_chunks_narrow_heads_and_rounding(rng):
+    """More tokens than a chunk of the mLSTM has, heads that are multiplied together, and the package's rounding."""
+    model, params = tirex.load(DATA / "tirex2" / "c", backend="numpy")
+    tokens = rng.standard_normal((2, 130, model.input_size), dtype=np.float32)
+    same(predict(to_onnx(model, params, tokens=130), tokens), model(params, tokens)[0])
+    options = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 5, "context": 6}
+    model = TiRex(24, 1, 8, **options)
+    params = {n: rng.normal(0.3, 0.5, a.shape).astype("f4") for n, a in model.init(backend="numpy").items()}
+    tokens = rng.standard_normal((2, 3, 4), dtype=np.float32)
+    same(predict(to_onnx(model, params), tokens), model(params, tokens)[0])
+    rounded = TiRex(24, 1, 8, rounding="bfloat16", **options)
+    y = model(params, tokens)[0]
+    found = predict(to_onnx(rounded, params), tokens)
+    assert np.max(np.abs(found - rounded(params, tokens)[0])) < np.max(np.abs(found - y))
+
+
+def test_files_and_the_command_line(tmp_path, rng):
+    model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
+    tokens = rng.standard_normal((2, 7, model.input_size), dtype=np.float32)
+    model_files.save(tmp_path / "model.safetensors", model, params)
+    export_import.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
+    same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": 0}, "tokens is 0, expected 1 or more"),
+        ({"lengths": True}, "lengths is True, expected False: the tokens of a TiRex are fixed"),
+        ({"params": {"a": np.ones(1)}}, r"parameter input\.hidden\.W is missing"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
+    with pytest.raises(ValueError, match=message):
+        to_onnx(**{"layer": model, "params": params, **arguments})
