@@ -131,11 +131,11 @@ def test_steps_beyond_two_to_the_31(monkeypatch, rng, kind):
     state = [1 + rng.random((H, B), "float32") for _ in layer.state_sizes]
     ((_, cell),) = layer.cells.items()
     step = Step(np, cell, {name.removeprefix("0."): p for name, p in params.items()}, Masks())
+    monkeypatch.setenv(jit.VARIABLE, "1")
     assert not NUMBA.refuses(step, [(T, B)])
     y, end, tape = ARRAY_API.forward(step, x, state, [(T, B)], "all")
     gradients, start = ARRAY_API.backward(tape, dy, state)
 
-    monkeypatch.setenv(jit.VARIABLE, "1")
     first = 2**31 // D + 1  # row of the first step; the rows before it belong to none
     rows = slice(first, first + T * B)
     small = NumbaTape(NUMBA, step, [(T, B)], x, state[0])
