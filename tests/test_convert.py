@@ -139,19 +139,14 @@ def test_unsound_models_are_refused(tmp_path):
         model_files.save(path, xlstm.Linear(2, 3), {})
     assert not path.exists()
     config = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
-    for change, words in [
+    for change, words in (
         ({"layer": "CNN"}, "layer is 'CNN', expected one of LSTM"),
-        ({"options": {"input_size": 2, "hidden_size": 3, "num_layers": 10**9}}, "num_layers is 1000000000, the file"),
-        ({"options": {"input_size": 2, "hidden_size": 3, "depth": 2}}, "depth"),
         ({"options": {"input_size": 2, "hidden_size": 4}}, r"0\.Wx has shape"),
         ({"head": {"output_size": 1}}, r"recurrent\.0\.Wx is missing"),
-    ]:
+    ):
         model_files.checkpoint.save(path, params, model_files.KIND, config | change)
         with pytest.raises(ValueError, match=rf"not a sound model .*{words}"):
             model_files.load(path, "numpy")
-    model_files.checkpoint.save(path, params | {"0.b": np.full(12, np.nan, "float32")}, model_files.KIND, config)
-    with pytest.raises(ValueError, match=r"0\.b is not finite"):
-        model_files.load(path, "numpy")
 
 
 @pytest.mark.parametrize("library", EXTRAS)

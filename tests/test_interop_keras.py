@@ -1,6 +1,5 @@
 """Weights from and to Keras 3, as arrays and in files, and through them: outputs equal Keras'."""
 
-import io
 import itertools
 import os
 import pickle
@@ -306,15 +305,13 @@ def test_bad_files_are_named(tmp_path, good):
     free, start = (int.from_bytes(blob[heap + k : heap + k + 8], "little") for k in (16, 24))
     looping = bytearray(blob)
     looping[start + free : start + free + 8] = free.to_bytes(8, "little")  # HDF5 would not return
-    empty = io.BytesIO()
-    h5py.File(empty, "w").close()
-    damaged = {b"": "not a readable HDF5 file", b"garbage": "not a readable HDF5 file"}
-    damaged |= {blob[: len(blob) // 2]: "not a readable HDF5 file", bytes(looping): "lists of free space loop"}
-    damaged |= {empty.getvalue(): "there is no LSTM, GRU or SimpleRNN"}
-    for content, words in damaged.items():
+    for content in (b"", b"garbage", blob[: len(blob) // 2], bytes(looping)):
         good.write_bytes(content)
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match="not a readable HDF5 file" if content != looping else "free space loop"):
             from_keras(good)
+    h5py.File(good, "w").close()
+    with pytest.raises(ValueError, match="there is no LSTM, GRU or SimpleRNN"):
+        from_keras(good)
 
 
 def test_what_is_no_stack_is_not_taken_for_one(tmp_path):

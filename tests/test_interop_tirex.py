@@ -75,14 +75,6 @@ def origin(a):
     return a.obj if isinstance(a, memoryview) else a
 
 
-def test_names_of_the_pickled_checkpoint(tmp_path):
-    """With `block_stack.` in front, in a safetensors file with the configuration of its folder."""
-    model, params = tirex.load(FIRST, backend="numpy")
-    again, found = tirex.load(FIRST / "ckpt_state_dict.safetensors", backend="numpy")
-    assert again == model
-    assert same(found, params)
-
-
 def test_aliases(tmp_path):
     """Each name of an array by itself, and all of them."""
     _, params = tirex.load(SECOND, backend="numpy")

@@ -172,25 +172,24 @@ def test_series_of_every_kind(request, which):
 def test_items_of_several_targets(two):
     """The axes of forecasts are those of the series; where items differ, forecasts are a list."""
     own, params = two
-    x = np.random.default_rng(0).normal(size=(2, 3, 30))
-    found = own.forecast(params, x, 5)
-    assert found.quantiles.shape == (2, 3, 5, 9)
-    assert found.mean.shape == (2, 3, 5)
-    listed = own.forecast(params, list(x), 5).quantiles
-    np.testing.assert_array_equal(listed, found.quantiles)
-    mixed = own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
+    x, price = np.random.default_rng(0).normal(size=(2, 3, 30)), np.random.default_rng(1).normal(size=40)
+
+    def forecast(series, **covariates):
+        return own.forecast(params, series, 5, **covariates).quantiles
+
+    found, mixed = own.forecast(params, x, 5), own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
+    assert (found.quantiles.shape, found.mean.shape) == ((2, 3, 5, 9), (2, 3, 5))
+    np.testing.assert_array_equal(forecast(list(x)), found.quantiles)
     assert [q.shape for q in mixed.quantiles] == [(3, 5, 9), (5, 9), (2, 5, 9)]
     assert [m.shape for m in mixed.mean] == [(3, 5), (5,), (2, 5)]
     close(mixed.quantiles[0], found.quantiles[0], 1e-12)
-    price = np.random.default_rng(1).normal(size=40)
-    single = own.forecast(params, x[0, 0], 5, past=x[1, 0], future=price).quantiles
-    several = own.forecast(params, [x[0, 0], x[0, 1]], 5, past=[x[1], None], future=[price, None]).quantiles
-    assert single.shape == (5, 9)
-    assert several.shape == (2, 5, 9)
-    close(own.forecast(params, x[:, 0], 5, past=[x[1, :1], None], future=[price, None]).quantiles[0], single, 1e-12)
+    single = forecast(x[0, 0], past=x[1, 0], future=price)
+    several = forecast([x[0, 0], x[0, 1]], past=[x[1], None], future=[price, None])
+    assert (single.shape, several.shape) == ((5, 9), (2, 5, 9))
+    close(forecast(x[:, 0], past=[x[1, :1], None], future=[price, None])[0], single, 1e-12)
     assert np.max(np.abs(several[0] - single)) > 1e-4  # other covariates
-    changed = own.forecast(params, x[0, 0], 5, past=x[1, 0], future=np.where(np.arange(40) < 35, price, 9.0)).quantiles
-    close(changed, single, 1e-12)  # nobody looks further than the horizon
+    later = np.where(np.arange(40) < 35, price, 9.0)
+    close(forecast(x[0, 0], past=x[1, 0], future=later), single, 1e-12)  # nobody looks further than the horizon
 
 
 def test_any_quantiles(one):
@@ -295,11 +294,10 @@ def test_columns_of_tables_are_series(one):
     words = r"TiRex: series\[0\] is a table, .*; series may be one table, with series_id for several of them"
     with pytest.raises(TypeError, match=words):
         own.forecast(params, [pandas.DataFrame({"a": X})], 4)
-    expected = own.forecast(params, X, 4).quantiles
-    np.testing.assert_array_equal(own.forecast(params, pandas.Series(X), 4).quantiles, expected)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
-    expected = own.forecast(params, [1, np.nan, 3, 4], 4).quantiles
-    np.testing.assert_array_equal(own.forecast(params, gaps, 4).quantiles, expected)
+    for column, array in ((pandas.Series(X), X), (gaps, [1, np.nan, 3, 4])):
+        expected = own.forecast(params, array, 4).quantiles
+        np.testing.assert_array_equal(own.forecast(params, column, 4).quantiles, expected)
 
 
 def test_the_middle_quantile_is_the_one_by_position():

@@ -154,12 +154,13 @@ def test_wide_tables_without_dates(library, rng):
 def test_labels_of_rows_go_on(rng):
     pandas = pytest.importorskip("pandas")
     params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal(16)
-    stream = FIRST.stream(params, pandas.DataFrame({"a": x[:3]}, index=[3, 5, 8]))
-    stream.push([2.0, 3.0])
-    assert stream.forecast(2).mean.index.tolist() == [11, 12]
     months = pandas.date_range("2024-01-31", periods=16, freq="ME", name="month")
-    days = pandas.bdate_range("2024-01-01", periods=16)
-    for index, pushed, count in ((months, [12, 13], 2), (days, [12, 14], 3)):  # a business day may be without a row
+    days = pandas.bdate_range("2024-01-01", periods=16)  # one of them may be without a row
+    for index, pushed, count in (
+        (months, [12, 13], 2),
+        (days, [12, 14], 3),
+        (pandas.Index([*range(3, 51, 3)]), [12, 13], 2),
+    ):
         stream = FIRST.stream(params, pandas.DataFrame({"a": x[:12]}, index=index[:12]))
         stream.push(pandas.DataFrame({"a": x[pushed]}, index=index[pushed]))
         assert stream.count == count

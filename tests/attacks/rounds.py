@@ -94,7 +94,11 @@ def calls(made: Any) -> dict[str, Call]:
     if forwards(made):
         found["step"] = made.step, {"params": params, name: one, "state": state}, first_finite
     if hasattr(made, "generate"):
-        found["generate"] = made.generate, {"params": params, "prompt": [[0, made.vocab_size - 1]], "max_tokens": 3}, first_finite
+        found["generate"] = (
+            made.generate,
+            {"params": params, "prompt": [[0, made.vocab_size - 1]], "max_tokens": 3},
+            first_finite,
+        )
     return found
 
 
