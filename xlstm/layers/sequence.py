@@ -42,7 +42,6 @@ class Leaf(NamedTuple):
 class SequenceLayer(Module):
     """A module that goes through time with a state."""
 
-
     if TYPE_CHECKING:
 
         @property
