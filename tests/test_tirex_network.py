@@ -57,6 +57,19 @@ def test_gradient_of_groups(rng, qk_norm):
         xlstm.gradcheck(of_rest, lambda saved, d: model.backward(*saved, *d)[1:], (x, end), directions=1)
 
 
+def test_backends_agree_on_groups(be, rng):
+    """The output and every gradient are NumPy's, with rows of a group in any order."""
+    params, x = inputs_of(SECOND, make_backend("numpy"), rng, 8)
+    found = []
+    for backend in (make_backend("numpy"), be):
+        here = {name: backend.asarray(p) for name, p in params.items()}
+        y, _, saved = SECOND.forward(here, backend.asarray(x), **GROUPS)
+        grads, dx, _ = SECOND.backward(here, saved, y)
+        found.append([to_numpy(a) for a in (y, dx, *grads.values())])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("which", FILES)
 def test_activations_are_those_of_the_package(be, which):
     model, params, io = golden(which, be)

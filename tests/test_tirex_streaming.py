@@ -156,11 +156,8 @@ def test_labels_of_rows_go_on(rng):
     params, x = FIRST.init(0, "numpy", "float64"), rng.standard_normal(16)
     months = pandas.date_range("2024-01-31", periods=16, freq="ME", name="month")
     days = pandas.bdate_range("2024-01-01", periods=16)  # one of them may be without a row
-    for index, pushed, count in (
-        (months, [12, 13], 2),
-        (days, [12, 14], 3),
-        (pandas.Index([*range(3, 51, 3)]), [12, 13], 2),
-    ):
+    numbers = pandas.Index([*range(3, 51, 3)])
+    for index, pushed, count in ((months, [12, 13], 2), (days, [12, 14], 3), (numbers, [12, 13], 2)):
         stream = FIRST.stream(params, pandas.DataFrame({"a": x[:12]}, index=index[:12]))
         stream.push(pandas.DataFrame({"a": x[pushed]}, index=index[pushed]))
         assert stream.count == count
