@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 
@@ -319,6 +320,10 @@ def test_hostile_bytes_are_refused(make, tmp_path):
 # ---- at random
 
 
+VALUES = [0, 1, 2, 3, 4, 7, 100, -1, 2**31 - 1, -(2**31), 2**40, 2**63 - 1]
+VALUES += [0.0, -1.0, 1e30, float("nan"), float("inf"), "", "x", "Identity", "Reshape", "\u00e9" * 50]
+
+
 def edited(model, draw):
     """One field of one message changed for another value of its type, taken out, or doubled."""
     messages = [model]
@@ -327,35 +332,22 @@ def edited(model, draw):
             if field.message_type:
                 messages += value if hasattr(value, "extend") else [value]
     found = draw.choice(messages)
-    fields = [field for field in found.DESCRIPTOR.fields if field.name != "doc_string"]
-    field = draw.choice([f for f, _ in found.ListFields()] or fields) if draw.random() < 0.8 else draw.choice(fields)
-    value = getattr(found, field.name)
-    if not hasattr(value, "extend"):
-        if draw.random() < 0.3 or field.message_type:
-            found.ClearField(field.name)
-        else:
-            setattr(found, field.name, drawn(field, draw, model))
-    elif value:
-        place = draw.randrange(len(value))
+    there, fields = [field for field, _ in found.ListFields()], list(found.DESCRIPTOR.fields)
+    name = draw.choice(there if there and draw.random() < 0.8 else fields).name
+    value = getattr(found, name)
+    names = [text for n in model.graph.node for text in (*n.input, *n.output, n.op_type)]
+    values = [*VALUES, *names, *(text.encode() for text in names)]
+
+    def other(old):
+        return draw.choice([new for new in values if type(new) is type(old)] or [old])
+
+    operations = [lambda: found.ClearField(name), lambda: setattr(found, name, other(value))]
+    if hasattr(value, "extend"):
+        place = draw.randrange(len(value)) if value else 0
         operations = [lambda: value.pop(place), lambda: value.extend([value[place]]), value.reverse]
-        if not field.message_type:
-            operations.append(lambda: value.__setitem__(place, drawn(field, draw, model)))
+        operations.append(lambda: value.__setitem__(place, other(value[place])))
+    with contextlib.suppress(TypeError, ValueError, AttributeError, IndexError):  # a message, too large, or empty
         draw.choice(operations)()
-
-
-def drawn(field, draw, model):
-    """A value for a field: one that is in the model, or an extreme one."""
-    if field.enum_type:
-        return draw.choice(field.enum_type.values).number
-    if field.cpp_type == field.CPPTYPE_STRING:
-        names = [name for n in model.graph.node for name in (*n.input, *n.output, n.op_type)]
-        text = draw.choice([*names, "", "x", "Identity", "Reshape", "\u00e9" * 50])
-        return text.encode() if field.type == field.TYPE_BYTES else text
-    if field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
-        return draw.choice([0.0, -1.0, 1e30, float("nan"), float("inf")])
-    wide, unsigned = (getattr(field, f"CPPTYPE_{kind}") for kind in ("INT64", "UINT64"))
-    numbers = [0, 1, 2, 3, 4, 7, 100, 2**31 - 1, *([2**40, 2**63 - 1] if field.cpp_type in (wide, unsigned) else [])]
-    return draw.choice(numbers if field.cpp_type == unsigned else [*numbers, -1, -(2**31)])
 
 
 def sound():
