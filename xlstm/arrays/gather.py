@@ -1,4 +1,4 @@
-"""Rows of arrays at places: read, on CuPy those of several arrays in one launch, with zeros for missing rows; and added."""
+"""Rows of arrays at places: read, on CuPy of several arrays in one launch, with zeros for missing rows; or added."""
 
 from __future__ import annotations
 
