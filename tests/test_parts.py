@@ -12,7 +12,7 @@ from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import Leaf
-from xlstm.models import TiRex, TiRex2
+from xlstm.models import SequenceModel, TiRex, TiRex2
 
 POINTWISE = [
     Linear(4, 3, bias=False, std=0.1),
@@ -201,7 +201,7 @@ def leaves(layer):
     return walk(layer.states)
 
 
-@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+@pytest.mark.parametrize("layer", **numbered([*SEQUENCES, SequenceModel(xlstm.LSTM(2, 3), 2, last=True)]))
 def test_what_is_returned_is_the_callers(rng, layer):
     """Changed in place, it changes no gradient."""
     be = make_backend("numpy")
