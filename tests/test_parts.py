@@ -1,5 +1,8 @@
 """Parts of blocks, blocks and stacks: gradients, PyTorch's numbers, lengths, steps, errors."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import Leaf
+from xlstm.layers.sequence import Leaf, complete
 from xlstm.models import SequenceModel, TiRex, TiRex2
 
 POINTWISE = [
@@ -219,6 +222,26 @@ def test_what_is_returned_is_the_callers(rng, layer):
         found.append([dx, *grads.values()])
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_on_a_gpu_takes_no_more_memory_than_its_arrays(monkeypatch):
+    """Each value is filled in by one launch; the m of an mLSTM is much smaller than its C."""
+    layer, sizes = xlstm.mLSTM(4, 64, num_heads=2), {}
+
+    def full(shape, value, **options):
+        sizes[value] = math.prod(shape)
+        return np.full(shape, value, **options)
+
+    gpu = SimpleNamespace(full=full, reshape=np.reshape, float32=np.float32)
+    monkeypatch.setattr("xlstm.layers.sequence.fuse.compiles", lambda xp: True)
+    C, n, m = complete("mLSTM", gpu, "state", None, layer.states, 3, layer.init(0, "numpy"))
+    assert sizes == {0.0: C.size + n.size, -np.inf: 64}
+    assert np.all(m == -np.inf)
+    assert not np.any(C)
+    assert not np.any(n)
+    sizes.clear()
+    complete("mLSTM", gpu, "state", (C, None, m), layer.states, 3, layer.init(0, "numpy"))
+    assert sizes == {0.0: n.size}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
