@@ -21,8 +21,8 @@ from bench.events import Clock, Side, side_by_side
 from bench.rows import PRECISIONS
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.scatter import add_rows
 
 N, D, V = 8192, 768, 16384
 Ways = dict[str, Callable[[], Any]]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests.tables import LIBRARIES, table
 from xlstm import optim, training
 from xlstm.data import (
     Batch,
@@ -21,7 +22,6 @@ from xlstm.data import (
     SeriesWindows,
     Streams,
     Windows,
-    carry_forward,
     is_table,
     read_table,
     table_like,
@@ -61,41 +61,46 @@ def equal(one, other):
 
 def test_windows_of_unequal_length(rng):
     rows = ragged(rng)
-    x = padded(rows, fill=np.nan)
-    data = Windows(x, np.arange(7.0)[:, None], batch_size=4, lengths=LENGTHS.tolist())
-    for batch in data.batches(rng):
+    data = Windows(padded(rows, np.nan), np.arange(7.0)[:, None], batch_size=4, lengths=LENGTHS.tolist())
+    batches = list(data.batches(rng))
+    assert len(data) == len(batches) == 2
+    for batch in batches:
         for b, k in enumerate(batch.target[:, 0].astype(int)):
             assert batch.lengths[b] == LENGTHS[k]
             np.testing.assert_array_equal(batch.x[: LENGTHS[k], b], rows[k])
-    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
-    params = model.init(0, "numpy", "float64")
-    one_by_one = [training.evaluate(model, params, Windows(rows[k][None], [[float(k)]])) for k in range(len(rows))]
-    assert training.evaluate(model, params, data) == pytest.approx(np.mean(one_by_one), rel=1e-12)
+    order = [k for batch in batches for k in batch.target[:, 0]]
+    assert sorted(order) == list(range(7))
+    assert order != list(range(7))
 
 
-def test_weights_of_examples(rng):
-    x, target = rng.normal(size=(6, 3, 2)), rng.normal(size=(6, 1))
-    weights = np.array([0, 1, 2, 0.5, 0, 1])
-    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
-    params = model.init(0, "numpy", "float64")
-    each = [training.evaluate(model, params, Windows(x[k : k + 1], target[k : k + 1])) for k in range(6)]
-    expected = np.average(each, weights=weights)
-    for data in (Windows(x, target, weights, batch_size=4), Sequences(x, target, weights, batch_size=4)):
-        assert training.evaluate(model, params, data) == pytest.approx(expected, rel=1e-12)
-
-
-def test_lengths_that_do_not_fit():
-    x, target = np.ones((2, 3, 1)), [[0.0], [0.0]]
-    x[1, 1] = np.nan
-    Windows(x, target, lengths=[3, 1])
-    for lengths, error, words in (
-        ([3, 2], ValueError, r"x\[1, 1, 0\] is nan"),
-        ([1], ValueError, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
-        ([1, 4], ValueError, r"lengths\[1\] is 4, expected 0 to T = 3"),
-        ([1.0, 1.0], TypeError, "lengths has dtype float64, expected whole numbers"),
+def test_padding_batches_and_weights_do_not_change_the_loss(rng):
+    """It is the weighted mean of the losses of the sequences one by one."""
+    rows, weights = ragged(rng), np.array([0, 1, 2, 0.5, 0, 1, 1])
+    ends, steps = [row.sum(keepdims=True)[0, :1] for row in rows], [row.sum(axis=1, keepdims=True) for row in rows]
+    one, every = SequenceModel(xlstm.LSTM(2, 3), 1, last=True), SequenceModel(xlstm.GRU(2, 3), 1)
+    params = one.init(0, "numpy", "float64")
+    each = [training.evaluate(one, params, Windows(row[None], y[None])) for row, y in zip(rows, ends, strict=True)]
+    x = padded(rows, np.nan)
+    for data, expected in (
+        (Windows(x, ends, batch_size=4, lengths=LENGTHS), np.mean(each)),
+        (Windows(x, ends, weights, batch_size=4, lengths=LENGTHS), np.average(each, weights=weights)),
+        (Sequences(rows, ends, weights, batch_size=4), np.average(each, weights=weights)),
     ):
-        with pytest.raises(error, match=f"Windows: {words}"):
-            Windows(x, target, lengths=lengths)
+        assert training.evaluate(one, params, data) == pytest.approx(expected, rel=1e-12)
+    params = every.init(0, "numpy", "float64")
+    alone = [Windows(row[None], y[None], every_step=True) for row, y in zip(rows, steps, strict=True)]
+    each = [training.evaluate(every, params, data) for data in alone]
+    for size in (1, 3, 7):
+        found = training.evaluate(every, params, Sequences(rows, steps, batch_size=size, every_step=True))
+        assert found == pytest.approx(np.average(each, weights=LENGTHS), rel=1e-12)
+
+
+def test_every_step_windows_put_time_first():
+    x, target = np.zeros((5, 4, 2)), np.arange(20.0).reshape(5, 4, 1)
+    (batch,) = Windows(x, target, target[..., 0] > 3, batch_size=8, every_step=True).batches()
+    assert batch.x.shape == (4, 5, 2)
+    np.testing.assert_array_equal(batch.target[:, :, 0], np.arange(20.0).reshape(5, 4).T)
+    np.testing.assert_array_equal(batch.mask, batch.target[:, :, 0] > 3)
 
 
 class Elsewhere:
@@ -122,61 +127,39 @@ def test_arrays_of_any_library(be, rng):
     assert Windows(x, target).x is x
 
 
-@pytest.mark.parametrize(
-    ("x", "error", "words"),
-    [
-        ("text", TypeError, "Streams: x is 'text', expected an array of real numbers"),
-        (None, TypeError, "Streams: x is None"),
-        (["a"], TypeError, "Streams: x has dtype <U1, expected real numbers"),
-        ([[1.0], [1.0, 2.0]], ValueError, "Streams: x is ragged"),
-        (
-            np.ma.masked_array(np.ones((4, 1))),
-            TypeError,
-            "Streams: x is a masked array, expected an array without a mask",
-        ),
-        (np.ones((4, 1), complex), TypeError, "x has dtype complex128"),
-        (Elsewhere, TypeError, "x is the class Elsewhere"),
-    ],
-)
-def test_what_is_no_array_of_numbers(x, error, words):
-    with pytest.raises(error, match=words):
-        Streams(x, np.ones((4, 1)), 1, 1)
-
-
-# Streams of tokens
-
-
-def test_streams_of_tokens(tmp_path):
+def test_tokens(tmp_path):
+    """Whole numbers, of a file as well, are taken as they are."""
+    tokens = np.arange(10).reshape(5, 2)
+    (batch,) = Windows(tokens, tokens, batch_size=8, every_step=True).batches()
+    np.testing.assert_array_equal(batch.x, tokens.T)
     ids = np.arange(11, dtype=np.uint16)
     expected = list(Streams(ids[:-1], ids[1:], 2, 5).batches())
+    np.testing.assert_array_equal(expected[0].x, [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9]])
+    np.testing.assert_array_equal(expected[0].target, expected[0].x + 1)
     ids.tofile(tmp_path / "tokens")
     on_disk = np.memmap(tmp_path / "tokens", np.uint16)
-    for given in (ids, on_disk):
-        equal(expected, list(Streams.of_tokens(given, 2, 5).batches()))
+    for values in (ids, on_disk):
+        equal(expected, list(Streams.of_tokens(values, 2, 5).batches()))
     np.testing.assert_array_equal(next(Streams.of_tokens(ids.tolist(), 2, 5).batches()).target[0], [1, 6])
     assert np.shares_memory(Streams.of_tokens(on_disk, 2, 5).x, on_disk)
     (batch,) = Streams.of_tokens(b"abcde", 1, 4).batches()
     assert bytes(batch.x[:, 0]) == b"abcd"
-    for bad, error, words in (
-        ("abc", TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
-        (np.ones(5), ValueError, r"tokens has dtype float64 and shape \(5,\), expected whole numbers"),
-        (np.ones((5, 2), int), ValueError, r"shape \(5, 2\)"),
-        ([1, 2, 3], ValueError, "need 10 rows, got 2"),
-    ):
-        with pytest.raises(error, match=words):
-            Streams.of_tokens(bad, 2, 5)
+    (batch,) = Sequences([np.array([1, 2, 3], np.uint8), np.array([4], np.uint8)], [0, 1]).batches()
+    np.testing.assert_array_equal(batch.x, [[1, 4], [2, 0], [3, 0]])
+    assert batch.x.dtype == np.uint8
 
 
 # Sequences
 
 
-@pytest.mark.parametrize("given", ["list", "padded"])
+@pytest.mark.parametrize("source", ["list", "padded"])
 @pytest.mark.parametrize("order", [None, 3])
-def test_sequences_come_once_each_and_whole(rng, given, order):
+def test_sequences_come_once_each_and_whole(rng, source, order):
     rows = ragged(rng)
-    arrays = {"sequences": rows} if given == "list" else {"sequences": padded(rows, np.nan), "lengths": LENGTHS}
+    arrays = {"sequences": rows} if source == "list" else {"sequences": padded(rows, np.nan), "lengths": LENGTHS}
     data = Sequences(**arrays, target=np.arange(7), mask=np.arange(7) != 3, batch_size=3, bucket=2)
-    batches = list(data.batches(None if order is None else np.random.default_rng(order)))
+    batches, again = (list(data.batches(order and np.random.default_rng(order))) for _ in range(2))
+    equal(batches, again)
     assert len(batches) == len(data) == 3
     seen = []
     for batch in batches:
@@ -196,22 +179,17 @@ def test_sequences_come_once_each_and_whole(rng, given, order):
 def test_sequences_with_targets_at_every_step(rng, targets):
     rows = ragged(rng)
     truth, mask = [2 * row for row in rows], [row > 0 for row in rows]
-    given = (truth, mask) if targets == "list" else (padded(truth), padded(mask).astype(bool))
-    for batch in Sequences(rows, *given, batch_size=3, every_step=True).batches(rng):
+    arrays = (truth, mask) if targets == "list" else (padded(truth), padded(mask).astype(bool))
+    for batch in Sequences(rows, *arrays, batch_size=3, every_step=True).batches(rng):
         np.testing.assert_array_equal(batch.target, 2 * batch.x)
         np.testing.assert_array_equal(batch.mask, batch.x > 0)
 
 
-def test_sequences_of_tokens_and_of_numbers():
-    tokens = [np.array([1, 2, 3], np.uint8), np.array([4], np.uint8)]
-    (batch,) = Sequences(tokens, [0, 1]).batches()
-    np.testing.assert_array_equal(batch.x, [[1, 4], [2, 0], [3, 0]])
-    assert batch.x.dtype == np.uint8
-    for numbers in ([tokens[0], np.array([0.5])], [np.ones(2), np.ones((3, 1))], [[1.0, 2.0], [3]]):
-        (batch,) = Sequences(numbers, [0, 1]).batches()
-        assert batch.x.ndim == 3
-        assert batch.x.shape[2] == 1
-        assert batch.x.dtype == np.float64
+@pytest.mark.parametrize("numbers", [[np.ones(3, np.uint8), [0.5]], [np.ones(2), np.ones((3, 1))], [[1.0, 2.0], [3]]])
+def test_sequences_of_numbers_have_one_column(numbers):
+    (batch,) = Sequences(numbers, [0, 1]).batches()
+    assert batch.x.shape == (max(map(len, numbers)), 2, 1)
+    assert batch.x.dtype == np.float64
 
 
 def test_buckets_leave_less_padding(rng):
@@ -224,63 +202,6 @@ def test_buckets_leave_less_padding(rng):
         first = [len(batch.x) for batch in batches]
         assert first != sorted(first)
     assert steps[40] < 1.2 * lengths.sum() < 1.5 * lengths.sum() < steps[1]
-
-
-def test_the_order_is_that_of_the_generator(rng):
-    data = Sequences(ragged(rng), np.arange(7), batch_size=2)
-    one, two, three = (list(data.batches(np.random.default_rng(seed))) for seed in (1, 1, 2))
-    equal(one, two)
-    assert [list(batch.target) for batch in one] != [list(batch.target) for batch in three]
-
-
-def test_the_loss_does_not_depend_on_the_bucket(rng):
-    """Losses of padded batches are those of the sequences one by one."""
-    rows = ragged(rng)
-    truth = [row.sum(axis=1, keepdims=True) for row in rows]
-    model = SequenceModel(xlstm.GRU(2, 3), 1)
-    params = model.init(0, "numpy", "float64")
-    total = sum(len(row) * training.evaluate(model, params, Windows(row[None], t[None], every_step=True))
-                for row, t in zip(rows, truth, strict=True))  # fmt: skip
-    for size in (1, 3, 7):
-        found = training.evaluate(model, params, Sequences(rows, truth, batch_size=size, every_step=True))
-        assert found == pytest.approx(total / LENGTHS.sum(), rel=1e-12)
-
-
-ROWS = [np.ones((3, 2)), np.ones((2, 2))]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        (([], [1]), ValueError, "there are no sequences"),
-        ((3, [1]), TypeError, "sequences is 3, expected a list of arrays"),
-        (("text", [1]), TypeError, "sequences is 'text', expected a list"),
-        (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
-        (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
-        (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
-        (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), ValueError, r"sequences\[1\]\[0, 0\] is nan"),
-        ((ROWS, [0]), ValueError, r"target has shape \(1,\), expected \(N, ...\) with N = 2"),
-        ((ROWS, [0, np.inf]), ValueError, r"target\[1\] is inf"),
-        ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
-        ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
-        ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
-        ((ROWS, [0, 1], [0.5, np.nan]), ValueError, r"mask\[1\] is nan"),
-        (({"a": ROWS}, [1]), TypeError, "sequences is .*, expected a list of arrays"),
-        ((np.float64(1), [1]), TypeError, "sequences is .*, expected a list of arrays"),
-        ((ROWS, [0, 1], None, 0), ValueError, "batch_size is 0"),
-        ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
-        ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
-        ((ROWS, [np.ones((3, 1)), ROWS[1]], None, 2, True), ValueError, r"target\[1\] has shape \(2, 2\)"),
-        ((ROWS, np.ones((2, 2, 1)), None, 2, True), ValueError, r"target has .* with every_step .*N = 2 and T of 3"),
-        ((ROWS, ROWS, [np.ones(3, bool)] * 2, 2, True), ValueError, r"mask\[1\] has shape \(3,\)"),
-        ((np.ones((2, 3, 1)), [0, 1], None, 2, False, [4, 1]), ValueError, r"lengths\[0\] is 4, expected 0 to T = 3"),
-        ((np.ones((2, 3, 1)), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences\[0\] is empty"),
-        ((np.ones(2), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences has shape \(2,\)"),
-    ],
-)  # fmt: skip
-def test_sequences_that_are_refused(arguments, error, words):
-    with pytest.raises(error, match=f"Sequences: {words}"):
-        Sequences(*arguments)
 
 
 # Windows over several series
@@ -320,7 +241,6 @@ def test_gaps_are_bridged_in_x_and_masked_as_targets():
     assert list(data.starts) == [1, 2, 3, 4]  # the first row has no value of a to begin with
     np.testing.assert_array_equal(batch.x[:, :, 0], [[1, 2, 2, 4], [2, 2, 4, 5]])
     np.testing.assert_array_equal(batch.mask[:, :, 0], [[0, 1], [1, 1], [1, 0], [0, 1]])
-    np.testing.assert_array_equal(batch.target[batch.mask], batch.target[batch.mask])
     assert batch.mask[:, :, 1].all()
     assert np.all(np.isfinite(batch.target))
     (flat,) = dataclasses.replace(data, flat=True, targets=[0]).batches()
@@ -337,31 +257,124 @@ def test_windows_over_series_take_memory_of_the_series_only():
     assert peak < 10 * sum(one.nbytes for one in series)  # all windows are 1000 times as much
 
 
-@pytest.mark.parametrize(
-    ("series", "options", "error", "words"),
-    [
-        ([], {}, ValueError, r"series have \[\] columns"),
-        (np.ones((5, 0)), {}, ValueError, r"series have \[0\] columns"),
-        ([np.ones((9, 2)), np.ones((9, 1))], {}, ValueError, r"series have \[1, 2\] columns, expected one"),
-        ([np.ones(9), "x"], {}, TypeError, r"series\[1\] is 'x', expected an array"),
-        ([np.ones(9), np.array([1, np.inf, 1])], {}, ValueError, r"series\[1\]\[1\] is inf"),
-        ([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], {}, ValueError, r"series\[1\] has no values in column 1"),
-        ([np.ones(4), np.ones(2)], {}, ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
-        (np.ones((9, 1)), {"targets": [1]}, ValueError, r"targets\[0\] is 1, expected at most 0"),
-        (np.ones((9, 1)), {"targets": 0}, TypeError, "targets is 0, expected a list of columns"),
-        (np.ones((9, 1)), {"stride": 0}, ValueError, "stride is 0"),
-        (np.ones((9, 1, 1)), {}, ValueError, r"series has shape \(9, 1, 1\), expected \(N, C\)"),
+# Wrong arguments; tests/attacks/test_arguments.py has values that go with no argument
+
+ROWS, X = [np.ones((3, 2)), np.ones((2, 2))], np.ones((2, 3, 1))
+GAP = np.array([[[1], [np.nan], [1]]] * 2)
+REFUSED = {
+    Windows: [
+        ((GAP, X[:, 0], None, 2, False, [3, 2]), ValueError, r"x\[0, 1, 0\] is nan"),
+        ((X, X[:, 0], None, 2, False, [1]), ValueError, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
+        ((X, X[:, 0], None, 2, False, [1.0, 1.0]), TypeError, "lengths has dtype float64, expected whole numbers"),
+        ((X, X[:, :2], None, 2, True), ValueError, r".*expected \(N, T, D\) and \(N, T, \.\.\.\)"),
+        ((X, X[:, 0], np.ones(4, bool)), ValueError, "mask has shape"),
+        (
+            (np.ones((5, 2)), np.ones((5, 2)), None, 2, True),
+            ValueError,
+            r"x has shape \(5, 2\) .* x may also be tokens",
+        ),
     ],
-)  # fmt: skip
-def test_series_that_are_refused(series, options, error, words):
-    with pytest.raises(error, match=f"SeriesWindows: {words}"):
-        SeriesWindows(series, 4, **options)
+    Streams: [
+        (("text", ROWS[0], 1, 1), TypeError, "x is 'text', expected an array of real numbers"),
+        (([[1.0], [1.0, 2.0]], ROWS[0], 1, 1), ValueError, "x is ragged"),
+        ((np.ma.masked_array(X[0]), X[0], 1, 1), TypeError, "x is a masked array, expected an array without a mask"),
+        ((X[0] * 1j, X[0], 1, 1), TypeError, "x has dtype complex128"),
+        ((Elsewhere, X[0], 1, 1), TypeError, "x is the class Elsewhere"),
+        ((np.ones(10), np.ones(10), 2, 2), ValueError, r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
+    ],
+    Streams.of_tokens: [
+        (("abc", 2, 5), TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
+        ((np.ones(5), 2, 5), ValueError, r"tokens has dtype float64 and shape \(5,\), expected whole numbers"),
+        ((np.ones((5, 2), int), 2, 5), ValueError, r".*shape \(5, 2\)"),
+        (([1, 2, 3], 2, 5), ValueError, ".*need 10 rows, got 2"),
+    ],
+    Sequences: [
+        (([], [1]), ValueError, "there are no sequences"),
+        (({"a": ROWS}, [1]), TypeError, "sequences is .*, expected a list of arrays"),
+        (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
+        (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
+        (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
+        (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), ValueError, r"sequences\[1\]\[0, 0\] is nan"),
+        ((ROWS, [0]), ValueError, r"target has shape \(1,\), expected \(N, ...\) with N = 2"),
+        ((ROWS, [0, np.inf]), ValueError, r"target\[1\] is inf"),
+        ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
+        ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
+        ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
+        ((ROWS, [0, 1], [0.5, np.nan]), ValueError, r"mask\[1\] is nan"),
+        ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
+        ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
+        ((ROWS, [X[0], ROWS[1]], None, 2, True), ValueError, r"target\[1\] has shape \(2, 2\)"),
+        ((ROWS, X[:, :2], None, 2, True), ValueError, r"target has .* with every_step .*N = 2 and T of 3"),
+        ((ROWS, ROWS, [np.ones(3, bool)] * 2, 2, True), ValueError, r"mask\[1\] has shape \(3,\)"),
+        ((X, [0, 1], None, 2, False, [4, 1]), ValueError, r"lengths\[0\] is 4, expected 0 to T = 3"),
+        ((X, [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences\[0\] is empty"),
+        ((np.ones(2), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences has shape \(2,\)"),
+    ],
+    SeriesWindows: [
+        (([], 4), ValueError, r"series have \[\] columns"),
+        ((np.ones((5, 0)), 4), ValueError, r"series have \[0\] columns"),
+        (([np.ones((9, 2)), np.ones((9, 1))], 4), ValueError, r"series have \[1, 2\] columns, expected one"),
+        (([np.ones(9), np.array([1, np.inf, 1])], 4), ValueError, r"series\[1\]\[1\] is inf"),
+        (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no values in column 1"),
+        (([np.ones(4), np.ones(2)], 4), ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
+        ((np.ones((9, 1)), 4, 1, [1]), ValueError, r"targets\[0\] is 1, expected at most 0"),
+        ((np.ones((9, 1)), 4, 1, 0), TypeError, "targets is 0, expected a list of columns"),
+        ((np.ones((9, 1, 1)), 4), ValueError, r"series has shape \(9, 1, 1\), expected \(N, C\)"),
+    ],
+    Prefetch: [((3,), TypeError, "data is 3, expected Windows")],
+}
 
 
-def test_gaps_of_several_columns_are_filled():
-    values = np.array([[np.nan, 1], [2, np.nan], [np.nan, np.nan], [4, 4]])
-    np.testing.assert_array_equal(carry_forward(values), [[np.nan, 1], [2, 1], [2, 1], [4, 4]])
-    np.testing.assert_array_equal(carry_forward(values[:, 0]), [np.nan, 2, 2, 4])
+@pytest.mark.parametrize(
+    ("make", "arguments", "error", "words"), [(make, *case) for make, cases in REFUSED.items() for case in cases]
+)
+def test_wrong_arguments_are_named(make, arguments, error, words):
+    with pytest.raises(error, match=f"^{make.__qualname__.partition('.')[0]}: {words}"):
+        make(*arguments)
+
+
+def fit_one(data, **options):
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+    return training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=1, **options)
+
+
+class Yields(tuple):
+    """Batches that are whatever it holds."""
+
+    def batches(self, rng=None):
+        return iter(self)
+
+
+@pytest.mark.parametrize(("batch", "words"), [((1, 2), r"\(1, 2\)"), (X, "an array of float64 of shape"), ({}, "{}")])
+def test_a_batch_that_is_none_is_named(batch, words):
+    words = f"the batch is {words}.*, expected an xlstm.data.Batch"
+    with pytest.raises(TypeError, match=f"train: epoch 1, step 1: {words}"):
+        fit_one(Yields([batch]))
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+    step = training.Step(model, optim.sgd(0.1))
+    with pytest.raises(TypeError, match=f"step: {words}"):
+        step(step.init(model.init(0, "numpy")), batch)
+
+
+def test_a_loss_that_takes_no_mask_is_named():
+    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
+    model = SequenceModel(xlstm.LSTM(1, 2), 1)
+    for where, call in {
+        "train": lambda loss: fit_one(data, loss=loss),
+        "evaluate": lambda loss: training.evaluate(model, model.init(0, "numpy"), data, loss),
+        "Step": lambda loss: training.Step(model, optim.sgd(0.1), loss=loss),
+    }.items():
+        with pytest.raises(TypeError, match=rf"^{where}: loss takes \(y, target\), expected loss\(y, target, mask\)"):
+            call(lambda y, target: pytest.fail("it is called"))
+        call(lambda y, target, mask: (0.0 * y[0, 0, 0], 0 * y))
+        call(lambda *arguments: (0.0 * arguments[0][0, 0, 0], 0 * arguments[0]))
+
+
+@pytest.mark.parametrize("name", ["data", "validation"])
+def test_data_without_batches_are_named_before_training(name):
+    data = {"data": Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2), "validation": None, name: Yields()}
+    with pytest.raises(ValueError, match=f"train: {name} has no batches"):
+        fit_one(**data, progress=lambda now: pytest.fail("it trains"))
 
 
 # Prefetching
@@ -421,16 +434,13 @@ def test_prefetching_is_some_batches_ahead_and_no_more():
 
 def test_an_error_of_the_data_comes_after_the_batches_before_it():
     batches = Prefetch(Drawing(fail=3)).batches(np.random.default_rng(0))
-    seen = list(itertools.islice(batches, 3))
-    assert len(seen) == 3
+    assert len(list(itertools.islice(batches, 3))) == 3
     with pytest.raises(OSError, match="the file is gone"):
         next(batches)
     assert not threads()
-    with pytest.raises(TypeError, match="Prefetch: data is 3, expected Windows"):
-        Prefetch(3)
 
 
-@pytest.mark.parametrize("stop", [4, 7, None])
+@pytest.mark.parametrize("stop", [4, None])
 def test_a_run_on_prefetched_data_is_the_run_without(tmp_path, stop):
     """Also where it stops within an epoch and is resumed."""
     model = SequenceModel(xlstm.LSTM(1, 3), 1, last=True)
@@ -448,145 +458,74 @@ def test_a_run_on_prefetched_data_is_the_run_without(tmp_path, stop):
     assert all(np.array_equal(again.params[name], p) for name, p in whole.params.items())
 
 
-# Errors before any work
-
-
-class Yields:
-    def __init__(self, *given):
-        self.given = given
-
-    def __len__(self):
-        return len(self.given)
-
-    def batches(self, rng=None):
-        return iter(self.given)
-
-
-def fit_one(data, **options):
-    model = SequenceModel(xlstm.LSTM(1, 2), 1)
-    return training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=1, **options)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ((1, 2), r"\(1, 2\)"),
-        (np.ones((3, 2, 1)), "an array of float64 of shape"),
-        (None, "None"),
-        ({"x": 1}, "{'x': 1}"),
-    ],
-)
-def test_a_batch_that_is_none_is_named(given, words):
-    with pytest.raises(
-        TypeError, match=rf"train: epoch 1, step 1: the batch is {words}.*, expected an xlstm.data.Batch"
-    ):
-        fit_one(Yields(given))
-    model = SequenceModel(xlstm.LSTM(1, 2), 1)
-    step = training.Step(model, optim.sgd(0.1))
-    with pytest.raises(TypeError, match="step: the batch is"):
-        step(step.init(model.init(0, "numpy")), given)
-
-
-def test_a_loss_that_takes_no_mask_is_named():
-    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
-    model = SequenceModel(xlstm.LSTM(1, 2), 1)
-
-    def plain(y, target):
-        raise AssertionError("it is called")
-
-    words = r"loss takes \(y, target\), expected loss\(y, target, mask\) -> \(loss, dy\)"
-    with pytest.raises(TypeError, match=f"train: {words}"):
-        fit_one(data, loss=plain)
-    with pytest.raises(TypeError, match=f"evaluate: {words}"):
-        training.evaluate(model, model.init(0, "numpy"), data, plain)
-    with pytest.raises(TypeError, match=f"Step: {words}"):
-        training.Step(model, optim.sgd(0.1), loss=plain)
-    for fine in (
-        lambda y, target, mask: (0.0 * y[0, 0, 0], 0 * y),
-        lambda *args: (0.0 * args[0][0, 0, 0], 0 * args[0]),
-    ):
-        fit_one(data, loss=fine)
-
-
-@pytest.mark.parametrize("name", ["data", "validation"])
-def test_data_without_batches_are_named_before_training(name):
-    data = {"data": Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2), "validation": None, name: Yields()}
-    with pytest.raises(ValueError, match=f"train: {name} has no batches"):
-        fit_one(**data, progress=lambda now: pytest.fail("it trains"))
-
-
 # Tables
 
 DAYS = [datetime.date(2020, 1, day) for day in (1, 2, 4)]
-LIBRARIES = ("pandas", "polars", "pyarrow")
 
 
-def library(name):
-    pytest.importorskip("narwhals")
-    return pytest.importorskip(name)
+def dates_for(library):
+    """Dates as its tables hold them."""
+    return np.array(DAYS, "datetime64[us]") if library == "pandas" else DAYS
 
 
-def make(name, columns):
-    module = library(name)
-    return module.table(columns) if name == "pyarrow" else module.DataFrame(columns)
-
-
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_the_columns_of_a_table(name):
-    dates = np.array(DAYS, "datetime64[us]") if name == "pandas" else DAYS
-    table = make(name, {"a": [1, 2, 3], "day": dates, "b": [0.5, None, 1.5], "c": [True, False, True]})
-    found = table_of("f", table)
-    assert is_table(table)
-    assert found.names == ["a", "b", "c"]
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_columns_of_a_table(library):
+    """One that is asked for may be empty: its kind says nothing then. Read with all others it has to hold numbers."""
+    days = {"day": dates_for(library)}
+    numbers = {"a": [1, 2, 3], "b": [0.5, None, 1.5], "c": [True, False, True]}
+    given = table(library, {"a": numbers["a"]} | days | numbers)
+    found = table_of("f", given)
+    assert is_table(given)
+    assert (found.names, found.index_name) == (["a", "b", "c"], "day")
     np.testing.assert_array_equal(found.values, [[1, 0.5, 1], [2, np.nan, 0], [3, 1.5, 1]])
-    assert found.index_name == "day"
     np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
+    empty = table(library, {"a": [1.0, 2.0], "b": [None, None]})
+    np.testing.assert_array_equal(table_of("f", empty, ["a", "b"]).values, [[1, np.nan], [2, np.nan]])
+    for refused, error, words in (
+        (empty, TypeError, "column 'b' holds .*, expected numbers"),
+        (table(library, {"a": [1], "city": ["x"]}), TypeError, "column 'city' holds .*; leave it out or encode it"),
+        (table(library, {"a": [1.0, np.inf]}), ValueError, "column 'a' is inf in row 1, expected a finite number"),
+        (table(library, {"a": np.ones(0)}), ValueError, "the table has 0 rows and 1 columns of numbers"),
+        (table(library, days), ValueError, "the table has 3 rows and 0 columns of numbers"),
+        (table(library, days | {"u": days["day"]}), ValueError, "columns day, u hold dates, expected at most one"),
+    ):
+        with pytest.raises(error, match=f"^f: {words}"):
+            table_of("f", refused)
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("dated", [True, False])
-def test_tables_in_tables_out(name, dated):
-    dates = {"day": np.array(DAYS, "datetime64[us]") if name == "pandas" else DAYS} if dated else {}
-    given = make(name, {**dates, "a": [1, 2, 3]})
+def test_tables_in_tables_out(library, dated):
+    given = table(library, ({"day": dates_for(library)} if dated else {}) | {"a": [1, 2, 3]})
     made = table_like(given, {"p": np.arange(3.0), "q": np.ones(3)})
-    assert type(made) is type(given)
     plain = plain_like(given, {"id": np.array(["u", "v"]), "p": np.ones(2)})  # with none of the labels
-    assert type(plain) is type(given)
-    assert [*(plain.column_names if name == "pyarrow" else plain.columns)] == ["id", "p"]
+    assert type(made) is type(plain) is type(given)
+    assert [*(plain.column_names if library == "pyarrow" else plain.columns)] == ["id", "p"]
     assert table_of("f", plain, ["p"]).index is None
-    back = table_of("f", made)
-    assert back.names == ["p", "q"]
+    back, expected = table_of("f", made), table_of("f", given)
+    assert (back.names, back.index_name) == (["p", "q"], expected.index_name)
     np.testing.assert_array_equal(back.values[:, 0], [0, 1, 2])
-    expected = table_of("f", given)
-    assert back.index_name == expected.index_name
-    assert (back.index is None) == (not dated)
     if not dated:
+        assert back.index is None
         assert len(table_of("f", table_like(given, {"p": np.ones(5)})).values) == 5
         return
     assert back.index.dtype == expected.index.dtype
     np.testing.assert_array_equal(back.index, expected.index)
     ahead = table_of("f", table_like(given, {"p": [1.0]}, index=np.array(["2020-01-05"], "datetime64[D]")))
-    assert ahead.index_name == "day"
-    assert ahead.index.dtype == expected.index.dtype
-    assert str(ahead.index[0])[:10] == "2020-01-05"
+    assert (ahead.index_name, ahead.index.dtype, str(ahead.index[0])[:10]) == (
+        "day",
+        expected.index.dtype,
+        "2020-01-05",
+    )
     with pytest.raises(ValueError, match="columns have 2 rows, expected 3, or index="):
         table_like(given, {"p": np.ones(2)})
     with pytest.raises(ValueError, match=r"columns and index have shapes \[\(2,\), \(3,\)\]"):
         table_like(given, {"p": np.ones(2), "q": np.ones(3)})
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_a_column_that_is_asked_for_may_be_empty(name):
-    """Its kind says nothing then; where all columns are read, it has to be one of numbers."""
-    given = make(name, {"a": [1.0, 2.0], "b": [None, None]})
-    np.testing.assert_array_equal(table_of("f", given, ["a", "b"]).values, [[1, np.nan], [2, np.nan]])
-    with pytest.raises(TypeError, match=r"f: column 'b' holds .*, expected numbers"):
-        table_of("f", given)
-
-
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
 def test_the_index_of_pandas(zone):
-    pd = library("pandas")
+    pd = pytest.importorskip("pandas")
     index = pd.date_range("2020-01-01", periods=3, freq="D", name="day", tz=zone)
     given = pd.DataFrame({"a": [1, 2, 3]}, index=index)
     found = table_of("f", given)
@@ -609,49 +548,12 @@ def test_the_index_of_pandas(zone):
     labels = pd.DataFrame({"a": [1, 2]}, index=["u", "v"])
     assert list(table_of("f", labels).index) == ["u", "v"]
     assert list(table_like(labels, {"p": [1, 2]}).index) == ["u", "v"]
-
-
-def test_dates_in_a_time_zone():
-    pl = library("polars")
-    zone = datetime.UTC
-    given = pl.DataFrame({"t": [datetime.datetime(2020, 1, 1, tzinfo=zone)], "a": [1]})
-    given = given.with_columns(pl.col("t").dt.convert_time_zone("Europe/Berlin"))
-    found = table_of("f", given)
-    assert found.index[0] == np.datetime64("2020-01-01T00:00")
-    made = table_like(given, {"p": [1.0]}, index=found.index)
-    assert made["t"].dtype == given["t"].dtype
-    assert made["t"][0] == given["t"][0]
-
-
-def test_missing_values_of_pandas_are_nan():
-    pd = library("pandas")
-    given = pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")})
-    np.testing.assert_array_equal(table_of("f", given).values, [[1, 1], [np.nan, np.nan]])
-
-
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_tables_that_are_refused(name):
-    for columns, error, words in (
-        (
-            {"a": [1], "city": ["x"]},
-            TypeError,
-            "f: column 'city' holds .*, expected numbers; leave it out or encode it",
-        ),
-        ({"a": [1.0, np.inf]}, ValueError, "f: column 'a' is inf in row 1, expected a finite number"),
-        ({"a": np.ones(0)}, ValueError, "f: the table has 0 rows and 1 columns of numbers"),
-        ({"t": np.array(DAYS, "datetime64[us]")}, ValueError, "f: the table has 3 rows and 0 columns of numbers"),
-        (
-            {"t": np.array(DAYS, "datetime64[us]"), "u": np.array(DAYS, "datetime64[us]")},
-            ValueError,
-            "f: columns t, u hold dates, expected at most one",
-        ),
-    ):
-        with pytest.raises(error, match=words):
-            table_of("f", make(name, columns))
+    missing = pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")})
+    np.testing.assert_array_equal(table_of("f", missing).values, [[1, 1], [np.nan, np.nan]])
 
 
 def test_what_is_no_table():
-    pd, pl = library("pandas"), library("polars")
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
     assert not is_table(np.ones(3))
     assert not is_table([1])
     assert not is_table(pd.DataFrame)
@@ -665,18 +567,16 @@ def test_what_is_no_table():
             table_of("f", given)
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
-def test_tables_as_series_and_columns_as_targets(name):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tables_as_series_and_columns_as_targets(library):
     v = np.sin(np.arange(20.0))
-    tables = [make(name, {"a": v, "b": 2 * v}), make(name, {"a": v[:9], "b": v[:9]})]
+    tables = [table(library, {"a": v, "b": 2 * v}), table(library, {"a": v[:9], "b": v[:9]})]
     arrays = [np.stack([v, 2 * v], axis=1), np.stack([v[:9], v[:9]], axis=1)]
     equal(list(SeriesWindows(tables, 4).batches()), list(SeriesWindows(arrays, 4).batches()))
-    classes = make(name, {"class": [0, 1, 1]})["class"]
-    (batch,) = Windows(np.ones((3, 2, 1)), classes).batches()
-    assert batch.target.dtype == np.int64
-    assert batch.target.shape == (3,)
+    (batch,) = Windows(np.ones((3, 2, 1)), table(library, {"class": [0, 1, 1]})["class"]).batches()
+    assert (batch.target.dtype, batch.target.shape) == (np.int64, (3,))
     with pytest.raises(TypeError, match=r"SeriesWindows: series\[0\]: column 'a' holds"):
-        SeriesWindows([make(name, {"a": ["x"]})], 4)
+        SeriesWindows([table(library, {"a": ["x"]})], 4)
 
 
 # Files of tables
@@ -689,9 +589,7 @@ def test_a_csv_file_as_a_table(tmp_path):
         found = read_table(path, columns)
         assert (found.names, found.index_name) == (["a", "b"] if columns is None else ["b"], "date")
         np.testing.assert_array_equal(found.values, expected)
-        np.testing.assert_array_equal(
-            found.index, np.array(["2020-01-01", "2020-01-02", "2020-01-05"], "datetime64[D]")
-        )
+        assert [*map(str, found.index)] == ["2020-01-01", "2020-01-02", "2020-01-05"]
     path.write_text("a,b\n1,2\n3,4\n")
     found = read_table(str(path), ("b", "a"))
     assert (found.names, found.values.tolist(), found.index) == (["b", "a"], [[2, 1], [4, 3]], None)
@@ -703,11 +601,9 @@ def test_a_csv_file_as_a_table(tmp_path):
 
 
 def test_a_parquet_file(tmp_path):
-    pa = library("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pyarrow")
     path = tmp_path / "t.parquet"
-    columns = {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]}
-    parquet.write_table(pa.table(columns), path)
+    files.write_table(path, {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]})
     np.testing.assert_array_equal(read_table(path, ["b", "a"]).values, [[4, 1], [5, np.nan], [6, 3]])
     for columns in (["day", "a"], ["a"]):
         found = read_table(path, columns)
@@ -717,34 +613,25 @@ def test_a_parquet_file(tmp_path):
         read_table(path)
     with pytest.raises(ValueError, match=r"t.parquet: column 'c' is not in the header, which has day, a, b, name"):
         read_table(path, ["c"])
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1" + bytes(50))
-    with pytest.raises(ValueError, match=r"bad.parquet: not a readable Parquet file"):
-        read_table(tmp_path / "bad.parquet")
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / "none.parquet")
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
     """Whatever Arrow raises, and whatever it quotes from the file: one line with the path."""
-    pa = library("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pyarrow")
     path, rng, refused = tmp_path / "t.parquet", random.Random(0), 0
-    days = np.arange(40).astype("datetime64[D]")
-    table = pa.table({"day": days, "x": np.arange(40.0), "name": [f"\u00e9{k % 3}" for k in range(40)], "n": range(40)})
-    parquet.write_table(table, path)
+    days = np.arange(40).astype("datetime64[D]").tolist()
+    names = [f"\u00e9{k % 3}" for k in range(40)]
+    files.write_table(path, {"day": days, "x": np.arange(40.0), "name": names, "n": range(40)})
     blob = path.read_bytes()
-    reads = (
-        lambda: read_table(path, ["x", "n"]),
-        lambda: files.read_names(path, "name"),
-        lambda: read_series(path, "x"),
-    )
     for _ in range(60):
         damaged = bytearray(blob)
         damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(damaged))
-        for read in reads:
+        for read, columns in ((read_table, ["x", "n"]), (files.read_names, "name"), (read_series, "x")):
             try:
-                read()
+                read(path, columns)
             except (ValueError, TypeError) as error:
                 assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018 (not all fail)
                 refused += 1
@@ -752,29 +639,24 @@ def test_damaged_parquet_files_are_named(tmp_path):
 
 
 def test_tables_without_their_libraries(tmp_path, monkeypatch):
-    given = library("pandas").DataFrame({"a": [1]})
-    monkeypatch.setitem(sys.modules, "narwhals.stable.v1", None)
-    with pytest.raises(ImportError, match="f: tables need narwhals; pip install narwhals"):
-        table_of("f", given)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match="Parquet files need PyArrow and narwhals; pip install pyarrow narwhals"):
-        read_table(tmp_path / "t.parquet")
+    given = pytest.importorskip("pandas").DataFrame({"a": [1]})
+    for package, read, words in (
+        ("narwhals.stable.v1", lambda: table_of("f", given), "f: tables need narwhals; pip install narwhals"),
+        ("pyarrow", lambda: read_table(tmp_path / "t.parquet"), "Parquet files need .*; pip install pyarrow narwhals"),
+    ):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=words):
+            read()
 
 
 COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": [datetime.date(2024, 1, 1)] * 2, "x": [0.1, -2.5e-9]}
 
 
-def table_path(folder, suffix):
-    """A path for a table, where there are the packages that such files need."""
-    if suffix == "parquet":
-        pytest.importorskip("pyarrow")
-        pytest.importorskip("narwhals")
-    return folder / f"t.{suffix}"
-
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_tables_that_are_written_and_read(tmp_path, suffix):
-    path = table_path(tmp_path, suffix)
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"t.{suffix}"
     files.write_table(path, COLUMNS)
     assert files.read_header(path) == ([*COLUMNS], ["day"])
     assert files.read_names(path, "name").tolist() == ["a", "b"]
@@ -785,6 +667,14 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
             read(path, "z")
     with pytest.raises((ValueError, TypeError), match="name"):
         files.read_numbers(path, ["name"])
+    files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
+    assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
+    files.write_table(path, {"note": ["x", "y"]})
+    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
+        read_series(path)
+    files.write_table(path, {"a": ["x", ""], "b": [1, 2]})
+    with pytest.raises(ValueError, match=rf"t\.{suffix}: column 'a' is empty in row 2"):
+        files.read_names(path, "a")
 
 
 def test_tables_that_cannot_be_written(tmp_path):
@@ -796,26 +686,13 @@ def test_tables_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_names_that_are_missing(tmp_path):
-    path = tmp_path / "t.csv"
-    for text, words in (
-        ("a,b\nx,1\n,2\n", "'a' is empty in row 2"),
-        ("a,a\nx,1\n", "'a' is more than once in the header"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=rf"t\.csv: column {words}"):
-            files.read_names(path, "a")
-
-
-@pytest.mark.parametrize("unit", ["D", "ns"])
+@pytest.mark.parametrize("unit", ["D", "us"])
 def test_series_of_parquet_files(tmp_path, unit):
     """As those of a CSV file: dates, missing rows as gaps, the one column of numbers."""
     pytest.importorskip("pyarrow")
-    pytest.importorskip("narwhals")
     months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], "datetime64[D]")
-    days = months.astype(f"datetime64[{unit}]").astype("datetime64[us]").tolist() if unit == "ns" else months.tolist()
     values = [1.0, 2.0, 4.0, None, 6.0]
-    files.write_table(tmp_path / "t.parquet", {"day": days, "v": values})
+    files.write_table(tmp_path / "t.parquet", {"day": months.astype(f"datetime64[{unit}]").tolist(), "v": values})
     text = "".join(f"{day},{'' if v is None else v}\n" for day, v in zip(months, values, strict=True))
     (tmp_path / "t.csv").write_text("day,v\n" + text)
     one, two = (read_series(tmp_path / name) for name in ("t.parquet", "t.csv"))
@@ -828,13 +705,3 @@ def test_series_of_parquet_files(tmp_path, unit):
         read_series(tmp_path / "t.parquet")
     assert read_series(tmp_path / "t.parquet", "b").values.tolist() == [3, 4]
     assert read_series(tmp_path / "t.parquet", usual="a").labels == ["1", "2"]
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_text_beside_a_series_needs_no_name_of_a_column(tmp_path, suffix):
-    path = table_path(tmp_path, suffix)
-    files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
-    assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
-    files.write_table(path, {"note": ["x", "y"]})
-    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
-        read_series(path)

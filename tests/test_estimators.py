@@ -1,7 +1,6 @@
 """The forecaster from Python."""
 
 import copy
-import dataclasses
 import pickle
 
 import numpy as np
@@ -10,9 +9,9 @@ import pytest
 from xlstm import checkpoint
 from xlstm.arrays.convert import to_numpy
 from xlstm.data.series import bundled, read_csv
-from xlstm.estimators import Forecaster, SeriesError, Settings
+from xlstm.estimators import Forecaster, SeriesError
 
-QUICK = {"window": 12, "hidden_size": 8, "epochs": 40, "learning_rate": 0.02, "batch_size": 16, "averaging": 0.9}
+QUICK = {"window": 12, "hidden_size": 8, "epochs": 10, "learning_rate": 0.02, "batch_size": 16, "averaging": 0.9}
 
 
 def wave(n=300, gaps=()):
@@ -64,55 +63,14 @@ def test_forecasts_do_not_see_the_future(fitted):
     assert np.all(other[at > 270] != forecasts[at > 270])
 
 
-def test_every_backend_gives_the_same_model(be, fitted):
-    other = Forecaster(**vars(fitted.settings), backend=be, dtype="float64").fit(wave())
-    reference = Forecaster(**vars(fitted.settings), backend="numpy", dtype="float64").fit(wave())
+def test_every_backend_gives_the_same_model(be):
+    few = {**QUICK, "horizon": 3, "epochs": 3, "dtype": "float64"}
+    other, reference = (Forecaster(**few, backend=backend).fit(wave(120)) for backend in (be, "numpy"))
     for name, p in reference.params_.items():
         np.testing.assert_allclose(to_numpy(other.params_[name]), p, rtol=1e-6, atol=1e-9)
 
 
-def test_save_and_load(fitted, tmp_path):
-    path = tmp_path / "model.safetensors"
-    fitted.save(path)
-    loaded = Forecaster.load(path, "numpy")
-    assert (loaded.settings, loaded.name) == (fitted.settings, "wave")
-    np.testing.assert_array_equal(loaded.predict(wave(), 5), fitted.predict(wave(), 5))
-
-
-def damaged(fitted, bias):
-    """A copy whose network has another bias in its head."""
-    broken = copy.copy(fitted)
-    broken._predictor = dataclasses.replace(fitted._predictor, params={**fitted.params_, "head.b": bias})
-    return broken
-
-
-def test_load_refuses_other_shapes(fitted, tmp_path):
-    path = tmp_path / "model.safetensors"
-    damaged(fitted, np.zeros(7, "float32")).save(path)
-    with pytest.raises(ValueError, match=r"head\.b has shape \(7,\), expected \(O,\) = \(30,\)"):
-        Forecaster.load(path)
-
-
-@pytest.mark.parametrize(
-    ("values", "settings", "words"),
-    [
-        (np.full(300, 3.0), {}, "constant at 3"),
-        (wave(30), {"window": 100}, "a window of 100 and a horizon of 1 need 167 rows, the series has 30"),
-        (wave(2), {}, "need 21 rows, the series has 2; expected more rows, or a shorter horizon"),
-        (np.ones((5, 2, 2)), {}, r"shape \(5, 2, 2\), expected \(N,\) or \(N, C\)"),
-        (np.where(np.arange(300) == 5, np.inf, wave()), {}, r"values\[5\] is inf"),
-        (wave(gaps=range(300)), {}, "the series has no value in column 0"),
-        (1e-200 * wave(), {}, "the series changes by no more than .*e-200, expected 1e-150 or more"),
-        (wave(gaps=range(170, 245)), {}, "validation part of the series has no values"),
-        (wave(gaps=range(235, 300)), {}, "test part of the series has no values"),
-    ],
-)
-def test_bad_series_are_named(values, settings, words):
-    with pytest.raises(ValueError, match=words):
-        Forecaster(**{**QUICK, **settings}, backend="numpy").fit(values)
-
-
-def test_an_interrupted_fit_changes_nothing(fitted):
+def test_a_fit_that_fails_changes_nothing(fitted):
     before = fitted.predict(wave())
 
     def interrupt(now):
@@ -124,49 +82,25 @@ def test_an_interrupted_fit_changes_nothing(fitted):
     np.testing.assert_array_equal(fitted.predict(wave()), before)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"window": 1}, "window is 1, expected 2 or more"),
-        ({"seed": -1}, "seed"),
-        ({"clip": 0.0}, "clip is 0.0, expected 0 < clip"),
-        ({"weight_decay": float("nan")}, "weight_decay is nan"),
-        ({"averaging": 1.0}, "averaging is 1.0"),
-    ],
-)
-def test_bad_settings_are_named(change, words):
-    with pytest.raises(ValueError, match=words):
-        Settings(**change)
-
-
-def test_load_refuses_damaged_weights(fitted, tmp_path):
+def test_load_refuses_damaged_files(fitted, tmp_path):
+    """tests/attacks/test_hostile_files.py damages descriptions."""
     path = tmp_path / "model.safetensors"
-    damaged(fitted, np.full(30, np.nan, "float32")).save(path)
-    with pytest.raises(ValueError, match=r"head\.b is not finite"):
-        Forecaster.load(path)
     fitted.save(path)
     arrays, config = checkpoint.load(path, "forecaster")
-    for part, name, value, words in [
-        ("settings", "window", None, "settings: window is None, expected a whole number"),
-        ("settings", "hidden_size", 10**8, "expected .* = "),
-        ("facts", "season_", -1, "season_ is -1"),
-    ]:
-        checkpoint.save(path, arrays, "forecaster", {**config, part: {**config[part], name: value}})
-        with pytest.raises(ValueError, match=rf"not a sound forecaster .*{words}"):
-            Forecaster.load(path)
-    for name in ("adjustment", "linear_baseline", "test.spread", "scaling.past"):
-        less = {key: array for key, array in arrays.items() if key != name}
-        checkpoint.save(path, less, "forecaster", config)
-        with pytest.raises(ValueError, match=f"not a sound forecaster .*{name.removeprefix('test.')} is missing"):
-            Forecaster.load(path)
+    bias = next(name for name in arrays if name.endswith("head.b"))
+    nothing = {"adjustment", "linear_baseline", "test.spread", "scaling.past"}
     for name, array, words in [
+        *((name, None, f"{name.removeprefix('test.')} is missing") for name in sorted(nothing)),
+        (bias, np.zeros(7, "float32"), r"head\.b has shape \(7,\), expected \(O,\) = \(30,\)"),
+        (bias, np.full(30, np.nan, "float32"), r"head\.b is not finite"),
         ("scaling.units", np.zeros((1, 1)), "scaling.units has 0, expected scales above 0"),
         ("scaling.units", np.ones((1, 2)), "adjustment has shape"),
         ("scaling.past", np.ones((1, 1)), r"scaling.past has shape \(1, 1\), expected \(2, K\)"),
         ("scaling.static", np.ones((2, 99)), "linear_baseline has shape"),
         ("spread", np.ones((3, 1), "float32"), "spread has dtype float32"),
     ]:
-        checkpoint.save(path, arrays | {name: array}, "forecaster", config)
+        kept = {key: kept for key, kept in arrays.items() if key != name}
+        checkpoint.save(path, kept if array is None else kept | {name: array}, "forecaster", config)
         with pytest.raises(ValueError, match=f"not a sound forecaster .*{words}"):
             Forecaster.load(path)
 
@@ -220,10 +154,10 @@ def test_forecasters_are_pickled_and_copied(fitted, again):
     other = again(fitted)
     assert (other.settings, other.name, other.season_) == (fitted.settings, fitted.name, fitted.season_)
     assert other.trained_.losses == fitted.trained_.losses
-    np.testing.assert_array_equal(other.predict(wave(), 5), fitted.predict(wave(), 5))
-    before = fitted.predict(wave(), 5)
+    before = fitted.predict_quantiles(wave())
+    np.testing.assert_array_equal(other.predict_quantiles(wave()), before)
     other.fit(10 * wave())
-    np.testing.assert_array_equal(fitted.predict(wave(), 5), before)
+    np.testing.assert_array_equal(fitted.predict_quantiles(wave()), before)
 
 
 def test_errors_that_name_a_value_are_pickled():

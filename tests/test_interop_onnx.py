@@ -1,4 +1,4 @@
-"""ONNX in and out: the operators' own test cases, onnxruntime on the same numbers, bits there and back, bad files."""
+"""ONNX in and out: the operators' own cases, layers and TiRex in onnxruntime, bits there and back, bad files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import later
+from tests.conftest import DATA, later
 from tests.layers import make, pairwise
+from xlstm.cli import export_import
+from xlstm.interop import tirex
 from xlstm.interop.onnx import from_onnx, to_onnx
-from xlstm.models.sequence import SequenceModel
+from xlstm.models import SequenceModel, TiRex, model_files
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = later("onnxruntime")
@@ -58,9 +60,7 @@ def operator_cases():
 CASES = operator_cases()
 
 
-def test_there_are_operator_cases():
-    assert {case.model.graph.node[0].op_type for case in CASES.values()} == set(KINDS)
-    assert len(CASES) >= 18
+assert len(CASES) >= 18
 
 
 @pytest.mark.parametrize("name", sorted(CASES))
@@ -162,94 +162,100 @@ def test_exported_file_describes_itself():
     model = to_onnx(layer, layer.init(backend="numpy", dtype="float64"), lengths=True)
     assert (model.producer_name, model.opset_import[0].version) == ("xlstm", 17)
     run = session(model)
-    assert [(i.name, i.shape, i.type) for i in run.get_inputs()] == [
-        ("x", ["batch", "time", D], "tensor(float)"),
-        ("h0", [2, "batch", H], "tensor(float)"),
-        ("c0", [2, "batch", H], "tensor(float)"),
-        ("lengths", ["batch"], "tensor(int32)"),
-    ]
-    assert [(o.name, o.shape) for o in run.get_outputs()] == [
-        ("y", ["batch", "time", H]),
-        ("h", [2, "batch", H]),
-        ("c", [2, "batch", H]),
-    ]
+    outer, states, plain = ["batch", "time"], [2, "batch", H], "tensor(float)"
+    inputs = [("x", [*outer, D], plain), ("h0", states, plain), ("c0", states, plain)]
+    assert [(i.name, i.shape, i.type) for i in run.get_inputs()] == [*inputs, ("lengths", ["batch"], "tensor(int32)")]
+    assert [(o.name, o.shape) for o in run.get_outputs()] == [("y", [*outer, H]), ("h", states), ("c", states)]
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"),
+    ("layer", "options", "message"),
     [
-        (xlstm.LSTM(D, H, proj_size=2), "proj_size is 2, which ONNX cannot express"),
-        (xlstm.LSTM(D, H, layer_norm=True), "layer_norm is True, which ONNX cannot express"),
-        (xlstm.LSTM(D, H, cell_clip=3.0), r"cell_clip is 3\.0, which ONNX cannot express"),
-        (xlstm.LSTM(D, H, zoneout=(0.0, 0.1)), r"zoneout is \(0\.0, 0\.1\), which ONNX cannot express"),
-        (xlstm.RNN(D, H, activations="selu"), "activation 'selu' is none that ONNX has"),
-        (xlstm.GRU(D, H, activations=("sigmoid", "exponential")), "activation 'exponential' is none that ONNX has"),
+        (xlstm.LSTM(D, H, proj_size=2), {}, "proj_size is 2, which ONNX cannot express"),
+        (xlstm.LSTM(D, H, layer_norm=True), {}, "layer_norm is True, which ONNX cannot express"),
+        (xlstm.LSTM(D, H, cell_clip=3.0), {}, r"cell_clip is 3\.0, which ONNX cannot express"),
+        (xlstm.LSTM(D, H, zoneout=(0.0, 0.1)), {}, r"zoneout is \(0\.0, 0\.1\), which ONNX cannot express"),
+        (xlstm.RNN(D, H, activations="selu"), {}, "activation 'selu' is none that ONNX has"),
+        (xlstm.GRU(D, H), {"params": {}}, r"GRU: parameter 0\.Wx is missing"),
+        (xlstm.Linear(D, H), {}, "layer is a Linear, expected an LSTM, GRU, RNN or SequenceModel"),
+        (xlstm.GRU(D, H), {"opset": 13}, "opset is 13, expected 14 to"),
+        (xlstm.GRU(D, H), {"opset": 10**6}, "opset is 1000000, expected 14 to"),
+        (xlstm.GRU(D, H), {"tokens": 5}, "tokens is 5, expected None for a GRU, which takes any number of steps"),
     ],
 )
-def test_export_refuses_what_onnx_cannot_express(layer, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        to_onnx(layer, layer.init(backend="numpy"), tmp_path / "model.onnx")
+def test_export_refuses_by_name(layer, options, message, tmp_path):
+    params = options.pop("params", layer.init(backend="numpy"))
+    with pytest.raises((ValueError, TypeError), match=message):
+        to_onnx(layer, params, tmp_path / "model.onnx", **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_export_checks_its_arguments(tmp_path):
-    layer = xlstm.GRU(D, H)
-    params = layer.init(backend="numpy")
-    with pytest.raises(ValueError, match=r"GRU: parameter 0\.Wx is missing"):
-        to_onnx(layer, {})
-    with pytest.raises(TypeError, match="layer is a Linear, expected an LSTM, GRU, RNN or SequenceModel"):
-        to_onnx(xlstm.Linear(D, H), {})
-    for opset in (13, 10**6):
-        with pytest.raises(ValueError, match=f"opset is {opset}, expected 14 to"):
-            to_onnx(layer, params, opset=opset)
+def test_export_into_a_folder_is_refused(tmp_path):
     (tmp_path / "model.onnx").mkdir()
     with pytest.raises(OSError, match=r"not saved, .*model\.onnx"):
-        to_onnx(layer, params, tmp_path / "model.onnx")
+        to_onnx(xlstm.GRU(D, H), xlstm.GRU(D, H).init(backend="numpy"), tmp_path / "model.onnx")
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
 # ---- imports
 
 
-def node_model(kind, arrays, opset=17, **attributes):
-    """A model of one node, weights as constants and the rest as inputs."""
-    names = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"][: 8 if kind == "LSTM" else 6]
-    outputs = ["Y", "Y_h", "Y_c"][: 3 if kind == "LSTM" else 2]
-    helper = onnx.helper
-    node = helper.make_node(kind, [n if n in arrays else "" for n in names], outputs, name="cell", **attributes)
-    given = [n for n in names if n in arrays]
-    inputs = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(arrays[n].dtype), arrays[n].shape)
-        for n in given
-        if n not in "WRBP"
-    ]
-    constants = [onnx.numpy_helper.from_array(arrays[n], n) for n in given if n in "WRBP"]
-    results = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in outputs]
-    graph = helper.make_graph([node], "graph", inputs, results, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+@pytest.fixture
+def model():
+    """A model of one LSTM."""
+    layer = xlstm.LSTM(D, H)
+    return to_onnx(layer, layer.init(backend="numpy"))
 
 
-def test_float16_is_widened_and_float64_kept(rng):
-    for dtype, expected in ((np.float16, np.float32), (np.float64, np.float64)):
-        W, R = normal(rng, 1, H, D).astype(dtype), normal(rng, 1, H, H).astype(dtype)
-        model = node_model("RNN", {"X": normal(rng, T, B, D).astype(dtype), "W": W, "R": R})
-        kind = model.graph.initializer[0].data_type
-        R = model.graph.initializer[1]
-        values = onnx.numpy_helper.to_array(R).ravel()
-        model.graph.initializer[1].CopyFrom(onnx.helper.make_tensor("R", kind, R.dims, values.tolist()))  # no raw_data
-        _, params = from_onnx(model)
-        assert {p.dtype for p in params.values()} == {np.dtype(expected)}
-        np.testing.assert_array_equal(params["0.Wx"], W[0])
-        np.testing.assert_array_equal(params["0.Wh"].ravel(), values)
+def tensor(model, name):
+    return next(t for t in model.graph.initializer if t.name == name)
 
 
-def test_defaults_of_activations_are_those_of_the_operators(rng):
-    arrays = {"X": normal(rng, T, B, D), "W": normal(rng, 1, 4 * H, D), "R": normal(rng, 1, 4 * H, H)}
+@pytest.mark.parametrize(("dtype", "expected"), [("float16", "float32"), ("float64", "float64")])
+def test_float16_is_widened_and_float64_kept(model, dtype, expected):
+    weights = {name: tensor(model, f"0.{name}") for name in "WRB"}
+    before = {name: onnx.numpy_helper.to_array(t).astype(dtype) for name, t in weights.items()}
+    for name, array in before.items():  # without raw_data
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        weights[name].CopyFrom(onnx.helper.make_tensor(f"0.{name}", kind, array.shape, array.ravel().tolist()))
+    _, params = from_onnx(model)
+    assert {p.dtype for p in params.values()} == {np.dtype(expected)}
+    for ours, theirs in (("Wx", "W"), ("Wh", "R")):
+        np.testing.assert_array_equal(params[f"0.{ours}"], before[theirs][0])
+
+
+@pytest.mark.parametrize(("alpha", "first"), [([], 0.2), ([0.3], 0.3)])
+def test_defaults_of_activations_are_those_of_the_operators(model, alpha, first):
     names = ["hardsigmoid", "LeakyRelu", "ThresholdedRelu"]  # onnxruntime takes 0 for the last one's alpha, ONNX says 1
-    layer, _ = from_onnx(node_model("LSTM", arrays, activations=names))
-    assert layer.activations == ("hard_sigmoid(0.2, 0.5)", "leaky_relu(0.01)", "thresholded_relu(1.0)")
-    layer, _ = from_onnx(node_model("LSTM", arrays, activations=names, activation_alpha=[0.3]))
-    assert layer.activations == ("hard_sigmoid(0.3, 0.5)", "leaky_relu(0.01)", "thresholded_relu(1.0)")
+    cell = next(n for n in model.graph.node if n.op_type == "LSTM")
+    values = {"activations": names} | ({"activation_alpha": alpha} if alpha else {})
+    cell.attribute.extend(onnx.helper.make_attribute(*one) for one in values.items())
+    expected = (f"hard_sigmoid({first}, 0.5)", "leaky_relu(0.01)", "thresholded_relu(1.0)")
+    assert from_onnx(model)[0].activations == expected
+
+
+def test_constants_may_be_nodes(model):
+    _, expected = from_onnx(model)
+    W, make = tensor(model, "0.W"), onnx.helper.make_node
+    model.graph.node.extend([make("Constant", [], ["inner"], value=W), make("Identity", ["inner"], ["0.W"])])
+    model.graph.initializer.remove(W)
+    np.testing.assert_array_equal(from_onnx(model)[1]["0.Wx"], expected["0.Wx"])
+
+
+def test_weights_in_another_file(model, tmp_path):
+    _, expected = from_onnx(model)
+    W = tensor(model, "0.W")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "W.bin").write_bytes(bytes(8) + W.raw_data)
+    W.ClearField("raw_data")
+    W.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": "weights/W.bin", "offset": 8, "length": 4 * 48}.items():
+        W.external_data.add(key=key, value=str(value))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    _, found = from_onnx(tmp_path / "model.onnx")
+    np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
+    with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
+        from_onnx(model)
 
 
 # ---- there and back
@@ -283,85 +289,10 @@ def test_nodes_by_name(rng):
     np.testing.assert_array_equal(found["1.Wh"], params["2.Wh"])
     with pytest.raises(ValueError, match=r"node '7' is not one of 0\.Y, 1\.Y, 2\.Y"):
         from_onnx(model, "7")
-    with pytest.raises(
-        ValueError, match=r"nodes 1\.Y, 0\.Y make no stack; X of LSTM '0\.Y' is an input of the model, 'x'"
-    ):
+    with pytest.raises(ValueError, match=r"nodes 1\.Y, 0\.Y make no stack; X of LSTM '0\.Y' is an input of the model"):
         from_onnx(model, ["1.Y", "0.Y"])
     with pytest.raises(ValueError, match=r"node '1\.Y' is not one of"):
         from_onnx(model, ["1.Y", "1.Y"])
-
-
-# ---- bad input
-
-
-def plain(**attributes):
-    rng = np.random.default_rng(1)
-    arrays = {"X": normal(rng, T, B, D), "W": normal(rng, 1, 4 * H, D), "R": normal(rng, 1, 4 * H, H)}
-    arrays |= {"B": normal(rng, 1, 8 * H), "P": normal(rng, 1, 3 * H)}
-    return node_model("LSTM", arrays, **attributes)
-
-
-def tensor(model, name):
-    return next(t for t in model.graph.initializer if t.name == name)
-
-
-def test_constants_may_be_nodes():
-    model = plain()
-    _, expected = from_onnx(model)
-    W = tensor(model, "W")
-    model.graph.node.extend(
-        [
-            onnx.helper.make_node("Constant", [], ["inner"], value=W),
-            onnx.helper.make_node("Identity", ["inner"], ["W"]),
-        ]
-    )
-    model.graph.initializer.remove(W)
-    np.testing.assert_array_equal(from_onnx(model)[1]["0.Wx"], expected["0.Wx"])
-
-
-@pytest.mark.parametrize(
-    ("attributes", "message"),
-    [
-        ({"output_sequence": 1}, "Unrecognized attribute: output_sequence for operator LSTM"),
-        ({"direction": "sideways"}, "attribute direction is 'sideways', expected 'forward' or 'reverse' or"),
-        ({"layout": 2}, "attribute layout is 2, expected 0 or 1"),
-        ({"input_forget": 3}, "attribute input_forget is 3, expected 0 or 1"),
-        ({"clip": 1}, r"Mismatched attribute type in 'cell : clip'. Expected: 'FLOAT', actual: 'INT'"),
-        ({"clip": -1.0}, r"clip is -1\.0, expected 0 < clip"),
-        (
-            {"activations": ["Sigmoid", "Cube", "Tanh"]},
-            "activation 'Cube' is unknown, expected one of Sigmoid, Tanh, Relu,",
-        ),
-        ({"activations": ["Tanh"]}, "activations has 1 names, expected 3"),
-        (
-            {"activations": ["Elu", "Tanh", "Tanh"], "activation_alpha": [1.0, 2.0]},
-            "activation_alpha has 1 values more",
-        ),
-        ({"hidden_size": 5}, r"W has shape \(1, 16, 3\), expected \(directions, 4H, D\) = \(1, 20, 3\)"),
-        ({"hidden_size": 0}, "hidden_size is 0, expected 1 or more"),
-        ({"direction": "bidirectional"}, r"W has shape \(1, 16, 3\), expected \(directions, 4H, D\) = \(2, 16, 3\)"),
-    ],
-)
-def test_bad_attribute_is_named(attributes, message):
-    with pytest.raises(ValueError, match=message):
-        from_onnx(plain(**attributes))
-
-
-def test_weights_in_another_file(tmp_path):
-    model = plain()
-    _, expected = from_onnx(model)
-    W = tensor(model, "W")
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "W.bin").write_bytes(bytes(8) + W.raw_data)
-    W.ClearField("raw_data")
-    W.data_location = onnx.TensorProto.EXTERNAL
-    for key, value in {"location": "weights/W.bin", "offset": 8, "length": 4 * 48}.items():
-        W.external_data.add(key=key, value=str(value))
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    _, found = from_onnx(tmp_path / "model.onnx")
-    np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
-    with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
-        from_onnx(model)
 
 
 def test_missing_files_are_named(tmp_path):
@@ -377,3 +308,72 @@ def test_without_the_package_onnx_both_say_what_to_install(monkeypatch):
     for call in (lambda: from_onnx("model.onnx"), lambda: to_onnx(layer, layer.init(backend="numpy"))):
         with pytest.raises(ImportError, match="pip install onnx"):
             call()
+
+
+# ---- TiRex
+
+
+def predict(model, tokens):
+    return session(model).run(["y"], {"tokens": tokens})[0]
+
+
+def same(found, expected):
+    assert found.shape == expected.shape
+    assert np.max(np.abs(found - expected), initial=0) <= 1e-5 * np.max(np.abs(expected), initial=1)
+
+
+@pytest.mark.parametrize("name", [f"tirex{k}/{name}" for k in (1, 2) for name in "abc"])
+def test_networks_follow_ours(rng, name):
+    model, params = tirex.load(DATA / name, backend="numpy")
+    T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
+    proto = to_onnx(model, params)
+    for B in (1, 3):
+        tokens = rng.standard_normal((B, T, model.input_size), dtype=np.float32)
+        same(predict(proto, tokens), model(params, tokens)[0])
+
+
+@pytest.mark.parametrize("opset", [14, 18, 21])
+def test_other_opsets_and_numbers_of_tokens(rng, opset):
+    model, params = tirex.load(DATA / "tirex2" / "b", backend="numpy")
+    tokens = rng.standard_normal((2, 5, model.input_size), dtype=np.float32)
+    proto = to_onnx(model, params, opset=opset, tokens=5)
+    assert proto.opset_import[0].version == opset
+    same(predict(proto, tokens), model(params, tokens)[0])
+
+
+def test_networks_of_many_chunks_narrow_heads_and_rounding(rng):
+    """More tokens than a chunk of the mLSTM has, heads that are multiplied together, and the package's rounding."""
+    model, params = tirex.load(DATA / "tirex2" / "c", backend="numpy")
+    tokens = rng.standard_normal((2, 130, model.input_size), dtype=np.float32)
+    same(predict(to_onnx(model, params, tokens=130), tokens), model(params, tokens)[0])
+    options = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 5, "context": 6}
+    model = TiRex(24, 1, 8, **options)
+    params = {n: rng.normal(0.3, 0.5, a.shape).astype("f4") for n, a in model.init(backend="numpy").items()}
+    tokens = rng.standard_normal((2, 3, 4), dtype=np.float32)
+    same(predict(to_onnx(model, params), tokens), model(params, tokens)[0])
+    rounded = TiRex(24, 1, 8, rounding="bfloat16", **options)
+    y = model(params, tokens)[0]
+    found = predict(to_onnx(rounded, params), tokens)
+    assert np.max(np.abs(found - rounded(params, tokens)[0])) < np.max(np.abs(found - y))
+
+
+def test_files_and_the_command_line(tmp_path, rng):
+    model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
+    tokens = rng.standard_normal((2, 7, model.input_size), dtype=np.float32)
+    model_files.save(tmp_path / "model.safetensors", model, params)
+    export_import.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
+    same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": 0}, "tokens is 0, expected 1 or more"),
+        ({"lengths": True}, "lengths is True, expected False: the tokens of a TiRex are fixed"),
+        ({"params": {"a": np.ones(1)}}, r"parameter input\.hidden\.W is missing"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
+    with pytest.raises(ValueError, match=message):
+        to_onnx(**{"layer": model, "params": params, **arguments})

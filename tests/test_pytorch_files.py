@@ -1,6 +1,7 @@
 """PyTorch's checkpoints, read and written without it: every kind of tensor, and what is refused."""
 
 import collections
+import io
 import os
 import pickle
 import random
@@ -39,25 +40,18 @@ def test_tensors_of_torch(tmp_path, protocol):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_state_dict_by_itself(tmp_path):
-    torch = pytest.importorskip("torch")
-    state = torch.nn.LSTM(2, 3).state_dict()
-    torch.save(state, tmp_path / "m")
-    found = TorchFile(tmp_path / "m").read(state)
-    assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in state.items())
-
-
 def test_written_files_are_read_here_and_by_torch(tmp_path):
+    torch = pytest.importorskip("torch")
     pytorch.save(tmp_path / "m", {"hyper": PLAIN}, ARRAYS)
-    file = TorchFile(tmp_path / "m")
-    assert file.content["hyper"] == PLAIN
-    for name, array in file.read(ARRAYS).items():
+    here, there = TorchFile(tmp_path / "m"), torch.load(tmp_path / "m", weights_only=True)
+    assert here.content["hyper"] == there["hyper"] == PLAIN
+    for name, array in here.read(ARRAYS).items():
         assert (array.dtype, array.shape) == (ARRAYS[name].dtype, ARRAYS[name].shape)
         np.testing.assert_array_equal(array, ARRAYS[name])
-    torch = pytest.importorskip("torch")
-    found = torch.load(tmp_path / "m", weights_only=True)
-    assert found["hyper"] == PLAIN
-    assert all(np.array_equal(found["state_dict"][name].numpy(), a) for name, a in ARRAYS.items())
+        np.testing.assert_array_equal(there["state_dict"][name].numpy(), array)
+    torch.save(there["state_dict"], tmp_path / "m")  # by itself
+    found = TorchFile(tmp_path / "m").read(ARRAYS)
+    assert all(np.array_equal(found[name], array) for name, array in ARRAYS.items())
 
 
 @pytest.mark.parametrize("value", [PLAIN, [], {}, collections.OrderedDict(a=1, b=[2])])
@@ -76,8 +70,6 @@ class Executed:
 
 OPCODES = {
     "no end": (b"\x80\x02N", "EOFError"),
-    "nothing": (b"", "EOFError"),
-    "open mark": (b"(NQ.", "TypeError"),
     "empty stack": (b"e.", "IndexError"),
     "append to a dict": (b"}Na.", "AttributeError"),
     "keys of a list": (b"]NNs.", "TypeError"),
@@ -92,17 +84,11 @@ OPCODES = {
     "object": (b"(cos\nsystem\no.", "it names 'os.system'"),
     "name of a list": (b"]X\x01\0\0\0a\x93.", "STACK_GLOBAL requires str"),
     "extension": (b"\x82\x01.", "KeyError: 130"),
-    "old text": (b"S'a'\n.", "KeyError: 83"),
     "long text": (b"X\xff\xff\xff\x7fabc.", "EOFError"),
     "long memo": (b"Nr\xff\xff\xff\x7f", "EOFError"),
-    "long number": (b"\x8b\1\0\0\0\1.", "KeyError: 139"),
     "wide number": (b"\x8a\x09123456789.", "it has a whole number of 9 bytes"),
-    "long bytes": (b"\x96\xff\xff\xff\xff\xff\xff\0\0", "KeyError: 150"),
     "unknown opcode": (b"\xff.", "KeyError: 255"),
     "a call": (pickle.dumps(Executed(), 2), r"it names '(__builtin__|builtins).print'"),
-    "a set": (pickle.dumps({1, 2}, 2), "it names '__builtin__.set'"),
-    "bytes": (pickle.dumps(b"x", 3), "KeyError: 67"),
-    "an array": (pickle.dumps(np.ones(2), 2), "it names 'numpy"),
     "a class": (pickle.dumps(zipfile.ZipFile, 4), "it names 'zipfile.ZipFile'"),
     "wide keys": (pickle.dumps({k * (2**61 - 1): None for k in range(1, 100)}, 2), "it has a whole number of 9 bytes"),
 }
@@ -117,7 +103,7 @@ def test_other_pickles_are_refused(name, capsys):
 
 
 def test_attributes_are_left_out():
-    """Neither those of a function that stands for another one."""
+    """Those of a function that stands for another one, too."""
     name = b"ctorch._utils\n_rebuild_tensor_v2\n"
     assert pytorch.loads(name + b"}X\x08\0\0\0__code__Nsb.", None) is pytorch._tensor
     assert pytorch._tensor.__code__ is not None
@@ -125,11 +111,11 @@ def test_attributes_are_left_out():
 
 def test_deep_pickles_are_bounded(tmp_path):
     """Values in values in values, which no walk may follow, and lists as many as there are bytes."""
-    deep = b")" + b"\x85" * 1_000_000
+    deep = b")" + b"\x85" * 200_000
     for content in (
         b"}" + b"(X\x01\0\0\0a" + deep + b"u.",
         *(deep + end for end in (b".", b"Q.", b"R.")),
-        b"]" * 1_000_000,
+        b"]" * 200_000,
     ):
         (tmp_path / "m").write_bytes(zipped_entries({"data.pkl": content}, zipfile.ZIP_STORED))
         assert "not read without PyTorch" in str(refusal(lambda: TorchFile(tmp_path / "m"), len(content)))
@@ -167,22 +153,20 @@ FILES = {
     "other count": (tensor(where=storage(numel=2**40)), STORED, "storage '0' has 24 bytes, expected 4398046511104"),
     "negative count": (tensor(where=storage(numel=-6)), STORED, "storage '0' has 24 bytes"),
     "no storage": (tensor(where=storage(name="1")), STORED, "the zip has no entry 'data/1'"),
-    "path": (tensor(where=storage(name="../0")), STORED, "the zip has no entry"),
     "other id": (Persistent(("module", 1, 2, 3, 4)), STORED, "a persistent id is"),
-    "id is text": (Persistent("x"), STORED, "a persistent id is 'x'"),
     "name is a number": (tensor(where=storage(name=0)), STORED, "a storage is"),
     "too large": (tensor((3, 3)), STORED, "does not lie within its storage of 6 numbers"),
     "beyond the end": (tensor(offset=1), STORED, "does not lie within its storage"),
     "long strides": (tensor(strides=(2**62, 1)), STORED, "does not lie within its storage"),
     "expanded": (tensor((10**12, 1), (0, 1)), STORED, "does not lie within its storage"),
     "negative strides": (tensor(strides=(-3, 1)), STORED, "a tensor is"),
-    "negative shape": (tensor((-2, -3)), STORED, "a tensor is"),
     "empty and large": (tensor((0, 2**62), (1, 1)), STORED, "which no array can have"),
     "empty, long strides": (tensor((0, 2**60), (2**62, 1)), STORED, None),
     "no strides": (tensor(strides=()), STORED, r"a tensor has shape \(2, 3\) and strides \(\)"),
-    "many axes": (tensor((1,) * 40, (1,) * 40), STORED, "which no array can have"),
     "shape is a number": (tensor(2), STORED, "TypeError"),
+    "many axes": (tensor((1,) * 40, (1,) * 40), STORED, "which no array can have"),
     "truth in a shape": (tensor((True, 3)), STORED, "a tensor is"),
+    "negative shape": (tensor((-2, -3)), STORED, "a tensor is"),
     "no arguments": (Call(pytorch.REBUILD, ()), STORED, "missing 4 required"),
     "call of a storage": (Call(Name("torch", "FloatStorage"), ()), STORED, "'str' object is not callable"),
     "no tensor": ("text", STORED, "'x' is a str, expected a tensor"),
@@ -213,26 +197,25 @@ def test_storages_are_not_counted_twice(tmp_path):
 
 
 def test_other_zips_are_refused(tmp_path):
-    path = tmp_path / "m"
-    sound = torch_file({"state_dict": {"x": tensor()}}, STORED)
+    path, content = tmp_path / "m", {"state_dict": {"x": tensor()}}
+    twice = io.BytesIO()
+    with zipfile.ZipFile(twice, "w") as archive:
+        archive.writestr("a/x", b"")
+        archive.writestr("b/x", b"")
     for blob, words in (
         (b"PK", "File is not a zip file"),
-        (sound.replace(b"PK\3\4", b"PK\3\5"), "does not lie within the file"),
+        (torch_file(content, STORED).replace(b"PK\3\4", b"PK\3\5"), "does not lie within the file"),
         (torch_file({}, {"byteorder": b"big"}), "its numbers are b'big', expected b'little' endian"),
         (torch_file([], {}), "it holds a list, expected a dict"),
         (torch_file({"state_dict": []}, {}), "it holds a list, expected a dict"),
         (torch_file({"a": 1}, {}), "'a' is a int, expected a tensor"),
-        (torch_file({"state_dict": {"x": tensor()}}, STORED, zipfile.ZIP_DEFLATED), "is compressed or encrypted"),
-        (torch_file({"state_dict": {"x": tensor()}}, {"data/0": bytes(20)}), "storage '0' has 20 bytes, expected 24"),
+        (torch_file(content, STORED, zipfile.ZIP_DEFLATED), "is compressed or encrypted"),
+        (torch_file(content, {"data/0": bytes(20)}), "storage '0' has 20 bytes, expected 24"),
+        (twice.getvalue(), "entries of the zip have the same name"),
     ):
         path.write_bytes(blob)
         with pytest.raises(ValueError, match=words):
             TorchFile(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/x", b"")
-        archive.writestr("b/x", b"")
-    with pytest.raises(ValueError, match="entries of the zip have the same name"):
-        TorchFile(path)
     with pytest.raises(IsADirectoryError, match="a folder"):
         TorchFile(tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file"):

@@ -28,7 +28,10 @@ NOT_EQUIVALENT = {
 @pytest.mark.parametrize(
     "estimator",
     # In float32 BLAS rounds a sequence differently by its place in a batch; checks compare to 1e-7.
-    [SequenceClassifier(**SMALL, epochs=40), SequenceRegressor(**SMALL, epochs=60)],
+    [
+        SequenceClassifier(**SMALL, epochs=12, learning_rate=0.05),
+        SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05),
+    ],
     ids=lambda estimator: type(estimator).__name__,
 )
 @pytest.mark.filterwarnings("ignore")
@@ -59,15 +62,24 @@ def test_digits_by_rows_with_unequal_lengths():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell(cell, rng):
+def test_every_cell_and_its_file(cell, rng, tmp_path):
+    """Predictions of a model that was read are those of the one that was written, bit for bit."""
     X, y = ragged(rng)
-    options = {"hidden_size": 8, "num_layers": 2, "dropout": 0.1, "epochs": 30, "backend": "numpy"}
-    if cell == "xlstm":
-        options["options"] = {"num_heads": 2}
-    classifier = SequenceClassifier(cell=cell, **options).fit(X, y)
+    sizes = {"hidden_size": 8, "num_layers": 2, "dropout": 0.1, "epochs": 30, "backend": "numpy"}
+    sizes["options"] = {"xlstm": {"num_heads": 2}, "slstm": None, "mlstm": None}.get(cell, {"layer_norm": True})
+    classifier = SequenceClassifier(cell=cell, **sizes).fit(X, y)
     assert classifier.score(X, y) > 0.85
-    regressor = SequenceRegressor(cell=cell, **options).fit(X, [x.mean() for x in X])
-    assert regressor.score(X, [x.mean() for x in X]) > 0.5
+    totals = [x.mean() for x in X]
+    assert SequenceRegressor(cell=cell, **sizes).fit(X, totals).score(X, totals) > 0.5
+    path = tmp_path / "m"
+    classifier.save(path, {"columns": ["a", "b"]})
+    again = SequenceClassifier.load(path, "numpy")
+    assert again.predict_proba(X).tobytes() == classifier.predict_proba(X).tobytes()
+    assert (again.classes_.tolist(), again.note_) == (["down", "up"], {"columns": ["a", "b"]})
+    assert again.get_params() == {**classifier.get_params(), "warm_start": False, "resume": False}
+    first = path.read_bytes()
+    again.save(path, again.note_)
+    assert path.read_bytes() == first
 
 
 def test_prediction_pads_little(rng, monkeypatch):
@@ -86,16 +98,6 @@ def test_prediction_pads_little(rng, monkeypatch):
     regressor.model_ = counted
     np.testing.assert_allclose(regressor.predict(X), one_by_one, rtol=1e-4, atol=1e-5)
     assert sum(steps) <= sum(map(len, X)) + 40 * 2
-
-
-def test_targets_in_columns(rng):
-    X = rng.normal(size=(50, 4, 2))
-    y = np.stack([X.sum(axis=(1, 2)), 100 + 10 * X[:, -1, 0]], axis=1)
-    regressor = SequenceRegressor(**{**QUICK, "epochs": 60}).fit(X, y)
-    assert regressor.predict(X).shape == (50, 2)
-    assert regressor.score(X, y) > 0.8
-    one = SequenceRegressor(**FAST).fit(X, y[:, 0])
-    assert one.predict(X).shape == (50,)
 
 
 def test_scores_are_those_of_scikit_learn(rng):
@@ -211,20 +213,21 @@ def test_warm_start_goes_on(rng):
     assert any(not np.array_equal(before[name], p) for name, p in one.params_.items())
     with pytest.raises(ValueError, match="expected those of before"):
         one.fit(X, ["x", "y"] * 30)
-    two = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
-    with pytest.raises(ValueError, match="y has 2 targets, expected those of before, 1"):
-        two.fit(X, np.ones((60, 2)))
-    with pytest.raises(ValueError, match="X has 1 features, but SequenceRegressor is expecting 2"):
-        two.fit([x[:, :1] for x in X], np.ones(60))
-    with pytest.raises(ValueError, match=r"X is a table \(60, 4\), expected a list of sequences"):
-        two.fit(np.ones((60, 4)), np.ones(60))
-    for change in ({"hidden_size": 5}, {"cell": "lstm"}, {"num_layers": 2}):
-        other = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(60))
-        with pytest.raises(ValueError, match=r"warm_start goes on from GRU.*, expected its cell and sizes, but there"):
-            other.set_params(**change).fit(X, np.ones(60))
-    gates = SequenceRegressor(**{**FAST, "cell": "slstm"}, warm_start=True).fit(X, np.ones(60))
-    with pytest.raises(ValueError, match="warm_start goes on from sLSTM"):
-        gates.set_params(cell="lstm").fit(X, np.ones(60))
+    ones, goes_on = np.ones(60), "warm_start goes on from GRU.*, expected its cell and sizes, but there"
+    for change, other, targets, words in (
+        ({}, X, np.ones((60, 2)), "y has 2 targets, expected those of before, 1"),
+        ({}, [x[:, :1] for x in X], ones, "X has 1 features, but SequenceRegressor is expecting 2"),
+        ({}, np.ones((60, 4)), ones, r"X is a table \(60, 4\), expected a list of sequences"),
+        ({"hidden_size": 5}, X, ones, goes_on),
+        ({"cell": "lstm"}, X, ones, goes_on),
+        ({"num_layers": 2}, X, ones, goes_on),
+    ):
+        two = SequenceRegressor(**FAST, warm_start=True).fit(X, ones).set_params(**change)
+        with pytest.raises(ValueError, match=words):
+            two.fit(other, targets)
+    gates = SequenceRegressor(**{**FAST, "cell": "slstm"}, warm_start=True).fit(X, ones)
+    with pytest.raises(ValueError, match="warm_start goes on from sLSTM"):  # whose gates are as many as of an LSTM
+        gates.set_params(cell="lstm").fit(X, ones)
 
 
 def test_checkpoints_and_resumption(rng, tmp_path):
@@ -246,28 +249,14 @@ def test_checkpoints_and_resumption(rng, tmp_path):
         part.set_params(resume=False).fit(X, y)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_files(rng, tmp_path, cell):
-    """Predictions of a model that was read are those of the one that was written, bit for bit."""
-    path, options = tmp_path / "m", {"layer_norm": True} if cell in ("lstm", "gru", "rnn") else None
-    X, y = ragged(rng)
-    made = SequenceClassifier(**{**FAST, "cell": cell}, options=options, num_layers=2).fit(X, y)
-    made.save(path, {"columns": ["a", "b"]})
-    again = SequenceClassifier.load(path, "numpy")
-    assert again.predict_proba(X).tobytes() == made.predict_proba(X).tobytes()
-    assert (again.classes_.tolist(), again.note_) == (["down", "up"], {"columns": ["a", "b"]})
-    assert again.get_params() == {**made.get_params(), "warm_start": False, "resume": False}
-    first = path.read_bytes()
-    again.save(path, again.note_)
-    assert path.read_bytes() == first
-
-
-@pytest.mark.parametrize("y", [np.arange(60.0), np.arange(120.0).reshape(60, 2) ** 2], ids=["one", "two"])
-def test_files_of_regressors_and_tables(rng, tmp_path, y):
+@pytest.mark.parametrize("columns", [1, 2])
+def test_files_of_regressors_and_tables(rng, tmp_path, columns):
     pd = pytest.importorskip("pandas")
-
-    X = pd.DataFrame(rng.normal(size=(60, 4)), columns=[*"abcd"])
-    made = SequenceRegressor(**FAST).fit(X, y)
+    X = pd.DataFrame(rng.normal(size=(50, 4)), columns=[*"abcd"])
+    y = np.stack([X.sum(axis=1), 100 + 10 * X["d"]], axis=1)
+    y = y if columns == 2 else y[:, 0]
+    made = SequenceRegressor(**{**QUICK, "epochs": 60}).fit(X, y)
+    assert made.score(X, y) > 0.8
     made.save(tmp_path / "m")
     again = SequenceRegressor.load(tmp_path / "m", "numpy")
     assert again.predict(X).tobytes() == made.predict(X).tobytes()
@@ -282,8 +271,7 @@ def test_labels_of_files(rng, tmp_path, labels):
     made = SequenceClassifier(**FAST).fit(rng.normal(size=(20, 3)), labels * 10)
     made.save(tmp_path / "m")
     found = SequenceClassifier.load(tmp_path / "m", "numpy").classes_
-    assert found.tolist() == sorted(labels)
-    assert found.dtype.kind == made.classes_.dtype.kind
+    assert (found.tolist(), found.dtype.kind) == (sorted(labels), made.classes_.dtype.kind)
 
 
 def test_files_that_are_refused(rng, tmp_path):
@@ -297,89 +285,61 @@ def test_files_that_are_refused(rng, tmp_path):
     with pytest.raises(ValueError, match="kind is 'sequence regressor', expected 'sequence classifier'"):
         SequenceClassifier.load(path)
     arrays, config = checkpoint.load(path, "sequence regressor")
-    facts = config["facts"]
-    for changed, words in [
-        ({"settings": {"units": 3}}, "units"),
-        ({"settings": config["settings"] | {"hidden_size": 5}}, "expected"),
-        ({"settings": config["settings"] | {"epochs": 0}}, "epochs is 0"),
-        ({"settings": None}, "settings: is None, expected an object"),
-        ({"facts": facts | {"table_": 1}}, "table_ is 1, expected True or False"),
-        ({"facts": facts | {"n_features_in_": 0}}, "n_features_in_ is 0"),
-        ({"facts": {}}, "table_ is None"),
-        ({"facts": facts | {"feature_names_in_": 3}}, "feature_names_in_ is 3, expected names of columns"),
-        ({"settings": config["settings"] | {"resume": True}}, "resume is unknown"),
+    for part, change, words in [
+        ("settings", {"units": 3}, "units"),
+        ("settings", {"hidden_size": 5}, "expected"),
+        ("settings", {"epochs": 0}, "epochs is 0"),
+        ("settings", {"resume": True}, "resume is unknown"),
+        ("settings", None, "settings: is None, expected an object"),
+        ("facts", {"table_": 1}, "table_ is 1, expected True or False"),
+        ("facts", {"n_features_in_": 0}, "n_features_in_ is 0"),
+        ("facts", {"feature_names_in_": 3}, "feature_names_in_ is 3, expected names of columns"),
+        ("arrays", {"mean_": None}, "mean_"),
+        ("arrays", {"target_std_": None}, "target_std_"),
+        ("arrays", {"mean_": np.ones((2, 1))}, r"mean_ has shape \(2, 1\)"),
     ]:
-        checkpoint.save(path, arrays, "sequence regressor", config | changed)
+        whole = {"arrays": arrays, **config}
+        whole[part] = None if change is None else whole[part] | change
+        kept = {name: array for name, array in whole.pop("arrays").items() if array is not None}
+        checkpoint.save(path, kept, "sequence regressor", whole)
         with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{words}"):
             SequenceRegressor.load(path)
-    for name in ("mean_", "target_std_"):
-        less = {key: array for key, array in arrays.items() if key != name}
-        checkpoint.save(path, less, "sequence regressor", config)
-        with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{name}"):
-            SequenceRegressor.load(path)
-    checkpoint.save(path, arrays | {"mean_": np.ones((2, 1))}, "sequence regressor", config)
-    with pytest.raises(ValueError, match=r"mean_ has shape \(2, 1\)"):
-        SequenceRegressor.load(path)
 
 
 def test_the_words_of_an_estimator():
+    from sklearn.exceptions import NotFittedError as Known
+
     assert repr(SequenceClassifier(cell="rnn", hidden_size=96, epochs=3)) == "SequenceClassifier(cell='rnn', epochs=3)"
     with pytest.raises(ValueError, match="'units' is no parameter, expected some of cell"):
         SequenceClassifier().set_params(units=3)
-
-
-def test_what_is_not_fitted():
-    from sklearn.exceptions import NotFittedError as Known
-
-    assert issubclass(NotFittedError, ValueError)
     with pytest.raises(Known, match="SequenceRegressor: not fitted yet, call fit first"):
         SequenceRegressor().predict(np.ones((1, 2)))
+    assert issubclass(NotFittedError, ValueError)
 
 
 X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
 REFUSED = [
     ({"cell": "elman"}, X3, Y3, ValueError, "cell is 'elman', expected"),
-    ({"hidden_size": 0}, X3, Y3, ValueError, "hidden_size is 0"),
-    ({"hidden_size": "8"}, X3, Y3, TypeError, "hidden_size is '8', expected a whole number"),
     ({"options": {"activations": "nope"}}, X3, Y3, ValueError, "cell 'gru' cannot be made: .*activations"),
     ({"cell": "mlstm", "bidirectional": True}, X3, Y3, ValueError, "bidirectional is True, but cell 'mlstm'"),
-    ({"options": {"units": 3}}, X3, Y3, TypeError, "cannot be made: .*units"),
-    ({"dropout": 1.0}, X3, Y3, ValueError, "dropout is 1.0"),
     ({"epochs": 0}, X3, Y3, ValueError, "epochs is 0"),
-    ({"learning_rate": -1}, X3, Y3, ValueError, "learning_rate is -1"),
     ({"validation_fraction": 1.5}, X3, Y3, ValueError, "validation_fraction is 1.5"),
-    ({"seed": -1}, X3, Y3, ValueError, "seed"),
-    ({"precision": "int8"}, X3, Y3, ValueError, "precision is 'int8'"),
     ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
     ({"callbacks": [3]}, X3, Y3, TypeError, r"callbacks\[0\] is 3"),
     ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
     ({"options": {"hidden_size": 3}}, X3, Y3, ValueError, "options has 'hidden_size', which SequenceClassifier gives"),
-    ({}, np.ones(4), Y3, ValueError, r"X has shape \(4,\)"),
+    ({}, "text", Y3, ValueError, "X"),
     ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
-    ({}, np.ones((0, 3)), [], ValueError, "0 sample"),
-    ({}, np.ones((4, 0)), Y3, ValueError, "0 feature"),
     ({}, [], [], ValueError, r"X has shape \(0,\), found 0 sample\(s\)"),
-    ({}, np.empty(0, object), [], ValueError, r"found 0 sample\(s\)"),
-    ({}, iter(X3), Y3, TypeError, r"X is .*iterator.*, expected .* list\(X\) makes a list"),
     ({}, (x for x in X3), Y3, TypeError, r"X is .*generator.*, expected .* list\(X\) makes a list"),
     ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
     ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
     ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
-    ({}, np.full((4, 3), np.inf), Y3, ValueError, "X contains infinity"),
     ({}, np.array([["a"] * 3] * 4), Y3, ValueError, "X has dtype <U1, expected real numbers"),
-    ({}, X3 * 1j, Y3, ValueError, "Complex data not supported"),
-    ({}, X3, None, ValueError, "requires y to be passed, but the target y is None"),
-    ({}, X3, [0, 1], ValueError, r"inconsistent numbers of samples: \[4, 2\]"),
-    ({}, X3, [0, 0, 0, 0], ValueError, "y holds one class, .*0.*, expected two or more"),
     ({}, X3, [0.5, 1.5, 0.1, 0.2], ValueError, "Unknown label type: continuous"),
     ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
-    ({}, X3, [0, 1, np.nan, 1], ValueError, "y contains NaN"),
-    ({}, "text", Y3, ValueError, "X"),
-    ({}, X3, np.array([0, 1, np.nan, 1]), ValueError, "y contains NaN"),
     ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
     ({}, X3, ["a", "b", "a", np.nan], ValueError, r"y contains NaN or None: y\[3\] is nan"),
-    ({}, X3, np.array(["a", None, "b", "a"], object), ValueError, r"y\[1\] is None"),
-    ({}, X3, np.array(["a", 1, "b", "a"], object), ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one"),
     ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
     ({}, X3, np.array([{}, {}, {}, {}], object), ValueError, r"y holds {}, expected text or numbers"),
     ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is ragged, expected \(N,\)"),
@@ -422,21 +382,20 @@ def test_values_far_from_those_of_fit_are_refused(rng):
     assert np.all(np.isfinite(wide.predict(X * 1e30)))
 
 
-def test_another_width_is_refused(rng):
-    regressor = SequenceRegressor(**FAST).fit(X3, Y3)
-    for X in (np.ones((2, 3, 1)), [np.ones((2, 3))]):
-        with pytest.raises(ValueError, match="SequenceRegressor is expecting 2 features as input"):
-            regressor.predict(X)
-    words = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
-    with pytest.raises(ValueError, match=words):
-        regressor.predict(X3[0])
+def test_another_width_is_refused():
+    sequences = SequenceRegressor(**FAST).fit(X3, Y3)
     table = SequenceRegressor(**FAST).fit(np.ones((4, 5)), Y3)
-    with pytest.raises(ValueError, match="is expecting 5 features as input"):
-        table.predict(np.ones((4, 3)))
-    with pytest.raises(ValueError, match=r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"):
-        table.predict(X3)
-    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
-        table.predict([])
+    lone = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
+    for regressor, X, words in (
+        (sequences, np.ones((2, 3, 1)), "SequenceRegressor is expecting 2 features as input"),
+        (sequences, [np.ones((2, 3))], "SequenceRegressor is expecting 2 features as input"),
+        (sequences, X3[0], lone),
+        (table, np.ones((4, 3)), "is expecting 5 features as input"),
+        (table, X3, r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"),
+        (table, [], r"0 sample\(s\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            regressor.predict(X)
 
 
 def test_plain_lists_are_sequences_where_those_of_fit_were(rng):

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from xlstm import training
+from xlstm import checkpoint, training
 from xlstm.estimators import TextModel
 from xlstm.models.sequence import CELLS
 
@@ -37,7 +37,7 @@ def test_streams_are_what_is_generated(fitted):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell(cell):
+def test_every_cell(interpreted, cell):
     options = {"num_heads": 2} if cell == "xlstm" else None
     model = TextModel(**{**FAST, "num_layers": 2, "dropout": 0.1, "cell": cell, "options": options}).fit(VERSE)
     assert model.held_out_ < math.log(len(set(VERSE))) + 0.5
@@ -47,15 +47,14 @@ def test_every_cell(cell):
 @pytest.mark.parametrize("tokens", ["characters", "bytes"])
 def test_files(tmp_path, tokens):
     text = VERSE + "über naïve Ω 🦉" * 3 + VERSE
-    model = TextModel(**FAST, tokens=tokens).fit(text)
-    path = tmp_path / "model.safetensors"
-    model.save(path)
-    again = TextModel.load(path, "numpy")
-    assert again.nats(text) == model.nats(text)
-    assert again.generate("Ω 🦉", 9, seed=1) == model.generate("Ω 🦉", 9, seed=1)
-    assert again.get_params()["hidden_size"] == 8
-    same = pickle.loads(pickle.dumps(model))
-    assert same.nats(text) == model.nats(text)
+    model = TextModel(**FAST, tokens=tokens).fit([text[:500], text[500:]])  # which follow each other
+    assert model.held_out_ == TextModel(**FAST, tokens=tokens).fit(text).held_out_
+    model.save(tmp_path / "m")
+    again = TextModel.load(tmp_path / "m", "numpy")
+    for same in (again, pickle.loads(pickle.dumps(model))):
+        assert same.nats(text) == model.nats(text)
+        assert same.generate("Ω 🦉", 9, seed=1) == model.generate("Ω 🦉", 9, seed=1)
+    assert (again.tokens, again.get_params()["hidden_size"]) == (tokens, 8)
 
 
 def test_a_tokenizer(tmp_path):
@@ -88,60 +87,35 @@ def test_interrupted_and_resumed(tmp_path):
     assert all(p.tobytes() == part.params_[name].tobytes() for name, p in whole.params_.items())
 
 
-def test_warm_start(fitted):
-    model = TextModel(**FAST, warm_start=True).fit(VERSE)
-    before = model.held_out_
-    assert model.fit(VERSE[: len(VERSE) // 2]).held_out_ < before
-    with pytest.raises(ValueError, match="'é' is not one of the"):
-        model.fit(VERSE + "é")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"tokens": "bytes"}, "tokens is 'bytes', expected those of before, 'characters'"),
-        ({"cell": "gru"}, "warm_start goes on from LSTM.*, expected its cell and sizes, but there is GRU"),
-        ({"hidden_size": 9}, "warm_start goes on from LSTM"),
-    ],
-)
-def test_a_warm_start_that_is_refused(change, words):
-    model = TextModel(**FAST, warm_start=True).fit(VERSE)
-    with pytest.raises(ValueError, match=words):
-        model.set_params(**change).fit(VERSE)
-
-
-def test_a_warm_start_from_a_file(tmp_path):
-    TextModel(**FAST, tokens="bytes").fit(VERSE).save(tmp_path / "m")
-    model = TextModel.load(tmp_path / "m", "numpy")
-    assert model.tokens == "bytes"
+def test_warm_start(tmp_path):
+    """A model of a file goes on as well."""
+    TextModel(**FAST).fit(VERSE).save(tmp_path / "m")
+    model = TextModel.load(tmp_path / "m", "numpy").set_params(warm_start=True)
     before = model.nats(VERSE)
-    assert model.set_params(warm_start=True).fit(VERSE).nats(VERSE) < before
-
-
-def test_several_texts_follow_each_other():
-    parts = [VERSE[:500], VERSE[500:]]
-    assert TextModel(**FAST).fit(parts).held_out_ == TextModel(**FAST).fit(VERSE).held_out_
+    assert model.fit(VERSE[: len(VERSE) // 2]).nats(VERSE) < before
+    for change, text, words in (
+        ({}, VERSE + "é", "'é' is not one of the"),
+        ({"hidden_size": 9}, VERSE, "warm_start goes on from LSTM"),
+        ({"hidden_size": 8, "cell": "gru"}, VERSE, "warm_start goes on from LSTM.*, expected its cell.*there is GRU"),
+        ({"cell": "lstm", "tokens": "bytes"}, VERSE, "tokens is 'bytes', expected those of before, 'characters'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.set_params(**change).fit(text)
 
 
 REFUSED = [
     ({}, 3, TypeError, "X is 3, expected a text or a list of texts"),
     ({}, [], TypeError, "expected a text or a list of texts"),
     ({}, ["a", 3], TypeError, "expected a text or a list of texts"),
-    ({}, np.ones((3, 3)), TypeError, "expected a text or a list of texts"),
-    ({}, "", ValueError, "the text has 0 tokens to learn from, expected 81 or more"),
-    ({}, "abc", ValueError, "the text has 3 tokens to learn from"),
+    ({}, "abc", ValueError, "the text has 3 tokens to learn from, expected 81 or more"),
     ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is 'words', expected 'characters', 'bytes' or a tok"),
     ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
     ({"cell": "attention"}, VERSE, ValueError, "cell is 'attention'"),
     ({"steps": 0}, VERSE, ValueError, "steps is 0"),
-    ({"length": 1.5}, VERSE, TypeError, "length is 1.5"),
     ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
-    ({"validation_fraction": -0.1}, VERSE, ValueError, "validation_fraction is -0.1"),
-    ({"clip": 0}, VERSE, ValueError, "clip is 0"),
     ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),
     ({}, VERSE + "\ud800", ValueError, r"X has '\\ud800' at position 1680, half of a surrogate pair"),
     ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], ValueError, r"X has '\\ud800' at position 1681"),
-    ({"options": [1]}, VERSE, TypeError, r"options is \[1\], expected a dict of name to value"),
     ({"options": {"hidden_size": 3}}, VERSE, ValueError, "options has 'hidden_size', which TextModel gives"),
 ]
 
@@ -152,29 +126,25 @@ def test_what_is_refused(change, X, error, words):
         TextModel(**{**FAST, **change}).fit(X)
 
 
-def test_prompts_that_are_refused(fitted):
-    with pytest.raises(ValueError, match="'É' is not one of the"):
-        fitted.generate("É", 3)
-    with pytest.raises(ValueError, match="prompt is '', expected a token at least"):
-        fitted.generate("", 3)
-    with pytest.raises(ValueError, match=r"prompt has '\\udfff' at position 1, half of a surrogate pair"):
-        fitted.generate("t\udfff", 3)
-    with pytest.raises(ValueError, match="the text has 1 tokens, expected 2 or more"):
-        fitted.nats("t")
-    with pytest.raises(ValueError, match="temperature is -1"):
-        fitted.generate("to", 3, temperature=-1)
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: model.generate("É", 3), "'É' is not one of the"),
+        (lambda model: model.generate("", 3), "prompt is '', expected a token at least"),
+        (lambda model: model.generate("t\udfff", 3), r"prompt has '\\udfff' at position 1, half of a surrogate pair"),
+        (lambda model: model.generate("to", 3, temperature=-1), "temperature is -1"),
+        (lambda model: model.nats("t"), "the text has 1 tokens, expected 2 or more"),
+    ],
+)
+def test_prompts_that_are_refused(fitted, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(fitted)
 
 
-def test_files_that_are_refused(tmp_path, fitted):
-    path = tmp_path / "model.safetensors"
+def test_files_that_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
-        TextModel.load(path)
-    training_file = tmp_path / "other.safetensors"
-    from xlstm import checkpoint
-
-    checkpoint.save(training_file, {"a": np.ones(3)}, "model", {})
-    with pytest.raises(ValueError, match="kind is 'model', expected 'text model'"):
-        TextModel.load(training_file)
-    checkpoint.save(training_file, {"vocabulary": np.ones(3, "uint8")}, "text model", {"settings": {"units": 3}})
-    with pytest.raises(ValueError, match="not a sound text model"):
-        TextModel.load(training_file)
+        TextModel.load(tmp_path / "m")
+    for kind, words in (("model", "kind is 'model', expected 'text model'"), ("text model", "not a sound text model")):
+        checkpoint.save(tmp_path / "m", {"vocabulary": np.ones(3, "uint8")}, kind, {"settings": {"units": 3}})
+        with pytest.raises(ValueError, match=words):
+            TextModel.load(tmp_path / "m")

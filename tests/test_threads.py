@@ -7,7 +7,7 @@ import pytest
 import threadpoolctl
 
 import xlstm
-from xlstm.arrays import blas, cores
+from xlstm.arrays import cores
 from xlstm.engines.numba import numba_engine, workers
 from xlstm.estimators import Forecaster
 
@@ -81,7 +81,7 @@ def test_blas_has_one_thread_and_afterwards_what_it_had():
 
     before = counts()
     assert before
-    with blas.one_thread():
+    with cores.one_thread():
         assert counts() == [1] * len(before)
     assert counts() == before
 

@@ -1,21 +1,18 @@
 """TiRex: everything from series to tokens, and from the network's output to forecasts."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
 import pytest
 
 from tests.conftest import DATA
-from xlstm.interop import tirex
+from tests.tirex import golden
 from xlstm.models import HorizonWarning, TiRex
 from xlstm.models.tirex import PrefixStateCache, prediction, transforms
 from xlstm.models.tirex.items import Item
 from xlstm.models.tirex.transforms import Scaler
 
-ONES = {name: DATA / "tirex1" / name for name in "abc"}
-TWOS = {name: DATA / "tirex2" / name for name in "abc"}
 EXACT, SINGLE = 1e-10, 2e-5  # of the largest value of a row
 BLIND = pytest.mark.filterwarnings("ignore:TiRex. the last steps")  # horizons beyond the context
 
@@ -28,10 +25,6 @@ def close(found, expected, most=EXACT):
     size = np.nanmax(np.abs(expected.reshape(len(expected), -1)), axis=1, initial=0.0)
     error = np.nanmax(np.abs(found - expected).reshape(len(expected), -1), axis=1, initial=0.0)
     assert np.all(error <= most * size), (error / size).max()
-
-
-def golden(folder):
-    return json.loads((folder / "config.json").read_text()), dict(np.load(folder / "io.npz"))
 
 
 def series(io):
@@ -62,10 +55,6 @@ def test_resampling(name):
     close(transforms.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], SINGLE)
 
 
-def model(folder, dtype="float64", backend="numpy"):
-    return tirex.load(folder, backend=backend, dtype=dtype)
-
-
 def beside(given):
     """The covariates of items as arguments of `TiRex2.forecast`."""
     return {name: [getattr(i, name) if len(getattr(i, name)) else None for i in given] for name in ("past", "future")}
@@ -94,8 +83,7 @@ def starts(request, monkeypatch):
 @pytest.mark.parametrize("name", "abc")
 def test_forecasts_of_tirex_1(name, dtype, starts):
     """Every horizon, and every number of patches at once."""
-    _, io = golden(ONES[name])
-    own, params = model(ONES[name], dtype)
+    own, params, io = golden(f"tirex1/{name}", dtype=dtype)
     kept = starts(own, params)
     for key, horizon, way in recorded(io, dtype):
         rollout = int(way.removeprefix("r") or 1)
@@ -118,8 +106,7 @@ WAYS = {
 @pytest.mark.parametrize("name", "abc")
 def test_forecasts_of_tirex_2(name, dtype, starts):
     """Every horizon, every option, with items of several targets and with covariates."""
-    _, io = golden(TWOS[name])
-    own, params = model(TWOS[name], dtype)
+    own, params, io = golden(f"tirex2/{name}", dtype=dtype)
     given, kept, seen = items(io), starts(own, params), set()
     for key, horizon, way in recorded(io, dtype):
         H = min(horizon, own.horizon)  # the published package goes no further
@@ -130,106 +117,77 @@ def test_forecasts_of_tirex_2(name, dtype, starts):
     assert seen == set(WAYS)
 
 
-def test_late_starts_are_taken(monkeypatch):
-    """The network sees fewer tokens where there are enough short series."""
-    own, params = model(ONES["a"])
+def test_late_starts_are_taken(monkeypatch, one):
+    """The network sees fewer tokens where there are enough short series, by default of 16 at once on a CPU."""
+    own, params = one
     seen, read = [], TiRex.read
-
-    def looked(self, params, x, *rest):
-        seen.append(x.shape)
-        return read(self, params, x, *rest)
-
-    monkeypatch.setattr(TiRex, "read", looked)
+    monkeypatch.setattr(TiRex, "read", lambda *given: seen.append(given[2].shape) or read(*given))
     short = np.arange(10.0)
     expected = own.forecast(params, [short] * 2, 4).quantiles
-    assert seen == [(2, 8, 8)]
-    found = own.forecast(params, [short] * 20, 4, batch_size=16).quantiles
-    assert seen[1:] == [(16, 3, 8), (4, 3, 8)]
-    close(found, np.repeat(expected[:1], 20, axis=0), 1e-12)
-    seen.clear()
-    own.forecast(params, [short] * 18, 4)
-    assert seen == [(16, 3, 8), (2, 3, 8)]  # on a CPU
-
-
-@pytest.mark.parametrize("name", "abc")
-def test_forecasts_on_every_backend(be, name):
-    _, io = golden(TWOS[name])
-    own, params = model(TWOS[name], backend=be)
-    given = items(io)[-4:]
-    found = own.forecast(params, [item.target for item in given], 2, **beside(given)).quantiles
-    expected, weights = model(TWOS[name])
-    again = expected.forecast(weights, [item.target for item in given], 2, **beside(given)).quantiles
-    for one, other in zip(found, again, strict=True):
-        assert isinstance(one, np.ndarray)
-        close(one, other)
+    found = own.forecast(params, [short] * 18, 4).quantiles
+    assert seen == [(2, 8, 8), (16, 3, 8), (2, 3, 8)]
+    close(found, np.repeat(expected[:1], 18, axis=0), 1e-12)
 
 
 @pytest.fixture(scope="module")
 def one():
-    return model(ONES["a"])
+    return golden("tirex1/a")[:2]
 
 
 @pytest.fixture(scope="module")
 def two():
-    return model(TWOS["a"])
+    return golden("tirex2/a")[:2]
 
 
-def test_series_of_every_kind(one, two):
+@pytest.mark.parametrize("which", ["one", "two"])
+def test_series_of_every_kind(request, which):
     """One series, several, lists of unequal ones; numbers of any kind; missing values of any kind."""
+    own, params = request.getfixturevalue(which)
+
+    def forecast(series):
+        return own.forecast(params, series, 6).quantiles
+
     x = np.random.default_rng(0).normal(size=(3, 40)).round(1)
+    whole = own.forecast(params, x, 6)
+    assert (whole.quantiles.shape, whole.mean.shape, whole.levels) == ((3, 6, 9), (3, 6), own.quantiles)
+    first = own.forecast(params, x[0], 6)
+    assert (first.quantiles.shape, first.mean.shape) == ((6, 9), (6,))
+    close(first.quantiles, whole.quantiles[0], 1e-12)
+    close(forecast([x[0], x[1, 5:], list(x[2, 20:])])[1], forecast(x[1, 5:]), 1e-12)
     gaps = np.where(np.arange(40) % 7 == 3, np.nan, x[0])
-    for own, params in (one, two):
-        whole = own.forecast(params, x, 6)
-        assert whole.quantiles.shape == (3, 6, 9)
-        assert whole.mean.shape == (3, 6)
-        assert whole.levels == own.quantiles
-        first = own.forecast(params, x[0], 6)
-        assert first.quantiles.shape == (6, 9)
-        assert first.mean.shape == (6,)
-        close(first.quantiles, whole.quantiles[0], 1e-12)
-        for given in (x.tolist(), list(x), tuple(x)):
-            np.testing.assert_array_equal(own.forecast(params, given, 6).quantiles, whole.quantiles)
-        unequal = own.forecast(params, [x[0], x[1, 5:], list(x[2, 20:])], 6).quantiles
-        close(unequal[1], own.forecast(params, x[1, 5:], 6).quantiles, 1e-12)
-        expected = own.forecast(params, gaps, 6).quantiles
-        masked = np.ma.masked_invalid(gaps)
-        for given in (
-            np.where(np.isnan(gaps), np.inf, gaps),
-            [None if np.isnan(v) else v for v in gaps],
-            np.array([None if np.isnan(v) else v for v in gaps]),
-            masked,
-        ):
-            np.testing.assert_array_equal(own.forecast(params, given, 6).quantiles, expected)
-        numbers = np.arange(40) % 5
-        expected = own.forecast(params, numbers.astype(np.float64), 6).quantiles
-        for given in (numbers, numbers.astype(np.uint8), numbers.astype(np.float16), list(map(int, numbers))):
-            np.testing.assert_array_equal(own.forecast(params, given, 6).quantiles, expected)
-        assert np.all(np.isfinite(own.forecast(params, [np.full(5, np.nan), np.zeros(1)], 6).quantiles))
-        assert np.all(np.isfinite(own.forecast(params, [[1e150, -1e150, 3], [1e-300, 2e-300]], 6).quantiles))
+    numbers, listed = np.arange(40) % 5, [None if np.isnan(v) else v for v in gaps]
+    same = [(given, whole.quantiles) for given in (x.tolist(), list(x), tuple(x))]
+    missing = (np.where(np.isnan(gaps), np.inf, gaps), listed, np.array(listed), np.ma.masked_invalid(gaps))
+    same += [(given, forecast(gaps)) for given in missing]
+    whole_numbers = (numbers, numbers.astype(np.uint8), numbers.astype(np.float16), numbers.tolist())
+    same += [(given, forecast(numbers.astype(np.float64))) for given in whole_numbers]
+    for given, expected in same:
+        np.testing.assert_array_equal(forecast(given), expected)
+    for given in ([np.full(5, np.nan), np.zeros(1)], [[1e150, -1e150, 3], [1e-300, 2e-300]]):
+        assert np.all(np.isfinite(forecast(given)))
 
 
 def test_items_of_several_targets(two):
     """The axes of forecasts are those of the series; where items differ, forecasts are a list."""
     own, params = two
-    x = np.random.default_rng(0).normal(size=(2, 3, 30))
-    found = own.forecast(params, x, 5)
-    assert found.quantiles.shape == (2, 3, 5, 9)
-    assert found.mean.shape == (2, 3, 5)
-    listed = own.forecast(params, list(x), 5).quantiles
-    np.testing.assert_array_equal(listed, found.quantiles)
-    mixed = own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
+    x, price = np.random.default_rng(0).normal(size=(2, 3, 30)), np.random.default_rng(1).normal(size=40)
+
+    def forecast(series, **covariates):
+        return own.forecast(params, series, 5, **covariates).quantiles
+
+    found, mixed = own.forecast(params, x, 5), own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
+    assert (found.quantiles.shape, found.mean.shape) == ((2, 3, 5, 9), (2, 3, 5))
+    np.testing.assert_array_equal(forecast(list(x)), found.quantiles)
     assert [q.shape for q in mixed.quantiles] == [(3, 5, 9), (5, 9), (2, 5, 9)]
     assert [m.shape for m in mixed.mean] == [(3, 5), (5,), (2, 5)]
     close(mixed.quantiles[0], found.quantiles[0], 1e-12)
-    price = np.random.default_rng(1).normal(size=40)
-    single = own.forecast(params, x[0, 0], 5, past=x[1, 0], future=price).quantiles
-    several = own.forecast(params, [x[0, 0], x[0, 1]], 5, past=[x[1], None], future=[price, None]).quantiles
-    assert single.shape == (5, 9)
-    assert several.shape == (2, 5, 9)
-    close(own.forecast(params, x[:, 0], 5, past=[x[1, :1], None], future=[price, None]).quantiles[0], single, 1e-12)
+    single = forecast(x[0, 0], past=x[1, 0], future=price)
+    several = forecast([x[0, 0], x[0, 1]], past=[x[1], None], future=[price, None])
+    assert (single.shape, several.shape) == ((5, 9), (2, 5, 9))
+    close(forecast(x[:, 0], past=[x[1, :1], None], future=[price, None])[0], single, 1e-12)
     assert np.max(np.abs(several[0] - single)) > 1e-4  # other covariates
-    changed = own.forecast(params, x[0, 0], 5, past=x[1, 0], future=np.where(np.arange(40) < 35, price, 9.0)).quantiles
-    close(changed, single, 1e-12)  # nobody looks further than the horizon
+    later = np.where(np.arange(40) < 35, price, 9.0)
+    close(forecast(x[0, 0], past=x[1, 0], future=later), single, 1e-12)  # nobody looks further than the horizon
 
 
 def test_any_quantiles(one):
@@ -302,11 +260,9 @@ X = np.arange(30.0)
 @pytest.mark.parametrize(
     ("which", "arguments", "error", "words"),
     [
-        ("one", {"horizon": 0}, ValueError, "TiRex: horizon is 0, expected 1 or more"),
         ("one", {"resample": "auto"}, ValueError, "TiRex: resample is 'auto', expected one of frequency"),
         ("one", {"quantiles": [0.05]}, ValueError, r"TiRex: quantiles\[0\] is 0.05, expected 0.1 to 0.9, the range"),
         ("one", {"quantiles": "0.5"}, TypeError, "TiRex: quantiles is '0.5', expected a list of numbers"),
-        ("one", {"series": []}, ValueError, "TiRex: series is empty, expected"),
         ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
         ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
         ("one", {"series": np.ones((2, 3, 4))}, ValueError, r"TiRex: series has shape \(2, 3, 4\), expected \(L,\)"),
@@ -336,11 +292,10 @@ def test_columns_of_tables_are_series(one):
     words = r"TiRex: series\[0\] is a table, .*; series may be one table, with series_id for several of them"
     with pytest.raises(TypeError, match=words):
         own.forecast(params, [pandas.DataFrame({"a": X})], 4)
-    expected = own.forecast(params, X, 4).quantiles
-    np.testing.assert_array_equal(own.forecast(params, pandas.Series(X), 4).quantiles, expected)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
-    expected = own.forecast(params, [1, np.nan, 3, 4], 4).quantiles
-    np.testing.assert_array_equal(own.forecast(params, gaps, 4).quantiles, expected)
+    for column, array in ((pandas.Series(X), X), (gaps, [1, np.nan, 3, 4])):
+        expected = own.forecast(params, array, 4).quantiles
+        np.testing.assert_array_equal(own.forecast(params, column, 4).quantiles, expected)
 
 
 def test_the_middle_quantile_is_the_one_by_position():

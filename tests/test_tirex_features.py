@@ -14,6 +14,8 @@ MODEL = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, cont
 SIZES = {"patch_size": 2, "quantiles": (0.5,), "input_ff_size": 3, "output_ff_size": 5, "context": 12, "horizon": 4}
 SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], arcsinh=False, binary=False, **SIZES)
 
+OPTIONS = {"model": MODEL, "params": MODEL.init(0, "numpy", "float64")}
+
 
 def by_hand(model, params, be, row):
     """The embedding of one series, step by step."""
@@ -69,11 +71,11 @@ def test_the_transformer_follows_scikit_learn(rng):
     pipeline = make_pipeline(clone(TiRexFeatures(DATA / "tirex1" / "a", "numpy")), LogisticRegression())
     assert pipeline.fit(X[:20], y[:20]).score(X[20:], y[20:]) > 0.8
     assert pipeline[0].transform(X).shape == (30, 32)
-    features = clone(TiRexFeatures(model=MODEL, params=MODEL.init(0, "numpy")))
+    features = clone(TiRexFeatures(**OPTIONS))
     names = features.fit(X).get_feature_names_out()
     assert len(set(names)) == features.transform(X).shape[1] == 8
     assert (names[0], names[-1]) == ("block0_unit0", "block1_unit3")
-    several = TiRexFeatures(model=MODEL, params=MODEL.init(0, "numpy")).fit(X.reshape(15, 2, 40))
+    several = TiRexFeatures(**OPTIONS).fit(X.reshape(15, 2, 40))
     assert several.get_feature_names_out()[5] == "block0_variate1_unit1"
 
 
@@ -82,7 +84,7 @@ def test_a_table_has_a_row_for_each_series(rng):
     pandas = pytest.importorskip("pandas")
     X = rng.standard_normal((4, 9))
     X[1, 3] = np.nan
-    features = TiRexFeatures(model=MODEL, params=MODEL.init(0, "numpy"))
+    features = TiRexFeatures(**OPTIONS)
     found = features.fit(pandas.DataFrame(X)).transform(pandas.DataFrame(X))
     np.testing.assert_array_equal(found, features.fit_transform(X))
     with pytest.raises(TypeError, match="TiRexFeatures: column 'a' holds String, expected numbers"):
@@ -116,41 +118,32 @@ def test_the_transformer_takes_long_tables(rng, library):
     """Its rows are in the order in which names come first, as those of the labels are to be."""
     x = rng.standard_normal((30, 3))
     given = table(library, long_columns(x, "days", (30, 20)))
-    options = {"model": MODEL, "params": MODEL.init(0, "numpy", "float64")}
-    features = TiRexFeatures(**options, series_id="shop", targets="sales").fit(given)
-    expected = TiRexFeatures(**options).fit_transform([x[:, 0], x[:20, 1]])
+    features = TiRexFeatures(**OPTIONS, series_id="shop", targets="sales").fit(given)
+    expected = TiRexFeatures(**OPTIONS).fit_transform([x[:, 0], x[:20, 1]])
     np.testing.assert_array_equal(features.transform(given), expected)
-    both = TiRexFeatures(**options, series_id="shop").fit(given)
+    both = TiRexFeatures(**OPTIONS, series_id="shop").fit(given)
     assert both.n_variates_ == 2
     assert both.get_feature_names_out()[4] == "block0_variate1_unit0"
 
 
 @pytest.mark.parametrize(
-    ("options", "X", "message"),
+    ("options", "shape", "message"),
     [
-        ({}, np.zeros((2, 9)), "there is no checkpoint, expected one, or model and params"),
-        ({"checkpoint": "x", "model": MODEL}, np.zeros((2, 9)), "there are a checkpoint and model or params"),
-        ({"model": 1, "params": {}}, np.zeros((2, 9)), "model is 1, expected a TiRex or a TiRex2"),
-        ({"model": MODEL, "params": MODEL.init(0, "numpy")}, np.zeros(9), "X is one series, expected several"),
-        (
-            {"model": MODEL, "params": MODEL.init(0, "numpy"), "series_id": "a"},
-            np.zeros((2, 9)),
-            "series_id is 'a', expected None, as X is no table",
-        ),
-        (
-            {"model": MODEL, "params": MODEL.init(0, "numpy"), "targets": "a"},
-            np.zeros((2, 9)),
-            "targets is 'a', expected None, as series_id is",
-        ),
+        ({}, (2, 9), "there is no checkpoint, expected one, or model and params"),
+        ({"checkpoint": "x", "model": MODEL}, (2, 9), "there are a checkpoint and model or params"),
+        ({"model": 1, "params": {}}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
+        (OPTIONS, (9,), "X is one series, expected several"),
+        ({**OPTIONS, "series_id": "a"}, (2, 9), "series_id is 'a', expected None, as X is no table"),
+        ({**OPTIONS, "targets": "a"}, (2, 9), "targets is 'a', expected None, as series_id is"),
     ],
 )
-def test_what_does_not_fit_is_named(options, X, message):
+def test_what_does_not_fit_is_named(options, shape, message):
     with pytest.raises((ValueError, TypeError), match=f"TiRexFeatures: {message}"):
-        TiRexFeatures(**options).fit(X)
+        TiRexFeatures(**options).fit(np.zeros(shape))
 
 
 def test_transform_needs_fit_and_as_many_variates():
-    features = TiRexFeatures(model=MODEL, params=MODEL.init(0, "numpy"))
+    features = TiRexFeatures(**OPTIONS)
     with pytest.raises(ValueError, match="TiRexFeatures: not fitted yet"):
         features.transform(np.zeros((2, 9)))
     with pytest.raises(ValueError, match="series have 2 variates, expected 1, as in fit"):

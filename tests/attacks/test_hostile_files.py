@@ -13,13 +13,13 @@ from safetensors.numpy import save as to_bytes
 
 import xlstm
 from tests.attacks.bounds import refusal
-from tests.attacks.damage import safetensors, sealed, tokenizer, zipped
+from tests.attacks.damage import opened, safetensors, sealed, tokenizer, zipped
 from xlstm.data import text
 from xlstm.estimators import Forecaster
 from xlstm.interop import nxai
 from xlstm.interop.keras import from_keras, to_keras
 from xlstm.interop.torch import from_torch
-from xlstm.models import model_files
+from xlstm.models import TiRex2, model_files
 
 LONG_NUMBER = "1" + "0" * 400
 DEEP = "[" * 100_000
@@ -42,20 +42,15 @@ SAFETENSORS = {
     "long header": (lambda: safetensors(b"{" + b" " * (9 << 20) + b"}"), "expected at most"),
     "list": (safetensors(b"[]"), "its header is a list"),
     "deep header": (safetensors(DEEP.encode()), "nested more than"),
-    "long number": (safetensors(f'{{"a": {LONG_NUMBER}}}'.encode()), "a number has 401 digits"),
-    "name twice": (safetensors(b'{"a": 1, "a": 2}'), "key 'a' is there twice"),
-    "no UTF-8": (safetensors(b'{"\xff": 1}'), "can't decode byte"),
     "no description": (safetensors({"a": 1}), "a is 1, expected dtype, shape and data_offsets"),
     "unknown dtype": (safetensors({"a": array(dtype="F4")}, bytes(8)), "a has dtype 'F4', expected one of F64"),
     "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "but lies in [0, 8]"),
     "empty large shape": (safetensors({"a": array([0, 10**18, 10**18], [0, 0])}), "which no array can have"),
     "negative sizes": (safetensors({"a": array([-1, -2])}, bytes(8)), "expected whole numbers from 0 up"),
-    "truth for a size": (safetensors({"a": array([True, 2])}, bytes(8)), "expected whole numbers from 0 up"),
     "three offsets": (safetensors({"a": array([2], [0, 8, 8])}, bytes(8)), "but lies in [0, 8, 8]"),
     "overlapping": (safetensors({"a": array(), "b": array()}, bytes(8)), "b begins at byte 0"),
     "too long": (safetensors({"a": array()}, bytes(12)), "its arrays have 8 bytes, the file has 12"),
     "metadata of numbers": (safetensors({"__metadata__": {"a": 1}}), "expected names and texts"),
-    "million names": (lambda: safetensors(b"{" + b'"a":0,' * 1_300_000 + b'"b":0}'), "it has more than"),
     "long name": (safetensors({"x" * 100_000: 1}), "xxx ... "),
     "control characters": (safetensors({"\x1b[2J": 1}), r"\x1b[2J"),
 }
@@ -70,12 +65,10 @@ def test_safetensors(tmp_path, name):
         refused(lambda read=read: read(path), path, words)
 
 
-def test_empty_arrays_by_the_ten_thousand(tmp_path):
+def test_thousands_of_empty_arrays(tmp_path):
     """As many as there are blocks in a configuration beside them."""
     path = tmp_path / "m.safetensors"
-    path.write_bytes(safetensors({f"a{k}": array([0], [0, 0]) for k in range(6000)}))
-    refused(lambda: model_files.load(path), path, "not an xlstm model file")
-    refused(lambda: from_torch(path, "lstm"), path, "weight_ih_l0 is missing")
+    path.write_bytes(safetensors({f"a{k}": array([0], [0, 0]) for k in range(3000)}))
     config = {"vocab_size": 5, "embedding_dim": 8, "num_blocks": 1000, "num_heads": 2, "slstm_at": "all"}
     refused(lambda: nxai.load(path, config), path, "is missing")
     refused(lambda: nxai.load(path, {**config, "num_blocks": 60_000}), path, "num_blocks is 60000, expected at most")
@@ -90,7 +83,10 @@ def described(about, **options):
     return json.dumps({**about, "options": {**about["options"], **options}})
 
 
+TWO = TiRex2(4, [("slstm", 1, 1)], patch_size=2, quantiles=(0.5,), input_ff_size=3, context=8, horizon=4)
+MANY_BLOCKS = {"layer": "TiRex2", "options": {**TWO.__getstate__(), "recipe": [["slstm", 1, 1]] * 9999}, "head": None}
 MODELS = {
+    "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
     "number": ("1", "it is 1, expected version"),
     "no layer": ("{}", "layer is None, expected one of LSTM"),
@@ -98,10 +94,7 @@ MODELS = {
     "unknown option": (described(LSTM, wings=2), "options: 'wings' is unknown, expected some of input_size"),
     "missing option": ('{"layer": "LSTM", "options": {"input_size": 2}}', "options: hidden_size is missing"),
     "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
-    "layers are text": (described(LSTM, num_layers="2"), "num_layers is '2'"),
-    "not a number": (described(LSTM, clip=float("nan")), "a number is 'NaN', expected a finite one"),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
-    "long text": (described(LSTM, initializer="x" * 100_000), "not a sound model"),
     "head is a number": (json.dumps({**LSTM, "head": 1}), "head: is 1, expected an object"),
     "head without width": (json.dumps({**LSTM, "head": {}}), "head: output_size is missing"),
 }
@@ -109,13 +102,11 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_descriptions_of_models(tmp_path, name):
-    config, words = MODELS[name]
-    about = (
-        config if name in ("deep", "number") else f'{{"version": 2, "kind": "model", "config": {config}, "digest": ""}}'
-    )
-    params = xlstm.LSTM(2, 3).init(backend="numpy")
+    about, words = MODELS[name]
+    if name not in ("deep", "number"):
+        about = f'{{"version": 2, "kind": "model", "config": {about}, "digest": ""}}'
     path = tmp_path / "m.safetensors"
-    path.write_bytes(sealed(to_bytes(params, metadata={"xlstm": about})))
+    path.write_bytes(sealed(to_bytes(xlstm.LSTM(2, 3).init(backend="numpy"), metadata={"xlstm": about})))
     refused(lambda: model_files.load(path), path, words)
 
 
@@ -132,36 +123,35 @@ def test_weights_that_are_not_finite(tmp_path, value):
     refused(lambda: from_keras(tmp_path / "k.weights.h5"), tmp_path / "k.weights.h5", "is not finite")
 
 
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory):
+    path = tmp_path_factory.mktemp("forecaster") / "f"
+    Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy").fit(np.sin(np.arange(60.0))).save(path)
+    return path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"hidden_size": 3', f'"hidden_size": {LONG_NUMBER}', "a number has 401 digits"),
-        ('"hidden_size": 3', '"hidden_size": 1e300', "hidden_size is 1e+300, expected a whole number"),
         ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
         ('"dtype": "float32"', '"dtype": {}', "not a sound forecaster"),
         ('"settings": {', '"settings": {"x": 1, ', "settings: 'x' is unknown"),
         ('"series_names_": null', '"series_names_": [null]', "series_names_[0] is None, expected a string"),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
-        ('"feature_names_in_": null', '"feature_names_in_": ["a", "b"]', "scaling.units has shape"),
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
         ('"calendar_": false', '"calendar_": 0', "expected True or False"),
-        ('"settings": {', '"settings": {"resume": true, ', "resume is unknown"),
         ('"horizon": 1', '"horizon": 2', "adjustment has shape"),
     ],
 )
-def test_descriptions_of_forecasters(tmp_path, old, new, words):
-    made = Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy")
-    path = tmp_path / "f"
-    made.fit(np.sin(np.arange(60.0))).save(path)
-    blob = path.read_bytes()
-    size = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + size])
+def test_descriptions_of_forecasters(forecaster, tmp_path, old, new, words):
+    header, data = opened(forecaster)
     about = header["__metadata__"]["xlstm"]
     assert old in about
     header["__metadata__"]["xlstm"] = about.replace(old, new, 1)
-    path.write_bytes(sealed(safetensors(header, blob[8 + size :])))
+    path = tmp_path / "f"
+    path.write_bytes(sealed(safetensors(header, data)))
     refused(lambda: Forecaster.load(path, "numpy"), path, words)
 
 
@@ -182,17 +172,13 @@ def changed(**changes):
 
 
 LARGE = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
-STACKED = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 1, (), 2, eps=1e-6), 7)
 CONFIGS = {
     "deep": (DEEP, "nested more than"),
     "long number": (changed().replace("64", LONG_NUMBER), "a number has 401 digits"),
     "infinite factor": (changed(qk_dim_factor=1).replace('"qk_dim_factor": 1', '"qk_dim_factor": 1e999'), "'1e999'"),
     "large factor": (changed(qk_dim_factor=1e308), "qk_dim_factor is 1e+308"),
     "large size": (changed(embedding_dim=10**39), "embedding_dim"),
-    "billion of transformers": (
-        changed(model_type="xlstm", num_hidden_layers=10**9),
-        "num_hidden_layers is 1000000000",
-    ),
+    "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     "blocks everywhere": ('{"vocab_size": 5, "num_blocks": 1000000000, "slstm_at": "all"}', "num_blocks is 1000000000"),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
     "list": ("[]", "holds a list, expected an object"),
@@ -200,44 +186,14 @@ CONFIGS = {
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
     "long key": (changed(**{"x" * 100_000: 1}), "is unknown"),
     "list of lists": (lambda: f"[{'[],' * 1_000_000}[]]", "it has more than"),
-    "60 MB of lists": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
+    "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
 }
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_configurations(tmp_path, name):
-    config, words = CONFIGS[name]
-    config = config() if callable(config) else config
-    nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
-    path = tmp_path / "config.json"
-    path.write_bytes(config if isinstance(config, bytes) else config.encode())
-    refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({1: 2}, "key 1 is a int, expected text"),
-        ({"embedding_dim": 10**400}, "embedding_dim is a whole number of 1329 bits"),
-        ({"qk_dim_factor": 10**400}, "qk_dim_factor is a whole number of 1329 bits"),
-        ({"num_blocks": 10**400}, "num_blocks is a whole number of 1329 bits"),
-        ({"model_type": ["x"] * 10**6}, "model_type is ['x', 'x'"),
-    ],
-)
-def test_configurations_that_are_given(tmp_path, change, words):
-    config = {**nxai.config_of(LARGE), **change}
-    error = refusal(lambda: nxai.model_of(config))
-    assert words in str(error)
-
-
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 20)
 )
-NESTED = "a0: &a0 x\n" + "".join(f"a{k}: &a{k} {'[' * 20}*a{k - 1}{']' * 20}\n" for k in range(1, 100))
 YAML = {
     "deep": ("[" * 50_000, "not readable YAML"),
     "aliases that multiply": (ALIASES, "alias 'a0' is not that of a number"),
-    "aliases that nest": (NESTED, "alias 'a1' is not that of a number"),
     "alias of itself": ("a: &a [*a]", "alias 'a' is not that of a number"),
     "tag of Python": ("a: !!python/object/apply:os.system [true]", "is not taken"),
     "tag of a type": ("a: !!int '3'", "is not taken"),
@@ -250,23 +206,43 @@ YAML = {
     "long number": (f"num_blocks: {LONG_NUMBER}", "a number has 401 digits"),
     "large exponent": ("dropout: 1e999", "a number is '1e999'"),
     "infinity": ("dropout: .inf", "dropout is '.inf', expected a number"),
-    "large factor": ("mlstm_proj_factor: 1e308", "mlstm_proj_factor is 1e+308"),
     "key twice": ("a: 1\na: 2", "key 'a' is there twice"),
     "nothing": ("", "holds a NoneType, expected an object"),
-    "list": ("- 1", "holds a list, expected an object"),
-    "2 MB": ("a: 1\n" * 400_000, "is longer than"),
+    "long": ("a: 1\n" * 400_000, "is longer than"),
     "as many values as there may be": (f"a: [{'0,' * 32_000}0]", "key 'a' is unknown"),
 }
+INDEXES = {
+    "list": ("[]", "holds a list, expected an object"),
+    "no map": ("{}", "weight_map is None"),
+    "other folder": ('{"weight_map": {"a": "../model.safetensors"}}', "no such file"),
+    "long name": (json.dumps({"weight_map": {"a": "x" * 100_000}}), "no such file"),
+    "no character": (json.dumps({"weight_map": {"a": "\0"}}), "no such file"),
+}
+BESIDE = {"config.json": CONFIGS, "config.yaml": YAML, "model.safetensors.index.json": INDEXES}
 
 
-@pytest.mark.parametrize("name", YAML)
-def test_yaml(tmp_path, name):
-    content, words = YAML[name]
-    nxai.save(tmp_path, STACKED, STACKED.init(backend="numpy"))
-    (tmp_path / "config.json").unlink()
-    path = tmp_path / "config.yaml"
-    path.write_text(content)
+@pytest.mark.parametrize(("file", "name"), [(file, name) for file, table in BESIDE.items() for name in table])
+def test_files_beside_arrays(tmp_path, file, name):
+    content, words = BESIDE[file][name]
+    content = content() if callable(content) else content
+    if not file.startswith("model"):
+        (tmp_path / "model.safetensors").write_bytes(to_bytes({f"a{k}": np.ones(1) for k in range(9)}))
+    path = tmp_path / file
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({1: 2}, "key 1 is a int, expected text"),
+        ({"embedding_dim": 10**400}, "embedding_dim is a whole number of 1329 bits"),
+        ({"num_blocks": 10**400}, "num_blocks is a whole number of 1329 bits"),
+        ({"model_type": ["x"] * 10**6}, "model_type is ['x', 'x'"),
+    ],
+)
+def test_configurations_that_are_given(change, words):
+    assert words in str(refusal(lambda: nxai.model_of({**nxai.config_of(LARGE), **change})))
 
 
 def test_yaml_as_it_is_written(tmp_path):
@@ -274,30 +250,12 @@ def test_yaml_as_it_is_written(tmp_path):
     nxai.save(tmp_path, LARGE, LARGE.init(backend="numpy"))
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").unlink()
-    lines = [f"{name}: {json.dumps(value)}" for name, value in config.items() if name not in ("eps", "v_dim_factor")]
+    others = {name: value for name, value in config.items() if name not in ("eps", "norm_eps", "v_dim_factor")}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in others.items()]
     lines += ["eps: &small 1e-6  # small", "norm_eps: *small", "'v_dim_factor': 1."]
-    text = "\n".join(line for line in lines if not line.startswith(("norm_eps: 1", "eps: 0"))) + "\n"
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
     backbone = nxai.load(tmp_path, backend="numpy")[0].backbone
     assert (backbone.eps, backbone.norm_eps, backbone.v_size) == (1e-6, 1e-6, 8)
-
-
-INDEXES = {
-    "list": ("[]", "holds a list, expected an object"),
-    "no map": ("{}", "weight_map is None"),
-    "other folder": ('{"weight_map": {"a": "../model.safetensors"}}', "no such file"),
-    "long name": (json.dumps({"weight_map": {"a": "x" * 100_000}}), "no such file"),
-    "no character": (json.dumps({"weight_map": {"a": "\0"}}), "no such file"),
-    "deep": (DEEP, "nested more than"),
-}
-
-
-@pytest.mark.parametrize("name", INDEXES)
-def test_indexes(tmp_path, name):
-    content, words = INDEXES[name]
-    path = tmp_path / "model.safetensors.index.json"
-    path.write_text(content)
-    refused(lambda: nxai.load(tmp_path), path, words)
 
 
 def layered(file):
@@ -310,10 +268,6 @@ def layered(file):
 def kernel(shape=(2, 12), dtype="float32", **options):
     """Fill in a dataset."""
     return lambda group: group.create_dataset("0", shape, dtype, **options)
-
-
-def zeros(shape, **options):
-    return kernel(shape, data=np.zeros(shape, "float32"), **options)
 
 
 def link(other):
@@ -343,40 +297,35 @@ def stream(group):
 
 def many(group):
     """Arrays of which each is small, and all together are not."""
-    for k in range(50):
+    for k in range(4):
         group.create_dataset(f"/layers/lstm_{k}/cell/vars/0", (2**10, 2**10), "float32", chunks=True)
 
 
 def many_names(group):
-    for k in range(5000):
-        group[f"x{k}"] = np.float32(0)
+    for k in range(4100):
+        h5py.h5g.create(group.id, f"x{k}".encode())
 
 
 HDF5 = {
     "declared size": (declared((10**6, 10**6)), "its arrays declare 4000000000192 bytes, the file has"),
     "empty and large": (declared((0, 2**62)), "has shape (0, 4611686018427387904)"),
     "inflating chunks": (kernel((2**13, 2**11), chunks=True, compression="gzip", fillvalue=1), "its arrays declare"),
-    "many declared sizes": (many, "its arrays declare 209715392 bytes, the file has"),
+    "many declared sizes": (many, "its arrays declare 16777408 bytes, the file has"),
     "inflating stream": (stream, "is chunked or compressed, expected it in one piece"),
-    "chunks": (zeros((2, 12), chunks=(1, 1)), "is chunked or compressed, expected it in one piece"),
     "nothing written": (kernel(), "declares 96 bytes, the file holds none of them"),
     "virtual": (virtual, "its data lie elsewhere"),
     "external data": (kernel(external=[("/etc/hostname", 0, 96)]), "its data lie elsewhere"),
-    "external link": (link(h5py.ExternalLink("/etc/hostname", "/x")), "is a ExternalLink, which is not followed"),
     "soft link in a cycle": (link(h5py.SoftLink("/layers")), "is a SoftLink, which is not followed"),
     "hard link in a cycle": (cyclic, "is there under several names"),
-    "references": (kernel(dtype=h5py.ref_dtype), "has dtype object"),
     "texts": (kernel(dtype=h5py.string_dtype()), "has dtype object"),
     "times": (declared((2, 12), h5py.h5t.UNIX_D32LE), "has a dtype that NumPy lacks, expected float32"),
     "whole numbers": (kernel(data=np.ones((2, 12), "int64"), dtype="int64"), "has dtype int64"),
     "no shape": (link(h5py.Empty("float32")), "has shape None"),
-    "three axes": (zeros((2, 2, 12)), "has shape (2, 2, 12), expected one axis or two"),
-    "other width": (zeros((2, 11)), "kernel has shape (2, 11)"),
+    "three axes": (kernel((2, 2, 12), data=np.zeros((2, 2, 12))), "has shape (2, 2, 12), expected one axis or two"),
     "no kernel": (lambda group: None, "has arrays 1, 2, expected 0, 1 and perhaps 2"),
     "a group": (lambda group: group.create_group("0"), "is a dict, expected an array"),
     "deep groups": (lambda group: group.create_group("0" + "/0" * 1000), "groups are nested more than"),
     "many arrays": (many_names, "there are more than 4096 groups and arrays"),
-    "not finite": (kernel(data=np.full((2, 12), np.inf, "float32")), "is not finite"),
 }
 
 
@@ -399,21 +348,14 @@ def test_hdf5_attributes_are_not_read(tmp_path):
     refusal(lambda: from_keras(path), os.path.getsize(path))
 
 
+DENSE = {"class_name": "Dense", "config": {"name": "d"}}
+MANY_LAYERS = {"class_name": "Sequential", "config": {"layers": [DENSE] * 20_000}}
 KERAS = {
     "deep": (DEEP, "nested more than"),
-    "long number": (f'{{"a": {LONG_NUMBER}}}', "a number has 401 digits"),
     "list": ("[]", "config.json is not Keras'"),
     "layers are a number": ('{"class_name": "Sequential", "config": {"layers": 1}}', "config.json is not Keras'"),
     "layer is a number": ('{"class_name": "Sequential", "config": {"layers": [1]}}', "config.json is not Keras'"),
-    "20,000 layers": (
-        json.dumps(
-            {
-                "class_name": "Sequential",
-                "config": {"layers": [{"class_name": "Dense", "config": {"name": "d"}}] * 20_000},
-            }
-        ),
-        "there is no LSTM, GRU or SimpleRNN",
-    ),
+    "many layers": (json.dumps(MANY_LAYERS), "there is no LSTM, GRU or SimpleRNN"),
 }
 
 
@@ -436,7 +378,6 @@ def model(kind, **options):
     return tokenizer(model={"type": kind, **options})
 
 
-BPE = {"dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False}
 PANIC = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 SPECIAL = {"id": "x", "ids": [0] * 1000, "tokens": ["x"] * 1000}
 PAIR = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
@@ -448,26 +389,20 @@ LONG_TEMPLATE = {
 }
 SLOW = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}
 ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+BYTES = {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}
+LONG_TOKENS = [{"id": k, "content": f"{k}" + "x" * 8000, **ADDED} for k in range(1000)]
 TOKENIZERS = {
     "panic": (tokenizer(normalizer=PANIC), "not a readable tokenizer"),
     "deep": (DEEP, "nested more than"),
-    "list": ([], "not a readable tokenizer"),
     "nothing": ({}, "not a readable tokenizer"),
     "normalizer doubles": (replacing(40), "may make a text more than"),
     "decoder doubles": (replacing(40, "decoder", "decoders"), "may make a text more than"),
-    "bytes of bytes": (
-        tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}),
-        "may make a text more than",
-    ),
+    "bytes of bytes": (tokenizer(pre_tokenizer=BYTES), "may make a text more than"),
     "long template": (tokenizer(post_processor=LONG_TEMPLATE), "it adds more than 1000 tokens"),
-    "long added tokens": (
-        tokenizer(added_tokens=[{"id": k, "content": f"{k}" + "x" * 8000, **ADDED} for k in range(1000)]),
-        "its added tokens have",
-    ),
+    "long added tokens": (tokenizer(added_tokens=LONG_TOKENS), "its added tokens have"),
     "no unk_id": (model("Unigram", vocab=[["a", 0.0]], unk_id=None), "cannot encode the prompt"),
     "no unk_token": (model("WordLevel", vocab={"a": 0}, unk_token="x"), "cannot encode the prompt"),
     "slow pattern": (tokenizer(pre_tokenizer=SLOW), "cannot encode the prompt"),
-    "million merges": (model("BPE", vocab={"a": 0}, merges=[["a", "a"]] * 500_000, **BPE), "it has more than"),
 }
 
 

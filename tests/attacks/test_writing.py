@@ -4,8 +4,8 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -55,24 +55,16 @@ def test_processes_that_are_killed_leave_whole_files(tmp_path):
 
 def test_threads_leave_one_of_their_files(tmp_path):
     paths = tmp_path / "weights", tmp_path / "index"
-    failed = []
 
     def save(number):
-        try:
-            for k in range(examples(30)):
-                checkpoint.save(tmp_path / "m", {"a": np.full(SIZE, number)}, "test", {"number": number})
-                with writing.foreach(*paths) as temporaries:
-                    for temporary in temporaries:
-                        temporary.write_text(f"{number} {k}")
-                check_model(tmp_path)
-        except Exception as error:
-            failed.append(error)
+        for k in range(examples(30)):
+            checkpoint.save(tmp_path / "m", {"a": np.full(SIZE, number)}, "test", {"number": number})
+            with writing.foreach(*paths) as temporaries:
+                for temporary in temporaries:
+                    temporary.write_text(f"{number} {k}")
+            check_model(tmp_path)
 
-    threads = [threading.Thread(target=save, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(save, range(4))) == [None] * 4
     assert paths[0].read_text() == paths[1].read_text()
     assert sorted(os.listdir(tmp_path)) == ["index", "m", "weights"]

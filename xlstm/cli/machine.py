@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import xlstm
-from xlstm.arrays import blas, cores, probe
+from xlstm.arrays import cores, probe
 from xlstm.arrays.backend import available_backends
 from xlstm.engines.numba import jit
 
@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
         "cores": cores.usable(),
         "threads": count,
         "compiled loops": compiled(),
-        "blas": blas.describe(),
+        "blas": cores.describe_blas(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }

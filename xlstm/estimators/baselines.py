@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import blas
+from xlstm.arrays import cores
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.estimators.series_scaling import FAR, Origins, Scaling, standard
@@ -43,7 +43,7 @@ def seasonal(known: Values, season: int, horizon: int, at: Origins) -> Values:
 
 
 # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
-@blas.one_thread()
+@cores.one_thread()
 def autoregression(known: Values, values: Values, order: int, horizon: int, at: Origins) -> Values:
     """Forecast (N, horizon) from the `order` values before each position and a constant, by least squares.
 
@@ -161,7 +161,7 @@ def fit(
             change.append(changes(series, at, horizon, stop, unit)[:, :, c])
         x, y = np.concatenate(design), np.concatenate(change)
         # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
-        with blas.one_thread():
+        with cores.one_thread():
             fitted.append(_solved(x, ahead, y, order, penalties))
     return [
         LinearBaseline(order, np.stack([weights[k] for weights in fitted]), *penalties[k])

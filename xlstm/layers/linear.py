@@ -13,9 +13,9 @@ import numpy as np
 from xlstm.arrays import constants, fuse
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
+from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul, multiply_each
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of
-from xlstm.arrays.scatter import add_rows
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows, total
 
