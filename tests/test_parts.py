@@ -1,5 +1,7 @@
 """Parts of blocks, blocks and stacks: gradients, PyTorch's numbers, lengths, steps, errors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -11,8 +13,8 @@ from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear, Linear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import Leaf
-from xlstm.models import TiRex, TiRex2
+from xlstm.layers.sequence import Leaf, complete
+from xlstm.models import SequenceModel, TiRex, TiRex2
 
 POINTWISE = [
     Linear(4, 3, bias=False, std=0.1),
@@ -201,7 +203,7 @@ def leaves(layer):
     return walk(layer.states)
 
 
-@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+@pytest.mark.parametrize("layer", **numbered([*SEQUENCES, SequenceModel(xlstm.LSTM(2, 3), 2, last=True)]))
 def test_what_is_returned_is_the_callers(rng, layer):
     """Changed in place, it changes no gradient."""
     be = make_backend("numpy")
@@ -219,6 +221,18 @@ def test_what_is_returned_is_the_callers(rng, layer):
         found.append([dx, *grads.values()])
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_on_a_gpu_takes_no_more_memory_than_its_arrays(monkeypatch):
+    """Each value is filled in by one launch; the m of an mLSTM is much smaller than its C."""
+    layer, made = xlstm.mLSTM(4, 64, num_heads=2), {}
+    monkeypatch.setattr("xlstm.layers.sequence.fuse.compiles", lambda xp: True)
+    gpu = SimpleNamespace(
+        reshape=np.reshape, full=lambda n, value, **how: made.setdefault(value, np.full(n, value, **how))
+    )
+    C, n, m = complete("mLSTM", gpu, "state", None, layer.states, 3, layer.init(0, "numpy"))
+    assert {value: a.size for value, a in made.items()} == {0.0: C.size + n.size, -np.inf: 64}
+    np.testing.assert_array_equal(m, np.full((1, 3, 2), -np.inf))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

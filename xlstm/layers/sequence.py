@@ -345,7 +345,8 @@ def complete(
         _check_container(where, what, state, leaves)
     like = next(iter(params.values()))
     if pool is None and xp is not np and fuse.compiles(xp):
-        pool = _Pool(xp, device_of(like), leaves, B)
+        pool = _Pool(xp, like, zero)
+        pool.count(state, leaves, B)
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
@@ -354,13 +355,14 @@ def complete(
             continue
         shape = (*leaf.before.values(), B, *leaf.after.values())
         if part is None:
-            dtype, value = widened(xp, like.dtype) if leaf.wide else like.dtype, 0.0 if zero else leaf.rest
             if pool is not None:
-                part = pool.take(shape, value, dtype)
-            elif value:
-                part = xp.full(shape, value, dtype=dtype, device=like.device)
-            else:  # NumPy makes zeros in a sixth of the time
-                part = xp.zeros(shape, dtype=dtype, device=like.device)
+                part = pool.take(leaf, shape)
+            else:
+                dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
+                if leaf.rest and not zero:
+                    part = xp.full(shape, leaf.rest, dtype=dtype, device=like.device)
+                else:  # NumPy makes zeros in a sixth of the time
+                    part = xp.zeros(shape, dtype=dtype, device=like.device)
         elif getattr(part, "shape", None) != shape:
             checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
         parts.append(part)
@@ -368,29 +370,37 @@ def complete(
 
 
 class _Pool:
-    """Arrays that a state lacks, where a fill is a launch: parts of one array for each value."""
+    """Arrays that a state lacks, where a fill is a launch: parts of one array for each value and dtype."""
 
-    def __init__(self, xp: Namespace, home: Any, leaves: State, B: int) -> None:
-        self.xp, self.home, self.size = xp, home, self._room(leaves, B)
+    def __init__(self, xp: Namespace, like: Array, zero: bool) -> None:
+        self.xp, self.like, self.zero = xp, like, zero
+        self._sizes: dict[Any, int] = {}  # elements of all arrays of a value and dtype
         self._left: dict[Any, Array] = {}
 
-    def _room(self, leaves: State, B: int) -> int:
-        """Return the elements that arrays of all leaves take."""
-        sizes = [
-            -(-math.prod([*leaf.before.values(), B, *leaf.after.values()]) // ALIGNED) * ALIGNED
-            if isinstance(leaf, Leaf)
-            else self._room(leaf, B)
-            for leaf in leaves
-        ]
-        return sum(sizes)
+    def _kind(self, leaf: Leaf) -> tuple[float, Any]:
+        """Return the value and the dtype of an array that is missing."""
+        dtype = widened(self.xp, self.like.dtype) if leaf.wide else self.like.dtype
+        return 0.0 if self.zero else leaf.rest, dtype
 
-    def take(self, shape: tuple[int, ...], value: float, dtype: Any) -> Array:
-        """Return an array of one value."""
-        left = self._left.get((value, dtype))
+    def count(self, state: Any, leaves: State, B: int) -> None:
+        """Count the elements that the missing arrays of a state take."""
+        for k, leaf in enumerate(leaves):
+            part = state[k] if isinstance(state, tuple | list) and len(state) == len(leaves) else None
+            if not isinstance(leaf, Leaf):
+                self.count(part, leaf, B)
+            elif part is None:
+                size = math.prod([*leaf.before.values(), B, *leaf.after.values()])
+                kind = self._kind(leaf)
+                self._sizes[kind] = self._sizes.get(kind, 0) + -(-size // ALIGNED) * ALIGNED
+
+    def take(self, leaf: Leaf, shape: tuple[int, ...]) -> Array:
+        """Return an array for a leaf."""
+        value, dtype = kind = self._kind(leaf)
+        left = self._left.get(kind)
         if left is None:
-            left = self.xp.full((self.size,), value, dtype=dtype, device=self.home)
+            left = self.xp.full((self._sizes[kind],), value, dtype=dtype, device=device_of(self.like))
         size = math.prod(shape)
-        self._left[value, dtype] = left[-(-size // ALIGNED) * ALIGNED :]
+        self._left[kind] = left[-(-size // ALIGNED) * ALIGNED :]
         return self.xp.reshape(left[:size], shape)
 
 

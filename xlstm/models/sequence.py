@@ -92,7 +92,7 @@ class SequenceModel(SequenceLayer):
         y, end, kept["recurrent"] = self.recurrent.run(self.below("recurrent", p), x, state, span)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
-            y = self._final(span.xp, end[0]) if self._has_final else _at_end(y, span)
+            y = self._final(span.xp, end[0], span.keep) if self._has_final else _at_end(y, span)
         y = self.through(span.xp, "head", p, y, kept)
         return y if self.last else span.mask(y), end, kept
 
@@ -134,10 +134,14 @@ class SequenceModel(SequenceLayer):
     def _swap(self, xp: Namespace, array: Array) -> Array:
         return super()._swap(xp, array) if array.ndim == 3 else array
 
-    def _final(self, xp: Namespace, h: Array) -> Array:
-        """Return final hidden states (L, B, P) of the last layer side by side, (B, directions * P)."""
+    def _final(self, xp: Namespace, h: Array, keep: bool) -> Array:
+        """Return final hidden states (L, B, P) of the last layer side by side, (B, directions * P).
+
+        To keep them takes a copy, as the caller may change the final state.
+        """
         last = h[h.shape[0] - len(self.directions) :, ...]
-        return xp.reshape(xp.permute_dims(last, (1, 0, 2)), (h.shape[1], self.recurrent.output_size))
+        y = xp.reshape(xp.permute_dims(last, (1, 0, 2)), (h.shape[1], self.recurrent.output_size))
+        return xp.asarray(y, copy=True) if keep else y
 
     def _final_bwd(self, xp: Namespace, d: Array) -> Array:
         """Return the gradient of all final hidden states (L, B, P) from that of `_final`."""

@@ -214,7 +214,7 @@ class CudaTape(Kernels, Tape):
     @functools.cached_property
     def starts(self) -> list[int]:
         """The first row of every step, and the number of rows."""
-        found: list[int] = starts_of(self.widths).tolist()
+        found: list[int] = starts_of(tuple(self.widths)).tolist()
         return found
 
     def steps_forward(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:

@@ -100,6 +100,7 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
 
     common = _shared(dtype, shape)
     found = generated(common, step)
+    bind(found, (found.step,), counted=True, inline=True)
     own = tuple(f for f in vars(found).values() if isinstance(f, FunctionType) and f.__module__ == found.__name__)
     bind(found, (*own, loops.forward_step), counted=True)
     found.__dict__["step_address"] = functools.cache(lambda: vectors.address(found.step_at, vectors.step_type()))
@@ -160,11 +161,15 @@ def bind(
     given: Sequence[Callable[..., Any]],
     flags: Collection[str] = FLAGS,
     counted: bool = False,
+    inline: bool = False,
 ) -> None:
     """Compile functions with the names of a module for their globals.
 
     Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It does so in atomic
     operations around every call and every view, which took a fifth to a third of the time of a small step.
+
+    Of a function that is not put `inline`, each caller's code has a copy, rounded as LLVM arranged that one, and a
+    process runs the copy that it has loaded first: one where it compiles, another where it finds the code in the cache.
     """
     from xlstm.engines.numba.codecache import cached
 
@@ -173,7 +178,7 @@ def bind(
         bound = FunctionType(function.__code__, module.__dict__, function.__name__)
         bound.__module__, bound.__qualname__ = module.__name__, function.__name__
         # Nobody calls them from C, so code for that would be compiled in vain.
-        options = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": counted}
+        options = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": counted, "forceinline": inline}
         compiled = cached(bound, nogil=True, fastmath=set(flags), **options)
         setattr(module, function.__name__, compiled)
 

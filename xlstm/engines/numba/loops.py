@@ -224,7 +224,7 @@ def forward(
 
 
 def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
-    """Run one step of one sequence from x (1, D), with the weights as they are.
+    """Run one step of one sequence from x (1, D), with the weights as they are; `step` is put inline.
 
     Every state is (2 H,): the one before the step, and room for the one after it.
     """
