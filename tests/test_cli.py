@@ -207,7 +207,8 @@ def stopped(folder, numbers, args):
     [(signal.SIGINT, TEXT), (signal.SIGTERM, CLASSES), (signal.SIGHUP, SERIES), (signal.SIGTERM, TIREX)],
     ids=["SIGINT-text", "SIGTERM-classify", "SIGHUP-forecast", "SIGTERM-tirex"],
 )
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, number, args):  # noqa: F811
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, number, args):  # noqa: F811
+    monkeypatch.setenv("XLSTM_COMPILE", "0")  # as in the process that is stopped
     run(*args, "-o", "whole")
     code, errors = stopped(tmp_path, [number], [*args, "-o", "o u t"])
     assert code == 128 + number

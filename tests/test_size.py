@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_910,
 }
 CUDA = 1_520
-TESTS = 21_200
+TESTS = 21_300
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
