@@ -1,6 +1,6 @@
 """Sessions for contributors and CI: plain `nox` checks style and types, tests, compares backends, and builds.
 
-Versions of tools live in the dependency groups of pyproject.toml. CI has 12 minutes on two cores, so it runs a covering
+Versions of tools live in the dependency groups of pyproject.toml. CI has two cores, so it runs a covering
 array of the cases of each test (`--cover` in tests/conftest.py); `nox -s full` runs all of them.
 """
 

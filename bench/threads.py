@@ -2,7 +2,7 @@
 
 python -m bench.threads [--json FILE]
 
-A call is on one core where no worker took a piece of any of its jobs. Of these, those are counted apart in which the
+A call is on one core where no worker took a piece of any of its jobs. Calls are counted apart in which the
 worker slept on, which is a defect; in the others it was woken, and the system gave it no time. The default number of
 rounds has 1,008 calls of xlstm. Nothing else should run.
 """

@@ -99,7 +99,7 @@ def sequence(model: xlstm.mLSTM, lengths: list[int] | None = None) -> Run:
 
 
 def steps_of_a_stream(be: Backend) -> Results:
-    """Of layers that go on from their state, after a first pass."""
+    """Layers go on from their state, after a first pass."""
     found, x = [], be.asarray(generator(11).standard_normal((T, B, H)))
     for model in (xlstm.LSTM(H, H), xlstm.mLSTM(H, H, num_heads=2), xlstm.xLSTMStack(H, 2, [1], 2, chunk_size=8)):
         params = {n: be.asarray(p) for n, p in model.draw(generator(1)).items()}

@@ -65,7 +65,7 @@ def test_times_and_memory(run, monkeypatch, name, small):
 
 
 def test_who_takes_part(run, monkeypatch):
-    """Of four calls a worker joins the first, sleeps through the second, and has no time in the others, or too late."""
+    """A worker joins the first of four calls, sleeps through the second, and has no time in the others, or too late."""
     sizes(monkeypatch, "threads", SHAPES={(3, 2, 4, 5): 2})
     lines = run("threads", "--rounds", 2)
     assert [line["results"]["xlstm, in turn"]["calls"] for line in lines] == [4, 4]

@@ -15,7 +15,7 @@ from xlstm.engines.numba.held_signals import held
 
 SECONDS = 100  # a bound against hangs, far above what a case takes
 
-# Of compiled loops threads share the batch in `parts`, and the products of each step in `whole`.
+# Threads of compiled loops share the batch in `parts`, and the products of each step in `whole`.
 PRELUDE = """
 import atexit, gc, os, random, signal, sys, threading, time
 import numpy as np

@@ -229,7 +229,7 @@ def test_misfits_are_named(source, arguments, error, words):
 
 
 def test_options_of_arrays():
-    """What arrays do not show is told; float16 is widened."""
+    """The caller tells what arrays do not show; float16 is widened."""
     assert from_keras(GRU, "gru")[0].reset_after
     layer, _ = from_keras(GRU, "gru", reset_after=False)
     assert layer == xlstm.GRU(D, H, batch_first=True, bias=False, reset_after=False)

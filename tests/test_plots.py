@@ -433,7 +433,7 @@ def test_wrong_arguments_are_named(tmp_path, monkeypatch, call, error, words):
 
 
 def linear():
-    """What a layer keeps that has no gates."""
+    """Return the values that a layer without gates keeps."""
     layer = xlstm.Linear(D, H)
     return layer.forward(layer.init(backend="numpy", dtype="float64"), X)[1]
 

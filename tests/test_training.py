@@ -86,7 +86,7 @@ def stream_data(batch_size=4, length=20):
 )
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients(be, rng, layer, inputs, lengths, last):
-    """Of a prediction after each step or one at the end, in every layer, of every length; with a layer before, too."""
+    """Predictions come after each step or at the end, in every layer, of every length; with a layer before, too."""
     model = SequenceModel(layer, 2, last=last, inputs=inputs)
     params = {name: be.asarray(rng.standard_normal(p.shape) / 2) for name, p in model.init(0, "numpy").items()}
     x = be.asarray(rng.standard_normal((4, 3, model.input_size)))

@@ -36,7 +36,7 @@ HOSTILE = [
     *('""', '"x"', '"12:30:00"', '"\\ud800"', f'"{"x" * 100_000}"', "[]", "{}", "[[]]", "[null]", '{"a": 1, "a": 2}'),
     *("[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, f"[{'0,' * 20_000}0]", f"[{'{},' * 20_000}0]"),
 ]
-# What reads the files of each kind from their folder.
+# The function that reads the files of each kind from their folder.
 READERS: dict[str, Callable[[Path], Any]] = {
     "model": lambda at: model_files.load(at / "m", "numpy"),
     "language": lambda at: export_import.language(at / "m", "numpy"),

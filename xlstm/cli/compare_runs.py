@@ -19,7 +19,7 @@ from xlstm.data import reading
 from xlstm.plots import figures
 from xlstm.training import folder
 
-# Of a checkpoint, where a run has no options.
+# These are read from a checkpoint, where a run has no options.
 SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
 SHOWN = ("output", "sample")  # options that decide nothing of how a run goes
 # Headings of the table, and the values of a run under them.

@@ -28,7 +28,7 @@ TEST = "test."  # before the names of arrays of the network that has not seen th
 
 
 class _Results:
-    """What `fit` finds."""
+    """The results of `fit`."""
 
     scaling_: Scaling
     window_: int

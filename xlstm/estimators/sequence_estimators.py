@@ -40,7 +40,7 @@ def _labels(where: str, name: str, value: Any) -> Host:
 
 
 class _Results:
-    """What `fit` finds, of a classifier and a regressor."""
+    """The results of `fit`, for a classifier and a regressor."""
 
     table_: bool
     n_features_in_: int

@@ -26,7 +26,7 @@ LEAST = 2  # tokens of a text that can be learnt from or evaluated
 
 
 class _Results:
-    """What `fit` finds."""
+    """The results of `fit`."""
 
     codec_: Any
     codec_kind_: str

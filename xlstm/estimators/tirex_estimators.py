@@ -1,4 +1,4 @@
-"""What TiRex gives beside forecasts: features of series, and a model that is trained from random weights."""
+"""TiRex beside forecasts: features of series, and a model that is trained from random weights."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def bind(
     Functions that make arrays have to be `counted`: Numba counts the references to their arrays. It does so in atomic
     operations around every call and every view, which took a fifth to a third of the time of a small step.
 
-    Of a function that is not put `inline`, each caller's code has a copy, rounded as LLVM arranged that one, and a
+    Each caller's code has a copy of a function that is not put `inline`, rounded as LLVM arranged that one, and a
     process runs the copy that it has loaded first: one where it compiles, another where it finds the code in the cache.
     """
     from xlstm.engines.numba.codecache import cached
