@@ -29,7 +29,6 @@ from xlstm.estimators import (
     TiRexTrainer,
 )
 from xlstm.plots import figures
-from xlstm.plots.results import counted
 from xlstm.training.folder import read_history
 
 TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
@@ -252,11 +251,6 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
     assert labels[test].tolist() == ["a"] * 6 + ["b"] * 2
     assert sources.held_out(labels, 0.2, 1)[1].tolist() != test.tolist()
     assert sources.held_out(labels, 0.0, 0)[1].tolist() == []
-
-
-def test_confusion_has_a_row_for_each_label():
-    truth, found = np.array(["a", "a", "b", "a"]), np.array(["b", "b", "b", "a"])
-    assert counted(truth.tolist(), found.tolist(), ["a", "b", "c"]).tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_a_tirex_from_nothing_forecasts_a_table(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -113,20 +114,19 @@ def _look(seen: Seen, history: Path | None, draw: bool) -> tuple[dict[str, list[
         _, _, saved = seen.network.forward(seen.params, seen.x, train=False, keep=True)
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
+        norms = functools.partial(plots.gradient_norms, seen.network, seen.params, seen.x)
         for name, numbers, figure in (
-            ("saturation", plots.saturation_table, plots.saturation),
-            ("memory", plots.memory_table, plots.memory),
+            ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
+            ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
+            ("gradients", norms, plots.gradients),
         ):
             try:
-                tables[name] = numbers(saved)
+                tables[name] = numbers()
             except ValueError as error:
                 notes.append(f"no {error}")
                 continue
             if draw:
-                pictures[name] = figure(saved)
-        tables["gradients"] = plots.gradient_norms(seen.network, seen.params, seen.x)
-        if draw:
-            pictures["gradients"] = plots.gradients(tables["gradients"])
+                pictures[name] = figure(tables[name])
     if history is not None:
         plots.course(history)
         if draw:
