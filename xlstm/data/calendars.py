@@ -122,23 +122,25 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     def line(row: int) -> str:
         return f"{where}: dates[{row}]"
 
-    check_rising(array, line)
-    array, clocks = local(array, zone)
-    found = calendar(coarsest(array), line)
-    if found is None:
-        unknown = zone is not None and clocks is None
+    placed = calendar(array, line, zone)
+    if placed is None:
+        unknown = zone is not None and local(array, zone)[1] is None
         advice = f"; the clocks of {zone} may not be known here, local dates have no zone" if unknown else ""
         raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them{advice}")
-    return found._replace(zone=clocks)
+    return placed
 
 
-def calendar(dates: Dates, line: Line) -> Calendar | None:
-    """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
+def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | None:
+    """Put dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
 
-    A gap that would have to be filled with more rows than FILL allows is a ValueError that names its line.
+    Dates that do not rise, or a gap that would have to be filled with more rows than FILL allows, are a ValueError that
+    names the line. Those of a time zone come in UTC.
     """
+    check_rising(dates, line)
     if len(dates) < 2:
         return None
+    dates, clocks = local(dates, zone)
+    dates = coarsest(dates)
     for found in _rhythms(dates):
         ticks = found.ticks(dates)
         every = int(np.gcd.reduce(np.diff(ticks)))
@@ -154,7 +156,8 @@ def calendar(dates: Dates, line: Line) -> Calendar | None:
             f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
             f"expected at most {FILL[0]} times as many as there are; split the series there"
         )
-    return found._replace(dates=found.at(ticks[0] + every * np.arange(place[-1] + 1)), place=place, every=every)
+    steps_taken = found.at(ticks[0] + every * np.arange(place[-1] + 1))
+    return found._replace(dates=steps_taken, place=place, every=every, zone=clocks)
 
 
 def local(dates: Dates, zone: str | None) -> tuple[Dates, datetime.tzinfo | None]:

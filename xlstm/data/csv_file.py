@@ -59,12 +59,10 @@ class Dialect:
     encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
-        if self.date_format is not None and "%" not in checks.text("read", "date_format", self.date_format):
+        signs = checks.optional(checks.choice((".", ",")))
+        checks.fields(self, date_format=checks.optional(checks.text), decimal=signs, encoding=checks.choice(ENCODINGS))
+        if self.date_format is not None and "%" not in self.date_format:
             raise ValueError(f"date_format is {shown(self.date_format)}, expected a format such as '%d/%m/%Y'")
-        if self.decimal not in (None, ".", ","):
-            raise ValueError(f"decimal is {shown(self.decimal)}, expected '.' or ','")
-        if self.encoding not in ENCODINGS:
-            raise ValueError(f"encoding is {shown(self.encoding)}, expected one of {', '.join(ENCODINGS)}")
 
 
 PLAIN = Dialect()
@@ -121,17 +119,19 @@ class CsvFile:
         """Name the line of the file in which a row ends, for messages."""
         return f"{self.path}: line {self._lines[row]}"
 
+    def _places(self, names: Sequence[str]) -> list[int]:
+        return frames.places_of(str(self.path), self.names, names, "the header")
+
     def texts(self, name: str) -> Sequence[str]:
         """Return the cells of a column."""
-        return self._cells[frames.places_of(str(self.path), self.names, [name], "the header")[0]]
+        return self._cells[self._places([name])[0]]
 
     def numbers(self, names: Sequence[str]) -> Values:
         """Return columns of numbers, (N, C), NaN where a cell is empty."""
-        places = frames.places_of(str(self.path), self.names, names, "the header")
-        if self.rows == 0 or not places:
-            some = f"{self.rows} rows under the header and {len(places)} columns of numbers"
+        if self.rows == 0 or not names:
+            some = f"{self.rows} rows under the header and {len(names)} columns of numbers"
             raise ValueError(f"{self.path}: {some}, expected some")
-        return np.stack([self._numbers(k) for k in places], axis=1)
+        return np.stack([self._numbers(k) for k in self._places(names)], axis=1)
 
     def columns(self, names: Sequence[str]) -> Columns:
         """Return columns of numbers with the dates or other labels of rows, which are left out of the numbers."""

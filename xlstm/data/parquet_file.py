@@ -49,45 +49,40 @@ class ParquetFile:
 
     def texts(self, name: str) -> Sequence[str]:
         """Return the cells of a column as text, empty where one is missing; equal ones are in memory once."""
-        cells: list[str] = []
-        with self._opened() as (file, kinds):
-            column = self._read(file, [name]).column(name)
-            if kinds.is_nested(column.type):
-                raise TypeError(f"{self.path}: column {checks.shown(name)} holds {column.type}, expected names")
-            for chunk in column.chunks:
-                coded = chunk if kinds.is_dictionary(chunk.type) else chunk.dictionary_encode()
-                words = ["" if word is None else str(word) for word in coded.dictionary.to_pylist()]
-                cells += ["" if k is None else words[k] for k in coded.indices.to_pylist()]
+        column, cells = self._table([name]).column(name), []
+        if column.type.num_fields:
+            raise TypeError(f"{self.path}: column {checks.shown(name)} holds {column.type}, expected names")
+        for chunk in column.chunks:
+            coded = chunk if hasattr(chunk, "dictionary") else chunk.dictionary_encode()
+            words = ["" if word is None else str(word) for word in coded.dictionary.to_pylist()]
+            cells += ["" if k is None else words[k] for k in coded.indices.to_pylist()]
         return cells
 
     def numbers(self, names: Sequence[str]) -> Values:
         """Return columns of numbers, (N, C), NaN where a cell is missing."""
-        return self._columns(names, []).values
+        return frames.table_of(str(self.path), self._table(names), names).values
 
     def columns(self, names: Sequence[str]) -> Columns:
         """Return columns of numbers with the dates of rows, those that are named or else the one column of dates."""
         dates = [name for name in self.dated if name in names] or self.dated * (len(self.dated) == 1)
-        return self._columns([name for name in names if name not in dates], dates)
+        wanted = [name for name in names if name not in dates]
+        return frames.table_of(str(self.path), self._table([*wanted, *dates]), wanted)
 
-    def _columns(self, names: Sequence[str], dates: Sequence[str]) -> Columns:
-        with self._opened() as (file, _):
-            table = self._read(file, [*names, *dates])
-        return frames.table_of(str(self.path), table, names)
-
-    def _read(self, file: Any, names: Sequence[str]) -> Any:
+    def _table(self, names: Sequence[str]) -> Any:
         """Return some columns, once their size is checked: that of numbers by rows, that of pages as these say it."""
         frames.places_of(str(self.path), self.names, names, "the header")
-        metadata, wanted = file.metadata, {*names}
-        groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
-        leaves = (group.column(k) for group in groups for k in range(group.num_columns))
-        size = 8 * metadata.num_rows * len(wanted)
-        size += sum(one.total_uncompressed_size for one in leaves if one.path_in_schema.partition(".")[0] in wanted)
-        if size > (most := UNPACKED[0] + UNPACKED[1] * self._size):
-            held = f"holds {size} bytes in {self._size} of the file, expected at most {most}"
-            raise ValueError(f"{self.path}: {checks.few(names)} {held}; take fewer rows")
-        table = file.read(names)
-        table.validate(full=True)
-        return table
+        with self._opened() as (file, _):
+            metadata, wanted = file.metadata, {*names}
+            groups = (metadata.row_group(g) for g in range(metadata.num_row_groups))
+            leaves = (group.column(k) for group in groups for k in range(group.num_columns))
+            sizes = [one.total_uncompressed_size for one in leaves if one.path_in_schema.partition(".")[0] in wanted]
+            size, most = 8 * metadata.num_rows * len(wanted) + sum(sizes), UNPACKED[0] + UNPACKED[1] * self._size
+            if size > most:
+                held = f"holds {size} bytes in {self._size} of the file, expected at most {most}"
+                raise ValueError(f"{self.path}: {checks.few(names)} {held}; take fewer rows")
+            table = file.read(names)
+            table.validate(full=True)
+            return table
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:

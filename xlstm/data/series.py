@@ -183,9 +183,7 @@ def read_series(path: AnyPath, column: str | None = None, usual: str | None = No
     def line(row: int) -> str:
         return file.line(begin + row)
 
-    calendars.check_rising(index, line)
-    index = calendars.coarsest(calendars.local(index, found.zone)[0])
-    calendar = calendars.calendar(index, line)
+    calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
         return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
     full = np.full(len(calendar.dates), np.nan)
