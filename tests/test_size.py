@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "": 580,
     "arrays": 1_960,
-    "cells": 1_230,
+    "cells": 1_150,
     "cli": 2_030,
     "data": 2_390,
     "engines": 4_460,
@@ -27,7 +27,7 @@ PACKAGES = {
     "interop": 2_640,
     "layers": 2_060,
     "models": 1_960,
-    "plots": 660,
+    "plots": 560,
     "recurrence": 240,
     "tracing": 330,
     "training": 1_910,
