@@ -330,15 +330,6 @@ class NetworkEstimator(FiledEstimator):
     validation_fraction: float = 0.1
     warm_start: bool = False
 
-    def _layer_options(self, *named: str) -> dict[str, Any]:
-        """Return `options`, of which none may have the name of one that the estimator itself gives to the layer."""
-        where, options = type(self).__name__, self.options or {}
-        for name in options:
-            if name in ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where", *named):
-                problem = f"options has {name!r}, which {where} gives to the layer; expected other options"
-                raise ValueError(f"{where}: {problem}")
-        return options
-
     def _check_warm_start(self, before: Any, layer: Any) -> None:
         """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`."""
         if type(before) is not type(layer) or before.shapes != layer.shapes:

@@ -245,8 +245,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
     def network(self, width: int, outputs: int) -> Any:
         """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        options = self._layer_options("bidirectional", "output_size", "last")
-        return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
+        sizes |= {"input_size": width, "output_size": outputs, "last": True}
+        return sequence_model(type(self).__name__, self.cell, **sizes, **(self.options or {}))
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
