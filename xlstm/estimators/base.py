@@ -60,7 +60,6 @@ CHECKS: dict[str, checks.Kind] = {
     "options": checks.optional(checks.instance(dict, "a dict of name to value")),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": _quantiles,
-    "scaling": checks.choice(("window", "series")),
     "schedule": checks.choice(("constant", "cosine")),
     "seed": checks.seed_number,
     "weight_decay": checks.non_negative,
@@ -163,11 +162,7 @@ class Estimator:
         """Raise NotFittedError, that of scikit-learn where it is in use, unless the estimator is fitted."""
         if self.__sklearn_is_fitted__():
             return
-        kind: type[Exception] = NotFittedError
-        if "sklearn" in sys.modules:
-            from sklearn.exceptions import NotFittedError as Known
-
-            kind = Known
+        kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", NotFittedError)
         raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
 
     def _become(self, **results: Any) -> None:
