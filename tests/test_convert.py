@@ -89,7 +89,7 @@ def test_the_command_line(tmp_path):
         (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
         (["import", "net.pb"], "suffix '.pb' is unknown, expected .onnx"),
         (["import", "none.safetensors"], "none.safetensors: no such file"),
-        (["import", "plain.safetensors"], "weight_hh_l0 is missing, found a"),
+        (["import", "plain.safetensors"], "weight_ih_l0 is missing, found a"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, arguments, words):
