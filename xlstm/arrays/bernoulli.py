@@ -91,9 +91,11 @@ def bernoulli(
         Its library, device and dtype are those of the result.
     dropout : bool
     """
-    xp, (low, high) = namespace_of(array), (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
+    xp = namespace_of(array)
+    low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
     if not isinstance(rng, Later) and not (fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64)):
-        return like(np.where(rng.random(shape, dtype=np.float32) < rate, low, high), array)
+        drawn = rng.random(shape, dtype=np.float32)
+        return like((drawn >= rate) * high if dropout else drawn < rate, array)
     found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
     c = rng.bit_generator.state["state"]["inc"]
     if isinstance(rng, Later):
