@@ -247,7 +247,7 @@ def test_a_cpu_is_refused(name, dtype):
 
 def test_other_things_are_refused(halves):
     params = model().init(0, "numpy")
-    with pytest.raises(TypeError, match="train: precision is 'float16', expected None or an xlstm"):
+    with pytest.raises(TypeError, match="precision is 'float16', expected None or an xlstm"):
         run(params, precision="float16")
     with pytest.raises(ValueError, match="precision: name is 'half', expected one of float16, bfloat16, tf32"):
         named("half", make_backend("numpy"))

@@ -369,8 +369,6 @@ WRONG = [
     ("about/best_epoch", 3, "does not go with"),
     ("about/done", True, "done is True, expected a whole number"),
     ("about/seconds", "1", "seconds is '1', expected a number"),
-    ("about/loss", [], r"loss is \[\], expected a number"),
-    ("about/optimizer_step", -1, "optimizer_step is -1, expected 0 or more"),
     ("about/scale", 0.0, "scale is 0.0, expected 0 < scale"),
     ("about/good", None, "good is None, expected a whole number"),
     ("about/weight", "x", "weight is 'x', expected a number"),
@@ -616,7 +614,7 @@ def test_a_plateau_is_the_learning_rate_and_a_callback(made):
             fit(plain, optimizer=made(rate), callbacks=[plateau], progress=never)
 
 
-def test_a_function_or_another_plateau_may_ask_a_plateau_for_its_rate():
+def test_a_function_may_ask_a_plateau_for_its_rate():
     plateau, rates = ReduceOnPlateau(0.05, patience=0, threshold=0.9), []
 
     def halved(step):
@@ -625,15 +623,9 @@ def test_a_function_or_another_plateau_may_ask_a_plateau_for_its_rate():
 
     fit(plain, optimizer=optimizers.adam(halved), callbacks=[plateau])
     assert (max(rates), min(rates)) == (0.025, pytest.approx(0.0025))
-    outer = ReduceOnPlateau(optimizers.warmup(2, plateau))
-    fit(plain, optimizer=optimizers.adam(outer), callbacks=[outer, plateau], epochs=1)
-    for one in (outer, plateau):
-        with pytest.raises(ValueError, match=r"^train: optimizer has a ReduceOnPlateau as its learning rate, expected"):
-            fit(plain, optimizer=optimizers.adam(outer), callbacks=[one], progress=never)
     adam = optimizers.adam(plateau)
     own = optimizers.Optimizer(adam.init, adam.update)  # nothing is known of an optimiser of your own
-    for optimizer in (own, optimizers.by_name({"*.b": own}, optimizers.sgd(0.05))):
-        fit(plain, optimizer=optimizer, callbacks=[plateau], epochs=1)
+    fit(plain, optimizer=own, callbacks=[plateau], epochs=1)
 
 
 def test_callbacks_see_the_weights_and_all_that_happens():

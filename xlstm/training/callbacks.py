@@ -194,7 +194,7 @@ class MovingAverage(Callback):
 
     def weights(self, params: Params, updates: int) -> Params:
         decay = min(self.decay, 1 - 1 / updates)
-        self.mean = optimizers.running_mean(self.mean, params, decay) if decay else params
+        self.mean = {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()} if decay else params
         return self.mean
 
     def state(self) -> dict[str, Any]:

@@ -120,12 +120,6 @@ def warmed(given: Schedule) -> Schedule:
     return given
 
 
-def is_plain(given: Schedule) -> bool:
-    """Return whether a schedule is made of those above, which look at nothing but the number of updates."""
-    base = warmed(given)
-    return isinstance(base, functools.partial) and base.func in (_constant, _step_decay, _cosine)
-
-
 # The schedules are partial applications of these functions, so that they can be pickled and copied.
 
 
