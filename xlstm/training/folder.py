@@ -101,17 +101,13 @@ class Folder:
 
     def check(self, origin: Checkpoint | None) -> None:
         """Raise ValueError where the folder holds checkpoints that a run from `origin` on would mix with its own."""
-        old = self.checkpoints()
-        if old and origin is None:
-            raise ValueError(
-                f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
-                "and another folder begins a new one"
-            )
-        if old and origin is not None and _total(old[-1]) > origin.about["total"]:
-            raise ValueError(
-                f"train: {self.path} holds later checkpoints than {origin.path} ({old[-1].name}); "
-                "delete them, or choose another folder"
-            )
+        for path in self.checkpoints()[-1:]:
+            if origin is None:
+                how = "resume=True goes on with it, and another folder begins a new one"
+                raise ValueError(f"train: {self.path} holds a run already ({path.name}); {how}")
+            if _total(path) > origin.about["total"]:
+                later = f"holds later checkpoints than {origin.path} ({path.name})"
+                raise ValueError(f"train: {self.path} {later}; delete them, or choose another folder")
 
     def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
         """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of the same place.
@@ -181,8 +177,8 @@ class Folder:
             raise problem
         return None
 
-    def rewind(self, total: int, validations: int) -> None:
-        """Drop lines of the history after the `total`-th step and later validations, which come again.
+    def rewind(self, total: int, epoch: int) -> None:
+        """Drop lines of the history after the `total`-th step, and of validations from `epoch` on, which come again.
 
         So does what a killed process or a power cut may have left half written; a checkpoint is all that a run needs.
         """
@@ -191,12 +187,11 @@ class Folder:
         writing.clean(self.path)
         if not reading.regular(path := self.path / HISTORY).exists():
             return
-        kept, judged, blob = "", 0, path.read_bytes()
+        kept, blob = "", path.read_bytes()
         for line in blob.split(b"\n"):
             with contextlib.suppress(ValueError):
                 entry = _entry(line)
-                judged += "validation" in entry
-                if entry["total"] <= total and ("validation" not in entry or judged <= validations):
+                if entry["total"] <= total and ("validation" not in entry or entry["epoch"] < epoch):
                     kept += json.dumps(entry) + "\n"
         if kept.encode() != blob:
             writing.write(path, kept.encode())

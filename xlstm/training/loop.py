@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +16,8 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.precision import Mixed
 from xlstm.training import optimizers, schedules
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.feed import Loss, mean_loss
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
+from xlstm.training.feed import Loss
 from xlstm.training.folder import Folder
 from xlstm.training.run import Run, Trained
 from xlstm.training.steps import Step
@@ -115,8 +114,7 @@ def train(
         the parameter.
     ValueError
         `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
-        or do not fit into the dtype. The folder holds another run. A `ReduceOnPlateau` is a callback but not the
-        learning rate of the optimiser, or the reverse.
+        or do not fit into the dtype. The folder holds another run.
     TypeError, ValueError, BackendError
         A `precision` that does not go with the weights, or a device that does not have it. `graph` where the weights
         are not on CuPy.
@@ -131,7 +129,6 @@ def train(
     chosen += [] if patience is None else [EarlyStopping(patience)]
     chosen += _callbacks([] if progress is None else [progress], "progress") + _callbacks(callbacks)
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=chosen, accumulate=accumulate, graph=graph)
-    _check_plateaus(optimizer, chosen)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
     named = {"data": data} | ({} if validation is None else {"validation": validation})
@@ -165,47 +162,6 @@ def _callbacks(given: Any, name: str = "callbacks") -> list[Callback]:
             raise TypeError(f"train: {name}[{k}] is {shown}, expected a training.Callback or a function")
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     return chosen
-
-
-def _check_plateaus(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback]) -> None:
-    """Raise ValueError unless each `ReduceOnPlateau` in a learning rate is among the callbacks, and the reverse.
-
-    A function of your own is not looked into: it may ask a `ReduceOnPlateau` for its rate.
-    """
-    rates = [schedules.warmed(schedule) for schedule in optimizer.schedules]
-    if any(isinstance(rate, ReduceOnPlateau) and all(rate is not callback for callback in callbacks) for rate in rates):
-        problem = "optimizer has a ReduceOnPlateau as its learning rate, expected it in callbacks, too"
-        raise ValueError(f"train: {problem}: it changes after each validation")
-    if not rates or not all(isinstance(rate, ReduceOnPlateau | functools.partial) for rate in rates):
-        return
-    if any(isinstance(callback, ReduceOnPlateau) and callback not in rates for callback in callbacks):
-        problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"
-        raise ValueError(f"train: {problem}, such as optim.adam(plateau)")
-
-
-def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:
-    """Return the mean loss over all of `data`, with the state carried as in training.
-
-    Parameters
-    ----------
-    model : object
-        As for `train`.
-    params : dict of str to array
-    data : Batches
-    loss : callable, optional
-        As for `train`.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
-        into the dtype.
-    """
-    return mean_loss(model, params, data, loss, lambda: False)
 
 
 class RangeTest(NamedTuple):

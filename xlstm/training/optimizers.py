@@ -96,16 +96,12 @@ class Optimizer(NamedTuple):
     parts : Parts, optional
         `update` in two parts, for steps of training that do not wait for a GPU. An optimiser of your own may leave them
         out, and its steps then wait.
-    schedules : tuple of Schedule
-        Its learning rates, by which `train` sees whether a `ReduceOnPlateau` among them is a callback, too. An
-        optimiser of your own may leave them out.
     """
 
     init: Callable[[Params], OptimState]
     update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
     frozen: Callable[[str], bool] = _none
     parts: Parts | None = None
-    schedules: tuple[Schedule, ...] = ()
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -360,7 +356,7 @@ def _make_adam(
 
 def _optimizer(rule: _Rule | _ByName, frozen: Callable[[str], bool] = _none) -> Optimizer:
     parts = Parts(len(rule.numbers(0)), rule.numbers, rule.apply)
-    return Optimizer(rule.init, functools.partial(_update, rule), frozen, parts, rule.schedules)
+    return Optimizer(rule.init, functools.partial(_update, rule), frozen, parts)
 
 
 def _update(rule: _Rule | _ByName, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
@@ -383,10 +379,6 @@ class _Rule:
     slots: tuple[str, ...]
     formula: Callable[..., Any]
     options: dict[str, Any]
-
-    @property
-    def schedules(self) -> tuple[Schedule, ...]:
-        return (self.lr,)
 
     def init(self, params: Params) -> OptimState:
         params = from_foreign(self.where, params)
@@ -425,8 +417,7 @@ class _Rule:
         where = self.where
         checks.mapping(where, params)
         checks.mapping(where, grads, "gradients")
-        if grads.keys() != params.keys():
-            odd = min(grads.keys() ^ params.keys(), key=str)
+        for odd in grads.keys() ^ params.keys():
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
         if slots.keys() != set(self.slots) or any(moments.keys() != params.keys() for moments in slots.values()):
             expected = f"expected {sorted(self.slots)} of the same parameters"
@@ -505,10 +496,6 @@ class _ByName:
     @property
     def parts(self) -> list[Parts | None]:
         return [None if optimizer is None else optimizer.parts for optimizer in self.optimizers]
-
-    @property
-    def schedules(self) -> tuple[Schedule, ...]:
-        return tuple(rate for optimizer in self.optimizers if optimizer for rate in optimizer.schedules)
 
     def place(self, name: str) -> int:
         """Return the number of the pattern that decides for a parameter."""

@@ -29,7 +29,7 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
 from xlstm.precision import Scaling
 from xlstm.training.callbacks import Callback, Progress, has
-from xlstm.training.feed import Inputs, mean_loss
+from xlstm.training.feed import Inputs, evaluate
 from xlstm.training.folder import Checkpoint, Folder, find
 from xlstm.training.optimizers import OptimState
 from xlstm.training.steps import Step, StepState, Taken
@@ -139,7 +139,7 @@ class Run:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
-        self.folder.rewind(self.total, len(self.validations))
+        self.folder.rewind(self.total, self.epoch)
 
     def train(self) -> Trained:
         """Train until the end, or until a signal or a callback stops it."""
@@ -216,7 +216,7 @@ class Run:
 
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
-        loss = mean_loss(self.step.model, self.judged, data, self.step.loss, lambda: bool(received))
+        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=lambda: bool(received))
         if received:
             return False
         if not math.isfinite(loss):

@@ -113,13 +113,6 @@ def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
     return value
 
 
-def warmed(given: Schedule) -> Schedule:
-    """Return what follows the warm-ups of a schedule, or the schedule where it has none."""
-    while isinstance(given, functools.partial) and given.func is _warmup:
-        given = given.keywords["then"]
-    return given
-
-
 # The schedules are partial applications of these functions, so that they can be pickled and copied.
 
 

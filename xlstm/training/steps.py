@@ -391,11 +391,9 @@ def _added(state: StepState, grads: Params, weight: Any, *counts: Array, in_plac
 
     The first of an update begins new sums, in the places of the old ones with `in_place`.
     """
-    first = state.batches == 0
-    if state.sums is None or (first and not in_place):
-        return _each(_weighted, [grads], (weight,), first=True)
-    into = (1,) if in_place else ()
-    return _each(_weighted, [grads, state.sums], (weight,) if first else (weight, *counts), into, first=first)
+    sums = grads if state.sums is None else state.sums  # the first does not look at them
+    into = (1,) if in_place and state.sums is not None else ()
+    return _each(_weighted, [grads, sums], (weight, *counts), into, first=state.batches == 0)
 
 
 def _each(
@@ -408,12 +406,10 @@ def _each(
     return {name: listed(result)[0] for name, result in zip(names, results, strict=True)}
 
 
-def _weighted(xp: Namespace, g: Array, *rest: Any, first: bool) -> Array:
-    if first:
-        return rest[-1] * g
-    sums, weight, *counts = rest
-    added = sums + weight * g
-    return xp.where(counts[0] > 0, added, sums) if counts else added
+def _weighted(xp: Namespace, g: Array, sums: Array, weight: Any, *counts: Array, first: bool) -> Array:
+    before = xp.zeros_like(sums) if first else sums
+    added = before + weight * g
+    return xp.where(counts[0] > 0, added, before) if counts else added
 
 
 def _mean(xp: Namespace, sums: Array, total: Any) -> Array:
