@@ -14,9 +14,10 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
+from xlstm.data.table import by_name, read_header, read_names, read_numbers
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import folder
