@@ -621,7 +621,7 @@ def test_damaged_parquet_files_are_named(tmp_path):
         damaged = bytearray(blob)
         damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(damaged))
-        for read, columns in ((read_table, ["x", "n"]), (files.read_names, "name"), (read_series, "x")):
+        for read, columns in ((read_table, ["x", "n"]), (names_of, "name"), (read_series, "x")):
             try:
                 read(path, columns)
             except (ValueError, TypeError) as error:
@@ -641,6 +641,10 @@ def test_tables_without_their_libraries(tmp_path, monkeypatch):
             read()
 
 
+def names_of(path, column):
+    return files.names_in(files.opened(path), column)
+
+
 COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": [datetime.date(2024, 1, 1)] * 2, "x": [0.1, -2.5e-9]}
 
 
@@ -650,15 +654,16 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
         pytest.importorskip("pyarrow")
     path = tmp_path / f"t.{suffix}"
     files.write_table(path, COLUMNS)
-    assert files.read_header(path) == ([*COLUMNS], ["day"])
-    assert files.read_names(path, "name").tolist() == ["a", "b"]
-    assert files.read_names(path, "label").tolist() == ["1", "2"]
-    np.testing.assert_array_equal(files.read_numbers(path, ["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
-    for read in (files.read_names, lambda path, name: files.read_numbers(path, [name])):
+    file = files.opened(path)
+    assert (file.names, file.dated) == ([*COLUMNS], ["day"])
+    assert names_of(path, "name").tolist() == ["a", "b"]
+    assert names_of(path, "label").tolist() == ["1", "2"]
+    np.testing.assert_array_equal(file.numbers(["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
+    for read in (names_of, lambda path, name: file.numbers([name])):
         with pytest.raises(ValueError, match="column 'z' is not in the header, which has name, label, day, x"):
             read(path, "z")
     with pytest.raises((ValueError, TypeError), match="name"):
-        files.read_numbers(path, ["name"])
+        file.numbers(["name"])
     files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
     assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
     files.write_table(path, {"note": ["x", "y"]})
@@ -666,7 +671,7 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
         read_series(path)
     files.write_table(path, {"a": ["x", ""], "b": [1, 2]})
     with pytest.raises(ValueError, match=rf"t\.{suffix}: column 'a' is empty in row 2"):
-        files.read_names(path, "a")
+        names_of(path, "a")
 
 
 def test_tables_that_cannot_be_written(tmp_path):

@@ -40,14 +40,12 @@ class Roles(NamedTuple):
             lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
         if len(lists["series_id"]) > 1:
             raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
-        roles: dict[str, list[str]] = {}
-        for role, names in lists.items():
-            for column in names:
-                roles.setdefault(column, []).append(role)
-        for column, several in roles.items():
-            if len(several) > 1:
-                problem = f"column {checks.shown(column)} is in {' and '.join(several)}, expected one role"
+        taken: dict[str, str] = {}
+        for role, column in ((role, column) for role, names in lists.items() for column in names):
+            if column in taken:
+                problem = f"column {checks.shown(column)} is in {taken[column]} and {role}, expected one role"
                 raise ValueError(f"{where}: {problem}")
+            taken[column] = role
         return Roles(**lists)
 
     def given(self) -> dict[str, Any]:
