@@ -166,7 +166,7 @@ TWO_ZONES = "2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"
 @pytest.mark.parametrize(
     ("dates", "form", "words"),
     [
-        (["30/02/2024", "01/03/2024", "02/03/2024"], "%d/%m/%Y", "line 2: '30/02/2024' is not a date of the format"),
+        (["30/02/2024", "01/03/2024", "02/03/2024"], "%d/%m/%Y", "no column holds dates of the format '%d/%m/%Y'"),
         (["01/02/2024", "2024-02-02"], "%Y-%m", "no column holds dates of the format '%Y-%m'"),
         (["31.01.2024", "30.01.2024"], "%d.%m.%Y", "line 3 is 2024-01-30, expected a date after 2024-01-31"),
         (["2001-02", "2001-02"], None, "line 3 is 2001-02, expected a date after"),

@@ -21,7 +21,7 @@ PACKAGES = {
     "arrays": 1_960,
     "cells": 1_150,
     "cli": 2_030,
-    "data": 2_390,
+    "data": 2_070,
     "engines": 4_460,
     "estimators": 2_000,
     "interop": 2_640,
