@@ -45,18 +45,6 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
     assert all(found.others.values())
 
 
-def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
-    assert choose().arithmetic.name == "3xfp16"
-    with cuda.use(precision="tf32"):
-        assert choose().arithmetic.name == "tf32"
-        with cuda.use(path="plain"):
-            assert choose().arithmetic.name == "float32"
-        with cuda.use(precision="float32"):
-            assert choose().arithmetic.name == "3xfp16"
-    monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
-    assert choose().arithmetic.name == "tf32"
-
-
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
@@ -72,14 +60,20 @@ def test_a_path_that_was_asked_for_is_taken_or_refused(path, arguments, message)
         choose(**arguments)
 
 
-def test_paths_can_be_asked_for(monkeypatch):
+def test_paths_and_precisions_can_be_asked_for(monkeypatch):
     for path in cuda.PATHS:
         with cuda.use(path):
             assert choose().path == path
+    assert choose().arithmetic.name == "3xfp16"
+    with cuda.use(precision="tf32"):
+        assert choose().arithmetic.name == "tf32"
+        with cuda.use(path="plain"):
+            assert choose().arithmetic.name == "float32"
     monkeypatch.setenv("XLSTM_CUDA_PATH", "grid")
-    assert choose().path == "grid"
-    with cuda.use("auto"):
-        assert choose().path == "cluster"
+    monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
+    assert (choose().path, choose().arithmetic.name) == ("grid", "tf32")
+    with cuda.use("auto", "float32"):
+        assert (choose().path, choose().arithmetic.name) == ("cluster", "3xfp16")
     monkeypatch.setenv("XLSTM_CUDA_PATH", "quick")
     with pytest.raises(ValueError, match="XLSTM_CUDA_PATH is 'quick', expected one of auto, loop,"):
         choose()
