@@ -125,8 +125,8 @@ def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=F
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
     found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
     if kept:
-        parts = ("gates", "h", *layer.STATES[1:])
-        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.passes.items() for part in parts}
+        parts = ("gates", "h", *layer.CELL.STATES[1:])
+        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.kept.items() for part in parts}
     return {name: to_numpy(a) for name, a in found.items()}
 
 

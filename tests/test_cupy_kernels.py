@@ -291,7 +291,7 @@ def test_an_array_of_another_dtype_reaches_no_kernel():
     be = xlstm.backend("cupy")
     layer = xlstm.LSTM(3, 8)
     _, _, saved = layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
-    tape = saved.passes["0"].tape
+    tape = saved.kept["0"].tape
     made = cell_source.loop(tape.function, "forward", tape.choice.forward)
     runtime, wrong = launch.runtime(be.xp, tape.x), cupy.ones(4, dtype="float64")
     arrays = [wrong if name == "zx" else cupy.ones(4, dtype="float32") for name in made.arrays]

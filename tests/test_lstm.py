@@ -190,7 +190,7 @@ def test_bad_gradient_shape_is_named(rng):
 
 
 def test_unknown_initializer_is_named():
-    with pytest.raises(ValueError, match="initializer: 'zeros' is unknown"):
+    with pytest.raises(ValueError, match="LSTM: initializer is 'zeros', expected one of uniform"):
         xlstm.LSTM(2, 3, initializer="zeros")
 
 

@@ -48,7 +48,7 @@ CELLS = {
     "lstm": lstm.Cell(),
     "lstm with options": lstm_options.Cell(),
     "lstm clip": lstm_options.Cell(clip=0.5),
-    "lstm coupled": lstm_options.Cell(coupled=True),
+    "lstm coupled": lstm_options.Cell(coupled_input_forget=True),
     "lstm cell_clip": lstm_options.Cell(cell_clip=0.4),
     "lstm all": lstm_options.Cell(("hard_sigmoid(0.3, 0.5)", "softsign", "elu"), 0.7, True, 0.4),
     "gru": gru.Cell(),

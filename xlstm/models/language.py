@@ -17,10 +17,9 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
-from xlstm.layers.blocks.backbone import Backbone
-from xlstm.layers.blocks.block import Block
+from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
-from xlstm.layers.module import dropout, dropped
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.losses import cross_entropy
 from xlstm.models.sequence import layer
@@ -120,36 +119,33 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks, but for the values of tokens x (T, B)."""
-        xp = span.xp
-        kept: dict[str, Any] = {}
+        xp, run = span.xp, Forward(self, span.xp, p, span)
         x = span.mask(x)
         within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
-        e = self.through(xp, "embedding", p, x, kept)  # (1)
-        kept["mask"] = dropout(span.rng, self.embedding_dropout, tuple(e.shape), e)  # (2)
-        y, end, kept["backbone"] = self.backbone.run(self.below("backbone", p), dropped(e, kept["mask"]), state, span)
-        logits, kept["head"] = self._head(xp, p, y)  # (4)
-        kept["logits"] = None if self.logit_cap is None else logits  # do not change those before `backward`
-        return logits, end, kept
+        e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
+        y, end, backbone = self.backbone.run(self.below("backbone", p), e, state, span)  # (3)
+        logits, head = self._head(xp, p, y)  # (4)
+        run.keep(backbone=backbone, head=head, logits=None if self.logit_cap is None else logits)
+        return logits, end, run.kept
 
     def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
-        xp = span.xp
+        xp, run = span.xp, Backward(self, span.xp, p, kept, span)
         if dy is None:
             dy = span.zeros(self.vocab_size, p)
         if self.logit_cap is not None:
             capped = kept["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
-        found, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
+        head, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
         grads, dx, start = self.backbone.run_bwd(self.below("backbone", p), kept["backbone"], dy, dstate, span)  # (3)
-        dx = dropped(dx, kept["mask"])  # (2)
-        own, _ = self.parts["embedding"].apply_bwd(xp, p, kept["embedding"], dx)  # (1)
+        run("embedding", run.dropped("mask", dx))  # (2) (1)
+        found = run.grads | {f"backbone.{name}": g for name, g in grads.items()} | {"head.W": head["W"]}
         if self.tied:
-            own["W"] = own["W"] + found["W"]
-        every = {f"backbone.{name}": g for name, g in grads.items()}
-        return {**every, "embedding.W": own["W"], "head.W": found["W"]}, None, start
+            found["embedding.W"] = found["embedding.W"] + head["W"]
+        return found, None, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
-        e = self.through(xp, "embedding", p, x, {})
+        e = Forward(self, xp, p)("embedding", x)
         y, end = self.backbone.run_step(xp, self.below("backbone", p), e, state)
         return self._head(xp, p, y)[0], end
 

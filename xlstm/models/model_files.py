@@ -11,10 +11,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
-from xlstm.layers.blocks.backbone import Backbone, xLSTMStack
+from xlstm.layers.blocks.block import Backbone
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.mlstm_block import mLSTMBlock
-from xlstm.layers.blocks.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.stack import mLSTMBlock, sLSTMBlock, xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.recurrent import LAYERS as GATED

@@ -14,8 +14,8 @@ from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
-from xlstm.layers.blocks.backbone import Backbone
-from xlstm.layers.blocks.block import MULTIPLE, ResidualFeedForward, round_up
+from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, State
 from xlstm.losses import pinball
 from xlstm.models.tirex import fine_tuning, items, prediction
@@ -62,12 +62,13 @@ class PatchNetwork(Backbone):
         "scale_eps": checks.non_negative,
     }
     COVARIATES: ClassVar[bool] = False  # whether a forecast takes some
+    horizon: int = 0  # steps that are forecast at least
     _symbol = "2P"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("context", "horizon"):
-            steps = getattr(self, name, 0)
+            steps = getattr(self, name)
             if steps % self.patch_size:
                 expected = f"a multiple of patch_size, {self.patch_size}"
                 raise ValueError(f"{type(self).__name__}: {name} is {steps}, expected {expected}")
@@ -101,20 +102,15 @@ class PatchNetwork(Backbone):
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        kept: dict[str, Any] = {}
-        h = self.through(span.xp, "input", p, x, kept)
-        if not span.keep:
-            kept.clear()
-        h, end, more = super().scan(p, h, state, span)
-        kept |= more
-        return self.through(span.xp, "output", p, h, kept), end, kept
+        run = Forward(self, span.xp, p, span)
+        h, end, kept = super().scan(p, run("input", x), state, span)
+        return run("output", h), end, run.kept | kept
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        grads: Params = {}
-        dh = self.through_bwd(span.xp, "output", p, kept, dy, grads)
-        found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
-        grads |= found
-        return grads, self.through_bwd(span.xp, "input", p, kept, dh, grads), start
+        run = Backward(self, span.xp, p, kept, span)
+        found, dh, start = super().scan_bwd(p, kept, run("output", dy), dstate, span)
+        dx = run("input", dh)
+        return found | run.grads, dx, start
 
     def hidden(self, params: Params, tokens: Array, state: Any = None, **rows: Any) -> tuple[list[Array], State]:
         """Run for inference without the layers after the last block, and return the output of every block.
@@ -134,17 +130,16 @@ class PatchNetwork(Backbone):
         state : tuple
         """
         params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
-        levels, ends = zip(*self._levels(params, x, start, span, range(self.num_blocks)), strict=True)
+        run = Forward(self, span.xp, params, span)
+        levels, ends = zip(*self._levels(run, x, start, range(self.num_blocks)), strict=True)
         return [self._swap(span.xp, h) for h in levels], ends[1:]
 
-    def _levels(
-        self, p: Params, x: Array, start: State, span: Span, blocks: Iterable[int]
-    ) -> Iterator[tuple[Array, State]]:
+    def _levels(self, run: Forward, x: Array, start: State, blocks: Iterable[int]) -> Iterator[tuple[Array, State]]:
         """Yield what the first block is given and (), then the output and the state of each of some blocks."""
-        h = self.through(span.xp, "input", p, x, {})
+        h = run("input", x)
         yield h, ()
         for k in blocks:
-            h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
+            h, end = run(f"blocks.{k}", h, start[k])
             yield h, end
 
     @property
@@ -390,15 +385,15 @@ class PatchNetwork(Backbone):
             As for `forward`.
         """
         params, x, start, span = self._begin(params, x, state, groups=groups)
-        xp, top = span.xp, self.num_blocks - 1
-        h, _ = collections.deque(self._levels(params, x, start, span, range(top)), maxlen=1).pop()
-        block, p = self.blocks[top], self.below(f"blocks.{top}", params)
-        h, _ = block.over_time(p, h, start[top], span, {})
-        h = block.at_each_step(p, h[tokens, ...], span, {})
-        h = h if rows is None else take(xp, h, rows)
-        for name in ("norm", "output"):
-            h = self.through(xp, name, params, h, {}) if name in self.parts else h
-        return self._swap(xp, self._parted(xp, h))
+        run, top = Forward(self, span.xp, params, span), self.num_blocks - 1
+        h, _ = collections.deque(self._levels(run, x, start, range(top)), maxlen=1).pop()
+        block = self.blocks[top]
+        within = Forward(block, span.xp, self.below(f"blocks.{top}", params), span)
+        h, _ = block.over_time(within, h, start[top])
+        h = block.at_each_step(within, h[tokens, ...])
+        h = h if rows is None else take(span.xp, h, rows)
+        h = run("norm", h) if "norm" in self.parts else h
+        return self._swap(span.xp, self._parted(span.xp, run("output", h)))
 
     def _parted(self, xp: Namespace, y: Array) -> Array:
         """Return (..., Q P) as (..., Q, P)."""
