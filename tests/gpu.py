@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ def on_cpu() -> None:
 def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let programs that time a card run where CuPy runs on the CPU."""
     monkeypatch.setattr("bench.rows.card", lambda: make_backend("cupy", "float32"))
-    monkeypatch.setattr("bench.run.runner", lambda name, dtype: SimpleNamespace(backend=make_backend(name, dtype)))
+    monkeypatch.setattr("bench.run.home_of", make_backend)
 
 
 def two_devices() -> None:

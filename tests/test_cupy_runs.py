@@ -19,7 +19,7 @@ from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
 from tests import gpu, parity
-from xlstm.cli import timing
+from xlstm.cli.bench import interleave
 from xlstm.estimators import SequenceClassifier, TextModel
 
 gpu.needed()
@@ -202,7 +202,7 @@ def test_the_main_job(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", ["layers", "lengths", "inference"])
 def test_times_of_layers(monkeypatch, tmp_path, name):
     gpu.timed_as_a_card(monkeypatch)
-    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0))
+    monkeypatch.setattr(interleave, "__defaults__", (1, 0.0))
     for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
         monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
     results = tmp_path / "results.json"

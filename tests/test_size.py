@@ -27,7 +27,7 @@ PACKAGES = {
     "interop": 2_640,
     "layers": 2_060,
     "models": 1_960,
-    "plots": 660,
+    "plots": 560,
     "recurrence": 240,
     "tracing": 330,
     "training": 1_910,

@@ -354,10 +354,10 @@ def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def zero_shot(**options: Any) -> ZeroShotForecaster:
-    return ZeroShotForecaster(model=TWO, params=TWO_PARAMS, **options)
+    return ZeroShotForecaster((TWO, TWO_PARAMS), **options)
 
 
-def zero_shot_forecast(horizon=3, quantiles=None, batch_size=512, rollout=None, resample=None, sign_flip=None):
+def zero_shot_forecast(horizon=3, quantiles=None, batch_size=512):
     return zero_shot(**locals()).predict(SERIES)
 
 

@@ -17,7 +17,7 @@ from xlstm.data.table import Dialect
 from xlstm.data.text import Bytes, Characters
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.estimators.scores import Score
-from xlstm.plots.results import counted
+from xlstm.plots import confusion_counts
 
 LARGEST = 700.0  # nats whose perplexity is a number
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "slstm": "sLSTM", "mlstm": "mLSTM", "xlstm": "xLSTM"}
@@ -67,7 +67,7 @@ def of_labels(report: Report, model: SequenceClassifier, sequences: Any, truth: 
     """Print accuracy and confusion of the labels that a classifier gives to sequences, and return them."""
     predicted, names = model.predict(sequences), [str(label) for label in model.classes_]
     accuracy = float(np.mean(truth == predicted))
-    counts = counted(truth.tolist(), predicted.tolist(), model.classes_.tolist()).tolist()
+    counts = confusion_counts(truth, predicted, model.classes_.tolist())[1].tolist()
     report.print(f"accuracy: {accuracy:.2%} of {len(truth)} sequences")
     rows = ([name, *map(str, row)] for name, row in zip(names, counts, strict=True))
     report.print(table("sequences by label (rows) and predicted label (columns)", ["", *names], rows))

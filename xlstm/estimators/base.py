@@ -57,6 +57,7 @@ CHECKS: dict[str, checks.Kind] = {
     "every": checks.optional(checks.count),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
+    "options": checks.optional(checks.instance(dict, "a dict of name to value")),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": _quantiles,
     "scaling": checks.choice(("window", "series")),
@@ -331,16 +332,12 @@ class NetworkEstimator(FiledEstimator):
 
     def _layer_options(self, *named: str) -> dict[str, Any]:
         """Return `options`, of which none may have the name of one that the estimator itself gives to the layer."""
-        where, given = type(self).__name__, self.options
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise TypeError(f"{where}: options is {checks.shown(given)}, expected a dict of name to value")
-        for name in given:
+        where, options = type(self).__name__, self.options or {}
+        for name in options:
             if name in ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where", *named):
                 problem = f"options has {name!r}, which {where} gives to the layer; expected other options"
                 raise ValueError(f"{where}: {problem}")
-        return dict(given)
+        return options
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
         """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from xlstm.arrays import device
 from xlstm.arrays.rows import SYNC
+from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
 from xlstm.tracing.reductions import RowWriter
@@ -30,27 +30,6 @@ ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights o
 BLOCK = 256  # threads of a block of a kernel without a loop
 LOOP = "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
 STEP = "long long row0, int count"
-DTYPES = {"int": "int32", "unsigned": "uint32", "long long": "int64", "void": ""}  # of C types
-DTYPES |= {"float": "float32", "double": "float64", "half_t": "float16", "bf16_t": "bfloat16"}
-
-
-class Parameter(NamedTuple):
-    """A parameter of a kernel: its name, and the dtype of the array that it takes, "" where any will do."""
-
-    name: str
-    dtype: str
-
-
-class Source(NamedTuple):
-    """A kernel that can be compiled."""
-
-    name: str
-    text: str
-    arrays: tuple[str, ...]  # its arguments after those of the schedule, in order; the cell's numbers come last
-    shared: int = 0  # bytes of dynamic shared memory
-    blocks: int = 0  # that work together; 0 for any number of them
-    cluster: bool = False  # whether they are a cluster
-    parameters: tuple[Parameter, ...] = ()
 
 
 @functools.cache
@@ -60,7 +39,6 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> So
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
         **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "COLUMNS_AT_ONCE": tiling.at_once},
-        "K_LANES": tiling.lanes,
         "SCALE_CHUNKS": tiling.same_scale,
         **{"CLUSTER": int(tiling.cluster), "MMA": tiling.arithmetic.mma, "TF32": int(tiling.arithmetic.tf32)},
         "ARRANGE": ARRANGE,
@@ -92,20 +70,13 @@ def _source(
     names = [array for _, array in cell.arrays]
     arguments = ", ".join([LOOP if loop else STEP, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
     defines = {
-        **{"REAL": a.real, "IO": a.io, "operand_t": a.operand, "GATES": step.before["zx"], "KERNEL": name, **sizes},
+        **{"REAL": a.real, "IO": a.io, "operand_t": a.io, "GATES": step.before["zx"], "KERNEL": name, **sizes},
         **{"PARAMETERS": arguments, "ARRAYS": f"{{{', '.join(f'a_{array}' for array in names)}}}"},
         "ALL": "(HEADS * WIDTH)",  # units of all heads
     }
     lines = [f"#define {key} {value}" for key, value in defines.items()]
     text = "\n".join([*lines, file("device.cuh"), cell.text(), *(file(part) for part in files)])
-    return Source(name, text, tuple(names), parameters=tuple(_parameter(one, a) for one in arguments.split(", ")))
-
-
-def _parameter(declared: str, a: Arithmetic) -> Parameter:
-    """Return a parameter from its declaration, such as "const IO* a_zx"."""
-    type_, _, name = declared.replace("const ", "").replace(" __restrict__", "").rpartition(" ")
-    type_ = type_.removesuffix("*")
-    return Parameter(name.removeprefix("a_"), DTYPES[{"IO": a.io, "REAL": a.real}.get(type_, type_)])
+    return Source(name, text, tuple(names))
 
 
 @functools.cache
