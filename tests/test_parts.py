@@ -30,7 +30,7 @@ POINTWISE = [
 ]
 SEQUENCES = [
     CausalConv(2),
-    CausalConv(3, 1, bias=False),
+    CausalConv(3, 1),
     CausalConv(2, 6),
     xlstm.mLSTM(2, 4),
     xlstm.mLSTM(2, 4, 2, num_heads=2, qk_size=6, chunk_size=2, eps=0.1),

@@ -158,10 +158,6 @@ class Recurrent(SequenceLayer):
         return len(self.directions) * self.state_sizes[0]
 
     @functools.cached_property
-    def random(self) -> bool:
-        return bool(self._used("dropout", "recurrent_dropout", "zoneout"))
-
-    @functools.cached_property
     def cells(self) -> dict[str, Cell]:
         """The cell of each direction; see `directions`."""
         usual = getattr(self.CELL, "activations", ())

@@ -184,10 +184,6 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return self.hidden_size
 
     @functools.cached_property
-    def random(self) -> bool:
-        return self.dropout > 0
-
-    @functools.cached_property
     def memory(self) -> Memory:
         """The memories of a layer."""
         N = self.num_heads

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,7 @@ from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
 STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
+RATES = ("dropout", "recurrent_dropout", "embedding_dropout", "zoneout")  # options that draw masks
 # The checks of all options of layers, by the name of an option, which means the same in every layer.
 OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),
@@ -102,7 +103,8 @@ class Module:
     @functools.cached_property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
-        return any(part.random for part in self.parts.values())
+        rates = (getattr(self, name, 0.0) for name in RATES)
+        return any(map(np.any, rates)) or any(part.random for part in self.parts.values())
 
     def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None) -> Params:
         """Draw initial parameters.
@@ -191,10 +193,13 @@ class Module:
         """Raise unless `params` has the names and shapes of the parameters."""
         checks.params(type(self).__name__, params, self.shapes)
 
-    def namespace(self, params: Params, arrays: Mapping[str, Array]) -> Namespace:
-        """Check the parameters, and return the namespace of all these arrays."""
+    def namespace(self, params: Params, arrays: Mapping[str, Array], wide: Collection[str] = ()) -> Namespace:
+        """Check the names and shapes of the parameters, and return the namespace of all these arrays.
+
+        Arrays whose names are in `wide` are float32 beside parameters in float16 and bfloat16.
+        """
         self.check(params)
-        return namespace(type(self).__name__, {**arrays, **params})
+        return namespace(type(self).__name__, {**arrays, **params}, frozenset(wide))
 
     def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
         """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them."""

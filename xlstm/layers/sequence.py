@@ -15,7 +15,7 @@ import numpy as np
 
 from xlstm.arrays import checks, fuse
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, namespace, plain_namespace, widened
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
@@ -256,13 +256,10 @@ class SequenceLayer(Module):
             return found, params, x, state
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
-        name = "x" if what == "state" else "dy"
-        given = {} if x is None else {name: x}
-        self.check(params)
+        arrays = {} if x is None else {"x" if what == "state" else "dy": x}
         parts = [(n, leaf, part) for n, leaf, part in _flat(where, what, state, self.states) if part is not None]
-        arrays = {**given, **params, **{name: part for name, _, part in parts}}
-        wide = frozenset(name for name, leaf, _ in parts if leaf.wide)
-        return namespace(where, arrays, wide), params, x, state
+        arrays |= {name: part for name, _, part in parts}
+        return self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""

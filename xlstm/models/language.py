@@ -109,10 +109,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def output_size(self) -> int:
         return self.vocab_size
 
-    @functools.cached_property
-    def random(self) -> bool:
-        return self.embedding_dropout > 0 or bool(self.backbone.random)
-
     @property
     def states(self) -> State:
         return self.backbone.states  # type: ignore[no-any-return]
@@ -167,17 +163,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return cross_entropy(logits, targets, mask)
 
     def generate(
-        self,
-        params: Params,
-        prompt: Any,
-        max_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: Seed = 0,
-        stop: int | None = None,
-        state: Any = None,
+        self, params: Params, prompt: Any, max_tokens: int, *, state: Any = None, **options: Any
     ) -> tuple[Host, Any]:
         """Go on from a prompt; memory does not grow with the text.
 
@@ -188,18 +174,10 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             P of 1 or more.
         max_tokens : int
             How many tokens are added, at most.
-        temperature : float
-            Logits are divided by it; 0 always takes the likeliest token.
-        top_k : int, optional
-            Draw from the k likeliest tokens only.
-        top_p : float, optional
-            Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
-        seed : int or numpy.random.Generator
-            Seed of the draws.
-        stop : int, optional
-            A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
         state : optional
             State before the prompt, as from a call before; by default that before the first step.
+        **options
+            `temperature`, `top_k`, `top_p`, `seed` and `stop`, as of `stream`.
 
         Returns
         -------
@@ -213,12 +191,11 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         ValueError, TypeError
             The prompt is empty or has tokens the model does not know, or an option is out of range.
         """
-        found = [self._prompt(prompt)]
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
-        for token, after in self.stream(params, prompt, max_tokens, state=state, **options):  # type: ignore[arg-type]
-            found.append(token[:, None])
+        tokens = [self._prompt(prompt)]
+        for token, after in self.stream(params, prompt, max_tokens, state=state, **options):
+            tokens.append(token[:, None])
             state = after
-        return np.concatenate(found, axis=1), state
+        return np.concatenate(tokens, axis=1), state
 
     def stream(
         self,
@@ -233,7 +210,33 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         stop: int | None = None,
         state: Any = None,
     ) -> Iterator[tuple[Host, Any]]:
-        """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
+        """Yield one token (B,) and the state before it at a time.
+
+        Parameters
+        ----------
+        params, prompt, max_tokens, state
+            As of `generate`.
+        temperature : float
+            Logits are divided by it; 0 always takes the likeliest token.
+        top_k : int, optional
+            Draw from the k likeliest tokens only.
+        top_p : float, optional
+            Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        seed : int or numpy.random.Generator
+            Seed of the draws.
+        stop : int, optional
+            A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
+
+        Yields
+        ------
+        token : numpy array (B,)
+        state : tuple
+
+        Raises
+        ------
+        ValueError, TypeError
+            As of `generate`.
+        """
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
         params = from_foreign("generate", params)

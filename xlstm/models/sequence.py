@@ -14,12 +14,11 @@ from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
-from xlstm.layers.module import Backward, Forward, Saved
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.recurrent import LAYERS
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
 from xlstm.recurrence.packing import Span
 
-SavedModel = Saved  # the name that it had
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
 
 

@@ -44,10 +44,6 @@ class Block(SameWidth, SequenceLayer):
             where = type(self).__name__
             raise ValueError(f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}")
 
-    @functools.cached_property
-    def random(self) -> bool:
-        return self.dropout > 0 or self.ffn_rate > 0
-
     @property
     def ffn_rate(self) -> float:
         """Rate of dropout of what the feed-forward layer adds."""

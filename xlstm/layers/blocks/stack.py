@@ -209,6 +209,10 @@ class sLSTMBlock(Block):  # noqa: N801
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
 
     @functools.cached_property
+    def random(self) -> bool:
+        return self.dropout > 0 or self.ffn_rate > 0
+
+    @functools.cached_property
     def parts(self) -> dict[str, Any]:
         D, N = self.size, self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
