@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
-from xlstm.data import frames
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
 from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
 from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, State
@@ -155,15 +153,7 @@ class PatchNetwork(Backbone):
         """Return what there is to be warned of where a forecast has so many steps."""
         return ""
 
-    def embed(
-        self,
-        params: Params,
-        series: Any,
-        *,
-        batch_size: int = 64,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-    ) -> Any:
+    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
         """Return the embeddings of series, as features for other models.
 
         The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
@@ -173,39 +163,23 @@ class PatchNetwork(Backbone):
         Parameters
         ----------
         params : dict of str to array
-        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L), or table
-            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count. In a
-            table of pandas, Polars or PyArrow each column of numbers is a series, or with `series_id` each name there
-            is one, whose targets are its variates. Rows that are missing between dates are missing values.
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
         batch_size : int
             Rows that the network sees at once, at most.
-        targets : list of str, optional
-            With a table the columns that are read, by default all.
-        series_id : str, optional
-            With a table the column that tells several series apart.
 
         Returns
         -------
-        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series, or table
-            float64, on the host. For a table it is a table of its library with a row for each series, in the order in
-            which they come first: the name, in the column `series_id` or "series", and the features, such as
-            "block3_unit17", or "block3_variate1_unit17" of several variates.
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
+            float64, on the host.
 
         Raises
         ------
         TypeError, ValueError
-            The series or the parameters are none, or series differ in their number of variates; a column is as
-            `forecast` does not take it.
-        ImportError
-            There is a table, and the package narwhals is not installed.
+            The series or the parameters are none, or series differ in their number of variates.
         """
         where = f"{type(self).__name__}.embed"
         batch_size = checks.size(where, "batch_size", batch_size)
-        if items.is_table(where, "series", series, targets=targets, series_id=series_id):
-            column, names, rows = prediction.named(where, self, series, Roles(targets, series_id=series_id))
-            vectors = prediction.features(where, self, params, rows, batch_size).T
-            units = dict(zip(prediction.names(self, len(rows[0])), vectors, strict=True))
-            return frames.plain_like(series, {column: names, **units})
         read = items.read_arrays(where, series, 2)
         features = prediction.features(where, self, params, read.rows, batch_size)
         return features[0] if read.single else features

@@ -16,9 +16,8 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params, device_of, namespace_of
 from xlstm.cells.normalization import normalize
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
 from xlstm.layers.sequence import Leaf, State
-from xlstm.models.tirex import items, transforms
+from xlstm.models.tirex import transforms
 from xlstm.models.tirex.items import Item, Rows
 from xlstm.models.tirex.variates import Groups
 
@@ -202,17 +201,6 @@ def names(model: Any, variates: int) -> list[str]:
     """Return the names of features: "block3_unit17", and of several variates "block3_variate1_unit17"."""
     each = [f"_variate{v}" for v in range(variates)] if variates > 1 else [""]
     return [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in each for d in range(model.size)]
-
-
-def named(where: str, model: Any, table: Any, roles: Roles) -> tuple[str, np.ndarray[Any, Any], list[Values]]:
-    """Return the column of names, the names, and the series (V, L) of a table.
-
-    They are those that `series_id` names, with all of their targets, or else each column by itself.
-    """
-    read = items.Table.of(where, model, table, roles)
-    if read.given.id_name:
-        return read.given.id_name, np.array(read.given.labels), [one.values.T for one in read.series]
-    return "series", np.array(read.given.names), [column[None] for column in read.columns]
 
 
 def features(where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int) -> Values:
