@@ -292,8 +292,8 @@ class PatchNetwork(Backbone):
         cuts = [L - int(share * L) for L in lengths]
         sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
         first = [one.until(cut) for one, cut in zip(whole, cuts, strict=True)]
-        data = fine_tuning.windows_of(self, first, **sizes)
-        later = fine_tuning.windows_of(self, whole, since=cuts, **sizes) if share else None
+        data = fine_tuning.PatchWindows(self, first, **sizes)
+        later = fine_tuning.PatchWindows(self, whole, since=cuts, **sizes) if share else None
         optimizer = optimizers.adamw(learning_rate, weight_decay=weight_decay)
         options |= {"epochs": epochs, "validation": later, "seed": seed}
         return fine_tuning.tune(self, params, data, weights, rank, optimizer, **options)
