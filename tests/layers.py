@@ -151,6 +151,11 @@ def flat(state):
     return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
 
 
+def numbered(layers):
+    """The arguments of `parametrize` for layers."""
+    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
+
+
 PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}
 STACK = xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2)
 # One or more of every kind of layer and model.
