@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -66,13 +66,6 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
 """
 
 
-class Picked(NamedTuple):
-    """A number that the device picks: the one of `values` (n,), at the place `at`, a 0-d array of float64."""
-
-    values: Array
-    at: Array
-
-
 def apply(
     xp: Namespace,
     function: Callable[..., Any],
@@ -91,7 +84,7 @@ def apply(
         As for `fuse`; each result has the shape of the arrays.
     columns : sequence of sequences of arrays
         Arguments of the function: one array of each. Those of one call have one shape, those of a column one dtype.
-    numbers : sequence of float, 0-d array or Picked
+    numbers : sequence of float or 0-d array
         More arguments, which change from call to call and are the same for all arrays. Those that are no float are for
         CuPy alone, and need not have the dtype of the arrays.
     into : sequence of int, optional
@@ -113,8 +106,7 @@ def apply(
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
-        plain = [xp.take(n.values, xp.astype(n.at, xp.int64)) if isinstance(n, Picked) else n for n in numbers]
-        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, plain, **options)) for arrays in calls]
+        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
         for k, results in enumerate(made if into else ()):
             for j, result in zip(into, results, strict=True):
                 columns[j][k][...] = result
@@ -126,7 +118,8 @@ def apply(
                 raise ValueError(f"foreach: an array has shape {a.shape}, expected {shape} as the others of its call")
     kinds = tuple(_kind(number) for number in numbers)
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
-    given = [a for number in numbers for a in _given(number, REAL[fuse.real(dtypes[0])])]
+    real = REAL[fuse.real(dtypes[0])]
+    given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
         flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
@@ -135,18 +128,9 @@ def apply(
     return list(zip(*found, strict=True))
 
 
-def _kind(number: Any) -> tuple[str, bool] | None:
-    """Return the C type that a number has on the device and whether it is picked, or None where the host knows it."""
-    if isinstance(number, int | float | np.generic):
-        return None
-    return device.type_of(getattr(number, "values", number).dtype), isinstance(number, Picked)
-
-
-def _given(number: Any, real: Any) -> tuple[Any, ...]:
-    """Return the arguments of a kernel that a number takes."""
-    if isinstance(number, Picked):
-        return number.values, number.at
-    return (real(number) if _kind(number) is None else number,)
+def _kind(number: Any) -> str | None:
+    """Return the C type that a number has on the device, or None where the host knows it."""
+    return None if isinstance(number, int | float | np.generic) else device.type_of(number.dtype)
 
 
 def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
@@ -227,7 +211,7 @@ def _views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
 def _each_kernel(
     function: Callable[..., Any],
     dtypes: tuple[Any, ...],
-    kinds: tuple[tuple[str, bool] | None, ...],
+    kinds: tuple[str | None, ...],
     into: tuple[int, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[Any, tuple[Any, ...]]:
@@ -244,14 +228,8 @@ def _each_kernel(
     load = [f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);" for k, dtype in enumerate(dtypes)]
     parameters = [] if into else [f"{type_}* to{k}" for k, type_ in enumerate(types)]
     for k, kind in enumerate(kinds):
-        at, x = "", f"const {real} x{len(dtypes) + k}"
-        if kind is None:
-            parameters.append(f"{real} number{k}")
-        else:
-            type_, picked = kind
-            parameters += [f"const {type_}* number{k}", *([f"const double* place{k}"] if picked else [])]
-            at = f"[(long long)place{k}[0]]" if picked else "[0]"
-        load.append(f"{x} = ({real})widen(number{k}{at});")
+        parameters.append(f"{real} number{k}" if kind is None else f"const {kind}* number{k}")
+        load.append(f"const {real} x{len(dtypes) + k} = ({real})widen(number{k}{'' if kind is None else '[0]'});")
     for k, type_ in enumerate(types):
         to = f"(({type_}*)table.x{into[k]}[k])[from + at]" if into else f"to{k}[to + at]"
         load.append(f"{type_}& y{k} = {to};")
