@@ -297,16 +297,15 @@ def take(config: Any, table: Table, where: str) -> dict[str, Any]:
             only(where, name, value, table.fixed[name])
         elif not (name in table.keys or name.startswith("_") or table.ignored is None or name in table.ignored):
             raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(table.keys)}")
-    missing = [name for name, key in table.keys.items() if key.usual is ... and config.get(name) is None]
     result: dict[str, Any] = {}
     for name, key in table.keys.items():
         value = config.get(name, key.usual)
+        if key.usual is ... and (value is ... or value is None):
+            raise ValueError(f"{where}: {name} is missing")
         if isinstance(key, Table):
-            result[name] = None if name in missing else take(value, key, f"{where}.{name}")
+            result[name] = take(key.usual if value is None else value, key, f"{where}.{name}")
         else:
-            result[name] = None if name in missing else key.check(where, name, value)
-    if missing:
-        raise ValueError(f"{where}: {missing[0]} is missing")
+            result[name] = key.check(where, name, value)
     return result
 
 

@@ -105,7 +105,8 @@ def values_of(graph: Any, constants: Constants, layers: Iterable[int], read: Rea
         for name in node.output:
             values[name] = Value(name, node, None, name, declared.get(name), from_inputs=fed, from_layers=behind)
         if k in layers:
-            values[node.output[0]] = values[node.output[0]]._replace(axes=read(k, values))
+            y = values[next(iter(node.output), "")]._replace(axes=read(k, values))
+            values[y.name] = y
         elif known and node.output:
             values[node.output[0]] = _computed(node, values, constants)
     return values
