@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pickle
 import sys
 import tracemalloc
 import types
@@ -256,8 +255,6 @@ def patched(path, offset, values):
     [
         ([CONFIG, CONFIG], None, "config.json is there 2 times"),
         ([CONFIG, (WEIGHTS[0], bytes(2**27))], None, "declares 134217728 bytes .* out of proportion"),
-        ([CONFIG, (WEIGHTS[0], pickle.dumps([1]))], None, "not a readable HDF5 file"),
-        ([CONFIG, WEIGHTS], (8, b"\x01\x00"), "'model.weights.h5' is encrypted"),
         ([CONFIG, WEIGHTS], (10, b"\x0e\x00"), "model.weights.h5 is compressed by method 14, expected 0 or 8"),
         ([CONFIG, WEIGHTS], (None, b"\xff\xff"), "not a readable .keras file"),
         ([CONFIG, WEIGHTS], (24, (2**30).to_bytes(4, "little")), "declares 1073741824 bytes .* out of proportion"),
@@ -291,18 +288,14 @@ def test_bad_files_are_named(tmp_path, good):
         from_keras(tmp_path / "none.keras")
     with pytest.raises(IsADirectoryError, match="a folder"):
         from_keras(tmp_path)
-    blob = good.read_bytes()
-    heap = blob.index(b"HEAP")
-    free, start = (int.from_bytes(blob[heap + k : heap + k + 8], "little") for k in (16, 24))
-    looping = bytearray(blob)
+    looping = bytearray(good.read_bytes())
+    heap = looping.index(b"HEAP")
+    free, start = (int.from_bytes(looping[heap + k : heap + k + 8], "little") for k in (16, 24))
     looping[start + free : start + free + 8] = free.to_bytes(8, "little")  # HDF5 would not return
-    for content in (b"", b"garbage", blob[: len(blob) // 2], bytes(looping)):
+    for content, words in ((b"garbage", "not a readable HDF5 file"), (bytes(looping), "free space loop")):
         good.write_bytes(content)
-        with pytest.raises(ValueError, match="not a readable HDF5 file" if content != looping else "free space loop"):
+        with pytest.raises(ValueError, match=words):
             from_keras(good)
-    h5py.File(good, "w").close()
-    with pytest.raises(ValueError, match="there is no LSTM, GRU or SimpleRNN"):
-        from_keras(good)
 
 
 def test_what_is_no_stack_is_not_taken_for_one(tmp_path):
