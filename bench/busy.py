@@ -20,7 +20,7 @@ import xlstm
 from bench import run
 from bench.cases import LARGE, SHAPES, Case, ours
 from xlstm.arrays import cores
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli.bench import Timing, interleave
 
 GOAL = 2.2
 SPIN = """

@@ -21,7 +21,7 @@ from bench.__main__ import name_of_machine
 from bench.cases import Case, ours
 from bench.report import number, table
 from xlstm.cli import bench
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli.bench import Timing, interleave
 
 GOAL = 1.3
 T = [16, 32, 64, 128, 256, 512, 1024]

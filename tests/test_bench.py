@@ -14,7 +14,7 @@ import pytest
 from bench import cases, notebook, peers, products, report
 from bench.cases import Case
 from tests.conftest import DATA
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli.bench import Timing, interleave
 
 
 @pytest.mark.parametrize("case", ["d1_h50", "d3_h8"])

@@ -224,7 +224,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, m
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_second_signal_stops_at_once(series, second):
     assert stopped(series, [signal.SIGINT, second], TEXT) == (128 + second, "interrupted; nothing was saved\n")
-    assert sorted(os.listdir(series / "xlstm-text")) == ["history.jsonl", "options.toml"]
+    assert sorted(os.listdir(series / "xlstm-text")) == ["history.jsonl"]
 
 
 FULL = """

@@ -19,7 +19,7 @@ from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.series import bundled
-from xlstm.data.table import read_names, write_table
+from xlstm.data.table import names_in, opened, write_table
 from xlstm.estimators import (
     Forecaster,
     SequenceClassifier,
@@ -29,7 +29,6 @@ from xlstm.estimators import (
     TiRexTrainer,
 )
 from xlstm.plots import figures
-from xlstm.plots.results import counted
 from xlstm.training.folder import read_history
 
 TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
@@ -214,7 +213,7 @@ def test_classes_of_sequences_by_steps(run, suffix):
     assert [line[:2] for line in lines[1:4]] == [["s0", "down"], ["s1", "up"], ["s2", "down"]]
     assert float(lines[1][2]) + float(lines[1][3]) == pytest.approx(1)
     run("predict", CLASSIFIED, table, "-o", f"found.{suffix}")
-    assert read_names(f"found.{suffix}", "kind").tolist() == ["down", "up"] * 30
+    assert names_in(opened(f"found.{suffix}"), "kind").tolist() == ["down", "up"] * 30
 
 
 def test_classes_of_rows_with_decimal_commas(run, tmp_path):
@@ -252,11 +251,6 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
     assert labels[test].tolist() == ["a"] * 6 + ["b"] * 2
     assert sources.held_out(labels, 0.2, 1)[1].tolist() != test.tolist()
     assert sources.held_out(labels, 0.0, 0)[1].tolist() == []
-
-
-def test_confusion_has_a_row_for_each_label():
-    truth, found = np.array(["a", "a", "b", "a"]), np.array(["b", "b", "b", "a"])
-    assert counted(truth.tolist(), found.tolist(), ["a", "b", "c"]).tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_a_tirex_from_nothing_forecasts_a_table(run):
@@ -297,12 +291,12 @@ def test_options_of_the_main_job(run, tmp_path):
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--linear-baseline", 5, "--season", 12]
-    words += ["--least", -3, "--no-refit", "--scaling", "series", "--horizon", 4, "--config", "o.toml", "-o", "run"]
+    words += ["--least", -3, "--no-refit", "--horizon", 4, "--config", "o.toml", "-o", "run"]
     assert run("train", "forecast", bundled("sunspots"), *words, "--quiet").output == ""
     assert {"model.safetensors", "history.jsonl", "options.toml", *PICTURES} <= {*os.listdir(tmp_path / "run")}
     settings = Forecaster.load("run/model.safetensors", "numpy").settings
     assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
-    assert (settings.season, settings.least, settings.refit, settings.scaling) == (12, -3.0, False, "series")
+    assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
 
 
 def test_options_are_those_of_the_estimators():
@@ -370,12 +364,10 @@ def test_completion(words, found):
 OPTIONS = {
     "stepz = 3": "o.toml: key 'stepz' is unknown, expected some of output, resume, sample",
     'steps = "3"': "o.toml: steps is '3', expected a whole number",
-    "steps = 3.5": "o.toml: steps is 3.5, expected a whole number",
     "steps = true": "o.toml: steps is True, expected a whole number",
     "learning-rate = 'fast'": "o.toml: learning-rate is 'fast', expected a number",
-    "cell = 3": "o.toml: cell is 3, expected text",
-    "resume = 1": "o.toml: resume is 1, expected true or false",
     "output = []": "o.toml: output is [], expected text",
+    "resume = 1": "o.toml: resume is 1, expected true or false",
     "config = 'p.toml'": "o.toml: key 'config' is unknown",
     "steps: 3": "o.toml: not a readable TOML file (Expected '=' after a key",
     "a = " + "[" * 5000: "o.toml: not a readable TOML file",

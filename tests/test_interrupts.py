@@ -22,7 +22,7 @@ def run(code):
     [
         ("/usr/local/bin/xlstm", ["/usr/bin/python", "/usr/local/bin/xlstm", "train"], True),
         ("-m", ["python", "-X", "dev", "-m", "xlstm", "train"], True),
-        ("-m", ["python", "-m", "xlstm.cli.timing", "target"], False),
+        ("-m", ["python", "-m", "xlstm.cli.bench", "target"], False),
         ("-m", ["python", "-m", "pytest", "xlstm"], False),
         ("-c", ["python", "-c", "import xlstm"], False),
         ("xlstm.py", ["python", "xlstm.py"], False),

@@ -33,15 +33,10 @@ class Root(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read what comes before the name of a command."""
-        ctx.obj = [*args]
         if not args:  # help is shown
             return super().parse_args(ctx, args)
         with one_line_errors():
             return super().parse_args(ctx, args)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of commands as help shows them, groups first."""
-        return sorted(super().list_commands(ctx), key=lambda name: not isinstance(self.commands[name], TyperGroup))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.cli.configuration import JsonOption, from_toml
-from xlstm.cli.console import message_of, out, printable, table, tell, to_json
+from xlstm.cli.console import OPEN, message_of, out, printable, table, tell, to_json
 from xlstm.cli.train import OPTIONS
 from xlstm.data import reading
 from xlstm.plots import figures
@@ -53,8 +52,7 @@ def runs(
     for row in sorted(rows, key=lambda row: (row["best"] is None, row["best"])):
         values = [*(row[key] for key in NUMBERS.values()), *(row["settings"][name] for name in differing)]
         cells.append((row["run"], *map(_cell, values)))
-    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    out.print(table(None, ("run", *NUMBERS, *differing), cells, **style))
+    out.print(table(None, ("run", *NUMBERS, *differing), cells, **OPEN))
 
 
 def _find(folders: Iterable[Path]) -> Iterable[Path]:

@@ -17,19 +17,8 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading, writing
-from xlstm.interop import hdf5
-from xlstm.interop.common import (
-    Host,
-    Layer,
-    floating,
-    inverse,
-    kind_by_shape,
-    one_dtype,
-    prepared,
-    reordered,
-    single,
-    stacked,
-)
+from xlstm.interop import common, hdf5
+from xlstm.interop.common import Host, Layer, floating, kind_by_shape, one_dtype, reordered
 from xlstm.layers.recurrent import KINDS
 from xlstm.models.sequence import SequenceModel
 
@@ -162,7 +151,7 @@ def _joined(levels: list[Level], kind: str | None) -> tuple[Layer, Params]:
     singles = [_single(level) for level in levels]
     # Keras flips y of a layer with go_backwards, so that a layer above it would see time in the other direction.
     follow = all(level.follows for level in levels[1:]) and not (singles[0][0].reverse and len(levels) > 1)
-    layer, params = stacked("from_keras", [level.name for level in levels], singles, follow)
+    layer, params = common.stacked("from_keras", [level.name for level in levels], singles, follow)
     one_dtype("from_keras", params)
     return layer, params
 
@@ -191,7 +180,7 @@ def _single(level: Level) -> tuple[Layer, Params]:
         if bias:
             ours |= zip(("b", "bh"), weights[2], strict=True) if after else {"b": weights[2]}
         parts.append({name: reordered(array, order) for name, array in ours.items()})
-    return single(level.kind, parts, batch_first=True, **options)
+    return common.single(level.kind, parts, batch_first=True, **options)
 
 
 class Level(NamedTuple):
@@ -407,7 +396,7 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
     OSError
         The file cannot be written.
     """
-    exported = prepared("to_keras", "Keras", layer, params, ABSENT)
+    exported = common.prepared("to_keras", "Keras", layer, params, ABSENT)
     recurrent, _, head = exported
     _refuse(recurrent)
     classes = {ours: theirs for theirs, ours in CLASSES.items()}
@@ -435,7 +424,7 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
 
 def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:
     """Return the weights of one layer and direction as Keras has them."""
-    order = inverse(ORDER[type(layer).__name__.lower()])
+    order = common.inverse(ORDER[type(layer).__name__.lower()])
     theirs = {name: reordered(array, order) for name, array in weights.items()}
     arrays = [np.ascontiguousarray(theirs["Wx"].T), np.ascontiguousarray(theirs["Wh"].T)]
     if "b" in theirs:
@@ -448,7 +437,7 @@ def _refuse(layer: Layer) -> None:
     """Raise ValueError if the layer has directions or activations that Keras cannot express."""
     if layer.reverse and layer.num_layers > 1:
         raise ValueError("to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every layer")
-    chosen, n, theirs = layer.activations or (), len(layer.ACTIVATIONS), set(ACTIVATIONS.values())
+    chosen, n, theirs = layer.activations or (), len(layer.CELL.activations), set(ACTIVATIONS.values())
     same = chosen[:n] == chosen[-n:] and (n < 3 or chosen[1:2] == chosen[2:3])
     if not same or not set(chosen) <= theirs:
         raise ValueError(

@@ -26,25 +26,10 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.published import (
-    BLOCKS,
-    Host,
-    Key,
-    Layout,
-    Pieces,
-    Shape,
-    Shards,
-    Table,
-    factor,
-    only,
-    options,
-    take,
-    values,
-)
-from xlstm.layers.blocks.backbone import xLSTMStack
+from xlstm.interop.published import BLOCKS, Host, Key, Layout, Pieces, Shape, Shards, Table, options, take, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 Config = Mapping[str, Any]
@@ -451,7 +436,7 @@ def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel
     table, cell_eps = TRANSFORMERS if transformers else LARGE, config.get("cell_norm_eps")
     config = take(config, table, where)
     if cell_eps is not None:
-        only(where, "cell_norm_eps", cell_eps, config["norm_eps"])
+        published.only(where, "cell_norm_eps", cell_eps, config["norm_eps"])
     D = config["embedding_dim"]
     backbone = xLSTMLarge(
         **options(config, table),
@@ -478,7 +463,7 @@ def _large_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     config = {
         **values(backbone, LARGE),
         "vocab_size": model.vocab_size,
-        **{name: factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
+        **{name: published.factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
         "ffn_round_up_to_multiple_of": 1,
         "output_logit_soft_cap": model.logit_cap,
     }
