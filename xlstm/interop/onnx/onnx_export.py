@@ -23,6 +23,7 @@ from xlstm.engines.tape import Widths
 from xlstm.interop.common import Exported, Host, Layer, prepared
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
+from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.recurrent import GRU, LSTM
 from xlstm.layers.sequence import complete
@@ -110,43 +111,30 @@ def to_onnx(
     ((12, 5, 8), (1, 5, 8))
     """
     newest = library().defs.onnx_opset_version()
+    if not OLDEST <= opset <= newest:
+        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
     if isinstance(layer, TiRex | TiRex2):
         if lengths:
             kind = type(layer).__name__
             raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
         layer.check(params)
-        _check_opset(opset, newest)
         usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
         tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
-        return _finished(_network(layer, params, tokens, opset), opset, path)
-    if tokens is not None:
+        model = _network(layer, params, tokens, opset)
+    elif tokens is not None:
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
-    exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
-    _check_opset(opset, newest)
-    last = isinstance(layer, SequenceModel) and layer.last
-    return _finished(_graph(exported, last, state, lengths, opset), opset, path)
-
-
-def _check_opset(opset: int, newest: int) -> None:
-    if not OLDEST <= opset <= newest:
-        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-
-
-def _finished(graph: Any, opset: int, path: str | os.PathLike[str] | None) -> Any:
-    """Return the checked model of a graph, which is written to a path."""
-    onnx = library()
-    versions = [onnx.helper.make_opsetid("", opset)]
-    ir_version = onnx.helper.find_min_ir_version_for(versions)
-    model = onnx.helper.make_model(graph, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
-    onnx.checker.check_model(model, full_check=True)
+    else:
+        exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
+        last = isinstance(layer, SequenceModel) and layer.last
+        model = _recurrent_network(exported, last, state, lengths, opset)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-def _graph(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
-    """Return the graph of a layer and its head; with `last` the head sees the final state of the last layer only."""
+def _recurrent_network(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
+    """Return the model of a layer and its head; with `last` the head sees the final state of the last layer only."""
     layer, graph = exported.layer, Graph(opset)
     n, H, first = len(layer.directions), layer.hidden_size, layer.batch_first
     x = Array("x", (*((BATCH, TIME) if first else (TIME, BATCH)), layer.input_size), np.float32)
@@ -309,7 +297,7 @@ def _engine() -> Iterator[None]:
 
 
 def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
-    """Return the graph of a network with the batch first, for so many tokens of each sequence of any batch."""
+    """Return the model of a network with the batch first, for so many tokens of each sequence of any batch."""
     graph = Graph(opset)
     x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
     span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
@@ -324,21 +312,24 @@ def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
 
 
 def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
-    """Return a graph with the constants that it needs, and outputs of these names."""
+    """Return the checked model of a graph, with outputs of these names."""
+    onnx = library()
     for output, array in outputs.items():
         graph.node("Identity", [array.name], [output])
     ends = [Array(output, array.shape, array.dtype) for output, array in outputs.items()]
     proto = _subgraph(graph, inputs, ends, name)
-    used = _used(proto)
-    proto.initializer.extend(
-        library().numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used
-    )
-    return proto
+    used = {name for node in proto.node for name in names_into(node)}
+    constants = [onnx.numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used]
+    proto.initializer.extend(constants)
+    versions = [onnx.helper.make_opsetid("", graph.opset)]
+    ir_version = onnx.helper.find_min_ir_version_for(versions)
+    model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
     """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
-    helper = library().helper
     named = [a.name for a in outputs]
     for k, one in enumerate(named):
         if one in named[:k] or any(one == a.name for a in inputs):
@@ -347,26 +338,9 @@ def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], n
     for node in reversed(graph.nodes):
         if needed & set(node.output):
             nodes.append(node)
-            needed |= set(node.input)
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    needed |= _used(attribute.g)
-    values = [
-        [_value(one, a) for one, a in zip(names, some, strict=True)]
-        for names, some in (([a.name for a in inputs], inputs), (named, outputs))
-    ]
-    return helper.make_graph(nodes[::-1], name, *values)
-
-
-def _used(graph: Any) -> set[str]:
-    """Return the names that nodes of a graph take, those of graphs within it among them."""
-    names: set[str] = set()
-    for node in graph.node:
-        names |= set(node.input)
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                names |= _used(attribute.g)
-    return names
+            needed |= set(names_into(node))
+    results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
+    return library().helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
 
 
 def _value(name: str, array: Array) -> Any:
