@@ -8,13 +8,14 @@ for, and each of its blocks finds the array that its chunk of elements belongs t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.rows import SYNC
 from xlstm.tracing.writers import C
 
 CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
@@ -42,7 +43,7 @@ EACH = """
 extern "C" __global__ void {name}(const Table table, int count, long long start{parameters}) {{
     const int k = array_of(table, count);
     const long long from = (long long)((int)blockIdx.x - table.first[k]) * {chunk};
-    const long long to = start + (long long)blockIdx.x * {chunk};
+    const long long to = (start + blockIdx.x) * {chunk};
     for (int at = threadIdx.x; at < {chunk} && from + at < table.size[k]; at += {threads}) {{
         {load}
         {body}
@@ -59,12 +60,8 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
         const {real} x = widen(table.x0[k][from + at]);
         sum += x * x;
     }}
-    sums[threadIdx.x] = sum;
-    for (int half = {threads} / 2; half > 0; half /= 2) {{
-        __syncthreads();
-        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }}
-    if (threadIdx.x == 0) to[start + blockIdx.x] = sums[0];
+    sum = sync_row<{real}>(sum, sums, false);
+    if (threadIdx.x == 0) to[start + blockIdx.x] = sum;
 }}
 """
 
@@ -126,8 +123,7 @@ def apply(
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
         flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
-        for part in _parts(columns):
-            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
+        _launch(kernel, columns, *flat, *given)
     found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
     return list(zip(*found, strict=True))
 
@@ -157,8 +153,7 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     kernel, root = _squares_kernels(dtype)
     with device_of(arrays[0]):
         sums = probe.cupy().empty((_chunks(arrays),), dtype=REAL[fuse.real(dtype)])
-        for part in _parts([arrays]):
-            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start), sums))
+        _launch(kernel, [arrays], sums)
         return root(sums, axis=0)
 
 
@@ -167,15 +162,6 @@ def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
     if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
         return False
     return all(device.known(column[0].dtype) and all(a.dtype == column[0].dtype for a in column) for column in columns)
-
-
-class _Part(NamedTuple):
-    """Arrays that one launch does, and the first of their chunks among those of all launches."""
-
-    table: np.ndarray[Any, Any]
-    arrays: np.int32
-    blocks: int
-    start: int
 
 
 def _chunks(arrays: Sequence[Array]) -> int:
@@ -187,8 +173,8 @@ def _most(columns: int) -> int:
     return ROOM // (8 * columns + 12)
 
 
-def _parts(columns: Sequence[Sequence[Array]]) -> Iterator[_Part]:
-    """Yield what each launch does."""
+def _launch(kernel: Any, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
+    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments come last."""
     most, start = _most(len(columns)), 0
     for k in range(0, len(columns[0]), most):
         some = [[a if a.flags.c_contiguous else a.copy(order="C") for a in column[k : k + most]] for column in columns]
@@ -199,8 +185,9 @@ def _parts(columns: Sequence[Sequence[Array]]) -> Iterator[_Part]:
             table["x"][j, : len(sizes)] = [a.data.ptr for a in column]
         table["size"][: len(sizes)] = sizes
         table["first"][1 : len(sizes)] = ends[:-1]
-        yield _Part(table, np.int32(len(sizes)), int(ends[-1]), start)
-        start += int(ends[-1])
+        blocks = int(ends[-1])
+        kernel((blocks,), (THREADS,), (table, np.int32(len(sizes)), np.int64(start), *arguments))
+        start += blocks
 
 
 @functools.cache
@@ -265,5 +252,5 @@ def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str])
     members = [f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)]
     sizes = {"name": name, "real": fuse.real(dtypes[0]), "most": most, "chunk": CHUNK, "threads": THREADS}
     lines = {part: ("" if part == "parameters" else "\n        ").join(some) for part, some in parts.items()}
-    made = device.TEXT + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
+    made = device.TEXT + SYNC + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
     return device.kernel(made, name)
