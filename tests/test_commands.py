@@ -19,7 +19,7 @@ from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.series import bundled
-from xlstm.data.table import read_names, write_table
+from xlstm.data.table import names_in, opened, write_table
 from xlstm.estimators import (
     Forecaster,
     SequenceClassifier,
@@ -213,7 +213,7 @@ def test_classes_of_sequences_by_steps(run, suffix):
     assert [line[:2] for line in lines[1:4]] == [["s0", "down"], ["s1", "up"], ["s2", "down"]]
     assert float(lines[1][2]) + float(lines[1][3]) == pytest.approx(1)
     run("predict", CLASSIFIED, table, "-o", f"found.{suffix}")
-    assert read_names(f"found.{suffix}", "kind").tolist() == ["down", "up"] * 30
+    assert names_in(opened(f"found.{suffix}"), "kind").tolist() == ["down", "up"] * 30
 
 
 def test_classes_of_rows_with_decimal_commas(run, tmp_path):
@@ -291,12 +291,12 @@ def test_options_of_the_main_job(run, tmp_path):
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--linear-baseline", 5, "--season", 12]
-    words += ["--least", -3, "--no-refit", "--scaling", "series", "--horizon", 4, "--config", "o.toml", "-o", "run"]
+    words += ["--least", -3, "--no-refit", "--horizon", 4, "--config", "o.toml", "-o", "run"]
     assert run("train", "forecast", bundled("sunspots"), *words, "--quiet").output == ""
     assert {"model.safetensors", "history.jsonl", "options.toml", *PICTURES} <= {*os.listdir(tmp_path / "run")}
     settings = Forecaster.load("run/model.safetensors", "numpy").settings
     assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
-    assert (settings.season, settings.least, settings.refit, settings.scaling) == (12, -3.0, False, "series")
+    assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
 
 
 def test_options_are_those_of_the_estimators():

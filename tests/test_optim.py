@@ -211,7 +211,7 @@ def test_by_name_refuses_what_it_cannot_use(rng):
     params = {"0.W": rng.standard_normal(3)}
     with pytest.raises(ValueError, match="no parameter matches 'head"):
         optimizers.by_name({"head.*": None}, optimizers.sgd(0.1)).init(params)
-    with pytest.raises(TypeError, match=r"rules\['0\.\*'\] is 0.1, expected an optimiser"):
+    with pytest.raises(TypeError, match=r"'0\.\*' has 0.1, expected an optimiser"):
         optimizers.by_name({"0.*": 0.1}, optimizers.sgd(0.1))
     params["0.b"] = params["0.W"]
     optimizer = optimizers.by_name({"0.*": optimizers.adam(0.1)}, optimizers.sgd(0.1))

@@ -247,7 +247,7 @@ def test_a_cpu_is_refused(name, dtype):
 
 def test_other_things_are_refused(halves):
     params = model().init(0, "numpy")
-    with pytest.raises(TypeError, match="train: precision is 'float16', expected None or an xlstm"):
+    with pytest.raises(TypeError, match="precision is 'float16', expected None or an xlstm"):
         run(params, precision="float16")
     with pytest.raises(ValueError, match="precision: name is 'half', expected one of float16, bfloat16, tf32"):
         named("half", make_backend("numpy"))
@@ -315,11 +315,11 @@ def test_tf32_says_what_is_missing(monkeypatch):
         named("tf32", backends.Backend("cupy", np, "cpu", "float64"))
     monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75"))
     monkeypatch.setattr(probe, "cupy_failure", lambda number=0: None)
-    with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"):
-        tf32()
+    with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"), tf32():
+        pass
     monkeypatch.setattr(probe, "cupy_failure", lambda number=0: "no driver")
-    with pytest.raises(BackendError, match="tf32: CuPy is not usable here: no driver"):
-        tf32()
+    with pytest.raises(BackendError, match="tf32: CuPy is not usable here: no driver"), tf32():
+        pass
 
 
 def test_a_forecaster_trains_within_tf32():

@@ -12,7 +12,7 @@ from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import loop, optimizers
+from xlstm.training import evaluate, loop, optimizers
 
 OPTIMIZERS = {
     "SGD": (lambda: optimizers.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
@@ -147,7 +147,7 @@ def test_early_stopping_keeps_the_best_weights():
     assert trained.stopped_early
     assert len(trained.validations) == trained.best_epoch + 5
     assert trained.validations[trained.best_epoch - 1] == min(trained.validations)
-    assert loop.evaluate(model, trained.params, validation) == min(trained.validations)
+    assert evaluate(model, trained.params, validation) == min(trained.validations)
     assert [p.epoch for p in seen] == list(range(1, len(trained.validations) + 1))
     assert seen[-1].best == min(trained.validations[:-1])
 
@@ -185,7 +185,7 @@ def test_evaluate_weighs_batches_by_what_counts():
     x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
     model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
     params = model.init(0, "numpy", "float64")
-    ragged = loop.evaluate(model, params, Windows(x, target, mask, batch_size=4))
+    ragged = evaluate(model, params, Windows(x, target, mask, batch_size=4))
     y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
     assert ragged == pytest.approx(float(losses.mse(y, target, mask)[0]), rel=1e-12)
     assert math.isfinite(ragged)
@@ -195,8 +195,8 @@ def test_evaluate_weighs_batches_by_what_counts():
 def test_evaluate_carries_the_state():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     params = model.init(0, "numpy", "float64")
-    whole = loop.evaluate(model, params, stream_data(length=90))
-    assert loop.evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
+    whole = evaluate(model, params, stream_data(length=90))
+    assert evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_a_validation_that_is_not_finite_stops_training():

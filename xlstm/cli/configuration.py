@@ -16,7 +16,7 @@ from typer import Option
 from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.data import reading, writing
-from xlstm.data.table import ENCODINGS, Dialect
+from xlstm.data.csv_file import ENCODINGS, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -84,7 +84,6 @@ HELP = {
     "dropout": "Rate of dropout between layers, and of embeddings.",
     "tokens": "characters, bytes, or a tokenizer.json.",
     "standardize": "Bring features to mean 0 and deviation 1.",
-    "scaling": "window or series: units of the values that the network sees.",
     "linear_baseline": "Steps that the linear autoregression looks back; 0 for none, auto lets validation decide.",
     "season": "Steps of a season; 0 for none, auto finds them.",
     "least": "Forecasts do not go below it; 0 if left out where no value is below 0.",

@@ -298,17 +298,9 @@ class PatchNetwork(Backbone):
         options |= {"epochs": epochs, "validation": later, "seed": seed}
         return fine_tuning.tune(self, params, data, weights, rank, optimizer, **options)
 
-    def stream(
-        self,
-        params: Params,
-        series: Any,
-        *,
-        renew: int | None = None,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-    ) -> Stream:
+    def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
         """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
-        return Stream(self, params, series, renew, targets=targets, series_id=series_id)
+        return Stream(self, params, series, renew)
 
     def _groups(self, x: Array) -> Groups | None:
         """Return the groups of the rows of x (B, T, 2P)."""
