@@ -388,9 +388,3 @@ def test_prompts_are_neither_padded_nor_cut(tmp_path):
     found = []
     assert refusal(lambda: found.extend(text.codec(tmp_path).encode("a b c")), os.path.getsize(path)) is None
     assert found == [0, 1, 2]
-
-
-def test_a_large_vocabulary(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(model("WordLevel", vocab={f"w{k}": k for k in range(150_000)}, unk_token="w0")))
-    assert refusal(lambda: text.codec(tmp_path).encode("w1 w2"), os.path.getsize(path)) is None
