@@ -184,28 +184,6 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     return table
 
 
-def plain_like(given: Any, columns: Mapping[str, Any]) -> Any:
-    """Return columns as a table of the library of another one, with none of its rows' labels.
-
-    Parameters
-    ----------
-    given : table
-        As for `table_of`.
-    columns : dict of str to array (N,)
-
-    Returns
-    -------
-    table
-
-    Raises
-    ------
-    TypeError, ImportError
-        As for `table_of`.
-    """
-    nw, frame, _ = _frame("plain_like", given)
-    return nw.to_native(nw.from_dict(dict(columns), native_namespace=nw.get_native_namespace(frame)))
-
-
 def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
     """Return the rows of a table by the values of a column, which the tables of the groups do not have.
 
