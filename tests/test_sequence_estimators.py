@@ -121,7 +121,7 @@ def test_a_fit_that_fails_leaves_the_estimator_as_it_was(rng):
     X, y = ragged(rng)
     classifier = SequenceClassifier(**FAST).fit(X, y)
     before = dict(vars(classifier))
-    with pytest.raises(ValueError, match="sample_weight has a weight of -1"):
+    with pytest.raises(ValueError, match="sample_weight has -1, expected weights from 0 up"):
         classifier.fit([x[:, :1] for x in X], np.where(y == "up", "b", "a"), np.full(60, -1.0))
     assert vars(classifier) == before
     assert set(classifier.predict(X)) <= {"up", "down"}
@@ -339,7 +339,6 @@ REFUSED = [
     ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
     ({}, X3, ["a", "b", "a", np.nan], ValueError, r"y contains NaN or None: y\[3\] is nan"),
     ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
-    ({}, X3, np.array([{}, {}, {}, {}], object), ValueError, r"y holds {}, expected text or numbers"),
     ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is \[\[0\], .* expected an array"),
     ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
     ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),
@@ -356,9 +355,10 @@ def test_what_is_refused(change, X, y, error, words):
     ("y", "weights", "words"),
     [
         (Y3, [1, 2], r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"),
-        (Y3, [1, 2, 3, -1], "sample_weight has a weight of -1"),
-        (Y3, [0, 0, 0, 0], "sample_weight is zero everywhere"),
-        (Y3, [1, 2, 3, np.nan], "sample_weight contains NaN"),
+        *(
+            (Y3, w, "sample_weight has .*, expected weights from 0 up")
+            for w in ([1, 2, 3, -1], [0] * 4, [1, 2, 3, np.nan])
+        ),
         ([1, 2, 3, 10**200], None, r"y has 1e\+200 or its negative, expected numbers up to 1e\+150"),
         (np.array([1, None, 2, 3], object), None, "y contains NaN"),
         (["a", "b", "c", "d"], None, "y has dtype <U1, expected real numbers"),

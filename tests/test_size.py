@@ -23,7 +23,7 @@ PACKAGES = {
     "cli": 2_030,
     "data": 2_390,
     "engines": 4_460,
-    "estimators": 2_000,
+    "estimators": 1_710,
     "interop": 2_640,
     "layers": 2_060,
     "models": 1_960,

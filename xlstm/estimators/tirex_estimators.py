@@ -15,11 +15,11 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.panels import Given, Roles
+from xlstm.data.panels import Given
 from xlstm.data.series_windows import split
-from xlstm.estimators import baselines, fitting, scores
+from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
-from xlstm.estimators.scores import Forecasts, Score
+from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
 from xlstm.models.tirex import PrefixStateCache, SyntheticPatches, TiRex, TiRex2, items, prediction
@@ -261,7 +261,7 @@ class ZeroShotForecaster(SeriesEstimator):
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         season = fitting.season_of(several, season)
-        return scores.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
+        return evaluation.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
 
     def _read(
         self,
@@ -301,18 +301,17 @@ class ZeroShotForecaster(SeriesEstimator):
         return Pretrained(model, params, own | options)
 
 
-def _variates(X: Any) -> int:
-    """Return the number of variates of several series, which is the same for all.
+def _rows(X: Any) -> Any:
+    """Return series; a table has one in each row."""
+    return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
-    Raises
-    ------
-    ValueError, TypeError
-        It is not, or these are not several series.
-    """
-    found = items.read_arrays(FEATURES, X, 2)
-    counts = {len(rows) for rows in found.rows}
-    if found.single or len(counts) > 1:
-        kinds = "one series" if found.single else f"series with {sorted(counts)} variates"
+
+def _variates(X: Any) -> int:
+    """Return the number of variates of several series, which is the same for all; raise ValueError where it is not."""
+    series = items.read_arrays(FEATURES, _rows(X), 2)
+    counts = {len(rows) for rows in series.rows}
+    if series.single or len(counts) > 1:
+        kinds = "one series" if series.single else f"series with {sorted(counts)} variates"
         raise ValueError(f"{FEATURES}: X is {kinds}, expected several with one number of variates")
     return counts.pop()
 
@@ -334,10 +333,6 @@ class TiRexFeatures(Estimator):
         By default that of the checkpoint.
     batch_size : int
         Series that the network sees at once, at most.
-    series_id : str, optional
-        The column of long tables that tells series apart; without it a table has a row for each series.
-    targets : list of str, optional
-        With `series_id` the columns that are read, by default all; they are the variates of a series.
 
     Attributes
     ----------
@@ -361,8 +356,6 @@ class TiRexFeatures(Estimator):
     dtype: DType | None = None
     _: KW_ONLY
     batch_size: int = 64
-    series_id: str | None = None
-    targets: str | Sequence[str] | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the checkpoint.
@@ -370,8 +363,7 @@ class TiRexFeatures(Estimator):
         Parameters
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
-            Series, of which NaN are missing values. A table has a row for each series, or with `series_id` a row for
-            each step of each series, as `TiRex.forecast` takes it.
+            Series, of which NaN are missing values. A table has a row for each series; `TiRex.embed` takes other ones.
         y : object, optional
             It is not used.
 
@@ -386,7 +378,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
-        self.n_variates_ = _variates(self._rows(model, X))
+        self.n_variates_ = _variates(X)
         self.model_, self.params_ = model, params
         return self
 
@@ -401,21 +393,17 @@ class TiRexFeatures(Estimator):
         Returns
         -------
         array (S, blocks * V * D)
-            float64, with the units of each variate side by side and those of the first block first. Series of a long
-            table are in the order in which their names come first.
+            float64, with the units of each variate side by side and those of the first block first.
 
         Raises
         ------
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        self._check_fitted()
-        X = self._rows(self.model_, X)
-        if _variates(X) != self.n_variates_:
-            expected = f"expected {self.n_variates_}, as in fit"
-            raise ValueError(f"{FEATURES}: series have {_variates(X)} variates, {expected}")
-        found: Values = self.model_.embed(self.params_, X, batch_size=self.batch_size)
-        return found
+        model, count = self.model_, _variates(X)
+        if count != self.n_variates_:
+            raise ValueError(f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit")
+        return np.asarray(model.embed(self.params_, _rows(X), batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
         """Return `fit(X).transform(X)`; see there."""
@@ -433,17 +421,7 @@ class TiRexFeatures(Estimator):
         -------
         array of str
         """
-        self._check_fitted()
         return np.array(prediction.names(self.model_, self.n_variates_), dtype=object)
-
-    def _rows(self, model: Any, X: Any) -> Any:
-        """Return series, those of a table as arrays."""
-        if self.series_id is not None:
-            items.is_table(FEATURES, "X", X, series_id=self.series_id)
-            return prediction.named(FEATURES, model, X, Roles(self.targets, series_id=self.series_id))[2]
-        if self.targets is not None:
-            raise ValueError(f"{FEATURES}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
-        return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -557,5 +535,4 @@ class TiRexTrainer(TrainedEstimator):
         NotFittedError, OSError
             There is no model yet, or a file cannot be written.
         """
-        self._check_fitted()
         tirex.save(path, self.model_, self.params_)
