@@ -18,13 +18,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "": 580,
-    "arrays": 1_960,
+    "arrays": 1_840,
     "cells": 1_150,
     "cli": 2_030,
     "data": 2_390,
-    "engines": 4_460,
-    "estimators": 1_710,
-    "interop": 2_640,
+    "engines": 4_370,
+    "estimators": 1_720,
+    "interop": 2_470,
     "layers": 2_060,
     "models": 1_960,
     "plots": 560,
@@ -32,7 +32,7 @@ PACKAGES = {
     "tracing": 330,
     "training": 1_910,
 }
-CUDA = 1_520
+CUDA = 1_420
 TESTS = 21_300
 FILES = 220
 SAME_NAMES = 10

@@ -192,7 +192,7 @@ def test_an_index_that_only_numbers_rows_labels_no_series(shops):
         (ONE, {"targets": "c"}, ValueError, "TiRex: column 'c' is not in the table, which has a, b, text"),
         (ONE, {}, TypeError, "TiRex: column 'text' holds .*, expected numbers"),
         (ONE, {"series": np.ones(9), "targets": "a"}, ValueError, "TiRex: targets is 'a', expected None, as series is"),
-        (TWO, {"targets": "a", "past": np.ones(9)}, TypeError, "TiRex2: past is .*, expected names of columns"),
+        (TWO, {"targets": "a", "past": np.ones(9)}, TypeError, r"TiRex2: past\[0\] is .*1.0"),
         (TWO, {"targets": "a", "future": "b"}, TypeError, "TiRex2: later is None, expected a table with the 4 rows"),
         (TWO, {"targets": "a", "later": 3}, TypeError, "TiRex2: later is 3, expected None, as future names no column"),
         (TWO, {"targets": "a", "future": "b", "later": 3}, TypeError, "TiRex2: later is 3, expected a table"),

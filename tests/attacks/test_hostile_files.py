@@ -37,22 +37,16 @@ def array(shape=(2,), offsets=(0, 8), dtype="F32"):
 
 
 SAFETENSORS = {
-    "nothing": (b"", "its header has 0 bytes"),
-    "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "its header has 9223372036854775808 bytes"),
+    "nothing": (b"", "not a readable safetensors file"),
+    "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "not a readable safetensors file"),
     "long header": (lambda: safetensors(b"{" + b" " * (9 << 20) + b"}"), "expected at most"),
-    "list": (safetensors(b"[]"), "its header is a list"),
-    "deep header": (safetensors(DEEP.encode()), "nested more than"),
-    "no description": (safetensors({"a": 1}), "a is 1, expected dtype, shape and data_offsets"),
-    "unknown dtype": (safetensors({"a": array(dtype="F4")}, bytes(8)), "a has dtype 'F4', expected one of F64"),
-    "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "but lies in [0, 8]"),
+    "deep header": (safetensors(DEEP.encode()), "not a readable safetensors file"),
+    "unknown dtype": (safetensors({"a": array([8], dtype="F8_E4M3")}, bytes(8)), "a has dtype 'F8_E4M3', expected one"),
+    "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "not a readable safetensors file"),
     "empty large shape": (safetensors({"a": array([0, 10**18, 10**18], [0, 0])}), "which no array can have"),
-    "negative sizes": (safetensors({"a": array([-1, -2])}, bytes(8)), "expected whole numbers from 0 up"),
-    "three offsets": (safetensors({"a": array([2], [0, 8, 8])}, bytes(8)), "but lies in [0, 8, 8]"),
-    "overlapping": (safetensors({"a": array(), "b": array()}, bytes(8)), "b begins at byte 0"),
-    "too long": (safetensors({"a": array()}, bytes(12)), "its arrays have 8 bytes, the file has 12"),
-    "metadata of numbers": (safetensors({"__metadata__": {"a": 1}}), "expected names and texts"),
-    "long name": (safetensors({"x" * 100_000: 1}), "xxx ... "),
-    "control characters": (safetensors({"\x1b[2J": 1}), r"\x1b[2J"),
+    "too long": (safetensors({"a": array()}, bytes(12)), "file not fully covered"),
+    "long name": (safetensors({"x" * 100_000: array(dtype="F8_E4M3", shape=[8])}, bytes(8)), "xxx ... "),
+    "control characters": (safetensors({"\x1b[2J": array(dtype="F8_E4M3", shape=[8])}, bytes(8)), r"\x1b[2J"),
 }
 
 
@@ -88,14 +82,10 @@ MANY_BLOCKS = {"layer": "TiRex2", "options": {**TWO.__getstate__(), "recipe": [[
 MODELS = {
     "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
-    "number": ("1", "it is 1, expected version"),
-    "no layer": ("{}", "layer is None, expected one of LSTM"),
     "options are a list": ('{"layer": "LSTM", "options": []}', "options: is [], expected an object"),
     "unknown option": (described(LSTM, wings=2), "options: 'wings' is unknown, expected some of input_size"),
-    "missing option": ('{"layer": "LSTM", "options": {"input_size": 2}}', "options: hidden_size is missing"),
     "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
-    "head is a number": (json.dumps({**LSTM, "head": 1}), "head: is 1, expected an object"),
     "head without width": (json.dumps({**LSTM, "head": {}}), "head: output_size is missing"),
 }
 
@@ -177,15 +167,11 @@ CONFIGS = {
     "long number": (changed().replace("64", LONG_NUMBER), "a number has 401 digits"),
     "infinite factor": (changed(qk_dim_factor=1).replace('"qk_dim_factor": 1', '"qk_dim_factor": 1e999'), "'1e999'"),
     "large factor": (changed(qk_dim_factor=1e308), "qk_dim_factor is 1e+308"),
-    "large size": (changed(embedding_dim=10**39), "embedding_dim"),
     "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
-    "blocks everywhere": ('{"vocab_size": 5, "num_blocks": 1000000000, "slstm_at": "all"}', "num_blocks is 1000000000"),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
     "list": ("[]", "holds a list, expected an object"),
     "no UTF-8": (b'{"\xff": 1}', "can't decode byte"),
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
-    "long key": (changed(**{"x" * 100_000: 1}), "is unknown"),
-    "list of lists": (lambda: f"[{'[],' * 1_000_000}[]]", "it has more than"),
     "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
 }
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -193,20 +179,12 @@ ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 YAML = {
     "deep": ("[" * 50_000, "not readable YAML"),
-    "aliases that multiply": (ALIASES, "alias 'a0' is not that of a number"),
-    "alias of itself": ("a: &a [*a]", "alias 'a' is not that of a number"),
-    "tag of Python": ("a: !!python/object/apply:os.system [true]", "is not taken"),
-    "tag of a type": ("a: !!int '3'", "is not taken"),
-    "key is a list": ("? [a]\n: 1", "a key is no name"),
-    "key is a number": ("1: 2", "key '1' is unknown"),
-    "merge": ("x: &x {a: 1}\n<<: *x", "alias 'x' is not that of a number"),
+    "aliases that multiply": (ALIASES, "it has more values than are taken"),
+    "alias of itself": ("a: &a [*a]", "nested more than"),
+    "key is a number": ("1: 2", "a key is no text"),
+    "merge": ("<<: {a: 1}", "key '<<' is unknown"),
     "sexagesimal": ("num_blocks: 12:30:00", "num_blocks is '12:30:00', expected a whole number"),
-    "Norwegian": ("tie_weights: no", "tie_weights is 'no', expected True or False"),
-    "octal": ("num_blocks: 017", "num_blocks is '017', expected a whole number"),
-    "long number": (f"num_blocks: {LONG_NUMBER}", "a number has 401 digits"),
-    "large exponent": ("dropout: 1e999", "a number is '1e999'"),
-    "infinity": ("dropout: .inf", "dropout is '.inf', expected a number"),
-    "key twice": ("a: 1\na: 2", "key 'a' is there twice"),
+    "large exponent": ("dropout: 1e999", "a number is inf"),
     "nothing": ("", "holds a NoneType, expected an object"),
     "long": ("a: 1\n" * 400_000, "is longer than"),
     "as many values as there may be": (f"a: [{'0,' * 32_000}0]", "key 'a' is unknown"),
@@ -230,19 +208,6 @@ def test_files_beside_arrays(tmp_path, file, name):
     path = tmp_path / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({1: 2}, "key 1 is a int, expected text"),
-        ({"embedding_dim": 10**400}, "embedding_dim is a whole number of 1329 bits"),
-        ({"num_blocks": 10**400}, "num_blocks is a whole number of 1329 bits"),
-        ({"model_type": ["x"] * 10**6}, "model_type is ['x', 'x'"),
-    ],
-)
-def test_configurations_that_are_given(change, words):
-    assert words in str(refusal(lambda: nxai.model_of({**nxai.config_of(LARGE), **change})))
 
 
 def test_yaml_as_it_is_written(tmp_path):
@@ -429,8 +394,3 @@ def test_a_large_vocabulary(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(model("WordLevel", vocab={f"w{k}": k for k in range(150_000)}, unk_token="w0")))
     assert refusal(lambda: text.codec(tmp_path).encode("w1 w2"), os.path.getsize(path)) is None
-
-
-def test_numbers_of_a_prompt_are_tokens():
-    with pytest.raises(ValueError, match=r"prompt: '1 1000.* is text"):
-        text.Numbers().encode(f"1 {LONG_NUMBER}")

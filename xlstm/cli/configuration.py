@@ -16,7 +16,7 @@ from typer import Option
 from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.data import reading, writing
-from xlstm.data.table import ENCODINGS, Dialect
+from xlstm.data.csv_file import ENCODINGS, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY

@@ -12,8 +12,8 @@ from typer import Argument
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, with_options
 from xlstm.cli.console import Report, printable, table
 from xlstm.cli.sources import CLASSIFIER, TEXT, Layout, check_options, dated, find_model, read_text
+from xlstm.data.csv_file import Dialect
 from xlstm.data.series import Series, read_series
-from xlstm.data.table import Dialect
 from xlstm.data.text import Bytes, Characters
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.estimators.evaluation import Score
@@ -49,7 +49,7 @@ def evaluate(
         values = of_labels(report, classifier, read.sequences, read.labels)
     else:
         fitted = Forecaster.load(model, backend)
-        values = of_forecasts(report, fitted, read_series(data, column, usual=fitted.name, **vars(dialect)))[1]
+        values = of_forecasts(report, fitted, read_series(data, column, usual=fitted.name, dialect=dialect))[1]
     report.finish(kind=kind, **values)
 
 

@@ -134,16 +134,9 @@ def import_file(
 
         layer, params = from_keras(source, kind, name=name or None, activations=activation)
     elif source.suffix in (".safetensors", ".pt", ".pth"):  # pickled ones are refused by name
-        from xlstm.interop.torch import described, from_torch, kind_of
+        from xlstm.interop.torch import from_torch
 
-        about = described(source)
-        layer, params = from_torch(
-            source,
-            kind or kind_of(source, name),
-            activation=activation or about.get("activation", "tanh"),
-            batch_first=about.get("batch_first") == "True",
-            prefix=name,
-        )
+        layer, params = from_torch(source, kind, activation=activation, prefix=name)
     else:
         raise ValueError(f"{source}: suffix {source.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
     if kind is not None and type(layer).__name__.lower() != kind:

@@ -18,8 +18,9 @@ from xlstm.cli.configuration import ColumnOption, JsonOption, with_options
 from xlstm.cli.console import Report, printable
 from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
 from xlstm.data import text
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
-from xlstm.data.table import PLAIN, Dialect, read_table
+from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -127,7 +128,7 @@ def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any],
 
 def _windows(fitted: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
     """Return the last windows of a series, as the network sees them."""
-    series = read_series(data, column, usual=fitted.name, **vars(dialect))
+    series = read_series(data, column, usual=fitted.name, dialect=dialect)
     with dated(series, fitted.calendar_) as dates:
         return fitted.windows(series.values, **dates)[-steps:]
 

@@ -11,8 +11,9 @@ from typer import Argument, Option
 from xlstm.cli.configuration import BackendOption, ColumnOption, TableOption, with_options
 from xlstm.cli.console import err, printable, put
 from xlstm.cli.sources import CLASSIFIER, Layout, dated, find_model
+from xlstm.data.csv_file import Dialect
 from xlstm.data.series import read_series
-from xlstm.data.table import Dialect, as_csv, check_table, write_table
+from xlstm.data.table import as_csv, check_table, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier
 
 
@@ -56,7 +57,7 @@ def _forecast(
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = Forecaster.load(model, backend)
-    series = read_series(table, column, usual=fitted.name, **vars(dialect))
+    series = read_series(table, column, usual=fitted.name, dialect=dialect)
     with dated(series, fitted.calendar_) as dates:
         values = fitted.predict(series.values, steps, **dates)
         if intervals and len(values) > fitted.horizon:

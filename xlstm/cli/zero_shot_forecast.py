@@ -18,11 +18,12 @@ from xlstm.cli.sources import find_model
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
 from xlstm.data.covariates import CovariateArguments
+from xlstm.data.csv_file import Dialect
 from xlstm.data.frames import Columns, places_of
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Series
-from xlstm.data.table import Dialect, as_csv, read_groups, read_header, write_table
+from xlstm.data.table import as_csv, opened, read_groups, write_table
 from xlstm.estimators import ZeroShotForecaster
 from xlstm.estimators.evaluation import Score
 from xlstm.plots import figures
@@ -151,7 +152,7 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     if not roles.targets:
         names = [name for name in names if name in held] or names
         used = {*names, *beside, *roles.series_id, first.index_name}
-        if left := [name for name in read_header(path, dialect)[0] if name not in used]:
+        if left := [name for name in opened(path, dialect).names if name not in used]:
             tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     elif empty and len(empty) < len(names):
         raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")

@@ -21,7 +21,7 @@ from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.series_scaling import Scaling
-from xlstm.training import Callback, Interrupted, Progress, Terminated, loop
+from xlstm.training import Callback, Interrupted, Progress, Terminated
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
 
@@ -406,7 +406,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     ) -> None:
         """Train on series and store the result, also where a signal ends it."""
         start = self.test_predictor_.params if self.warm_start and self.__sklearn_is_fitted__() else None
-        loop.check_run(self.callbacks, self.checkpoints, self.resume)
         data = fitting.prepared(variants, given.ids, self.settings, backend)
         train, several = data["train"], data["train"].several
         s = train.predictor.settings

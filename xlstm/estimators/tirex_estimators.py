@@ -15,7 +15,7 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.panels import Given
+from xlstm.data.panels import Given, Roles
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
@@ -301,14 +301,9 @@ class ZeroShotForecaster(SeriesEstimator):
         return Pretrained(model, params, own | options)
 
 
-def _rows(X: Any) -> Any:
-    """Return series; a table has one in each row."""
-    return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
-
-
 def _variates(X: Any) -> int:
     """Return the number of variates of several series, which is the same for all; raise ValueError where it is not."""
-    series = items.read_arrays(FEATURES, _rows(X), 2)
+    series = items.read_arrays(FEATURES, X, 2)
     counts = {len(rows) for rows in series.rows}
     if series.single or len(counts) > 1:
         kinds = "one series" if series.single else f"series with {sorted(counts)} variates"
@@ -333,6 +328,10 @@ class TiRexFeatures(Estimator):
         By default that of the checkpoint.
     batch_size : int
         Series that the network sees at once, at most.
+    series_id : str, optional
+        The column of long tables that tells series apart; without it a table has a row for each series.
+    targets : list of str, optional
+        With `series_id` the columns that are read, by default all; they are the variates of a series.
 
     Attributes
     ----------
@@ -356,6 +355,8 @@ class TiRexFeatures(Estimator):
     dtype: DType | None = None
     _: KW_ONLY
     batch_size: int = 64
+    series_id: str | None = None
+    targets: str | Sequence[str] | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the checkpoint.
@@ -363,7 +364,8 @@ class TiRexFeatures(Estimator):
         Parameters
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
-            Series, of which NaN are missing values. A table has a row for each series; `TiRex.embed` takes other ones.
+            Series, of which NaN are missing values. A table has a row for each series, or with `series_id` a row for
+            each step of each series.
         y : object, optional
             It is not used.
 
@@ -378,8 +380,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
-        self.n_variates_ = _variates(X)
-        self.model_, self.params_ = model, params
+        self._become(model_=model, n_variates_=_variates(self._rows(model, X)), params_=params)
         return self
 
     def transform(self, X: Any) -> Values:
@@ -400,10 +401,11 @@ class TiRexFeatures(Estimator):
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        model, count = self.model_, _variates(X)
+        X = self._rows(self.model_, X)
+        count = _variates(X)
         if count != self.n_variates_:
             raise ValueError(f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit")
-        return np.asarray(model.embed(self.params_, _rows(X), batch_size=self.batch_size))
+        return np.asarray(self.model_.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
         """Return `fit(X).transform(X)`; see there."""
@@ -422,6 +424,14 @@ class TiRexFeatures(Estimator):
         array of str
         """
         return np.array(prediction.names(self.model_, self.n_variates_), dtype=object)
+
+    def _rows(self, model: Any, X: Any) -> Any:
+        """Return series; a table has one in each row, or with `series_id` one for each name."""
+        if self.series_id is not None:
+            items.is_table(FEATURES, "X", X, series_id=self.series_id)
+            table = items.Table.of(FEATURES, model, X, Roles(self.targets, series_id=self.series_id))
+            return [one.values.T for one in table.series]
+        return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

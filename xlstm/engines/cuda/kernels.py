@@ -13,7 +13,6 @@ from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.cells.normalization import layer_norm
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
-from xlstm.engines.cuda.cell_source import BLOCK
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import Around, Pointwise, Rows, pointwise
@@ -96,9 +95,10 @@ class Kernels:
         if count == 0:  # CuPy launches one block where there is to be none
             return
         source = cell_source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
-        blocks = count if self.function.reduces else -(-count * self.step.H // BLOCK)
         given = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
-        launch.launch(source, (blocks, 1), BLOCK, given)
+        threads = cell_source.threads_of(self.step.H)
+        blocks = count, 1 if self.function.reduces else -(-self.step.H // threads)
+        launch.launch(source, blocks, threads, given)
 
     @property
     def projected(self) -> Array:
