@@ -301,12 +301,9 @@ X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
 REFUSED = [
     ({"cell": "elman"}, X3, Y3, ValueError, "cell is 'elman', expected"),
     ({"options": {"activations": "nope"}}, X3, Y3, ValueError, "cell 'gru' cannot be made: .*activations"),
-    ({"cell": "mlstm", "bidirectional": True}, X3, Y3, ValueError, "bidirectional is True, but cell 'mlstm'"),
     ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
-    ({"callbacks": [3]}, X3, Y3, TypeError, r"callbacks\[0\] is 3"),
     ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
     ({"options": {"hidden_size": 3}}, X3, Y3, TypeError, "multiple values for keyword argument 'hidden_size'"),
-    ({}, "text", Y3, ValueError, "X"),
     ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
     ({}, [], [], ValueError, r"X is empty, found 0 sample\(s\)"),
     ({}, (x for x in X3), Y3, TypeError, "X has dtype object, expected real numbers .*generator"),

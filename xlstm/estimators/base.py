@@ -154,7 +154,6 @@ class Estimator:
             classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
             input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
-            non_deterministic=False,
         )
 
     def checked(self) -> dict[str, Any]:
