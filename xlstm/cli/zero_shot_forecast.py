@@ -25,7 +25,7 @@ from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Series
 from xlstm.data.table import as_csv, opened, read_groups, write_table
 from xlstm.estimators import ZeroShotForecaster
-from xlstm.estimators.scores import Score
+from xlstm.estimators.evaluation import Score
 from xlstm.plots import figures
 
 PANELS = 12  # of a picture at most
