@@ -83,10 +83,10 @@ MODELS = {
     "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
     "options are a list": ('{"layer": "LSTM", "options": []}', "options: is [], expected an object"),
-    "unknown option": (described(LSTM, wings=2), "options: 'wings' is unknown, expected some of input_size"),
+    "unknown option": (described(LSTM, wings=2), "unexpected keyword argument 'wings'"),
     "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
-    "head without width": (json.dumps({**LSTM, "head": {}}), "head: output_size is missing"),
+    "head without width": (json.dumps({**LSTM, "head": {}}), "missing 1 required positional argument: 'output_size'"),
 }
 
 
@@ -126,7 +126,7 @@ def forecaster(tmp_path_factory):
         ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
         ('"dtype": "float32"', '"dtype": {}', "not a sound forecaster"),
-        ('"settings": {', '"settings": {"x": 1, ', "settings: 'x' is unknown"),
+        ('"settings": {', '"settings": {"x": 1, ', "unexpected keyword argument 'x'"),
         ('"series_names_": null', '"series_names_": [null]', "series_names_[0] is None, expected a string"),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
