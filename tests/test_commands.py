@@ -434,7 +434,7 @@ WRONG = [
     (["predict", "there/step-000000002.safetensors", "long.csv"], "is a checkpoint of training, which is for xlstm"),
     (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column, --steps and --interva"),
     (["predict", "series", bundled("sunspots"), "--steps", "9", "--intervals"], "intervals end at the horizon, 2"),
-    (["predict", "series", bundled("sunspots"), "--encoding", "hex"], "error: encoding is 'hex'"),
+    (["predict", "series", bundled("sunspots"), "--encoding", "hex"], "encoding is 'hex'"),
     (["generate", "series", "--prompt", "a"], "series: is a forecaster, which is for xlstm predict, evaluate"),
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
     (["generate", "long.csv", "--prompt", "a"], "error: long.csv: not a readable safetensors file"),
