@@ -54,11 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     cases: dict[str, dict[Any, list[Hashable]]] = {}
     for item in items:
-        values = (
-            [(name, id(value)) for name, value in item.callspec.params.items()] if hasattr(item, "callspec") else []
-        )
-        cases.setdefault(item.nodeid.partition("[")[0], {})[item] = values
-    chosen = {item for same in cases.values() for item in (covering(same, strength) if len(same) > 1 else same)}
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        cases.setdefault(item.nodeid.partition("[")[0], {})[item] = [
+            (name, id(value)) for name, value in params.items()
+        ]
+    chosen = {item for same in cases.values() for item in covering(same, strength)}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
 
