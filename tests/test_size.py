@@ -25,10 +25,10 @@ PACKAGES = {
     "engines": 4_350,
     "estimators": 2_000,
     "interop": 2_330,
-    "layers": 2_060,
-    "models": 1_960,
+    "layers": 1_900,
+    "models": 1_820,
     "plots": 560,
-    "recurrence": 240,
+    "recurrence": 220,
     "tracing": 330,
     "training": 1_720,
 }

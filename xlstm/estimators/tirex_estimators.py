@@ -429,8 +429,8 @@ class TiRexFeatures(Estimator):
         """Return series; a table has one in each row, or with `series_id` one for each name."""
         if self.series_id is not None:
             items.is_table(FEATURES, "X", X, series_id=self.series_id)
-            table = items.Table.of(FEATURES, model, X, Roles(self.targets, series_id=self.series_id))
-            return [one.values.T for one in table.series]
+            roles = Roles(self.targets, series_id=self.series_id).checked(FEATURES)
+            return [one.values.T for one in items.read_table(FEATURES, model, X, Covariates(), roles)[1]]
         return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
