@@ -43,7 +43,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "forecaster": lambda at: Forecaster.load(at / "m", "numpy"),
     "classifier": lambda at: SequenceClassifier.load(at / "m", "numpy"),
     "text": lambda at: TextModel.load(at / "m", "numpy"),
-    "torch": lambda at: export_import.import_file(at / WEIGHTS, name="recurrent."),
+    "torch": lambda at: export_import.import_(at / WEIGHTS, name="recurrent."),
     "weights.h5": lambda at: from_keras(at / "m.weights.h5"),
     "keras": lambda at: from_keras(at / "m.keras"),
     "nxai": lambda at: nxai.load(at, backend="numpy"),
@@ -69,8 +69,8 @@ def sound(folder: Path) -> dict[str, Content]:
     labels.save(at["classifier"] / "m", {"label": "kind"})
     words = TextModel(hidden_size=3, embedding_size=2, batch_size=1, length=4, steps=1, backend="numpy")
     words.fit("to be or not").save(at["text"] / "m")
-    export_import.export_file(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
-    export_import.export_file(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
+    export_import.export(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
+    export_import.export(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
     h5 = (at["weights.h5"] / "m.weights.h5").read_bytes()
     (at["keras"] / "m.keras").write_bytes(zipped(_keras_config(), h5))
     nxai.save(at["nxai"], large, large.init(backend="numpy"))

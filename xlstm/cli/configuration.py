@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -67,45 +68,10 @@ DIALECT = {
 }
 TRAINING = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
 
-# The help of each parameter of an estimator that is an option.
-HELP = {
-    "cell": "lstm, gru, rnn, slstm, mlstm, xlstm, or the name of a registered cell.",
-    "hidden_size": "Units of each recurrent layer.",
-    "embedding_size": "Width of the embedding of a token.",
-    "num_layers": "Recurrent layers.",
-    "bidirectional": "Read in both directions.",
-    "size": "Width of the blocks.",
-    "num_blocks": "Blocks.",
-    "num_heads": "Heads of each block.",
-    "patch_size": "Values in a patch.",
-    "input_ff_size": "Width of the hidden layers at the input and at the output.",
-    "context_length": "Values that the network is given, a multiple of the patch size.",
-    "horizon": "Steps to forecast at once.",
-    "dropout": "Rate of dropout between layers, and of embeddings.",
-    "tokens": "characters, bytes, or a tokenizer.json.",
-    "standardize": "Bring features to mean 0 and deviation 1.",
-    "scaling": "window or series: units of the values that the network sees.",
-    "linear_baseline": "Steps that the linear autoregression looks back; 0 for none, auto lets validation decide.",
-    "season": "Steps of a season; 0 for none, auto finds them.",
-    "least": "Forecasts do not go below it; 0 if left out where no value is below 0.",
-    "epochs": "Passes over the training part, at most.",
-    "patience": "Epochs without a better validation loss before training stops.",
-    "steps": "Batches in all.",
-    "batch_size": "Windows, sequences, series or parallel streams of a batch.",
-    "length": "Tokens of each stream in a batch.",
-    "every": "Batches between two checkpoints; by default one after each pass over a text.",
-    "learning_rate": "Learning rate of AdamW.",
-    "weight_decay": "Weight decay of AdamW.",
-    "schedule": "constant, or cosine down to a tenth of the learning rate.",
-    "clip": "Limit of the global norm of the gradient.",
-    "averaging": "Decay of the moving average of weights that is judged and kept.",
-    "validation_fraction": "Share of what is trained on that is held out for validation.",
-    "refit": "Train once more on all of the series at the end.",
-    "seed": "Initial weights, parts that are held out, order of batches, and masks of dropout.",
-    "precision": "float16, bfloat16 or tf32 while training, on a GPU; weights stay as they are.",
-    "backend": "auto, numpy, cupy or torch.",
-    "dtype": "float32 or float64.",
-}
+# Parameters of estimators that are no options.
+OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints"}
+# A parameter, or several, in the docstring of a class: its type, and lines about it.
+PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
 UNWRITTEN = (*UNREAD, "resume", "json")  # those that say nothing of what is trained
 # The types of values of options in a file, by the type of the option; all others are text.
@@ -130,10 +96,11 @@ def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Comm
         own.pop("settings", None)
         added: dict[str, tuple[Any, Any]] = {}
         if estimator is not None:
-            hints, parameters = get_type_hints(estimator.__init__), inspect.signature(estimator).parameters
-            for name in [name for name in HELP if name in parameters and name not in own]:
-                default = parameters[name].default
-                added[name] = (_option(name, hints[name], default), default)
+            hints, words = get_type_hints(estimator.__init__), _documented(estimator)
+            for name, parameter in inspect.signature(estimator).parameters.items():
+                if name not in OTHERS | own.keys():
+                    option = _option(name, hints[name], parameter.default, words.get(name, ""))
+                    added[name] = (option, parameter.default)
             added |= TRAINING
         if of_tables:
             added |= DIALECT
@@ -157,14 +124,20 @@ def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Comm
     return decorate
 
 
-def _option(name: str, hint: Any, default: Any) -> Any:
+def _documented(estimator: type[Any]) -> dict[str, str]:
+    """Return for the parameters of an estimator the text about each in its docstring, or else its type."""
+    found = PARAMETER.findall(f"{inspect.getdoc(estimator)}\n")
+    return {name: " ".join((text or kind).split()) for names, kind, text in found for name in names.split(", ")}
+
+
+def _option(name: str, hint: Any, default: Any, words: str) -> Any:
     """Return the option of a parameter, which is text where it may be text and other things."""
     kinds = get_args(hint) or (hint,)
     kind = str if str in kinds else kinds[0]
     long = f"--{name.replace('_', '-')}"
     names = [f"{long}/--no-{long[2:]}"] if default is True else [long]
     names += ["--lr"] * (name == "learning_rate")
-    return Annotated[kind if default is not None else kind | None, Option(*names, help=HELP[name])]
+    return Annotated[kind if default is not None else kind | None, Option(*names, help=words)]
 
 
 def _options(context: typer.Context) -> dict[str, Any]:
@@ -182,9 +155,8 @@ def as_toml(context: typer.Context) -> str:
 
 def _toml(value: Any) -> str:
     """Return a value as TOML has it."""
-    if isinstance(value, bool | int | float):
-        return str(value).lower()
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    number_or_text = value if isinstance(value, bool | int | float) else str(value)
+    return json.dumps(number_or_text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def from_toml(path: Path) -> dict[str, Any]:
