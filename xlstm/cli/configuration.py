@@ -53,6 +53,8 @@ TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .p
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
 ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
+OutputOption = Annotated[Path | None, Option("--output", "-o", help="Folder for the model and the run.")]
+ResumeOption = Annotated[bool, Option("--resume", help="Go on with the run in the folder.")]
 SaveConfigOption = Annotated[Path | None, Option("--save-config", help="Write the options to a TOML file.")]
 DateFormatOption = Annotated[
     str | None, Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
@@ -60,13 +62,19 @@ DateFormatOption = Annotated[
 DecimalOption = Annotated[str | None, Option("--decimal", help="Decimal sign of a CSV file.", metavar="SIGN")]
 EncodingOption = Annotated[str, Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 
-# Options that stand for the parameter `dialect` of a command, and those of every command that trains.
+# Options that stand for the parameter `dialect` of a command, and those for the `run` of every command that trains.
 DIALECT = {
     "date_format": (DateFormatOption, None),
     "decimal": (DecimalOption, None),
     "encoding": (EncodingOption, "utf-8"),
 }
-TRAINING = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
+RUN = {
+    "context": (typer.Context, inspect.Parameter.empty),
+    "output": (OutputOption, None),
+    "resume": (ResumeOption, False),
+    "as_json": (JsonOption, False),
+}
+CONFIGURATION = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
 
 # Parameters of estimators that are no options.
 OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints"}
@@ -79,21 +87,26 @@ KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole numb
 LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts
 
 
-def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
+def with_options(
+    estimator: type[Any] | None = None, run_of: Callable[..., Any] | None = None
+) -> Callable[[Command], Command]:
     """Give a command options: those of CSV files in the place of its `dialect`, those of an estimator of `**settings`.
 
-    A command with an estimator also gets --config, --save-config and --quiet.
+    A command with an estimator also gets --config, --save-config and --quiet, and a `run`.
 
     Parameters
     ----------
     estimator : type, optional
         Its constructor has the defaults of its parameters.
+    run_of : callable, optional
+        It makes the `run` of a command from the options RUN. The command runs within `run.accounted()`.
     """
 
     def decorate(command: Command) -> Command:
         own = dict(inspect.signature(command, eval_str=True).parameters)
         of_tables = own.pop("dialect", None) is not None
         own.pop("settings", None)
+        own.pop("run", None)
         added: dict[str, tuple[Any, Any]] = {}
         if estimator is not None:
             hints, words = get_type_hints(estimator.__init__), _documented(estimator)
@@ -101,19 +114,23 @@ def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Comm
                 if name not in OTHERS | own.keys():
                     option = _option(name, hints[name], parameter.default, words.get(name, ""))
                     added[name] = (option, parameter.default)
-            added |= TRAINING
+            added |= RUN | CONFIGURATION
         if of_tables:
             added |= DIALECT
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            if estimator is not None:
-                del values["config"], values["quiet"]
-                if (path := values.pop("save_config")) is not None:
-                    writing.write(path, as_toml(values["context"]).encode())
             if of_tables:
                 values["dialect"] = Dialect(**{name: values.pop(name) for name in DIALECT})
-            command(**values)
+            if run_of is None:
+                command(**values)
+                return
+            del values["config"], values["quiet"]
+            if (path := values.pop("save_config")) is not None:
+                writing.write(path, as_toml(values["context"]).encode())
+            training = run_of(**{name: values.pop(name) for name in RUN})
+            with training.accounted():
+                command(training, **values)
 
         every = [parameter.replace(kind=KEYWORD) for parameter in own.values()]
         every += [inspect.Parameter(name, KEYWORD, annotation=a, default=d) for name, (a, d) in added.items()]

@@ -48,13 +48,6 @@ CARDS = {
     "b200": Device("NVIDIA B200", 100, 148, 227 * 1024, 16),
     "rtx5090": Device("NVIDIA GeForce RTX 5090", 120, 170, 99 * 1024, 8),
 }
-PATHS = {
-    "loop": "the array library alone, step by step",
-    "pointwise": "a product and a kernel each step",
-    "plain": "one kernel for all steps, ordinary arithmetic, blocks that meet in global memory",
-    "grid": "one kernel for all steps, tensor cores, blocks that meet in global memory",
-    "cluster": "one kernel for all steps, tensor cores, clusters of blocks",
-}
 
 
 def info(
@@ -166,7 +159,7 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
         "layer": f"{layer!r}, {T} steps of {B} sequences, {dtype}",
         "device": f"{device.name}, sm_{device.capability}, {device.sms} SMs, {shared}",
         "peaks": f"{', '.join(f'{name} {v:.3g}' for name, v in speeds.items() if v)} TFLOP/s, from data sheets",
-        "path": f"{choice.path}: {PATHS[choice.path]}",
+        "path": choice.path,
     }
     rows |= {tiling.kind: _words(tiling, T) for tiling in (choice.forward, choice.backward) if tiling is not None}
     return rows | {f"not {path}": reason for path, reason in choice.others.items()}

@@ -14,9 +14,10 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading
+from xlstm.data.frames import places_of
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
+from xlstm.data.table import HEADER, PLAIN, Dialect, by_name, read_header, read_names, read_numbers
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import folder
@@ -138,18 +139,12 @@ class Layout:
         """Return the layout of a file, whose features are by default all other columns but that of dates."""
         names, dates = read_header(path, dialect)
         roles = [label] if sequence is None else [label, sequence]
+        places_of(str(path), names, roles, HEADER)
         chosen = [n for n in names if n not in (*roles, *dates)] if features is None else features.split(",")
         chosen = [name.strip() for name in chosen]
-        if missing := [name for name in roles if name not in names]:
-            raise ValueError(
-                f"{path}: column {checks.shown(missing[0])} is not in the header, which has {checks.few(names)}"
-            )
-        if label == sequence:
-            raise ValueError(f"{path}: label and sequence are both {checks.shown(label)}, expected two columns")
-        if twice := [name for name in roles if name in chosen]:
-            raise ValueError(f"{path}: column {checks.shown(twice[0])} is label or sequence, expected features only")
-        if not chosen:
-            raise ValueError(f"{path}: no column is left for features, the header has {checks.few(names)}")
+        if label == sequence or {*roles} & {*chosen} or not chosen:
+            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(chosen)}"
+            raise ValueError(f"{path}: {several}, expected different columns and a feature; it has {checks.few(names)}")
         return cls(chosen, label, sequence)
 
     @classmethod
