@@ -20,7 +20,7 @@ from xlstm import plots
 from xlstm.arrays.backend import backend_of
 from xlstm.cli.configuration import BackendOption, ColumnOption, as_toml, with_options
 from xlstm.cli.console import Report, code, interrupted, message_of, progress, tell
-from xlstm.cli.evaluate import of_forecasts, of_labels, of_text
+from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
 from xlstm.data import writing
 from xlstm.data.series import bundled, read_series

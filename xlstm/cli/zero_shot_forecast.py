@@ -139,16 +139,15 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     names = roles.targets or [name for name in first.names if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    there = np.any([~np.isnan(group.values).all(0) for group in groups.values()], axis=0)
-    held = {name for name, has_numbers in zip(first.names, there, strict=True) if has_numbers}
-    empty = [name for name in names if name not in held]
-    if not roles.targets:
-        names = [name for name in names if name in held] or names
-        used = {*names, *beside, *roles.series_id, first.index_name}
-        if left := [name for name in read_header(path, dialect)[0] if name not in used]:
-            tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    elif empty and len(empty) < len(names):
-        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
+    there = np.any([~np.isnan(group.values).all(axis=0) for group in groups.values()], axis=0)
+    empty = {name for name, has_numbers in zip(first.names, there, strict=True) if not has_numbers}
+    if roles.targets and (wrong := [name for name in names if name in empty]):
+        raise ValueError(f"{path}: column {checks.shown(wrong[0])} has no value to forecast from")
+    names = [name for name in names if name not in empty] or names
+    used = {*names, *beside, *roles.series_id, first.index_name}
+    left = [name for name in read_header(path, dialect)[0] if name not in used]
+    if left and not roles.targets:
+        tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     return [_part(path, name, columns, names, roles) for name, columns in groups.items()], names
 
 
