@@ -116,5 +116,3 @@ def test_all_tasks_from_training_to_picture(tmp_path, monkeypatch, capsys):
         lengths = [int(T) for T in one["results"]["by length"]]
         expected = {"parity": list(range(3, 73)), "arithmetic": list(range(3, 72, 2)), "recall": [64, 72]}
         assert lengths == expected[one["task"]]
-
-

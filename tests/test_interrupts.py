@@ -58,7 +58,13 @@ Fragile()
         "process_signals.done()\nsignal.raise_signal(signal.SIGINT)",
         "process_signals.end_at_once()\nsignal.raise_signal(signal.SIGINT)",
     ],
-    ids=["turned into another error", "in a destructor", "before a destructor that fails", "after the command", "before"],
+    ids=[
+        "turned into another error",
+        "in a destructor",
+        "before a destructor that fails",
+        "after the command",
+        "before",
+    ],
 )
 def test_an_interrupt_ends_the_process_quietly(code):
     assert run(code) == (130, "")

@@ -41,7 +41,21 @@ def python(code, cwd):
 
 
 def test_training_needs_only_four_packages(tmp_path):
-    blocked = "typer rich click matplotlib cupy torch pandas narwhals pyarrow jax onnx h5py numba".split()
+    blocked = [
+        "typer",
+        "rich",
+        "click",
+        "matplotlib",
+        "cupy",
+        "torch",
+        "pandas",
+        "narwhals",
+        "pyarrow",
+        "jax",
+        "onnx",
+        "h5py",
+        "numba",
+    ]
     result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("[")

@@ -20,7 +20,7 @@ PACKAGES = {
     "": 580,
     "arrays": 1_960,
     "cells": 1_230,
-    "cli": 2_030,
+    "cli": 1_780,
     "data": 2_390,
     "engines": 4_460,
     "estimators": 2_000,
@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_910,
 }
 CUDA = 1_520
-TESTS = 21_300
+TESTS = 20_930
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
