@@ -245,12 +245,12 @@ def test_options_of_the_main_job(run, tmp_path):
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--linear-baseline", 5, "--season", 12]
-    words += ["--least", -3, "--no-refit", "--scaling", "series", "--horizon", 4, "--config", "o.toml", "-o", "run"]
+    words += ["--least", -3, "--no-refit", "--horizon", 4, "--config", "o.toml", "-o", "run"]
     assert run("train", "forecast", bundled("sunspots"), *words, "--quiet").output == ""
     assert {"model.safetensors", "history.jsonl", "options.toml", *PICTURES} <= {*os.listdir(tmp_path / "run")}
     settings = Forecaster.load("run/model.safetensors", "numpy").settings
     assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
-    assert (settings.season, settings.least, settings.refit, settings.scaling) == (12, -3.0, False, "series")
+    assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
 
 
 def test_quiet_and_json(run):
@@ -270,7 +270,7 @@ def test_info(run, monkeypatch):
     found = read_json(run("info", "--explain", "lstm", 64, 8, 64, "float32", "--card", "h100", "--json"))
     assert found["path"] == "cluster"
     monkeypatch.setenv("XLSTM_NUM_THREADS", "two")
-    assert read_json(run("info", "--json"))["threads"] == "refused: XLSTM_NUM_THREADS: 'two' is not a number"
+    assert read_json(run("info", "--json"))["threads"].startswith("refused: XLSTM_NUM_THREADS: 'two'")
 
 
 def commands(group, path=()):

@@ -6,7 +6,6 @@ import functools
 import importlib
 import itertools
 import json
-import os
 import runpy
 import sys
 from types import SimpleNamespace
@@ -160,32 +159,6 @@ def test_what_the_sanitizer_runs(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         program(monkeypatch, "bench.sanitized", "--widths", "0")
     assert "0 is no number of units, expected 1 or more" in capsys.readouterr().err
-
-
-# It runs what it is given to run, and sums up as the real one does.
-SANITIZER = """#!{python}
-import subprocess, sys
-at = sys.argv.index({python!r})
-assert sys.argv[1:at] == ["--tool", "racecheck", "--error-exitcode", "99", "--target-processes", "all"]
-print("========= COMPUTE-SANITIZER", flush=True)
-code = subprocess.run(sys.argv[at:]).returncode
-print("========= {hazard}")
-print("========= RACECHECK SUMMARY: 1 hazards displayed")
-sys.exit(code)
-"""
-HAZARD = "Error: Race reported between Write access at xlstm_forward_step+0x4d0 and Read access at xlstm_forward_step"
-
-
-def test_the_sanitizer(monkeypatch, tmp_path, capsys):
-    gpu.timed_as_a_card(monkeypatch)
-    path = tmp_path / "compute-sanitizer"
-    path.write_text(SANITIZER.format(python=sys.executable, hazard=HAZARD))
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    selected = ("--paths", "pointwise", "--widths", "3", "--output", str(tmp_path / "kept"))
-    assert program(monkeypatch, "bench.sanitize", "--tools", "racecheck", *selected) == 1
-    assert "racecheck: 1 findings (xlstm_forward_step 1); 10 layers ran" in capsys.readouterr().out
-    assert "ran: GRU, H=3, pointwise, float16" in (tmp_path / "kept" / "sanitize-racecheck.txt").read_text()
 
 
 def test_the_main_job(monkeypatch, tmp_path):

@@ -609,7 +609,7 @@ def test_a_parquet_file(tmp_path):
         found = read_table(path, columns)
         assert (found.names, found.index_name) == (["a"], "day")
         np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
-    with pytest.raises(TypeError, match=r"t.parquet: column 'name' holds string, expected numbers"):
+    with pytest.raises(TypeError, match=r"t.parquet: column 'name' holds .*, expected numbers"):
         read_table(path)
     with pytest.raises(ValueError, match=r"t.parquet: column 'c' is not in the header, which has day, a, b, name"):
         read_table(path, ["c"])

@@ -10,7 +10,7 @@ from tests.conftest import make_backend
 from tests.gpu import as_it_lies, half
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import fuse, multiplier, room, source, total
+from xlstm.arrays.fuse import fuse, multiplier, total
 from xlstm.arrays.namespace import constant, squares_below
 from xlstm.tracing.symbols import UntraceableError
 
@@ -65,15 +65,6 @@ def test_halves_are_computed_in_float32(xp, rng, dtype):
     expected, _ = chain(np, a.astype("f4"), b.astype("f4"), 0.3, np.dtype("f4"))
     assert found.dtype == dtype
     np.testing.assert_array_equal(found.get(), expected.astype(dtype))
-
-
-def test_what_is_wide_is_computed_so_and_the_rest_is_not():
-    """The difference of float64 in float64, where float32 would lose it, and what follows in float32."""
-    text = source(narrow, (np.dtype("f8"), np.dtype("f8"), np.dtype("f4")), (("dtype", np.dtype("f4")),))
-    assert text.inputs == "float64 x0, float64 x1, float32 x2"
-    assert text.outputs == "float32 y0"
-    kinds = [line.split()[1] for line in text.body.splitlines() if line.startswith("const")]
-    assert kinds == ["double", "double", "float", "double", "float", "float"]
 
 
 def test_digits_of_what_is_wide_are_kept(xp):
@@ -132,14 +123,6 @@ def test_where_keeps_the_dtype_on_cupy(rng, dtype):
     assert str(found.dtype) == dtype
     expected = np.array([[1.5, -7, np.inf], [np.nan, -7, 3.0]])
     np.testing.assert_array_equal(to_numpy(found).astype("float64"), expected)
-
-
-def test_room_has_its_axes_in_the_order_of_memory(xp):
-    assert room(np, np.zeros(1, "f4"), (2, 3, 4), (1, 2, 0)) is None
-    found = room(xp, xp.zeros(1, dtype="f4"), (2, 3, 4), (1, 2, 0))
-    assert found.shape == (2, 3, 4)
-    assert found.dtype == np.float32
-    assert found.transpose(1, 2, 0).flags.c_contiguous
 
 
 def test_squares_below(be):

@@ -79,19 +79,6 @@ def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
             np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=0, atol=1e-6 * empty)
 
 
-@pytest.mark.parametrize(
-    ("empty", "shape", "dtype"), [(True, (3,), "float32"), (False, (3,), "float32"), (False, (2, 3), "float64")]
-)
-def test_results_that_do_not_fit_into_their_places_on_cupy(empty, shape, dtype):
-    """Nothing is changed then, with a kernel and without."""
-    be = make_backend("cupy", "float32")
-    one = [be.asarray(np.ones(size)) for size in [(2, 3), (0, 2)][: 1 + empty]]
-    two = [be.asarray(np.ones(size), dtype) for size in [shape, (0, 2)][: 1 + empty]]
-    with pytest.raises(ValueError, match=r"^foreach: .*expected"):
-        foreach.apply(be.xp, moved, [one, two], (0.1, 2.0), (0, 1), power=2)
-    assert all(np.all(to_numpy(a) == 1) for a in (*one, *two))
-
-
 @pytest.mark.parametrize("capability", [75, 90])
 def test_kernels_compile(monkeypatch, capability):
     texts = []

@@ -212,7 +212,7 @@ def test_the_linear_baseline_is_ridge_regression(rng):
 
 def test_without_a_linear_baseline_and_without_quantiles():
     values, _ = driven()
-    forecaster = Forecaster(**QUICK, linear_baseline=0, quantiles=(), scaling="series").fit(values)
+    forecaster = Forecaster(**QUICK, linear_baseline=0, quantiles=()).fit(values)
     score = forecaster.score(values)
     assert np.all(score.model < score.persistence)
     assert np.all(np.isnan(score.coverage))
@@ -271,22 +271,19 @@ def test_predict_sees_the_end_of_the_series_and_score_does_not(fitted):
     np.testing.assert_array_equal(same.predict(values), Forecaster(**QUICK, refit=False).fit(values).predict(values))
 
 
-@pytest.mark.parametrize("refit", [True, False])
-def test_backtests(fitted, refit):
+def test_backtests(fitted):
     values, _ = driven()
-    score = fitted.backtest(values, folds=3, refit=refit)
+    score = fitted.backtest(values, folds=3)
     np.testing.assert_array_equal(score.at, [282, 288, 294])
     assert score.forecasts.shape == (3, 6)
     changed = values.copy()
     changed[294:] = 0.0
-    other = fitted.backtest(changed, folds=3, refit=refit)
-    np.testing.assert_array_equal(other.forecasts, score.forecasts)
-    if refit:
-        one = Forecaster(**QUICK).fit(values[:288])
-        np.testing.assert_allclose(score.forecasts[1], one.predict(values[:288]), rtol=1e-12)
-        np.testing.assert_allclose(score.quantiles[1], one.predict_quantiles(values[:288]), rtol=1e-12)
-    with pytest.raises(ValueError, match="folds"):
-        fitted.backtest(values, folds=50, refit=refit)
+    np.testing.assert_array_equal(fitted.backtest(changed, folds=3).forecasts, score.forecasts)
+    one = Forecaster(**QUICK).fit(values[:288])
+    np.testing.assert_allclose(score.forecasts[1], one.predict(values[:288]), rtol=1e-12)
+    np.testing.assert_allclose(score.quantiles[1], one.predict_quantiles(values[:288]), rtol=1e-12)
+    with pytest.raises(ValueError, match="50 folds of 6 steps leave nothing of a series to fit to"):
+        fitted.backtest(values, folds=50)
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -469,7 +466,7 @@ def test_a_window_that_fits_is_chosen(tmp_path):
         values, price = driven(rows)
         for horizon in (1, 3, 4, min(12, rows // 5)):
             made = Forecaster(horizon=horizon, **SMALL).examples([values, long], future=[price, prices])
-            assert made["train"].window == window
+            assert made["train"].predictor.settings.window == window
     values = long[:57]
     forecaster = Forecaster(horizon=3, **SMALL).fit(values)
     assert (forecaster.window, forecaster.window_) == (None, 17)
@@ -550,7 +547,7 @@ def test_only_columns_with_a_role_are_read():
         ({"targets": "moon"}, ValueError, "column 'moon' is not in the table"),
         ({"targets": "sales", "series_id": "moon"}, ValueError, "column 'moon' is not in the table"),
         ({}, TypeError, "column 'note' holds String"),
-        ({"targets": "sales", "static": "gap"}, ValueError, "static column 'gap' has missing values"),
+        ({"targets": "sales", "static": "gap"}, ValueError, "static columns gap have gaps or change"),
     ):
         with pytest.raises(error, match=words):
             Forecaster(**settings | roles).fit(table.assign(gap=np.nan) if "gap" in words else table)

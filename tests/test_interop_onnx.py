@@ -237,7 +237,8 @@ def test_defaults_of_activations_are_those_of_the_operators(model, alpha, first)
 def test_constants_may_be_nodes(model):
     _, expected = from_onnx(model)
     W, make = tensor(model, "0.W"), onnx.helper.make_node
-    model.graph.node.extend([make("Constant", [], ["inner"], value=W), make("Identity", ["inner"], ["0.W"])])
+    for one in (make("Identity", ["inner"], ["0.W"]), make("Constant", [], ["inner"], value=W)):
+        model.graph.node.insert(0, one)
     model.graph.initializer.remove(W)
     np.testing.assert_array_equal(from_onnx(model)[1]["0.Wx"], expected["0.Wx"])
 
@@ -254,7 +255,7 @@ def test_weights_in_another_file(model, tmp_path):
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     _, found = from_onnx(tmp_path / "model.onnx")
     np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
-    with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
+    with pytest.raises(ValueError, match=r"weights/W\.bin"):  # a model without its path
         from_onnx(model)
 
 

@@ -160,7 +160,8 @@ def weights(**changes):
     ("given", "kind", "error", "words"),
     [
         (weights(), "LSTM", ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
-        (weights(), "rnn", ValueError, r"weight_ih_l0 \(20, 3\) and weight_hh_l0 \(20, 5\) are not of kind 'rnn'"),
+        (weights(), "rnn", ValueError, r"weight_hh_l0 has shape \(20, 5\), expected \(H, P\) = \(20, 20\)"),
+        (weights(weight_ih_l0=np.zeros((10, 3))), None, ValueError, r"\(10, 5\), expected \(4H, H\), \(3H, H\) or"),
         (weights(weight_hh_l1=None), "lstm", ValueError, "weight_hh_l1 is missing"),
         (weights(bias_hh_l0=None), "lstm", ValueError, "bias_hh_l0 is missing"),
         (weights(weight_hh_l0=None), "lstm", ValueError, "weight_hh_l0 is missing, found bias_hh_l0"),
@@ -168,7 +169,7 @@ def weights(**changes):
         (weights(weight_zz_l0=np.zeros(2)), "lstm", ValueError, "weight_zz_l0 is unknown, expected weight_ih_l0"),
         (weights(weight_ih_l1=np.zeros((20, 4))), "lstm", ValueError, r"expected \(4H, directions\*P\) = \(20, 5\)"),
         (weights(bias_ih_l0=np.zeros((1, 20))), "lstm", ValueError, r"bias_ih_l0 has shape \(1, 20\), expected"),
-        (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected two axes"),
+        (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected"),
         (weights(weight_ih_l0=np.zeros((20, 3), "int64")), "lstm", TypeError, "weight_ih_l0 has dtype int64"),
         (weights(weight_ih_l0=np.zeros((20, 3), "float32")), "lstm", TypeError, "dtypes float32, float64"),
         (weights(weight_ih_l0=[[1.0]]), "lstm", TypeError, "weight_ih_l0 is a list"),

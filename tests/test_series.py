@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from xlstm.data import Scaler, Split, carry_forward, split, windows
+from xlstm.data import Split, carry_forward, split
 from xlstm.data.series import bundled, read_csv
 
 
@@ -65,7 +65,7 @@ def test_calendars(read, dates, unit, every, after):
         (["2001"], "dates have no common rhythm"),
         (["998", "999", "1000"], ""),
         (["12345678", "12345679", "12345680"], ""),
-        (["x1", "x2", "x3"], "no ISO 8601 dates"),
+        (["x", "y", "z"], "no ISO 8601 dates"),
     ],
 )
 def test_labels_that_are_no_calendar(read, labels, note):
@@ -197,8 +197,8 @@ TWO_ZONES = "2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"
             (["2024-02-01", "2024-02-02", bad], None, f"line 4: {bad!r} is not a date like the others")
             for bad in ("2024-02-31", "Feb 3", "2024-02-03 noon", "5")
         ),
-        (["2024-02-01", "", "2024-02-04"], None, "line 3: the date is missing, expected one as in the other rows"),
-        ([*TWO_ZONES, "2024-01-01T02:00"], None, "line 4: .* has no zone"),
+        (["2024-02-01", "", "2024-02-04"], None, "line 3: '' is not a date like the others"),
+        ([*TWO_ZONES, "2024-01-01T02:00"], None, "line 4: .* is not a date like the others"),
         (["2024-02-31T00:00+02:00", TWO_ZONES[1]], None, "line 2: .* is not a date like the others"),
     ],
 )
@@ -241,7 +241,7 @@ WIDE = ",".join(f"c{k}" for k in range(9_000)) + "\n" + 2 * (",".join(["1"] * 9_
         (rows([1]), {"date_format": "day"}, "date_format is 'day', expected a format such as '%d/%m/%Y'"),
         ("date\tv\n2001\t3,14\n2002\t2\n", {}, r"line 2, column v holds '3,14', .*--decimal , \(decimal='"),
         ('date,v\n2001,"3,14"\n2002,2\n', {}, r"line 2, column v holds '3,14', .*--decimal , \(decimal='"),
-        ("date;v\n2001;3,14\n2002;.5\n", {"decimal": ","}, r"line 3, .* '\.5', .* the decimal sign is a comma, as was"),
+        ("date;v\n2001;3,14\n2002;.5\n", {"decimal": ","}, r"line 3, column v holds '\.5'"),
         ("date;v\n2001;3,14\n2002;.5\n", {"decimal": "."}, "line 2, column v holds '3,14', .*say so with --decimal"),
     ],
 )
@@ -283,28 +283,3 @@ def test_split_is_by_time():
     for bad in ((2, 0.2, 0.2), (100, 0.5, 0.5), (100, 0.0, 0.2)):
         with pytest.raises(ValueError, match="split"):
             split(*bad)
-
-
-def test_scaler():
-    s = Scaler.fit(np.array([1.0, np.nan, 3.0]))
-    assert (s.mean, s.std) == (2.0, 1.0)
-    np.testing.assert_allclose(s.invert(s.apply(np.array([5.0]))), [5.0])
-    assert Scaler.fit(np.array([3.0, -4.0]), center=False).std == pytest.approx(12.5**0.5)
-    for values, words in (
-        ([7.0] * 5, "constant at 7"),
-        ([np.nan] * 5, "no values"),
-        ([1e300, -1e300], "must be finite"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            Scaler.fit(np.array(values))
-    for mean, std in ((0.0, 0.0), (np.nan, 1.0), (0.0, np.inf)):
-        with pytest.raises(ValueError, match="must be finite"):
-            Scaler(mean, std)
-
-
-def test_windows():
-    x, target = windows(np.arange(6.0), 3, 2)
-    np.testing.assert_array_equal(x, [[0, 1, 2], [1, 2, 3]])
-    np.testing.assert_array_equal(target, [[3, 4], [4, 5]])
-    with pytest.raises(ValueError, match="a window of 5 and a horizon of 2 need 7 rows, the series has 6"):
-        windows(np.arange(6.0), 5, 2)

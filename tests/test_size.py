@@ -19,21 +19,21 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "": 580,
     "arrays": 1_960,
-    "cells": 1_230,
+    "cells": 1_150,
     "cli": 1_780,
     "data": 2_390,
     "engines": 4_460,
     "estimators": 2_000,
-    "interop": 2_640,
+    "interop": 2_470,
     "layers": 2_060,
     "models": 1_960,
-    "plots": 660,
+    "plots": 560,
     "recurrence": 240,
     "tracing": 330,
     "training": 1_910,
 }
 CUDA = 1_520
-TESTS = 20_930
+TESTS = 20_460
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

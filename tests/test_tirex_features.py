@@ -14,7 +14,7 @@ MODEL = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, cont
 SIZES = {"patch_size": 2, "quantiles": (0.5,), "input_ff_size": 3, "output_ff_size": 5, "context": 12, "horizon": 4}
 SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], arcsinh=False, binary=False, **SIZES)
 
-OPTIONS = {"model": MODEL, "params": MODEL.init(0, "numpy", "float64")}
+OPTIONS = {"checkpoint": (MODEL, MODEL.init(0, "numpy", "float64"))}
 
 
 def by_hand(model, params, be, row):
@@ -129,9 +129,7 @@ def test_the_transformer_takes_long_tables(rng, library):
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        ({}, (2, 9), "there is no checkpoint, expected one, or model and params"),
-        ({"checkpoint": "x", "model": MODEL}, (2, 9), "there are a checkpoint and model or params"),
-        ({"model": 1, "params": {}}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
+        ({"checkpoint": (1, {})}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
         (OPTIONS, (9,), "X is one series, expected several"),
         ({**OPTIONS, "series_id": "a"}, (2, 9), "series_id is 'a', expected None, as X is no table"),
         ({**OPTIONS, "targets": "a"}, (2, 9), "targets is 'a', expected None, as series_id is"),

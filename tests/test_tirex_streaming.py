@@ -168,10 +168,10 @@ def test_labels_of_rows_go_on(rng):
 @pytest.mark.parametrize(
     ("days", "changes", "message"),
     [
-        ([12, 12], {}, "values has a row for 2024-01-13.*, expected 2024-01-13 or later steps, each once"),
+        ([12, 12], {}, "values has a row for 2024-01-13.*, expected 2024-01-14.* or one of 1000000 later steps"),
         ([11, 12], {}, "values has a row for 2024-01-12.*, expected 2024-01-13"),
-        ([12.5], {}, "values has a row for 2024-01-13T12.*, expected 2024-01-13 or later"),
-        ([9e6], {}, "values has a row for 26665-.*, more than 1000000 steps later"),
+        ([12.5], {}, "values has a row for 2024-01-13T12.*, expected 2024-01-13"),
+        ([9e6], {}, "values has a row for 26665-.*, expected 2024-01-13"),
         ([12], {"shop": "east"}, "values has rows of series 'east', expected some of north, south"),
         ([12], {"sales": None}, "column 'sales' is not in the table, which has day"),
         ([12], {"shop": None}, "column 'shop' is not in the table"),

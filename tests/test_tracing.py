@@ -141,13 +141,6 @@ def test_changes_of_dtype(rng):
             "const float v9 = v7 ? v6 : 2.0f; z = v9;",
         ),
         (
-            C,
-            "double",
-            "const double v0 = x; const double v1 = y; const double v2 = v1 - v0; const float v3 = (float)v2; "
-            "const double v5 = (double)v3 * (-0.1); const double v6 = exp(v5); const bool v7 = v0 < v6; "
-            "const double v9 = v7 ? v6 : 2.0; z = v9;",
-        ),
-        (
             Python,
             {"x": "float", "y": "double"},
             "v0 = x v1 = y v2 = v1 - F8(v0) v3 = F4(v2) v5 = v3 * F4(-0.1) v6 = exp4(v5) v7 = v0 < v6 "
@@ -194,14 +187,6 @@ def test_arrays_of_the_trace_are_changed_by_row():
 def test_what_is_not_element_by_element_is_refused_by_name(function, message):
     with pytest.raises(UntraceableError, match=message):
         trace(function, {"x": 3})
-
-
-def test_layer_norm_and_an_inner_product_are_not_element_by_element(rng):
-    with pytest.raises(UntraceableError, match="finfo cannot be traced, it is not element by element"):
-        trace(
-            lambda xp, z, c, g: {"h": lstm_options.Cell().gates(xp, z, z, c, c, gc=g, bc=g)[0]},
-            {"z": 4, "c": None, "g": None},
-        )
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,9 @@ def zipped(config: bytes, weights: bytes) -> bytes:
     return zipped_entries({"config.json": config, "model.weights.h5": weights}, zipfile.ZIP_STORED, "")
 
 
-def torch_file(content: Any, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
+def torch_file(pickled: bytes, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
     """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
-    return zipped_entries({"data.pkl": pytorch.dumps(content), **entries}, method)
+    return zipped_entries({"data.pkl": pickled, **entries}, method)
 
 
 def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> bytes:

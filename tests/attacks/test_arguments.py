@@ -354,10 +354,10 @@ def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def zero_shot(**options: Any) -> ZeroShotForecaster:
-    return ZeroShotForecaster(model=TWO, params=TWO_PARAMS, **options)
+    return ZeroShotForecaster((TWO, TWO_PARAMS), **options)
 
 
-def zero_shot_forecast(horizon=3, quantiles=None, batch_size=512, rollout=None, resample=None, sign_flip=None):
+def zero_shot_forecast(horizon=3, quantiles=None, batch_size=512):
     return zero_shot(**locals()).predict(SERIES)
 
 
@@ -441,10 +441,6 @@ OTHERS: dict[str, Case] = {
     ),
     "SeriesWindows": Case(data.SeriesWindows, {"series": X[:, 0], "window": 3, "horizon": 2}, epoch),
     "Streams": Case(data.Streams, {"x": X[:, 0], "target": ROW, "batch_size": 2, "length": 2}, epoch, more=BATCHES),
-    "Scaler": Case(data.Scaler, {"mean": 0.5, "std": 2.0}, plain),
-    "Scaler fit": Case(
-        data.Scaler.fit, {"values": SERIES}, plain, words="training part|mean", more={"values": arrays(5)}
-    ),
     "split": Case(data.split, {"length": 100, "validation": 0.2, "test": 0.2}, words="rows"),
     "Forecaster": Case(Settings, {}, settings),
     "Forecaster made": Case(Forecaster, {"backend": "numpy"}, who="Forecaster|backend", words="float16"),

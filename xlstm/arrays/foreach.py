@@ -98,7 +98,7 @@ def apply(
         More arguments, which change from call to call and are the same for all arrays. Those that are no float are for
         CuPy alone, and need not have the dtype of the arrays.
     into : sequence of int, optional
-        The columns whose places the results take, one for each result; their arrays are contiguous. On CuPy alone.
+        The columns whose places the results take, one for each result, of their dtypes; their arrays are contiguous.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options.
 
@@ -110,7 +110,7 @@ def apply(
     Raises
     ------
     ValueError
-        A result does not fit into the place that it is to take; or on CuPy the arrays of a call differ in shape.
+        The arrays whose places results take are not contiguous; or on CuPy the arrays of a call differ in shape.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
@@ -118,7 +118,10 @@ def apply(
         calls = zip(*columns, strict=True)
         plain = [xp.take(n.values, xp.astype(n.at, xp.int64)) if isinstance(n, Picked) else n for n in numbers]
         made = [fuse.listed(fuse.with_numbers(xp, function, arrays, plain, **options)) for arrays in calls]
-        return made if not into else _placed(columns, made, into)
+        for k, results in enumerate(made if into else ()):
+            for j, result in zip(into, results, strict=True):
+                columns[j][k][...] = result
+        return list(zip(*(columns[j] for j in into), strict=True)) if into else made
     dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -126,8 +129,6 @@ def apply(
                 raise ValueError(f"foreach: an array has shape {a.shape}, expected {shape} as the others of its call")
     kinds = tuple(_kind(number) for number in numbers)
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
-    for k, dtype in zip(into, results, strict=bool(into)):
-        _fit(columns[k][0], shapes[0], dtype)
     given = [a for number in numbers for a in _given(number, REAL[fuse.real(dtypes[0])])]
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
@@ -136,24 +137,6 @@ def apply(
             kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
     found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
     return list(zip(*found, strict=True))
-
-
-def _placed(
-    columns: Sequence[Sequence[Array]], made: Sequence[tuple[Array, ...]], into: Sequence[int]
-) -> list[tuple[Array, ...]]:
-    """Write results to the places of columns, and return those."""
-    pairs = [(columns[j][k], a) for k, results in enumerate(made) for j, a in zip(into, results, strict=True)]
-    for place, result in pairs:
-        _fit(place, result.shape, place.dtype)  # numbers of other dtypes widen results here
-    for place, result in pairs:
-        place[...] = result
-    return list(zip(*(columns[j] for j in into), strict=True))
-
-
-def _fit(place: Array, shape: tuple[int, ...], dtype: Any) -> None:
-    """Raise unless a result has the shape and dtype of the array whose place it takes."""
-    if (shape, dtype) != (place.shape, place.dtype):
-        raise ValueError(f"foreach: a result is {dtype} {shape}, expected {place.dtype} {place.shape} for its place")
 
 
 def _kind(number: Any) -> tuple[str, bool] | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import SHARES, clamp, clamp_bwd
 from xlstm.cells.normalization import normalize, normalize_bwd
+
+Own: TypeAlias = Array | None  # a parameter that only some cells have
 
 
 class Saved(NamedTuple):
@@ -72,15 +74,7 @@ class Cell(cell.Summed):
         return self.GATES[:-1] if self._activations[0].name in SHARES else ()
 
     def gates(
-        self,
-        xp: Namespace,
-        zx: Array,
-        zh: Array,
-        h0: Array,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
+        self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> tuple[Array, Array, Saved]:
         """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before it."""
         z = zx + zh
@@ -109,13 +103,7 @@ class Cell(cell.Summed):
         return o * u, c, Saved(s, g, u, *kept)  # (7) h
 
     def derivatives(
-        self,
-        xp: Namespace,
-        saved: Saved,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
+        self, xp: Namespace, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> Local:
         """Return the local derivatives of `gates`."""
         s, g, u, z = saved[:4]
@@ -159,14 +147,7 @@ class Cell(cell.Summed):
         return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
     def own_bwd(
-        self,
-        xp: Namespace,
-        dz: Array,
-        saved: Saved,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
+        self, xp: Namespace, dz: Array, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> dict[str, Array]:
         """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k, H, B)."""
         grads: dict[str, Array] = {}

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
-from xlstm.arrays.matmul import aligned_width, matmul, packed
+from xlstm.arrays.matmul import matmul, packed
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
 from xlstm.arrays.scan import scan
 from xlstm.cells import mlstm_formulas as formulas
@@ -253,12 +253,8 @@ def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Arr
 
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
-    """Return [v, n], or [v, 1] without n, and further columns of zeros where they make products faster."""
-    parts = [v, Filled(1.0, 1) if n is None else n[..., None]]
-    spare = aligned_width(xp, v.shape[-1] + 1) - v.shape[-1] - 1
-    if spare:
-        parts.append(Filled(0.0, spare))
-    return concat(xp, parts, -1)
+    """Return [v, n], or [v, 1] without n."""
+    return concat(xp, [v, Filled(1.0, 1) if n is None else n[..., None]], -1)
 
 
 def _ones(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:

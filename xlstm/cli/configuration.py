@@ -17,7 +17,7 @@ from typer import Option
 from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.data import reading, writing
-from xlstm.data.table import ENCODINGS, Dialect
+from xlstm.data.csv_file import ENCODINGS, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -77,7 +77,7 @@ RUN = {
 CONFIGURATION = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
 
 # Parameters of estimators that are no options.
-OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints"}
+OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have

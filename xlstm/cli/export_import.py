@@ -83,16 +83,9 @@ def import_(
 
         layer, params = from_keras(file, kind, name=name or None, activations=activation)
     elif file.suffix in (".safetensors", ".pt", ".pth"):  # pickled ones are refused by name
-        from xlstm.interop.torch import described, from_torch, kind_of
+        from xlstm.interop.torch import from_torch
 
-        about = described(file)
-        layer, params = from_torch(
-            file,
-            kind or kind_of(file, name),
-            activation=activation or about.get("activation", "tanh"),
-            batch_first=about.get("batch_first") == "True",
-            prefix=name,
-        )
+        layer, params = from_torch(file, kind, activation=activation, prefix=name)
     else:
         raise ValueError(f"{file}: suffix {file.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
     if kind is not None and type(layer).__name__.lower() != kind:

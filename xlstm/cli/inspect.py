@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,8 +18,9 @@ from xlstm.cli.configuration import ColumnOption, JsonOption, with_options
 from xlstm.cli.console import Report, printable
 from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
 from xlstm.data import text
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
-from xlstm.data.table import PLAIN, Dialect, read_table
+from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -108,26 +110,25 @@ def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any],
         _, _, saved = seen.network.forward(seen.params, seen.x, train=False, keep=True)
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
+        norms = functools.partial(plots.gradient_norms, seen.network, seen.params, seen.x)
         for name, numbers, figure in (
-            ("saturation", plots.saturation_table, plots.saturation),
-            ("memory", plots.memory_table, plots.memory),
+            ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
+            ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
+            ("gradients", norms, plots.gradients),
         ):
             try:
-                tables[name] = numbers(saved)
+                tables[name] = numbers()
             except ValueError as error:
                 notes.append(f"no {error}")
                 continue
             if draw:
-                pictures[name] = figure(saved)
-        tables["gradients"] = plots.gradient_norms(seen.network, seen.params, seen.x)
-        if draw:
-            pictures["gradients"] = plots.gradients(tables["gradients"])
+                pictures[name] = figure(tables[name])
     return tables, pictures, notes
 
 
 def _windows(fitted: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
     """Return the last windows of a series, as the network sees them."""
-    series = read_series(data, column, usual=fitted.name, **vars(dialect))
+    series = read_series(data, column, usual=fitted.name, dialect=dialect)
     with dated(series, fitted.calendar_) as dates:
         return fitted.windows(series.values, **dates)[-steps:]
 

@@ -13,12 +13,13 @@ from typer import Argument, Option
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, TableOption, with_options
 from xlstm.cli.console import Report, err, printable, put, table
 from xlstm.cli.sources import CLASSIFIER, TEXT, Layout, check_options, dated, find_model, read_text
+from xlstm.data.csv_file import Dialect
 from xlstm.data.series import Series, read_series
-from xlstm.data.table import Dialect, as_csv, check_table, write_table
+from xlstm.data.table import as_csv, check_table, write_table
 from xlstm.data.text import Bytes, Characters
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.estimators.scores import Score
-from xlstm.plots.results import counted
+from xlstm.plots import confusion_counts
 
 LARGEST = 700.0  # nats whose perplexity is a number
 CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "slstm": "sLSTM", "mlstm": "mLSTM", "xlstm": "xLSTM"}
@@ -64,7 +65,7 @@ def _forecast(
 ) -> dict[str, Sequence[Any]]:
     """Return times and values after the end of a series."""
     fitted = Forecaster.load(model, backend)
-    series = read_series(table, column, usual=fitted.name, **vars(dialect))
+    series = read_series(table, column, usual=fitted.name, dialect=dialect)
     with dated(series, fitted.calendar_) as dates:
         values = fitted.predict(series.values, steps, **dates)
         if intervals and len(values) > fitted.horizon:
@@ -118,7 +119,7 @@ def evaluate(
         values = of_labels(report, classifier, read.sequences, read.labels)
     else:
         fitted = Forecaster.load(model, backend)
-        values = of_forecasts(report, fitted, read_series(data, column, usual=fitted.name, **vars(dialect)))[1]
+        values = of_forecasts(report, fitted, read_series(data, column, usual=fitted.name, dialect=dialect))[1]
     report.finish(kind=kind, **values)
 
 
@@ -136,7 +137,7 @@ def of_labels(report: Report, model: SequenceClassifier, sequences: Any, truth: 
     """Print accuracy and confusion of the labels that a classifier gives to sequences, and return them."""
     predicted, names = model.predict(sequences), [str(label) for label in model.classes_]
     accuracy = float(np.mean(truth == predicted))
-    counts = counted(truth.tolist(), predicted.tolist(), model.classes_.tolist()).tolist()
+    counts = confusion_counts(truth, predicted, model.classes_.tolist())[1].tolist()
     report.print(f"accuracy: {accuracy:.2%} of {len(truth)} sequences")
     rows = ([name, *map(str, row)] for name, row in zip(names, counts, strict=True))
     report.print(table("sequences by label (rows) and predicted label (columns)", ["", *names], rows))

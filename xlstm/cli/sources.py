@@ -14,10 +14,11 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import places_of
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import HEADER, PLAIN, Dialect, by_name, read_header, read_names, read_numbers
+from xlstm.data.table import by_name, read_header, read_names, read_numbers
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import folder
@@ -139,7 +140,7 @@ class Layout:
         """Return the layout of a file, whose features are by default all other columns but that of dates."""
         names, dates = read_header(path, dialect)
         roles = [label] if sequence is None else [label, sequence]
-        places_of(str(path), names, roles, HEADER)
+        places_of(str(path), names, roles, "the header")
         chosen = [n for n in names if n not in (*roles, *dates)] if features is None else features.split(",")
         chosen = [name.strip() for name in chosen]
         if label == sequence or {*roles} & {*chosen} or not chosen:

@@ -23,8 +23,8 @@ from xlstm.cli.console import Report, code, interrupted, message_of, progress, t
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
 from xlstm.data import writing
+from xlstm.data.csv_file import Dialect
 from xlstm.data.series import bundled, read_series
-from xlstm.data.table import Dialect
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer
 from xlstm.models.tirex import SyntheticPatches
 from xlstm.plots import figures
@@ -141,7 +141,7 @@ def train_forecast(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it. `train forecast` keeps checkpoints and the history, too.
     """
-    series = read_series(table or bundled("sunspots"), column, **vars(dialect))
+    series = read_series(table or bundled("sunspots"), column, dialect=dialect)
     if horizon is None:
         horizon = max(1, min(HORIZON, len(series.values) // SHORT))
     for name in ("linear_baseline", "season"):

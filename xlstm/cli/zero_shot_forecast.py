@@ -17,12 +17,13 @@ from xlstm.cli.predict import check_output
 from xlstm.cli.sources import find_model
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
+from xlstm.data.csv_file import Dialect
 from xlstm.data.frames import Columns, places_of
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Series
-from xlstm.data.table import Dialect, as_csv, read_groups, read_header, write_table
-from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.data.table import as_csv, read_groups, read_header, write_table
+from xlstm.estimators import ZeroShotForecaster
 from xlstm.plots import figures
 
 PANELS = 12  # of a picture at most

@@ -146,29 +146,6 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     return Columns(names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone)
 
 
-def numeric(where: str, given: Any) -> list[str]:
-    """Return the names of the columns of a table that hold numbers, and no dates, text or other objects.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for errors.
-    given : table
-        As for `table_of`.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    TypeError, ImportError
-        As for `table_of`.
-    """
-    nw, frame, _ = _frame(where, given)
-    return [str(name) for name, dtype in frame.schema.items() if _is_numeric(nw, dtype)]
-
-
 def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
     """Return numbers as a table of the library of another one, with its rows' labels or with new ones.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,8 +36,6 @@ class Roles(NamedTuple):
         lists: dict[str, list[str]] = {}
         for role, value in self._asdict().items():
             names = [value] if isinstance(value, str) or value is None else value
-            if frames.has_columns(names) or getattr(getattr(names, "dtype", None), "kind", "O") not in "OUT":
-                raise TypeError(f"{where}: {role} is {checks.shown(names)}, expected names of columns")
             names = checks.several(where, role, names, "names of columns", checks.LARGEST)
             lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
         if len(lists["series_id"]) > 1:
@@ -68,8 +65,10 @@ class Given(NamedTuple):
 
     Attributes
     ----------
-    values : array, or list of arrays
-    covariates : Covariates
+    values : list of array
+    covariates : list of Covariates
+    single : bool
+        Whether one series came by itself, and not in a list.
     flat : list of bool
         Which of the series came without an axis of targets.
     names : list of str
@@ -85,8 +84,9 @@ class Given(NamedTuple):
         The time zone of its dates.
     """
 
-    values: Any
-    covariates: Covariates
+    values: Sequence[Any]
+    covariates: list[Covariates]
+    single: bool
     flat: list[bool]
     names: Sequence[str] = ()
     table: Any = None
@@ -116,7 +116,7 @@ class Given(NamedTuple):
         """
         if self.table is None:
             shaped = [one[:, 0] if flat else one for one, flat in zip(forecasts, self.flat, strict=True)]
-            return shaped if covariates.is_several(self.values) else shaped[0]
+            return shaped[0] if self.single else shaped
         steps = len(forecasts[0])
         columns: dict[str, Any] = {self.id_name: np.repeat(np.array(self.labels), steps)} if self.id_name else {}
         rows = np.concatenate(forecasts).reshape(steps * len(forecasts), len(self.names), len(suffixes))
@@ -154,8 +154,9 @@ def given(
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
     if not frames.is_table(values):
-        several = values if covariates.is_several(values) else [values]
-        return Given(values, beside, [covariates.axes(one) == 1 for one in several])
+        if not covariates.is_several(values):
+            return Given([values], [beside], True, [covariates.axes(values) == 1])
+        return Given(values, beside.each(where, len(values)), False, [covariates.axes(one) == 1 for one in values])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
@@ -167,12 +168,11 @@ def given(
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
         raise ValueError(f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
-    names = [*fitted] or names
-    arrays, past, future, static, dates, rows = [], [], [], [], [], []
+    names, series, every, rows = [*fitted] or names, [], [], []
     for label, columns in read.items():
-        arrays.append(numbers_of(where, columns, names))
-        past.append(numbers_of(where, columns, roles.past))
-        ahead, calendar = numbers_of(where, columns, roles.future), None
+        series.append(numbers_of(where, columns, names))
+        past, future, static = (numbers_of(where, columns, some) for some in (roles.past, roles.future, roles.static))
+        calendar = None
         if (dated := dates_of(columns)) is not None:
             named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
             calendar = calendars.calendar_of(named, dated, columns.zone)
@@ -180,20 +180,14 @@ def given(
             rows.append(columns.index)
         if label in after:
             more = frames.table_of(f"{where}: {later}", after[label], roles.future)
-            check_zones(where, later, more, columns.zone)
-            more = _in_order(where, later, more, calendar)
-            ahead = np.concatenate((ahead, numbers_of(where, more, roles.future)))
-        future.append(ahead if roles.future else None)
-        fixed = numbers_of(where, columns, roles.static)
-        if np.any(np.isnan(fixed)):
-            name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
-            raise ValueError(f"{where}: static column {checks.shown(name)} has missing values, expected one number")
-        if np.any(fixed != fixed[:1]):
-            raise ValueError(f"{where}: static columns {checks.few(roles.static)} change within a series")
-        static.append(fixed[0])
-        dates.append(calendar)
-    found = Covariates(past if roles.past else None, future, static if roles.static else None, dates)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(read), roles.id_name, rows, columns.zone)
+            ahead = _placed(where, later, more, roles.future, calendar, columns.zone, most=1)
+            future = np.concatenate((future, ahead))
+        if np.any(static != static[:1]):  # as missing values are
+            raise ValueError(f"{where}: static columns {checks.few(roles.static)} have gaps or change within a series")
+        parts = ((past, roles.past), (future, roles.future), (static[0], roles.static))
+        every.append(Covariates._make([*(part if some else None for part, some in parts), calendar]))
+    flat, labels = [False] * len(series), list(read)
+    return Given(series, every, False, flat, names, values, labels, roles.id_name, rows, columns.zone)
 
 
 def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
@@ -209,13 +203,6 @@ def dates_of(columns: Columns) -> Any:
 def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
     """Return some columns, (N, K)."""
     return columns.values[:, frames.places_of(where, columns.names, names)]
-
-
-def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None:
-    """Raise ValueError unless the dates of rows have a time zone where `zone` says that those before them have one."""
-    if dates_of(later) is not None and (later.zone is None) != (zone is None):
-        own, other = ("no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone))
-        raise ValueError(f"{where}: the dates of {name} have {own}, expected {other}, as in the table of the series")
 
 
 def check_ends(where: str, given: Given, read: Sequence[TimeSeries]) -> None:
@@ -266,14 +253,7 @@ def following(
         rows: Values = np.empty((0, len(given.names)))
         if len(parts.get(label, ())):  # as an array, a table may be empty
             columns = frames.table_of(where, parts[label], given.names)
-            rows = series(where, numbers_of(where, columns, given.names))
-            dates = dates_of(columns)
-            if (dates is None) != (one.calendar is None):
-                problem = "no dates, expected some" if dates is None else "dates, expected none"
-                raise ValueError(f"{where}: the rows of {name} have {problem}, as in the table of the series")
-            check_zones(where, name, columns, given.zone)
-            if one.calendar is not None:
-                rows = _placed(where, name, rows, dates, one.calendar, passed)
+            rows = series(where, _placed(where, name, columns, given.names, one.calendar, given.zone, passed))
         every.append(rows)
     counts = [len(rows) for rows in every]
     if len(set(counts)) > 1 and read[0].calendar is None:
@@ -281,34 +261,38 @@ def following(
     return [np.pad(rows, ((0, max(counts) - len(rows)), (0, 0)), constant_values=np.nan) for rows in every]
 
 
-def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) -> Columns:
-    """Return rows in the order of their dates, if they have some; ValueError unless these are the next steps."""
-    dates = dates_of(later)
-    if dates is None:
-        return later
-    if calendar is None:
-        raise ValueError(f"{where}: the rows of {name} have dates, expected none, as in the table of the series")
-    order, expected = np.argsort(dates), calendars.after(calendar, len(dates))
-    for row, wanted in zip(order, expected, strict=True):
-        if dates[row].astype(expected.dtype) != wanted:
-            problem = f"{name} has a row for {dates[row]}, expected {wanted}, the next step of the series"
-            raise ValueError(f"{where}: {problem}")
-    return replace(later, values=later.values[order], index=dates[order])
+def _placed(
+    where: str,
+    name: str,
+    later: Columns,
+    names: Sequence[str],
+    calendar: Calendar | None,
+    zone: str | None,
+    passed: int = 0,
+    most: int = FILL[1],
+) -> Values:
+    """Return rows (n, C) that come after those of a table, and after `passed` more, with gaps between their dates.
 
-
-def _placed(where: str, name: str, rows: Values, dates: Any, calendar: Calendar, passed: int) -> Values:
-    """Return rows (n, C) of dates (n,) at their steps after those of a calendar and `passed` more, with gaps between.
-
-    A ValueError names a date that is on no such step, is there twice, or is too late.
+    A ValueError says where they have dates, or a time zone, and the table has none, or the reverse. It names a date
+    that is on no later step of the calendar, is there twice, or comes more than `most` steps after the one before.
     """
+    rows, dates = numbers_of(where, later, names), dates_of(later)
+    if (dates is None) != (calendar is None):
+        problem = "no dates, expected some" if dates is None else "dates, expected none"
+        raise ValueError(f"{where}: the rows of {name} have {problem}, as in the table of the series")
+    if calendar is None:
+        return rows
+    if (later.zone is None) != (zone is None):
+        theirs, ours = ("no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone))
+        raise ValueError(f"{where}: the dates of {name} have {theirs}, expected {ours}, as in the table of the series")
     order = np.argsort(dates)
     place = calendars.steps_after(calendar, dates)[order] - passed - 1
-    wrong = np.flatnonzero(np.diff(place, prepend=-1) <= 0)
-    if wrong.size:
-        row, first = dates[order[wrong[0]]], calendars.after(calendar, 1, passed)[0]
-        raise ValueError(f"{where}: {name} has a row for {row}, expected {first} or later steps, each once")
-    if place[-1] >= FILL[0] * len(place) + FILL[1]:
-        raise ValueError(f"{where}: {name} has a row for {dates[order[-1]]}, more than {FILL[1]} steps later")
+    steps = np.diff(place, prepend=-1)
+    for k in np.flatnonzero((steps < 1) | (steps > most)):
+        before = passed + (place[k - 1] + 1 if k else 0)
+        steps_ahead = "the next step of the series" if most == 1 else f"or one of {most} later steps, each once"
+        expected = f"{calendars.after(calendar, 1, before)[0]}, {steps_ahead}"
+        raise ValueError(f"{where}: {name} has a row for {dates[order[k]]}, expected {expected}")
     placed = np.full((place[-1] + 1, rows.shape[1]), np.nan)
     placed[place] = rows[order]
     return placed

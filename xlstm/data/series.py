@@ -12,8 +12,9 @@ import numpy as np
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.host import Values
-from xlstm.data.table import CsvFile, Dialect, ParquetFile, opened
+from xlstm.data.table import opened
 from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
@@ -150,39 +151,12 @@ def read_csv(
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
         do not rise or are in another notation, or a gap is too long to be filled. Names file, row and column.
     """
-    return _series(CsvFile(path, Dialect(date_format, decimal, encoding)), column, usual)
+    return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
 
 
-def read_series(
-    path: AnyPath,
-    column: str | None = None,
-    usual: str | None = None,
-    *,
-    date_format: str | None = None,
-    decimal: str | None = None,
-    encoding: str = "utf-8",
-) -> Series:
-    """Read one column of a CSV or Parquet file as a series.
-
-    Parameters
-    ----------
-    path, column, usual, date_format, decimal, encoding
-        As for `read_csv`; a Parquet file needs none of the last three.
-
-    Returns
-    -------
-    Series
-
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        As for `read_csv` and `read_table`.
-    """
-    return _series(opened(path, Dialect(date_format, decimal, encoding)), column, usual)
-
-
-def _series(file: CsvFile | ParquetFile, column: str | None, usual: str | None) -> Series:
-    """Return a column as a series: gaps at the ends are dropped, and rows missing from the rhythm of dates are gaps."""
+def read_series(path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN) -> Series:
+    """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for arguments and errors."""
+    file = opened(path, dialect)
     if file.rows < 2:
         raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
     numeric = file.numeric
@@ -209,10 +183,7 @@ def _series(file: CsvFile | ParquetFile, column: str | None, usual: str | None) 
     def line(row: int) -> str:
         return file.line(begin + row)
 
-    calendars.check_rising(index, line)
-    if isinstance(file, ParquetFile):  # its dates have a finer unit than they need, and may have a zone
-        index = calendars.coarsest(calendars.local(index, found.zone)[0])
-    calendar = calendars.calendar(index, line)
+    calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
         return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
     full = np.full(len(calendar.dates), np.nan)

@@ -24,6 +24,8 @@ class Codec:
     """Encodes text as tokens and decodes tokens as text."""
 
     GAP = ""  # between a prompt and the text that follows it
+    size = 0  # of the vocabulary, where it has one
+    content = b""  # all that has to be kept of the vocabulary
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt; ValueError if there are none for a part of it."""
@@ -55,6 +57,8 @@ class Numbers(Codec):
 class Bytes(Codec):
     """One token a byte of UTF-8."""
 
+    size = 256
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
@@ -66,6 +70,7 @@ class Characters(Codec):
     """One token a character of an alphabet."""
 
     def __init__(self, alphabet: str) -> None:
+        self.size, self.content = len(alphabet), alphabet.encode()
         self.alphabet = alphabet
         self._numbers = {character: number for number, character in enumerate(alphabet)}
 

@@ -57,9 +57,9 @@ CHECKS: dict[str, checks.Kind] = {
     "every": checks.optional(checks.count),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
+    "options": checks.optional(checks.instance(dict, "a dict of name to value")),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": _quantiles,
-    "scaling": checks.choice(("window", "series")),
     "schedule": checks.choice(("constant", "cosine")),
     "seed": checks.seed_number,
     "weight_decay": checks.non_negative,
@@ -162,11 +162,7 @@ class Estimator:
         """Raise NotFittedError, that of scikit-learn where it is in use, unless the estimator is fitted."""
         if self.__sklearn_is_fitted__():
             return
-        kind: type[Exception] = NotFittedError
-        if "sklearn" in sys.modules:
-            from sklearn.exceptions import NotFittedError as Known
-
-            kind = Known
+        kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", NotFittedError)
         raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
 
     def _become(self, **results: Any) -> None:
@@ -328,19 +324,6 @@ class NetworkEstimator(FiledEstimator):
     options: dict[str, Any] | None = None
     validation_fraction: float = 0.1
     warm_start: bool = False
-
-    def _layer_options(self, *named: str) -> dict[str, Any]:
-        """Return `options`, of which none may have the name of one that the estimator itself gives to the layer."""
-        where, given = type(self).__name__, self.options
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise TypeError(f"{where}: options is {checks.shown(given)}, expected a dict of name to value")
-        for name in given:
-            if name in ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where", *named):
-                problem = f"options has {name!r}, which {where} gives to the layer; expected other options"
-                raise ValueError(f"{where}: {problem}")
-        return dict(given)
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
         """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`."""

@@ -108,14 +108,3 @@ def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> For
         quantiles = widen(quantiles, scale[before:], rolling(outside, before, levels), levels)
         parts.append(Forecasts(at, mean, predictor.limited(quantiles), truth))
     return parts[0] if len(parts) == 1 else Forecasts(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def last(forecasts: Forecasts, folds: int, horizon: int) -> Forecasts:
-    """Return the last forecasts that follow each other, a horizon apart."""
-    rows = len(forecasts.at) - horizon * np.arange(folds, 0, -1)
-    if rows[0] < 0:
-        raise ValueError(
-            f"Forecaster: {folds} folds of {horizon} steps need {folds * horizon} rows in the test part, "
-            f"it has {len(forecasts.at)}; with refit=True it may be shorter"
-        )
-    return Forecasts(*(part[rows] for part in forecasts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
@@ -53,7 +53,7 @@ class Forecaster(SeriesEstimator, FiledEstimator, Settings, _Results):
     Parameters
     ----------
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
-precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_baseline, season, calendar, least, refit
+precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline, season, calendar, least, refit
         As for `Settings`.
     name : str
         A name for the series, kept in the model file.
@@ -185,7 +185,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             As `fit` does.
         """
         backend, given, variants = self._to_fit(values, covariates)
-        plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
+        plan = fitting.prepared(variants, given.ids, self.settings, backend)
         return {"train": plan.train, "validation": plan.validation}
 
     def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
@@ -292,12 +292,15 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         Score
         """
         self._check_fitted()
-        return self._test_score(values, covariates, lambda forecasts: forecasts)
+        given, several, units = self._read(values, covariates, 0)
+        judge = self._test_predictor
+        forecasts = [evaluation.of_test_part(judge, *one) for one in zip(several, units, strict=True)]
+        return scores.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
 
-    def backtest(
-        self, values: Any, folds: int = 5, refit: bool = True, **covariates: Unpack[CovariateArguments]
-    ) -> Score:
+    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
+
+        A forecaster with the same parameters is fitted to all that comes before each forecast.
 
         Parameters
         ----------
@@ -305,9 +308,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             As for `fit`.
         folds : int
             How many forecasts of each series.
-        refit : bool
-            Fit a forecaster with the same parameters to all that comes before each forecast. Without, the network of
-            `score` makes them, and they are to lie in the test part.
 
         Returns
         -------
@@ -318,11 +318,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ValueError, TypeError, BackendError
             As for `fit` and `predict`; there is not enough room for the folds.
         """
-        folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
-        if not refit:
-            self._check_fitted()
-            horizon = self._test_predictor.settings.horizon
-            return self._test_score(values, covariates, lambda found: evaluation.last(found, folds, horizon))
+        folds = checks.count("Forecaster", "folds", folds)
         backend, given, variants = self._to_fit(values, covariates)
         s, rounds = self.settings, []
         for back in range(folds, 0, -1):
@@ -342,15 +338,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             forecasts.append(Forecasts(at, mean, quantiles, truth))
         season = fitting.season_of(variants[0], s.season)
         return scores.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
-
-    def _test_score(
-        self, values: Any, covariates: CovariateArguments, choose: Callable[[Forecasts], Forecasts]
-    ) -> Score:
-        """Return the score of those forecasts of the test part that are chosen."""
-        given, several, units = self._read(values, covariates, 0)
-        judge = self._test_predictor
-        forecasts = [choose(evaluation.of_test_part(judge, *one)) for one in zip(several, units, strict=True)]
-        return scores.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self._predictor.settings) | {"dtype": self._predictor.backend.dtype}
@@ -437,25 +424,25 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         """Train on series and store the result, also where a signal ends it."""
         start = self._test_predictor.params if self.warm_start and self.__sklearn_is_fitted__() else None
         loop.check_run(self.callbacks, self.checkpoints, self.resume)
-        plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
-        s = plan.settings
+        plan = fitting.prepared(variants, given.ids, self.settings, backend)
+        s = plan.predictor.settings
         stop: BaseException | None = None
         run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
         run |= {"epochs": s.epochs, "patience": s.patience, "validation": plan.validation, "progress": progress}
         try:
-            trained = fitting.train(plan, backend, plan.train, start, **run)
+            trained = fitting.train(plan.train, start, **run)
         except (Interrupted, Terminated) as error:
             stop, trained = error, error.trained
-        test = final = plan.predictor(backend, trained.params)
+        test = final = replace(plan.predictor, params=trained.params)
         if s.refit and stop is None:
             try:
-                final = fitting.refitted(plan, backend, start, trained.best_epoch, progress)
+                final = fitting.refitted(plan, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
                 more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
                 network = f"the network of epoch {trained.best_epoch}, which has not seen the last rows{more}"
                 problem = f"signal {error.signal} stopped the training on all rows; the forecaster has {network}"
                 stop = type(error)(f"Forecaster: {problem}", trained, error.signal)
-        several, units = plan.several, plan.scaling.units
+        several, units = plan.several, test.scaling.units
         outside = [evaluation.last_errors(test, *one) for one in zip(several, units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))

@@ -11,10 +11,9 @@ import numpy as np
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.estimators import baselines
-from xlstm.losses import pinball
+from xlstm.estimators.baselines import mean
 
 ROWS = 12  # of a score that is printed, at most
-NAIVE = ("persistence", "autoregression", "seasonal")  # the methods that models are compared with
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
 
 
@@ -130,19 +129,13 @@ def score(
     """Return the score of forecasts of one series or several; with `flat` there is one target without an axis."""
     truth = _joined([one.truth for one in forecasts])
     H, order = truth.shape[1], min(AR_ORDER, *(int(one.at[0]) // 3 for one in forecasts))
-    methods: dict[str, list[Values]] = {"model": [one.mean for one in forecasts], **{name: [] for name in NAIVE}}
+    methods: dict[str, list[Values]] = {"model": [one.mean for one in forecasts]}
+    methods |= {"persistence": [], "autoregression": [], "seasonal": []}
     naive = []  # errors that the mean absolute scaled error is measured by
     for series, one in zip(several, forecasts, strict=True):
-        columns = [
-            (
-                baselines.persistence(known, H, one.at),
-                baselines.autoregression(known, values, order, H, one.at),
-                baselines.seasonal(known, season or 1, H, one.at),
-            )
-            for known, values in zip(series.known.T, series.values.T, strict=True)
-        ]
-        for name, parts in zip(NAIVE, zip(*columns, strict=True), strict=True):
-            methods[name].append(np.stack(parts, axis=-1))
+        methods["persistence"].append(baselines.persistence(series.known, H, one.at))
+        methods["autoregression"].append(baselines.autoregression(series.known, series.values, order, H, one.at))
+        methods["seasonal"].append(baselines.seasonal(series.known, season or 1, H, one.at))
         before, lag = series.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
         naive.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
     base = _joined(naive)[:, None]
@@ -178,13 +171,6 @@ def _joined(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def mean(values: Values) -> Values:
-    """Return the mean over the first axis, of the values that are there; NaN where there are none."""
-    there = ~np.isnan(values)
-    count = np.count_nonzero(there, axis=0)
-    return np.where(count > 0, np.sum(np.where(there, values, 0.0), axis=0) / np.maximum(count, 1), np.nan)
-
-
 def _errors(forecasts: Values, truth: Values, base: Values) -> Errors:
     e = np.abs(forecasts - truth)
     sizes = np.abs(forecasts) + np.abs(truth)
@@ -199,18 +185,12 @@ def _probabilistic(quantiles: Values, truth: Values, levels: Sequence[float]) ->
     The CRPS is twice the integral of the pinball loss over all quantiles (Gneiting & Ranjan 2011), here by the
     trapezoidal rule; the loss of the quantiles 0 and 1 is 0.
     """
-    crps, coverage = np.full(truth.shape[1:], np.nan), np.full(truth.shape[1:], np.nan)
+    crps, nothing = np.zeros(truth.shape[1:]), np.full(truth.shape[1:], np.nan)
     if not levels:
-        return crps, coverage
-    ends = np.array([0.0, *levels, 1.0])
-    weights = (ends[2:] - ends[:-2]) / 2
-    for h, c in np.ndindex(crps.shape):
-        there = ~np.isnan(truth[:, h, c])
-        if np.any(there):
-            found, values = quantiles[there, h, c], truth[there, h, c]
-            crps[h, c] = sum(
-                2 * weight * float(pinball(found[:, k : k + 1], values, None, (level,))[0])
-                for k, (level, weight) in enumerate(zip(levels, weights, strict=True))
-            )
+        return nothing, nothing
+    ends = [0.0, *levels, 1.0]
+    for k, level in enumerate(levels):
+        below = truth - quantiles[..., k]
+        crps += (ends[k + 2] - ends[k]) * mean(np.maximum(level * below, (level - 1) * below))
     inside = (truth >= quantiles[..., 0]) & (truth <= quantiles[..., -1])
     return crps, mean(np.where(np.isnan(truth), np.nan, inside))

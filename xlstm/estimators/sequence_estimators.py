@@ -103,14 +103,14 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        data = inputs.sequences(where, X, self.table_ if again else None)
+        data = inputs.sequences(where, X, tables=not again or self.table_)
         count = len(data.rows)
         if again:
             self._check_features(where, data)
         results, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
         mean, std = self._scale(data)
-        model = self.network(data.width, len(results[self._each_output]))
+        model = self.network(data.rows[0].shape[1], len(results[self._each_output]))
         home = self._backend(X)
         start = None
         if again:
@@ -123,7 +123,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
             held = 0
         rows = [(row - mean) / std for row in data.rows]
         fitted, held_out = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
-        results |= {"table_": data.steps is not None, "n_features_in_": data.features, "mean_": mean, "std_": std}
+        results |= {"table_": data.is_table, "n_features_in_": data.features, "mean_": mean, "std_": std}
         results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
 
         def keep(trained: Trained) -> None:
@@ -173,7 +173,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         """
         self._check_fitted()
         where = type(self).__name__
-        data = inputs.sequences(where, X, self.table_)
+        data = inputs.sequences(where, X, tables=self.table_)
         self._check_features(where, data)
         rows = [(row - self.mean_) / self.std_ for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
@@ -200,14 +200,10 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
 
     def _check_features(self, where: str, data: inputs.Sequences) -> None:
         count, known = data.features, self.n_features_in_
-        if data.steps is not None and not self.table_:
-            problem = (
-                f"X is a table {(len(data.rows), data.steps)}, expected a list of sequences (T, D) with D = {known}"
-            )
-            raise ValueError(f"{where}: {problem}; [X] is a list of one sequence")
-        if data.steps is None and self.table_:
-            problem = f"X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
-            raise ValueError(f"{where}: {problem}")
+        if data.is_table != self.table_:
+            kinds = f"a list of sequences (T, D) with D = {known}", f"a table (N, T) with T = {known} columns"
+            came = f"a table with {count} columns" if data.is_table else f"sequences (T, D) with D = {count}"
+            raise ValueError(f"{where}: X is {came}, expected {kinds[self.table_]}; [X] is a list of one sequence")
         if count != known:
             raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
@@ -224,7 +220,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
         if not self.standardize:
             return np.zeros(1), np.ones(1)
-        steps = np.stack(data.rows) if data.steps is not None else np.concatenate(data.rows)
+        steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
         mean, std = steps.mean(axis=0), steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
@@ -245,8 +241,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
     def network(self, width: int, outputs: int) -> Any:
         """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        options = self._layer_options("bidirectional", "output_size", "last")
-        return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
+        sizes |= {"input_size": width, "output_size": outputs, "last": True}
+        return sequence_model(type(self).__name__, self.cell, **sizes, **(self.options or {}))
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""

@@ -155,7 +155,7 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
     if not isinstance(hyper, dict) or "model_config" not in hyper:
         return None
     try:
-        return {name: pytorch.plain(hyper[name]) for name in ("model_config", "train_ctx_len") if name in hyper}
+        return {name: reading.plain(hyper[name]) for name in ("model_config", "train_ctx_len") if name in hyper}
     except ValueError as error:
         raise ValueError(f"{pickled.path}: {HYPER} are no configuration ({error})") from error
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import probe
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_formulas as formulas
@@ -60,7 +59,7 @@ class Kernels(NamedTuple):
 
     def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
         """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
-        made, number = source(kind, *self), arrays["q"].device.id
+        kernel, tiles = source(kind, *self)
         table = np.zeros((), ARRAYS)
         for name, a in arrays.items():
             if name in NUMBERS:
@@ -70,30 +69,19 @@ class Kernels(NamedTuple):
                 table[name] = a.data.ptr, *along
             elif a is not None:
                 table[name] = a.data.ptr
-        with probe.cupy().cuda.Device(number):
-            try:
-                kernel = _compiled(number, made.name, made.text, made.shared)
-                kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
-            except Exception as error:
-                reason = f"{made.name} was not launched ({probe.first_line(error)})"
-                raise launch.CudaError(f"cuda: {reason}; {launch.OTHERWISE}") from error
-
-    def tiles(self, kind: str) -> int:
-        """Return the tiles of a kernel."""
-        return source(kind, *self).tiles
+        launch.launch(kernel, (blocks * tiles, 1), THREADS, (table,))
 
 
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
     """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
-    runtime = launch.runtime(xp, q)
-    if runtime is None:
+    device = launch.device(xp, q)
+    if device is None:
         return None
     (path, precision), (B, N, T, K) = told(), q.shape
     dtype, V = dtype_name(q.dtype), v.shape[-1]
     way = WAYS.get((dtype, precision if dtype == "float32" else "float32"))
     if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
         return None
-    device = runtime.device
     if device.capability < (MMA if dtype == "float16" else TF32):
         return None
     most = 16 // q.itemsize
@@ -140,7 +128,7 @@ def chunkwise_bwd(
     new = functools.partial(_new, xp, q)
     of_steps = [_flat(xp, a, T)[..., None] for a in (den, s, logs.b, logs.r)]
     dh_h, ds = by_rows(xp, _rows_bwd, dh, h, *of_steps, limit=limit_of(xp, wide), dtype=np.dtype(wide))
-    inner = new((made.tiles("states_bwd"), B, N, chunks + 1), wide)
+    inner = new((source("states_bwd", *made)[1], B, N, chunks + 1), wide)
     grads = {name: new((T, B, N, F), q.dtype) for name, F in (("dq", K), ("dk", K), ("dv", V))}
     gates = {name: new((T, B, N), i.dtype) for name in ("di", "df")}
     starts = {"dC0": new((B, N, K, V), wide), "dn0": new((B, N, K), wide), "dm0": new((B, N), wide)}
@@ -198,13 +186,4 @@ def _packed(a: Array, pack: int) -> Array:
 @functools.cache
 def _most_shared(made: Kernels) -> int:
     """Return the bytes of shared memory that the kernel with most of it takes."""
-    return max(source(kind, *made).shared for kind in KINDS)
-
-
-@functools.cache
-def _compiled(device: int, name: str, text: str, shared: int) -> Any:
-    """Return a kernel for a device, which is the current one."""
-    kernel = probe.cupy().RawKernel(text, name, options=launch.OPTIONS, backend="nvrtc")
-    if shared > 48 * 1024:
-        kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
+    return max(source(kind, *made)[0].shared for kind in KINDS)

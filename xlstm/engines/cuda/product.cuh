@@ -1,6 +1,6 @@
 // The product of weights that stay on the chip with a few columns, V (K, NB), by one block.
 //
-// MMA = 0: ordinary arithmetic multiplies them; all weights are in registers, or with CHUNKS_KEPT = 0 in shared memory.
+// MMA = 0: ordinary arithmetic multiplies them; all weights are in shared memory.
 // MMA = 1: tensor cores multiply them (2: float32 as two float16, see factors.cuh); weights are fragments in registers, those
 // beyond CHUNKS_KEPT of each warp in shared memory.
 //
@@ -147,97 +147,6 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
                 put(part, row, column, sums[0]);
                 put(part, row, column + 1, sums[1]);
             }
-        }
-    }
-}
-
-#elif CHUNKS_KEPT
-
-// A thread has ROWS rows next to each other of each tile, and every K_LANES-th four k of those of its warp: K_LANES
-// neighbouring lanes share rows. A lane reads four k of a column for 4 ROWS TILES products. In the end the lanes that share
-// rows add their sums, each those of some columns.
-constexpr int ROWS = 4, TOGETHER = ROWS, AT_ONCE = 8;  // columns
-constexpr int WARPS_K = THREADS / 32 / WARPS_M, ROW_LANES = 32 / K_LANES;
-constexpr int TILES = M / (WARPS_M * ROW_LANES * ROWS), WEIGHT_BYTES = 0;
-static_assert(TILES * WARPS_M * ROW_LANES * ROWS == M && CHUNKS_KEPT * WARPS_K * K_LANES * 4 == K, "tiles");
-
-DEVICE int first_row(int warp, int tile, int lane) {
-    return ((warp % WARPS_M * TILES + tile) * ROW_LANES + lane / K_LANES) * ROWS;
-}
-
-struct Weights {
-    float kept[TILES][CHUNKS_KEPT][ROWS][4];
-};
-
-DEVICE void place(int vector, int element, int& row, int& k) {
-    const int lane = vector % 32, r = vector / 32 % ROWS, j = vector / (32 * ROWS) % CHUNKS_KEPT;
-    const int i = vector / (32 * ROWS * CHUNKS_KEPT) % TILES, warp = vector / (32 * ROWS * CHUNKS_KEPT * TILES);
-    row = first_row(warp, i, lane) + r;
-    k = ((warp / WARPS_M * CHUNKS_KEPT + j) * K_LANES + lane % K_LANES) * 4 + element;
-}
-
-DEVICE void load_weights(Weights& weights, uint4*, const uint4* arranged, int block) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint4* from = arranged + (long long)block * VECTORS + warp * TILES * CHUNKS_KEPT * ROWS * 32 + lane;
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-#pragma unroll
-        for (int j = 0; j < CHUNKS_KEPT; j++) {
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                const Words w = {from[((i * CHUNKS_KEPT + j) * ROWS + r) * 32]};
-#pragma unroll
-                for (int e = 0; e < 4; e++) weights.kept[i][j][r][e] = w.element[e];
-            }
-        }
-    }
-}
-
-// Calls put(part, row, column, values) for all elements, ROWS of them from `row` on, in WARPS_K parts to be added.
-template <class Put>
-DEVICE void product(const Weights& weights, const uint4*, const uint4* V, const float*, Put put) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M, share = lane % K_LANES;
-    const uint4* from = V + part * CHUNKS_KEPT * K_LANES + share;
-#pragma unroll 1
-    for (int at = 0; at < NB; at += AT_ONCE) {
-        Pack<float, ROWS> sums[TILES][AT_ONCE] = {};
-#pragma unroll
-        for (int j = 0; j < CHUNKS_KEPT; j++) {
-#pragma unroll
-            for (int n = 0; n < AT_ONCE; n++) {
-                const Words v = {from[(at + n) * V_ROW + j * K_LANES]};
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-#pragma unroll
-                    for (int i = 0; i < TILES; i++) {
-#pragma unroll
-                        for (int r = 0; r < ROWS; r++) sums[i][n].value[r] += weights.kept[i][j][r][e] * v.element[e];
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (int far = K_LANES / 2; far; far /= 2) {  // each of two lanes goes on with half of the columns
-            const bool upper = share & far;
-            const int half = AT_ONCE / K_LANES * far;
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-#pragma unroll
-                for (int n = 0; n < half; n++) {
-#pragma unroll
-                    for (int r = 0; r < ROWS; r++) {
-                        const float low = sums[i][n].value[r], high = sums[i][n + half].value[r];
-                        const float other = float_of(from_lane_xor(bits_of(upper ? low : high), far));
-                        sums[i][n].value[r] = (upper ? high : low) + other;
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < TILES; i++) {
-#pragma unroll
-            for (int n = 0; n < AT_ONCE / K_LANES; n++)
-                put(part, first_row(warp, i, lane), at + share * (AT_ONCE / K_LANES) + n, sums[i][n]);
         }
     }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import writing
 from xlstm.interop.common import Exported, Host, Layer, prepared
-from xlstm.interop.onnx import scanning
+from xlstm.interop.onnx import arrays, scanning
+from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.recurrent import GRU, LSTM
 from xlstm.models.sequence import SequenceModel
@@ -114,7 +115,7 @@ def to_onnx(
     exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
     _check_opset(opset, newest)
     last = isinstance(layer, SequenceModel) and layer.last
-    return _finished(_graph(exported, layer.output_size, last, state, lengths), opset, path)
+    return _finished(_graph(exported, last, state, lengths, opset), opset, path)
 
 
 def _check_opset(opset: int, newest: int) -> None:
@@ -134,106 +135,55 @@ def _finished(graph: Any, opset: int, path: str | os.PathLike[str] | None) -> An
     return model
 
 
-class _Builder:
-    """A graph in the making: its nodes and constants."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Host] = {}
-
-    def node(self, op_type: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        """Add a node, named as its first output, which it returns."""
-        self.nodes.append(library().helper.make_node(op_type, inputs, outputs, name=outputs[0], **attributes))
-        return outputs[0]
-
-    def constant(self, name: str, values: Any, dtype: Any = np.int64) -> str:
-        """Add a constant, and return its name."""
-        self.constants[name] = np.array(values, dtype, order="C")
-        return name
-
-
-def _graph(exported: Exported, output_size: int, last: bool, state: bool, lengths: bool) -> Any:
+def _graph(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
     """Return the graph of a layer and its head; with `last` the head sees the final state of the last layer only."""
-    helper, layer, b = library().helper, exported.layer, _Builder()
-    outer: list[int | str] = ["batch", "time"] if layer.batch_first else ["time", "batch"]
-    states: list[int | str] = [layer.num_layers * len(layer.directions), "batch", layer.hidden_size]
-
-    def value(name: str, dims: list[int | str], kind: str = "FLOAT") -> Any:
-        return helper.make_tensor_value_info(name, getattr(library().TensorProto, kind), dims)
-
-    inputs = [value("x", [*outer, layer.input_size])]
-    inputs += [value(f"{s}0", states) for s in layer.STATES if state]
-    inputs += [value("lengths", ["batch"], "INT32")] if lengths else []
-    x = b.node("Transpose", ["x"], "x.time_first", perm=[1, 0, 2]) if layer.batch_first else "x"
-    y, ends = _stack(b, exported, x, state, lengths)
-    for s, names in ends.items():
-        b.node("Concat", names, s, axis=0)
-    if last:
-        outer = ["batch"]
-        turned = b.node("Transpose", [ends["h"][-1]], "h.turned", perm=[1, 0, 2])
-        y = b.node("Reshape", [turned, b.constant("h.shape", [0, layer.output_size])], "h.last")
-    elif layer.batch_first:
-        y = b.node("Transpose", [y], "y.batch_first", perm=[1, 0, 2])
-    if exported.head is not None:
-        W, bias = exported.head
-        product = b.node("MatMul", [y, b.constant("head.W", W.T, np.float32)], "head.Wx")
-        y = b.node("Add", [product, b.constant("head.b", bias, np.float32)], "head.y")
-        y = _masked(b, y, layer.batch_first) if lengths and not last else y
-    b.node("Identity", [y], "y")
-    outputs = [value("y", [*outer, output_size]), *(value(s, states) for s in layer.STATES)]
-    constants = [library().numpy_helper.from_array(array, name) for name, array in b.constants.items()]
+    layer, graph = exported.layer, Graph(opset)
+    n, H, first = len(layer.directions), layer.hidden_size, layer.batch_first
+    x = Array("x", (*((BATCH, TIME) if first else (TIME, BATCH)), layer.input_size), np.float32)
+    starts = {s: Array(f"{s}0", (layer.num_layers * n, BATCH, H), np.float32) for s in layer.STATES if state}
+    steps = [Array("lengths", (BATCH,), np.int32)] if lengths else []
+    ends: dict[str, list[Array]] = {s: [] for s in layer.STATES}
+    with graph.open():
+        y = arrays.permute_dims(x, (1, 0, 2)) if first else x
+        for k in range(layer.num_layers):
+            start = {s: a[k * n : (k + 1) * n] for s, a in starts.items()}
+            named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
+            named |= {"X": y.name, **{f"initial_{s}": a.name for s, a in start.items()}}
+            if lengths:
+                named["sequence_lens"] = "lengths"
+            outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
+            graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
+            y = Array(outputs[0], (TIME, n, BATCH, H), np.float32)
+            y = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (TIME, BATCH, n * H))
+            for s, name in zip(layer.STATES, outputs[1:], strict=True):
+                end = Array(name, (n, BATCH, H), np.float32)
+                # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
+                ends[s].append(arrays.where((steps[0] > 0)[None, :, None], end, start.get(s, 0.0)) if lengths else end)
+        if last:
+            y = arrays.reshape(arrays.permute_dims(ends["h"][-1], (1, 0, 2)), (BATCH, n * H))
+        if exported.head is not None:
+            y = y @ arrays.constant(exported.head[0].T, np.float32) + arrays.constant(exported.head[1], np.float32)
+            y = arrays.where(_within(graph, x, steps[0], int(first)), y, 0.0) if lengths and not last else y
+        if first and not last:
+            y = arrays.permute_dims(y, (1, 0, 2))
+        results = {"y": y, **{s: arrays.concat(some) for s, some in ends.items()}}
     name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
-    return helper.make_graph(b.nodes, name, inputs, outputs, constants)
+    return scanning.finished(graph, [x, *starts.values(), *steps], results, name)
 
 
-def _masked(b: _Builder, y: str, batch_first: bool) -> str:
-    """Add zeros in the place of predictions past the end of a sequence, and return their name."""
-    T = b.node("Gather", [b.node("Shape", ["x"], "x.sizes"), b.constant("time", int(batch_first))], "steps.count")
-    T = b.node("Cast", [T], "steps.end", to=library().TensorProto.INT32)
-    zero, one = b.constant("zero", 0, np.int32), b.constant("one", 1, np.int32)
-    sides = [b.node("Range", [zero, T, one], "steps"), "lengths"]  # of (T, 1) < (B,), or (T,) < (B, 1)
-    sides[batch_first] = b.node("Unsqueeze", [sides[batch_first], b.constant("column", [1])], "steps.column")
-    there = b.node("Unsqueeze", [b.node("Less", sides, "steps.there"), b.constant("each", [2])], "steps.each")
-    return b.node("Where", [there, y, b.constant("nothing", 0, np.float32)], "head.kept")
+def _within(graph: Graph, x: Array, lengths: Array, axis: int) -> Array:
+    """Return whether steps of x, whose time is this axis, are before the end of their sequence (T, B, 1)."""
+    (shape,) = graph.node("Shape", [x.name])
+    (T,) = graph.node("Gather", [shape, graph.enter(axis, np.int64)])
+    (steps,) = graph.node("Range", [graph.enter(0, np.int64), T, graph.enter(1, np.int64)])
+    within: Array = Array(steps, (TIME,), np.int64)[:, None] < lengths
+    return within[..., None]
 
 
-def _stack(b: _Builder, exported: Exported, x: str, state: bool, lengths: bool) -> tuple[str, dict[str, list[str]]]:
-    """Add all layers on `x` (T, B, D).
-
-    Return the names of the output (T, B, directions*H) and of the final states of each layer.
-    """
-    layer = exported.layer
-    n, layers = len(layer.directions), range(layer.num_layers)
-    starts: dict[str, list[str]] = {s: [f"{s}0.{k}" if state else "" for k in layers] for s in layer.STATES}
-    if state:
-        sizes = b.constant("state.sizes", [n] * len(layers))
-        for s, names in starts.items():
-            b.node("Split", [f"{s}0", sizes], *names, axis=0)
-    if lengths:
-        longer = b.node("Greater", ["lengths", b.constant("zero", 0, np.int32)], "lengths.longer")
-        b.node("Unsqueeze", [longer, b.constant("state.axes", [0, 2])], "lengths.any")  # (1, B, 1)
-        b.constant("state.none", 0, np.float32)
-    ends: dict[str, list[str]] = {s: [] for s in layer.STATES}
-    for k in layers:
-        named = {"X": x, "sequence_lens": "lengths" if lengths else ""}
-        for name, arrays in _packed(exported, k).items():
-            named[name] = b.constant(f"{k}.{name}", arrays, np.float32)
-        named |= {f"initial_{s}": names[k] for s, names in starts.items()}
-        inputs = [named.get(name, "") for name in INPUTS]
-        while not inputs[-1]:
-            inputs.pop()
-        finals = [f"{k}.{s}" for s in layer.STATES]
-        y = b.node(type(layer).__name__, inputs, f"{k}.Y", *finals, **_attributes(layer))
-        for s, final in zip(layer.STATES, finals, strict=True):
-            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
-            kept = [starts[s][k] or "state.none"]
-            ends[s].append(b.node("Where", ["lengths.any", final, *kept], f"{final}.kept") if lengths else final)
-        if n == 1:
-            x = b.node("Squeeze", [y, b.constant("Y.axes", [1])], f"{k}.y")
-        else:
-            turned = b.node("Transpose", [y], f"{k}.Y.turned", perm=[0, 2, 1, 3])
-            x = b.node("Reshape", [turned, b.constant("Y.shape", [0, 0, layer.output_size])], f"{k}.y")
-    return x, ends
+def _inputs(named: Mapping[str, str]) -> list[str]:
+    """Return the names of a node's inputs in their order, without those behind the last one that is there."""
+    last = max(INPUTS.index(name) for name in named)
+    return [named.get(name, "") for name in INPUTS[: last + 1]]
 
 
 def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:

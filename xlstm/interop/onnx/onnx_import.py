@@ -21,9 +21,9 @@ from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
 from xlstm.interop.common import Host, Layer, one_dtype, single, stacked
-from xlstm.interop.onnx.dataflow import DOMAINS, ZERO, Axis, Factor, Size, Value, size_of, subgraphs, values_of
+from xlstm.interop.onnx.dataflow import DOMAINS, Axis, Factor, Values, open_size, size_of, subgraphs, values_of
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
-from xlstm.interop.onnx.onnx_files import Constants, library, parsed
+from xlstm.interop.onnx.onnx_files import Constants, check, library, parsed
 
 OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
 LAYERS = 1000  # of a stack, at most
@@ -88,47 +88,37 @@ def from_onnx(
     >>> layer.num_layers, params["1.Wx"].shape
     (2, (24, 8))
     """
-    path, model = None, path_or_model
-    if not isinstance(model, library().ModelProto):
-        path = Path(path_or_model)
-        model = parsed(path)
-    where = "from_onnx" if path is None else str(path)
-    graph, constants = _checked(where, model), Constants(path and path.parent, model.ByteSize())
+    where, model, folder = "from_onnx", path_or_model, None
+    if isinstance(model, library().ModelProto):
+        check(where, model)
+    else:
+        where, model, folder = str(Path(model)), parsed(Path(model)), Path(model).parent
+    opset = next((entry.version for entry in model.opset_import if entry.domain in DOMAINS), 0)
+    if opset < OLDEST:
+        raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
+    graph, constants = model.graph, Constants(folder, model.ByteSize())
     chosen = _chosen(where, graph, node)
     nodes: dict[int, Node] = {}
 
-    def read(k: int, values: dict[str, Value]) -> tuple[Axis, ...]:
-        nodes[k] = _declared(where, graph.node[k], values, constants)
+    def read(k: int, values: Values) -> tuple[Axis, ...]:
+        nodes[k] = _declared(where, graph.node[k], values)
         return nodes[k].axes
 
-    values = values_of(where, graph, constants, chosen, read)
+    values = values_of(graph, constants, chosen, read)
     stack = [nodes[k] for k in chosen]
     names = [_name(one.proto) for one in stack]
     try:
-        _check(where, values, constants, stack)
+        _check(values, constants, stack)
     except _UnprovenError as error:
         several = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
         raise ValueError(f"{where}: {several} make no stack{expected}; {error}") from None
-    source = values.get(stack[0].inputs["X"], Value("")).node
+    source = values[stack[0].inputs["X"]].node
     turned = getattr(source, "op_type", "") == "Transpose" and [1, 0, 2] in [list(a.ints) for a in source.attribute]
     batch_first = stack[0].batch_first or (node is None and turned)
     layer, params = stacked(where, names, [one.layer(batch_first, constants) for one in stack])
     one_dtype(where, params, ValueError)
     return layer, params
-
-
-def _checked(where: str, model: Any) -> Any:
-    """Return the main graph; raise ValueError if the model is too old, or gives an operator another meaning."""
-    opsets = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
-    if not opsets or not model.graph.node:
-        raise ValueError(f"{where}: not an ONNX model, it has no opset or no nodes")
-    if opsets[0] < OLDEST:
-        raise ValueError(f"{where}: opset is {opsets[0]}, expected {OLDEST} or newer")
-    for function in model.functions:
-        if function.domain in DOMAINS:
-            raise ValueError(f"{where}: the model defines an operator {shown(function.name)} of ONNX anew")
-    return model.graph
 
 
 def _chosen(where: str, graph: Any, node: str | Sequence[str] | None) -> list[int]:
@@ -192,10 +182,11 @@ class Node(NamedTuple):
             if values.dtype.kind != "f":
                 raise ValueError(f"{self.where}: {name} has dtype {values.dtype}, expected floating-point numbers")
             arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
-        options: dict[str, Any] = {"peepholes": "P" in arrays} if kind == "lstm" else {}
-        for theirs, ours in (("input_forget", "coupled_input_forget"), ("linear_before_reset", "reset_after")):
-            if theirs in attributes:
-                options[ours] = attributes[theirs] == 1
+        options: dict[str, Any] = {}
+        if kind == "lstm":
+            options = {"peepholes": "P" in arrays, "coupled_input_forget": attributes["input_forget"] == 1}
+        elif kind == "gru":
+            options = {"reset_after": attributes["linear_before_reset"] == 1}
         if "clip" in attributes:
             options["clip"] = shortest(attributes["clip"])
         if attributes.get("activations"):
@@ -205,7 +196,7 @@ class Node(NamedTuple):
             params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
         if "P" in arrays:
             params["p"] = arrays["P"]
-        if attributes.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
+        if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
             H = arrays["R"].shape[-1]
             params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
         directions = DIRECTIONS[attributes["direction"]]
@@ -214,21 +205,18 @@ class Node(NamedTuple):
         return single(kind, parts, **options)
 
 
-def _declared(where: str, proto: Any, values: dict[str, Value], constants: Constants) -> Node:
+def _declared(where: str, proto: Any, values: Values) -> Node:
     """Check what a node declares; raise ValueError if attributes, inputs or shapes are wrong."""
     label = f"{proto.op_type} {shown(_name(proto))}"
     where = f"{where}: {label}"
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
-    for name in "XWR":
-        if name not in inputs:
-            raise ValueError(f"{where}: input {name} is missing, expected X, W and R")
     attributes = _attributes(where, proto)
-    weights, shapes = {}, {}
-    for name in (name for name in "WRBP" if name in inputs):
-        value = values.get(inputs[name], Value(inputs[name]))
-        if value.tensor is None:
-            raise ValueError(f"{where}: {name} is {value.described}, expected an initializer or a Constant")
-        weights[name], shapes[name] = value.tensor, constants.shape(f"{where}: {name}", value.tensor)
+    weights = {name: values[inputs[name]].tensor for name in "WRBP" if name in inputs}
+    for name, tensor in weights.items():
+        if tensor is None:
+            described = values[inputs[name]].described
+            raise ValueError(f"{where}: {name} is {described}, expected an initializer or a Constant")
+    shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
     H = attributes.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
     D = shapes["W"][-1] if shapes["W"] else 0
     for name, size in (("hidden_size", H), ("input_size", D)):
@@ -238,29 +226,23 @@ def _declared(where: str, proto: Any, values: dict[str, Value], constants: Const
     expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
     for name, shape in shapes.items():
         checks.shape(where, name, SimpleNamespace(shape=shape), {"directions": directions, **expected[name]})
-    x = values.get(inputs["X"], Value(inputs["X"])).axes
-    outer = x[:2] if x is not None and len(x) == 3 else ((Factor(f"{label} 0", None),), (Factor(f"{label} 1", None),))
+    x = values[inputs["X"]].axes
+    if x is None or len(x) != 3:
+        x = tuple((Factor(name, open_size(name)),) for name in (f"{label} 0", f"{label} 1"))
     inner = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in (("directions", directions), ("H", H)))
     each, features = inner
-    axes = (*outer, each, features) if attributes["layout"] == 1 else (outer[0], each, outer[1], features)
+    axes = (*x[:2], each, features) if attributes["layout"] == 1 else (x[0], each, x[1], features)
     return Node(where, label, proto, attributes, inputs, weights, axes)
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
     """Return attributes by name, and the defaults of those of few values."""
-    onnx = library()
+    attributes = {name: choices[0] for name, choices in CHOICES.items()}
     for entry in proto.attribute:
-        if (count := len(entry.strings) + len(entry.floats)) > MOST:
-            raise ValueError(f"{where}: attribute {few([entry.name])} has {count} values, expected {MOST} at most")
-    try:
-        onnx.checker.check_node(proto)
-    except onnx.checker.ValidationError as error:
-        raise ValueError(f"{where}: {error}") from None
-    known = onnx.defs.get_schema(proto.op_type).attributes
-    attributes = {name: choices[0] for name, choices in CHOICES.items() if name in known}
-    for entry in proto.attribute:
-        value = onnx.helper.get_attribute_value(entry)
+        value = library().helper.get_attribute_value(entry)
         if isinstance(value, list):
+            if len(value) > MOST:
+                raise ValueError(f"{where}: attribute {entry.name} has {len(value)} values, expected {MOST} at most")
             value = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in value]
         elif isinstance(value, bytes):
             value = value.decode(errors="replace")
@@ -306,56 +288,50 @@ class _UnprovenError(ValueError):
     """The graph alone does not say it."""
 
 
-def _check(where: str, values: dict[str, Value], constants: Constants, nodes: list[Node]) -> None:
+def _check(values: Values, constants: Constants, nodes: list[Node]) -> None:
     """Raise ValueError unless nodes can be the layers of one stack.
 
     A node's X has to be Y of the node before, with directions and features joined in one axis. An initial state
     and lengths have to be the default, or values that a call gives.
     """
     for before, node in pairwise(nodes):
-        x, (y, *_) = values.get(node.inputs["X"], Value(node.inputs["X"])), before.proto.output or [""]
-        if x.root != y:
-            source = values.get(x.root, x)
-            raise _UnprovenError(
-                f"X of {node.label} is {source.described}, which is not known to be Y of {before.label}"
-            )
+        x = values[node.inputs["X"]]
+        if x.root != before.proto.output[0]:
+            described = values[x.root].described if x.root else x.described
+            raise _UnprovenError(f"X of {node.label} is {described}, which is not known to be Y of {before.label}")
         directions, H = before.axes[2 if before.batch_first else 1], before.axes[3]
         if x.axes != (*before.outer(node.batch_first), directions + H):
             outer = "batch, time" if node.batch_first else "time, batch"
             expected = f"expected ({outer}, directions*H)"
             raise _UnprovenError(f"X of {node.label} has the axes of Y of {before.label} in another order, {expected}")
-    lengths = {_state(where, values, constants, node, "sequence_lens") for node in nodes}
+    lengths = {_state(values, constants, node, "sequence_lens") for node in nodes}
     for node, name in ((node, name) for node in nodes for name in STATES):
-        _state(where, values, constants, node, name)
+        _state(values, constants, node, name)
     if len(lengths) > 1:
         raise _UnprovenError("sequence_lens is not the same for all of them")
     for k, node in enumerate(nodes):
-        for what in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
-            if what in node.inputs and values.get(node.inputs[what], Value("")).from_layers:
-                raise _UnprovenError(f"{what} of {node.label} depends on what they compute")
+        for name in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
+            if name in node.inputs and values[node.inputs[name]].from_layers:
+                raise _UnprovenError(f"{name} of {node.label} depends on what they compute")
 
 
-def _state(where: str, values: dict[str, Value], constants: Constants, node: Node, what: str) -> str:
+def _state(values: Values, constants: Constants, node: Node, name: str) -> str:
     """Return the name of lengths or of a state that a call gives, "" for the default; ValueError if it is neither."""
-    if what not in node.inputs:
+    if name not in node.inputs:
         return ""
-    value = values.get(node.inputs[what], Value(node.inputs[what]))
+    value, what = values[node.inputs[name]], f"{node.where}: {name}"
     if value.from_inputs:
         return value.name
-    words = "0" if what in STATES else "the number of time steps"
-    default: Size = ZERO if what in STATES else size_of(node.outer(False)[0])
-    parts = value.parts or value.numbers or (None,)
-    if all(_holds_only(f"{node.where}: {what}", part, default, constants) for part in parts):
+    default = 0 if name in STATES else size_of(node.outer(False)[0])
+    if value.parts and all(_holds_only(what, part, default, constants) for part in value.parts):
         return ""
+    words = "0" if name in STATES else "the number of time steps"
     problem = f"{value.described}, of constants that are not known to be"
     if value.tensor is not None:
         problem = "a constant other than"
-    raise ValueError(f"{node.where}: {what} is {problem} {words}, which a layer cannot hold, expected an input")
+    raise ValueError(f"{what} is {problem} {words}, which a layer cannot hold, expected an input")
 
 
-def _holds_only(what: str, part: Any, expected: Size, constants: Constants) -> bool:
-    """Say whether a part, a size or a tensor, has no other value than the expected size."""
-    if part is None or isinstance(part, tuple):
-        return bool(part == expected)
-    array = constants.values(what, part)
-    return all((n, ()) == expected for n in (array.min().item(), array.max().item())) if array.size else True
+def _holds_only(what: str, part: Any, expected: int, constants: Constants) -> bool:
+    """Say whether a part, a number or a tensor, has no other value than the expected one."""
+    return bool(part == expected) if isinstance(part, int) else bool(np.all(constants.values(what, part) == expected))

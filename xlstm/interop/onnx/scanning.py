@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xlstm.arrays.convert import to_numpy
@@ -12,7 +12,7 @@ from xlstm.engines import engine
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
 from xlstm.interop.onnx import arrays
-from xlstm.interop.onnx.arrays import BATCH, Array, Graph
+from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.sequence import complete
 from xlstm.recurrence.packing import Packing, Span
@@ -85,18 +85,22 @@ def network(model: Any, params: Params, tokens: int, opset: int) -> Any:
     graph = Graph(opset)
     x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
     span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
-    helper = library().helper
-    graph.nodes.append(helper.make_node("Shape", ["tokens"], ["shape"], name="shape"))
-    ends = [graph.enter([k], "int64") for k in (0, 1)]
-    graph.nodes.append(helper.make_node("Slice", ["shape", *ends], ["batch"], name="batch"))
+    (shape,) = graph.node("Shape", ["tokens"])
+    graph.node("Slice", [shape, *(graph.enter([k], "int64") for k in (0, 1))], ["batch"])
     with graph.open(), _engine():
         p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
         state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
         y, _, _ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
         y = arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))
-    graph.nodes.append(helper.make_node("Identity", [y.name], ["y"], name="y"))
-    y.name = "y"
-    proto = subgraph(graph, [x], [y], type(model).__name__)
+    return finished(graph, [x], {"y": y}, type(model).__name__)
+
+
+def finished(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
+    """Return a graph with the constants that it needs, and outputs of these names."""
+    for output, array in outputs.items():
+        graph.node("Identity", [array.name], [output])
+    ends = [Array(output, array.shape, array.dtype) for output, array in outputs.items()]
+    proto = subgraph(graph, inputs, ends, name)
     used = _used(proto)
     proto.initializer.extend(
         library().numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used
@@ -139,5 +143,5 @@ def _used(graph: Any) -> set[str]:
 
 def _value(name: str, array: Array) -> Any:
     helper = library().helper
-    dims = ["batch" if n == BATCH else n for n in array.shape]
+    dims = [{BATCH: "batch", TIME: "time"}.get(n, n) for n in array.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
