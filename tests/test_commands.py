@@ -352,6 +352,7 @@ WRONG = [
     (["train", "classify", "mixed.csv", "--label", "kind", "--sequence", "id"], "sequence 's' has labels a, b"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
+    (["predict", "series", "t.parquet", "--date-format", "%d/%m/%Y"], "t.parquet: is a Parquet file; date_format"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
     (["predict", "there/step-000000002.safetensors", "long.csv"], "is a checkpoint of training, which is for xlstm"),
     (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column, --steps and --interva"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -16,7 +17,7 @@ from typer import Option
 
 from xlstm.arrays import checks
 from xlstm.cli.console import out
-from xlstm.data import reading, writing
+from xlstm.data import reading
 from xlstm.data.csv_file import ENCODINGS, Dialect
 
 Command = Callable[..., None]
@@ -53,29 +54,6 @@ TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .p
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
 ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
-OutputOption = Annotated[Path | None, Option("--output", "-o", help="Folder for the model and the run.")]
-ResumeOption = Annotated[bool, Option("--resume", help="Go on with the run in the folder.")]
-SaveConfigOption = Annotated[Path | None, Option("--save-config", help="Write the options to a TOML file.")]
-DateFormatOption = Annotated[
-    str | None, Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
-]
-DecimalOption = Annotated[str | None, Option("--decimal", help="Decimal sign of a CSV file.", metavar="SIGN")]
-EncodingOption = Annotated[str, Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
-
-# Options that stand for the parameter `dialect` of a command, and those for the `run` of every command that trains.
-DIALECT = {
-    "date_format": (DateFormatOption, None),
-    "decimal": (DecimalOption, None),
-    "encoding": (EncodingOption, "utf-8"),
-}
-RUN = {
-    "context": (typer.Context, inspect.Parameter.empty),
-    "output": (OutputOption, None),
-    "resume": (ResumeOption, False),
-    "as_json": (JsonOption, False),
-}
-CONFIGURATION = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
-
 # Parameters of estimators that are no options.
 OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
@@ -87,55 +65,54 @@ KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole numb
 LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts
 
 
+def dialect_of(
+    date_format: Annotated[
+        str | None, Option(help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
+    ] = None,
+    decimal: Annotated[str | None, Option(help="Decimal sign of a CSV file.", metavar="SIGN")] = None,
+    encoding: Annotated[str, Option(help=f"That of a CSV file: {', '.join(ENCODINGS)}.")] = "utf-8",
+) -> Dialect:
+    """Return how a CSV file is written."""
+    return Dialect(date_format, decimal, encoding)
+
+
 def with_options(
     estimator: type[Any] | None = None, run_of: Callable[..., Any] | None = None
 ) -> Callable[[Command], Command]:
-    """Give a command options: those of CSV files in the place of its `dialect`, those of an estimator of `**settings`.
-
-    A command with an estimator also gets --config, --save-config and --quiet, and a `run`.
+    """Give a command options in the place of its `dialect` (those of CSV files), its `run` and its `**settings`.
 
     Parameters
     ----------
     estimator : type, optional
-        Its constructor has the defaults of its parameters.
+        Its parameters, which become `settings`, are options with the defaults of its constructor.
     run_of : callable, optional
-        It makes the `run` of a command from the options RUN. The command runs within `run.accounted()`.
+        It makes the `run` of a command; its parameters are options. The command runs within `run.accounted()`.
     """
 
     def decorate(command: Command) -> Command:
         own = dict(inspect.signature(command, eval_str=True).parameters)
-        of_tables = own.pop("dialect", None) is not None
         own.pop("settings", None)
-        own.pop("run", None)
-        added: dict[str, tuple[Any, Any]] = {}
+        makers: dict[str, Callable[..., Any]] = {"dialect": dialect_of} if own.pop("dialect", None) else {}
+        if run_of is not None and own.pop("run", None):
+            makers["run"] = run_of
+        options = {name: dict(inspect.signature(maker, eval_str=True).parameters) for name, maker in makers.items()}
+        settings: dict[str, inspect.Parameter] = {}
         if estimator is not None:
             hints, words = get_type_hints(estimator.__init__), _documented(estimator)
             for name, parameter in inspect.signature(estimator).parameters.items():
                 if name not in OTHERS | own.keys():
                     option = _option(name, hints[name], parameter.default, words.get(name, ""))
-                    added[name] = (option, parameter.default)
-            added |= RUN | CONFIGURATION
-        if of_tables:
-            added |= DIALECT
+                    settings[name] = parameter.replace(annotation=option)
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            if of_tables:
-                values["dialect"] = Dialect(**{name: values.pop(name) for name in DIALECT})
-            if run_of is None:
-                command(**values)
-                return
-            del values["config"], values["quiet"]
-            if (path := values.pop("save_config")) is not None:
-                writing.write(path, as_toml(values["context"]).encode())
-            training = run_of(**{name: values.pop(name) for name in RUN})
-            with training.accounted():
-                command(training, **values)
+            made = {name: maker(**{key: values.pop(key) for key in options[name]}) for name, maker in makers.items()}
+            with made["run"].accounted() if "run" in made else contextlib.nullcontext():
+                command(**made, **values)
 
-        every = [parameter.replace(kind=KEYWORD) for parameter in own.values()]
-        every += [inspect.Parameter(name, KEYWORD, annotation=a, default=d) for name, (a, d) in added.items()]
-        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        every = own | settings | {key: parameter for some in options.values() for key, parameter in some.items()}
+        run.__signature__ = inspect.Signature([parameter.replace(kind=KEYWORD) for parameter in every.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
         return run
 
     return decorate

@@ -18,7 +18,15 @@ from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays.backend import backend_of
-from xlstm.cli.configuration import BackendOption, ColumnOption, as_toml, with_options
+from xlstm.cli.configuration import (
+    BackendOption,
+    ColumnOption,
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    as_toml,
+    with_options,
+)
 from xlstm.cli.console import Report, code, interrupted, message_of, progress, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
@@ -46,11 +54,23 @@ class Run(Report):
     context : typer.Context
     output : Path, optional
         The folder. A run cannot begin where there is one already, or go on where there is none: ValueError or OSError.
-    resume, as_json : bool
+    resume, as_json, config, save_config, quiet : optional
+        Options of the command line, two of which work by themselves.
     """
 
-    def __init__(self, context: typer.Context, output: Path | None, resume: bool, as_json: bool) -> None:
+    def __init__(
+        self,
+        context: typer.Context,
+        output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model and the run.")] = None,
+        resume: Annotated[bool, Option("--resume", help="Go on with the run in the folder.")] = False,
+        as_json: JsonOption = False,
+        config: ConfigOption = None,
+        save_config: Annotated[Path | None, Option(help="Write the options to a TOML file.")] = None,
+        quiet: QuietOption = False,
+    ) -> None:
         super().__init__(as_json)
+        if save_config is not None:
+            writing.write(save_config, as_toml(context).encode())
         self.keeps = not context.command.hidden
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
