@@ -90,11 +90,11 @@ def with_options(
     """
 
     def decorate(command: Command) -> Command:
-        own = dict(inspect.signature(command, eval_str=True).parameters)
-        own.pop("settings", None)
-        makers: dict[str, Callable[..., Any]] = {"dialect": dialect_of} if own.pop("dialect", None) else {}
-        if run_of is not None and own.pop("run", None):
+        parameters = inspect.signature(command, eval_str=True).parameters
+        makers: dict[str, Any] = {"dialect": dialect_of} if "dialect" in parameters else {}
+        if run_of is not None:
             makers["run"] = run_of
+        own = {name: parameter for name, parameter in parameters.items() if name not in (*makers, "settings")}
         options = {name: dict(inspect.signature(maker, eval_str=True).parameters) for name, maker in makers.items()}
         settings: dict[str, inspect.Parameter] = {}
         if estimator is not None:

@@ -61,7 +61,9 @@ class Run(Report):
     def __init__(
         self,
         context: typer.Context,
-        output: Annotated[Path | None, Option("--output", "-o", help="Folder for the model and the run.")] = None,
+        output: Annotated[
+            Path | None, Option("--output", "-o", help="Folder; xlstm-output, or xlstm- and the kind.")
+        ] = None,
         resume: Annotated[bool, Option("--resume", help="Go on with the run in the folder.")] = False,
         as_json: JsonOption = False,
         config: ConfigOption = None,
