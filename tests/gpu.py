@@ -57,8 +57,6 @@ class Counts:
     waits = property(lambda self: self.of("sync"))
     allocations = property(lambda self: self.of("allocations"))
     compiled = property(lambda self: self.of("modules"))
-    # Kernels, graphs, and fills and copies within the device, which take as long to ask for.
-    launches = property(lambda self: self.operations - self.products - self.to_device - self.to_host)
 
     @property
     def streams(self) -> set[int]:

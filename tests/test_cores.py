@@ -17,7 +17,7 @@ def write(path, text):
 @pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
-        # version 2: the smallest quota on the way up counts
+        # the smallest quota on the way up counts
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000", "cpu.max": "400000 100000"}, 1.5),
         ("0::/a/b", {"a/b/cpu.max": "50000 100000\n", "a/cpu.max": "150000 100000\n"}, 0.5),
         ("0::/", {"cpu.max": "200000 50000"}, 4.0),  # a container sees its own cgroup as the root
@@ -28,25 +28,6 @@ def write(path, text):
         ("0::/a", {"a/cpu.max": "nonsense"}, math.inf),
         ("0::/a", {"a/cpu.max": ""}, math.inf),
         ("0::/a", {"a/cpu.max": "100000 0"}, math.inf),
-        # version 1
-        (
-            "4:memory:/m\n3:cpu,cpuacct:/a/b",
-            {"cpu,cpuacct/a/cpu.cfs_quota_us": "250000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
-            2.5,
-        ),
-        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 2.0),
-        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
-        ("1:cpuset:/a", {"cpuset/a/cpu.cfs_quota_us": "1000", "cpuset/a/cpu.cfs_period_us": "1000"}, math.inf),
-        # both
-        (
-            "1:cpu:/a\n0::/a",
-            {
-                "cpu/a/cpu.cfs_quota_us": "300000",
-                "cpu/a/cpu.cfs_period_us": "100000",
-                "unified/a/cpu.max": "100000 100000",
-            },
-            1.0,
-        ),
     ],
 )
 def test_quotas(tmp_path, membership, files, expected):

@@ -7,15 +7,13 @@ import pytest
 
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
-from xlstm.cells import lstm, lstm_options
+from xlstm.cells import lstm
 from xlstm.engines import cuda
 from xlstm.engines.cell_step import Masks, Step
-from xlstm.engines.cuda import cell_source, choice, launch
-from xlstm.engines.cuda.cell_source import KINDS
+from xlstm.engines.cuda import choice, launch
 from xlstm.engines.cuda.cuda_engine import Cuda
 from xlstm.engines.cuda.launch import CudaError
 from xlstm.engines.cuda.tiling import Device
-from xlstm.engines.pointwise import pointwise
 
 H100, A100 = DEVICES[90], DEVICES[80]
 
@@ -110,26 +108,6 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
         Cuda().refuses(Step(np, lstm.Cell(), projected, Masks(None, (0.1, None))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         Cuda().refuses(step, [(3, 4)])
-
-
-def test_numbers_of_a_cell_are_arguments_of_its_kernels():
-    """The text is the same for all of their values, so that one kernel serves them all."""
-    texts = set()
-    for k in range(3):
-        cell = lstm_options.Cell((f"hard_sigmoid({0.21 + k})", "tanh", "tanh"), 0.731 + k, cell_clip=0.417 + k)
-        step = pointwise(cell, (), ("b",))
-        with cuda.use("cluster"):
-            made = choice.choose(choice.told(), step, "", "float32", 64, 1, 8, H100)
-        sources = [
-            cell_source.loop(step, "forward", made.forward),
-            cell_source.loop(step, "backward", made.backward),
-            *(cell_source.pointwise(step, kind, made.arithmetic, 1, 64) for kind in KINDS),
-        ]
-        texts.add(tuple(one.text for one in sources))
-        used = [{name for name in cell.numbers if f"p_{name}" in one.arrays} for one in sources]
-        assert used[0] == {"alpha0", "beta0", "clip", "cell_clip"}
-        assert used[1] == {"alpha0", "clip", "cell_clip"}
-    assert len(texts) == 1
 
 
 @pytest.mark.usefixtures("refused")

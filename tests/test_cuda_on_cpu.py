@@ -1,4 +1,4 @@
-"""CUDA on the CPU below CuPy (`tests/cuda_on_cpu`): it computes what NumPy does, counts, and finds faults."""
+"""CUDA on the CPU below CuPy (`tests/cuda_on_cpu`): it counts, and finds faults."""
 
 from __future__ import annotations
 
@@ -13,34 +13,8 @@ if cuda_on_cpu.missing():
     pytest.skip(cuda_on_cpu.missing(), allow_module_level=True)
 
 import cupy as cp
-import ml_dtypes
 
 cuda_on_cpu.watch()
-BF16 = np.dtype(ml_dtypes.bfloat16)
-REALS, FLOATS = ("f4", "f8", "f2", BF16), ("f4", "f8")
-TOLERANCES = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.6e-2, "complex64": 2e-6}
-# With a and b of (6, 40) and c of (40, 8); floats are between 0 and 2.
-EXPRESSIONS = {
-    **dict.fromkeys((f"xp.{f}(a)" for f in ("exp", "log1p", "sqrt", "tanh", "sign", "isnan", "rint")), REALS),
-    **dict.fromkeys((f"a {op} b" for op in ("+", "/", "<")), REALS),
-    **dict.fromkeys((f"a {op} (b + 1)" for op in ("//", "%", "&", "<<")), ("i4", "i8")),
-    **dict.fromkeys((f"xp.{f}(a, axis={axis})" for f in ("sum", "max") for axis in (0, 1, None)), ("f4", "f8", "i8")),
-    **dict.fromkeys((f"xp.{f}(a, axis=1)" for f in ("var", "argmax", "prod")), FLOATS),
-    **dict.fromkeys(("a[:, ::-2]", "xp.concatenate((a, b), axis=1)", "a[xp.asarray([2, 0])]"), (*REALS, "i4", "?")),
-    **dict.fromkeys(("xp.where(a > b, a, b)", "a ** 2"), ("f4", "i4")),
-    **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
-    **dict.fromkeys(("a @ c", "c.T @ a.T", "a @ c[:, 0]", "xp.stack((a, a)) @ xp.stack((c, c))"), FLOATS),
-    **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.all(a > 0)"), ("f4",)),
-    **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]"), ("f4",)),
-    "~a": ("?", "i4"),
-}
-
-
-def arrays(dtype):
-    rng = np.random.default_rng(0)
-    shapes = {"a": (6, 40), "b": (6, 40), "c": (40, 8)}
-    most = {"i": 9, "b": 2}.get(np.dtype(dtype).kind)
-    return {k: (rng.integers(0, most, s) if most else rng.random(s) * 2).astype(dtype) for k, s in shapes.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -61,21 +35,6 @@ def kernel(text, name="k", **options):
     return cp.RawKernel(f'extern "C" __global__ void {text}', name, **options)
 
 
-@pytest.mark.parametrize("text", EXPRESSIONS)
-def test_expressions_are_those_of_numpy(text):
-    for dtype in EXPRESSIONS[text]:
-        given = arrays(dtype)
-        with np.errstate(all="ignore"):
-            expected = np.asarray(eval(text, {"xp": np, **given}))
-        with cuda_on_cpu.counted() as asked:
-            found = cp.asnumpy(eval(text, {"xp": cp, **{name: cp.asarray(value) for name, value in given.items()}}))
-        assert asked.problems == []
-        assert found.dtype == expected.dtype, dtype
-        near = max(TOLERANCES.get(kind, 0) for kind in (np.dtype(dtype).name, found.dtype.name))
-        wide = np.complex128 if found.dtype.kind == "c" else np.float64
-        np.testing.assert_allclose(found.astype(wide), expected.astype(wide), rtol=near, atol=near, err_msg=str(dtype))
-
-
 def test_counts():
     a = cp.ones((4, 4), "f4")
     (a @ (a + 1)).sum()
@@ -90,27 +49,6 @@ def test_counts():
     assert {name: all_of_it.counts[name] for name in expected} == expected
     assert (inner.counts["gemm"], inner.counts["allocations"]) == (1, 1)
     assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
-
-
-# ---- kernels
-
-
-def test_blocks_of_a_cluster_read_one_anothers_memory_where_there_is_room_for_them():
-    run = kernel("""__cluster_dims__(4) k(float* y) {
-        __shared__ float own; if (threadIdx.x == 0) own = blockIdx.x;
-        asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-        asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-        unsigned there, here = (unsigned)__cvta_generic_to_shared(&own);
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"((blockIdx.x + 1) % 4));
-        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(y[blockIdx.x]) : "r"(there) : "memory");
-    }""")
-    y = cp.zeros(8, "f4")
-    run((8,), (2,), (y,))
-    assert y.get().tolist() == [1, 2, 3, 0, 5, 6, 7, 4]
-    with cuda_on_cpu.configured(cluster=2), pytest.raises(cp.cuda.driver.CUDADriverError, match="CLUSTER"):
-        run((8,), (2,), (y,))
-    with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
-        run((6,), (2,), (y,))  # no multiple of a cluster
 
 
 # ---- faults of kernels

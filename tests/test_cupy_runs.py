@@ -18,7 +18,6 @@ from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
 from tests import gpu, parity
-from xlstm.cli.bench import interleave
 from xlstm.estimators import SequenceClassifier, TextModel
 
 gpu.needed()
@@ -170,16 +169,3 @@ def test_the_main_job(monkeypatch, tmp_path):
         runpy.run_module("xlstm", run_name="__main__")
     assert not ended.value.code
     assert (tmp_path / "run" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("name", ["layers", "lengths", "inference"])
-def test_times_of_layers(monkeypatch, tmp_path, name):
-    gpu.timed_as_a_card(monkeypatch)
-    monkeypatch.setattr(interleave, "__defaults__", (1, 0.0))
-    for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
-        monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
-    results = tmp_path / "results.json"
-    program(monkeypatch, f"bench.{name}", "--backend", "cupy", "--rounds", "1", "--json", str(results))
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert lines
-    assert all("no CUDA device" in line["missing"]["cuDNN"] for line in lines)

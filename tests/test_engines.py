@@ -30,7 +30,7 @@ def layer_of(kind, **options):
 def engine_of(layer, params, x, **options):
     """The name of the engine that forward takes."""
     _, _, saved = layer.forward(params, x, **options)
-    (name,) = {one.tape.engine.name for one in saved.passes.values()}
+    (name,) = {one.tape.engine.name for one in saved.kept.values()}
     return name
 
 
@@ -57,7 +57,7 @@ def test_an_engine_that_is_asked_for_runs(rng, kind):
             assert engine_of(layer, params, x) == name
             found[name] = run(layer, params, x, state, [5, 0, 2])
             _, _, saved = layer.forward(params, x, state)
-        assert saved.passes["0"].tape.engine.name == name
+        assert saved.kept["0"].tape.engine.name == name
         layer.backward(params, saved, np.ones((5, 3, 6)))
     assert engine_of(layer, params, x) == usual
     for name, array in found["array_api"].items():

@@ -65,14 +65,13 @@ def test_empty_arrays(be):
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
-    """A number that the device picks among others, of another dtype; an empty array goes without a kernel."""
+    """Numbers of another dtype; an empty array goes without a kernel."""
     be, rng = make_backend("cupy", "float32"), np.random.default_rng(0)
     shapes = [(), (3, 2000), (0, 2)][: 2 + empty]
     given = [[be.asarray(rng.standard_normal(shape)) for shape in shapes] for _ in range(2)]
-    picked = foreach.Picked(be.asarray(np.array([1.0, 0.1, 3.0]), "float64"), be.asarray(np.array(1.0), "float64"))
-    two = be.asarray(np.array(2.0), "float64")
+    tenth, two = (be.asarray(np.array(number), "float64") for number in (0.1, 2.0))
     expected = foreach.apply(be.xp, moved, given, (0.1, 2.0), power=2)
-    found = foreach.apply(be.xp, moved, given, (picked, two), (0, 1), power=2)
+    found = foreach.apply(be.xp, moved, given, (tenth, two), (0, 1), power=2)
     for k, (results, others) in enumerate(zip(found, expected, strict=True)):
         for j, (a, b) in enumerate(zip(results, others, strict=True)):
             assert a is given[j][k]
@@ -85,9 +84,8 @@ def test_kernels_compile(monkeypatch, capability):
     acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
     monkeypatch.setattr(probe, "cupy", lambda: acted)
     for dtype in (np.dtype("f4"), np.dtype("f8")):
-        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, ("float", False)), (), (("power", 2),))
-        numbers = ("double", True), ("half_t", False)
-        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), numbers, (0, 1), (("power", 2),))
+        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
+        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),))
         foreach._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

@@ -171,7 +171,7 @@ def test_older_configurations_of_transformers():
     [
         (FLAT, {"colour": 1}, "key 'colour' is unknown, expected some of num_blocks, embedding_dim"),
         (FLAT, {"vocab_size": None}, "vocab_size is missing"),
-        (FLAT, {"slstm_at": [3]}, "slstm_at has 3, expected 0 to 2"),
+        (FLAT, {"slstm_at": [3]}, "slstm_at.0. is 3, expected at most 2"),
         (FLAT, {"slstm_at": 5}, "slstm_at is 5, expected numbers of blocks or 'all'"),
         (FLAT, {"slstm_ffn_act": "tanh"}, "slstm_ffn_act is 'tanh', expected one of gelu"),
         (FLAT, {"model_type": "mamba"}, "model_type is 'mamba', expected 'xlstm'"),

@@ -98,7 +98,7 @@ def configurations():
         for options in pairwise(kind, (*shared, "peepholes", "coupled_input_forget", "reset_after")):
             if options["activations"] is not None:
                 sets = 2 if options["direction"] == "bidirectional" else 1
-                options["activations"] = tuple(itertools.islice(functions, sets * len(KINDS[kind].ACTIVATIONS)))
+                options["activations"] = tuple(itertools.islice(functions, sets * len(KINDS[kind].CELL.activations)))
             yield make(kind, options, D, H)
 
 

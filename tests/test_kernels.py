@@ -34,7 +34,7 @@ CARDS = {
 CELLS = {
     "lstm": pointwise(lstm.Cell(), (), ("b",)),
     "lstm, options": pointwise(lstm_options.Cell(clip=3.0, cell_clip=2.0), (("p", 3),), ("b",)),
-    "lstm, coupled": pointwise(lstm_options.Cell(coupled=True), (("p", 2),), ()),
+    "lstm, coupled": pointwise(lstm_options.Cell(coupled_input_forget=True), (("p", 2),), ()),
     "gru": pointwise(gru.Cell(), (), ("b", "bh")),
     "rnn": pointwise(rnn.Cell(), (), ("b",)),
     "slstm": pointwise(slstm.Cell(), (), ("b",)),

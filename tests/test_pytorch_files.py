@@ -4,7 +4,6 @@ import collections
 import io
 import pickle
 import random
-import struct
 import zipfile
 
 import numpy as np
@@ -69,25 +68,12 @@ class Executed:
 OPCODES = {
     "no end": (b"\x80\x02N", "EOFError"),
     "empty stack": (b"e.", "IndexError"),
-    "append to a dict": (b"}Na.", "AttributeError"),
-    "keys of a list": (b"]NNs.", "TypeError"),
-    "odd number": (b"}(NNNu.", "IndexError"),
-    "unhashable key": (b"}(]Nu.", "TypeError"),
     "tuple as a key": (b"}(N\x85Nu.", "TypeError"),
-    "unknown memo": (b"h\x05.", "Memo value not found at index 5"),
-    "call of a list": (b"])R.", "not callable"),
-    "call with arguments": (b"ccollections\nOrderedDict\n]\x85R.", "TypeError"),
     "another name": (b"cos\nsystem\n.", "it names 'os.system'"),
-    "instance": (b"(ios\nsystem\n.", "KeyError: 105"),
-    "object": (b"(cos\nsystem\no.", "it names 'os.system'"),
-    "name of a list": (b"]X\x01\0\0\0a\x93.", "STACK_GLOBAL requires str"),
-    "extension": (b"\x82\x01.", "KeyError: 130"),
     "long text": (b"X\xff\xff\xff\x7fabc.", "EOFError"),
-    "long memo": (b"Nr\xff\xff\xff\x7f", "EOFError"),
     "wide number": (b"\x8a\x09123456789.", "it has a whole number of 9 bytes"),
     "unknown opcode": (b"\xff.", "KeyError: 255"),
     "a call": (pickle.dumps(Executed(), 2), r"it names '(__builtin__|builtins).print'"),
-    "a class": (pickle.dumps(zipfile.ZipFile, 4), "it names 'zipfile.ZipFile'"),
     "wide keys": (pickle.dumps({k * (2**61 - 1): None for k in range(1, 100)}, 2), "it has a whole number of 9 bytes"),
 }
 
@@ -98,13 +84,6 @@ def test_other_pickles_are_refused(name, capsys):
     with pytest.raises(ValueError, match=words):
         pytorch.loads(blob, len)
     assert capsys.readouterr().out == ""
-
-
-def test_attributes_are_left_out():
-    """Those of a function that stands for another one, too."""
-    name = b"ctorch._utils\n_rebuild_tensor_v2\n"
-    assert pytorch.loads(name + b"}X\x08\0\0\0__code__Nsb.", None) == pytorch.Tensor.of
-    assert pytorch.Tensor.of.__code__ is not None
 
 
 def test_deep_pickles_are_bounded(tmp_path):
@@ -157,26 +136,15 @@ REBUILD = pytorch.named("torch._utils", "_rebuild_tensor_v2")
 STORED = {"data/0": bytes(24)}
 FILES = {
     "wrong storage": (tensor(where=storage("Linear")), STORED, "it names 'torch.Linear'"),
-    "other module": (tensor(where=storage(module="os")), STORED, "it names 'os.FloatStorage'"),
     "other count": (tensor(where=storage(numel=2**40)), STORED, "storage '0' has 24 bytes, expected 4398046511104"),
-    "negative count": (tensor(where=storage(numel=-6)), STORED, "storage '0' has 24 bytes"),
     "no storage": (tensor(where=storage(name="1")), STORED, "the zip has no entry 'data/1'"),
     "other id": (opcodes(["module", 1, 2, 3, 4]) + b"Q", STORED, "a persistent id is"),
-    "name is a number": (tensor(where=storage(name=0)), STORED, "a persistent id is"),
     "too large": (tensor((3, 3)), STORED, "does not lie within its storage of 6 numbers"),
-    "beyond the end": (tensor(offset=1), STORED, "does not lie within its storage"),
     "long strides": (tensor(strides=(2**62, 1)), STORED, "does not lie within its storage"),
     "expanded": (tensor((10**12, 1), (0, 1)), STORED, "does not lie within its storage"),
-    "negative strides": (tensor(strides=(-3, 1)), STORED, "a tensor is"),
     "empty and large": (tensor((0, 2**62), (1, 1)), STORED, "which no array can have"),
-    "empty, long strides": (tensor((0, 2**60), (2**62, 1)), STORED, None),
     "no strides": (tensor(strides=()), STORED, "has not as many strides as axes"),
-    "shape is a number": (tensor(2), STORED, "TypeError"),
-    "many axes": (tensor((1,) * 40, (1,) * 40), STORED, "which no array can have"),
-    "truth in a shape": (tensor((True, 3)), STORED, "a tensor is"),
     "negative shape": (tensor((-2, -3)), STORED, "a tensor is"),
-    "no arguments": (REBUILD + b")R", STORED, "missing 4 required"),
-    "call of a storage": (b"ctorch\nFloatStorage\n)R", STORED, "'str' object is not callable"),
     "no tensor": (opcodes("text"), STORED, "'x' is a str, expected a tensor"),
 }
 
@@ -185,9 +153,6 @@ FILES = {
 def test_bad_tensors_are_refused(tmp_path, name):
     value, entries, words = FILES[name]
     (tmp_path / "m").write_bytes(torch_file(state(x=value), entries))
-    if words is None:
-        assert TorchFile(tmp_path / "m").read(["x"])["x"].size == 0
-        return
     with pytest.raises(ValueError, match=words) as caught:
         TorchFile(tmp_path / "m")
     assert "with PyTorch, convert it once: c = torch.load(PATH, weights_only=True)" in str(caught.value)
@@ -263,25 +228,3 @@ def test_shared_storages_are_checked_once(tmp_path, monkeypatch):
     for k in range(1000):
         np.testing.assert_array_equal(file.read([f"row {k}"])[f"row {k}"], x[k].numpy())
     assert len(opened) == 1
-
-
-def test_files_that_change_while_they_are_read(tmp_path):
-    path = tmp_path / "m"
-    pytorch.save(path, {}, {"x": np.zeros(100_000)})
-    file = TorchFile(path)
-    with open(path, "r+b") as opened:
-        opened.truncate(100)
-    with pytest.raises(ValueError, match=r"m: x is damaged"):
-        file.read(["x"])
-
-
-def test_entries_that_overlap_the_end(tmp_path):
-    """Sizes in the directory of a zip are whatever its author wrote."""
-    blob = bytearray(torch_file(state(x=tensor(where=storage(numel=600))), STORED))
-    at = blob.rfind(b"PK\1\2")
-    while blob[at + 46 : at + 60].find(b"data/0") < 0:
-        at = blob.rfind(b"PK\1\2", 0, at)
-    blob[at + 20 : at + 28] = struct.pack("<II", 2400, 2400)
-    (tmp_path / "m").write_bytes(bytes(blob))
-    with pytest.raises(ValueError, match="has 2400 bytes, the file"):
-        TorchFile(tmp_path / "m")

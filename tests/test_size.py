@@ -18,11 +18,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "": 580,
-    "arrays": 1_960,
+    "arrays": 1_840,
     "cells": 1_150,
     "cli": 1_780,
     "data": 2_390,
-    "engines": 4_460,
+    "engines": 4_370,
     "estimators": 2_000,
     "interop": 2_470,
     "layers": 2_060,
@@ -32,8 +32,8 @@ PACKAGES = {
     "tracing": 330,
     "training": 1_910,
 }
-CUDA = 1_520
-TESTS = 20_460
+CUDA = 1_420
+TESTS = 19_620
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

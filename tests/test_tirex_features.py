@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import DATA, make_backend
-from tests.tables import LIBRARIES, columns_of, long_columns, table
+from tests.tables import LIBRARIES, long_columns, table
 from tests.tirex import tokens
 from xlstm.arrays.convert import to_numpy
 from xlstm.estimators import TiRexFeatures
@@ -89,28 +89,6 @@ def test_a_table_has_a_row_for_each_series(rng):
     np.testing.assert_array_equal(found, features.fit_transform(X))
     with pytest.raises(TypeError, match="TiRexFeatures: column 'a' holds String, expected numbers"):
         features.fit(pandas.DataFrame({"a": ["x", "y"]}))
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("model", [MODEL, SECOND], ids=["TiRex", "TiRex2"])
-def test_embeddings_of_tables(rng, model, library):
-    """A long table has a series for each name, whose targets are variates; a wide one has one in each column."""
-    params, x = model.init(0, "numpy", "float64"), rng.standard_normal((30, 3))
-    columns = long_columns(x, "days", (30, 20))
-    found = columns_of(model.embed(params, table(library, columns), series_id="shop", targets=["price", "sales"]))
-    assert list(found)[:2] == ["shop", "block0_variate0_unit0"]
-    assert list(found)[5] == "block0_variate1_unit0"
-    assert found["shop"].tolist() == ["north", "south"]
-    both = [[np.cos(np.arange(n) + k), x[:n, k]] for k, n in enumerate((30, 20))]
-    expected = model.embed(params, [np.array(one) for one in both])
-    np.testing.assert_array_equal(np.stack(list(found.values())[1:], axis=1).astype(np.float64), expected)
-    there = np.arange(30) != 25
-    wide = {"day": columns["day"][columns["shop"] == "north"][there], "b": x[there, 1], "a": x[there, 0]}
-    found = columns_of(model.embed(params, table(library, wide), batch_size=1))
-    assert list(found)[:2] == ["series", "block0_unit0"]
-    assert found["series"].tolist() == ["b", "a"]
-    expected = model.embed(params, [np.where(there, x[:, k], np.nan) for k in (1, 0)])
-    np.testing.assert_array_equal(np.stack(list(found.values())[1:], axis=1).astype(np.float64), expected)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

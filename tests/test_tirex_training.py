@@ -215,32 +215,6 @@ def test_items_of_one_row_are_as_before(rng):
         assert not (grouped and np.any(batch.options["known"]))
 
 
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.usefixtures("interpreted")
-def test_gradients_through_groups(rng, adapted):
-    """The loss is that of a batch with covariates; all that is trained has a gradient."""
-    model = TiRex2(4, [("mlstm", 1, 1), ("slstm", 1, 1)], horizon=4, **{**SIZES, "input_ff_size": 4, "context": 6})
-    series, beside = items_of(rng)
-    (batch,) = PatchWindows(model, series, horizon=4, stride=40, **beside).batches()
-    learner, params = model, {name: p + 0.3 * rng.standard_normal(p.shape) for name, p in model.draw(rng).items()}
-    if adapted:
-        learner = LowRank(model, params, 1)
-        params = {name: 0.3 * rng.standard_normal(p.shape) for name, p in learner.init().items()}
-    assert all(any(part in name for name in params) for part in (".mixer.", ".combination."))
-    x, target, mask = (a.swapaxes(0, 1) for a in (batch.x, batch.target, batch.mask))
-
-    def forward(params):
-        y, _, saved = learner.forward(params, x, **batch.options)
-        value, dy = learner.loss(y, target, mask)
-        return value, (params, saved, dy)
-
-    def backward(kept, dvalue):
-        params, saved, dy = kept
-        return (learner.backward(params, saved, dvalue * dy)[0],)
-
-    xlstm.gradcheck(forward, backward, (params,), directions=1)
-
-
 @pytest.mark.parametrize("weights", ["all", "head", "lora"])
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_trained_with_groups(rng, weights, known):

@@ -6,7 +6,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -91,20 +90,6 @@ def test_what_cannot_be_replaced_is_named(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "pipe"]
 
 
-def test_a_folder_that_goes_away_meanwhile(tmp_path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-
-    def write():
-        with writing.whole(folder / "m") as temporary:
-            temporary.unlink()
-            folder.rmdir()
-
-    with pytest.raises(FileNotFoundError, match=r"not saved.*folder/m'"):
-        write()
-    assert os.listdir(tmp_path) == []
-
-
 def test_folders_and_files_without_permission():
     """As a user who is not root, whom no permission stops."""
     with tempfile.TemporaryDirectory() as name:
@@ -147,13 +132,6 @@ def test_a_full_disk_takes_back_what_was_appended(tmp_path):
     assert limited(tmp_path, "writing.append('/dev/stdout', 'streams too\\n')") == "streams too\n"
     with pytest.raises(OSError, match=r"not saved, No space left on device: '/dev/full'"):
         writing.append("/dev/full", "line\n")
-
-
-def test_checking_leaves_nothing_whoever_else_checks(tmp_path):
-    """The trial file of before had one name, which others removed."""
-    with ThreadPoolExecutor(4) as pool:
-        [*pool.map(lambda _: writing.check(tmp_path / "m"), range(200))]
-    assert os.listdir(tmp_path) == []
 
 
 def test_an_error_among_several_files_changes_none(tmp_path):

@@ -19,9 +19,8 @@ READERS = {
     "series": series.read_series,
     "groups": table.read_groups,
     "table": table.read_table,
-    "header": table.read_header,
-    "numbers": lambda path: table.read_numbers(path, ["c1"]),
-    "names": lambda path: table.read_names(path, "c1"),
+    "numbers": lambda path: table.opened(path).numbers(["c1"]),
+    "names": lambda path: table.names_in(table.opened(path), "c1"),
 }
 
 
@@ -37,7 +36,7 @@ def test_a_csv_file_is_not_read_once_per_column(tmp_path, monkeypatch):
     path.write_text("\n".join(",".join(f"{k}{row}" for k in range(60)) for row in "a123"))
     reader = csv.reader
     monkeypatch.setattr(csv, "reader", lambda *given, **options: opened.append(1) or reader(*given, **options))
-    found = table.read_numbers(path, [f"{k}a" for k in range(60)])
+    found = table.opened(path).numbers([f"{k}a" for k in range(60)])
     np.testing.assert_array_equal(found, [[10 * k + row for k in range(60)] for row in (1, 2, 3)])
     assert len(opened) < 6
 
@@ -93,7 +92,7 @@ def test_few_bytes_of_parquet_do_not_hold_any_number_of_texts_or_lists(tmp_path,
     path = tmp_path / "long.parquet"
     content = pa.table({"c": column, "v": np.zeros(2000)})
     pq.write_table(content, path, compression="zstd", use_dictionary=coded)
-    error = refusal(lambda: table.read_names(path, "c"), path.stat().st_size)
+    error = refusal(lambda: table.names_in(table.opened(path), "c"), path.stat().st_size)
     assert error is None or "; take fewer rows" in str(error) or "holds list<element: double>" in str(error)
     for read in (table.read_groups, series.read_series, lambda path: table.read_table(path, ["v"])):
         assert refusal(lambda read=read: read(path), path.stat().st_size) is None
@@ -104,7 +103,7 @@ def test_texts_of_parquet_are_read_as_they_were_written(tmp_path, kind):
     words = WORDS.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else WORDS.cast(kind)
     for rows, settings in ((4, {}), (4, {"use_dictionary": False}), (4, {"row_group_size": 2}), (2, {})):
         pq.write_table(pa.table({"c": words[:rows]}), tmp_path / "a.parquet", **settings)
-        assert table.read_names(tmp_path / "a.parquet", "c").tolist() == [*"abcb"][:rows]
+        assert table.names_in(table.opened(tmp_path / "a.parquet"), "c").tolist() == [*"abcb"][:rows]
 
 
 @pytest.mark.parametrize("text", ["{}=1", "[{}]", "x={{{}=1}}", "{}.'='=1"])

@@ -82,14 +82,10 @@ MANY_BLOCKS = {"layer": "TiRex2", "options": {**TWO.__getstate__(), "recipe": [[
 MODELS = {
     "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
-    "number": ("1", "it is 1, expected version"),
-    "no layer": ("{}", "layer is None, expected one of LSTM"),
     "options are a list": ('{"layer": "LSTM", "options": []}', "options: is [], expected an object"),
     "unknown option": (described(LSTM, wings=2), "options: 'wings' is unknown, expected some of input_size"),
-    "missing option": ('{"layer": "LSTM", "options": {"input_size": 2}}', "options: hidden_size is missing"),
     "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
-    "head is a number": (json.dumps({**LSTM, "head": 1}), "head: is 1, expected an object"),
     "head without width": (json.dumps({**LSTM, "head": {}}), "head: output_size is missing"),
 }
 
@@ -171,15 +167,11 @@ CONFIGS = {
     "long number": (changed().replace("64", LONG_NUMBER), "a number has 401 digits"),
     "infinite factor": (changed(qk_dim_factor=1).replace('"qk_dim_factor": 1', '"qk_dim_factor": 1e999'), "'1e999'"),
     "large factor": (changed(qk_dim_factor=1e308), "qk_dim_factor is 1e+308"),
-    "large size": (changed(embedding_dim=10**39), "embedding_dim"),
     "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
-    "blocks everywhere": ('{"vocab_size": 5, "num_blocks": 1000000000, "slstm_at": "all"}', "num_blocks is 1000000000"),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
     "list": ("[]", "holds a list, expected an object"),
     "no UTF-8": (b'{"\xff": 1}', "can't decode byte"),
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
-    "long key": (changed(**{"x" * 100_000: 1}), "is unknown"),
-    "list of lists": (lambda: f"[{'[],' * 1_000_000}[]]", "it has more than"),
     "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
 }
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -189,16 +181,10 @@ YAML = {
     "deep": ("[" * 50_000, "not readable YAML"),
     "aliases that multiply": (ALIASES, "it has more values than are taken"),
     "alias of itself": ("a: &a [*a]", "nested more than"),
-    "tag of Python": ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
-    "key is a list": ("? [a]\n: 1", "unhashable key"),
     "key is a number": ("1: 2", "a key is no text"),
     "merge": ("<<: {a: 1}", "key '<<' is unknown"),
     "sexagesimal": ("num_blocks: 12:30:00", "num_blocks is '12:30:00', expected a whole number"),
-    "Norwegian": ("tie_weights: no", "tie_weights is 'no', expected True or False"),
-    "octal": ("num_blocks: 017", "num_blocks is '017', expected a whole number"),
-    "long number": (f"num_blocks: {LONG_NUMBER}", "num_blocks is a whole number of 1329 bits"),
     "large exponent": ("dropout: 1e999", "a number is inf"),
-    "infinity": ("dropout: .inf", "dropout is '.inf', expected a number"),
     "nothing": ("", "holds a NoneType, expected an object"),
     "long": ("a: 1\n" * 400_000, "is longer than"),
     "as many values as there may be": (f"a: [{'0,' * 32_000}0]", "key 'a' is unknown"),
@@ -222,19 +208,6 @@ def test_files_beside_arrays(tmp_path, file, name):
     path = tmp_path / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({1: 2}, "key 1 is a int, expected text"),
-        ({"embedding_dim": 10**400}, "embedding_dim is a whole number of 1329 bits"),
-        ({"num_blocks": 10**400}, "num_blocks is a whole number of 1329 bits"),
-        ({"model_type": ["x"] * 10**6}, "model_type is ['x', 'x'"),
-    ],
-)
-def test_configurations_that_are_given(change, words):
-    assert words in str(refusal(lambda: nxai.model_of({**nxai.config_of(LARGE), **change})))
 
 
 def test_yaml_as_it_is_written(tmp_path):
@@ -421,8 +394,3 @@ def test_a_large_vocabulary(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(model("WordLevel", vocab={f"w{k}": k for k in range(150_000)}, unk_token="w0")))
     assert refusal(lambda: text.codec(tmp_path).encode("w1 w2"), os.path.getsize(path)) is None
-
-
-def test_numbers_of_a_prompt_are_tokens():
-    with pytest.raises(ValueError, match=r"prompt: '1 1000.* is text"):
-        text.Numbers().encode(f"1 {LONG_NUMBER}")

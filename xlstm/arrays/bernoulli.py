@@ -91,23 +91,25 @@ def bernoulli(
         Its library, device and dtype are those of the result.
     dropout : bool
     """
-    xp, (low, high) = namespace_of(array), (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
+    xp = namespace_of(array)
+    low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
     if not isinstance(rng, Later) and not (fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64)):
-        return like(np.where(rng.random(shape, dtype=np.float32) < rate, low, high), array)
+        drawn = rng.random(shape, dtype=np.float32)
+        return like((drawn >= rate) * high if dropout else drawn < rate, array)
     found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
     c = rng.bit_generator.state["state"]["inc"]
     if isinstance(rng, Later):
-        given, there = np.zeros(STATE, np.uint64), rng.place(found.size)
+        given, there = [0] * STATE, rng.place(found.size)
     else:
         given, there = states(rng, [found.size])[0], np.uintp(0)
     if found.size:
         blocks = min(BLOCKS, -(-found.size // (2 * THREADS)))
         values = np.array([low, high]).astype(found.dtype).view(f"u{found.itemsize}").astype(np.uint64)
         numbers = np.int64(found.size), np.int32(found.itemsize), np.float32(rate), *values
-        steps = (_struct(_halves(*step)) for step in ((A, c), _jump(blocks * THREADS, c)))
+        steps = [device.struct(_halves(*step), "u8") for step in ((A, c), _jump(blocks * THREADS, c))]
         with device_of(found):
             kernel = device.kernel(TEXT, "xlstm_bernoulli", OPTIONS)
-            kernel((blocks,), (THREADS,), (found, *numbers, _struct(given), there, *steps))
+            kernel((blocks,), (THREADS,), (found, *numbers, device.struct(given, "u8"), there, *steps))
     return found
 
 
@@ -145,14 +147,9 @@ def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, An
     return found
 
 
-def _halves(*numbers: int) -> np.ndarray[Any, Any]:
+def _halves(*numbers: int) -> list[int]:
     """Return the high and the low 64 bits of each number."""
-    return np.array([half for number in numbers for half in (number >> 64, number & (2**64 - 1))], np.uint64)
-
-
-def _struct(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return numbers as one value, as CuPy takes a struct."""
-    return numbers.view(f"V{numbers.nbytes}")
+    return [half for number in numbers for half in (number >> 64, number & (2**64 - 1))]
 
 
 def _jump(steps: int, c: int) -> tuple[int, int]:

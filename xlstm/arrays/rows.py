@@ -100,17 +100,9 @@ def _layout(shape: Sequence[int], arrays: Sequence[tuple[Sequence[int], Sequence
     sizes, along = strides.joined(range(len(shape) - 1), shape, steps)
     if len(sizes) > OUTER:
         return None
-    found = np.zeros((), _struct(len(arrays)))
-    found["shape"] = [1] * (OUTER - len(sizes)) + sizes
-    for k, (far, step) in enumerate(zip(along, steps, strict=True)):
-        found["steps"][k] = [0] * (OUTER - len(far)) + far
-        found["along"][k] = step[-1]
-    return found
-
-
-@functools.cache
-def _struct(arrays: int) -> np.dtype[Any]:
-    return np.dtype([("shape", "i8", (OUTER,)), ("steps", "i8", (arrays, OUTER)), ("along", "i8", (arrays,))])
+    missing = OUTER - len(sizes)
+    far = [step for one in along for step in ([0] * missing + one)]
+    return device.struct([*[1] * missing, *sizes, *far, *(step[-1] for step in steps)])
 
 
 @functools.cache

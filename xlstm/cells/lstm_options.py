@@ -58,7 +58,7 @@ class Cell(cell.Summed):
 
     activations: tuple[str, ...] = ("sigmoid", "tanh", "tanh")
     clip: float | None = None
-    coupled: bool = False
+    coupled_input_forget: bool = False
     cell_clip: float | None = None
 
     STATES = ("h", "c")
@@ -67,7 +67,7 @@ class Cell(cell.Summed):
 
     @functools.cached_property
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
-        return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
+        return ("i", "o", "g") if self.coupled_input_forget else ("i", "o", "f", "g")
 
     @property
     def SHARES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
@@ -83,7 +83,7 @@ class Cell(cell.Summed):
         s = self._activate(xp, 0, z[:-1, ...])  # (1) i, o, f
         g = self._activate(xp, 1, z[-1, ...])  # (2)
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled else s[2, ...]
+        f = 1 - i if self.coupled_input_forget else s[2, ...]
         c = f * c0 + i * g  # (3)
         raw = None
         if self.cell_clip is not None:
@@ -108,18 +108,18 @@ class Cell(cell.Summed):
         """Return the local derivatives of `gates`."""
         s, g, u, z = saved[:4]
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled else s[2, ...]
+        f = 1 - i if self.coupled_input_forget else s[2, ...]
         zi, zo, zf, zg = (None if z is None else z[k, ...] for k in (0, 1, 2, -1))
-        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled else g, zi, i)  # (3) through i, (1)
+        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled_input_forget else g, zi, i)  # (3) through i, (1)
         ao = self._activate_bwd(xp, 0, u, zo, o)  # (7) through o, (1)
-        af = () if self.coupled else (self._activate_bwd(xp, 0, c0, zf, f),)  # (3) through f, (1)
+        af = () if self.coupled_input_forget else (self._activate_bwd(xp, 0, c0, zf, f),)  # (3) through f, (1)
         ag = self._activate_bwd(xp, 1, i, zg, g)  # (3) through g, (2)
         a = xp.stack((ai, ao, *af, ag))
         dv = self._pairs[2].bwd(xp, o, saved.v, u)  # (7) through u, (6)
         e = f
         if p is not None:
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
-            if not self.coupled:
+            if not self.coupled_input_forget:
                 e = e + p[2, ...] * a[2, ...]
         if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
@@ -164,7 +164,7 @@ class Cell(cell.Summed):
 
     def retained(self, xp: Namespace, saved: Saved) -> Array:
         """Return the f of (3), (H, ...)."""
-        return 1 - saved.s[0, ...] if self.coupled else saved.s[2, ...]
+        return 1 - saved.s[0, ...] if self.coupled_input_forget else saved.s[2, ...]
 
     def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
         """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the pre-activations."""

@@ -18,7 +18,7 @@ from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import places_of
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import by_name, read_header, read_names, read_numbers
+from xlstm.data.table import by_name, names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import folder
@@ -138,7 +138,8 @@ class Layout:
     @classmethod
     def of(cls, path: Path, label: str, sequence: str | None, features: str | None, dialect: Dialect = PLAIN) -> Self:
         """Return the layout of a file, whose features are by default all other columns but that of dates."""
-        names, dates = read_header(path, dialect)
+        file = opened(path, dialect)
+        names, dates = file.names, file.dated
         roles = [label] if sequence is None else [label, sequence]
         places_of(str(path), names, roles, "the header")
         chosen = [n for n in names if n not in (*roles, *dates)] if features is None else features.split(",")
@@ -165,14 +166,15 @@ class Layout:
             The file cannot be read, a column is missing or holds no numbers, a number is missing, or a sequence has two
             labels.
         """
-        values = read_numbers(path, self.features, dialect)
+        file = opened(path, dialect)
+        values = file.numbers(self.features)
         if missing := np.argwhere(np.isnan(values)).tolist():
             row, column = missing[0]
             raise ValueError(f"{path}: column {checks.shown(self.features[column])} is empty in row {row + 1}")
-        read = read_names(path, self.label, dialect) if labels else np.array([""] * len(values))
+        read = names_in(file, self.label) if labels else np.array([""] * len(values))
         if self.sequence is None:
             return Labelled(values, [str(row) for row in range(1, len(values) + 1)], read)
-        groups = by_name(read_names(path, self.sequence, dialect))
+        groups = by_name(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
                 raise ValueError(

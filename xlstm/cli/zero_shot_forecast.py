@@ -22,7 +22,7 @@ from xlstm.data.frames import Columns, places_of
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Series
-from xlstm.data.table import as_csv, read_groups, read_header, write_table
+from xlstm.data.table import as_csv, opened, read_groups, write_table
 from xlstm.estimators import ZeroShotForecaster
 from xlstm.plots import figures
 
@@ -146,7 +146,7 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
         raise ValueError(f"{path}: column {checks.shown(wrong[0])} has no value to forecast from")
     names = [name for name in names if name not in empty] or names
     used = {*names, *beside, *roles.series_id, first.index_name}
-    left = [name for name in read_header(path, dialect)[0] if name not in used]
+    left = [name for name in opened(path, dialect).names if name not in used]
     if left and not roles.targets:
         tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     return [_part(path, name, columns, names, roles) for name, columns in groups.items()], names

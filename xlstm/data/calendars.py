@@ -185,19 +185,10 @@ def coarsest(dates: Dates) -> Dates:
     return dates
 
 
-def after(calendar: Calendar, steps: int, passed: int = 0) -> Dates:
-    """Return the dates of `steps` rows that begin `passed` rows after the last one, in UTC where they have a zone."""
-    ahead = calendar.every * (passed + np.arange(1, steps + 1))
-    dates = calendar.at(calendar.ticks(calendar.dates[-1:]) + ahead)
+def after(calendar: Calendar, steps: int) -> Dates:
+    """Return the dates of `steps` rows after the last one, in UTC where they have a zone."""
+    dates = calendar.at(calendar.ticks(calendar.dates[-1:]) + calendar.every * np.arange(1, steps + 1))
     return dates if calendar.zone is None else dates - _ahead(dates, calendar.zone, calendar.zone)
-
-
-def steps_after(calendar: Calendar, dates: Dates) -> Counts:
-    """Return how many steps after the last date of a calendar each of some dates lies; 0 for one that is on no step."""
-    shown = dates if calendar.zone is None else dates + _ahead(dates, calendar.zone, datetime.UTC)
-    ticks = calendar.ticks(shown)
-    ahead = ticks - calendar.ticks(calendar.dates[-1:])
-    return np.where((calendar.at(ticks) == shown) & (ahead % calendar.every == 0), ahead // calendar.every, 0)
 
 
 def features(dates: Dates, step: float) -> Values:

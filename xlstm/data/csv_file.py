@@ -27,7 +27,6 @@ COLUMNS = 10_000  # columns of a file at most
 NAME = 1024  # characters of the name of a column at most
 # Encodings by the names that declare them; a mark at the beginning of a file is no part of its text.
 ENCODINGS = {"utf-8": "utf-8-sig", "utf-16": "utf-16", "latin-1": "latin-1", "cp1252": "cp1252"}
-SAMPLE = 1000  # rows that show whether a column holds dates
 INDEX = {"", "index"}  # headers of labels, and those of dates
 HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}
 # Dates in another notation than ISO 8601: digits between signs, and under the headers of dates days and months without
@@ -162,20 +161,18 @@ class CsvFile:
 
     @functools.cached_property
     def _label(self) -> tuple[int | None, bool]:
-        """The first column that is mostly dates, else a first column that holds no numbers; and whether it is dates.
+        """The first column that begins with a date, else a first column that holds no numbers; and whether it is dates.
 
-        Where no column is mostly dates, but one looks like dates in another notation, a ValueError says so.
+        Where no column begins with one, but some with a date in another notation, a ValueError says so.
         """
         strange = ""
         for k, name in enumerate(self.names):
-            cells, named = self._cells[k][:SAMPLE], name.lower() in HEADERS
+            row, first = next(((row, cell) for row, cell in enumerate(self._cells[k]) if cell), (0, ""))
             years = k == 0 and name.lower() in HEADERS | INDEX and {*map(len, self._cells[k])} == {4}
-            dates = [self._is_date(cell, years) for cell in cells]
-            if 2 * sum(dates) > len(cells):
+            if self._is_date(first, years):
                 return k, True
-            others = [row for row, cell in enumerate(cells) if dates[row] or _is_like_a_date(cell, named)]
-            if 2 * len(others) > len(cells) and not strange:
-                strange = f"{self.line(others[0])}, column {name} holds {shown(cells[others[0]])}"
+            if not strange and _is_like_a_date(first, name.lower() in HEADERS):
+                strange = f"{self.line(row)}, column {name} holds {shown(first)}"
         if self.dialect.date_format is not None:
             raise ValueError(f"{self.path}: no column holds dates of the format {shown(self.dialect.date_format)}")
         if strange:

@@ -9,10 +9,10 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, covariates, frames
-from xlstm.data.calendars import FILL, Calendar
+from xlstm.data.calendars import Calendar
 from xlstm.data.covariates import Covariates, TimeSeries
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values, series
+from xlstm.data.host import Values
 
 
 class Roles(NamedTuple):
@@ -40,14 +40,12 @@ class Roles(NamedTuple):
             lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
         if len(lists["series_id"]) > 1:
             raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
-        roles: dict[str, list[str]] = {}
-        for role, names in lists.items():
-            for column in names:
-                roles.setdefault(column, []).append(role)
-        for column, several in roles.items():
-            if len(several) > 1:
-                problem = f"column {checks.shown(column)} is in {' and '.join(several)}, expected one role"
+        taken: dict[str, str] = {}
+        for role, column in ((role, column) for role, names in lists.items() for column in names):
+            if column in taken:
+                problem = f"column {checks.shown(column)} is in {taken[column]} and {role}, expected one role"
                 raise ValueError(f"{where}: {problem}")
+            taken[column] = role
         return Roles(**lists)
 
     def given(self) -> dict[str, Any]:
@@ -100,9 +98,7 @@ class Given(NamedTuple):
         """Names of the series, where a column has them."""
         return [str(label) for label in self.labels] if self.id_name else []
 
-    def like(
-        self, forecasts: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",), passed: int = 0
-    ) -> Any:
+    def like(self, forecasts: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",)) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
 
         Parameters
@@ -111,8 +107,6 @@ class Given(NamedTuple):
         read : list of TimeSeries
         suffixes : list of str
             Ends of the names of columns, along the last axis of forecasts, if there is one.
-        passed : int
-            Steps between the ends of the series and the first of forecasts.
         """
         if self.table is None:
             shaped = [one[:, 0] if flat else one for one, flat in zip(forecasts, self.flat, strict=True)]
@@ -122,8 +116,8 @@ class Given(NamedTuple):
         rows = np.concatenate(forecasts).reshape(steps * len(forecasts), len(self.names), len(suffixes))
         for c, name in enumerate(self.names):
             columns |= {f"{name}{suffix}": rows[:, c, k] for k, suffix in enumerate(suffixes)}
-        ahead = [calendars.after(one.calendar, steps, passed) for one in read if one.calendar is not None]
-        ahead = ahead or [_numbers_after(labels, steps, passed) for labels in self.rows]
+        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
+        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
         index = np.concatenate(ahead) if ahead else None
         if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
@@ -180,7 +174,7 @@ def given(
             rows.append(columns.index)
         if label in after:
             more = frames.table_of(f"{where}: {later}", after[label], roles.future)
-            ahead = _placed(where, later, more, roles.future, calendar, columns.zone, most=1)
+            ahead = _next_rows(where, later, more, roles.future, calendar, columns.zone)
             future = np.concatenate((future, ahead))
         if np.any(static != static[:1]):  # as missing values are
             raise ValueError(f"{where}: static columns {checks.few(roles.static)} have gaps or change within a series")
@@ -205,76 +199,13 @@ def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
     return columns.values[:, frames.places_of(where, columns.names, names)]
 
 
-def check_ends(where: str, given: Given, read: Sequence[TimeSeries]) -> None:
-    """Raise ValueError unless all series of a table end with one date, if they have dates, and have one step."""
-    ends = [
-        one.calendar and f"{one.calendar.dates[-1]} and steps of {one.calendar.every} {one.calendar.unit}"
-        for one in read
-    ]
-    for k, end in enumerate(ends):
-        if end != ends[0]:
-            first, other = (checks.shown(given.labels[n]) for n in (0, k))
-            raise ValueError(f"{where}: series {other} ends with {end}, expected {ends[0]}, as series {first}")
-
-
-def following(
-    where: str, name: str, given: Given, read: Sequence[TimeSeries], roles: Roles, table: Any, passed: int
-) -> list[Values]:
-    """Return rows that come after those of a table, (n, C) for each of its series.
-
-    Rows that are missing between dates, or at the end of some series, are gaps.
-
-    Parameters
-    ----------
-    where, name : str
-        The caller, and its argument with the rows, for errors.
-    given : Given
-    read : list of TimeSeries
-    roles : Roles
-        Those of the table.
-    table : table
-        The rows, with the columns of the table, in any order if they have dates.
-    passed : int
-        Steps after the ends of the series that came before.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As of `given`; or there are rows of another series, with dates that are no steps after the last ones, or of some
-        series more than of others where they have no dates.
-    """
-    parts = tables_of(where, table, roles)
-    for label in parts:
-        if label not in given.labels:
-            ours = checks.few(given.ids)
-            raise ValueError(f"{where}: {name} has rows of series {checks.shown(label)}, expected some of {ours}")
-    every = []
-    for label, one in zip(given.labels, read, strict=True):
-        rows: Values = np.empty((0, len(given.names)))
-        if len(parts.get(label, ())):  # as an array, a table may be empty
-            columns = frames.table_of(where, parts[label], given.names)
-            rows = series(where, _placed(where, name, columns, given.names, one.calendar, given.zone, passed))
-        every.append(rows)
-    counts = [len(rows) for rows in every]
-    if len(set(counts)) > 1 and read[0].calendar is None:
-        raise ValueError(f"{where}: {name} has {min(counts)} to {max(counts)} rows of a series, expected one number")
-    return [np.pad(rows, ((0, max(counts) - len(rows)), (0, 0)), constant_values=np.nan) for rows in every]
-
-
-def _placed(
-    where: str,
-    name: str,
-    later: Columns,
-    names: Sequence[str],
-    calendar: Calendar | None,
-    zone: str | None,
-    passed: int = 0,
-    most: int = FILL[1],
+def _next_rows(
+    where: str, name: str, later: Columns, names: Sequence[str], calendar: Calendar | None, zone: str | None
 ) -> Values:
-    """Return rows (n, C) that come after those of a table, and after `passed` more, with gaps between their dates.
+    """Return rows (n, C) that come after those of a table, in the order of their dates, if they have some.
 
-    A ValueError says where they have dates, or a time zone, and the table has none, or the reverse. It names a date
-    that is on no later step of the calendar, is there twice, or comes more than `most` steps after the one before.
+    A ValueError says where they have dates, or a time zone, and the table has none, or the reverse, and names a date
+    that is not the next step.
     """
     rows, dates = numbers_of(where, later, names), dates_of(later)
     if (dates is None) != (calendar is None):
@@ -285,23 +216,18 @@ def _placed(
     if (later.zone is None) != (zone is None):
         theirs, ours = ("no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone))
         raise ValueError(f"{where}: the dates of {name} have {theirs}, expected {ours}, as in the table of the series")
-    order = np.argsort(dates)
-    place = calendars.steps_after(calendar, dates)[order] - passed - 1
-    steps = np.diff(place, prepend=-1)
-    for k in np.flatnonzero((steps < 1) | (steps > most)):
-        before = passed + (place[k - 1] + 1 if k else 0)
-        steps_ahead = "the next step of the series" if most == 1 else f"or one of {most} later steps, each once"
-        expected = f"{calendars.after(calendar, 1, before)[0]}, {steps_ahead}"
-        raise ValueError(f"{where}: {name} has a row for {dates[order[k]]}, expected {expected}")
-    placed = np.full((place[-1] + 1, rows.shape[1]), np.nan)
-    placed[place] = rows[order]
-    return placed
+    order, expected = np.argsort(dates), calendars.after(calendar, len(dates))
+    for date, wanted in zip(dates[order], expected, strict=True):
+        if date.astype(expected.dtype) != wanted:
+            problem = f"{name} has a row for {date}, expected {wanted}, the next step of the series"
+            raise ValueError(f"{where}: {problem}")
+    return rows[order]
 
 
-def _numbers_after(labels: Any, steps: int, passed: int = 0) -> Any:
+def _numbers_after(labels: Any, steps: int) -> Any:
     """Return the next whole numbers in the step of labels (N,), or in steps of 1; after other labels those of rows."""
     last, every = len(labels) - 1, 1
     if labels.dtype.kind in "iu":
         rises = np.diff(labels.astype(np.int64))
         last, every = int(labels[-1]), int(rises[0]) if len(rises) and rises[0] > 0 and np.all(rises == rises[0]) else 1
-    return last + every * (passed + np.arange(1, steps + 1))
+    return last + every * np.arange(1, steps + 1)

@@ -14,7 +14,6 @@ from xlstm.arrays import checks
 from xlstm.data import calendars, parquet_file, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values
 from xlstm.data.parquet_file import ParquetFile, is_parquet
 from xlstm.data.writing import AnyPath
 
@@ -101,7 +100,7 @@ def read_groups(
     found = file.columns([name for name in file.numeric if name != column] if columns is None else columns)
     if column is None:
         return {"": _rising(file, found)}
-    return {name: _rising(file, found, rows) for name, rows in by_name(_names(file, column)).items()}
+    return {name: _rising(file, found, rows) for name, rows in by_name(names_in(file, column)).items()}
 
 
 def by_name(names: Names) -> dict[str, Names]:
@@ -111,32 +110,17 @@ def by_name(names: Names) -> dict[str, Names]:
     return {str(found[k]): rows[k] for k in np.argsort(first)}
 
 
-def read_header(path: AnyPath, dialect: Dialect = PLAIN) -> tuple[list[str], list[str]]:
-    """Return the names of all columns of a CSV or Parquet file, and of those that hold dates.
-
-    Raises
-    ------
-    OSError, ValueError, ImportError
-        As for `read_table`.
-    """
-    file = opened(path, dialect)
-    return file.names, file.dated
-
-
-def read_numbers(path: AnyPath, columns: Sequence[str], dialect: Dialect = PLAIN) -> Values:
-    """Return columns of numbers (N, C) as `read_table` does, but without a look at dates; NaN where a cell is empty."""
-    return opened(path, dialect).numbers(columns)
-
-
-def read_names(path: AnyPath, column: str, dialect: Dialect = PLAIN) -> Names:
+def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
     """Return a column of names, such as labels of classes, (N,); numbers are written out.
 
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        As for `read_table`, or a cell is empty; names file, column and row.
+    A cell that is empty is a ValueError that names file, column and row.
     """
-    return _names(opened(path, dialect), column)
+    cells = file.texts(column)
+    if not cells:
+        raise ValueError(f"{file.path}: 0 rows, expected some")
+    if "" in cells:
+        raise ValueError(f"{file.path}: column {checks.shown(column)} is empty in row {cells.index('') + 1}")
+    return np.array(cells, object)
 
 
 def check_table(path: AnyPath) -> None:
@@ -188,13 +172,3 @@ def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> 
     if part.index is not None and part.index.dtype.kind == "M":
         calendars.check_rising(part.index, lambda row: file.line(row if rows is None else int(rows[row])))
     return part
-
-
-def _names(file: CsvFile | ParquetFile, column: str) -> Names:
-    """Return a column of names, (N,) of text; ValueError where one is missing."""
-    cells = file.texts(column)
-    if not cells:
-        raise ValueError(f"{file.path}: 0 rows, expected some")
-    if "" in cells:
-        raise ValueError(f"{file.path}: column {checks.shown(column)} is empty in row {cells.index('') + 1}")
-    return np.array(cells, object)

@@ -22,7 +22,7 @@ from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.scores import Forecasts, Score
 from xlstm.estimators.series_scaling import Scaling
-from xlstm.training import Callback, Interrupted, Progress, Terminated, loop
+from xlstm.training import Callback, Interrupted, Progress, Terminated
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
 
@@ -423,7 +423,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     ) -> None:
         """Train on series and store the result, also where a signal ends it."""
         start = self._test_predictor.params if self.warm_start and self.__sklearn_is_fitted__() else None
-        loop.check_run(self.callbacks, self.checkpoints, self.resume)
         plan = fitting.prepared(variants, given.ids, self.settings, backend)
         s = plan.predictor.settings
         stop: BaseException | None = None

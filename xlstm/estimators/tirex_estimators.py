@@ -440,7 +440,8 @@ class TiRexFeatures(Estimator):
         """Return series, those of a table as arrays."""
         if self.series_id is not None:
             items.is_table(FEATURES, "X", X, series_id=self.series_id)
-            return prediction.named(FEATURES, model, X, Roles(self.targets, series_id=self.series_id))[2]
+            table = items.Table.of(FEATURES, model, X, Roles(self.targets, series_id=self.series_id))
+            return [one.values.T for one in table.series]
         if self.targets is not None:
             raise ValueError(f"{FEATURES}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
         return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X

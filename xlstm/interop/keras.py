@@ -238,7 +238,7 @@ def _refuse(layer: Layer) -> None:
     """Raise ValueError if the layer has directions or activations that Keras cannot express."""
     if layer.reverse and layer.num_layers > 1:
         raise ValueError("to_keras: reverse is True in a stack, which Keras cannot express: it flips y of every layer")
-    chosen, n, theirs = layer.activations or (), len(layer.ACTIVATIONS), set(ACTIVATIONS.values())
+    chosen, n, theirs = layer.activations or (), len(layer.CELL.activations), set(ACTIVATIONS.values())
     same = chosen[:n] == chosen[-n:] and (n < 3 or chosen[1:2] == chosen[2:3])
     if not same or not set(chosen) <= theirs:
         raise ValueError(

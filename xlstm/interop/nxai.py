@@ -25,9 +25,8 @@ from xlstm.data.tensors import Tensors
 from xlstm.interop import published
 from xlstm.interop.nxai_config import config_of, model_of
 from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, config_beside, files_of, places
-from xlstm.layers.blocks.backbone import xLSTMStack
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 STYLES = ("xlstm", "transformers")

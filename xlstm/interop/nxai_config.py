@@ -11,9 +11,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
 from xlstm.interop.published import BLOCKS, Key, Table, anything, factor, few_blocks, only, options, take, values
-from xlstm.layers.blocks.backbone import xLSTMStack
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
+from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
 Config = Mapping[str, Any]

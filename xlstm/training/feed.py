@@ -174,8 +174,32 @@ def _within_lengths(batch: Batch) -> Host:
     return np.arange(batch.x.shape[0])[:, None] < to_numpy(batch.lengths)
 
 
-def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stopped: Callable[[], bool]) -> float:
-    """Return the mean loss, or NaN where `stopped` says after a batch that nobody needs it any more."""
+def evaluate(
+    model: Any, params: Params, data: Batches, loss: Loss | None = None, *, stopped: Callable[[], bool] = lambda: False
+) -> float:
+    """Return the mean loss over all of `data`, with the state carried as in training.
+
+    Parameters
+    ----------
+    model : object
+        As for `train`.
+    params : dict of str to array
+    data : Batches
+    loss : callable, optional
+        As for `train`.
+    stopped : callable, optional
+        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
+        into the dtype.
+    """
     feed = Feed.of("evaluate", model, params)
     BATCHES("evaluate", "data", data)
     loss = loss_of("evaluate", model, loss)

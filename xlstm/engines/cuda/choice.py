@@ -47,7 +47,8 @@ class Choice(NamedTuple):
         return self.forward.time + self.backward.time
 
 
-def use(path: str | None = None, precision: str | None = None) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def use(path: str | None = None, precision: str | None = None) -> Iterator[None]:
     """Say how recurrent layers run on CuPy arrays, within a `with`.
 
     Parameters
@@ -68,11 +69,6 @@ def use(path: str | None = None, precision: str | None = None) -> contextlib.Abs
     """
     checks.optional(checks.choice(("auto", *PATHS)))("use", "path", path)
     checks.optional(checks.choice(PRECISIONS))("use", "precision", precision)
-    return _use(path, precision)
-
-
-@contextlib.contextmanager
-def _use(path: str | None, precision: str | None) -> Iterator[None]:
     before = _told.get()
     token = _told.set((path or before[0], precision or before[1]))
     try:

@@ -6,10 +6,12 @@ They have the arguments and results of `chunkwise` and `chunkwise_bwd` in `cells
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays import device
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_formulas as formulas
@@ -26,13 +28,6 @@ POINTERS = (
     "inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 NUMBERS = ("T", "groups", "chunks")
-ARRAYS = np.dtype(
-    [
-        *((name, "i8", (4,)) for name in VIEWS),
-        *((name, "u8") for name in POINTERS.split()),
-        *((name, "i8") for name in NUMBERS),
-    ]
-)
 
 
 class Saved(NamedTuple):
@@ -60,34 +55,28 @@ class Kernels(NamedTuple):
     def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
         """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
         kernel, tiles = source(kind, *self)
-        table = np.zeros((), ARRAYS)
-        for name, a in arrays.items():
-            if name in NUMBERS:
-                table[name] = a
-            elif name in VIEWS:
-                along = [a.strides[axis] // a.itemsize for axis in (2, 0, 1)]
-                table[name] = a.data.ptr, *along
-            elif a is not None:
-                table[name] = a.data.ptr
+        views = [_view(arrays.get(name)) for name in VIEWS]
+        pointers = [_pointer(arrays.get(name)) for name in POINTERS.split()]
+        table = device.struct([*itertools.chain(*views), *pointers, *(arrays[name] for name in NUMBERS)])
         launch.launch(kernel, (blocks * tiles, 1), THREADS, (table,))
 
 
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
     """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
-    device = launch.device(xp, q)
-    if device is None:
+    card = launch.device(xp, q)
+    if card is None:
         return None
     (path, precision), (B, N, T, K) = told(), q.shape
     dtype, V = dtype_name(q.dtype), v.shape[-1]
     way = WAYS.get((dtype, precision if dtype == "float32" else "float32"))
     if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
         return None
-    if device.capability < (MMA if dtype == "float16" else TF32):
+    if card.capability < (MMA if dtype == "float16" else TF32):
         return None
     most = 16 // q.itemsize
     pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
     found = Kernels(way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return found if _most_shared(found) <= device.shared else None
+    return found if _most_shared(found) <= card.shared else None
 
 
 def chunkwise(
@@ -159,6 +148,15 @@ def _rows_bwd(
     """Return -den times the gradient of den, and the gradient of s, as `chunkwise_bwd` of the cell finds them."""
     dh_h = xp.sum(astype(xp, dh, dtype) * astype(xp, h, dtype), axis=-1, keepdims=True)  # (8)
     return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
+
+
+def _pointer(a: Array | None) -> int:
+    return 0 if a is None else a.data.ptr
+
+
+def _view(a: Array | None) -> list[int]:
+    """Return the address of an array (B, N, T, ...), and the steps in elements along time, sequences and heads."""
+    return [_pointer(a), *(0 if a is None else a.strides[axis] // a.itemsize for axis in (2, 0, 1))]
 
 
 def _new(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:

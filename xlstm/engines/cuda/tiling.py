@@ -138,7 +138,6 @@ class Tiling:
     threads: int
     warps_m: int  # warps that share the rows; the others share K
     kept: int  # chunks of K, of each tile of a warp, in registers
-    at_once: int  # tiles of columns that a warp multiplies at once
 
     @property
     def weights(self) -> int:
@@ -175,7 +174,7 @@ class Tiling:
         a, M, K, columns = self.arithmetic, self.M, self.K, self.columns
         near = M * columns * K * a.size * 1.25  # bytes from shared memory
         if a.mma:
-            near = float(self.weights * (columns // 8 // self.at_once) + self.warps_m * K * a.size * columns)
+            near = float(self.weights * (columns // 8) + self.warps_m * K * a.size * columns)
         if self.kind == "forward":
             near += 2 * self._parts * M * columns * a.real_size
             between = self.blocks * columns * self.units * a.size
@@ -276,7 +275,7 @@ def _divisions(
     if kind == "backward":
         M, K = K, M
     if not a.mma:
-        yield M, _up(K, chunk), 32 * WARPS, 1, 0, 1
+        yield M, _up(K, chunk), 32 * WARPS, 1, 0
         return
     inputs = step.after if kind == "backward" else step.before
     read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", "drop", *step.numbers)]
@@ -290,24 +289,24 @@ def _divisions(
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
-    for (warps_m, warps_k), at_once in itertools.product(ways, (1, 2)):
+    for warps_m, warps_k in ways:
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k
         cells = -(-units * columns // (32 * warps))
-        sums = 2 if a.mma == 2 or own * at_once <= 2 else 1
+        sums = 2 if a.mma == 2 or own <= 2 else 1
         # Beside its values a cell takes room for what it writes and where the next one lies.
-        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 24 * (at_once - 1) - (cells * (values + 12) - 12)
+        left = REGISTERS[a.mma] - 4 * own * sums - (cells * (values + 12) - 12)
         if a.mma == 2:  # the compiler begins sums before it ends others
             ahead = 16 if kind == "forward" and own != 2 else 0
-            left -= 10 * (cells - 1) + 8 * (at_once - 1) + ahead
+            left -= 10 * (cells - 1) + ahead
         kept = min(chunks, left // (8 * own))
         if kept < chunks or a.mma == 2:  # those from shared memory pass through registers, too
             kept = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
         if a.mma == 2 and chunks - kept > 5:  # they come two in a turn
             kept -= (chunks - kept) % 2
         # With more sums at once the compiler finds no registers.
-        if kept >= 1 and own * at_once <= 8 and cells <= CELLS and columns // 8 % at_once == 0:
-            yield M, deep, 32 * warps, warps_m, kept, at_once
+        if kept >= 1 and own <= 8 and cells <= CELLS:
+            yield M, deep, 32 * warps, warps_m, kept
 
 
 def _up(n: int, to: int) -> int:

@@ -330,14 +330,6 @@ def distinct_levels(where: str, quantiles: Any, trained: Sequence[float]) -> tup
     return levels
 
 
-def table_forecast(
-    given: Given, series: Sequence[TimeSeries], median: Values, q: Values, levels: tuple[float, ...], passed: int = 0
-) -> Forecast:
-    """Return the median (S, H, C) and quantiles (S, H, C, Q), after `passed` more rows, in the kind of the series."""
-    named = given.like(list(q), series, [f" {level:g}" for level in levels], passed)
-    return Forecast(named, given.like(list(median), series, passed=passed), levels)
-
-
 class Pretrained(NamedTuple):
     """A TiRex with its parameters, and the keywords of its forecasts of tables and of time series."""
 
@@ -348,7 +340,9 @@ class Pretrained(NamedTuple):
     def after(self, given: Given, series: Sequence[TimeSeries], steps: int) -> Forecast:
         """Return forecasts after the ends of series, in the kind that the series came in."""
         median, q = self._at([(one, len(one.values)) for one in series], steps)
-        return table_forecast(given, series, median, q, self.options["quantiles"])
+        levels = self.options["quantiles"]
+        named = given.like(list(q), series, [f" {level:g}" for level in levels])
+        return Forecast(named, given.like(list(median), series), levels)
 
     def forecast(self, series: TimeSeries, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
@@ -398,14 +392,3 @@ class Table(NamedTuple):
     def columns(self) -> list[Values]:
         """Each target of each series by itself, (L,)."""
         return [column for one in self.series for column in one.values.T]
-
-    def following(self, where: str, rows: Any, passed: int) -> Values:
-        """Return more rows of the table, (B, n), by the columns; see `data.panels.following`."""
-        more = panels.following(where, "values", self.given, self.series, self.roles, rows, passed)
-        return np.concatenate([one.T for one in more])
-
-    def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:
-        """Return quantiles (B, H, Q) of trained levels, after `passed` more rows, as tables of other levels."""
-        q = q.reshape(len(self.series), -1, *q.shape[1:]).swapaxes(1, 2)  # (S, H, C, Q)
-        median = transforms.between(q, trained, MEDIAN)[..., 0]
-        return table_forecast(self.given, self.series, median, transforms.between(q, trained, levels), levels, passed)
