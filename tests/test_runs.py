@@ -1,6 +1,7 @@
 """Runs of training: one that was stopped and resumed gives the bits of one that was not; callbacks; the step."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -225,23 +226,21 @@ def test_training_in_another_thread(tmp_path):
     same(fit(plain), trained[0])
 
 
-class FullDisk:
-    """A disk that has no room from one write to another."""
+def fill_disk(monkeypatch, first, last=math.inf):
+    """Leave no room on the disk from one write to another."""
+    count, write = itertools.count(1), writing.write
 
-    def __init__(self, monkeypatch, first, last=math.inf):
-        self.count, self.first, self.last, self.write = 0, first, last, writing.write
-        monkeypatch.setattr(writing, "write", self)
-
-    def __call__(self, path, blob):
-        self.count += 1
-        if self.first <= self.count <= self.last:
+    def limited(path, blob):
+        if first <= next(count) <= last:
             raise OSError(errno.ENOSPC, "not saved, No space left on device", str(path))
-        self.write(path, blob)
+        write(path, blob)
+
+    monkeypatch.setattr(writing, "write", limited)
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
     whole = fit(plain)
-    FullDisk(monkeypatch, 5)
+    fill_disk(monkeypatch, 5)
     with pytest.warns(RuntimeWarning) as caught:
         trained = fit(plain, tmp_path, every=3)
     same(whole, trained)
@@ -257,7 +256,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 def test_a_disk_that_was_full_for_a_while(tmp_path, monkeypatch):
     """The best epoch is the first, whose files come once there is room again."""
-    FullDisk(monkeypatch, 1, 1)
+    fill_disk(monkeypatch, 1, 1)
     with pytest.warns(RuntimeWarning, match="training goes on") as caught:
         trained = fit(plain, tmp_path, optimizer=optimizers.sgd(1e-30))
     assert len(caught) == trained.best_epoch == 1

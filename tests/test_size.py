@@ -17,23 +17,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "": 580,
+    "": 570,
     "arrays": 1_840,
     "cells": 1_150,
     "cli": 1_780,
     "data": 2_390,
     "engines": 4_370,
     "estimators": 2_000,
-    "interop": 2_470,
+    "interop": 2_330,
     "layers": 2_060,
     "models": 1_960,
     "plots": 560,
     "recurrence": 240,
     "tracing": 330,
-    "training": 1_910,
+    "training": 1_720,
 }
 CUDA = 1_420
-TESTS = 19_620
+TESTS = 19_330
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

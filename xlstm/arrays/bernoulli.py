@@ -96,21 +96,21 @@ def bernoulli(
     if not isinstance(rng, Later) and not (fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64)):
         drawn = rng.random(shape, dtype=np.float32)
         return like((drawn >= rate) * high if dropout else drawn < rate, array)
-    found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
+    mask = xp.empty(shape, dtype=array.dtype, device=device_of(array))
     c = rng.bit_generator.state["state"]["inc"]
     if isinstance(rng, Later):
-        given, there = [0] * STATE, rng.place(found.size)
+        state, on_device = [0] * STATE, rng.place(mask.size)
     else:
-        given, there = states(rng, [found.size])[0], np.uintp(0)
-    if found.size:
-        blocks = min(BLOCKS, -(-found.size // (2 * THREADS)))
-        values = np.array([low, high]).astype(found.dtype).view(f"u{found.itemsize}").astype(np.uint64)
-        numbers = np.int64(found.size), np.int32(found.itemsize), np.float32(rate), *values
+        state, on_device = states(rng, [mask.size])[0], np.uintp(0)
+    if mask.size:
+        blocks = min(BLOCKS, -(-mask.size // (2 * THREADS)))
+        values = np.array([low, high]).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
+        numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
         steps = [device.struct(_halves(*step), "u8") for step in ((A, c), _jump(blocks * THREADS, c))]
-        with device_of(found):
+        with device_of(mask):
             kernel = device.kernel(TEXT, "xlstm_bernoulli", OPTIONS)
-            kernel((blocks,), (THREADS,), (found, *numbers, device.struct(given, "u8"), there, *steps))
-    return found
+            kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, *steps))
+    return mask
 
 
 class Later(np.random.Generator):

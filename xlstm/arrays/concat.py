@@ -81,12 +81,12 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     if not _takes(xp, parts, shape):
         arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
         return xp.concat(arrays, axis=axis)
-    found = probe.cupy().empty(tuple(shape), dtype=like.dtype)
+    result = probe.cupy().empty(tuple(shape), dtype=like.dtype)
     with device_of(like):
-        blocks = -(-found.size // THREADS)
-        given = (_table(parts, shape, axis, found), np.uint32(found.size), np.int32(found.itemsize), found)
-        device.kernel(TEXT, "xlstm_concat")((blocks,), (THREADS,), given)
-    return found
+        blocks = -(-result.size // THREADS)
+        arguments = (_table(parts, shape, axis, result), np.uint32(result.size), np.int32(result.itemsize), result)
+        device.kernel(TEXT, "xlstm_concat")((blocks,), (THREADS,), arguments)
+    return result
 
 
 def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
@@ -109,12 +109,12 @@ def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
     return xp.full(shape, part.value, dtype=like.dtype, device=device_of(like))
 
 
-def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, found: Array) -> np.ndarray[Any, Any]:
+def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, result: Array) -> np.ndarray[Any, Any]:
     """Return `Parts`."""
     numbers, first = [len(parts), len(shape), axis, *_padded(shape)], 0
     for part in parts:
         if isinstance(part, Filled):
-            value = np.array(part.value).astype(found.dtype).view(f"i{found.itemsize}")
+            value = np.array(part.value).astype(result.dtype).view(f"i{result.itemsize}")
             numbers += [0, int(value), first, *_padded([])]
         else:
             numbers += [part.data.ptr, 0, first, *_padded([step // part.itemsize for step in part.strides])]

@@ -68,18 +68,18 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
 
 def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     """Return the rows of at most `ARRAYS` arrays."""
-    given = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
-    found = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(given, places, strict=True)]
-    most = max(a.size for a in found)
+    inputs = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
+    outputs = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(inputs, places, strict=True)]
+    most = max(a.size for a in outputs)
     if most:
         sources = [
             (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
-            for a, to, at in zip(given, found, places, strict=True)
+            for a, to, at in zip(inputs, outputs, places, strict=True)
         ]
         table = device.struct([*sources, *[(0,) * 6] * (ARRAYS - len(sources))])
-        grid = (-(-most // THREADS), len(given))
-        device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(given[0].itemsize)))
-    return found
+        grid = (-(-most // THREADS), len(inputs))
+        device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(inputs[0].itemsize)))
+    return outputs
 
 
 COMPARED = 1 << 24  # pairs of a place and a row that are compared at once

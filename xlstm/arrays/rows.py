@@ -78,16 +78,16 @@ def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: di
     if not all(map(device.known, dtypes)) or math.prod(shape) == 0 or all(single):
         return None
     layout = _layout(shape, [(a.shape, [step // a.itemsize for step in a.strides]) for a in arrays])
-    made = source(function, dtypes, single, tuple(options.items()))
-    if layout is None or made is None:
+    kernel_text = source(function, dtypes, single, tuple(options.items()))
+    if layout is None or kernel_text is None:
         return None
-    text, results = made
+    text, results = kernel_text
     threads = min(MOST, 1 << max(5, (shape[-1] - 1).bit_length()))
     with device_of(arrays[0]):
-        found = [probe.cupy().empty((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in results]
+        outputs = [probe.cupy().empty((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in results]
         kernel = device.kernel(text, _name(function))
-        kernel((math.prod(shape[:-1]),), (threads,), (layout, np.int64(shape[-1]), *arrays, *found))
-    return found[0] if len(found) == 1 else tuple(found)
+        kernel((math.prod(shape[:-1]),), (threads,), (layout, np.int64(shape[-1]), *arrays, *outputs))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def _name(function: Callable[..., Any]) -> str:

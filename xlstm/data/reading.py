@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -174,17 +173,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
-    """Return a dataclass of values by the names of its fields, after those that are given first.
-
-    A name that is unknown or missing is a ValueError; the class checks the values.
-    """
+    """Return an object of options by name, after those that are given first; ValueError where it does not take them."""
     if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")
-    known = {f.name: f for f in fields(kind)[len(first) :]}  # type: ignore[arg-type]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{where}: {shown(name)} is unknown, expected some of {', '.join(known)}")
-    for name, field in known.items():
-        if name not in options and field.default is MISSING:
-            raise ValueError(f"{where}: {name} is missing")
-    return kind(*first, **options)
+    try:
+        return kind(*first, **options)
+    except TypeError as error:  # of Python, where a name is unknown or missing, or of the class
+        raise ValueError(f"{where}: {error}") from error

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.checks import LARGEST
+from xlstm import checkpoint
 from xlstm.data import reading
 from xlstm.interop.common import Host, package
 
@@ -144,29 +144,19 @@ def array(where: str, dataset: Any) -> Host:
     h5py = library()
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{where}: is a {type(dataset).__name__}, expected an array")
-    if dataset.is_virtual or dataset.external:
-        raise ValueError(f"{where}: its data lie elsewhere, expected them in the file")
     try:
-        dtype = dataset.dtype
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{where}: has a dtype that NumPy lacks, expected float32 or float64 ({error})") from error
-    if dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{where}: has dtype {dtype}, expected float32 or float64")
-    shape = dataset.shape
-    if shape is None or not 1 <= len(shape) <= 2:
-        raise ValueError(f"{where}: has shape {shape}, expected one axis or two")
-    if not all(1 <= n <= LARGEST for n in shape):
-        raise ValueError(f"{where}: has shape {shape}, expected sizes from 1 to {LARGEST}")
-    if dataset.chunks is not None:
-        raise ValueError(f"{where}: is chunked or compressed, expected it in one piece, as Keras writes it")
-    if not dataset.id.get_storage_size():
-        raise ValueError(f"{where}: declares {math.prod(shape) * dtype.itemsize} bytes, the file holds none of them")
-    try:
+        layout, dtype, shape = dataset.id.get_create_plist(), dataset.dtype, dataset.shape
+        if dtype not in (np.float16, np.float32, np.float64):
+            raise ValueError(f"has dtype {dtype}, expected float32 or float64")
+        if shape is None or not 1 <= len(shape) <= 2:
+            raise ValueError(f"has shape {shape}, expected one axis or two")
+        in_one_piece = layout.get_layout() == h5py.h5d.CONTIGUOUS and dataset.id.get_storage_size()
+        if not in_one_piece or layout.get_external_count():
+            raise ValueError("does not lie in one piece in the file, as Keras writes it")
         values: Host = dataset[()]
-    except DAMAGED as error:
-        raise ValueError(f"{where}: is not readable ({error})") from error
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"{where}: is not finite")
+    except (*DAMAGED, TypeError, ValueError) as error:  # TypeError for a dtype that NumPy lacks
+        raise ValueError(f"{where}: {error}") from error
+    checkpoint.finite(where, {"array": values})
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 

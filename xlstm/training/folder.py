@@ -81,7 +81,7 @@ class Folder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
-        with contextlib.suppress(ImportError):  # not every system has locks of this kind
+        with contextlib.suppress(ImportError, OSError):  # not every system, nor every file system, has such locks
             import fcntl
 
             self._lock = os.open(self.path, os.O_RDONLY)
@@ -90,8 +90,6 @@ class Folder:
             except BlockingIOError:
                 self.close()
                 raise ValueError(f"train: another run is going on in {self.path}; choose another folder") from None
-            except OSError:  # a file system without locks
-                self.close()
 
     def close(self) -> None:
         """Let others train in the folder."""
@@ -189,7 +187,7 @@ class Folder:
             return
         kept, blob = "", path.read_bytes()
         for line in blob.split(b"\n"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(TypeError, ValueError):
                 entry = _entry(line)
                 if entry["total"] <= total and ("validation" not in entry or entry["epoch"] < epoch):
                     kept += json.dumps(entry) + "\n"
@@ -268,21 +266,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last end of a line is not whole
         try:
             entries.append(_entry(line))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: line {number} is not readable ({error})") from error
     return entries
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """Return what a line of a history says; ValueError if it is none. NaN comes as None."""
+    """Return what a line of a history says; ValueError or TypeError if it is none. NaN comes as None."""
     entry = reading.from_json("entry", line, unlimited=True)
     if not isinstance(entry, dict):
         raise ValueError(f"it is {checks.shown(entry)}, expected an object with a total")
-    try:
-        for name, rule in ENTRY.items():
-            rule("entry", name, entry.get(name))
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    for name, rule in ENTRY.items():
+        rule("entry", name, entry.get(name))
     return entry
 
 

@@ -125,10 +125,9 @@ class Graphs:
     def _capture(self, step: Take, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
-            self.places[_kinds(end)] = _rebuilt(end, [a.copy(order="K") for a in _leaves(end)])
+            self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
-        mask = None if inputs.mask is None else inputs.mask.copy(order="K")
-        fixed = inputs._replace(x=inputs.x.copy(order="K"), target=inputs.target.copy(order="K"), mask=mask)
+        fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
         later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
@@ -175,16 +174,11 @@ def _leaves(tree: Any) -> Iterator[Array]:
         yield tree
 
 
-def _rebuilt(tree: Any, arrays: list[Array]) -> Any:
-    """Return a state with other arrays."""
-    left = iter(arrays)
-
-    def rebuilt(part: Any) -> Any:
-        if isinstance(part, tuple | list):
-            return tuple(map(rebuilt, part))
-        return None if part is None else next(left)
-
-    return rebuilt(tree)
+def _copied(tree: Any) -> Any:
+    """Return a copy of a state of a model."""
+    if isinstance(tree, tuple | list):
+        return tuple(map(_copied, tree))
+    return None if tree is None else tree.copy(order="K")
 
 
 def _kinds(tree: Any) -> Hashable:

@@ -402,9 +402,8 @@ class _Rule:
     ) -> tuple[Params, Slots]:
         """Update by these numbers, as `Parts` says."""
         self._check(params, grads, slots)
-        columns = [
-            [arrays[name] for name in params] for arrays in (params, grads, *(slots[slot] for slot in self.slots))
-        ]
+        sources = (params, grads, *(slots[slot] for slot in self.slots))
+        columns = [[arrays[name] for name in params] for arrays in sources]
         formula, into = self.formula, (0, *range(2, len(columns))) if in_place else ()
         if done is not None:
             formula, numbers = _unless_0(formula), (*numbers, done)

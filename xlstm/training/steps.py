@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -303,7 +304,8 @@ class Step:
             graphs = state.graphs
             if graphs is None or not graphs.hold(self, state):
                 graphs = Graphs(self, state)
-            state = graphs.take(self._in_place, state, inputs, given)._replace(graphs=graphs)
+            step = functools.partial(self._arrays, in_place=True)
+            state = graphs.take(step, state, inputs, given)._replace(graphs=graphs)
         else:
             state = self._arrays(state, inputs, home.asarray(given, "float64"))
         if state.batches + 1 < self.accumulate:
@@ -331,9 +333,6 @@ class Step:
             counts = {name: getattr(state, name) for name in ("sums", "weight", "batches", "updates")}
             enqueued = enqueued._replace(moments=enqueued.moments._replace(step=state.moments.step), **counts)
         return enqueued, taken
-
-    def _in_place(self, state: StepState, inputs: Inputs, given: Array) -> StepState:
-        return self._arrays(state, inputs, given, in_place=True)
 
     def _arrays(self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False) -> StepState:
         """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.

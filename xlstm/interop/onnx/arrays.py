@@ -201,10 +201,6 @@ exp, log, tanh, sqrt, abs, maximum, minimum, where = (
 )
 
 
-def expm1(x: Array) -> Array:
-    return _pointwise("Sub", exp(x), 1)
-
-
 def log1p(x: Array) -> Array:
     return log(_pointwise("Add", x, 1))
 
@@ -309,10 +305,6 @@ def full_like(x: Array, value: float, dtype: Any = None, device: Any = None) -> 
 
 def zeros_like(x: Array, dtype: Any = None) -> Array:
     return full_like(x, 0.0, dtype)
-
-
-def ones_like(x: Array, dtype: Any = None) -> Array:
-    return full_like(x, 1.0, dtype)
 
 
 def arange(*bounds: Any, dtype: Any = None, device: Any = None) -> Array:

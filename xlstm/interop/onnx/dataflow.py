@@ -100,12 +100,13 @@ def values_of(graph: Any, constants: Constants, layers: Iterable[int], read: Rea
     layers = set(layers)
     for k, node in enumerate(graph.node):
         known = node.domain in DOMAINS
-        sources = [values[name] for name in _names(node, VALUES.get(node.op_type) if known else None)]
+        sources = [values[name] for name in names_into(node, VALUES.get(node.op_type) if known else None)]
         fed, behind = any(v.from_inputs for v in sources), k in layers or any(v.from_layers for v in sources)
         for name in node.output:
             values[name] = Value(name, node, None, name, declared.get(name), from_inputs=fed, from_layers=behind)
         if k in layers:
-            values[node.output[0]] = values[node.output[0]]._replace(axes=read(k, values))
+            y = values[next(iter(node.output), "")]._replace(axes=read(k, values))
+            values[y.name] = y
         elif known and node.output:
             values[node.output[0]] = _computed(node, values, constants)
     return values
@@ -120,7 +121,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
                 yield from subgraphs(inner)
 
 
-def _names(node: Any, count: int | None) -> Iterator[str]:
+def names_into(node: Any, count: int | None = None) -> Iterator[str]:
     """Yield the names that go into a node, the first `count` of its inputs and those of graphs inside it."""
     yield from node.input[:count]
     for graph in subgraphs(node):

@@ -1,24 +1,35 @@
-"""A layer, or a layer with a linear head, as an ONNX model."""
+"""Layers and models as ONNX: recurrent layers as ONNX's own nodes, other networks by Scan.
+
+A network runs on arrays that write nodes, and a recurrence within it becomes ONNX's Scan.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import writing
+from xlstm.engines import engine
+from xlstm.engines.cell_step import Step
+from xlstm.engines.tape import Widths
 from xlstm.interop.common import Exported, Host, Layer, prepared
-from xlstm.interop.onnx import arrays, scanning
+from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
+from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.recurrent import GRU, LSTM
+from xlstm.layers.sequence import complete
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
+from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
@@ -100,43 +111,30 @@ def to_onnx(
     ((12, 5, 8), (1, 5, 8))
     """
     newest = library().defs.onnx_opset_version()
+    if not OLDEST <= opset <= newest:
+        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
     if isinstance(layer, TiRex | TiRex2):
         if lengths:
             kind = type(layer).__name__
             raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
         layer.check(params)
-        _check_opset(opset, newest)
         usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
         tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
-        return _finished(scanning.network(layer, params, tokens, opset), opset, path)
-    if tokens is not None:
+        model = _network(layer, params, tokens, opset)
+    elif tokens is not None:
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
-    exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
-    _check_opset(opset, newest)
-    last = isinstance(layer, SequenceModel) and layer.last
-    return _finished(_graph(exported, last, state, lengths, opset), opset, path)
-
-
-def _check_opset(opset: int, newest: int) -> None:
-    if not OLDEST <= opset <= newest:
-        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-
-
-def _finished(graph: Any, opset: int, path: str | os.PathLike[str] | None) -> Any:
-    """Return the checked model of a graph, which is written to a path."""
-    onnx = library()
-    versions = [onnx.helper.make_opsetid("", opset)]
-    ir_version = onnx.helper.find_min_ir_version_for(versions)
-    model = onnx.helper.make_model(graph, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
-    onnx.checker.check_model(model, full_check=True)
+    else:
+        exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
+        last = isinstance(layer, SequenceModel) and layer.last
+        model = _recurrent_network(exported, last, state, lengths, opset)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-def _graph(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
-    """Return the graph of a layer and its head; with `last` the head sees the final state of the last layer only."""
+def _recurrent_network(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
+    """Return the model of a layer and its head; with `last` the head sees the final state of the last layer only."""
     layer, graph = exported.layer, Graph(opset)
     n, H, first = len(layer.directions), layer.hidden_size, layer.batch_first
     x = Array("x", (*((BATCH, TIME) if first else (TIME, BATCH)), layer.input_size), np.float32)
@@ -168,7 +166,7 @@ def _graph(exported: Exported, last: bool, state: bool, lengths: bool, opset: in
             y = arrays.permute_dims(y, (1, 0, 2))
         results = {"y": y, **{s: arrays.concat(some) for s, some in ends.items()}}
     name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
-    return scanning.finished(graph, [x, *starts.values(), *steps], results, name)
+    return _closed(graph, [x, *starts.values(), *steps], results, name)
 
 
 def _within(graph: Graph, x: Array, lengths: Array, axis: int) -> Array:
@@ -234,3 +232,118 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
         for key, value in zip(attributes, (FUNCTIONS[name], *values), strict=False):
             attributes[key].append(value)
     return {key: values for key, values in attributes.items() if values}
+
+
+class _Scan:
+    """The engine for arrays that write ONNX: the cell of a step in the body of a Scan."""
+
+    name = "onnx"
+
+    def refuses(self, step: Step, widths: Widths) -> str:
+        """Return why it cannot run a step, or ""."""
+        if step.xp is not arrays:
+            return "it writes ONNX"
+        return f"no Scan does {step.obstacle}" if step.obstacle or step.own else ""
+
+    def forward(
+        self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
+    ) -> tuple[Array, list[Array], Any]:
+        """Write all steps; see `Engine`."""
+        ((T, B),) = widths
+        G, H, outer = step.G, step.H, arrays.current()
+        zx = arrays.reshape(x if "Wx" not in step.w else x @ step.w["Wx"].T, (T, B, G * H))
+        starts = [s.T for s in state]
+        body = Graph(outer.opset, outer)
+        with body.open():
+            before = [Array(body.name(), s.shape, s.dtype) for s in starts]
+            now = Array(body.name(), (B, G * H), zx.dtype)
+            sums = [arrays.permute_dims(arrays.reshape(now, (B, G, H)), (1, 0, 2)), _recurrent(step, before[0])]
+            for k, name in enumerate(("b", "bh")):
+                if name in step.added:
+                    sums[k] = sums[k] + arrays.reshape(step.w[name], (G, 1, H))
+            results = step.cell.gates(arrays, *sums, *before)[: len(before)]
+            after = [arrays.reshape(a, s.shape) for a, s in zip(results, before, strict=True)]
+        graph = _subgraph(body, [*before, now], [*after, after[0]])
+        names = [a.name for a in (*starts, zx)]
+        *ends, y = outer.node("Scan", names, len(before) + 1, body=graph, num_scan_inputs=1)
+        after = [Array(name, s.shape, s.dtype).T for name, s in zip(ends, starts, strict=True)]
+        return arrays.reshape(Array(y, (T, B, H), zx.dtype), (T * B, H)), after, None
+
+    def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
+        """Refuse: a graph has no gradients."""
+        raise NotImplementedError
+
+
+def _recurrent(step: Step, h: Array) -> Array:
+    """Return the products of h (B, H), (G, B, H)."""
+    B, (G, H), Wh = h.shape[0], (step.G, step.H), step.w["Wh"]
+    if Wh.ndim == 2:
+        return arrays.permute_dims(arrays.reshape(h @ Wh.T, (B, G, H)), (1, 0, 2))
+    N, K = Wh.shape[1:3]
+    by_head = arrays.reshape(arrays.permute_dims(Wh, (1, 3, 0, 2)), (N, K, G * K))
+    z = arrays.permute_dims(arrays.reshape(h, (B, N, K)), (1, 0, 2)) @ by_head  # (N, B, G K)
+    return arrays.reshape(arrays.permute_dims(arrays.reshape(z, (N, B, G, K)), (2, 1, 0, 3)), (G, B, H))
+
+
+@contextlib.contextmanager
+def _engine() -> Iterator[None]:
+    """Let recurrences of arrays that write ONNX run."""
+    scan: Any = _Scan()
+    engine.ENGINES.insert(0, scan)
+    try:
+        yield
+    finally:
+        engine.ENGINES.remove(scan)
+
+
+def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
+    """Return the model of a network with the batch first, for so many tokens of each sequence of any batch."""
+    graph = Graph(opset)
+    x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
+    span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
+    (shape,) = graph.node("Shape", ["tokens"])
+    graph.node("Slice", [shape, *(graph.enter([k], "int64") for k in (0, 1))], ["batch"])
+    with graph.open(), _engine():
+        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
+        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+        y, _, _ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
+        y = arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))
+    return _closed(graph, [x], {"y": y}, type(model).__name__)
+
+
+def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
+    """Return the checked model of a graph, with outputs of these names."""
+    onnx = library()
+    for output, array in outputs.items():
+        graph.node("Identity", [array.name], [output])
+    ends = [Array(output, array.shape, array.dtype) for output, array in outputs.items()]
+    proto = _subgraph(graph, inputs, ends, name)
+    used = {name for node in proto.node for name in names_into(node)}
+    constants = [onnx.numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used]
+    proto.initializer.extend(constants)
+    versions = [onnx.helper.make_opsetid("", graph.opset)]
+    ir_version = onnx.helper.find_min_ir_version_for(versions)
+    model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
+    """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
+    named = [a.name for a in outputs]
+    for k, one in enumerate(named):
+        if one in named[:k] or any(one == a.name for a in inputs):
+            named[k] = graph.node("Identity", [one])[0]
+    needed, nodes = set(named), []
+    for node in reversed(graph.nodes):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= set(names_into(node))
+    results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
+    return library().helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
+
+
+def _value(name: str, array: Array) -> Any:
+    helper = library().helper
+    dims = [{BATCH: "batch", TIME: "time"}.get(n, n) for n in array.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from xlstm.arrays.checks import few, shown
 from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
-from xlstm.interop.common import Host, Layer, one_dtype, single, stacked
+from xlstm.interop.common import Host, Layer, floating, one_dtype, single, stacked
 from xlstm.interop.onnx.dataflow import DOMAINS, Axis, Factor, Values, open_size, size_of, subgraphs, values_of
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
 from xlstm.interop.onnx.onnx_files import Constants, check, library, parsed
@@ -101,24 +101,22 @@ def from_onnx(
     nodes: dict[int, Node] = {}
 
     def read(k: int, values: Values) -> tuple[Axis, ...]:
-        nodes[k] = _declared(where, graph.node[k], values)
+        nodes[k] = _read(where, graph.node[k], values, constants)
         return nodes[k].axes
 
     values = values_of(graph, constants, chosen, read)
-    stack = [nodes[k] for k in chosen]
-    names = [_name(one.proto) for one in stack]
+    stack, names = [nodes[k] for k in chosen], [_name(graph.node[k]) for k in chosen]
     try:
         _check(values, constants, stack)
     except _UnprovenError as error:
         several = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
         raise ValueError(f"{where}: {several} make no stack{expected}; {error}") from None
+    layer, params = stacked(where, names, [(one.layer, one.params) for one in stack])
+    one_dtype(where, params, ValueError)
     source = values[stack[0].inputs["X"]].node
     turned = getattr(source, "op_type", "") == "Transpose" and [1, 0, 2] in [list(a.ints) for a in source.attribute]
-    batch_first = stack[0].batch_first or (node is None and turned)
-    layer, params = stacked(where, names, [one.layer(batch_first, constants) for one in stack])
-    one_dtype(where, params, ValueError)
-    return layer, params
+    return replace(layer, batch_first=stack[0].batch_first or (node is None and turned)), params
 
 
 def _chosen(where: str, graph: Any, node: str | Sequence[str] | None) -> list[int]:
@@ -153,86 +151,76 @@ def _name(node: Any) -> str:
 
 
 class Node(NamedTuple):
-    """A recurrent node as it is declared, before weights are read."""
+    """A recurrent node: a layer by itself."""
 
     where: str  # the file and the node, for messages
     label: str
-    proto: Any
-    attributes: dict[str, Any]
     inputs: dict[str, str]  # names of the inputs that are there, by their names in ONNX
-    weights: dict[str, Any]  # the tensors of those that are constants
+    y: str  # the name of the output
     axes: tuple[Axis, ...]  # of Y
-
-    @property
-    def batch_first(self) -> bool:
-        """Whether X and Y have the batch first."""
-        return bool(self.attributes["layout"] == 1)
+    batch_first: bool  # in X and Y
+    layer: Layer
+    params: Params
 
     def outer(self, batch_first: bool) -> tuple[Axis, Axis]:
         """Return the axes of time and batch in the order of a layout."""
         T, B = (self.axes[1], self.axes[0]) if self.batch_first else (self.axes[0], self.axes[2])
         return (B, T) if batch_first else (T, B)
 
-    def layer(self, batch_first: bool, constants: Constants) -> tuple[Layer, Params]:
-        """Read the weights, and return one layer and its parameters."""
-        kind, attributes = self.proto.op_type.lower(), self.attributes
-        arrays: dict[str, Host] = {}
-        for name, tensor in self.weights.items():
-            values = constants.values(f"{self.where}: {name}", tensor)
-            if values.dtype.kind != "f":
-                raise ValueError(f"{self.where}: {name} has dtype {values.dtype}, expected floating-point numbers")
-            arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
-        options: dict[str, Any] = {}
-        if kind == "lstm":
-            options = {"peepholes": "P" in arrays, "coupled_input_forget": attributes["input_forget"] == 1}
-        elif kind == "gru":
-            options = {"reset_after": attributes["linear_before_reset"] == 1}
-        if "clip" in attributes:
-            options["clip"] = shortest(attributes["clip"])
-        if attributes.get("activations"):
-            options["activations"] = _activations(self.where, attributes)
-        params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
-        if "B" in arrays:
-            params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
-        if "P" in arrays:
-            params["p"] = arrays["P"]
-        if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
-            H = arrays["R"].shape[-1]
-            params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
-        directions = DIRECTIONS[attributes["direction"]]
-        options |= {"reverse": directions == ("reverse.",), "batch_first": batch_first}
-        parts = [{name: array[d].copy() for name, array in params.items()} for d in range(len(directions))]
-        return single(kind, parts, **options)
 
-
-def _declared(where: str, proto: Any, values: Values) -> Node:
-    """Check what a node declares; raise ValueError if attributes, inputs or shapes are wrong."""
+def _read(where: str, proto: Any, values: Values, constants: Constants) -> Node:
+    """Read a node; raise ValueError or TypeError if attributes, inputs or shapes are wrong."""
     label = f"{proto.op_type} {shown(_name(proto))}"
     where = f"{where}: {label}"
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
     attributes = _attributes(where, proto)
-    weights = {name: values[inputs[name]].tensor for name in "WRBP" if name in inputs}
-    for name, tensor in weights.items():
-        if tensor is None:
-            described = values[inputs[name]].described
-            raise ValueError(f"{where}: {name} is {described}, expected an initializer or a Constant")
-    shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
-    H = attributes.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
-    D = shapes["W"][-1] if shapes["W"] else 0
-    for name, size in (("hidden_size", H), ("input_size", D)):
-        checks.size(where, name, size)
-    G, directions = GATE_COUNTS[proto.op_type], len(DIRECTIONS[attributes["direction"]])
+    arrays: dict[str, Host] = {}
+    for name in (name for name in "WRBP" if name in inputs):
+        value = values[inputs[name]]
+        if value.tensor is None:
+            raise ValueError(f"{where}: {name} is {value.described}, expected an initializer or a Constant")
+        arrays[name] = floating(where, name, constants.values(f"{where}: {name}", value.tensor))
+    D, H = (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in "WR")
+    H = checks.size(where, "hidden_size", attributes.get("hidden_size", H))
+    G, directions = GATE_COUNTS[proto.op_type], DIRECTIONS[attributes["direction"]]
     rows = {f"{G}H": G * H}
     expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
-    for name, shape in shapes.items():
-        checks.shape(where, name, SimpleNamespace(shape=shape), {"directions": directions, **expected[name]})
+    for name, array in arrays.items():
+        checks.shape(where, name, array, {"directions": len(directions), **expected[name]})
     x = values[inputs["X"]].axes
     if x is None or len(x) != 3:
         x = tuple((Factor(name, open_size(name)),) for name in (f"{label} 0", f"{label} 1"))
-    inner = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in (("directions", directions), ("H", H)))
-    each, features = inner
-    axes = (*x[:2], each, features) if attributes["layout"] == 1 else (x[0], each, x[1], features)
-    return Node(where, label, proto, attributes, inputs, weights, axes)
+    sizes = {"directions": len(directions), "H": H}
+    each, features = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in sizes.items())
+    batch_first = attributes["layout"] == 1
+    axes = (*x[:2], each, features) if batch_first else (x[0], each, x[1], features)
+    layer, params = _layer(where, proto.op_type.lower(), attributes, arrays, directions)
+    return Node(where, label, inputs, next(iter(proto.output), ""), axes, batch_first, layer, params)
+
+
+def _layer(
+    where: str, kind: str, attributes: dict[str, Any], arrays: dict[str, Host], directions: tuple[str, ...]
+) -> tuple[Layer, Params]:
+    """Return one layer and its parameters."""
+    options: dict[str, Any] = {"reverse": directions == ("reverse.",)}
+    if kind == "lstm":
+        options |= {"peepholes": "P" in arrays, "coupled_input_forget": attributes["input_forget"] == 1}
+    elif kind == "gru":
+        options["reset_after"] = attributes["linear_before_reset"] == 1
+    if "clip" in attributes:
+        options["clip"] = shortest(attributes["clip"])
+    if attributes.get("activations"):
+        options["activations"] = _activations(where, attributes)
+    params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
+    if "B" in arrays:
+        params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
+    if "P" in arrays:
+        params["p"] = arrays["P"]
+    if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
+        H = arrays["R"].shape[-1]
+        params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
+    parts = [{name: array[d].copy() for name, array in params.items()} for d in range(len(directions))]
+    return single(kind, parts, **options)
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
@@ -296,7 +284,7 @@ def _check(values: Values, constants: Constants, nodes: list[Node]) -> None:
     """
     for before, node in pairwise(nodes):
         x = values[node.inputs["X"]]
-        if x.root != before.proto.output[0]:
+        if x.root != before.y:
             described = values[x.root].described if x.root else x.described
             raise _UnprovenError(f"X of {node.label} is {described}, which is not known to be Y of {before.label}")
         directions, H = before.axes[2 if before.batch_first else 1], before.axes[3]
