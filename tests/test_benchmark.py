@@ -167,7 +167,7 @@ def unregistered(monkeypatch):
         (("--dtype", "float16", "--backend", "numpy"), "error: backend: float16 on a CPU"),
         (("--json", "no/where.json"), "error: no/where.json: not saved, No such file or directory"),
         (("--plot", "no/where.png"), "error: no/where.png: not saved, No such file or directory"),
-        (("--import", "there is none.py"), "error: there is none.py: No such file or directory"),
+        (("--import", "none.py"), "error: import: none.py fails, FileNotFoundError: "),
         (("--import", "ends.py"), "error: import: ends.py fails, SystemExit: 3"),
         (("--import", "grammar.py"), "error: import: grammar.py fails, SyntaxError: invalid syntax"),
     ],

@@ -235,11 +235,9 @@ def load(path: Path) -> None:
 
     Raises
     ------
-    FileNotFoundError, ImportError
+    ImportError
         There is no such file, or it fails; the message names the error.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: No such file or directory")
     try:
         runpy.run_path(str(path), run_name=f"xlstm_bench_{path.stem}")
     except (Exception, SystemExit) as error:
