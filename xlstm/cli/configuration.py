@@ -54,6 +54,7 @@ TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .p
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
 ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
+
 # Parameters of estimators that are no options.
 OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
@@ -94,23 +95,25 @@ def with_options(
         makers: dict[str, Any] = {"dialect": dialect_of} if "dialect" in parameters else {}
         if run_of is not None:
             makers["run"] = run_of
-        own = {name: parameter for name, parameter in parameters.items() if name not in (*makers, "settings")}
+        declared = {name: parameter for name, parameter in parameters.items() if name not in (*makers, "settings")}
         options = {name: dict(inspect.signature(maker, eval_str=True).parameters) for name, maker in makers.items()}
         settings: dict[str, inspect.Parameter] = {}
         if estimator is not None:
             hints, words = get_type_hints(estimator.__init__), _documented(estimator)
             for name, parameter in inspect.signature(estimator).parameters.items():
-                if name not in OTHERS | own.keys():
+                if name not in OTHERS | declared.keys():
                     option = _option(name, hints[name], parameter.default, words.get(name, ""))
                     settings[name] = parameter.replace(annotation=option)
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            made = {name: maker(**{key: values.pop(key) for key in options[name]}) for name, maker in makers.items()}
-            with made["run"].accounted() if "run" in made else contextlib.nullcontext():
-                command(**made, **values)
+            arguments = {
+                name: maker(**{key: values.pop(key) for key in options[name]}) for name, maker in makers.items()
+            }
+            with arguments["run"].accounted() if "run" in arguments else contextlib.nullcontext():
+                command(**arguments, **values)
 
-        every = own | settings | {key: parameter for some in options.values() for key, parameter in some.items()}
+        every = declared | settings | {key: parameter for some in options.values() for key, parameter in some.items()}
         run.__signature__ = inspect.Signature([parameter.replace(kind=KEYWORD) for parameter in every.values()])  # type: ignore[attr-defined]
         run.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
         return run
@@ -120,8 +123,8 @@ def with_options(
 
 def _documented(estimator: type[Any]) -> dict[str, str]:
     """Return for the parameters of an estimator the text about each in its docstring, or else its type."""
-    found = PARAMETER.findall(f"{inspect.getdoc(estimator)}\n")
-    return {name: " ".join((text or kind).split()) for names, kind, text in found for name in names.split(", ")}
+    entries = PARAMETER.findall(f"{inspect.getdoc(estimator)}\n")
+    return {name: " ".join((text or kind).split()) for names, kind, text in entries for name in names.split(", ")}
 
 
 def _option(name: str, hint: Any, default: Any, words: str) -> Any:

@@ -84,7 +84,7 @@ def describe() -> dict[str, Any]:
         count: int | str = cores.threads()
     except ValueError as error:
         count = f"refused: {error}"
-    found: dict[str, Any] = {
+    about: dict[str, Any] = {
         "xlstm": xlstm.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": processor(),
@@ -96,13 +96,13 @@ def describe() -> dict[str, Any]:
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }
     for name, one in available_backends().items():
-        found[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
+        about[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
     if probe.cupy_failure() is None:
         runtime = probe.cupy().cuda.runtime
-        found |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+        about |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
     if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
-        found |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
-    return found
+        about |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
+    return about
 
 
 def version_of(package: str) -> str | None:
