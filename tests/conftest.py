@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,22 @@ def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     vectors.shape.cache_clear()
     yield request.param
     vectors.shape.cache_clear()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command of the command line in an empty folder, check its exit code, and return the result."""
+    from typer.testing import CliRunner
+
+    from xlstm.cli.app import app
+
+    def run(*args: Any, code: int = 0) -> Any:
+        result = CliRunner().invoke(app, [str(a) for a in args])
+        assert result.exit_code == code, result.output + str(result.exception)
+        return result
+
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
 @pytest.fixture

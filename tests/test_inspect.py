@@ -5,11 +5,9 @@ import os
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import xlstm
 from xlstm import models
-from xlstm.cli.app import app
 from xlstm.cli.inspect import read
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
@@ -17,17 +15,9 @@ from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, 
 PICTURES = ("gradients", "memory", "parameters", "saturation")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args, code=0):
-        result = CliRunner().invoke(app, ["inspect", *map(str, args)])
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
+@pytest.fixture(name="run")
+def _run(run):
+    return lambda *args, code=0: run("inspect", *args, code=code)
 
 
 def files(*names):

@@ -234,7 +234,10 @@ class SequenceClassifier(SequenceEstimator):
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
-    hidden_size, num_layers : int
+    hidden_size : int
+        Units of each recurrent layer.
+    num_layers : int
+        Number of recurrent layers.
     bidirectional : bool
         Read the sequence in both directions; not for "mlstm" and "xlstm".
     dropout : float
@@ -246,6 +249,7 @@ class SequenceClassifier(SequenceEstimator):
     epochs : int
         Most passes over the sequences.
     batch_size : int
+        Sequences of a batch.
     learning_rate, weight_decay : float
         Options of AdamW.
     clip : float

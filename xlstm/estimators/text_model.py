@@ -40,8 +40,12 @@ class TextModel(TrainedEstimator, NetworkEstimator):
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
-    hidden_size, embedding_size, num_layers : int
-        In "xlstm" the embedding is as wide as the blocks.
+    hidden_size : int
+        Units of each recurrent layer, in "xlstm" the width of the blocks.
+    embedding_size : int
+        Width of the embedding of a token, in "xlstm" that of the blocks.
+    num_layers : int
+        Number of recurrent layers or blocks.
     dropout : float
         Rate of dropout of embeddings and between layers.
     options : dict, optional
@@ -69,7 +73,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU.
     backend : str or Backend, optional
-        As for `xlstm.backend`, by default "auto".
+        auto, numpy, cupy or torch, as for `xlstm.backend`; by default auto.
     dtype : {"float32", "float64"}
     warm_start : bool
         Let `fit` go on from the weights and the vocabulary that it found before.

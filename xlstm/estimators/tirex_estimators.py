@@ -456,6 +456,7 @@ class TiRexTrainer(TrainedEstimator):
     every : int
         Batches between two looks at the validation loss, on series that are no part of training, and checkpoints.
     learning_rate : float
+        That of AdamW.
     weight_decay : float
         Decay of AdamW.
     schedule : {"cosine", "constant"}
@@ -469,6 +470,7 @@ class TiRexTrainer(TrainedEstimator):
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training on a GPU.
     backend : str or Backend, optional
+        auto, numpy, cupy or torch; by default auto.
     dtype : {"float32", "float64"}
     callbacks : list of Callback
     checkpoints : path, optional
