@@ -21,7 +21,7 @@ PACKAGES = {
     "arrays": 1_840,
     "cells": 1_150,
     "cli": 2_030,
-    "data": 2_060,
+    "data": 2_050,
     "engines": 4_370,
     "estimators": 2_000,
     "interop": 2_330,
