@@ -24,7 +24,7 @@ PACKAGES = {
     "data": 2_390,
     "engines": 4_370,
     "estimators": 2_000,
-    "interop": 2_330,
+    "interop": 2_320,
     "layers": 2_060,
     "models": 1_960,
     "plots": 560,
