@@ -350,5 +350,5 @@ def test_files_and_the_command_line(tmp_path, rng):
     model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 7, model.input_size), dtype=np.float32)
     model_files.save(tmp_path / "model.safetensors", model, params)
-    export_import.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
+    export_import.export(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
