@@ -8,7 +8,7 @@ import safetensors.numpy
 from typer.testing import CliRunner
 
 import xlstm
-from tests.layers import EVERY
+from tests.layers import EVERY, OPTIONS, alone, make
 from xlstm.cli import export_import
 from xlstm.cli.app import app
 from xlstm.estimators import Forecaster
@@ -150,3 +150,28 @@ def test_what_others_do_not_have_is_refused(library):
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             write(model, model.init(0, "numpy"))
+
+
+SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
+WRITTEN = {
+    "torch": {"proj_size"},
+    "keras": {"reset_after", "direction"},
+    "onnx": {"reset_after", "direction", "peepholes", "coupled_input_forget", "clip", "activations"},
+}
+
+
+@pytest.mark.parametrize("library", EXTRAS)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_each_option_is_written_or_refused_by_name(kind, library):
+    pytest.importorskip(EXTRAS[library])
+    write = getattr(importlib.import_module(f"xlstm.interop.{library}"), f"to_{library}")
+    for options in alone(kind)[1:]:
+        name, value = next(iter(options.items()))
+        layer = make(kind, options)
+        params = layer.init(0, "numpy")
+        if name in SHARED | WRITTEN[library] or value in ("bidirectional", "relu"):
+            assert write(layer, params)
+            continue
+        option = value if name == "direction" else name
+        with pytest.raises(ValueError, match=rf"to_{library}: {option} (is|are) .*, which .* cannot express"):
+            write(layer, params)

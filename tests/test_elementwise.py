@@ -1,16 +1,13 @@
 """Functions in one kernel: values, shapes and dtypes as NumPy's, and kernels that CuPy accepts."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
-from tests import cuda_on_cpu, gpu
 from tests.conftest import make_backend
 from tests.gpu import as_it_lies, half
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import fuse, multiplier, total
+from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.namespace import constant, squares_below
 from xlstm.tracing.symbols import UntraceableError
 
@@ -85,22 +82,6 @@ def test_total(xp, rng, dtype, axes):
     assert found.dtype == dtype
     expected = np.sum(a.astype("f8") * b.astype("f8"), axis=axes)
     np.testing.assert_allclose(found.get(), expected, atol={"f2": 0.02, "f4": 1e-5, "f8": 1e-13}[dtype])
-
-
-def difference(xp, a, b, scale):
-    return scale * (a - b)
-
-
-def test_a_factor_is_multiplied_in_place(be, rng):
-    """On CuPy it is computed within the product."""
-    a, b, P = (rng.standard_normal(shape) for shape in ((3, 1), (4,), (3, 4)))
-    counts = be.name == "cupy" and not cuda_on_cpu.missing()
-    for _ in range(2):
-        given, arrays = be.asarray(P) + 0, (be.asarray(a), be.asarray(b))
-        with gpu.counted() if counts else contextlib.nullcontext() as found:
-            assert multiplier(be.xp, difference, *arrays, scale=0.5)(given) is given
-        assert not counts or found.operations == 1
-        np.testing.assert_allclose(to_numpy(given), P * 0.5 * (a - b), rtol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -18,22 +18,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "": 570,
-    "arrays": 1_840,
-    "cells": 1_150,
+    "arrays": 1_790,
+    "cells": 1_160,
     "cli": 1_780,
     "data": 2_390,
-    "engines": 4_370,
+    "engines": 4_350,
     "estimators": 2_000,
     "interop": 2_330,
-    "layers": 2_060,
-    "models": 1_960,
+    "layers": 1_900,
+    "models": 1_820,
     "plots": 560,
-    "recurrence": 240,
+    "recurrence": 220,
     "tracing": 330,
     "training": 1_720,
 }
-CUDA = 1_420
-TESTS = 19_330
+CUDA = 1_410
+TESTS = 19_030
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

@@ -18,7 +18,7 @@ from xlstm.data.series import Series, read_series
 from xlstm.data.table import as_csv, check_table, write_table
 from xlstm.data.text import Bytes, Characters
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
-from xlstm.estimators.scores import Score
+from xlstm.estimators.evaluation import Score
 from xlstm.plots import confusion_counts
 
 LARGEST = 700.0  # nats whose perplexity is a number

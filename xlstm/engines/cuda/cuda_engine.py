@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
-from xlstm.arrays.constants import Home
-from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
@@ -197,7 +196,7 @@ class CudaTape(Kernels, Tape):
         at_once = groups if tiling.cluster else min(groups, self.device.sms // tiling.blocks)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = kept(_offsets(xp, tuple(self.widths), Home(where)))
+            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), where)
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
         for group in range(0, groups, at_once):
@@ -297,12 +296,6 @@ class CudaTape(Kernels, Tape):
             row += k * n
             ends.insert(0, self.y[row - n + more : row, :])  # the longest come first
         return ends[0] if len(ends) == 1 else concat(self.step.xp, ends, 0)
-
-
-@functools.lru_cache(maxsize=32)
-def _offsets(xp: Namespace, widths: tuple[tuple[int, int], ...], home: Home) -> Array:
-    """Return the first row of every step, on the device."""
-    return xp.asarray(starts_of(widths).astype(np.int32), device=home.device)
 
 
 CUDA = Cuda()
