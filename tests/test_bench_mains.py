@@ -20,7 +20,7 @@ TEXT = "to be or not to be, that is the question:\n" * 40
 # Those that run in test_bench.py and test_bench_tasks.py, and on CuPy in test_cupy_runs.py; and two workers,
 # which run inside packages that are not installed here.
 ELSEWHERE = {
-    *("layers", "growth", "busy", "report", "tasks"),
+    *("layers", "report", "tasks"),
     *("gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
     *("published_worker", "tirex_worker"),
 }

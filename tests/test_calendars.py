@@ -53,12 +53,6 @@ def test_steps_of_24_hours_over_a_change_of_clocks_are_no_days():
     went_on(pd.date_range("2020-03-17", periods=40, freq="24h", tz="Europe/Berlin"), "Europe/Berlin")
 
 
-@pytest.mark.parametrize("first", ["2023-12-31", "2024-01-31", "2024-02-29", "2023-02-28", "2024-06-30"])
-@pytest.mark.parametrize("freq", ["ME", "MS", "QE", "QS", "YE", "YS", "YE-FEB"])
-def test_three_dates_are_enough(freq, first):
-    went_on(pd.date_range(first, periods=3 + AHEAD, freq=freq))
-
-
 @pytest.mark.parametrize("day", [2, 15, 28, 29, 30])
 @pytest.mark.parametrize("first", [1, 2, 4, 12])
 def test_a_day_of_the_month_stays_or_is_the_last_one(first, day):
@@ -104,13 +98,6 @@ def test_tables_of_a_time_zone_go_on(estimators, freq):
     found = estimators[0].predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
     assert found["day"].to_list() == list(dates[24:])
     assert found["day"].dtype == day.dtype
-
-
-def test_zones_are_named_where_they_are_why_dates_have_no_step():
-    dates = pd.date_range("2020-01-31", periods=24, freq="BME", tz="Europe/Berlin").tz_convert("UTC").tz_localize(None)
-    for zone, ending in (("Europe/Berlin", "for most of them"), ("No/Where", "local dates have no zone")):
-        with pytest.raises(ValueError, match=f"the 24 dates have no common step, .*{ending}$"):
-            calendars.calendar_of("it", dates.values, zone)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

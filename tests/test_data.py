@@ -535,39 +535,26 @@ def test_tables_as_series_and_columns_as_targets(library):
 # Files of tables
 
 
-def test_a_csv_file_as_a_table(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("date;a;b\n2020-01-01;1,5;2\n2020-01-02;;3\n2020-01-05;4;5\n")
-    for columns, expected in ((None, [[1.5, 2], [np.nan, 3], [4, 5]]), (["b", "date"], [[2], [3], [5]])):
-        found = read_table(path, columns)
-        assert (found.names, found.index_name) == (["a", "b"] if columns is None else ["b"], "date")
-        np.testing.assert_array_equal(found.values, expected)
-        assert [*map(str, found.index)] == ["2020-01-01", "2020-01-02", "2020-01-05"]
-    path.write_text("a,b\n1,2\n3,4\n")
-    found = read_table(str(path), ("b", "a"))
-    assert (found.names, found.values.tolist(), found.index) == (["b", "a"], [[2, 1], [4, 3]], None)
-    with pytest.raises(TypeError, match=r"t\.csv: columns is 'a', expected a list of names"):
-        read_table(path, "a")
-    path.write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"t\.csv: 0 rows under the header"):
-        read_table(path)
-
-
-def test_a_parquet_file(tmp_path):
-    pytest.importorskip("pyarrow")
-    path = tmp_path / "t.parquet"
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_columns_of_a_file(tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"t.{suffix}"
     files.write_table(path, {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]})
-    np.testing.assert_array_equal(read_table(path, ["b", "a"]).values, [[4, 1], [5, np.nan], [6, 3]])
-    for columns in (["day", "a"], ["a"]):
-        found = read_table(path, columns)
-        assert (found.names, found.index_name) == (["a"], "day")
-        np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
-    with pytest.raises(TypeError, match=r"t.parquet: column 'name' holds .*, expected numbers"):
-        read_table(path)
-    with pytest.raises(ValueError, match=r"t.parquet: column 'c' is not in the header, which has day, a, b, name"):
-        read_table(path, ["c"])
+    for columns, expected in ((["b", "a"], [[4, 1], [5, np.nan], [6, 3]]), (["day", "a"], [[1], [np.nan], [3]])):
+        found = read_table(str(path), columns)
+        assert (found.names, found.index_name) == ([name for name in columns if name != "day"], "day")
+        np.testing.assert_array_equal(found.values, expected)
+        np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
+    for columns, error, words in (
+        (None, (TypeError, ValueError), "column '?name'? holds .*, expected"),
+        (["c"], ValueError, "column 'c' is not in the header, which has day, a, b, name"),
+        ("a", TypeError, "columns is 'a', expected a list of names"),
+    ):
+        with pytest.raises(error, match=rf"t\.{suffix}.*{words}"):
+            read_table(path, columns)
     with pytest.raises(FileNotFoundError):
-        read_table(tmp_path / "none.parquet")
+        read_table(tmp_path / f"none.{suffix}")
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
@@ -639,8 +626,6 @@ def test_tables_that_cannot_be_written(tmp_path):
     for name, words in {"t.txt": "ends in '.txt', expected .csv or .parquet", "no/t.csv": "no/t.csv"}.items():
         with pytest.raises((ValueError, OSError), match=words):
             files.check_table(tmp_path / name)
-    with pytest.raises(ValueError, match="zip"):
-        files.write_table(tmp_path / "t.csv", {"a": [1], "b": [1, 2]})
     assert os.listdir(tmp_path) == []
 
 
@@ -648,21 +633,11 @@ def test_tables_that_cannot_be_written(tmp_path):
 def test_series_of_parquet_files(tmp_path, unit):
     """As those of a CSV file: dates, missing rows as gaps, the one column of numbers."""
     pytest.importorskip("pyarrow")
-    months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], "datetime64[D]")
-    values = [1.0, 2.0, 4.0, None, 6.0]
-    files.write_table(tmp_path / "t.parquet", {"day": months.astype(f"datetime64[{unit}]").tolist(), "v": values})
-    text = "".join(f"{day},{'' if v is None else v}\n" for day, v in zip(months, values, strict=True))
-    (tmp_path / "t.csv").write_text("day,v\n" + text)
-    one, two = (read_series(tmp_path / name) for name in ("t.parquet", "t.csv"))
-    np.testing.assert_array_equal(one.values, two.values)
-    for of in ("name", "labels", "unit", "every", "note"):
-        assert getattr(one, of) == getattr(two, of)
-    assert one.gaps == 2
-    files.write_table(tmp_path / "t.parquet", {"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b with --column"):
-        read_series(tmp_path / "t.parquet")
-    assert read_series(tmp_path / "t.parquet", "b").values.tolist() == [3, 4]
-    assert read_series(tmp_path / "t.parquet", usual="a").labels == ["1", "2"]
+    months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], f"datetime64[{unit}]")
+    files.write_table(tmp_path / "t.parquet", {"day": months.tolist(), "v": [1.0, 2.0, 4.0, None, 6.0]})
+    found = read_series(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(found.values, [1, 2, np.nan, 4, np.nan, 6])
+    assert (found.name, found.labels[:2], found.step, found.gaps) == ("v", ["2024-01-01", "2024-02-01"], "month", 2)
 
 
 def test_threads_of_pyarrow_hold_no_file_of_python(tmp_path, monkeypatch):

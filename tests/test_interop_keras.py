@@ -12,7 +12,6 @@ import pytest
 
 import xlstm
 from tests.conftest import later
-from tests.layers import OPTIONS, alone, make
 from xlstm.interop.keras import from_keras, to_keras
 from xlstm.models.sequence import SequenceModel
 
@@ -176,21 +175,8 @@ def test_two_biases_become_one(rng):
     np.testing.assert_allclose(again.forward(single, x)[0], np.swapaxes(expected, 0, 1), rtol=1e-12)
 
 
-SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
-
-
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_what_keras_has_not_is_refused_by_name(kind):
-    for options in alone(kind)[1:]:
-        name, value = next(iter(options.items()))
-        layer = make(kind, options)
-        params = layer.init(0, "numpy")
-        if name in SHARED | {"reset_after", "direction"} or value == "relu":
-            assert to_keras(layer, params)
-        else:
-            with pytest.raises(ValueError, match=rf"to_keras: {name} (is|are) .*, which Keras cannot express"):
-                to_keras(layer, params)
-    stack = make(kind, {"num_layers": 2, "direction": "reverse"})
+def test_layers_in_reverse_are_written_one_by_one():
+    stack = xlstm.GRU(D, H, 2, reverse=True)
     with pytest.raises(ValueError, match="reverse is True in a stack"):
         to_keras(stack, stack.init(0, "numpy"))
 

@@ -77,17 +77,15 @@ def test_aliases(tmp_path):
     _, params = tirex.load(SECOND, backend="numpy")
     arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
     other = {theirs: alias for alias, theirs in ALIASES.items()}
-    copies = {alias: arrays[theirs] for alias, theirs in ALIASES.items()}
+    copies = {**arrays, **{alias: arrays[theirs] for alias, theirs in ALIASES.items()}}
     older = {name.replace("_bias_", "bias"): a for name, a in arrays.items()}
-    for some in ({other.get(name, name): a for name, a in arrays.items()}, {**arrays, **copies}, older):
+    for some in ({other.get(name, name): a for name, a in arrays.items()}, copies, older):
         assert some.keys() != arrays.keys()
         assert same(tirex.load(written(tmp_path / "x", some, config), backend="numpy")[1], params)
     name, words = "stack.1.time_mixer.rev_cell.recurrent_kernel", r"is another array than stack\.1\.time_mixer\.fwd_cel"
-    other = copies[name].copy()
-    other[1, 2, 3, 4] += 1
-    for array in (other, other[:1]):
+    for array in (copies[name] + 1, copies[name][:1]):
         with pytest.raises(ValueError, match=rf"{name} {words}"):
-            tirex.load(written(tmp_path / "x", {**arrays, **copies, name: array}, config))
+            tirex.load(written(tmp_path / "x", {**copies, name: array}, config))
 
 
 def test_checkpoint_of_lightning(tmp_path):
@@ -188,9 +186,8 @@ def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
 
 
 def test_missing_files_are_named(tmp_path):
-    for path in (3, None, ""):
-        with pytest.raises(TypeError, match=r"load: path is .*, expected a path"):
-            tirex.load(path)
+    with pytest.raises(TypeError, match=r"load: path is None, expected a path"):
+        tirex.load(None)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         tirex.load(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in it, expected model\.safetensors .* or model\.ckpt"):

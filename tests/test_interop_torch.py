@@ -9,7 +9,6 @@ import safetensors.numpy
 
 import xlstm
 from tests.conftest import later
-from tests.layers import OPTIONS, alone, make
 from xlstm.interop.torch import from_torch, to_torch
 from xlstm.models.sequence import SequenceModel
 
@@ -119,23 +118,6 @@ def test_float16_is_widened():
     assert params["0.Wx"].dtype == np.float32
     with pytest.raises(TypeError, match="weight_ih_l0 has dtype bfloat16"):
         from_torch(module.bfloat16().state_dict(), "gru")
-
-
-SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
-
-
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_what_pytorch_has_not_is_refused_by_name(kind):
-    for options in alone(kind)[1:]:
-        name, value = next(iter(options.items()))
-        layer = make(kind, options)
-        params = layer.init(0, "numpy")
-        if name in SHARED | {"proj_size"} or value in ("bidirectional", "relu"):
-            assert to_torch(layer, params)
-            continue
-        option = value if name == "direction" else name
-        with pytest.raises(ValueError, match=rf"to_torch: {option} (is|are) .*, which PyTorch cannot express"):
-            to_torch(layer, params)
 
 
 def weights(**changes):

@@ -176,14 +176,12 @@ def test_a_sequence_without_steps_keeps_its_state_and_passes_its_gradient_on(be,
     y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=1)
     dend = like(be, rng, end)
     _, _, dstart = layer.backward(params, saved, be.xp.ones_like(y), dend)
-    for a, b, leaf in zip(flat(dend), flat(dstart), leaves(layer), strict=True):
+    for leaf, *of_leaf in zip(leaves(layer), *map(flat, (dend, dstart, end, state if begun else end)), strict=True):
         axis = list(leaf.dims(None)).index("B")
-        a, b = (np.take(to_numpy(d), at, axis) for d in (a, b))
+        d, d0, s, s0 = (np.take(to_numpy(a), at, axis) for a in of_leaf)
         # That of m is a sum over C and n less the same sum.
-        np.testing.assert_allclose(b, a, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name)
-    for a, b, leaf in zip(flat(state or ()), flat(end) if begun else (), leaves(layer) if begun else (), strict=True):
-        axis = list(leaf.dims(None)).index("B")
-        np.testing.assert_array_equal(np.take(to_numpy(b), at, axis), np.take(to_numpy(a), at, axis))
+        np.testing.assert_allclose(d0, d, rtol=1e-9 if leaf.name == "m" else 0, err_msg=leaf.name)
+        np.testing.assert_array_equal(s, s0)
 
 
 def leaves(layer):

@@ -313,8 +313,6 @@ def test_same_seed_same_weights_on_every_backend(be, kind):
     [
         (lambda: xlstm.LSTM(2, 3, bidirectional=True, reverse=True), "bidirectional and reverse exclude"),
         (lambda: xlstm.LSTM(2, 3, dropout=0.5), r"dropout is 0\.5 but acts between layers"),
-        (lambda: xlstm.LSTM(2, 3, 2, dropout=1.0), r"dropout is 1\.0, expected 0 <= dropout < 1"),
-        (lambda: xlstm.GRU(2, 3, zoneout=-0.1), r"zoneout is -0\.1, expected 0 <= zoneout"),
         (lambda: xlstm.GRU(2, 3, zoneout=(0.1, 0.1)), "zoneout has 2 rates, expected those of h"),
         (lambda: xlstm.GRU(2, 3, layer_norm=True, reset_after=False), "layer_norm and reset_after=False exclude"),
         (lambda: xlstm.LSTM(2, 3, coupled_input_forget=True, forget_bias=1.0), "forget_bias and coupled_input_forget"),
@@ -322,14 +320,12 @@ def test_same_seed_same_weights_on_every_backend(be, kind):
         (lambda: xlstm.LSTM(2, 3, bias=False, recurrent_bias=True), "recurrent_bias and bias=False exclude"),
         (lambda: xlstm.LSTM(2, 3, proj_size=3), "proj_size is 3, expected less than hidden_size, 3"),
         (lambda: xlstm.LSTM(2, 3, clip=0), "clip is 0, expected 0 < clip"),
-        (lambda: xlstm.LSTM(2, 3, cell_clip=float("inf")), "cell_clip is inf"),
         (lambda: xlstm.LSTM(2, 3, activations=("tanh",)), "activations has 1 names, expected 3"),
         (lambda: xlstm.RNN(2, 3, activations="gelu"), "activations: 'gelu' is unknown, expected one of sigmoid"),
         (lambda: xlstm.RNN(2, 3, activations="tanh(1)"), "expected at most 0 parameters"),
         (lambda: xlstm.RNN(2, 3, activations="elu(x)"), "parameters that are not numbers"),
         (lambda: xlstm.RNN(2, 3, activations="elu(-1)"), "an alpha above 0"),
         (lambda: xlstm.RNN(2, 3, activations="scaled_tanh(0)"), "an alpha other than 0"),
-        (lambda: xlstm.RNN(2, 3, num_layers=0), "num_layers is 0"),
     ],
 )
 def test_options_that_exclude_one_another_say_so(make_layer, words):
@@ -347,8 +343,6 @@ def test_parameters_of_other_options_are_named(rng):
     layer = xlstm.LSTM(2, 3, 2, peepholes=True)
     params = layer.init(0, "numpy")
     x = np.zeros((4, 2, 2), "float32")
-    with pytest.raises(ValueError, match=r"LSTM: parameter 1\.p is missing"):
-        layer.forward({n: p for n, p in params.items() if n != "1.p"}, x)
     with pytest.raises(ValueError, match=r"LSTM: parameter 0\.p is unknown"):
         xlstm.LSTM(2, 3, 2).forward(params, x)
     with pytest.raises(ValueError, match=r"1\.Wx has shape \(12, 4\), expected \(4H, directions\*P\) = \(12, 3\)"):

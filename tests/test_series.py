@@ -28,11 +28,11 @@ def rows(labels, header="date,v"):
 
 def test_bundled_series():
     s = read_csv(bundled("sunspots"))
-    assert (s.name, len(s.values), s.gaps, s.unit, s.every) == ("sunspots", 2820, 0, "M", 1)
+    assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == ("sunspots", 2820, 0, "M", 1)
     assert (s.values[0], s.values[-1], s.labels[0], s.labels[-1]) == (58.0, 33.4, "1749-01", "1983-12")
     assert s.after(2) == ["1984-01", "1984-02"]
     s = read_csv(bundled("co2"))
-    assert (s.name, len(s.values), s.gaps, s.unit, s.every) == ("co2_ppm", 2284, 59, "D", 7)
+    assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == ("co2_ppm", 2284, 59, "D", 7)
     assert s.after(1) == ["2002-01-05"]
     with pytest.raises(ValueError, match="'moon' is unknown, expected one of sunspots, co2"):
         bundled("moon")
@@ -50,7 +50,7 @@ def test_bundled_series():
 )
 def test_calendars(read, dates, unit, every, after):
     s = read(rows(dates))
-    assert (s.unit, s.every, s.after(1)) == (unit, every, [after])
+    assert (s.calendar.unit, s.calendar.every, s.after(1)) == (unit, every, [after])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_calendars(read, dates, unit, every, after):
 )
 def test_labels_that_are_no_calendar(read, labels, note):
     s = read(rows(labels) + ("2002,\n" if len(labels) == 1 else ""))
-    assert (s.unit, s.labels, s.after(1), s.note.partition(",")[0]) == (None, labels, ["+1"], note)
+    assert (s.calendar, s.labels, s.after(1), s.note.partition(",")[0]) == (None, labels, ["+1"], note)
     assert s.values.tolist() == [*range(len(labels))]
 
 
@@ -75,7 +75,7 @@ def test_missing_rows_and_empty_cells_are_gaps(read):
     assert (s.note, s.after(1)) == ("2 rows missing from the file", ["2001-01-08"])
     days = np.busday_offset("2024-01-01", np.arange(15))
     s = read(rows(np.delete(days, 7)))  # weekends are none
-    assert (s.unit, s.step, s.gaps, s.labels) == ("B", "business day", 1, [*map(str, days)])
+    assert (s.calendar.unit, s.step, s.gaps, s.labels) == ("B", "business day", 1, [*map(str, days)])
     assert s.after(2) == ["2024-01-22", "2024-01-23"]
 
 
@@ -90,7 +90,7 @@ def test_columns(read):
         with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b, c with --column"):
             read(text, usual=usual)
     s = read(",date,v\n0,2001-01-01,5\n1,2001-01-02,6\n2,2001-01-03,8\n", "v")
-    assert (s.unit, s.after(1)) == ("D", ["2001-01-04"])
+    assert (s.calendar.unit, s.after(1)) == ("D", ["2001-01-04"])
 
 
 @pytest.mark.parametrize(

@@ -17,23 +17,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "": 570,
+    "": 560,
     "arrays": 1_790,
     "cells": 1_160,
-    "cli": 2_030,
-    "data": 2_390,
+    "cli": 1_780,
+    "data": 2_060,
     "engines": 4_350,
-    "estimators": 2_000,
-    "interop": 2_330,
-    "layers": 2_060,
-    "models": 1_960,
+    "estimators": 1_720,
+    "interop": 2_320,
+    "layers": 1_900,
+    "models": 1_820,
     "plots": 560,
-    "recurrence": 240,
+    "recurrence": 220,
     "tracing": 330,
-    "training": 1_720,
+    "training": 1_700,
 }
 CUDA = 1_410
-TESTS = 21_300
+TESTS = 19_030
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

@@ -110,7 +110,6 @@ def test_the_transformer_takes_long_tables(rng, library):
         ({"checkpoint": (1, {})}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
         (OPTIONS, (9,), "X is one series, expected several"),
         ({**OPTIONS, "series_id": "a"}, (2, 9), "series_id is 'a', expected None, as X is no table"),
-        ({**OPTIONS, "targets": "a"}, (2, 9), "targets is 'a', expected None, as series_id is"),
     ],
 )
 def test_what_does_not_fit_is_named(options, shape, message):

@@ -200,21 +200,6 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
     np.testing.assert_allclose(batch.target[:-1, targets], np.nan_to_num(expected), rtol=1e-12, atol=1e-12)
 
 
-def test_items_of_one_row_are_as_before(rng):
-    """There are no groups, and no token after the window; nor is there one without a known covariate."""
-    series, beside = items_of(rng)
-    for given, grouped in (
-        ({"series": [one[0] for one in series]}, False),
-        ({"series": series, "past": beside["past"]}, True),
-    ):
-        data = PatchWindows(SECOND, **given)
-        (batch, *_) = data.batches()
-        assert (data.grouped, data.known) == (grouped, False)
-        assert (batch.options is not None) == grouped
-        assert batch.x.shape[0] == SECOND.context // 2
-        assert not (grouped and np.any(batch.options["known"]))
-
-
 @pytest.mark.parametrize("weights", ["all", "head", "lora"])
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_trained_with_groups(rng, weights, known):

@@ -222,7 +222,6 @@ NOTHING_COUNTS = "the data have no target that counts"
         ([[]], False, "epoch 1: the data yield no batches"),
         ([[batch()], []], False, "epoch 2: the data yield no batches"),
         ([[batch(mask=np.zeros((5, 2), bool))]], False, f"epoch 1: {NOTHING_COUNTS}"),
-        ([[batch(lengths=np.array([0, 0]))]], False, f"epoch 1: {NOTHING_COUNTS}"),
         ([[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]], True, f"epoch 1: {NOTHING_COUNTS}"),
     ],
 )

@@ -37,7 +37,7 @@ HOSTILE = [
 # The function that reads the files of each kind from their folder.
 READERS: dict[str, Callable[[Path], Any]] = {
     "model": lambda at: model_files.load(at / "m", "numpy"),
-    "torch": lambda at: export_import.import_file(at / WEIGHTS, name="recurrent."),
+    "torch": lambda at: export_import.import_(at / WEIGHTS, name="recurrent."),
     "weights.h5": lambda at: from_keras(at / "m.weights.h5"),
     "keras": lambda at: from_keras(at / "m.keras"),
     "nxai": lambda at: nxai.load(at, backend="numpy"),
@@ -53,8 +53,8 @@ def sound(folder: Path) -> dict[str, Content]:
         path.mkdir()
     head = SequenceModel(xlstm.LSTM(2, 3, 2, dropout=0.1), 2)
     model_files.save(at["model"] / "m", head, head.init(backend="numpy"))
-    export_import.export_file(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
-    export_import.export_file(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
+    export_import.export(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
+    export_import.export(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
     h5 = (at["weights.h5"] / "m.weights.h5").read_bytes()
     (at["keras"] / "m.keras").write_bytes(zipped(_keras_config(), h5))
     large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
@@ -230,7 +230,7 @@ def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> b
 
 
 def _keras_config() -> bytes:
-    """The kinds of the layers that `export_file` writes for the model above."""
+    """The kinds of the layers that `export` writes for the model above."""
     options = {"go_backwards": False, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}
     layers = [("in", "InputLayer", {}), *((name, "LSTM", options) for name in ("lstm", "lstm_1")), ("out", "Dense", {})]
     about = [{"class_name": base, "config": {"name": name, **config}} for name, base, config in layers]

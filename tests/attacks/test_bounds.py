@@ -1,6 +1,5 @@
 """Input whose time or memory grew beyond all proportion: it is read in a pass, or refused by name."""
 
-import csv
 import functools
 import tracemalloc
 
@@ -10,7 +9,7 @@ import pytest
 from tests.attacks.bounds import refusal
 from tests.conftest import later
 from xlstm.cli.configuration import from_toml
-from xlstm.data import csv_file, frames, panels, series, table
+from xlstm.data import csv_file, series, table
 from xlstm.estimators import Forecaster, baselines
 
 pa = later("pyarrow")
@@ -31,26 +30,10 @@ def wide(tmp_path_factory):
     return path
 
 
-def test_a_csv_file_is_not_read_once_per_column(tmp_path, monkeypatch):
-    path, opened = tmp_path / "t.csv", []
-    path.write_text("\n".join(",".join(f"{k}{row}" for k in range(60)) for row in "a123"))
-    reader = csv.reader
-    monkeypatch.setattr(csv, "reader", lambda *given, **options: opened.append(1) or reader(*given, **options))
-    found = table.opened(path).numbers([f"{k}a" for k in range(60)])
-    np.testing.assert_array_equal(found, [[10 * k + row for k in range(60)] for row in (1, 2, 3)])
-    assert len(opened) < 6
-
-
 @pytest.mark.parametrize("name", READERS)
 def test_parquet_has_as_few_columns_as_csv(wide, name):
     error = refusal(lambda: READERS[name](wide), wide.stat().st_size)
     assert "wide.parquet: the header has 10001 columns, expected at most 10000" in str(error)
-
-
-def test_columns_are_not_looked_for_one_by_one():
-    names = [f"c{k}" for k in range(3000)]
-    given = pa.table({name: [1.0, 2.0] for name in names})
-    assert refusal(lambda: panels.numbers_of("f", frames.table_of("f", given, names), names)) is None
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

@@ -166,11 +166,9 @@ CONFIGS = {
     "deep": (DEEP, "nested more than"),
     "long number": (changed().replace("64", LONG_NUMBER), "a number has 401 digits"),
     "infinite factor": (changed(qk_dim_factor=1).replace('"qk_dim_factor": 1', '"qk_dim_factor": 1e999'), "'1e999'"),
-    "large factor": (changed(qk_dim_factor=1e308), "qk_dim_factor is 1e+308"),
     "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
     "list": ("[]", "holds a list, expected an object"),
-    "no UTF-8": (b'{"\xff": 1}', "can't decode byte"),
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
     "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
 }
@@ -183,11 +181,9 @@ YAML = {
     "alias of itself": ("a: &a [*a]", "nested more than"),
     "key is a number": ("1: 2", "a key is no text"),
     "merge": ("<<: {a: 1}", "key '<<' is unknown"),
-    "sexagesimal": ("num_blocks: 12:30:00", "num_blocks is '12:30:00', expected a whole number"),
     "large exponent": ("dropout: 1e999", "a number is inf"),
     "nothing": ("", "holds a NoneType, expected an object"),
     "long": ("a: 1\n" * 400_000, "is longer than"),
-    "as many values as there may be": (f"a: [{'0,' * 32_000}0]", "key 'a' is unknown"),
 }
 INDEXES = {
     "list": ("[]", "holds a list, expected an object"),
@@ -345,13 +341,11 @@ LONG_TOKENS = [{"id": k, "content": f"{k}" + "x" * 8000, **ADDED} for k in range
 TOKENIZERS = {
     "panic": (tokenizer(normalizer=PANIC), "not a readable tokenizer"),
     "deep": (DEEP, "nested more than"),
-    "nothing": ({}, "not a readable tokenizer"),
     "normalizer doubles": (replacing(40), "may make a text more than"),
     "decoder doubles": (replacing(40, "decoder", "decoders"), "may make a text more than"),
     "bytes of bytes": (tokenizer(pre_tokenizer=BYTES), "may make a text more than"),
     "long template": (tokenizer(post_processor=LONG_TEMPLATE), "it adds more than 1000 tokens"),
     "long added tokens": (tokenizer(added_tokens=LONG_TOKENS), "its added tokens have"),
-    "no unk_id": (model("Unigram", vocab=[["a", 0.0]], unk_id=None), "cannot encode the prompt"),
     "no unk_token": (model("WordLevel", vocab={"a": 0}, unk_token="x"), "cannot encode the prompt"),
     "slow pattern": (tokenizer(pre_tokenizer=SLOW), "cannot encode the prompt"),
 }
@@ -374,9 +368,3 @@ def test_prompts_are_neither_padded_nor_cut(tmp_path):
     found = []
     assert refusal(lambda: found.extend(text.codec(tmp_path).encode("a b c")), os.path.getsize(path)) is None
     assert found == [0, 1, 2]
-
-
-def test_a_large_vocabulary(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(model("WordLevel", vocab={f"w{k}": k for k in range(150_000)}, unk_token="w0")))
-    assert refusal(lambda: text.codec(tmp_path).encode("w1 w2"), os.path.getsize(path)) is None

@@ -153,11 +153,6 @@ def growing(op_type, first, **attributes):
     return spoil
 
 
-def no_alpha(model):
-    attribute("activations", ["Affine", "Tanh", "Tanh"])(model)
-    attribute("activation_alpha", [float("nan")])(model)
-
-
 def alpha_of_nothing(model):
     attribute("activations", ["Elu", "Tanh", "Tanh"])(model)
     attribute("activation_alpha", [1.0, 2.0])(model)
@@ -198,14 +193,12 @@ HOSTILE = {
     "long operator": (between("R" * 2_000_000), UNSOUND),
     "long activation": (attribute("activations", ["T" * 2_000_000, "Tanh", "Tanh"]), "activation 'TTT"),
     "long direction": (attribute("direction", "forward" * 300_000), "attribute direction is 'forwardforward"),
-    "unknown layout": (attribute("layout", 2), "attribute layout is 2, expected 0 or 1"),
     "alpha of nothing": (alpha_of_nothing, "activation_alpha has 1 values more"),
     "other width": (attribute("hidden_size", 5), "expected (directions, 4H, D) = (1, 20, 3)"),
     "circle of layers": (lambda m: node(m).input.__setitem__(0, "1.y"), UNSOUND),
     "long chain": (long_chain, "has the axes of Y of LSTM '0.Y' in another order"),
     "doubled shapes": (growing("Concat", helper.make_node("Shape", ["x"], ["s0"]), axis=0), "make no stack"),
     "squared shapes": (growing("Mul", helper.make_node("Shape", ["0.Y"], ["s0"], start=2, end=3)), "make no stack"),
-    "no alpha": (no_alpha, "affine(nan, 0.0)"),
     "branches": (branches, "If 'o19' has recurrent nodes inside"),
     "computed weight": (source("Neg", "x"), "W is computed by a node Neg, '0.W', expected an initializer"),
     "whole numbers": (other_dtype(np.int64), "W has dtype int64, expected float32 or float64"),
@@ -277,9 +270,7 @@ BOMBS = {
     "packed numbers": lambda: message(7, message(1, message(5, message(8, b"\x01" * BIG)))),
     "unknown fields": lambda: b"\xf8\x07\x01" * (BIG // 3),
     "depth": lambda: nested(20_000),
-    "a long length": lambda: message(7, b"")[:1] + varint(2**62) + b"\0" * 100,
     "a number without end": lambda: b"\xff" * BIG,
-    "groups": lambda: b"\x0b" * BIG,
 }
 
 

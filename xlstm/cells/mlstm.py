@@ -63,7 +63,7 @@ def step(
     options |= {"eps": eps, "limit": limit_of(xp, wide), "dtype": wide}
     arrays = i[..., None], f[..., None], m0[..., None], q, k, n0
     *found, ik, n = by_rows(xp, _begin, *arrays, **options) if compiles(xp) else _begin(xp, *arrays, **options)
-    logf, m, i1, f1, s, den = (a[..., 0] for a in found)
+    logf, m, i1, f1, s, den = [a[..., 0] for a in found]
     C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
     Cq = matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]
     h = astype(xp, Cq / den[..., None], q.dtype)  # (21)

@@ -17,12 +17,11 @@ from xlstm.cli import process_signals, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, tell
-from xlstm.cli.evaluate import evaluate
 from xlstm.cli.export_import import export, import_
 from xlstm.cli.generate import generate
 from xlstm.cli.info import info
 from xlstm.cli.inspect import inspect
-from xlstm.cli.predict import predict
+from xlstm.cli.predict import evaluate, predict
 from xlstm.cli.zero_shot_forecast import forecast
 
 HELP = ("-h", "--help")

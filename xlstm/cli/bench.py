@@ -22,7 +22,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer import Argument, Option
 
-from xlstm import plots, workspace
+from xlstm import plots
 from xlstm.arrays import cores, probe
 from xlstm.arrays.backend import Backend, backend
 from xlstm.arrays.convert import BackendError
@@ -235,11 +235,9 @@ def load(path: Path) -> None:
 
     Raises
     ------
-    FileNotFoundError, ImportError
+    ImportError
         There is no such file, or it fails; the message names the error.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: No such file or directory")
     try:
         runpy.run_path(str(path), run_name=f"xlstm_bench_{path.stem}")
     except (Exception, SystemExit) as error:
@@ -304,7 +302,6 @@ def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
 
 def peak_memory(work: Callable[[], object], home: Backend) -> int | None:
     """Return the bytes of arrays that a call takes at most, beyond those before it; None on PyTorch tensors."""
-    workspace.release()
     if home.name == "cupy":
         pool = home.xp.get_default_memory_pool()
         pool.free_all_blocks()

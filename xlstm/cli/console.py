@@ -73,12 +73,12 @@ def to_json(values: Any) -> str:
 
 def table(title: str | None, names: Iterable[str], rows: Iterable[Sequence[str]], left: int = 1, **style: Any) -> Table:
     """Return a table whose first columns begin at the left, and whose other ones end at the right."""
-    made = Table(title=title, title_justify="left", **style)
+    grid = Table(title=title, title_justify="left", **style)
     for k, name in enumerate(names):
-        made.add_column(name, no_wrap=True, justify="left" if k < left else "right")
+        grid.add_column(name, no_wrap=True, justify="left" if k < left else "right")
     for row in rows:
-        made.add_row(*row)
-    return made
+        grid.add_row(*row)
+    return grid
 
 
 def printable(command: str) -> None:

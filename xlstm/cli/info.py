@@ -48,13 +48,6 @@ CARDS = {
     "b200": Device("NVIDIA B200", 100, 148, 227 * 1024, 16),
     "rtx5090": Device("NVIDIA GeForce RTX 5090", 120, 170, 99 * 1024, 8),
 }
-PATHS = {
-    "loop": "the array library alone, step by step",
-    "pointwise": "a product and a kernel each step",
-    "plain": "one kernel for all steps, ordinary arithmetic, blocks that meet in global memory",
-    "grid": "one kernel for all steps, tensor cores, blocks that meet in global memory",
-    "cluster": "one kernel for all steps, tensor cores, clusters of blocks",
-}
 
 
 def info(
@@ -91,7 +84,7 @@ def describe() -> dict[str, Any]:
         count: int | str = cores.threads()
     except ValueError as error:
         count = f"refused: {error}"
-    found: dict[str, Any] = {
+    about: dict[str, Any] = {
         "xlstm": xlstm.__version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "processor": processor(),
@@ -103,13 +96,13 @@ def describe() -> dict[str, Any]:
         "packages": {package: version for package in PACKAGES if (version := version_of(package))},
     }
     for name, one in available_backends().items():
-        found[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
+        about[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
     if probe.cupy_failure() is None:
         runtime = probe.cupy().cuda.runtime
-        found |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+        about |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
     if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
-        found |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
-    return found
+        about |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
+    return about
 
 
 def version_of(package: str) -> str | None:
@@ -166,7 +159,7 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
         "layer": f"{layer!r}, {T} steps of {B} sequences, {dtype}",
         "device": f"{device.name}, sm_{device.capability}, {device.sms} SMs, {shared}",
         "peaks": f"{', '.join(f'{name} {v:.3g}' for name, v in speeds.items() if v)} TFLOP/s, from data sheets",
-        "path": f"{choice.path}: {PATHS[choice.path]}",
+        "path": choice.path,
     }
     rows |= {tiling.kind: _words(tiling, T) for tiling in (choice.forward, choice.backward) if tiling is not None}
     return rows | {f"not {path}": reason for path, reason in choice.others.items()}

@@ -83,7 +83,11 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     check_options(model, kind, dialect, column)
     if kind == FORECASTER:
         fitted = Forecaster.load(model, "numpy")
-        return Seen(fitted.model_, fitted.params_, data and _windows(fitted, data, column, steps, dialect))
+        if data is None:
+            return Seen(fitted.model_, fitted.params_, None)
+        series = read_series(data, column, usual=fitted.name, dialect=dialect)
+        with dated(series, fitted.calendar_) as dates:
+            return Seen(fitted.model_, fitted.params_, fitted.windows(series.values, **dates)[-steps:])
     if kind == TEXT:
         writer = TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, data and _tokens(writer.codec_, data, steps))
@@ -124,13 +128,6 @@ def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any],
             if draw:
                 pictures[name] = figure(tables[name])
     return tables, pictures, notes
-
-
-def _windows(fitted: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
-    """Return the last windows of a series, as the network sees them."""
-    series = read_series(data, column, usual=fitted.name, dialect=dialect)
-    with dated(series, fitted.calendar_) as dates:
-        return fitted.windows(series.values, **dates)[-steps:]
 
 
 def _tokens(codec: Any, data: Path, steps: int) -> Any:

@@ -15,6 +15,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading
 from xlstm.data.csv_file import PLAIN, Dialect
+from xlstm.data.frames import places_of
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
 from xlstm.data.table import by_name, names_in, opened
@@ -140,18 +141,12 @@ class Layout:
         file = opened(path, dialect)
         names, dates = file.names, file.dated
         roles = [label] if sequence is None else [label, sequence]
+        places_of(str(path), names, roles, "the header")
         chosen = [n for n in names if n not in (*roles, *dates)] if features is None else features.split(",")
         chosen = [name.strip() for name in chosen]
-        if missing := [name for name in roles if name not in names]:
-            raise ValueError(
-                f"{path}: column {checks.shown(missing[0])} is not in the header, which has {checks.few(names)}"
-            )
-        if label == sequence:
-            raise ValueError(f"{path}: label and sequence are both {checks.shown(label)}, expected two columns")
-        if twice := [name for name in roles if name in chosen]:
-            raise ValueError(f"{path}: column {checks.shown(twice[0])} is label or sequence, expected features only")
-        if not chosen:
-            raise ValueError(f"{path}: no column is left for features, the header has {checks.few(names)}")
+        if label == sequence or {*roles} & {*chosen} or not chosen:
+            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(chosen)}"
+            raise ValueError(f"{path}: {several}, expected different columns and a feature; it has {checks.few(names)}")
         return cls(chosen, label, sequence)
 
     @classmethod

@@ -77,16 +77,17 @@ def read_dates(cells: Sequence[str], line: Line, date_format: str | None = None)
     """
     read = _iso_date if date_format is None else lambda cell: datetime.datetime.strptime(cell, date_format)
     expected = "a date like the others" if date_format is None else f"a date of the format {checks.shown(date_format)}"
-    moments: list[datetime.datetime] = []
+    moments, zoned = [], set()
     for row, cell in enumerate(cells):
         try:
             moment = read(cell)
-            if moments and (moment.tzinfo is None) != (moments[0].tzinfo is None):
+            zoned.add(moment.tzinfo is not None)
+            if len(zoned) > 1:
                 raise ValueError
-            moments.append(moment if moment.tzinfo is None else moment.astimezone(datetime.UTC))
+            moments.append(moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment)
         except (ValueError, OverflowError):
             raise ValueError(f"{line(row)}: {checks.shown(cell)} is not {expected}") from None
-    dates = coarsest(np.array([moment.replace(tzinfo=None) for moment in moments], "datetime64[us]"))
+    dates = coarsest(np.array(moments, "datetime64[us]"))
     unit = UNITS.get(max(map(len, cells))) if date_format is None else None
     return dates if unit is None else dates.astype(f"datetime64[{unit}]")
 
@@ -124,9 +125,7 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
 
     placed = calendar(array, line, zone)
     if placed is None:
-        unknown = zone is not None and local(array, zone)[1] is None
-        advice = f"; the clocks of {zone} may not be known here, local dates have no zone" if unknown else ""
-        raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them{advice}")
+        raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them")
     return placed
 
 
@@ -208,9 +207,9 @@ def features(dates: Dates, step: float) -> Values:
 
 
 def _iso_date(cell: str) -> datetime.datetime:
-    if ISO_DATE.fullmatch(cell) is None:
+    if not ISO_DATE.fullmatch(cell):
         raise ValueError
-    return datetime.datetime.fromisoformat(f"{cell}-01-01"[:10] if len(cell) < 10 else cell)
+    return datetime.datetime.fromisoformat(cell if len(cell) >= 10 else f"{cell}-01-01"[:10])
 
 
 def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | None) -> Any:

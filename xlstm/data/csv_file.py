@@ -81,7 +81,8 @@ class CsvFile:
 
     def __init__(self, path: AnyPath, dialect: Dialect = PLAIN) -> None:
         self.path, self.dialect = Path(path), dialect
-        self._lines, rows = array("q"), []
+        self._lines = array("q")
+        cells: list[str] = []  # of all rows one after another, as lists of a row each would keep the collector busy
         try:
             with self.path.open(encoding=ENCODINGS[dialect.encoding], newline="") as file:
                 first = file.readline()
@@ -94,15 +95,15 @@ class CsvFile:
                         problem = f"line {reader.line_num} has {len(row)} cells, expected {len(self.names)}"
                         raise ValueError(f"{path}: {problem} as in the header")
                     self._lines.append(reader.line_num)
-                    rows.append([cell.strip() for cell in row])
+                    cells += row
         except UnicodeError as error:
             others = " or ".join(name for name in ENCODINGS if name != dialect.encoding)
             problem = f"not {dialect.encoding.upper()} text ({getattr(error, 'reason', error)})"
             raise ValueError(f"{path}: {problem}; if it is in {others}, say so with --encoding (encoding=)") from error
         except csv.Error as error:
             raise ValueError(f"{path}: not a CSV file ({error} after line {reader.line_num})") from error
-        self.rows = len(rows)
-        self._cells: list[Sequence[str]] = [*zip(*rows, strict=True)] if rows else [() for _ in self.names]
+        self.rows, width = len(self._lines), len(self.names)
+        self._cells = [[cell.strip() for cell in cells[k::width]] for k in range(width)]
         self._signs = {",": "."} if dialect.decimal == "," or (dialect.decimal is None and delimiter == ";") else {}
         if dialect.decimal == ",":
             self._signs["."] = "x"  # a point is that of thousands, or a mistake
@@ -147,17 +148,14 @@ class CsvFile:
     @property
     def numeric(self) -> list[str]:
         """The columns in which some cell is a number, but the labels of rows."""
-        return [name for k, name in enumerate(self.names) if self._has_numbers[k] and k != self._label[0]]
+        label, cells = self._label[0], self._cells
+        return [name for k, name in enumerate(self.names) if k != label and any(map(is_number, cells[k]))]
 
     @property
     def dated(self) -> list[str]:
         """The column of dates, if there is one."""
         k, is_date = self._label
         return [self.names[k]] if k is not None and is_date else []
-
-    @functools.cached_property
-    def _has_numbers(self) -> list[bool]:
-        return [any(map(is_number, cells)) for cells in self._cells]
 
     @functools.cached_property
     def _label(self) -> tuple[int | None, bool]:
@@ -181,7 +179,8 @@ class CsvFile:
                 "(date_format='%d/%m/%Y'), write dates such as 2024-01-31, or leave the column out to take rows as "
                 "equal steps in the order of the file"
             )
-        is_label = len(self.names) > 1 and (self.names[0].lower() in HEADERS | INDEX or not self._has_numbers[0])
+        named = self.names[0].lower() in HEADERS | INDEX
+        is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
         return (0 if is_label else None), False
 
     def _is_date(self, cell: str, years: bool) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from xlstm.arrays.checks import shown
-from xlstm.data import writing
+from xlstm.data import reading, writing
 from xlstm.data.tensors import DTYPES, Host, check_shape, widened
 
 STORAGES = {
@@ -131,11 +131,7 @@ class TorchFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path}: a folder, expected a file of PyTorch")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+        self.path = path = reading.existing(Path(path), "file of PyTorch")
         self._size = path.stat().st_size
         self._latest: tuple[Storage, Host] | None = None
         try:

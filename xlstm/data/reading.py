@@ -74,6 +74,15 @@ def regular(path: Path) -> Path:
     return path
 
 
+def existing(path: Path, kind: str) -> Path:
+    """Return the path of a file of some kind; IsADirectoryError or FileNotFoundError where it is none."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected a {kind}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
 def content(path: Path, most: int) -> bytes:
     """Return the bytes of a file; ValueError if there are more than `most`."""
     with open(path, "rb") as file:

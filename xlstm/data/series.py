@@ -40,12 +40,8 @@ class Series:
     index : array (N,)
         The date of each row, another label, or its number where the file has none.
     calendar : Calendar or None
-        The steps of the dates; None without dates.
-    unit : str or None
-        Unit of the calendar, a NumPy datetime code such as "M" or "D", "B" for business days, or "SM" for two days of
-        each month; None without dates.
-    every : int
-        Units from one row to the next.
+        The steps of the dates; None without dates. They are `every` times its `unit`, a NumPy datetime code such as "M"
+        or "D", "B" for business days, or "SM" for two days of each month.
     note : str
         Changes to the rows in words; empty if there are none.
     """
@@ -62,19 +58,9 @@ class Series:
         return [*map(str, self.index)]
 
     @property
-    def unit(self) -> str | None:
-        """The unit of the calendar; None without dates."""
-        return None if self.calendar is None else self.calendar.unit
-
-    @property
-    def every(self) -> int:
-        """Units from one row to the next."""
-        return 1 if self.calendar is None else self.calendar.every
-
-    @property
     def step(self) -> str:
         """The time from one row to the next, such as "month"; "step" where that has no name."""
-        return STEP_NAMES.get((self.unit or "", self.every), "step")
+        return STEP_NAMES.get((self.calendar.unit, self.calendar.every), "step") if self.calendar else "step"
 
     @property
     def gaps(self) -> int:

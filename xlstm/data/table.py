@@ -22,7 +22,11 @@ Names = np.ndarray[Any, Any]
 
 def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
     """Open a file by its name, which ends with ".parquet" for a Parquet file."""
-    return ParquetFile(path) if is_parquet(path) else CsvFile(path, dialect)
+    if not is_parquet(path):
+        return CsvFile(path, dialect)
+    if dialect != PLAIN:
+        raise ValueError(f"{path}: is a Parquet file; date_format, decimal and encoding go with a CSV file")
+    return ParquetFile(path)
 
 
 def read_table(

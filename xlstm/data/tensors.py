@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -47,11 +47,7 @@ class Tensors:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path}: a folder, expected a safetensors file")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+        self.path = path = reading.existing(Path(path), "safetensors file")
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -68,9 +64,20 @@ class Tensors:
         return {name: self._read(name) for name in (self.shapes if names is None else names)}
 
     def _read(self, name: str) -> Host:
-        shape, dtype = self.shapes[name], self.dtypes[name]
-        found = read_at(f"{self.path}: {name}", self._file, self._starts[name], DTYPES[dtype], math.prod(shape))
-        return widened(found, dtype).reshape(shape)
+        shape, dtype, start = self.shapes[name], self.dtypes[name], self._starts[name]
+        array = np.empty(math.prod(shape), DTYPES[dtype])
+        buffer, done = array.view(np.uint8).data, 0
+        while done < array.nbytes:  # several threads may read one file at the same time
+            if hasattr(os, "preadv"):
+                some = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
+            else:  # Windows
+                with ONE:
+                    self._file.seek(start + done)
+                    some = self._file.readinto(buffer[done:])
+            if not some:
+                raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
+            done += some
+        return widened(array, dtype).reshape(shape)
 
     def mapped(self, name: str) -> Host | None:
         """Return an array whose numbers stay in the file until they are used; changes of it do not reach the file.
@@ -100,23 +107,6 @@ class Tensors:
             check_shape(name, shape, np.dtype(DTYPES[dtype]).itemsize)
             self.shapes[name], self.dtypes[name] = shape, dtype
             self._starts[name] = 8 + length + about["data_offsets"][0]
-
-
-def read_at(where: str, file: BinaryIO, start: int, dtype: str, count: int) -> Host:
-    """Return `count` numbers from a byte of a file on; several threads may read one file at the same time."""
-    found = np.empty(count, dtype)
-    room, done = found.view(np.uint8).data, 0
-    while done < found.nbytes:
-        if hasattr(os, "preadv"):
-            some = os.preadv(file.fileno(), [room[done:]], start + done)
-        else:  # Windows
-            with ONE:
-                file.seek(start + done)
-                some = file.readinto(room[done:])  # type: ignore[attr-defined]
-        if not some:
-            raise ValueError(f"{where} ends early, the file has changed while it was read")
-        done += some
-    return found
 
 
 def widened(array: Host, dtype: str) -> Host:

@@ -192,19 +192,17 @@ def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence
 
 
 def error(
-    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, slice]]
+    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, range]]
 ) -> float:
     """Return the mean square error over the validation parts, relative to that of repeating the last value."""
     H = line.coefficients.shape[1]
     own, naive = [], []
     for series, unit, part in zip(several, scaling.units, rows, strict=True):
-        at = np.arange(part["validation"].start, part["validation"].stop)
+        at = np.array(part["validation"])
         change = changes(series, at, H, part["validation"].stop, unit)
         own.append((change - line.apply(series, scaling, unit, at)) ** 2)
         naive.append(change**2)
-    there = ~np.isnan(np.concatenate(own))
-    total, base = (np.sum(np.where(there, np.concatenate(part), 0.0), axis=0) for part in (own, naive))
-    return float(np.mean(total / np.maximum(base, 1e-12)))
+    return float(np.mean(mean(np.concatenate(own)) / np.maximum(mean(np.concatenate(naive)), 1e-15)))
 
 
 def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:

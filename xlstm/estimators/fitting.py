@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,16 +22,7 @@ from xlstm.estimators.series_scaling import Scaling, names_of
 from xlstm.training import Trained
 
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
-Parts = dict[str, slice]
-
-
-class Prepared(NamedTuple):
-    """A network that is not trained yet, with its linear baseline, and the series and examples to fit it to."""
-
-    predictor: Predictor
-    several: list[TimeSeries]
-    train: Examples
-    validation: Examples
+Parts = dict[str, range]
 
 
 def longest(rows: int, horizon: int) -> int:
@@ -55,16 +46,17 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
         advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
         problem = f"a window of {window} and a horizon of {horizon} need {need} rows, {name} has {rows}"
         raise ValueError(f"Forecaster: {problem}; expected more rows, or {advice}")
-    return {part: slice(max(window, span.start), span.stop) for part, span in split(rows)._asdict().items()}
+    return {part: range(max(window, span.start), span.stop) for part, span in split(rows)._asdict().items()}
 
 
 def prepared(
     variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, backend: Backend
-) -> Prepared:
-    """Return a network for series, whose names are `ids` if they have some, and the examples to fit it to.
+) -> dict[str, Examples]:
+    """Return the examples to fit a network to, by "train" and "validation", of series with `ids` as names, if any.
 
-    The variant of the series is taken whose linear baseline forecasts the validation part best. A ValueError says that
-    a series is too short or constant, that a part has nothing to predict, or that a value is out of range.
+    Their predictor has no weights yet. The variant of the series is taken whose linear baseline forecasts the
+    validation part best. A ValueError says that a series is too short or constant, that a part has nothing to predict,
+    or that a value is out of range.
     """
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
@@ -72,12 +64,12 @@ def prepared(
     candidates = [_candidate(several, ids, settings, backend.dtype) for several in variants]
     _, several, parts, scaling, line = min(candidates, key=lambda one: one[0])
     predicts = Predictor(settings, backend, scaling, line, None, predictor.network(settings, scaling), {})
-    data: list[Examples] = []
+    data: dict[str, Examples] = {}
     for name in ("train", "validation"):
-        origins, stops = zip(*((_rows(part[name]), part[name].stop) for part in parts), strict=True)
-        data.append(predictor.examples(predicts, several, origins, stops))
-        predicts = data[-1].predictor
-    return Prepared(predicts, several, *data)
+        origins, stops = zip(*((np.array(part[name]), part[name].stop) for part in parts), strict=True)
+        data[name] = predictor.examples(predicts, several, origins, stops)
+        predicts = data[name].predictor
+    return data
 
 
 def _candidate(
@@ -91,12 +83,12 @@ def _candidate(
     for series, unit, part, name in zip(several, scaling.units, parts, named, strict=True):
         check_reach("Forecaster", series.known, unit, dtype, series.begin)
         for kind, rows in part.items():
-            there = ~np.isnan(baselines.targets(series, _rows(rows), s.horizon, rows.stop))
+            there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     lines = [baselines.repeating(scaling, s.horizon)]
     if s.linear_baseline != 0:
-        origins = [_rows(part["train"]) for part in parts]
+        origins = [np.array(part["train"]) for part in parts]
         usual = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
         lines = []
         for order in usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]:
@@ -119,9 +111,9 @@ def train(data: Examples, start: Params | None, **options: Any) -> Trained:
     return base.learn(one.settings, one.model, params, data, one.backend, loss=loss, **options)
 
 
-def refitted(plan: Prepared, start: Params | None, epochs: int, progress: Any) -> Predictor:
-    """Return a predictor whose network and linear baseline are fitted to all rows, the network for so many epochs."""
-    one, s, several = plan.predictor, plan.predictor.settings, plan.several
+def refitted(data: Examples, start: Params | None, epochs: int, progress: Any) -> Predictor:
+    """Return a predictor fitted to all rows of the series of examples, its network for so many epochs."""
+    one, s, several = data.predictor, data.predictor.settings, data.several
     stops, line = [len(series.values) for series in several], one.line
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.linear_baseline != 0:
@@ -137,7 +129,3 @@ def season_of(several: Sequence[TimeSeries], season: int | str) -> int:
         return season
     series = max(several, key=lambda one: len(one.values))
     return baselines.season(series.known[split(len(series.values)).train, 0])
-
-
-def _rows(part: slice) -> Any:
-    return np.arange(part.start, part.stop)

@@ -99,8 +99,6 @@ def labels(where: str, y: Any, count: int) -> Host:
         The number of labels is not `count`, a label is missing, or they are of several kinds.
     """
     array = _column(where, y, count, False)
-    if array.dtype.kind == "c":
-        raise ValueError(f"{where}: y: Complex data not supported")
     listed = y if isinstance(y, list | tuple) else array.tolist()
     for k, label in enumerate(listed):
         if label is None or label != label:
@@ -127,11 +125,10 @@ def weights(where: str, given: Any, count: int) -> Host | None:
     numbers = _numbers(where, "sample_weight", given)
     if numbers.shape != (count,):
         raise ValueError(f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)")
-    _finite(where, "sample_weight", numbers)
-    if np.any(numbers < 0):
-        raise ValueError(f"{where}: sample_weight has a weight of {numbers.min():g}, expected 0 or more")
-    if not np.any(numbers):
-        raise ValueError(f"{where}: sample_weight is zero everywhere, expected a weight above zero")
+    if not (np.all(numbers >= 0) and np.any(numbers)):
+        raise ValueError(
+            f"{where}: sample_weight has {numbers.min():g}, expected weights from 0 up, and some above zero"
+        )
     return numbers
 
 

@@ -43,6 +43,7 @@ class Settings:
     learning_rate, weight_decay : float
         Options of AdamW.
     batch_size : int
+        Windows of a batch.
     clip : float
         Limit of the global gradient norm.
     averaging : float
@@ -53,7 +54,9 @@ class Settings:
         Arithmetic of training, on a GPU; the weights stay float32. See `xlstm.precision`.
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
     num_layers : int
+        Number of recurrent layers.
     bidirectional : bool
+        Read a window in both directions.
     dropout : float
         Between layers.
     quantiles : list of float

@@ -30,17 +30,8 @@ CODECS: dict[str, Callable[[bytes], text.Codec]] = {
 LEAST = 2  # tokens of a text that can be learnt from or evaluated
 
 
-class _Results:
-    """The results of `fit`."""
-
-    codec_: text.Codec
-    codec_kind_: str
-    vocab_size_: int
-    held_out_: float | None
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
-class TextModel(TrainedEstimator, NetworkEstimator, _Results):
+class TextModel(TrainedEstimator, NetworkEstimator):
     """A language model that learns from a text, and writes more of it.
 
     The text is read as parallel streams whose state is carried on (truncated backpropagation through time). The last
@@ -49,8 +40,12 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
-    hidden_size, embedding_size, num_layers : int
-        In "xlstm" the embedding is as wide as the blocks.
+    hidden_size : int
+        Units of each recurrent layer, in "xlstm" the width of the blocks.
+    embedding_size : int
+        Width of the embedding of a token, in "xlstm" that of the blocks.
+    num_layers : int
+        Number of recurrent layers or blocks.
     dropout : float
         Rate of dropout of embeddings and between layers.
     options : dict, optional
@@ -78,7 +73,7 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU.
     backend : str or Backend, optional
-        As for `xlstm.backend`, by default "auto".
+        auto, numpy, cupy or torch, as for `xlstm.backend`; by default auto.
     dtype : {"float32", "float64"}
     warm_start : bool
         Let `fit` go on from the weights and the vocabulary that it found before.
@@ -185,7 +180,6 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         ValueError, TypeError
             The text has fewer than two tokens or a character that is not known, or is no text.
         """
-        self._check_fitted()
         return self._nats(np.array(self.codec_.encode(_text(type(self).__name__, X)), dtype=np.int64))
 
     def perplexity(self, X: Any) -> float:
@@ -217,7 +211,6 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         ValueError, TypeError
             The prompt is empty or has a character that is not known, or an option is out of range.
         """
-        self._check_fitted()
         numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
         if not numbers:
             raise ValueError(f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least")
@@ -227,11 +220,6 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
-
-    def _settings(self) -> dict[str, Any]:
-        settings = self.checked()
-        del settings["tokens"]  # the codec itself is in the file
-        return settings
 
     def _content(self) -> dict[str, Any]:
         return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}

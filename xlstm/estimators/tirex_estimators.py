@@ -17,9 +17,9 @@ from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
 from xlstm.data.panels import Given, Roles
 from xlstm.data.series_windows import split
-from xlstm.estimators import baselines, fitting, scores
+from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
-from xlstm.estimators.scores import Forecasts, Score
+from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
 from xlstm.models.tirex import PrefixStateCache, SyntheticPatches, TiRex, TiRex2, items, prediction
@@ -261,7 +261,7 @@ class ZeroShotForecaster(SeriesEstimator):
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         season = fitting.season_of(several, season)
-        return scores.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
+        return evaluation.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
 
     def _read(
         self,
@@ -302,17 +302,11 @@ class ZeroShotForecaster(SeriesEstimator):
 
 
 def _variates(X: Any) -> int:
-    """Return the number of variates of several series, which is the same for all.
-
-    Raises
-    ------
-    ValueError, TypeError
-        It is not, or these are not several series.
-    """
-    found = items.read_arrays(FEATURES, X, 2)
-    counts = {len(rows) for rows in found.rows}
-    if found.single or len(counts) > 1:
-        kinds = "one series" if found.single else f"series with {sorted(counts)} variates"
+    """Return the number of variates of several series, which is the same for all; raise ValueError where it is not."""
+    series = items.read_arrays(FEATURES, X, 2)
+    counts = {len(rows) for rows in series.rows}
+    if series.single or len(counts) > 1:
+        kinds = "one series" if series.single else f"series with {sorted(counts)} variates"
         raise ValueError(f"{FEATURES}: X is {kinds}, expected several with one number of variates")
     return counts.pop()
 
@@ -371,7 +365,7 @@ class TiRexFeatures(Estimator):
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
             Series, of which NaN are missing values. A table has a row for each series, or with `series_id` a row for
-            each step of each series, as `TiRex.forecast` takes it.
+            each step of each series.
         y : object, optional
             It is not used.
 
@@ -386,8 +380,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
-        self.n_variates_ = _variates(self._rows(model, X))
-        self.model_, self.params_ = model, params
+        self._become(model_=model, n_variates_=_variates(self._rows(model, X)), params_=params)
         return self
 
     def transform(self, X: Any) -> Values:
@@ -401,21 +394,18 @@ class TiRexFeatures(Estimator):
         Returns
         -------
         array (S, blocks * V * D)
-            float64, with the units of each variate side by side and those of the first block first. Series of a long
-            table are in the order in which their names come first.
+            float64, with the units of each variate side by side and those of the first block first.
 
         Raises
         ------
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        self._check_fitted()
         X = self._rows(self.model_, X)
-        if _variates(X) != self.n_variates_:
-            expected = f"expected {self.n_variates_}, as in fit"
-            raise ValueError(f"{FEATURES}: series have {_variates(X)} variates, {expected}")
-        found: Values = self.model_.embed(self.params_, X, batch_size=self.batch_size)
-        return found
+        count = _variates(X)
+        if count != self.n_variates_:
+            raise ValueError(f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit")
+        return np.asarray(self.model_.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
         """Return `fit(X).transform(X)`; see there."""
@@ -433,17 +423,14 @@ class TiRexFeatures(Estimator):
         -------
         array of str
         """
-        self._check_fitted()
         return np.array(prediction.names(self.model_, self.n_variates_), dtype=object)
 
     def _rows(self, model: Any, X: Any) -> Any:
-        """Return series, those of a table as arrays."""
+        """Return series; a table has one in each row, or with `series_id` one for each name."""
         if self.series_id is not None:
             items.is_table(FEATURES, "X", X, series_id=self.series_id)
-            table = items.Table.of(FEATURES, model, X, Roles(self.targets, series_id=self.series_id))
-            return [one.values.T for one in table.series]
-        if self.targets is not None:
-            raise ValueError(f"{FEATURES}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
+            roles = Roles(self.targets, series_id=self.series_id).checked(FEATURES)
+            return [one.values.T for one in items.read_table(FEATURES, model, X, Covariates(), roles)[1]]
         return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
@@ -469,6 +456,7 @@ class TiRexTrainer(TrainedEstimator):
     every : int
         Batches between two looks at the validation loss, on series that are no part of training, and checkpoints.
     learning_rate : float
+        That of AdamW.
     weight_decay : float
         Decay of AdamW.
     schedule : {"cosine", "constant"}
@@ -482,6 +470,7 @@ class TiRexTrainer(TrainedEstimator):
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training on a GPU.
     backend : str or Backend, optional
+        auto, numpy, cupy or torch; by default auto.
     dtype : {"float32", "float64"}
     callbacks : list of Callback
     checkpoints : path, optional
@@ -558,5 +547,4 @@ class TiRexTrainer(TrainedEstimator):
         NotFittedError, OSError
             There is no model yet, or a file cannot be written.
         """
-        self._check_fitted()
         tirex.save(path, self.model_, self.params_)

@@ -258,8 +258,6 @@ def _object(layer: Any) -> _Item:
 def _in_config(root: dict[str, Any], config: Any) -> list[Level]:
     """Return the recurrent layers of a `.keras` file, in the order of its configuration."""
     try:
-        if isinstance(config["class_name"], str) and "layers" not in config["config"]:
-            raise ValueError(f"the model is a {config['class_name']}, expected Sequential or Functional")
         return _levels(_configured(root, config), config["class_name"] == "Sequential")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error

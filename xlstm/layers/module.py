@@ -221,17 +221,19 @@ class Forward:
     def __init__(self, module: Module, xp: Namespace, p: Params, span: Any = None) -> None:
         self.module, self.xp, self.p, self.span = module, xp, p, span
         self.kept: dict[str, Any] = {}
+        self.keeps = span is None or span.keep
 
     def __call__(self, name: str, x: Array, *state: Any) -> Any:
         """Run a part."""
         part, p = self.module.parts[name], self.module.below(name, self.p)
         *found, kept = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
-        self.keep(**{name: kept})
+        if self.keeps:
+            self.kept[name] = kept
         return found if state else found[0]
 
     def keep(self, **values: Any) -> None:
         """Keep values by name."""
-        if self.span is None or self.span.keep:
+        if self.keeps:
             self.kept |= values
 
     def dropped(self, name: str, y: Array, rate: float) -> Array:

@@ -55,7 +55,10 @@ def parameter_table(params: Params) -> list[Parameter]:
         `params` is no dict of arrays of finite numbers, or is empty.
     """
     rows = []
-    for name, values in _host("parameter_table", params).items():
+    for name, array in checks.mapping("parameters", params).items():
+        values = np.asarray(to_numpy(array))
+        if values.dtype.kind not in "fiu" or values.size == 0 or not np.all(np.isfinite(values)):
+            raise ValueError(f"parameters: {name} is {checks.shown(values)}, expected finite numbers")
         wide = values.astype(np.float64)
         numbers = (np.linalg.norm(wide), wide.mean(), wide.std(), wide.min(), wide.max())
         rows.append(Parameter(name, tuple(values.shape), *map(float, numbers)))
@@ -79,26 +82,18 @@ def parameters(params: Params) -> Any:
     ValueError, TypeError
         As `parameter_table` does; or there are more than 120.
     """
-    host = _host("parameters", params)
-    if len(host) > MOST:
-        raise ValueError(f"parameters: there are {len(host)} parameters, expected at most {MOST}; draw some at a time")
-    figure, panels = figures.panels(len(host), 3, 1.35)
-    for k, (axes, row) in enumerate(zip(panels, parameter_table(params), strict=True)):
-        axes.hist(host[row.name].reshape(-1), BINS, color=figures.DARK)
+    rows = parameter_table(params)
+    if len(rows) > MOST:
+        raise ValueError(f"parameters: there are {len(rows)} parameters, expected at most {MOST}; draw some at a time")
+    figure, panels = figures.panels(len(rows), 3, 1.35)
+    for k, (axes, row) in enumerate(zip(panels, rows, strict=True)):
+        axes.hist(to_numpy(params[row.name]).reshape(-1), BINS, color=figures.DARK)
         axes.axvline(0, color="0.3", linewidth=0.6)
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
         title = f"{textwrap.fill(row.name, LETTERS)}\n{shape}, norm {row.norm:.3g}"
-        figures.label(axes, title, "value" if k + 3 >= len(host) else "", "count" if k % 3 == 0 else "", figures.SMALL)
+        figures.label(axes, title, "value" if k + 3 >= len(rows) else "", "count" if k % 3 == 0 else "", figures.SMALL)
     return figure
-
-
-def _host(where: str, params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    arrays = {name: np.asarray(to_numpy(values)) for name, values in checks.mapping(where, params).items()}
-    for name, values in arrays.items():
-        if values.dtype.kind not in "fiu" or values.size == 0 or not np.all(np.isfinite(values)):
-            raise ValueError(f"{where}: {name} is {checks.shown(values)}, expected finite numbers")
-    return arrays
 
 
 class GradientNorm(NamedTuple):

@@ -190,7 +190,9 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     totals = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.maximum(totals, 1)
     C, names = len(known), [str(label) for label in known]
-    figure, (axes,) = figures.panels(1, 1, min(figures.WIDTH, 2.2 + 0.45 * C))
+    height = min(figures.WIDTH, 2.2 + 0.45 * C)
+    figure, (axes,) = figures.panels(1, 1, height)
+    figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
     figures.heat_map(axes, shares, (0, 100), "share of the true label (%)")
     if C <= WRITTEN:
         for row, column in np.ndindex(C, C):

@@ -16,6 +16,7 @@ from xlstm.arrays.namespace import Array, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.layers.sequence import SequenceLayer
 
+MATRICES = ("*.W", "*.Wx", "*.Wh")
 SEQUENCE = checks.instance(SequenceLayer, "a layer or a model that goes through time")
 
 
@@ -54,12 +55,7 @@ class LowRank:
     """
 
     def __init__(
-        self,
-        model: Any,
-        params: Params,
-        rank: int = 8,
-        scale: float = 1.0,
-        names: Sequence[str] = ("*.W", "*.Wx", "*.Wh"),
+        self, model: Any, params: Params, rank: int = 8, scale: float = 1.0, names: Sequence[str] = MATRICES
     ) -> None:
         where = "LowRank"
         self.model = SEQUENCE(where, "model", model)

@@ -272,12 +272,12 @@ class ReduceOnPlateau(Callback):
         return None
 
     def state(self) -> dict[str, Any]:
-        return {"scale": self.scale, "best": None if math.isinf(self.best) else self.best, "bad": self.bad}
+        return {"scale": self.scale, "best": self.best, "bad": self.bad}
 
     def restore(self, state: dict[str, Any]) -> None:
         where = "ReduceOnPlateau"
         self.scale = checks.non_negative(where, "scale", state["scale"])
-        self.best = math.inf if state["best"] is None else checks.any_number(where, "best", state["best"])
+        self.best = checks.any_number(where, "best", state["best"])
         self.bad = checks.size_or_0(where, "bad", state["bad"])
 
 

@@ -396,7 +396,7 @@ class _Rule:
         params: Params,
         grads: Params,
         slots: Slots,
-        numbers: Sequence[Any],
+        numbers: Any,
         done: Array | None = None,
         in_place: bool = False,
     ) -> tuple[Params, Slots]:

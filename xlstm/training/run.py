@@ -232,20 +232,11 @@ class Run:
         """Tell all callbacks of the end of a step or epoch; return whether one says, by True or NumPy's, to stop."""
         if not self.callbacks:
             return False
-        now = Progress(
-            self.epoch,
-            min(self.epochs, -(-self.steps // max(1, len(self.data)))),
-            self.done,
-            len(self.data),
-            self.losses[-1],
-            self.validations[-1] if self.validations else None,
-            self.lowest if self.validations else None,
-            self.seconds,
-            self.best_epoch,
-            self.norm,
-            self.total,
-            self.judged,
-        )
+        epochs = min(self.epochs, -(-self.steps // max(1, len(self.data))))
+        place = (self.epoch, epochs, self.done, len(self.data))
+        validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
+        losses = (self.losses[-1], validation, best)
+        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged)
         answers = [getattr(callback, event)(now) for callback in self.callbacks]
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
@@ -253,16 +244,10 @@ class Run:
         unsaved = self.folder.missing(self.total)
         if unsaved:
             warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
-        return Trained(
-            self.best if self.validations else self.judged,
-            self.losses,
-            self.validations,
-            self.best_epoch,
-            self.epoch <= self.epochs and self.total < self.steps,
-            self.seconds,
-            self.skipped,
-            unsaved,
-        )
+        best = self.best if self.validations else self.judged
+        stopped = self.epoch <= self.epochs and self.total < self.steps
+        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved)
+        return Trained(best, self.losses, self.validations, *how)
 
     def _save(self) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""

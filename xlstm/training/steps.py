@@ -406,9 +406,10 @@ def _each(
 
 
 def _weighted(xp: Namespace, g: Array, sums: Array, weight: Any, *counts: Array, first: bool) -> Array:
-    before = xp.zeros_like(sums) if first else sums
-    added = before + weight * g
-    return xp.where(counts[0] > 0, added, before) if counts else added
+    added = weight * g if first else sums + weight * g
+    if not counts:
+        return added
+    return xp.where(counts[0] > 0, added, xp.zeros_like(sums) if first else sums)
 
 
 def _mean(xp: Namespace, sums: Array, total: Any) -> Array:

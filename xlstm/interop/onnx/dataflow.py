@@ -102,13 +102,15 @@ def values_of(graph: Any, constants: Constants, layers: Iterable[int], read: Rea
         known = node.domain in DOMAINS
         sources = [values[name] for name in names_into(node, VALUES.get(node.op_type) if known else None)]
         fed, behind = any(v.from_inputs for v in sources), k in layers or any(v.from_layers for v in sources)
-        for name in node.output:
+        for name in filter(None, node.output):
             values[name] = Value(name, node, None, name, declared.get(name), from_inputs=fed, from_layers=behind)
+        first = next(iter(node.output), "")
         if k in layers:
-            y = values[next(iter(node.output), "")]._replace(axes=read(k, values))
-            values[y.name] = y
-        elif known and node.output:
-            values[node.output[0]] = _computed(node, values, constants)
+            axes = read(k, values)
+            if first:
+                values[first] = values[first]._replace(axes=axes)
+        elif known and first:
+            values[first] = _computed(node, values, constants)
     return values
 
 

@@ -29,7 +29,8 @@ OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
 LAYERS = 1000  # of a stack, at most
 MOST = 6  # values of an attribute: an LSTM has three activations for each direction
 GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
-STATES = ("initial_h", "initial_c")
+LENGTHS = "sequence_lens"
+GIVEN = (LENGTHS, "initial_h", "initial_c")  # inputs that a call gives, or that are left out
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 # Attributes of few values, of which the first is the default.
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -106,12 +107,10 @@ def from_onnx(
 
     values = values_of(graph, constants, chosen, read)
     stack, names = [nodes[k] for k in chosen], [_name(graph.node[k]) for k in chosen]
-    try:
-        _check(values, constants, stack)
-    except _UnprovenError as error:
+    if problem := _problem(values, constants, stack):
         several = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
-        raise ValueError(f"{where}: {several} make no stack{expected}; {error}") from None
+        raise ValueError(f"{where}: {several} make no stack{expected}; {problem}")
     layer, params = stacked(where, names, [(one.layer, one.params) for one in stack])
     one_dtype(where, params, ValueError)
     source = values[stack[0].inputs["X"]].node
@@ -272,35 +271,28 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-class _UnprovenError(ValueError):
-    """The graph alone does not say it."""
-
-
-def _check(values: Values, constants: Constants, nodes: list[Node]) -> None:
-    """Raise ValueError unless nodes can be the layers of one stack.
+def _problem(values: Values, constants: Constants, nodes: list[Node]) -> str:
+    """Return why the graph does not show that nodes are the layers of one stack, "" if it does.
 
     A node's X has to be Y of the node before, with directions and features joined in one axis. An initial state
-    and lengths have to be the default, or values that a call gives.
+    and lengths have to be the default, or values that a call gives; raise ValueError if they are not.
     """
     for before, node in pairwise(nodes):
         x = values[node.inputs["X"]]
         if x.root != before.y:
             described = values[x.root].described if x.root else x.described
-            raise _UnprovenError(f"X of {node.label} is {described}, which is not known to be Y of {before.label}")
+            return f"X of {node.label} is {described}, which is not known to be Y of {before.label}"
         directions, H = before.axes[2 if before.batch_first else 1], before.axes[3]
         if x.axes != (*before.outer(node.batch_first), directions + H):
             outer = "batch, time" if node.batch_first else "time, batch"
-            expected = f"expected ({outer}, directions*H)"
-            raise _UnprovenError(f"X of {node.label} has the axes of Y of {before.label} in another order, {expected}")
-    lengths = {_state(values, constants, node, "sequence_lens") for node in nodes}
-    for node, name in ((node, name) for node in nodes for name in STATES):
-        _state(values, constants, node, name)
-    if len(lengths) > 1:
-        raise _UnprovenError("sequence_lens is not the same for all of them")
-    for k, node in enumerate(nodes):
-        for name in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
-            if name in node.inputs and values[node.inputs[name]].from_layers:
-                raise _UnprovenError(f"{name} of {node.label} depends on what they compute")
+            order = f"expected ({outer}, directions*H)"
+            return f"X of {node.label} has the axes of Y of {before.label} in another order, {order}"
+    states = {(node.label, name): _state(values, constants, node, name) for node in nodes for name in GIVEN}
+    if len({name for (_, kind), name in states.items() if kind == LENGTHS}) > 1:
+        return f"{LENGTHS} is not the same for all of them"
+    inputs = {**states, (nodes[0].label, "X"): nodes[0].inputs["X"]}
+    behind = [f"{kind} of {label}" for (label, kind), name in inputs.items() if values[name].from_layers]
+    return f"{behind[0]} depends on what they compute" if behind else ""
 
 
 def _state(values: Values, constants: Constants, node: Node, name: str) -> str:
@@ -310,10 +302,10 @@ def _state(values: Values, constants: Constants, node: Node, name: str) -> str:
     value, what = values[node.inputs[name]], f"{node.where}: {name}"
     if value.from_inputs:
         return value.name
-    default = 0 if name in STATES else size_of(node.outer(False)[0])
+    default = 0 if name != LENGTHS else size_of(node.outer(False)[0])
     if value.parts and all(_holds_only(what, part, default, constants) for part in value.parts):
         return ""
-    words = "0" if name in STATES else "the number of time steps"
+    words = "0" if name != LENGTHS else "the number of time steps"
     problem = f"{value.described}, of constants that are not known to be"
     if value.tensor is not None:
         problem = "a constant other than"

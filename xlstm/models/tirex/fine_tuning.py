@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
+from xlstm.data.covariates import Covariates
 from xlstm.data.panels import Roles
 from xlstm.data.series import synthetic
 from xlstm.models.tirex import items, transforms
@@ -208,8 +209,9 @@ def read_training(
     """Return series, of a table or of arrays, with their covariates."""
     arrays = {"series": series, "past": past, "future": future}
     if items.is_table(where, "series", series, targets=targets, series_id=series_id):
-        table = items.Table.of(where, model, series, Roles(targets, past, future, None, series_id))
-        ends = [(one, len(one.values)) for one in table.series]
+        roles = Roles(targets, past, future, None, series_id).checked(where)
+        _, read = items.read_table(where, model, series, Covariates(), roles)
+        ends = [(one, len(one.values)) for one in read]
         arrays = dict.fromkeys(arrays) | items.arguments(model, ends)
     return items.read_items(where, model, **arrays)[1]
 

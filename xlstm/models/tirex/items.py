@@ -322,14 +322,6 @@ def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0
     }
 
 
-def distinct_levels(where: str, quantiles: Any, trained: Sequence[float]) -> tuple[float, ...]:
-    """Return levels of quantiles that become columns; raise as `levels_of`, or where there is one twice."""
-    levels = transforms.levels_of(where, quantiles, trained)
-    if len(set(levels)) < len(levels):
-        raise ValueError(f"{where}: quantiles is {checks.shown(quantiles)}, expected each level once")
-    return levels
-
-
 class Pretrained(NamedTuple):
     """A TiRex with its parameters, and the keywords of its forecasts of tables and of time series."""
 
@@ -364,7 +356,7 @@ def forecast_table(
     """Run `forecast` of a model, which describes the arguments, on a table."""
     where = type(model).__name__
     horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
-    levels = distinct_levels(where, quantiles, model.quantiles)
+    levels = transforms.levels_of(where, quantiles, model.quantiles)
     if later is not None and not (roles.future and frames.has_columns(later)):
         expected = "a table" if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
@@ -373,22 +365,3 @@ def forecast_table(
         raise TypeError(f"{where}: later is None, expected {expected}")
     given, series = read_table(where, model, table, Covariates(future=later), roles, horizon, later="later")
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)
-
-
-class Table(NamedTuple):
-    """A table as it was given, its series, and the checked roles of its columns."""
-
-    given: Given
-    series: list[TimeSeries]
-    roles: Roles
-
-    @classmethod
-    def of(cls, where: str, model: Any, table: Any, roles: Roles) -> Table:
-        """Return the series of a table for a model; errors are those of `forecast`, and name the caller, `where`."""
-        roles = roles.checked(where)
-        return cls(*read_table(where, model, table, Covariates(), roles), roles)
-
-    @property
-    def columns(self) -> list[Values]:
-        """Each target of each series by itself, (L,)."""
-        return [column for one in self.series for column in one.values.T]
