@@ -38,7 +38,7 @@ def library() -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Open a file: its groups as nested dicts of datasets, and the configuration of a .keras file, else None.
+    """Open a file: its datasets by their paths, and the configuration of a .keras file, else None.
 
     Raise OSError if there is no such file, and ValueError if it is neither a .weights.h5 nor a .keras file, is damaged,
     or declares more than it holds.
@@ -56,12 +56,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     except (*DAMAGED, ValueError) as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
     with file:
-        sizes: dict[int, int] = {}
-        groups = _groups(file, sizes)
-        declared = sum(sizes.values())  # of all arrays together, since several can be said to lie at the same place
-        if declared > len(blob):
-            raise ValueError(f"{path}: its arrays declare {declared} bytes, the file has {len(blob)}")
-        yield groups, config
+        yield _datasets(path, file, len(blob)), config
 
 
 def _unzipped(path: Path) -> tuple[Any, bytes]:
@@ -103,32 +98,30 @@ def _check_lists(blob: bytes) -> None:
                 raise ValueError("its lists of free space loop")
 
 
-def _groups(group: Any, sizes: dict[int, int]) -> dict[str, Any]:
-    """Return a group as a dict of groups and of datasets that are not read yet; `sizes` gets the bytes of each item.
+def _datasets(path: Path, file: Any, most: int) -> dict[str, Any]:
+    """Return the arrays of a file by their paths, not read yet; links are not followed.
 
-    Raise ValueError if there is a link, an item under several names, or too many or too deep groups.
+    Raise ValueError if there are too many items or too deep groups, or if arrays declare more than `most` bytes.
     """
-    h5py = library()
-    if group.name.count("/") > DEEPEST:
-        raise ValueError(f"{group.name}: groups are nested more than {DEEPEST} deep")
-    items: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
+    count = declared = 0
+
+    def visit(name: str, item: Any) -> None:
+        nonlocal count, declared
+        count += 1
+        if count > MOST or name.count("/") > DEEPEST:
+            raise ValueError(f"{path}: there are more than {MOST} groups and arrays, or more than {DEEPEST} levels")
+        if isinstance(item, library().Dataset):
+            declared += math.prod(item.shape or (0,)) * item.id.get_type().get_size()
+            datasets[name] = item
+
     try:
-        for name in group:
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise ValueError(f"{group.name}/{name}: is a {type(link).__name__}, which is not followed")
-            item = group[name]
-            address = h5py.h5o.get_info(item.id).addr
-            if address in sizes:
-                raise ValueError(f"{item.name}: is there under several names, expected one")
-            dataset = isinstance(item, h5py.Dataset)
-            sizes[address] = math.prod(item.shape or (0,)) * item.id.get_type().get_size() if dataset else 0
-            if len(sizes) > MOST:
-                raise ValueError(f"{group.name}: there are more than {MOST} groups and arrays")
-            items[name] = _groups(item, sizes) if isinstance(item, h5py.Group) else item
+        file.visititems(visit)
     except DAMAGED as error:
-        raise ValueError(f"{group.name}: is not readable ({error})") from error
-    return items
+        raise ValueError(f"{path}: is not readable ({error})") from error
+    if declared > most:  # of all arrays together, since several can be said to lie at the same place
+        raise ValueError(f"{path}: its arrays declare {declared} bytes, the file has {most}")
+    return datasets
 
 
 def array(where: str, dataset: Any) -> Host:
@@ -136,16 +129,13 @@ def array(where: str, dataset: Any) -> Host:
 
     It has to lie in one piece, as Keras writes it: pieces may be compressed, and unpack to any size.
     """
-    h5py = library()
-    if not isinstance(dataset, h5py.Dataset):
-        raise ValueError(f"{where}: is a {type(dataset).__name__}, expected an array")
     try:
         layout, dtype, shape = dataset.id.get_create_plist(), dataset.dtype, dataset.shape
         if dtype not in (np.float16, np.float32, np.float64):
             raise ValueError(f"has dtype {dtype}, expected float32 or float64")
         if shape is None or not 1 <= len(shape) <= 2:
             raise ValueError(f"has shape {shape}, expected one axis or two")
-        in_one_piece = layout.get_layout() == h5py.h5d.CONTIGUOUS and dataset.id.get_storage_size()
+        in_one_piece = layout.get_layout() == library().h5d.CONTIGUOUS and dataset.id.get_storage_size()
         if not in_one_piece or layout.get_external_count():
             raise ValueError("does not lie in one piece in the file, as Keras writes it")
         values: Host = dataset[()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,9 +161,8 @@ def _single(level: Level) -> tuple[Layer, Params]:
     """Return the layer and the parameters of one level."""
     order, (kernel, recurrent, *bias) = ORDER[level.kind], level.weights[0]
     G = len(order)
-    for name, array, size in zip(WEIGHTS, level.weights[0], "DH", strict=False):
-        checks.shape("from_keras", f"{level.name}: {name}", array, {size: None, f"{G}H": None})
-    D, H, options = kernel.shape[0], recurrent.shape[0], dict(level.options)
+    D, H = (array.shape[0] if array.ndim else 0 for array in (kernel, recurrent))
+    options = dict(level.options)
     told, after = options.get("reset_after"), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
     if told is not None and (level.kind != "gru" or (bias and told != after)):
         raise ValueError(f"from_keras: {level.name}: reset_after is {told}, which its weights contradict")
@@ -214,8 +214,8 @@ def _in_objects(source: Any) -> list[Level]:
 def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
     """Return the recurrent layers in a `.keras` or `.weights.h5` file; `told` are options that the latter lacks."""
     try:
-        with hdf5.opened(path) as (root, config):
-            return _in_groups(root, told) if config is None else _in_config(root, config)
+        with hdf5.opened(path) as (datasets, config):
+            return _in_groups(datasets, told) if config is None else _in_config(datasets, config)
     except ValueError as error:
         words = str(error).removeprefix("from_keras: ").removeprefix(f"{path}: ")
         raise ValueError(f"{path}: {words}") from error
@@ -255,56 +255,52 @@ def _object(layer: Any) -> _Item:
     return _Item({"class_name": type(layer).__name__, "config": config}, inner, weights)
 
 
-def _in_config(root: dict[str, Any], config: Any) -> list[Level]:
+def _in_config(datasets: dict[str, Any], config: Any) -> list[Level]:
     """Return the recurrent layers of a `.keras` file, in the order of its configuration."""
     try:
-        return _levels(_configured(root, config), config["class_name"] == "Sequential")
+        return _levels(_configured(datasets, config), config["class_name"] == "Sequential")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error
 
 
-def _configured(root: dict[str, Any], config: dict[str, Any]) -> list[_Item]:
-    """Return the layers of a model by its configuration; its weights lie in the groups of `root`."""
+def _configured(datasets: dict[str, Any], config: dict[str, Any], path: str = "") -> list[_Item]:
+    """Return the layers of a model by its configuration; its weights are those whose paths begin with `path`."""
     items: list[_Item] = []
     used: dict[str, int] = {}
     for about in config["config"]["layers"]:
         base = _snake(about["class_name"])
         count = used[base] = used.get(base, -1) + 1
-        key = f"{base}_{count}" if count else base
-
-        def weights(both: bool, key: str = key) -> list[list[Host]]:
-            return [_weights(_group(root, "layers", key), key, part) for part in PARTS[both]]
-
-        container = about["class_name"] in CONTAINERS
-        items.append(_Item(about, _configured(_group(root, "layers", key), about) if container else None, weights))
+        group = f"{path}layers/{base}_{count}" if count else f"{path}layers/{base}"
+        inner = _configured(datasets, about, f"{group}/") if about["class_name"] in CONTAINERS else None
+        items.append(_Item(about, inner, partial(_weights, datasets, group)))
     return items
 
 
-def _in_groups(groups: dict[str, Any], told: dict[str, Any], path: str = "") -> list[Level]:
-    """Return the recurrent layers of a `.weights.h5` file by its groups; those of one class in their order.
+def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
+    """Return the recurrent layers of a `.weights.h5` file, those of one class in their order.
 
     The name that Keras keeps in an attribute is not read, since HDF5 hangs on a damaged one.
     """
-    levels: list[Level] = []
-    # lstm_2 comes before lstm_10
-    for key in sorted(groups, key=lambda key: [(int(n or 0), text) for text, n in re.findall(r"(\D*)(\d{0,9})", key)]):
-        group = groups[key]
-        if not isinstance(group, dict):
-            continue
-        name = path if key == "layers" else f"{path}/{key}".lstrip("/")
-        both = "forward_layer" in group and "backward_layer" in group
-        cell = group.get("cell")
-        if both or (isinstance(cell, dict) and cell.get("vars")):
-            weights = [_weights(group, name, part) for part in PARTS[both]]
-            shape = weights[0][1].shape
-            kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
-            if kind is None:
-                expected = "expected (H, 4H), (H, 3H) or (H, H)"
-                raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
-            levels.append(Level(name, kind, weights, told))
-        else:
-            levels += _in_groups(group, told, name)
+    groups: dict[str, bool] = {}  # those of recurrent layers, and whether they have two directions
+    for path in sorted(datasets, key=_numbered):
+        if match := re.fullmatch(r"(.+?)/(forward_layer/|backward_layer/)?cell/vars/0", path):
+            groups[match[1]] = match[2] is not None
+    levels = []
+    for group, both in groups.items():
+        name = "/".join(part for part in group.split("/") if part != "layers")
+        weights = _weights(datasets, group, both)
+        shape = weights[0][1].shape
+        kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
+        if kind is None:
+            expected = "expected (H, 4H), (H, 3H) or (H, H)"
+            raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
+        levels.append(Level(name, kind, weights, told))
     return levels
+
+
+def _numbered(path: str) -> list[tuple[int, str]]:
+    """Return a key to sort paths by, in which lstm_2 comes before lstm_10."""
+    return [(int(number or 0), text) for text, number in re.findall(r"(\D*)(\d{0,9})", path)]
 
 
 def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
@@ -339,24 +335,17 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
     return (*chosen, chosen[1]) if kind == "lstm" else chosen
 
 
-def _weights(group: dict[str, Any], name: str, part: str) -> list[Host]:
-    """Return the arrays of one layer and direction in a file."""
-    where = f"{name}/{part}cell/vars"
-    arrays = _group(group, *part.split("/")[:-1], "cell", "vars")
-    if set(arrays) not in ({"0", "1"}, {"0", "1", "2"}):
-        there = ", ".join(arrays) or "none"
-        raise ValueError(f"from_keras: {where} has arrays {there}, expected 0, 1 and perhaps 2")
-    return [hdf5.array(f"{where}/{key}", arrays[key]) for key in sorted(arrays)]
-
-
-def _group(group: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return a group in groups."""
-    for name in names:
-        if not isinstance(group.get(name), dict):
-            there = ", ".join(group) or "nothing"
-            raise ValueError(f"from_keras: the file has no group {'/'.join(names)}, found {there}")
-        group = group[name]
-    return group
+def _weights(datasets: dict[str, Any], group: str, both: bool) -> list[list[Host]]:
+    """Return the arrays of one layer in a file, by direction."""
+    weights = []
+    for part in PARTS[both]:
+        where = f"{group}/{part}cell/vars"
+        there = sorted(path.removeprefix(f"{where}/") for path in datasets if path.startswith(f"{where}/"))
+        if there not in (["0", "1"], ["0", "1", "2"]):
+            listed = checks.few(there) or "none"
+            raise ValueError(f"from_keras: {where} has arrays {listed}, expected 0, 1 and perhaps 2")
+        weights.append([hdf5.array(f"{where}/{key}", datasets[f"{where}/{key}"]) for key in there])
+    return weights
 
 
 def _snake(name: str) -> str:

@@ -26,7 +26,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.published import BLOCKS, Host, Key, Layout, Pieces, Shape, Shards, Table, options, take, values
+from xlstm.interop.published import Host, Key, Layout, Pieces, Shape, Shards, Table, options, take, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
@@ -139,7 +139,7 @@ FEED_FORWARD = _table(
 # A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
 STACK = _table(
     {
-        "num_blocks": Key(checks.size, "num_blocks", 1),
+        "num_blocks": Key(published.blocks, "num_blocks", 1),
         "embedding_dim": Key(checks.size, "size", 128),
         "vocab_size": Key(checks.size),
         "slstm_at": Key(_places, "slstm_at", ()),
@@ -166,7 +166,7 @@ LARGE = Table(
     {
         "embedding_dim": Key(checks.size, "size"),
         "num_heads": Key(checks.size, "num_heads"),
-        "num_blocks": Key(checks.size, "num_blocks"),
+        "num_blocks": Key(published.blocks, "num_blocks"),
         "vocab_size": Key(checks.size),
         "use_bias": Key(checks.flag, "bias", False),
         "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
@@ -188,7 +188,7 @@ TRANSFORMERS = Table(
     {
         **{name: key for name, key in LARGE.keys.items() if name != "add_out_norm"},  # there is a norm whatever it says
         "embedding_dim": Key(checks.size, "size", 4096),
-        "num_blocks": Key(checks.size, "num_blocks", 32),
+        "num_blocks": Key(published.blocks, "num_blocks", 32),
         "num_heads": Key(checks.size, "num_heads", 8),
         "vocab_size": Key(checks.size, usual=50304),
         "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
@@ -242,7 +242,7 @@ def load(
     shards = Shards(path, map(Tensors, published.files_of(path)))
     large = any(name.startswith("backbone.") for name in shards.shapes)
     described = published.config_beside(path, instead=", or config=") if config is None else config
-    model, style = model_of(described, most=len(shards.shapes), large=large)
+    model, style = model_of(described, large=large)
     theirs = _pieces(model, style, shards.shapes)
     published.check(theirs, shards, {HEAD, _embedding(model, style)} if model.tied else ())
     if model.tied and not _same_head(model, style, shards):
@@ -280,16 +280,11 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     config = config_of(model)
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
     file, beside = published.places(Path(path))
-    texts = {beside: json.dumps(config, indent=2)}
+    text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))  # in YAML 1e-06 would be a string
+    texts = {beside: text}
     if beside.name == "config.json" and isinstance(backbone, xLSTMLarge):
-        texts[beside.with_name("config.yaml")] = _yaml(config)
+        texts[beside.with_name("config.yaml")] = text  # JSON is YAML
     published.write(file, arrays, texts)
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    """Return a configuration without others in it as YAML, where 1e-06 would be a string."""
-    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
-    return re.sub(r"(: \d+)e", r"\1.0e", lines)
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
@@ -351,21 +346,17 @@ def _embedding(model: xLSTMLanguageModel, style: str) -> str:
 
 
 @reading.brief()
-def model_of(
-    config: Config, where: str = "config", most: int = BLOCKS, large: bool = False
-) -> tuple[xLSTMLanguageModel, str]:
+def model_of(config: Config, where: str = "config", large: bool = False) -> tuple[xLSTMLanguageModel, str]:
     """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
 
-    Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
-    With `large` it is a large model, though all keys that tell it from a block stack have been left out. Raise
-    ValueError or TypeError if it is none of theirs, has an unknown key, or a value that ours cannot express.
+    Messages call the configuration `where`. With `large` it is a large model, though all keys that tell it from a
+    block stack have been left out. Raise ValueError or TypeError if it is none of theirs, has an unknown key, or a
+    value that ours cannot express.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if config.get("model_type") not in (None, "xlstm"):
         raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
-    for name in ("num_blocks", "num_hidden_layers"):
-        published.few_blocks(where, name, config.get(name), most)
     if config.get("model_type") == "xlstm":
         return _large(config, where, True), "transformers"
     if large or config.keys() & ONLY_LARGE:

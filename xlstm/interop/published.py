@@ -21,9 +21,8 @@ from xlstm.data.tensors import Tensors
 Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
-LONGEST = 255  # bytes of the name of a file
 CONFIGS = ("config.json", "config.yaml")
-BLOCKS = 1 << 10  # more than any model has
+blocks = checks.whole(1, 1 << 10)  # no model has more
 ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
 
 
@@ -123,15 +122,10 @@ def files_of(path: Path, instead: str = "") -> list[Path]:
             raise ValueError(f"{index}: weight_map is {shown(named)}, expected names of files by names of arrays")
         listed = [path / name for name in sorted(set(named.values()))]
         for file in listed:
-            if file.parent != path or len(file.name) > LONGEST or not file.is_file():
+            if file.parent != path or not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
         return listed
-    numbered: list[Path] = []
-    while (file := path / f"model_{len(numbered)}.safetensors").is_file():
-        numbered.append(file)
-    if not numbered:
-        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it{instead}")
-    return numbered
+    raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or {index.name}{instead}")
 
 
 class Layout(NamedTuple):
@@ -323,12 +317,6 @@ def values(layer: Any, table: Table) -> dict[str, Any]:
             value = getattr(layer, key.ours)
             result[name] = list(value) if isinstance(value, tuple) else value
     return result
-
-
-def few_blocks(where: str, name: str, blocks: Any, most: int) -> None:
-    """Raise ValueError before too many blocks are made."""
-    if isinstance(blocks, int) and blocks > min(most, BLOCKS):
-        raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
 
 
 def factor(D: int, size: int) -> float:

@@ -21,7 +21,7 @@ from xlstm.data import pytorch, reading
 from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.published import BLOCKS, Host, Key, Layout, Pieces, Shape, Shards, Table, anything, take
+from xlstm.interop.published import Host, Key, Layout, Pieces, Shape, Shards, Table, anything, take
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 Config = Mapping[str, Any]
@@ -94,7 +94,7 @@ def _norm_eps(where: str, name: str, value: Any) -> Any:
 # TiRex-1: hyper_parameters of the checkpoint.
 BLOCK = Table(
     {
-        "num_blocks": Key(checks.depth, "num_blocks"),
+        "num_blocks": Key(published.blocks, "num_blocks"),
         "embedding_dim": Key(checks.size, "size"),
         "num_heads": Key(checks.size, "num_heads"),
         "ffn_proj_factor": Key(checks.above_0, "ffn_proj_factor", FFN_PROJ_FACTOR),
@@ -109,7 +109,7 @@ FIRST = Table({"model_config": Table({**PATCHES, **QUANTILES, "block_kwargs": BL
 SECOND = Table(
     {
         "embedding_dim": Key(checks.size, "size"),
-        "num_blocks": Key(checks.depth),
+        "num_blocks": Key(published.blocks),
         **PATCHES,
         "tokenizer_cfg": Table(
             {name: Key(checks.optional(checks.size), usual=None) for name in (*PATCHES, "input_patch_stride")}
@@ -184,7 +184,7 @@ def load(
     else:
         shards, config = Shards(path, map(Tensors, published.files_of(path, " or model.ckpt")), canonical), None
     config = published.config_beside(path, CONFIGS) if config is None else config
-    model = model_of(config, f"{path}: config", most=len(shards.shapes))
+    model = model_of(config, f"{path}: config")
     theirs = _pieces(model)
     published.check(theirs, shards)
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
@@ -273,18 +273,18 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
     return published.pieces_of(model.shapes, names, model.size, layout)
 
 
-def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex | TiRex2:
+def model_of(config: Config, where: str = "config") -> TiRex | TiRex2:
     """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with `stack_config`.
 
-    Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
-    Raise ValueError or TypeError if it is neither, a key is unknown or missing, or a value is none that ours expresses.
+    Messages call the configuration `where`. Raise ValueError or TypeError if it is neither, a key is unknown or
+    missing, or a value is none that ours expresses.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if ("model_config" in config) == ("stack_config" in config):
         problem = f"has the keys {checks.few(map(str, config))}"
         raise ValueError(f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2")
-    return _first(config, where, most) if "model_config" in config else _second(config, where, most)
+    return _first(config, where) if "model_config" in config else _second(config, where)
 
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
@@ -292,17 +292,15 @@ def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
     return published.values(model, FIRST) if isinstance(model, TiRex) else _second_config(model)
 
 
-def _first(config: Config, where: str, most: int) -> TiRex:
+def _first(config: Config, where: str) -> TiRex:
     config = take(config, FIRST, where)
     model = config["model_config"]
-    published.few_blocks(f"{where}.model_config.block_kwargs", "num_blocks", model["block_kwargs"]["num_blocks"], most)
     _same(f"{where}.model_config", "output_patch_size", model["output_patch_size"], model["input_patch_size"])
     return TiRex(**published.options(config, FIRST))
 
 
-def _second(config: Config, where: str, most: int) -> TiRex2:
+def _second(config: Config, where: str) -> TiRex2:
     config = take(config, SECOND, where)
-    published.few_blocks(where, "num_blocks", config["num_blocks"], most)
     P, D = config["input_patch_size"], config["embedding_dim"]
     _same(where, "output_patch_size", config["output_patch_size"], P)
     for name, value in config["tokenizer_cfg"].items():

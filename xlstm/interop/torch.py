@@ -165,9 +165,6 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> tu
         )
     file = Tensors(path)
     names = [name for name in file.shapes if name.startswith(prefix)]
-    for name in names:
-        if file.dtypes[name] not in ("F16", "F32", "F64"):
-            raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
     arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
     checkpoint.finite(source, arrays)
     return arrays, file.metadata
