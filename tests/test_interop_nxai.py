@@ -178,8 +178,8 @@ def test_older_configurations_of_transformers():
     ("config", "change", "message"),
     [
         (FLAT, {"colour": 1}, "key 'colour' is unknown, expected some of num_blocks, embedding_dim"),
-        (FLAT, {"slstm_at": 5}, "slstm_at is 5, expected numbers of blocks or 'all'"),
-        (FLAT, {"slstm_ffn_act": "tanh"}, "slstm_ffn_act is 'tanh', expected one of gelu"),
+        (FLAT, {"slstm_at": 5}, "slstm_at is 5, expected numbers of blocks"),
+        (FLAT, {"slstm_ffn_act": "tanh"}, "act_fn is 'tanh', expected one of gelu"),
         (FLAT, {"model_type": "mamba"}, "model_type is 'mamba', expected 'xlstm'"),
         (BLOCKS, {"mlstm_block": {"mlstm": {"wings": 2}}}, "config.mlstm_block.mlstm: key 'wings' is unknown"),
         (BLOCKS, {}, "but there is no slstm_block"),
