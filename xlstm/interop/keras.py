@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +39,6 @@ ACTIVATIONS = {
 }
 # Options that both layers of a Bidirectional have to have the same.
 SHARED = ("units", "use_bias", "activation", "recurrent_activation", "reset_after")
-CONTAINERS = ("Sequential", "Functional", "Model")
 # Layers that may lie between those of a stack, since outside training they do nothing.
 PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
 
@@ -193,22 +191,23 @@ class Level(NamedTuple):
     follows: bool = True  # whether its input is the output of the level before, as far as the source shows
 
 
-class _Item(NamedTuple):
-    """A layer of any class in a model, or a model in a model."""
-
-    about: dict[str, Any]  # its class and configuration
-    inner: list[_Item] | None  # the layers of a model
-    weights: Callable[[bool], list[list[Host]]]  # by direction, given whether there are two
-
-
 def _in_objects(source: Any) -> list[Level]:
     """Return the recurrent layers of a Keras layer, model, or list of layers."""
-    several = isinstance(source, list | tuple)
-    in_order = several or type(source).__name__ == "Sequential"
-    levels = _levels(map(_object, source if several else getattr(source, "layers", [source])), in_order)
-    if not levels and not several and not hasattr(source, "layers"):
-        raise ValueError(f"from_keras: {source.name} is a {type(source).__name__}, expected LSTM, GRU or SimpleRNN")
-    return levels
+    if hasattr(source, "layers"):
+        return _levels(_about(source))
+    layers = source if isinstance(source, list | tuple) else [source]
+    return _levels({"class_name": "Sequential", "config": {"layers": list(map(_about, layers))}})
+
+
+def _about(layer: Any) -> dict[str, Any]:
+    """Return the configuration of a layer or model as a file has it, with the layers themselves in it."""
+    if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
+        raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
+    about = {"class_name": type(layer).__name__, "object": layer}
+    return {
+        **about,
+        "config": {"layers": list(map(_about, layer.layers))} if hasattr(layer, "layers") else layer.get_config(),
+    }
 
 
 def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
@@ -221,59 +220,46 @@ def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
         raise ValueError(f"{path}: {words}") from error
 
 
-def _levels(items: Iterable[_Item], in_order: bool) -> list[Level]:
-    """Return the recurrent layers among items; `in_order` says that each item runs on the output of the one before."""
-    levels: list[Level] = []
-    follows = True
-    for item in items:
-        if item.inner is not None:
-            levels += _levels(item.inner, item.about["class_name"] == "Sequential")
-            follows = False
-        elif described := _described(item.about):
-            kind, both, options = described
-            levels.append(Level(item.about["config"]["name"], kind, item.weights(both), options, follows or not levels))
-            follows = in_order
-        elif item.about["class_name"] not in PASSING:
-            follows = False
-    return levels
-
-
-def _object(layer: Any) -> _Item:
-    """Return what is needed of a layer or model of Keras."""
-    if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
-        raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
-
-    def weights(both: bool) -> list[list[Host]]:
-        arrays = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
-        if not arrays:
-            raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
-        n = len(arrays) // 2
-        return [arrays[:n], arrays[n:]] if both else [arrays]
-
-    inner = list(map(_object, layer.layers)) if hasattr(layer, "layers") else None
-    config = layer.get_config() if inner is None else {}
-    return _Item({"class_name": type(layer).__name__, "config": config}, inner, weights)
-
-
 def _in_config(datasets: dict[str, Any], config: Any) -> list[Level]:
     """Return the recurrent layers of a `.keras` file, in the order of its configuration."""
     try:
-        return _levels(_configured(datasets, config), config["class_name"] == "Sequential")
+        return _levels(config, datasets)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error
 
 
-def _configured(datasets: dict[str, Any], config: dict[str, Any], path: str = "") -> list[_Item]:
-    """Return the layers of a model by its configuration; its weights are those whose paths begin with `path`."""
-    items: list[_Item] = []
+def _levels(model: dict[str, Any], datasets: dict[str, Any] | None = None, path: str = "") -> list[Level]:
+    """Return the recurrent layers of a model by its configuration.
+
+    Their weights are datasets whose paths begin with `path`, or those of the layers in the configuration.
+    """
+    levels: list[Level] = []
     used: dict[str, int] = {}
-    for about in config["config"]["layers"]:
+    follows = True
+    for about in model["config"]["layers"]:
         base = _snake(about["class_name"])
         count = used[base] = used.get(base, -1) + 1
         group = f"{path}layers/{base}_{count}" if count else f"{path}layers/{base}"
-        inner = _configured(datasets, about, f"{group}/") if about["class_name"] in CONTAINERS else None
-        items.append(_Item(about, inner, partial(_weights, datasets, group)))
-    return items
+        if "layers" in about["config"]:
+            levels += _levels(about, datasets, f"{group}/")
+            follows = False
+        elif described := _described(about):
+            kind, both, options = described
+            weights = _built(about["object"], both) if datasets is None else _weights(datasets, group, both)
+            levels.append(Level(about["config"]["name"], kind, weights, options, follows or not levels))
+            follows = model["class_name"] == "Sequential"  # each layer runs on the output of the one before
+        elif about["class_name"] not in PASSING:
+            follows = False
+    return levels
+
+
+def _built(layer: Any, both: bool) -> list[list[Host]]:
+    """Return the arrays of a Keras layer, by direction."""
+    arrays = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
+    if not arrays:
+        raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
+    n = len(arrays) // 2
+    return [arrays[:n], arrays[n:]] if both else [arrays]
 
 
 def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
