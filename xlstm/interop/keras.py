@@ -100,9 +100,7 @@ def from_keras(
     LSTM(3, 4, batch_first=True)
     """
     checks.optional(checks.choice(KINDS))("from_keras", "kind", kind)
-    told: dict[str, Any] = {"reverse": reverse, "activations": activations}
-    if reset_after is not None:
-        told["reset_after"] = reset_after
+    told = {"reverse": reverse, "activations": activations, "reset_after": reset_after}
     is_path = isinstance(source, str | os.PathLike)
     arrays = isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source)
     shows = str(source).endswith(".keras") if is_path else not arrays
@@ -161,7 +159,7 @@ def _single(level: Level) -> tuple[Layer, Params]:
     G = len(order)
     D, H = (array.shape[0] if array.ndim else 0 for array in (kernel, recurrent))
     options = dict(level.options)
-    told, after = options.get("reset_after"), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
+    told, after = options.pop("reset_after", None), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
     if told is not None and (level.kind != "gru" or (bias and told != after)):
         raise ValueError(f"from_keras: {level.name}: reset_after is {told}, which its weights contradict")
     if level.kind == "gru":

@@ -67,8 +67,6 @@ LARGE_NAMES = {
     "ffn.up": "ffn.proj_up_gate ffn.proj_up",
     "ffn.down": "ffn.proj_down",
 }
-FUSED = {"qkvo": "mlstm_layer.qkv_opreact", "gates": "mlstm_layer.ifgate_preact", "ffn.up": "ffn.proj_up_gate_z"}
-
 CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
 EPS = 1e-6  # of the block-stack package, which has no option for it
 
@@ -82,6 +80,7 @@ FIXED: dict[str, Any] = {
     **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
     **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
     **{"input_shape": "BSGNH", "output_shape": "BNSH"},
+    "weight_mode": "single",
     "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
 }
 # The same of transformers: keys of older configurations.
@@ -97,7 +96,7 @@ IGNORED = {
 }
 IGNORED_LARGE = {
     *("norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"),
-    *("return_last_states", "autocast_kernel_dtype", "weight_mode"),
+    *("return_last_states", "autocast_kernel_dtype"),
 }
 # By their names of options ours: of the blocks of a block stack, of the stack, and where all is in one dict.
 MLSTM = {
@@ -149,7 +148,7 @@ def load(
     ----------
     path : path
         A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have the names of the
-        package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
+        package `xlstm` (block stacks and `xLSTMLarge`) or of `xLSTMForCausalLM` in
         transformers. Arrays are read one at a time, and may stay in their file until they are used: it may be
         replaced, but nobody may change it in its place meanwhile.
     config : dict, optional
@@ -252,8 +251,6 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
     for k, block in enumerate(model.backbone.blocks):
         prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
         table = LARGE_NAMES if large else SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
-        if f"{prefix}{FUSED['qkvo']}.weight" in shapes:  # weights are fused there too
-            table = table | FUSED
         names |= published.block(f"backbone.blocks.{k}.", prefix, table)
 
     def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
@@ -356,8 +353,6 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
     mlstm, slstm = values(backbone, MLSTM), values(backbone, SLSTM)
     slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
-    if 1 in [block["conv1d_kernel_size"] for block, there in ((mlstm, not every), (slstm, some)) if there]:
-        raise ValueError("save: conv_kernel_size is 1, expected 2 or more as the block-stack package fails with 1")
     slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
     feed = None
     if backbone.ffn_proj_factor:

@@ -153,12 +153,8 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> tu
         return {name: floating("from_torch", name, array) for name, array in chosen.items()}, {}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
-    path, start = Path(source), b""
-    if path.is_file():
-        with path.open("rb") as raw:
-            start = raw.read(9)
-    # A safetensors file begins with the length of its header, eight bytes, and the header is a JSON object.
-    if start[8:] != b"{" and start[:1] in (b"P", b"\x80"):
+    path = Path(source)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise ValueError(
             f"{path}: a pickled file, which can run code when it is read; "
             "save it with safetensors.torch.save_file(module.state_dict(), path) instead"
