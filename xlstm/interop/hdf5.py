@@ -41,10 +41,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     or declares more than it holds.
     """
     h5py = library()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected a .keras or .weights.h5 file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    reading.existing(path, ".keras or .weights.h5 file")
     config, blob = _unzipped(path) if zipfile.is_zipfile(path) else (None, path.read_bytes())
     try:
         _check_lists(blob)

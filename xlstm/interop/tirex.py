@@ -296,22 +296,18 @@ def _activation(where: str, name: Any) -> str:
 
 def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
-    keys = ("templates", "recipe")
+    keys, most = ("templates", "recipe"), published.blocks(where, "num_blocks", config["num_blocks"])
     templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()
-    published.blocks(where, "num_blocks", config["num_blocks"])
-    if not isinstance(templates, Mapping):
-        raise TypeError(f"{where}: templates is {shown(templates)}, expected a dict")
-    if not isinstance(recipe, list | tuple) or not all(isinstance(name, str) for name in recipe):
-        raise TypeError(f"{where}: recipe is {shown(recipe)}, expected names of templates")
-    if len(recipe) != config["num_blocks"]:
-        raise ValueError(f"{where}: recipe has {len(recipe)} blocks, expected num_blocks, {config['num_blocks']}")
-    known = {
-        name: _mixers(template, config["embedding_dim"], f"{where}.{name}") for name, template in templates.items()
-    }
-    for name in recipe:
-        if name not in known:
+    names = checks.several(where, "recipe", recipe, "names of templates", most)
+    if len(names) < most:
+        raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
+    options(templates, f"{where}.templates", {})
+    D = config["embedding_dim"]
+    known = {name: _mixers(template, D, f"{where}.templates.{name}") for name, template in templates.items()}
+    for name in names:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}")
-    return [known[name] for name in recipe]
+    return [known[name] for name in names]
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:

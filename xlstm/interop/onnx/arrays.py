@@ -149,25 +149,15 @@ class Buffer(Array):
     """An array that is filled step by step along one axis, and read once it is full."""
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
-        self.steps: dict[int, Array] = {}
         super().__init__("", shape, dtype)
+        self.steps: dict[int, Array] = {}
 
     def __setitem__(self, key: tuple[Any, ...], value: Array) -> None:
         _, step, *tail = key  # (..., step, :, :)
-        self.axis = self.ndim - 1 - len(tail)
+        axis = self.ndim - 1 - len(tail)
         self.steps[step] = value[(..., None, *tail)]
-
-    @property
-    def name(self) -> str:
-        """The name of all steps together."""
-        if self.steps:
-            whole = concat([self.steps[step] for step in range(self.shape[self.axis])], self.axis)
-            self.name = whole.name
-        return self._name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._name, self.steps = name, {}
+        if len(self.steps) == self.shape[axis]:
+            self.name = concat([self.steps[k] for k in range(self.shape[axis])], axis).name
 
 
 def _node(op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any) -> Array:
