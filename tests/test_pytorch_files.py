@@ -29,9 +29,9 @@ def test_tensors_of_torch(tmp_path, protocol):
     torch.save({"state_dict": state, "hyper": PLAIN}, tmp_path / "m", pickle_protocol=protocol)
     file = TorchFile(tmp_path / "m")
     assert file.content["hyper"] == PLAIN
-    assert file.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name, tensor in state.items():
-        expected = (tensor.float() if name == "bfloat16" else tensor).numpy()
+    assert file.shapes == {name: tuple(one.shape) for name, one in state.items()}
+    for name, one in state.items():
+        expected = (one.float() if name == "bfloat16" else one).numpy()
         found = file.read([name])[name]
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
