@@ -14,6 +14,9 @@ def write(path, text):
     path.write_text(text)
 
 
+V1 = {"cpu/a/cpu.cfs_quota_us": "300000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}
+
+
 @pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
@@ -26,27 +29,14 @@ def write(path, text):
         ("0::/a", {"a/cpu.max": "max 100000"}, math.inf),
         ("0::/a", {}, math.inf),
         ("0::/a", {"a/cpu.max": "nonsense"}, math.inf),
-        ("0::/a", {"a/cpu.max": ""}, math.inf),
         ("0::/a", {"a/cpu.max": "100000 0"}, math.inf),
         # version 1
-        (
-            "4:memory:/m\n3:cpu,cpuacct:/a/b",
-            {"cpu,cpuacct/a/cpu.cfs_quota_us": "250000", "cpu,cpuacct/a/cpu.cfs_period_us": "100000"},
-            2.5,
-        ),
-        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "50000\n"}, 2.0),
-        ("1:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, math.inf),
+        ("4:memory:/m\n3:cpu,cpuacct:/a/b", {name.replace("cpu/", "cpu,cpuacct/"): n for name, n in V1.items()}, 3.0),
+        ("1:cpu:/a/b", V1, 3.0),
+        ("1:cpu:/a", {**V1, "cpu/a/cpu.cfs_quota_us": "-1"}, math.inf),
         ("1:cpuset:/a", {"cpuset/a/cpu.cfs_quota_us": "1000", "cpuset/a/cpu.cfs_period_us": "1000"}, math.inf),
         # both
-        (
-            "1:cpu:/a\n0::/a",
-            {
-                "cpu/a/cpu.cfs_quota_us": "300000",
-                "cpu/a/cpu.cfs_period_us": "100000",
-                "unified/a/cpu.max": "100000 100000",
-            },
-            1.0,
-        ),
+        ("1:cpu:/a\n0::/a", {**V1, "unified/a/cpu.max": "100000 100000"}, 1.0),
     ],
 )
 def test_quotas(tmp_path, membership, files, expected):

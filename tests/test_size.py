@@ -22,7 +22,7 @@ PACKAGES = {
     "cells": 1_230,
     "cli": 2_030,
     "data": 2_390,
-    "engines": 4_460,
+    "engines": 3_930,
     "estimators": 2_000,
     "interop": 2_640,
     "layers": 2_060,
@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_910,
 }
 CUDA = 1_520
-TESTS = 21_300
+TESTS = 20_740
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
