@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from xlstm.arrays import cores
-from xlstm.cli import machine
+from xlstm.cli import info
 
 MODULES = ("training_step", "step", "layers", "lengths", "inference", "memory", "imports", "published")
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 def name_of_machine() -> str:
     """Processor and number of cores, fit for a file's name."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{machine.processor()} {cores.usable()} cores".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{info.processor()} {cores.usable()} cores".lower()).strip("-")
 
 
 if __name__ == "__main__":

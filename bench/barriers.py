@@ -24,8 +24,9 @@ from bench import rows
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
 from xlstm.engines import cuda
-from xlstm.engines.cuda.cell_source import Source, file
-from xlstm.engines.cuda.launch import Grid, Runtime, runtime
+from xlstm.engines.cuda import launch
+from xlstm.engines.cuda.cell_source import file
+from xlstm.engines.cuda.launch import Source
 
 CLUSTERS = (1, 2, 4, 8, 16)
 GRIDS = (2, 16, 32, 64, 128)
@@ -54,33 +55,32 @@ def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) 
     return Source(f"xlstm_{what}", text, (), shared, blocks, cluster)
 
 
-def wait(run: Runtime, zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:
+def wait(zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:
     """Let groups of blocks meet so often; an array with the barriers that each block passed."""
     flags, met = zeros(groups * blocks), zeros(groups * blocks)
-    given = [np.int32(steps), flags, met]
-    run.launch(source(blocks, cluster), "xlstm_barriers", Grid(blocks, groups, THREADS, 16 + 32 * blocks), given)
+    made = source(blocks, cluster, shared=16 + 32 * blocks)
+    launch.launch(made, (blocks, groups), THREADS, [np.int32(steps), flags, met])
     return met
 
 
-def latency(be: Backend, run: Runtime, blocks: int, cluster: bool) -> float:
+def latency(be: Backend, blocks: int, cluster: bool) -> float:
     """Microseconds of a barrier, the median of many differences."""
     zeros = _zeros(be)
     found = []
     for _ in range(ROUNDS + 1):
-        few, many = (_seconds(be, lambda n=n: wait(run, zeros, blocks, cluster, n)) for n in (FEW, MANY))
+        few, many = (_seconds(be, lambda n=n: wait(zeros, blocks, cluster, n)) for n in (FEW, MANY))
         found.append((many - few) / (MANY - FEW) * 1e6)
-    met = be.xp.min(wait(run, zeros, blocks, cluster, FEW))
+    met = be.xp.min(wait(zeros, blocks, cluster, FEW))
     if int(met) != FEW:
         raise RuntimeError(f"barriers: a block of {blocks} passed {int(met)} barriers of {FEW}")
     return statistics.median(found[1:])
 
 
-def at_once(be: Backend, run: Runtime, blocks: int) -> int:
+def at_once(be: Backend, blocks: int) -> int:
     """Return how many clusters of so many blocks the device has at once, each block with an SM of its own."""
     counts = _zeros(be)(2)
-    made = source(blocks, True, "resident", run.device.shared)
-    grid = Grid(blocks, MANY_CLUSTERS, THREADS, run.device.shared)
-    run.launch(made, made.name, grid, [np.int64(STAY), counts])
+    made = source(blocks, True, "resident", launch.current().shared)
+    launch.launch(made, (blocks, MANY_CLUSTERS), THREADS, [np.int64(STAY), counts])
     be.synchronize()
     return int(counts[1])
 
@@ -103,20 +103,20 @@ def measure(be: Backend, done: Callable[[dict[str, Any]], object] = lambda found
 
     `done` is given what there is after every measurement.
     """
-    run = runtime(be.xp, be.asarray([0.0]))
-    if run is None:
+    device = launch.device(be.xp, be.asarray([0.0]))
+    if device is None:
         raise RuntimeError(f"barriers: {be} has no kernels")
     found: dict[str, Any] = {"threads": THREADS, "copied": copy_rate(be), "grid": {}}
     done(found)
-    for n in dict.fromkeys([*(n for n in GRIDS if n <= run.device.sms), run.device.sms]):
-        found["grid"][str(n)] = latency(be, run, n, False)
+    for n in dict.fromkeys([*(n for n in GRIDS if n <= device.sms), device.sms]):
+        found["grid"][str(n)] = latency(be, n, False)
         done(found)
-    if run.device.cluster:
+    if device.cluster:
         found["cluster"], found["clusters at once"], found["failed"] = {}, {}, {}
         for n in CLUSTERS:
             try:
-                found["cluster"][str(n)] = latency(be, run, n, True)
-                found["clusters at once"][str(n)] = at_once(be, run, n)
+                found["cluster"][str(n)] = latency(be, n, True)
+                found["clusters at once"][str(n)] = at_once(be, n)
             except cuda.CudaError as error:
                 found["failed"][str(n)] = str(error)
             done(found)

@@ -181,7 +181,7 @@ class Ours:
     def choice(self) -> dict[str, Any]:
         """The path that is chosen, how it divides the work, and why others are not taken."""
         _, _, saved = self.layer.forward(self.params, self.x)
-        tape = next(iter(saved.passes.values())).tape
+        tape = next(iter(saved.kept.values())).tape
         if not isinstance(tape, CudaTape):
             return {"path": "loop"}
         chosen = tape.choice

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.estimators import SequenceClassifier
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         print(f"digits, {name}: accuracy {min(found):.3f} to {max(found):.3f}, median {statistics.median(found):.3f}")
         print(f"  of {options.splits} splits, {seconds:.1f} s each; goal: 0.96 or more")
         if options.json is not None:
-            line = {"bench": "digits", "case": name, "accuracy": found, "seconds": seconds, **machine.describe()}
+            line = {"bench": "digits", "case": name, "accuracy": found, "seconds": seconds, **info.describe()}
             with options.json.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench.__main__ import name_of_machine
 from xlstm.arrays import cores
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.data.series import bundled, read_csv
 from xlstm.estimators import Forecaster
 
@@ -71,7 +71,7 @@ def measure(name: str, seed: int, cell: str, **settings: Any) -> dict[str, Any]:
         "crps": score.crps[rows].round(4).tolist(),
         "coverage": score.coverage[rows].round(4).tolist(),
         "coverage_of_all": round(float(np.mean(score.coverage)), 4),
-        "machine": machine.processor(),
+        "machine": info.processor(),
         "cores": cores.usable(),
     }
 

@@ -32,7 +32,7 @@ import xlstm
 from bench import gpu_table, rows
 from bench.budget import Budget, Part
 from xlstm.arrays import cores, probe
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.engines.cuda import launch
 
 TOTAL = 590.0  # seconds; the table and the versions take some more
@@ -224,7 +224,7 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"gpu-{slug(card)}.json"
     record: dict[str, Any] = {"card": card, "begun": time.strftime("%Y-%m-%d %H:%M:%S"), "nvidia-smi": smi()}
-    record |= {"device": attempt(lambda: launch.current()._asdict()), "machine": attempt(machine.describe)}
+    record |= {"device": attempt(lambda: launch.current()._asdict()), "machine": attempt(info.describe)}
     print(f"GPU check on {backend}, at most {options.seconds:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as name:
         room = Path(name)

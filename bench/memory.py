@@ -10,19 +10,18 @@ from dataclasses import asdict, replace
 import xlstm
 from bench import cases, peers, run
 from bench.cases import LARGE, SHAPES, Case
-from xlstm.cli.timing import peak_memory
+from bench.peak import peak_memory
 
 
-def prepare(peer: str, case: dict):
+def prepare(peer: str, case: Case):
     """The call, after a small one."""
-    given = Case(**case)
-    small = replace(given, T=2, D=4, H=4)
+    small = replace(case, T=2, D=4, H=4)
     if peer == "xlstm":
-        backend = xlstm.backend("numpy", dtype=given.dtype)
+        backend = xlstm.backend("numpy", dtype=case.dtype)
         cases.ours(small, backend)()
-        return cases.ours(given, backend)
+        return cases.ours(case, backend)
     peers.PEERS[peer](small)()
-    return peers.PEERS[peer](given)
+    return peers.PEERS[peer](case)
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
             if peer != "xlstm" and (reason := peers.calls(replace(case, T=2), (peer,))[1]):
                 missing |= reason
                 continue
-            taken = peak_memory("bench.memory:prepare", peer, asdict(case))
+            taken = peak_memory(prepare, peer, case)
             if taken is None:
                 print("this system does not say how much memory a process took at most: not measured")
                 return

@@ -21,8 +21,9 @@ import numpy as np
 
 import xlstm
 from bench import mlstm, run
+from bench.peak import peak_memory
 from bench.theirs import Theirs
-from xlstm.cli.timing import interleave, peak_memory
+from xlstm.cli.bench import interleave
 from xlstm.training import optimizers
 
 MLSTM = [(4, 4, 1024, 64), (1, 4, 4096, 64)]  # B, heads, T, K
@@ -69,10 +70,10 @@ def ours(kind: str, sizes: tuple[int, ...]) -> Callable[[], object]:
     return call
 
 
-def prepare(peer: str, sizes: list[int]) -> Callable[[], object]:
+def prepare(sizes: tuple[int, ...]) -> Callable[[], object]:
     """For `peak_memory`."""
     ours("mlstm", (1, 1, 128, 64))()
-    return ours("mlstm", tuple(sizes))
+    return ours("mlstm", sizes)
 
 
 def main() -> None:
@@ -100,7 +101,7 @@ def main() -> None:
             if theirs is not None:
                 theirs.ask("forget")
     for T in LENGTHS:
-        taken = peak_memory("bench.published:prepare", "xlstm", [1, 4, T, 64])
+        taken = peak_memory(prepare, (1, 4, T, 64))
         if taken is not None:
             results = {"xlstm": {"median": taken}}
             run.record("published memory", f"mlstm 1,4,{T},64", results, "bytes", options.json, {}, {"T": T})

@@ -23,7 +23,7 @@ from bench.events import Clock, CupyClock
 from bench.peers import MissingError
 from xlstm.arrays import probe
 from xlstm.arrays.backend import Backend
-from xlstm.cli.bench import runner
+from xlstm.cli.bench import home_of
 
 PRECISIONS = {"TF32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 OURS, OURS_CAPTURED = "xlstm", "xlstm captured"  # as it is called, and as a CUDA graph
@@ -36,7 +36,7 @@ Record = dict[str, Any]
 
 def card() -> Backend:
     """Return CuPy on a card; raises BackendError where there is none, or where CuPy runs on the CPU."""
-    return runner("cupy", "float32").backend
+    return home_of("cupy", "float32")
 
 
 def keep(path: Path | None, record: Record) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 from bench import cases, peers
 from bench.cases import Case
 from xlstm.arrays import cores
-from xlstm.cli import machine
-from xlstm.cli.bench import runner
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli import info
+from xlstm.cli.bench import Timing, home_of, interleave
 from xlstm.engines.numba import jit
 
 
@@ -45,7 +44,7 @@ def layers(
     """Time xlstm beside the peers of these names, and more, case by case."""
     start(bench)
     for case in todo:
-        backend = runner(options.backend, case.dtype).backend
+        backend = home_of(options.backend, case.dtype)
         call = cases.ours(case, backend)
         calls: dict[str, Callable[[], object]] = {"xlstm": call}
         if options.backend == "numpy" and jit.enabled():
@@ -61,7 +60,7 @@ def layers(
 def start(bench: str) -> None:
     """Say what is measured, and in how many threads."""
     print(
-        f"{bench}: median, and xlstm / peer; compiled loops: {machine.compiled()}; "
+        f"{bench}: median, and xlstm / peer; compiled loops: {info.compiled()}; "
         f"threads: {cores.threads()}, of JAX and Keras one for each of {cores.usable()} cores"
     )
 
@@ -109,7 +108,7 @@ def record(
         "unit": unit,
         "results": results,
         "missing": dict(missing or {}),
-        "machine": machine.describe(),
+        "machine": info.describe(),
     }
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -27,7 +27,7 @@ B = 9  # a tile of columns and one more
 LENGTHS = [4, 2, 0, 4, 1, 4, 3, 1, 1]
 WAYS = {  # of each path: precisions and dtypes
     "pointwise": (("float32", "float32"), ("float32", "float16")),
-    "plain": (("float32", "float64"), ("float32", "float32"), ("float32", "float16")),
+    "plain": (("float32", "float64"), ("float32", "float32")),
     "grid": (("float32", "float32"), ("tf32", "float32"), ("float32", "float16"), ("float32", "bfloat16")),
     "cluster": (("float32", "float32"), ("tf32", "float32"), ("float32", "float16"), ("float32", "bfloat16")),
 }

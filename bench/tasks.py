@@ -29,7 +29,7 @@ from bench.tasks_data import TASKS, Task
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.training import optimizers
 
 MODELS = ("LSTM", "sLSTM", "mLSTM", "mixed")
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw accuracy by length")
     options = parser.parse_args()
     console, backend = Console(), xlstm.backend(options.backend)
-    about, start = machine.describe(), time.perf_counter()
+    about, start = info.describe(), time.perf_counter()
     lines = []
     for task in options.only:
         for name in options.models:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from xlstm.arrays import cores
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.data import Streams
 from xlstm.data.text import Characters
 from xlstm.estimators import TextModel
@@ -117,7 +117,7 @@ def main() -> None:
         print(f"{name}: {nats[name]:.3f} nats a character held out after {options.steps} steps, {seconds[name]:.0f} s")
     print(f"time, xlstm / torch: {seconds['xlstm'] / seconds['torch']:.2f}; goals: 1.60 nats or less, 0.9 or less")
     if options.json is not None:
-        line = {"bench": "text", "steps": options.steps, "nats": nats, "seconds": seconds, **machine.describe()}
+        line = {"bench": "text", "steps": options.steps, "nats": nats, "seconds": seconds, **info.describe()}
         with options.json.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

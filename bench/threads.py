@@ -18,7 +18,7 @@ from typing import Any
 import xlstm
 from bench import peers, run
 from bench.cases import LARGE, Case, ours
-from xlstm.cli.timing import Timing
+from xlstm.cli.bench import Timing
 from xlstm.engines.numba import team, work_queue, workers
 
 SHAPES = {(100, 32, 64, 128): 26, LARGE[0]: 2}  # calls in a round

@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 
 from bench import run
+from bench.peak import resident
 from bench.theirs import Theirs
 from xlstm.arrays import cores
-from xlstm.cli.timing import Timing, interleave, resident
+from xlstm.cli.bench import Timing, interleave
 from xlstm.interop import tirex
 from xlstm.models import TiRex, TiRex2
 

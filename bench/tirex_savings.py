@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 
 from bench import run
-from xlstm.cli.timing import interleave
+from xlstm.cli.bench import interleave
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex import PrefixStateCache, transforms
 from xlstm.models.tirex.patch_network import PatchNetwork

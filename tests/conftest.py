@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     strength = config.getoption("--cover")
     if strength is None:
         return
-    cases: dict[str, list[pytest.Item]] = {}
+    cases: dict[str, dict[Any, list[Hashable]]] = {}
     for item in items:
-        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        cases.setdefault(item.nodeid.partition("[")[0], {})[item] = [
+            (name, id(value)) for name, value in params.items()
+        ]
     chosen = {item for same in cases.values() for item in covering(same, strength)}
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = [item for item in items if item in chosen]
@@ -66,18 +69,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def covering(items: list[pytest.Item], strength: int) -> Iterable[pytest.Item]:
-    """Return the cases of one test that a greedy search chooses, the first of those that add most each time."""
-    if len(items) == 1:
-        return items
-    left = {}
-    for item in items:
-        values = [(name, id(value)) for name, value in item.callspec.params.items()]
-        left[item] = set(itertools.combinations(values, min(strength, len(values))))
+def covering(cases: dict[Any, list[Hashable]], strength: int) -> list[Any]:
+    """Return those of cases, each with its values, that a greedy search chooses: the first of those that add most."""
+    left = {case: set(itertools.combinations(values, min(strength, len(values)))) for case, values in cases.items()}
     missing = set().union(*left.values())
     chosen = []
     while missing:
-        best = max(left, key=lambda item: len(left[item] & missing))
+        best = max(left, key=lambda case: len(left[case] & missing))
         missing -= left.pop(best)
         chosen.append(best)
     return chosen
@@ -194,6 +192,22 @@ def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     vectors.shape.cache_clear()
     yield request.param
     vectors.shape.cache_clear()
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command of the command line in an empty folder, check its exit code, and return the result."""
+    from typer.testing import CliRunner
+
+    from xlstm.cli.app import app
+
+    def run(*args: Any, code: int = 0) -> Any:
+        result = CliRunner().invoke(app, [str(a) for a in args])
+        assert result.exit_code == code, result.output + str(result.exception)
+        return result
+
+    monkeypatch.chdir(tmp_path)
+    return run
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import re
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,8 +57,6 @@ class Counts:
     waits = property(lambda self: self.of("sync"))
     allocations = property(lambda self: self.of("allocations"))
     compiled = property(lambda self: self.of("modules"))
-    # Kernels, graphs, and fills and copies within the device, which take as long to ask for.
-    launches = property(lambda self: self.operations - self.products - self.to_device - self.to_host)
 
     @property
     def streams(self) -> set[int]:
@@ -87,7 +84,7 @@ def on_cpu() -> None:
 def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let programs that time a card run where CuPy runs on the CPU."""
     monkeypatch.setattr("bench.rows.card", lambda: make_backend("cupy", "float32"))
-    monkeypatch.setattr("bench.run.runner", lambda name, dtype: SimpleNamespace(backend=make_backend(name, dtype)))
+    monkeypatch.setattr("bench.run.home_of", make_backend)
 
 
 def two_devices() -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection
 
 import numpy as np
 
 import xlstm
+from tests.conftest import covering
 from xlstm.arrays.convert import to_numpy
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
@@ -69,31 +69,12 @@ COMPILED = ("bias", "recurrent_bias", "clip", "activations", "peepholes", "coupl
 def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
     """Combinations in which every two values of two options that go together occur together; of some options only."""
     factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}
-    rng = np.random.default_rng(0)
-    names = list(factors)
-    missing = {
-        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
-        if make(kind, {a: x, b: y} | ({"num_layers": 2} if "dropout" in (a, b) and "num_layers" not in (a, b) else {}))
-    }  # fmt: skip
-    chosen: list[dict] = []
-    while missing:
-        best: tuple[int, dict, set] = (0, {}, set())
-        a, x, b, y = min(missing, key=repr)
-        tried = 0
-        for _ in range(1000):
-            one = {name: factors[name][rng.integers(len(factors[name]))] for name in names} | {a: x, b: y}
-            if make(kind, one) is None:
-                continue
-            if (tried := tried + 1) > 40:
-                break
-            covers = {p for p in missing if one[p[0]] == p[1] and one[p[2]] == p[3]}
-            if len(covers) > best[0]:
-                best = (len(covers), one, covers)
-        if not best[0]:
-            raise AssertionError(f"{kind}: no valid combination has {a}={x} with {b}={y}")
-        chosen.append(best[1])
-        missing -= best[2]
-    return chosen
+    rng, drawn = np.random.default_rng(0), {}
+    for _ in range(3000):
+        options = {name: values[rng.integers(len(values))] for name, values in factors.items()}
+        if make(kind, options) is not None:
+            drawn[len(drawn)] = options
+    return [drawn[k] for k in covering({k: list(options.items()) for k, options in drawn.items()}, 2)]
 
 
 def inputs_of(layer, be, rng, T, B, scale=0.7):
@@ -125,8 +106,8 @@ def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=F
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
     found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
     if kept:
-        parts = ("gates", "h", *layer.STATES[1:])
-        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.passes.items() for part in parts}
+        parts = ("gates", "h", *layer.CELL.STATES[1:])
+        found |= {f"{name} {part}": getattr(one, part) for name, one in saved.kept.items() for part in parts}
     return {name: to_numpy(a) for name, a in found.items()}
 
 
@@ -149,6 +130,11 @@ def agree(found, expected, tolerance=0.0, size=np.linalg.norm, least=1e-3):
 def flat(state):
     """The arrays of a state."""
     return [a for part in state for a in (flat(part) if isinstance(part, tuple) else [part])]
+
+
+def numbered(layers):
+    """The arguments of `parametrize` for layers."""
+    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
 
 
 PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}

@@ -46,7 +46,7 @@ DTYPES = {
     "auto": HALVES,  # the path that the layer chooses, of those that have no other name
     "loop": ("float64", "float32", "float16"),
     "pointwise": ("float64", "float32", "float16", "bfloat16"),
-    "plain": ("float64", "float32", "float16"),
+    "plain": ("float64", "float32"),
     "grid": ("float32", "float32 tf32", "float16", "bfloat16"),
     "cluster": ("float32", "float32 tf32", "float16", "bfloat16"),
 }

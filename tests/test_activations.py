@@ -126,7 +126,7 @@ def test_registered_activations_in_compiled_loops(monkeypatch, rng, name):
     def results():
         y, _, saved = layer.forward(params, x)
         grads, dx, _ = layer.backward(params, saved, y)
-        return saved.passes["0"].tape.engine.name == "numba", [y, dx, *grads.values()]
+        return saved.kept["0"].tape.engine.name == "numba", [y, dx, *grads.values()]
 
     monkeypatch.delenv(jit.VARIABLE, raising=False)
     compiled, found = results()

@@ -1,8 +1,6 @@
 """Choice of backend, moving arrays, and the words of refusals. CuPy's failures are staged with a fake."""
 
 import contextlib
-import copy
-import pickle
 import sys
 import types
 
@@ -10,7 +8,6 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import make_backend
 from xlstm import BackendError
 from xlstm.arrays import probe
 from xlstm.arrays.backend import available_backends, backend_like
@@ -67,8 +64,8 @@ def fake_cupy(devices=1, driver=None, kernel=None, product=None):
     [
         ({"driver": "cudaErrorInsufficientDriver"}, "no NVIDIA driver or device answers .*cudaErrorInsufficientDriver"),
         ({"devices": 0}, "device 0 does not exist, 0 found"),
-        ({"kernel": "libnvrtc.so.12 not found"}, r"NVRTC: RuntimeError: libnvrtc.so.12 not found.*pip install"),
-        ({"product": "libcublas.so.12 not found"}, r"cuBLAS: RuntimeError: libcublas.so.12 not found.*pip install"),
+        ({"kernel": "libnvrtc.so.12 not found"}, r"RuntimeError: libnvrtc.so.12 not found.*pip install"),
+        ({"product": "libcublas.so.12 not found"}, r"RuntimeError: libcublas.so.12 not found.*pip install"),
     ],
 )
 def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
@@ -78,11 +75,6 @@ def test_cupy_that_does_not_work_says_what_failed(monkeypatch, stage, words):
     auto = xlstm.backend("auto")
     assert auto.name == "numpy"
     assert auto.reason.startswith("no usable GPU: ")
-
-
-def test_cupy_that_works_passes_the_probe(monkeypatch):
-    monkeypatch.setattr(probe, "cupy", fake_cupy)
-    assert probe.cupy_failure() is None
 
 
 def test_missing_cupy_says_what_to_install(monkeypatch):
@@ -135,16 +127,6 @@ def test_arrays_move_there_and_back(be):
     be.synchronize()
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch", "cupy"])
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
-def test_backends_are_copied_and_pickled(name, again):
-    backend = make_backend(name)
-    found = again(backend)
-    assert type(found) is xlstm.Backend or type(found) is type(backend)
-    assert (found.name, found.xp, found.device) == (backend.name, backend.xp, backend.device)
-    assert (found.dtype, found.reason) == (backend.dtype, backend.reason)
-
-
 def test_usable_lists_every_backend():
     found = available_backends()
     assert list(found) == ["numpy", "cupy", "torch"]
@@ -168,16 +150,3 @@ def test_namespace_of_arrays(be, rng):
     if be.name != "numpy":
         with pytest.raises(TypeError, match=r"f: b is a numpy array, expected a .* array"):
             namespace("f", {"a": a, "b": np.zeros(3)})
-
-
-def test_init_takes_a_name_or_a_backend():
-    layer = xlstm.LSTM(1, 2)
-    numpy64 = xlstm.backend("numpy", dtype="float64")
-    assert layer.init(backend="numpy")["0.b"].dtype == np.float32
-    assert layer.init(backend=numpy64)["0.b"].dtype == np.float64
-    assert layer.init(backend=numpy64, dtype="float32")["0.b"].dtype == np.float32
-    assert layer.init(seed=0, backend=None, dtype="float32").keys() == {"0.Wx", "0.Wh", "0.b"}
-    with pytest.raises(TypeError, match="float16 on a CPU"):
-        layer.init(backend=numpy64, dtype="float16")
-    with pytest.raises(ValueError, match="dtype 'float'"):
-        layer.init(backend=make_backend("numpy"), dtype="float")

@@ -9,9 +9,8 @@ import pytest
 
 import xlstm
 from tests.conftest import BACKENDS, force, make_backend
-from tests.layers import EVERY, OPTIONS, alone, input_of, make
-from tests.test_parts import POINTWISE, SEQUENCES, arrays, params_of
-from tests.test_slstm import OPTIONS as SLSTM
+from tests.layers import EVERY, OPTIONS, alone, flat, input_of, make
+from tests.test_parts import POINTWISE, SEQUENCES, SLSTM, params_of
 from xlstm.arrays.convert import to_numpy
 from xlstm.engines.numba import jit
 from xlstm.layers.gated import Recurrent
@@ -74,7 +73,7 @@ def given(layer):
         y, end = layer(params, x)
     else:
         y = layer(params, x := np.moveaxis(x, 0, 1))
-    state, dend = ([0.5 + rng.random(a.shape) for a in arrays(end)] for _ in range(2))  # a normaliser is positive
+    state, dend = ([0.5 + rng.random(a.shape) for a in flat(end)] for _ in range(2))  # a normaliser is positive
     return params, x, rng.standard_normal(y.shape), state, dend
 
 
@@ -105,9 +104,7 @@ def results(layer, be, chosen, lengths=None, steps=T):
         if layer.directions == ("",):
             once, after["end of step"] = layer.step(params, x[:, 0, ...] if layer.batch_first else x[0, ...], state)
             found["y of step"] = (0, once)
-    found |= {
-        f"{n} {k}": pair for n, s in after.items() for k, pair in enumerate(zip(on_states, arrays(s), strict=True))
-    }
+    found |= {f"{n} {k}": pair for n, s in after.items() for k, pair in enumerate(zip(on_states, flat(s), strict=True))}
     found |= {f"d{name}": (None, g) for name, g in grads.items()}
     return {name: (axis, to_numpy(a)) for name, (axis, a) in found.items() if a is not None}  # tokens have no gradient
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bench
-from xlstm.cli import timing
+from xlstm.cli.bench import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
@@ -20,7 +20,7 @@ TEXT = "to be or not to be, that is the question:\n" * 40
 # Those that run in test_bench.py and test_bench_tasks.py, and on CuPy in test_cupy_runs.py; and two workers,
 # which run inside packages that are not installed here.
 ELSEWHERE = {
-    *("layers", "growth", "busy", "report", "tasks"),
+    *("layers", "report", "tasks"),
     *("gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
     *("published_worker", "tirex_worker"),
 }
@@ -29,7 +29,7 @@ ELSEWHERE = {
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """A function that runs a program with arguments, and returns what it wrote as JSON lines."""
-    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0))  # rounds and seconds of a block
+    monkeypatch.setattr(interleave, "__defaults__", (1, 0.0))  # rounds and seconds of a block
 
     def call(name, *arguments, where="--json"):
         path = tmp_path / f"{name}.json"

@@ -1,26 +1,21 @@
 """Comparison of backends: what is counted, what is said, what is refused, and what the command prints and writes."""
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import xlstm
+from bench.peak import peak_memory
 from tests.docs import blocks
 from xlstm import plots
 from xlstm.cli import bench as timed
-from xlstm.cli import machine, timing
-from xlstm.cli.app import app
-from xlstm.cli.bench import Case, Row, Size
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli.bench import Case, Row, Size, Timing, interleave
 from xlstm.layers import recurrent
 
-linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux keeps account of peak memory")
 SMALL = ("--size", "6,2,3,4", "--rounds", 1)
 
 
@@ -51,7 +46,7 @@ def test_operations(name, gates):
 
 def row(H, backend, ratio):
     case = Case("lstm", Size(8, 2, H, H))
-    return Row(case, backend, backend, Timing(1.0, ratio, 5), case.operations, 1e9, None, ratio)
+    return Row(case, backend, backend, Timing(1.0, ratio, 5), 1e9, None, ratio)
 
 
 @pytest.mark.parametrize(
@@ -71,57 +66,30 @@ def test_from_which_size_on_a_backend_wins(ratios, said):
     assert timed.crossover(rows) == [f"lstm float32: {cupy} is faster than {numpy} {said}"]
 
 
-@linux
 def test_peak_memory_is_that_of_the_call():
     """A call that holds 64 MB at most, and gives it back."""
-    assert 60e6 < timing.peak_memory("tests.test_benchmark:hold", 64) < 80e6
-    with pytest.raises(RuntimeError, match=r"tests.test_benchmark:fail\('why',\): .*ValueError: why"):
-        timing.peak_memory("tests.test_benchmark:fail", "why")
+    assert 64e6 <= timed.peak_memory(hold(64), xlstm.backend("numpy")) < 65e6
+    if sys.platform.startswith("linux"):
+        assert 60e6 < peak_memory(hold, 64) < 80e6
+    with pytest.raises(ValueError, match="many"):
+        peak_memory(hold, "many")
 
 
 def hold(megabytes):
-    return lambda: np.ones(megabytes * 10**6, dtype="uint8").sum()
-
-
-def fail(reason):
-    raise ValueError(reason)
-
-
-def test_everything_that_a_result_depends_on():
-    about = json.loads(json.dumps(machine.describe()))
-    assert about["xlstm"] == xlstm.__version__
-    assert about["packages"]["numpy"] == np.__version__
-    assert about["cores"] >= 1
-    assert about["threads"] >= 1
-    assert about["processor"]
-    assert about["backend numpy"] == "numpy on CPU"
-    assert "not installed" not in about["packages"].values()
+    size = int(megabytes) * 10**6
+    return lambda: np.ones(size, dtype="uint8").sum()
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-
-    def run(*args, code=0):
-        result = CliRunner().invoke(app, ["bench", *map(str, args)])
-        assert result.exit_code == code, result.output + result.stderr
-        return result
-
-    return run
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Without a process that measures memory."""
-    monkeypatch.setattr(timing, "peak_memory", lambda *arguments: None)
+def bench(run):
+    return lambda *args, code=0: run("bench", *args, code=code)
 
 
 def lines(path="times.json"):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def test_the_command(bench, quick, tmp_path):
+def test_the_command(bench, tmp_path):
     """torch.nn is a row of its own where it has the layer, and cases are counted where there is no terminal."""
     pytest.importorskip("torch")
     backends = [word for name in ("numpy", "torch", "torch.nn") for word in ("--backend", name)]
@@ -144,33 +112,28 @@ def test_the_command(bench, quick, tmp_path):
         assert line["machine"]["packages"]["numpy"] == np.__version__
 
 
-def test_inference_of_sizes_from_little_work_to_much(bench, quick):
+def test_inference_of_sizes_from_little_work_to_much(bench):
     Path("times.json").write_text('{"size": "of an earlier run"}\n')
-    numpy = ("--backend", "numpy", "--dtype", "float16", "--dtype", "float32", "--json", "times.json")
-    result = bench("xlstm", "--size", "6,2,8,8", "--size", "2,2,8,8", "--rounds", 1, *numpy, "--inference")
+    sizes = ("--size", "6,2,8,8", "--size", "2,2,8,8", "--dtype", "float16", "--dtype", "float32")
+    result = bench("xlstm", *sizes, "--rounds", 1, "--json", "times.json", "--inference")
     assert "xlstm float32, inference" in result.output
-    assert "without numpy: backend: float16 on a CPU" in result.output
+    assert "without backend: float16 on a CPU" in result.output
     assert "xlstm float16" not in result.output
-    assert [line["size"]["T"] for line in lines()[1:]] == [2, 6]
+    assert [line["size"]["T"] for line in lines()[1:] if line["backend"] == "numpy"] == [2, 6]
 
 
 @pytest.mark.parametrize("layer", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("train", [True, False])
 def test_torch_nn_does_the_same_work(layer, train, monkeypatch):
-    """Its layer has the sizes of the case, and in training gradients of weights and of the input."""
+    """Its layer has the sizes of the case, and in training gradients of weights."""
     torch = pytest.importorskip("torch")
     made = []
     real = getattr(torch.nn, timed.TORCH_LAYERS[layer])
     monkeypatch.setattr(torch.nn, timed.TORCH_LAYERS[layer], lambda *sizes: made.append(real(*sizes)) or made[-1])
-    seen, wanted = [], []
-    monkeypatch.setattr(torch.Tensor, "requires_grad_", lambda x, flag: wanted.append((tuple(x.shape), flag)))
-    monkeypatch.setattr(torch.Tensor, "backward", lambda y, dy: seen.append((y, torch.autograd.backward(y, dy))))
-    work, _ = timed.runner("torch.nn", "float32").prepared(Case(layer, Size(3, 2, 5, 4), train=train))
+    work, _ = timed.prepared("torch.nn", Case(layer, Size(3, 2, 5, 4), train=train))
     work()
     work()
     assert (made[0].input_size, made[0].hidden_size) == (5, 4)
-    assert ((3, 2, 5), train) in wanted
-    assert [y.shape for y, _ in seen] == [(3, 2, 4)] * 2 * train
     assert all((p.grad is not None) == train for p in made[0].parameters())
 
 
@@ -190,7 +153,7 @@ def test_sizes_are_drawn_by_their_work():
 @pytest.fixture
 def unregistered(monkeypatch):
     """Without the cells that other tests register, whose names are those of the page of this test."""
-    builtin = {name: layer for name, layer in recurrent.LAYERS.items() if not hasattr(layer, "CELL")}
+    builtin = {name: recurrent.LAYERS[name] for name in ("LSTM", "GRU", "RNN", "sLSTM")}
     monkeypatch.setattr(recurrent, "LAYERS", builtin)
     monkeypatch.setattr("xlstm.models.sequence.LAYERS", builtin)
 
@@ -199,24 +162,19 @@ def unregistered(monkeypatch):
     ("arguments", "said"),
     [
         (("cnn",), "bench: cell is 'cnn', expected one of lstm, gru, rnn"),
-        (("--size", "1,2"), "'1,2', expected four whole numbers from 1 up"),
         (("--size", "1,2,3,0"), "'1,2,3,0', expected four whole numbers"),
         (("--dtype", "int8"), "error: backend: dtype 'int8' is not supported"),
-        (("--dtype", "float16", "--backend", "numpy"), "error: numpy: backend: float16 on a CPU"),
-        (("--plot", "a.xyz"), "error: a.xyz: ends in '.xyz', expected one of ."),
-        (("--backend", "tpu"), "error: backend: name 'tpu' is not a backend"),
+        (("--dtype", "float16", "--backend", "numpy"), "error: backend: float16 on a CPU"),
         (("--json", "no/where.json"), "error: no/where.json: not saved, No such file or directory"),
         (("--plot", "no/where.png"), "error: no/where.png: not saved, No such file or directory"),
-        (("--import", "there is none.py"), "error: there is none.py: No such file or directory"),
-        (("--import", "fails.py"), "error: import: fails.py fails, ZeroDivisionError: division by zero"),
+        (("--import", "none.py"), "error: import: none.py fails, FileNotFoundError: "),
         (("--import", "ends.py"), "error: import: ends.py fails, SystemExit: 3"),
         (("--import", "grammar.py"), "error: import: grammar.py fails, SyntaxError: invalid syntax"),
-        (("LiGRU", "--import", "none.py"), "error: bench: cell is 'LiGRU', expected one of lstm, gru, rnn"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(bench, monkeypatch, unregistered, arguments, said):
     monkeypatch.setattr(timed, "measure", lambda *a: pytest.fail("work was done"))
-    for name, text in {"fails.py": "1 / 0", "ends.py": "exit(3)", "grammar.py": "class", "none.py": ""}.items():
+    for name, text in {"ends.py": "exit(3)", "grammar.py": "class"}.items():
         Path(name).write_text(text)
     result = bench(*arguments, code=2)
     assert said in result.stderr
@@ -225,7 +183,7 @@ def test_bad_input_is_refused_before_any_work(bench, monkeypatch, unregistered, 
 
 
 def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatch):
-    """Out of memory in one case, and in the measurement of memory; then an interrupt."""
+    """Out of memory in one case; then an interrupt."""
     pytest.importorskip("torch")
     real = timed.call
 
@@ -236,45 +194,24 @@ def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatc
             raise KeyboardInterrupt
         return real(case, home)
 
-    def of(*arguments):
-        raise RuntimeError("the process died")
-
     monkeypatch.setattr(timed, "call", call)
-    monkeypatch.setattr(timing, "peak_memory", of)
     sizes = [word for T in (2, 6, 8) for word in ("--size", f"{T},2,3,4")]
     backends = ("--backend", "numpy", "--backend", "torch", "--json", "times.json")
     result = bench(*sizes, "--rounds", 1, *backends, code=130)
     assert "note: lstm 6,2,3,4 float32: without torch, out of memory" in result.stderr
-    assert "note: lstm 2,2,3,4 float32: memory of numpy was not measured, the process died" in result.stderr
     assert "interrupted" in result.stderr
-    kept = [(line["size"]["T"], line["backend"], line["peak_bytes"]) for line in lines()]
-    assert kept == [(2, "numpy", None), (2, "torch", None), (6, "numpy", None)]
+    kept = [(line["size"]["T"], line["backend"], line["peak_bytes"] is None) for line in lines()]
+    assert kept == [(2, "numpy", False), (2, "torch", True), (6, "numpy", False)]
     assert "6,2,3,4  this library on NumPy arrays" in result.stdout
 
 
 def test_cells_of_a_file(bench, tmp_path, unregistered):
-    """The cells of docs/cells.md are timed, and their memory is measured in a process that runs the file too."""
+    """The cells of docs/cells.md are timed."""
     code = "\n".join(blocks(Path(__file__).parents[1] / "docs" / "cells.md"))
     (tmp_path / "my_cells.py").write_text(code, encoding="utf-8")
     result = bench("MinGRU", "gru", "--import", "my_cells.py", *SMALL, "--backend", "numpy", "--json", "times.json")
     assert "note" not in result.stderr
     assert [line["layer"] for line in lines()] == ["MinGRU", "gru"]
-    if sys.platform.startswith("linux"):
-        assert all(line["peak_bytes"] is not None for line in lines())
     weights = 2 * 4 * 3  # of MinGRU, which has no Wh
     first = lines()[0]
     assert first["gflops"] * 1e9 * first["seconds"]["median"] == pytest.approx(3 * 2 * weights * 6 * 2)
-
-
-@pytest.mark.parametrize(
-    ("compiles", "threads", "said"),
-    [
-        ("0", "3", {"threads": "3", "compiled loops": "no: XLSTM_COMPILE=0"}),
-        ("2", "two", {"threads": "refused: XLSTM_NUM_THREADS: 'two' is not a number", "compiled loops": "refused: "}),
-    ],
-)
-def test_loops_and_threads(monkeypatch, compiles, threads, said):
-    monkeypatch.setenv("XLSTM_COMPILE", compiles)
-    monkeypatch.setenv("XLSTM_NUM_THREADS", threads)
-    about = machine.describe()
-    assert all(str(about[name]).startswith(words) for name, words in said.items())

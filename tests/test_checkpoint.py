@@ -63,19 +63,15 @@ def good(**changes):
     ("blob", "words"),
     [
         (b"", "not a readable safetensors file"),
-        (b"garbage" * 100, "not a readable safetensors file"),
         (good()[:-5], "not a readable safetensors file"),
-        (good()[:20], "not a readable safetensors file"),
         (to_bytes({"a": np.ones(1)}), "not an xlstm model file, its metadata has no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
-        (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{}"}), "description is not readable"),
+        (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "[]"}), "version of the format is None, expected 2"),
         (good(version=9), "version of the format is 9, expected 2"),
-        (good(version=1), "version of the format is 1, expected 2"),
         (good(), "was changed after it was written"),
         (good(digest=None), "was changed after it was written"),
         (good(config=[]), r"kind and config are \['test', \[\]\], expected text and an object"),
         (good(kind="language model"), "kind is 'language model', expected 'test'"),
-        (good(version="2"), "version of the format is '2', expected 2"),
     ],
 )
 def test_bad_files_are_named(tmp_path, blob, words):
@@ -135,3 +131,18 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path):
     opened = Tensors(path)
     checkpoint.save(path, {"a": np.ones(5)}, "test", {})
     np.testing.assert_array_equal(opened.read()["a"], np.zeros(3))
+
+
+@pytest.mark.parametrize("system", ["few bytes at once", "no preadv"])
+def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch, system):
+    """A call may read less than it is asked for, and Windows has no preadv."""
+    arrays = {"x": np.arange(12.0).reshape(3, 4), "y": np.zeros((0, 3))}
+    checkpoint.save(tmp_path / "m", arrays, "test", {})
+    file = Tensors(tmp_path / "m")
+    if system == "no preadv":
+        monkeypatch.delattr(os, "preadv", raising=False)
+    elif hasattr(os, "preadv"):
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at))
+    for name, array in file.read(arrays).items():
+        np.testing.assert_array_equal(array, arrays[name])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.test_commands import CLASSES, QUICK, SERIES, TEXT, TIREX, VERSE, run  # noqa: F401 (a fixture)
-from xlstm import plots, training
+from tests.commands import CLASSES, QUICK, SERIES, TEXT, TIREX, VERSE, write_files
+from xlstm import plots
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster
 from xlstm.plots import figures
@@ -77,17 +77,17 @@ def test_two_processes_train_into_one_folder(series):
         (plots, "forecast", RuntimeError("no"), "error: RuntimeError: no"),
     ],
 )
-def test_the_model_is_saved_before_comparison_and_picture(run, monkeypatch, owner, name, error, said):  # noqa: F811
+def test_the_model_is_saved_before_comparison_and_picture(run, monkeypatch, owner, name, error, said):
     def fail(*args, **options):
         raise error
 
     monkeypatch.setattr(owner, name, fail)
     result = run("train", *QUICK, code=130 if said == "interrupted" else 1)
-    assert result.stderr == f"{said}; {MODEL} is saved, {PICTURE} is not saved\n"
+    assert result.stderr == f"{said}; {MODEL} is saved\n"
     assert Forecaster.load(MODEL, "numpy").settings.window == 12
 
 
-def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
@@ -96,22 +96,6 @@ def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):  # 
     (tmp_path / MODEL).write_text("precious")
     assert run("train", *QUICK, code=130).stderr == "interrupted; nothing was saved\n"
     assert (tmp_path / MODEL).read_text() == "precious"
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [(training.Interrupted, 130, "interrupted; "), (training.Terminated, 143, "terminated; ")],
-)
-def test_a_signal_while_training_saves_the_best_so_far(run, monkeypatch, error, code, words):  # noqa: F811
-    fit = Forecaster.fit
-
-    def stop(forecaster, *args, **options):
-        fit(forecaster, *args, **options)
-        raise error("stopped", forecaster.trained_, code - 128)
-
-    monkeypatch.setattr(Forecaster, "fit", stop)
-    assert f"{words}{MODEL} is saved" in run("train", *QUICK, code=code).stderr
-    assert Forecaster.load(MODEL, "numpy").settings.window == 12
 
 
 # Readers who go away
@@ -128,7 +112,7 @@ def closed_pipe():
 
 def test_a_reader_who_goes_away_costs_no_training(series):
     """As `xlstm train | head -1`, which ends with the first line; a full disk; and a terminal without a letter."""
-    saved = "xlstm-output/model.safetensors is saved, xlstm-output/forecast.png is saved\n"
+    saved = f"{MODEL} is saved; {PICTURE} is saved\n"
     words = "error: the results could not be printed, "
     with closed_pipe() as pipe:
         assert command(series, *SHORT, stdout=pipe) == (141, "")
@@ -207,15 +191,15 @@ def stopped(folder, numbers, args):
     [(signal.SIGINT, TEXT), (signal.SIGTERM, CLASSES), (signal.SIGHUP, SERIES), (signal.SIGTERM, TIREX)],
     ids=["SIGINT-text", "SIGTERM-classify", "SIGHUP-forecast", "SIGTERM-tirex"],
 )
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, number, args):  # noqa: F811
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, number, args):
     monkeypatch.setenv("XLSTM_COMPILE", "0")  # as in the process that is stopped
+    write_files(tmp_path)
     run(*args, "-o", "whole")
     code, errors = stopped(tmp_path, [number], [*args, "-o", "o u t"])
     assert code == 128 + number
     words = " ".join(map(str, [*args, "-o", "'o u t'", "--resume"]))
-    picture = ", o u t/forecast.png is not saved" if args is SERIES else ""
     cause = "interrupted" if number == signal.SIGINT else "terminated"
-    assert errors == f"{cause}; o u t/model.safetensors is saved{picture}; go on with: xlstm {words}\n"
+    assert errors == f"{cause}; o u t/model.safetensors is saved; go on with: xlstm {words}\n"
     assert [line["total"] for line in read_history(tmp_path / "o u t/history.jsonl")] == [1, 2, 3]
     run(*args, "-o", "o u t", "--resume")
     assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "o u t/model.safetensors").read_bytes()
@@ -224,7 +208,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, m
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_second_signal_stops_at_once(series, second):
     assert stopped(series, [signal.SIGINT, second], TEXT) == (128 + second, "interrupted; nothing was saved\n")
-    assert sorted(os.listdir(series / "xlstm-text")) == ["history.jsonl", "options.toml"]
+    assert sorted(os.listdir(series / "xlstm-text")) == ["history.jsonl"]
 
 
 FULL = """

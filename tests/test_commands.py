@@ -4,8 +4,6 @@ import json
 import os
 import sys
 import tomllib
-import typing
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,63 +12,28 @@ import typer
 from typer.testing import CliRunner
 
 import xlstm
-from xlstm import checkpoint
+from tests.commands import CLASSES, QUICK, SMALL, TEXT, TIREX, VERSE, steps_of_sequences, write_files
 from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.series import bundled
-from xlstm.data.table import read_names, write_table
+from xlstm.data.table import names_in, opened, write_table
 from xlstm.estimators import (
     Forecaster,
     SequenceClassifier,
-    SequenceRegressor,
-    Settings,
     TextModel,
-    TiRexTrainer,
 )
 from xlstm.plots import figures
-from xlstm.plots.results import counted
 from xlstm.training.folder import read_history
 
-TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
-TEXT += ["--length", 8, "--steps", 12, "--sample", 5]
-CLASSES = ["train", "classify", "long.csv", "--label", "kind", "--sequence", "id", "--backend", "numpy"]
-CLASSES += ["--hidden-size", 8, "--epochs", 2]
-SMALL = ["--hidden-size", 8, "--batch-size", 4, "--length", 8]
-QUICK = ["--epochs", 1, "--window", 12, "--hidden-size", 3, "--backend", "numpy"]
-SERIES = ["train", "forecast", bundled("sunspots"), *QUICK]
-TIREX = ["train", "tirex", "--backend", "numpy", "--size", 8, "--num-heads", 2, "--num-blocks", 1, "--patch-size", 4]
-TIREX += ["--context-length", 32, "--horizon", 8, "--batch-size", 4, "--steps", 7, "--every", 4]
-VERSE = "the cat sat on the mat and saw a rat. " * 30
 PICTURES = {"forecast.png"} if figures.available() else set()
 CLASSIFIED, LAYOUT = "xlstm-classify/model.safetensors", {"features": ["x", "y"], "label": "kind", "sequence": "id"}
 
 
-def steps_of_sequences(seed=0):
-    """60 sequences of two classes, which rise and fall."""
-    rng = np.random.default_rng(seed)
-    columns = {"id": [], "kind": [], "day": [], "x": [], "y": []}
-    for k in range(60):
-        for t in range(rng.integers(4, 9)):
-            row = (f"s{k}", ("down", "up")[k % 2], f"2024-01-{t + 1:02}", (2 * (k % 2) - 1) * t, rng.normal())
-            for name, cell in zip(columns, row, strict=True):
-                columns[name].append(cell)
-    return columns
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Run a command in a folder with a text and a table, and check its exit code."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_text(VERSE)
-    write_table("long.csv", steps_of_sequences())
-
-    def run(*args, code=0):
-        result = CliRunner().invoke(app, [str(a) for a in args])
-        assert result.exit_code == code, result.output + str(result.exception)
-        return result
-
-    return run
+@pytest.fixture(autouse=True)
+def files(tmp_path):
+    """A text and a table in the folder of a test."""
+    write_files(tmp_path)
 
 
 def read_json(result):
@@ -149,14 +112,6 @@ def test_forecasts_as_a_table_and_their_errors(run):
     assert "20.09" in run("evaluate", "m", bundled("sunspots")).stdout
 
 
-def test_the_window_of_a_short_series_is_printed(run):
-    write_table("short.csv", {"v": np.sin(np.arange(80.0)).tolist()})
-    quick = ["--epochs", 1, "--hidden-size", 2, "--backend", "numpy"]
-    assert "with a window of 24\n" in run("train", "short.csv", *quick).stdout
-    words = "a window of 48 and a horizon of 4 need 86 rows, the series has 80; expected more rows, or a window of at"
-    assert words in run("train", "short.csv", *quick, "--window", 48, code=2).stderr
-
-
 # Texts, sequences with labels, and TiRex
 
 
@@ -214,24 +169,22 @@ def test_classes_of_sequences_by_steps(run, suffix):
     assert [line[:2] for line in lines[1:4]] == [["s0", "down"], ["s1", "up"], ["s2", "down"]]
     assert float(lines[1][2]) + float(lines[1][3]) == pytest.approx(1)
     run("predict", CLASSIFIED, table, "-o", f"found.{suffix}")
-    assert read_names(f"found.{suffix}", "kind").tolist() == ["down", "up"] * 30
+    assert names_in(opened(f"found.{suffix}"), "kind").tolist() == ["down", "up"] * 30
 
 
 def test_classes_of_rows_with_decimal_commas(run, tmp_path):
     """Each row is a sequence, of which one column is no number and no label."""
-    rng = np.random.default_rng(0)
-    rows = [[f"{(k % 3 - 1) * t + 0.1 * rng.normal():.6f}".replace(".", ",") for t in range(5)] for k in range(60)]
-    text = "\n".join(f"3{k % 2}.1.2024;{';'.join(row)};k\u00e4se{k % 3}" for k, row in enumerate(rows))
-    (tmp_path / "wide.csv").write_text("tag;t0;t1;t2;t3;t4;art\n" + text, encoding="latin-1")
-    said = ["--encoding", "latin-1", "--date-format", "%d.%m.%Y", "--decimal", ","]
+    values = (np.arange(60)[:, None] % 3 - 1) * np.arange(5) + 0.1 * np.random.default_rng(0).normal(size=(60, 5))
+    rows = [";".join(f"{value:.6f}".replace(".", ",") for value in row) for row in values]
+    text = "\n".join(f"2024-01-0{1 + k % 2};{row};k\u00e4se{k % 3}" for k, row in enumerate(rows))
+    (tmp_path / "wide.csv").write_text("day;t0;t1;t2;t3;t4;art\n" + text, encoding="utf-8")
     words = ("--label", "art", "--backend", "numpy", "--epochs", 30, "--hidden-size", 8, "--json")
-    found = read_json(run("train", "classify", "wide.csv", *words, *said))
+    found = read_json(run("train", "classify", "wide.csv", *words))
     assert (found["accuracy"], found["confusion"]) == (1.0, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
-    lines = [line.split(",") for line in run("predict", CLASSIFIED, "wide.csv", *said).stdout.splitlines()]
+    lines = [line.split(",") for line in run("predict", CLASSIFIED, "wide.csv").stdout.splitlines()]
     assert lines[0] == ["row", "art", "p(k\u00e4se0)", "p(k\u00e4se1)", "p(k\u00e4se2)"]
     assert [line[:2] for line in lines[1:4]] == [["1", "k\u00e4se0"], ["2", "k\u00e4se1"], ["3", "k\u00e4se2"]]
-    wrong = run("evaluate", CLASSIFIED, "wide.csv", *said[:4], "--decimal", ".", code=2)
-    assert "column t0 holds '0," in wrong.stderr
+    assert "column t0 holds '0," in run("evaluate", CLASSIFIED, "wide.csv", "--decimal", ".", code=2).stderr
 
 
 def test_sequences_are_put_together_in_the_order_of_their_rows(tmp_path):
@@ -252,11 +205,6 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
     assert labels[test].tolist() == ["a"] * 6 + ["b"] * 2
     assert sources.held_out(labels, 0.2, 1)[1].tolist() != test.tolist()
     assert sources.held_out(labels, 0.0, 0)[1].tolist() == []
-
-
-def test_confusion_has_a_row_for_each_label():
-    truth, found = np.array(["a", "a", "b", "a"]), np.array(["b", "b", "b", "a"])
-    assert counted(truth.tolist(), found.tolist(), ["a", "b", "c"]).tolist() == [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_a_tirex_from_nothing_forecasts_a_table(run):
@@ -297,24 +245,12 @@ def test_options_of_the_main_job(run, tmp_path):
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--linear-baseline", 5, "--season", 12]
-    words += ["--least", -3, "--no-refit", "--scaling", "series", "--horizon", 4, "--config", "o.toml", "-o", "run"]
+    words += ["--least", -3, "--no-refit", "--horizon", 4, "--config", "o.toml", "-o", "run"]
     assert run("train", "forecast", bundled("sunspots"), *words, "--quiet").output == ""
     assert {"model.safetensors", "history.jsonl", "options.toml", *PICTURES} <= {*os.listdir(tmp_path / "run")}
     settings = Forecaster.load("run/model.safetensors", "numpy").settings
     assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
-    assert (settings.season, settings.least, settings.refit, settings.scaling) == (12, -3.0, False, "series")
-
-
-def test_options_are_those_of_the_estimators():
-    """Every option of a parameter has its default."""
-    group = typer.main.get_command(app).commands["train"].commands
-    kinds = {"text": TextModel, "classify": SequenceClassifier, "forecast": Settings, "tirex": TiRexTrainer}
-    for name, estimator in kinds.items():
-        hints, made = typing.get_type_hints(estimator.__init__), estimator()
-        settings = [p for p in group[name].params if p.name in hints and p.name != "horizon"]
-        assert len(settings) > 15
-        for parameter in settings:
-            assert parameter.default == getattr(made, parameter.name), parameter.name
+    assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
 
 
 def test_quiet_and_json(run):
@@ -325,14 +261,16 @@ def test_quiet_and_json(run):
     assert out.quiet is False  # it ends with its command
 
 
-def test_info(run):
+def test_info(run, monkeypatch):
     text, found = run("info").output, read_json(run("info", "--json"))
     for words in (xlstm.__version__, np.__version__, "backend numpy", "backend cupy", "auto chooses"):
         assert words in text
     assert found["backend numpy"] == "numpy on CPU"
     assert found["packages"]["numpy"] == np.__version__
     found = read_json(run("info", "--explain", "lstm", 64, 8, 64, "float32", "--card", "h100", "--json"))
-    assert "kernel" in " ".join(map(str, found.values()))
+    assert found["path"] == "cluster"
+    monkeypatch.setenv("XLSTM_NUM_THREADS", "two")
+    assert read_json(run("info", "--json"))["threads"].startswith("refused: XLSTM_NUM_THREADS: 'two'")
 
 
 def commands(group, path=()):
@@ -355,7 +293,6 @@ def test_every_command_has_help(run):
         (["tr"], "train"),
         (["train", "te"], "text"),
         (["train", "--epo"], "--epochs"),
-        (["train", "text", "--ste"], "--steps"),
         (["train", "sales.csv", "--hor"], "--horizon"),
     ],
 )
@@ -368,14 +305,12 @@ def test_completion(words, found):
 # Wrong input
 
 OPTIONS = {
-    "stepz = 3": "o.toml: key 'stepz' is unknown, expected some of output, resume, sample",
+    "stepz = 3": "o.toml: key 'stepz' is unknown, expected some of sample, cell",
     'steps = "3"': "o.toml: steps is '3', expected a whole number",
-    "steps = 3.5": "o.toml: steps is 3.5, expected a whole number",
     "steps = true": "o.toml: steps is True, expected a whole number",
     "learning-rate = 'fast'": "o.toml: learning-rate is 'fast', expected a number",
-    "cell = 3": "o.toml: cell is 3, expected text",
-    "resume = 1": "o.toml: resume is 1, expected true or false",
     "output = []": "o.toml: output is [], expected text",
+    "resume = 1": "o.toml: resume is 1, expected true or false",
     "config = 'p.toml'": "o.toml: key 'config' is unknown",
     "steps: 3": "o.toml: not a readable TOML file (Expected '=' after a key",
     "a = " + "[" * 5000: "o.toml: not a readable TOML file",
@@ -398,65 +333,36 @@ WRONG = [
     (["nosuch"], "No such command 'nosuch'"),
     (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
     (["train", "nan.csv"], "nan.csv: line 3, column v holds 'nan'"),
-    (["train", "constant.csv"], "constant at 5"),
-    (["train", "--column", "moon"], "column 'moon' is not in the header"),
     (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
-    (["train", "-o", "short.csv"], "error: short.csv: it is a file, expected a folder"),
+    (["train", "-o", "empty"], "error: empty: it is a file, expected a folder"),
     (["train", "-o", "/proc/xlstm"], "/proc/xlstm"),
     (["train", "-o", "there", "--resume"], "error: train: --resume goes with `xlstm train forecast`"),
     (["train", "big.csv"], "error: v, day 2001-10-08: Forecaster: values[280] is 1e+300"),
     (["train", "forecast", bundled("co2"), "-o", "there"], "there: holds a run already; --resume goes on with it"),
     (["train", "forecast", bundled("co2"), "-o", "there", "--resume"], "is of another run"),
     (["train", "text"], "Missing argument"),
-    (["train", "text", "empty"], "empty: the file is empty, expected a text"),
     (["train", "text", "binary"], "binary: not UTF-8 text (invalid start byte at byte 0)"),
-    (["train", "text", "short.txt", "--resume"], "xlstm-text: holds no run to resume"),
-    (["train", "text", "a.txt", *SMALL, "-o", "empty/x"], "empty/x"),
+    (["train", "text", "a.txt", "--resume"], "xlstm-text: holds no run to resume"),
     (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is a folder"),
-    (["train", "text", "a.txt", *SMALL, "--cell", "lstmm"], "cell is 'lstmm', expected one of lstm, gru, rnn"),
-    (["train", "text", "a.txt", *SMALL, "--steps", "many"], "Invalid value for '--steps'"),
-    (["train", "text", "a.txt", *SMALL, "--sample", "-1"], "Invalid value for '--sample'"),
-    (["train", "text", "a.txt", "--config", "nosuch.toml"], "error: nosuch.toml: No such file or directory"),
     (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
-    (["train", "classify", "long.csv"], "Missing option '--label'"),
     (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
-    (["train", "classify", "long.csv", "--label", "kind", "--sequence", "kind"], "label and sequence are both 'kind'"),
-    (["train", "classify", "long.csv", "--label", "kind"], "line 2, column id holds 's0', expected a finite number"),
-    (["train", "classify", "long.csv", "--label", "kind", "--columns", "x,z"], "column 'z' is not in the header"),
-    (["train", "classify", "long.csv", "--label", "kind", "--columns", "kind"], "column 'kind' is label or sequence"),
-    (["train", "classify", "one.csv", "--label", "kind"], "all labels are a, expected two classes or more"),
+    (["train", "classify", "long.csv", "--label", "kind", "--columns", "kind"], "expected different columns"),
     (["train", "classify", "few.csv", "--label", "kind"], "no class has enough sequences to hold out 20%, the largest"),
     (["train", "classify", "gap.csv", "--label", "kind"], "gap.csv: column 'x' is empty in row 2"),
-    (["train", "classify", "alone.csv", "--label", "kind"], "no column is left for features, the header has kind"),
     (["train", "classify", "mixed.csv", "--label", "kind", "--sequence", "id"], "sequence 's' has labels a, b"),
-    ([*CLASSES, "--test-fraction", "2"], "Invalid value for '--test-fraction'"),
-    ([*CLASSES, "--backend", "abacus"], "'abacus' is not a backend"),
-    (["evaluate", "text", "other.txt"], "'Z' is not one of the"),
     (["evaluate", "text", "a.txt", "--column", "x"], "text: is a text model, --column goes with a forecaster"),
-    (["evaluate", "text", "a.txt", "--encoding", "latin-1"], "text: is a text model, --date-format, --decimal"),
     (["evaluate", "classes", "relabelled.csv"], "relabelled.csv: label 'left' is not one of those that classes knows"),
+    (["predict", "series", "t.parquet", "--date-format", "%d/%m/%Y"], "t.parquet: is a Parquet file; date_format"),
     (["evaluate", "plain", "long.csv"], "plain: says nothing of a table, expected a model of `xlstm train classify`"),
-    (["evaluate", "values", "long.csv"], "is a sequence regressor, which is for xlstm inspect, not for xlstm evaluate"),
-    (["predict", "text", "long.csv"], "text: is a text model, which is for xlstm generate, evaluate, inspect, not for"),
-    (["predict", "garbage.parquet", "long.csv"], "garbage.parquet: not a readable safetensors file"),
     (["predict", "there/step-000000002.safetensors", "long.csv"], "is a checkpoint of training, which is for xlstm"),
     (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a classifier, --column, --steps and --interva"),
     (["predict", "series", bundled("sunspots"), "--steps", "9", "--intervals"], "intervals end at the horizon, 2"),
-    (["predict", "series", bundled("sunspots"), "--encoding", "hex"], "error: encoding is 'hex'"),
-    (["generate", "series", "--prompt", "a"], "series: is a forecaster, which is for xlstm predict, evaluate"),
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
-    (["generate", "long.csv", "--prompt", "a"], "error: long.csv: not a readable safetensors file"),
-    (["generate", "there", "--prompt", "a"], "error: there: no checkpoint in it, expected model.safetensors"),
     (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model with tokens of its own, not for --stop"),
     (["forecast", "series", "long.csv"], "series: is a forecaster, which is for xlstm predict, evaluate, export"),
-    (["export", "classes", "--to", "onnx"], "is a sequence classifier, which is for xlstm predict, evaluate, inspect"),
-    (["import", "series"], "series: is a forecaster, which is for xlstm predict, evaluate, export, inspect, not for"),
     (["import", "weights.pt"], "weights.pt: a pickled file, which can run code when it is read; save it with"),
     (["info", "--card", "h100"], "info: --card goes with --explain"),
-    (["runs"], "holds no run, which has a file history.jsonl"),
-    (["runs", "nosuch"], "nosuch: no such folder"),
     (["runs", "torn"], "none of the runs has a readable history"),
-    (["bench", "--rounds", "0"], "Invalid value for '--rounds'"),
 ]
 
 
@@ -470,8 +376,6 @@ def models(tmp_path_factory):
     classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
     classifier.save(folder / "plain")
     classifier.save(folder / "classes", LAYOUT)
-    regressor = SequenceRegressor(hidden_size=4, epochs=1, backend="numpy")
-    regressor.fit(np.arange(24.0).reshape(4, 3, 2), np.arange(4.0)).save(folder / "values")
     net = xlstm.LSTM(2, 3)
     xlstm.models.save(folder / "net", net, net.init(0, "numpy"))
     forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
@@ -481,43 +385,33 @@ def models(tmp_path_factory):
 
 DAYS = np.datetime64("2001-01-01") + np.arange(300)
 FILES = {
-    **{"empty": "", "short.txt": "abcd", "one.csv": "kind,x\na,1\na,2\na,3\n"},
-    **{"few.csv": "kind,x\na,1\nb,2\n", "gap.csv": "kind,x\na,1\nb,\nb,3\n", "alone.csv": "kind\na\nb\n"},
-    **{"mixed.csv": "id,kind,x\ns,a,1\ns,b,2\n", "garbage.parquet": "garbage", "short.csv": "v\n1\n2\n4\n"},
-    **{"other.txt": "the Zebra", "relabelled.csv": "id,kind,x,y\ns,left,1,2\n", "constant.csv": "v\n" + "5\n" * 500},
-    **{"nan.csv": "date,v\n2001,1\n2002,nan\n2003,3\n", "weights.pt": "PK\x03\x04 of torch.save"},
+    **{"empty": "", "nan.csv": "date,v\n2001,1\n2002,nan\n2003,3\n", "weights.pt": "PK\x03\x04 of torch.save"},
+    **{"few.csv": "kind,x\na,1\nb,2\n", "gap.csv": "kind,x\na,1\nb,\nb,3\n"},
+    **{"mixed.csv": "id,kind,x\ns,a,1\ns,b,2\n", "relabelled.csv": "id,kind,x,y\ns,left,1,2\n"},
     "big.csv": "day,v\n" + "".join(f"{day},{1e300 if k == 280 else k % 7}\n" for k, day in enumerate(DAYS)),
 }
 
 
 @pytest.mark.parametrize(("args", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, words):
-    for name in ("text", "plain", "classes", "values", "series", "net"):
+    for name in ("text", "plain", "classes", "series", "net"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
-    if args != ["runs"]:
-        (tmp_path / "there").symlink_to(models / "there")
-        (tmp_path / "torn").mkdir()
-        (tmp_path / "torn/history.jsonl").write_text("nonsense\n")
+    (tmp_path / "there").symlink_to(models / "there")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/history.jsonl").write_text("nonsense\n")
     (tmp_path / "busy/model.safetensors").mkdir(parents=True)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     before = sorted(os.listdir(tmp_path))
-    usual = ["--backend", "numpy"] if args[0] == "train" and len(args) > 2 and "--backend" not in args else []
+    usual = ["--backend", "numpy"] if args[0] == "train" and len(args) > 2 else []
     result = run(*args, *usual, code=2)
-    lines = result.stderr.splitlines()
-    assert lines[-1].startswith("error: "), result.stderr
-    assert words in lines[-1]
-    assert len(lines) == (2 if "torn" in args else 1)
-    assert result.stdout == "" or "another run" in words  # found once it is said what is trained
+    *notes, error = result.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert words in error
+    assert len(notes) == ("torn" in args)
+    assert result.stdout == "" or words in ("is of another run", "/proc/xlstm")  # found after the first lines
     assert sorted(os.listdir(tmp_path)) == before
-
-
-@pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
-def test_a_damaged_parquet_file(run, tmp_path):
-    (tmp_path / "t.parquet").write_text("garbage")
-    error = run("train", "classify", "t.parquet", "--label", "kind", code=2).stderr
-    assert error.startswith("error: t.parquet: not a readable Parquet file")
 
 
 def test_kinds_name_commands_that_there_are():
@@ -570,10 +464,7 @@ def test_curves_of_runs(two_runs, tmp_path):
     [
         ("history.jsonl", '{"total": ' + "[" * 100_000),
         ("history.jsonl", '{"total": 1, "loss": 1' + "0" * 40_000 + "}"),
-        ("history.jsonl", '{"total": 1.5, "loss": 1}'),
-        ("history.jsonl", "[]"),
         ("options.toml", "a = " + "[" * 100_000),
-        ("options.toml", "steps = 0x1" + "0" * 5000),
         ("options.toml", "x" * (2 << 20)),
         ("options.toml", "\xff"),
     ],
@@ -632,18 +523,3 @@ def test_data_are_printed_as_they_are_but_on_a_terminal(monkeypatch, capsys):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
         put("\x1b[2Ja\tb\n")
         assert capsys.readouterr().out == expected
-
-
-def test_a_full_disk_does_not_end_training(run, monkeypatch):
-    real = checkpoint.save
-
-    def save(path, *args):
-        if "step-" in str(path):
-            raise OSError(28, "No space left on device", str(path))
-        real(path, *args)
-
-    monkeypatch.setattr(checkpoint, "save", save)
-    with pytest.warns(RuntimeWarning, match="No space left on device"):
-        found = read_json(run(*TEXT, "--json"))
-    assert "step 12 is not on disk" in found["unsaved"]
-    TextModel.load(found["model"], "numpy")

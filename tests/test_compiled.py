@@ -16,7 +16,7 @@ import xlstm
 from tests.conftest import make_backend
 from tests.layers import inputs_of, make, run
 from xlstm.cells import gru, lstm, lstm_options
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.engines.numba import codegen, jit
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -154,9 +154,9 @@ def test_compiled_code_is_kept_for_the_next_process(cache):
 
 @needs_numba
 def test_where_compiled_code_is_kept(cache, monkeypatch):
-    assert machine.compiled().endswith(f", kept in {cache}")
+    assert info.compiled().endswith(f", kept in {cache}")
     monkeypatch.setattr("numba.config.CACHE_DIR", str(cache.parent / "numba"))
-    assert machine.compiled().endswith(f", kept in {cache.parent / 'numba' / 'xlstm'}")
+    assert info.compiled().endswith(f", kept in {cache.parent / 'numba' / 'xlstm'}")
 
 
 def gates(k):

@@ -8,7 +8,7 @@ import safetensors.numpy
 from typer.testing import CliRunner
 
 import xlstm
-from tests.layers import EVERY
+from tests.layers import EVERY, OPTIONS, alone, make
 from xlstm.cli import export_import
 from xlstm.cli.app import app
 from xlstm.estimators import Forecaster
@@ -32,13 +32,10 @@ def test_there_and_back(tmp_path, kind, to):
     pytest.importorskip(EXTRAS[to])
     layer = getattr(xlstm, kind)(3, 4, **STACK, batch_first=to == "keras")
     source, params = saved(tmp_path, layer)
-    written = export_import.export_file(source, to)
-    assert written == tmp_path / f"net{export_import.SUFFIXES[to]}"
-    path, found = export_import.import_file(written, kind=kind.lower())
-    assert path == tmp_path / "net.model.safetensors"
+    export_import.export(source, to)
+    export_import.import_(tmp_path / f"net{export_import.SUFFIXES[to]}", kind=kind.lower())
+    found, arrays = model_files.load(tmp_path / "net.model.safetensors", "numpy")
     assert (type(found), found.num_layers, found.directions) == (type(layer), 2, layer.directions)
-    again, arrays = model_files.load(path, "numpy")
-    assert again == found
     for name, array in params.items():
         assert arrays[name].tobytes() == array.tobytes()
     assert not any(np.any(arrays[name]) for name in set(arrays) - set(params))  # a second bias
@@ -46,13 +43,14 @@ def test_there_and_back(tmp_path, kind, to):
 
 def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
     source, _ = saved(tmp_path, xlstm.RNN(3, 5, activations="relu", batch_first=True))
-    written = export_import.export_file(source, "torch")
-    assert export_import.import_file(written)[1] == xlstm.RNN(
-        3, 5, activations="relu", batch_first=True, recurrent_bias=True
-    )
-    safetensors.numpy.save_file(safetensors.numpy.load_file(written), tmp_path / "foreign.v2.safetensors")
-    path, layer = export_import.import_file(tmp_path / "foreign.v2.safetensors", activation="relu")
-    assert path.name == "foreign.v2.model.safetensors"
+    written, foreign = tmp_path / "net.torch.safetensors", tmp_path / "foreign.v2.safetensors"
+    export_import.export(source, "torch")
+    export_import.import_(written)
+    layer, _ = model_files.load(tmp_path / "net.model.safetensors", "numpy")
+    assert layer == xlstm.RNN(3, 5, activations="relu", batch_first=True, recurrent_bias=True)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(written), foreign)
+    export_import.import_(foreign, activation="relu")
+    layer, _ = model_files.load(tmp_path / "foreign.v2.model.safetensors", "numpy")
     assert layer == xlstm.RNN(3, 5, activations="relu", recurrent_bias=True)
 
 
@@ -61,8 +59,8 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
     pytest.importorskip(EXTRAS[to])
     forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(np.sin(np.arange(200) / 5))
     forecaster.save(tmp_path / "model.safetensors")
-    path = export_import.export_file(tmp_path / "model.safetensors", to, tmp_path / "out")
-    assert forecaster.params_["head.b"].tobytes() in path.read_bytes()
+    export_import.export(tmp_path / "model.safetensors", to, tmp_path / "out")
+    assert forecaster.params_["head.b"].tobytes() in (tmp_path / "out").read_bytes()
 
 
 def test_the_command_line(tmp_path):
@@ -89,7 +87,7 @@ def test_the_command_line(tmp_path):
         (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
         (["import", "net.pb"], "suffix '.pb' is unknown, expected .onnx"),
         (["import", "none.safetensors"], "none.safetensors: no such file"),
-        (["import", "plain.safetensors"], "weight_hh_l0 is missing, found a"),
+        (["import", "plain.safetensors"], "weight_ih_l0 is missing, found a"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, arguments, words):
@@ -111,22 +109,13 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, argume
 
 
 @pytest.mark.parametrize("model", [m for m in EVERY if isinstance(m, model_files.Model)], ids=lambda m: str(m)[:60])
-def test_models_come_back_from_their_files(tmp_path, model):
-    params = model.init(0, "numpy")
-    model_files.save(tmp_path / "model", model, params)
-    again, found = model_files.load(tmp_path / "model", "numpy")
-    assert again == model
-    assert all(np.array_equal(found[name], p) for name, p in params.items())
-
-
-def test_models_come_back_on_their_backend(be, tmp_path):
-    model = SequenceModel(xlstm.LSTM(2, 3, 2, zoneout=(0.1, 0.2), activations=("sigmoid", "relu", "tanh")), 2)
+def test_models_come_back_from_their_files_on_their_backend(be, tmp_path, model):
     params = model.init(0, be)
     model_files.save(tmp_path / "model", model, params)
     again, found = model_files.load(tmp_path / "model", be)
     assert again == model
     assert list(found) == sorted(params)
-    assert all(bool(be.xp.all(found[name] == params[name])) for name in params)
+    assert all(bool(be.xp.all(found[name] == p)) for name, p in params.items())
 
 
 def test_unsound_models_are_refused(tmp_path):
@@ -161,3 +150,28 @@ def test_what_others_do_not_have_is_refused(library):
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             write(model, model.init(0, "numpy"))
+
+
+SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
+WRITTEN = {
+    "torch": {"proj_size"},
+    "keras": {"reset_after", "direction"},
+    "onnx": {"reset_after", "direction", "peepholes", "coupled_input_forget", "clip", "activations"},
+}
+
+
+@pytest.mark.parametrize("library", EXTRAS)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_each_option_is_written_or_refused_by_name(kind, library):
+    pytest.importorskip(EXTRAS[library])
+    write = getattr(importlib.import_module(f"xlstm.interop.{library}"), f"to_{library}")
+    for options in alone(kind)[1:]:
+        name, value = next(iter(options.items()))
+        layer = make(kind, options)
+        params = layer.init(0, "numpy")
+        if name in SHARED | WRITTEN[library] or value in ("bidirectional", "relu"):
+            assert write(layer, params)
+            continue
+        option = value if name == "direction" else name
+        with pytest.raises(ValueError, match=rf"to_{library}: {option} (is|are) .*, which .* cannot express"):
+            write(layer, params)

@@ -14,13 +14,10 @@ def write(path, text):
     path.write_text(text)
 
 
-V1 = {"cpu/a/cpu.cfs_quota_us": "300000\n", "cpu/a/cpu.cfs_period_us": "100000\n"}
-
-
 @pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
-        # version 2: the smallest quota on the way up counts
+        # the smallest quota on the way up counts
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000", "cpu.max": "400000 100000"}, 1.5),
         ("0::/a/b", {"a/b/cpu.max": "50000 100000\n", "a/cpu.max": "150000 100000\n"}, 0.5),
         ("0::/", {"cpu.max": "200000 50000"}, 4.0),  # a container sees its own cgroup as the root
@@ -30,13 +27,6 @@ V1 = {"cpu/a/cpu.cfs_quota_us": "300000\n", "cpu/a/cpu.cfs_period_us": "100000\n
         ("0::/a", {}, math.inf),
         ("0::/a", {"a/cpu.max": "nonsense"}, math.inf),
         ("0::/a", {"a/cpu.max": "100000 0"}, math.inf),
-        # version 1
-        ("4:memory:/m\n3:cpu,cpuacct:/a/b", {name.replace("cpu/", "cpu,cpuacct/"): n for name, n in V1.items()}, 3.0),
-        ("1:cpu:/a/b", V1, 3.0),
-        ("1:cpu:/a", {**V1, "cpu/a/cpu.cfs_quota_us": "-1"}, math.inf),
-        ("1:cpuset:/a", {"cpuset/a/cpu.cfs_quota_us": "1000", "cpuset/a/cpu.cfs_period_us": "1000"}, math.inf),
-        # both
-        ("1:cpu:/a\n0::/a", {**V1, "unified/a/cpu.max": "100000 100000"}, 1.0),
     ],
 )
 def test_quotas(tmp_path, membership, files, expected):

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
-from xlstm.cells import lstm, lstm_options
+from xlstm.cells import lstm
 from xlstm.engines import cuda
 from xlstm.engines.cell_step import Masks, Step
-from xlstm.engines.cuda import cell_source, choice, launch
-from xlstm.engines.cuda.cell_source import KINDS
+from xlstm.engines.cuda import choice, launch
 from xlstm.engines.cuda.cuda_engine import Cuda
-from xlstm.engines.cuda.launch import CudaError, Grid
+from xlstm.engines.cuda.launch import CudaError
 from xlstm.engines.cuda.tiling import Device
-from xlstm.engines.pointwise import pointwise
 
 H100, A100 = DEVICES[90], DEVICES[80]
 
 
 def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", why=""):
-    return choice.choose("LSTM", choice.told(), None if why else CELLS[cell], why, dtype, width, heads, B, device)
+    return choice.choose(choice.told(), None if why else CELLS[cell], why, dtype, width, heads, B, device)
 
 
 @pytest.mark.parametrize(
@@ -47,18 +43,6 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
     assert all(found.others.values())
 
 
-def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
-    assert choose().arithmetic.name == "3xfp16"
-    with cuda.use(precision="tf32"):
-        assert choose().arithmetic.name == "tf32"
-        with cuda.use(path="plain"):
-            assert choose().arithmetic.name == "float32"
-        with cuda.use(precision="float32"):
-            assert choose().arithmetic.name == "3xfp16"
-    monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
-    assert choose().arithmetic.name == "tf32"
-
-
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
@@ -70,18 +54,24 @@ def test_float32_keeps_its_digits_unless_told_otherwise(monkeypatch):
     ],
 )
 def test_a_path_that_was_asked_for_is_taken_or_refused(path, arguments, message):
-    with cuda.use(path), pytest.raises(ValueError, match=f"LSTM: path .*{message}"):
+    with cuda.use(path), pytest.raises(ValueError, match=f"cuda: path .*{message}"):
         choose(**arguments)
 
 
-def test_paths_can_be_asked_for(monkeypatch):
+def test_paths_and_precisions_can_be_asked_for(monkeypatch):
     for path in cuda.PATHS:
         with cuda.use(path):
             assert choose().path == path
+    assert choose().arithmetic.name == "3xfp16"
+    with cuda.use(precision="tf32"):
+        assert choose().arithmetic.name == "tf32"
+        with cuda.use(path="plain"):
+            assert choose().arithmetic.name == "float32"
     monkeypatch.setenv("XLSTM_CUDA_PATH", "grid")
-    assert choose().path == "grid"
-    with cuda.use("auto"):
-        assert choose().path == "cluster"
+    monkeypatch.setenv("XLSTM_CUDA_PRECISION", "tf32")
+    assert (choose().path, choose().arithmetic.name) == ("grid", "tf32")
+    with cuda.use("auto", "float32"):
+        assert (choose().path, choose().arithmetic.name) == ("cluster", "3xfp16")
     monkeypatch.setenv("XLSTM_CUDA_PATH", "quick")
     with pytest.raises(ValueError, match="XLSTM_CUDA_PATH is 'quick', expected one of auto, loop,"):
         choose()
@@ -93,7 +83,7 @@ def test_paths_can_be_asked_for(monkeypatch):
 
 
 def test_options_that_no_kernel_has_are_named(monkeypatch):
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: SimpleNamespace(device=H100))
+    monkeypatch.setattr(launch, "device", lambda xp, like: H100)
     x = np.ones((2, 3, 4), dtype="float32")
     for layer, what in (
         (xlstm.LSTM(4, 8, proj_size=2), "several steps with a projection; loop, pointwise"),
@@ -107,7 +97,7 @@ def test_options_that_no_kernel_has_are_named(monkeypatch):
 
 def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: SimpleNamespace(device=H100))
+    monkeypatch.setattr(launch, "device", lambda xp, like: H100)
     weights = {"Wh": np.zeros((8, 2), dtype=ml_dtypes.bfloat16), "b": np.zeros(8, dtype=ml_dtypes.bfloat16)}
     step = Step(np, lstm.Cell(), weights, Masks())
     assert Cuda().refuses(step, [(3, 4)]) == ""
@@ -120,38 +110,16 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
         Cuda().refuses(step, [(3, 4)])
 
 
-def test_numbers_of_a_cell_are_arguments_of_its_kernels():
-    """The text is the same for all of their values, so that one kernel serves them all."""
-    texts = set()
-    for k in range(3):
-        cell = lstm_options.Cell((f"hard_sigmoid({0.21 + k})", "tanh", "tanh"), 0.731 + k, cell_clip=0.417 + k)
-        step = pointwise(cell, (), ("b",))
-        with cuda.use("cluster"):
-            made = choice.choose("LSTM", choice.told(), step, "", "float32", 64, 1, 8, H100)
-        sources = [
-            cell_source.loop(step, "forward", made.forward),
-            cell_source.loop(step, "backward", made.backward),
-            *(cell_source.pointwise(step, kind, made.arithmetic, 1, 64) for kind in KINDS),
-        ]
-        texts.add(tuple(one.text for one in sources))
-        used = [{name for name in cell.numbers if f"p_{name}" in one.arrays} for one in sources]
-        assert used[0] == {"alpha0", "beta0", "clip", "cell_clip"}
-        assert used[1] == {"alpha0", "clip", "cell_clip"}
-    assert len(texts) == 1
-
-
 @pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize(
     ("body", "shared", "threads", "words"),
     [
-        ("what;", 0, 32, r"xlstm_forward does not compile; XLSTM_CUDA_PATH=loop goes.*\n(.*\n)*.*what"),
-        ("", 10**6, 32, r"xlstm_forward does not fit the device .*XLSTM_CUDA_PATH=loop"),
+        ("what;", 0, 32, r"XLSTM_CUDA_PATH=loop goes.* xlstm_forward does not compile.*\n(.*\n)*.*what"),
+        ("", 10**6, 32, r"XLSTM_CUDA_PATH=loop .* xlstm_forward was not launched on .* with 1000000 bytes"),
         ("", 0, 2048, r"xlstm_forward was not launched on .*: 16 x 9 blocks of 2048"),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_message(xp, body, shared, threads, words):
-    made = cell_source.Source(
-        "xlstm_forward", f'extern "C" __global__ void xlstm_forward() {{ {body} }}', (), shared, 1
-    )
+    text = f'extern "C" __global__ void xlstm_forward() {{ {body} }}'
     with pytest.raises(CudaError, match=words):
-        launch.runtime(xp, xp.ones(1)).launch(made, made.name, Grid(16, 9, threads, shared), [])
+        launch.launch(launch.Source("xlstm_forward", text, shared=shared), (16, 9), threads, [])

@@ -1,50 +1,20 @@
-"""CUDA on the CPU below CuPy (`tests/cuda_on_cpu`): it computes what NumPy does, counts, and finds faults."""
+"""CUDA on the CPU below CuPy (`tests/cuda_on_cpu`): it counts, and finds faults."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests import cuda_on_cpu
-from tests.cuda_on_cpu import __main__ as build
 
 if cuda_on_cpu.missing():
     pytest.skip(cuda_on_cpu.missing(), allow_module_level=True)
 
 import cupy as cp
-import ml_dtypes
 
 cuda_on_cpu.watch()
-BF16 = np.dtype(ml_dtypes.bfloat16)
-REALS, FLOATS = ("f4", "f8", "f2", BF16), ("f4", "f8")
-TOLERANCES = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.6e-2, "complex64": 2e-6}
-# With a and b of (6, 40) and c of (40, 8); floats are between 0 and 2.
-EXPRESSIONS = {
-    **dict.fromkeys((f"xp.{f}(a)" for f in ("exp", "log1p", "sqrt", "tanh", "sign", "isnan", "rint")), REALS),
-    **dict.fromkeys((f"a {op} b" for op in ("+", "/", "<")), REALS),
-    **dict.fromkeys((f"a {op} (b + 1)" for op in ("//", "%", "&", "<<")), ("i4", "i8")),
-    **dict.fromkeys((f"xp.{f}(a, axis={axis})" for f in ("sum", "max") for axis in (0, 1, None)), ("f4", "f8", "i8")),
-    **dict.fromkeys((f"xp.{f}(a, axis=1)" for f in ("var", "argmax", "prod")), FLOATS),
-    **dict.fromkeys(("a[:, ::-2]", "xp.concatenate((a, b), axis=1)", "a[xp.asarray([2, 0])]"), (*REALS, "i4", "?")),
-    **dict.fromkeys(("xp.where(a > b, a, b)", "a ** 2"), ("f4", "i4")),
-    **dict.fromkeys(("xp.maximum(a, b)", "(a @ c).astype('f4')"), REALS),
-    **dict.fromkeys(("a @ c", "c.T @ a.T", "a @ c[:, 0]", "xp.stack((a, a)) @ xp.stack((c, c))"), FLOATS),
-    **dict.fromkeys(("a[a > 1]", "xp.clip(a, 0.5, 1.5)", "xp.tril(a)", "xp.all(a > 0)"), ("f4",)),
-    **dict.fromkeys(("xp.exp(1j * a)", "xp.linalg.norm(a)", "xp.nonzero(a > 1)[0]"), ("f4",)),
-    "~a": ("?", "i4"), "xp.bincount(a[0])": ("i4",),
-}  # fmt: skip
-
-
-def arrays(dtype):
-    rng = np.random.default_rng(0)
-    shapes = {"a": (6, 40), "b": (6, 40), "c": (40, 8)}
-    most = {"i": 9, "b": 2}.get(np.dtype(dtype).kind)
-    return {k: (rng.integers(0, most, s) if most else rng.random(s) * 2).astype(dtype) for k, s in shapes.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -65,21 +35,6 @@ def kernel(text, name="k", **options):
     return cp.RawKernel(f'extern "C" __global__ void {text}', name, **options)
 
 
-@pytest.mark.parametrize("text", EXPRESSIONS)
-def test_expressions_are_those_of_numpy(text):
-    for dtype in EXPRESSIONS[text]:
-        given = arrays(dtype)
-        with np.errstate(all="ignore"):
-            expected = np.asarray(eval(text, {"xp": np, **given}))
-        with cuda_on_cpu.counted() as asked:
-            found = cp.asnumpy(eval(text, {"xp": cp, **{name: cp.asarray(value) for name, value in given.items()}}))
-        assert asked.problems == []
-        assert found.dtype == expected.dtype, dtype
-        near = max(TOLERANCES.get(kind, 0) for kind in (np.dtype(dtype).name, found.dtype.name))
-        wide = np.complex128 if found.dtype.kind == "c" else np.float64
-        np.testing.assert_allclose(found.astype(wide), expected.astype(wide), rtol=near, atol=near, err_msg=str(dtype))
-
-
 def test_counts():
     a = cp.ones((4, 4), "f4")
     (a @ (a + 1)).sum()
@@ -94,34 +49,6 @@ def test_counts():
     assert {name: all_of_it.counts[name] for name in expected} == expected
     assert (inner.counts["gemm"], inner.counts["allocations"]) == (1, 1)
     assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
-
-
-# ---- kernels
-
-
-def test_templates():
-    text = "template <class T> __global__ void k(T* x) { x[threadIdx.x] += 1; }"
-    x = cp.zeros(8, "f4")
-    cp.RawModule(code=text, name_expressions=["k<float>"]).get_function("k<float>")((1,), (8,), (x,))
-    assert x.get().tolist() == [1] * 8
-
-
-def test_blocks_of_a_cluster_read_one_anothers_memory_where_there_is_room_for_them():
-    run = kernel("""__cluster_dims__(4) k(float* y) {
-        __shared__ float own; if (threadIdx.x == 0) own = blockIdx.x;
-        asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
-        asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-        unsigned there, here = (unsigned)__cvta_generic_to_shared(&own);
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"((blockIdx.x + 1) % 4));
-        asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(y[blockIdx.x]) : "r"(there) : "memory");
-    }""")
-    y = cp.zeros(8, "f4")
-    run((8,), (2,), (y,))
-    assert y.get().tolist() == [1, 2, 3, 0, 5, 6, 7, 4]
-    with cuda_on_cpu.configured(cluster=2), pytest.raises(cp.cuda.driver.CUDADriverError, match="CLUSTER"):
-        run((8,), (2,), (y,))
-    with pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
-        run((6,), (2,), (y,))  # no multiple of a cluster
 
 
 # ---- faults of kernels
@@ -177,32 +104,10 @@ def test_launches_beyond_limits_are_refused(words, threads, shared):
     assert "beyond limits" in asked.problems[0]
 
 
-def test_shared_memory_beyond_the_default_is_asked_for():
-    run = kernel("k() {}")
-    run.max_dynamic_shared_size_bytes = 100_000
-    run((1,), (32,), (), shared_mem=100_000)
-    with cuda_on_cpu.configured(sm=75), pytest.raises(cp.cuda.driver.CUDADriverError, match="INVALID_VALUE"):
-        run.max_dynamic_shared_size_bytes = 100_000
-
-
 def test_a_cooperative_grid_beyond_the_device_is_refused():
     run = kernel("k() {}", enable_cooperative_groups=True)
     with pytest.raises(ValueError, match=r"exceeds the limit \(132\)"):
         run((20, 20), (32,), ())
-
-
-def test_misaligned_words_are_found():
-    words = '"l"(x + 1), "r"(0), "r"(1), "r"(2), "r"(3)'
-    store = kernel(f'k(int* x) {{ asm volatile("st.global.v4.u32 [%0], {{%1,%2,%3,%4}};" :: {words}); }}')
-    with cuda_on_cpu.counted() as asked, pytest.raises(cp.cuda.driver.CUDADriverError):
-        store((1,), (1,), (cp.zeros(8, "i4"),))
-    assert "16 bytes" in asked.problems[0]
-
-
-@pytest.mark.parametrize("line", ["x = 1;", 'asm volatile("no.such.instruction;");'])
-def test_texts_that_do_not_compile(line):
-    with pytest.raises(cp.cuda.compiler.CompileException):
-        kernel(f"k() {{ {line} }}").compile()
 
 
 # ---- streams
@@ -222,18 +127,6 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
             found = (a * 2).get().tolist()
         cp.cuda.runtime.deviceSynchronize()
     assert found == [2.0 if waits else 0.0] * 4
-
-
-def test_memory_of_another_device_is_found():
-    with cuda_on_cpu.configured(devices=2):
-        cp.cuda.runtime.setDevice(1)
-        try:
-            there = cp.cuda.runtime.malloc(64)
-        finally:
-            cp.cuda.runtime.setDevice(0)
-        with cuda_on_cpu.counted() as asked:
-            kernel("k(float* x) { x[0] = 1; }")((1,), (1,), (np.uint64(there),))
-    assert "memory of device 1 on 0" in asked.problems[0]
 
 
 # ---- graphs
@@ -287,18 +180,6 @@ def test_memory_of_a_capture_that_others_get_is_found(stream):
     graph.launch(stream)
 
 
-def test_an_index_of_cupy_has_no_address(stream):
-    """It has a part that nobody writes, which holds whatever was there."""
-    run = cp.RawKernel('struct I { long at; long get() { return at; } }; extern "C" __global__ void k(I i) {}', "k")
-    a = cp.ones(4)
-    run((1,), (1,), (np.uint64(a.data.ptr),))
-    stream.begin_capture()
-    run((1,), (1,), (np.uint64(a.data.ptr),))
-    graph = stream.end_capture()
-    del a
-    graph.launch(stream)
-
-
 REFUSED = {
     "wait": lambda stream, outside: stream.synchronize(),
     "wait for all": lambda stream, outside: cp.cuda.runtime.deviceSynchronize(),
@@ -319,15 +200,6 @@ def test_what_a_capture_refuses(stream, call):
     assert asked.problems
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="CaptureInvalidated"):
         stream.end_capture()
-
-
-def test_a_module_that_is_loaded_in_a_capture_is_a_problem(stream):
-    a = cp.zeros(1, "f4")
-    stream.begin_capture(cp.cuda.runtime.streamCaptureModeRelaxed)
-    with cuda_on_cpu.counted() as asked:
-        kernel("k(float* x) { x[0] = 7; }")((1,), (1,), (a,))
-    stream.end_capture()
-    assert asked.problems == ["a module is loaded in a capture"]
 
 
 def test_a_product_in_a_capture_has_a_workspace_and_is_not_the_first_of_its_kind(stream):
@@ -352,35 +224,3 @@ def test_a_product_in_a_capture_has_a_workspace_and_is_not_the_first_of_its_kind
     assert found == [14, 14, 0]
     assert [problem.split()[-1] for problem in asked.problems] == ["workspace", "kind"]
     cublas.cublasDestroy_v2(handle)
-
-
-# ---- where it can be built
-
-
-@pytest.mark.parametrize(("name", "value"), [("platform.machine", "aarch64"), ("importlib.metadata.version", "13.6.0")])
-def test_why_it_cannot_be_built_is_said(monkeypatch, name, value):
-    assert build.unsupported() == ""
-    monkeypatch.setattr(name, lambda *given: value)
-    assert value in build.unsupported()
-
-
-def test_other_sources_are_seen(monkeypatch):
-    monkeypatch.setattr(cuda_on_cpu, "digest", lambda: "another")
-    assert "other sources" in cuda_on_cpu.missing()
-
-
-# ---- what comes from CuPy
-
-
-def test_kernels_are_kept_between_runs(tmp_path):
-    text = "import cupy; cupy.RawKernel('extern \"C\" __global__ void kept() {}', 'kept').compile()"
-    kept = []
-    for _ in range(2):
-        subprocess.run([sys.executable, "-c", text], env={**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}, check=True)
-        kept.append([(path, path.stat().st_mtime_ns) for path in tmp_path.iterdir()])
-    assert len(kept[0]) == 1
-    assert kept[0] == kept[1]
-
-
-def test_accelerators_with_machine_code_are_off():
-    assert cp._core.get_reduction_accelerators() == cp._core.get_routine_accelerators() == []

@@ -20,8 +20,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells.activations import tanh_bwd
 from xlstm.engines import cuda
-from xlstm.engines.cuda import cell_source, launch, tiling
-from xlstm.engines.cuda.launch import CudaError, Grid
+from xlstm.engines.cuda import cell_source, launch
 
 cupy = gpu.needed()
 
@@ -42,12 +41,14 @@ WAYS = [
 LENGTHS = [4, 2, 0, 5, 1, 5, 3, 1, 1]
 
 
+asked = launch._device.__wrapped__  # anew at every call
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Let layers be divided as on a card of 8 multiprocessors, so that groups wait for one another."""
-    runtime = launch._runtime(0)
-    monkeypatch.setattr(runtime, "device", runtime.device._replace(sms=8))
-    return runtime
+    found = launch._device(0)._replace(sms=8)
+    monkeypatch.setattr(launch, "_device", lambda number: found)
 
 
 def results(layer, dtype="float64", backend="cupy", T=5, B=9, **options):
@@ -131,9 +132,9 @@ CASES = [(name, way) for name in LOOPS for way in WAYS] + [(name, way) for name 
 
 @pytest.mark.parametrize("options", [{}, {"lengths": LENGTHS}, {"lengths": LENGTHS, "train": False, "keep": True}])
 @pytest.mark.parametrize(("name", "way"), CASES)
-def test_layers_by_every_path(small, monkeypatch, name, way, options):
-    (path, dtype, precision), launched, whole = way, set(), small.launch
-    monkeypatch.setattr(small, "launch", lambda made, entry, *rest: launched.add(entry) or whole(made, entry, *rest))
+def test_layers_by_every_path(monkeypatch, name, way, options):
+    (path, dtype, precision), launched, whole = way, set(), launch.launch
+    monkeypatch.setattr(launch, "launch", lambda made, *rest: launched.add(made.name) or whole(made, *rest))
     with cuda.use(path, precision):
         beside_numpy((LOOPS | STEPS)[name], dtype, precision, **options)
     assert {entry.endswith("_step") for entry in launched - {cell_source.ARRANGE, "xlstm_again_step"}} == {
@@ -194,31 +195,6 @@ def test_results_do_not_depend_on_the_order_of_threads(path):
         agree(found[-1], found[0])
 
 
-@pytest.mark.parametrize(
-    ("kind", "lanes", "which", "width", "sms"),
-    [
-        *(("LSTM", lanes, "forward", 60, 8) for lanes in (1, 2, 4, 8)),
-        *(("LSTM", lanes, "backward", 60, 8) for lanes in (4, 8)),
-        *(("LSTM", lanes, "backward", 120, 40) for lanes in (1, 2)),
-        ("GRU", 4, "forward", 60, 8),
-    ],
-)
-def test_ordinary_arithmetic_with_weights_in_registers(small, monkeypatch, kind, lanes, which, width, sms):
-    """So many lanes share rows, and add what they found; units beyond the last one are 0."""
-    divisions = tiling._divisions
-
-    def some(which_of, *given):
-        for way in divisions(which_of, *given):
-            if way[4] and (which_of != which or way[6:] == (lanes,)):
-                yield way
-
-    monkeypatch.setattr(tiling, "_divisions", some)
-    layer = getattr(xlstm, kind)(3, width)
-    monkeypatch.setattr(small, "device", small.device._replace(name=f"{lanes} lanes {which}", sms=sms))
-    with cuda.use("plain"):
-        beside_numpy(layer, lengths=LENGTHS)
-
-
 @pytest.mark.parametrize("path", ["grid", "cluster"])
 @pytest.mark.parametrize("precision", ["tf32", "float32"])
 def test_a_weight_that_is_not_a_number_counts(path, precision):
@@ -239,30 +215,22 @@ def test_a_weight_that_is_not_a_number_counts(path, precision):
     assert np.isnan(to_numpy(dh0)).all()
 
 
-@pytest.fixture
-def unknown():
-    """Nothing is known of any card."""
-    launch._runtime.cache_clear()
-    yield
-    launch._runtime.cache_clear()
-
-
-@pytest.mark.usefixtures("unknown")
-def test_clusters_are_those_that_have_room_for_a_kernel():
+def test_clusters_are_those_that_have_room_for_a_kernel(monkeypatch):
     """Small blocks of 16 fit onto a part of the chip that has no room for as many large ones."""
     gpu.on_cpu()
+    monkeypatch.setattr(launch, "_device", asked)
     with cuda_on_cpu.configured(cluster=8), cuda.use("cluster"):
         assert launch.current().cluster == 8
         be, layer = xlstm.backend("cupy", dtype="bfloat16"), xlstm.LSTM(3, 160)
         layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
 
 
-@pytest.mark.usefixtures("unknown")
-def test_a_device_that_is_not_current_has_its_clusters():
+def test_a_device_that_is_not_current_has_its_clusters(monkeypatch):
     gpu.two_devices()
+    monkeypatch.setattr(launch, "_device", asked)
     with cupy.cuda.Device(1):
         there = cupy.ones(3, dtype="float32")
-    found = launch.runtime(xlstm.backend("cupy").xp, there).device.cluster
+    found = launch.device(xlstm.backend("cupy").xp, there).cluster
     with cupy.cuda.Device(1):
         assert launch.current().cluster == found
     assert cupy.cuda.runtime.getDevice() == 0
@@ -285,16 +253,3 @@ def test_halves_are_computed_in_float32(dtype):
     assert norm.dtype == given["0"].dtype
     gap = {"float16": 1e-3, "bfloat16": 8e-3}[dtype]
     np.testing.assert_allclose(to_numpy(norm), np.sqrt(sum(np.sum(a * a) for a in exact.values())), rtol=gap)
-
-
-def test_an_array_of_another_dtype_reaches_no_kernel():
-    be = xlstm.backend("cupy")
-    layer = xlstm.LSTM(3, 8)
-    _, _, saved = layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
-    tape = saved.passes["0"].tape
-    made = cell_source.loop(tape.function, "forward", tape.choice.forward)
-    runtime, wrong = launch.runtime(be.xp, tape.x), cupy.ones(4, dtype="float64")
-    arrays = [wrong if name == "zx" else cupy.ones(4, dtype="float32") for name in made.arrays]
-    given = [None, np.int32(0), np.int32(0), np.int32(0), None, None, wrong, *arrays]
-    with pytest.raises(CudaError, match="xlstm_forward was given float64 for zx, expected float32"):
-        runtime.launch(made, made.name, Grid(1, 1, 32, made.shared), given)

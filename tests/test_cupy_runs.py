@@ -6,7 +6,6 @@ import functools
 import importlib
 import itertools
 import json
-import os
 import runpy
 import sys
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
 from tests import gpu, parity
-from xlstm.cli import timing
 from xlstm.estimators import SequenceClassifier, TextModel
 
 gpu.needed()
@@ -162,32 +160,6 @@ def test_what_the_sanitizer_runs(monkeypatch, capsys):
     assert "0 is no number of units, expected 1 or more" in capsys.readouterr().err
 
 
-# It runs what it is given to run, and sums up as the real one does.
-SANITIZER = """#!{python}
-import subprocess, sys
-at = sys.argv.index({python!r})
-assert sys.argv[1:at] == ["--tool", "racecheck", "--error-exitcode", "99", "--target-processes", "all"]
-print("========= COMPUTE-SANITIZER", flush=True)
-code = subprocess.run(sys.argv[at:]).returncode
-print("========= {hazard}")
-print("========= RACECHECK SUMMARY: 1 hazards displayed")
-sys.exit(code)
-"""
-HAZARD = "Error: Race reported between Write access at xlstm_forward_step+0x4d0 and Read access at xlstm_forward_step"
-
-
-def test_the_sanitizer(monkeypatch, tmp_path, capsys):
-    gpu.timed_as_a_card(monkeypatch)
-    path = tmp_path / "compute-sanitizer"
-    path.write_text(SANITIZER.format(python=sys.executable, hazard=HAZARD))
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    selected = ("--paths", "pointwise", "--widths", "3", "--output", str(tmp_path / "kept"))
-    assert program(monkeypatch, "bench.sanitize", "--tools", "racecheck", *selected) == 1
-    assert "racecheck: 1 findings (xlstm_forward_step 1); 10 layers ran" in capsys.readouterr().out
-    assert "ran: GRU, H=3, pointwise, float16" in (tmp_path / "kept" / "sanitize-racecheck.txt").read_text()
-
-
 def test_the_main_job(monkeypatch, tmp_path):
     monkeypatch.setenv("XLSTM_CUDA_PATH", "pointwise")  # whose threads wait for nobody, which takes less time here
     monkeypatch.setattr(
@@ -197,16 +169,3 @@ def test_the_main_job(monkeypatch, tmp_path):
         runpy.run_module("xlstm", run_name="__main__")
     assert not ended.value.code
     assert (tmp_path / "run" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("name", ["layers", "lengths", "inference"])
-def test_times_of_layers(monkeypatch, tmp_path, name):
-    gpu.timed_as_a_card(monkeypatch)
-    monkeypatch.setattr(timing.interleave, "__defaults__", (1, 0.0))
-    for sizes in ("SHAPES", "LARGE", "GPU_SHAPES"):
-        monkeypatch.setattr(f"bench.{name}.{sizes}", [(3, 2, 4, 5)] if sizes == "GPU_SHAPES" else [], raising=False)
-    results = tmp_path / "results.json"
-    program(monkeypatch, f"bench.{name}", "--backend", "cupy", "--rounds", "1", "--json", str(results))
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    assert lines
-    assert all("no CUDA device" in line["missing"]["cuDNN"] for line in lines)

@@ -128,7 +128,7 @@ def test_constants_are_of_one_stream():
             return constants.steps(be.xp, 3, be.xp.int64, be.device)
 
     be = xlstm.backend("cupy")
-    constants._steps.cache_clear()
+    constants._made.cache_clear()
     one, two = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     assert made(one) is made(one)
     with two:  # nothing that the first was asked for is done

@@ -144,9 +144,9 @@ def test_errors(page):
         xlstm.register_cell(3)
     with pytest.raises(ValueError, match=r"register_cell: the name LSTM is taken by another layer"):
         xlstm.register_cell(Peeping, "LSTM")
-    with pytest.raises(ValueError, match=r"LiGRU: clip is 0.5, but its cell has no field clip"):
+    with pytest.raises(ValueError, match=r"LiGRU: clip is 0.5, but its cell has none"):
         make(page, "LiGRU", {"clip": 0.5})
-    with pytest.raises(ValueError, match=r"LiGRU: activations has 1 names, expected 0"):
+    with pytest.raises(ValueError, match=r"LiGRU: activations is .tanh., but its cell has none"):
         make(page, "LiGRU", {"activations": "tanh"})
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'shift'"):
         make(page, "LiGRU", {"shift": 1.0})

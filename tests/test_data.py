@@ -28,7 +28,6 @@ from xlstm.data import (
     table_of,
 )
 from xlstm.data import table as files
-from xlstm.data.frames import plain_like
 from xlstm.data.series import read_series
 from xlstm.models.sequence import SequenceModel
 
@@ -152,12 +151,10 @@ def test_tokens(tmp_path):
 # Sequences
 
 
-@pytest.mark.parametrize("source", ["list", "padded"])
 @pytest.mark.parametrize("order", [None, 3])
-def test_sequences_come_once_each_and_whole(rng, source, order):
+def test_sequences_come_once_each_and_whole(rng, order):
     rows = ragged(rng)
-    arrays = {"sequences": rows} if source == "list" else {"sequences": padded(rows, np.nan), "lengths": LENGTHS}
-    data = Sequences(**arrays, target=np.arange(7), mask=np.arange(7) != 3, batch_size=3, bucket=2)
+    data = Sequences(rows, target=np.arange(7), mask=np.arange(7) != 3, batch_size=3, bucket=2)
     batches, again = (list(data.batches(order and np.random.default_rng(order))) for _ in range(2))
     equal(batches, again)
     assert len(batches) == len(data) == 3
@@ -175,12 +172,10 @@ def test_sequences_come_once_each_and_whole(rng, source, order):
     assert (seen == list(range(7))) == (order is None)
 
 
-@pytest.mark.parametrize("targets", ["list", "padded"])
-def test_sequences_with_targets_at_every_step(rng, targets):
+def test_sequences_with_targets_at_every_step(rng):
     rows = ragged(rng)
-    truth, mask = [2 * row for row in rows], [row > 0 for row in rows]
-    arrays = (truth, mask) if targets == "list" else (padded(truth), padded(mask).astype(bool))
-    for batch in Sequences(rows, *arrays, batch_size=3, every_step=True).batches(rng):
+    data = Sequences(rows, [2 * row for row in rows], [row > 0 for row in rows], batch_size=3, every_step=True)
+    for batch in data.batches(rng):
         np.testing.assert_array_equal(batch.target, 2 * batch.x)
         np.testing.assert_array_equal(batch.mask, batch.x > 0)
 
@@ -265,9 +260,7 @@ REFUSED = {
     Windows: [
         ((GAP, X[:, 0], None, 2, False, [3, 2]), ValueError, r"x\[0, 1, 0\] is nan"),
         ((X, X[:, 0], None, 2, False, [1]), ValueError, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
-        ((X, X[:, 0], None, 2, False, [1.0, 1.0]), TypeError, "lengths has dtype float64, expected whole numbers"),
         ((X, X[:, :2], None, 2, True), ValueError, r".*expected \(N, T, D\) and \(N, T, \.\.\.\)"),
-        ((X, X[:, 0], np.ones(4, bool)), ValueError, "mask has shape"),
         (
             (np.ones((5, 2)), np.ones((5, 2)), None, 2, True),
             ValueError,
@@ -275,51 +268,33 @@ REFUSED = {
         ),
     ],
     Streams: [
-        (("text", ROWS[0], 1, 1), TypeError, "x is 'text', expected an array of real numbers"),
         (([[1.0], [1.0, 2.0]], ROWS[0], 1, 1), ValueError, "x is ragged"),
         ((np.ma.masked_array(X[0]), X[0], 1, 1), TypeError, "x is a masked array, expected an array without a mask"),
-        ((X[0] * 1j, X[0], 1, 1), TypeError, "x has dtype complex128"),
         ((Elsewhere, X[0], 1, 1), TypeError, "x is the class Elsewhere"),
         ((np.ones(10), np.ones(10), 2, 2), ValueError, r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
     ],
     Streams.of_tokens: [
         (("abc", 2, 5), TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
         ((np.ones(5), 2, 5), ValueError, r"tokens has dtype float64 and shape \(5,\), expected whole numbers"),
-        ((np.ones((5, 2), int), 2, 5), ValueError, r".*shape \(5, 2\)"),
-        (([1, 2, 3], 2, 5), ValueError, ".*need 10 rows, got 2"),
     ],
     Sequences: [
         (([], [1]), ValueError, "there are no sequences"),
-        (({"a": ROWS}, [1]), TypeError, "sequences is .*, expected a list of arrays"),
         (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
         (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
         (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
         (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), ValueError, r"sequences\[1\]\[0, 0\] is nan"),
         ((ROWS, [0]), ValueError, r"target has shape \(1,\), expected \(N, ...\) with N = 2"),
-        ((ROWS, [0, np.inf]), ValueError, r"target\[1\] is inf"),
-        ((ROWS, [0, 1], [True]), ValueError, r"mask has shape \(1,\)"),
         ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
         ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
-        ((ROWS, [0, 1], [0.5, np.nan]), ValueError, r"mask\[1\] is nan"),
         ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
         ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
-        ((ROWS, [X[0], ROWS[1]], None, 2, True), ValueError, r"target\[1\] has shape \(2, 2\)"),
-        ((ROWS, X[:, :2], None, 2, True), ValueError, r"target has .* with every_step .*N = 2 and T of 3"),
-        ((ROWS, ROWS, [np.ones(3, bool)] * 2, 2, True), ValueError, r"mask\[1\] has shape \(3,\)"),
-        ((X, [0, 1], None, 2, False, [4, 1]), ValueError, r"lengths\[0\] is 4, expected 0 to T = 3"),
-        ((X, [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences\[0\] is empty"),
-        ((np.ones(2), [0, 1], None, 2, False, [0, 1]), ValueError, r"sequences has shape \(2,\)"),
     ],
     SeriesWindows: [
-        (([], 4), ValueError, r"series have \[\] columns"),
-        ((np.ones((5, 0)), 4), ValueError, r"series have \[0\] columns"),
         (([np.ones((9, 2)), np.ones((9, 1))], 4), ValueError, r"series have \[1, 2\] columns, expected one"),
         (([np.ones(9), np.array([1, np.inf, 1])], 4), ValueError, r"series\[1\]\[1\] is inf"),
         (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no values in column 1"),
         (([np.ones(4), np.ones(2)], 4), ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
         ((np.ones((9, 1)), 4, 1, [1]), ValueError, r"targets\[0\] is 1, expected at most 0"),
-        ((np.ones((9, 1)), 4, 1, 0), TypeError, "targets is 0, expected a list of columns"),
-        ((np.ones((9, 1, 1)), 4), ValueError, r"series has shape \(9, 1, 1\), expected \(N, C\)"),
     ],
     Prefetch: [((3,), TypeError, "data is 3, expected Windows")],
 }
@@ -360,9 +335,8 @@ def test_a_loss_that_takes_no_mask_is_named():
     data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
     model = SequenceModel(xlstm.LSTM(1, 2), 1)
     for where, call in {
-        "train": lambda loss: fit_one(data, loss=loss),
         "evaluate": lambda loss: training.evaluate(model, model.init(0, "numpy"), data, loss),
-        "Step": lambda loss: training.Step(model, optim.sgd(0.1), loss=loss),
+        "Step": lambda loss: fit_one(data, loss=loss),
     }.items():
         with pytest.raises(TypeError, match=rf"^{where}: loss takes \(y, target\), expected loss\(y, target, mask\)"):
             call(lambda y, target: pytest.fail("it is called"))
@@ -440,24 +414,6 @@ def test_an_error_of_the_data_comes_after_the_batches_before_it():
     assert not threads()
 
 
-@pytest.mark.parametrize("stop", [4, None])
-def test_a_run_on_prefetched_data_is_the_run_without(tmp_path, stop):
-    """Also where it stops within an epoch and is resumed."""
-    model = SequenceModel(xlstm.LSTM(1, 3), 1, last=True)
-    params = model.init(0, "numpy")
-
-    def fit(data, **options):
-        return training.train(model, params, data, optim.adam(0.05), epochs=3, **options)
-
-    whole = fit(Drawing())
-    if stop is not None:
-        fit(Prefetch(Drawing()), checkpoints=tmp_path, progress=lambda now: now.total == stop)
-        assert not threads()
-    again = fit(Prefetch(Drawing()), checkpoints=tmp_path, resume=True)
-    assert again.losses == whole.losses
-    assert all(np.array_equal(again.params[name], p) for name, p in whole.params.items())
-
-
 # Tables
 
 DAYS = [datetime.date(2020, 1, day) for day in (1, 2, 4)]
@@ -498,10 +454,7 @@ def test_the_columns_of_a_table(library):
 def test_tables_in_tables_out(library, dated):
     given = table(library, ({"day": dates_for(library)} if dated else {}) | {"a": [1, 2, 3]})
     made = table_like(given, {"p": np.arange(3.0), "q": np.ones(3)})
-    plain = plain_like(given, {"id": np.array(["u", "v"]), "p": np.ones(2)})  # with none of the labels
-    assert type(made) is type(plain) is type(given)
-    assert [*(plain.column_names if library == "pyarrow" else plain.columns)] == ["id", "p"]
-    assert table_of("f", plain, ["p"]).index is None
+    assert type(made) is type(given)
     back, expected = table_of("f", made), table_of("f", given)
     assert (back.names, back.index_name) == (["p", "q"], expected.index_name)
     np.testing.assert_array_equal(back.values[:, 0], [0, 1, 2])
@@ -582,39 +535,26 @@ def test_tables_as_series_and_columns_as_targets(library):
 # Files of tables
 
 
-def test_a_csv_file_as_a_table(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_text("date;a;b\n2020-01-01;1,5;2\n2020-01-02;;3\n2020-01-05;4;5\n")
-    for columns, expected in ((None, [[1.5, 2], [np.nan, 3], [4, 5]]), (["b", "date"], [[2], [3], [5]])):
-        found = read_table(path, columns)
-        assert (found.names, found.index_name) == (["a", "b"] if columns is None else ["b"], "date")
-        np.testing.assert_array_equal(found.values, expected)
-        assert [*map(str, found.index)] == ["2020-01-01", "2020-01-02", "2020-01-05"]
-    path.write_text("a,b\n1,2\n3,4\n")
-    found = read_table(str(path), ("b", "a"))
-    assert (found.names, found.values.tolist(), found.index) == (["b", "a"], [[2, 1], [4, 3]], None)
-    with pytest.raises(TypeError, match=r"t\.csv: columns is 'a', expected a list of names"):
-        read_table(path, "a")
-    path.write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"t\.csv: 0 rows under the header"):
-        read_table(path)
-
-
-def test_a_parquet_file(tmp_path):
-    pytest.importorskip("pyarrow")
-    path = tmp_path / "t.parquet"
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_the_columns_of_a_file(tmp_path, suffix):
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"t.{suffix}"
     files.write_table(path, {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]})
-    np.testing.assert_array_equal(read_table(path, ["b", "a"]).values, [[4, 1], [5, np.nan], [6, 3]])
-    for columns in (["day", "a"], ["a"]):
-        found = read_table(path, columns)
-        assert (found.names, found.index_name) == (["a"], "day")
-        np.testing.assert_array_equal(found.values, [[1], [np.nan], [3]])
-    with pytest.raises(TypeError, match=r"t.parquet: column 'name' holds string, expected numbers"):
-        read_table(path)
-    with pytest.raises(ValueError, match=r"t.parquet: column 'c' is not in the header, which has day, a, b, name"):
-        read_table(path, ["c"])
+    for columns, expected in ((["b", "a"], [[4, 1], [5, np.nan], [6, 3]]), (["day", "a"], [[1], [np.nan], [3]])):
+        found = read_table(str(path), columns)
+        assert (found.names, found.index_name) == ([name for name in columns if name != "day"], "day")
+        np.testing.assert_array_equal(found.values, expected)
+        np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
+    for columns, error, words in (
+        (None, (TypeError, ValueError), "column '?name'? holds .*, expected"),
+        (["c"], ValueError, "column 'c' is not in the header, which has day, a, b, name"),
+        ("a", TypeError, "columns is 'a', expected a list of names"),
+    ):
+        with pytest.raises(error, match=rf"t\.{suffix}.*{words}"):
+            read_table(path, columns)
     with pytest.raises(FileNotFoundError):
-        read_table(tmp_path / "none.parquet")
+        read_table(tmp_path / f"none.{suffix}")
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
@@ -629,7 +569,7 @@ def test_damaged_parquet_files_are_named(tmp_path):
         damaged = bytearray(blob)
         damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(damaged))
-        for read, columns in ((read_table, ["x", "n"]), (files.read_names, "name"), (read_series, "x")):
+        for read, columns in ((read_table, ["x", "n"]), (names_of, "name"), (read_series, "x")):
             try:
                 read(path, columns)
             except (ValueError, TypeError) as error:
@@ -649,6 +589,10 @@ def test_tables_without_their_libraries(tmp_path, monkeypatch):
             read()
 
 
+def names_of(path, column):
+    return files.names_in(files.opened(path), column)
+
+
 COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": [datetime.date(2024, 1, 1)] * 2, "x": [0.1, -2.5e-9]}
 
 
@@ -658,15 +602,16 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
         pytest.importorskip("pyarrow")
     path = tmp_path / f"t.{suffix}"
     files.write_table(path, COLUMNS)
-    assert files.read_header(path) == ([*COLUMNS], ["day"])
-    assert files.read_names(path, "name").tolist() == ["a", "b"]
-    assert files.read_names(path, "label").tolist() == ["1", "2"]
-    np.testing.assert_array_equal(files.read_numbers(path, ["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
-    for read in (files.read_names, lambda path, name: files.read_numbers(path, [name])):
+    file = files.opened(path)
+    assert (file.names, file.dated) == ([*COLUMNS], ["day"])
+    assert names_of(path, "name").tolist() == ["a", "b"]
+    assert names_of(path, "label").tolist() == ["1", "2"]
+    np.testing.assert_array_equal(file.numbers(["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
+    for read in (names_of, lambda path, name: file.numbers([name])):
         with pytest.raises(ValueError, match="column 'z' is not in the header, which has name, label, day, x"):
             read(path, "z")
     with pytest.raises((ValueError, TypeError), match="name"):
-        files.read_numbers(path, ["name"])
+        file.numbers(["name"])
     files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
     assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
     files.write_table(path, {"note": ["x", "y"]})
@@ -674,15 +619,13 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
         read_series(path)
     files.write_table(path, {"a": ["x", ""], "b": [1, 2]})
     with pytest.raises(ValueError, match=rf"t\.{suffix}: column 'a' is empty in row 2"):
-        files.read_names(path, "a")
+        names_of(path, "a")
 
 
 def test_tables_that_cannot_be_written(tmp_path):
     for name, words in {"t.txt": "ends in '.txt', expected .csv or .parquet", "no/t.csv": "no/t.csv"}.items():
         with pytest.raises((ValueError, OSError), match=words):
             files.check_table(tmp_path / name)
-    with pytest.raises(ValueError, match="zip"):
-        files.write_table(tmp_path / "t.csv", {"a": [1], "b": [1, 2]})
     assert os.listdir(tmp_path) == []
 
 
@@ -690,21 +633,11 @@ def test_tables_that_cannot_be_written(tmp_path):
 def test_series_of_parquet_files(tmp_path, unit):
     """As those of a CSV file: dates, missing rows as gaps, the one column of numbers."""
     pytest.importorskip("pyarrow")
-    months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], "datetime64[D]")
-    values = [1.0, 2.0, 4.0, None, 6.0]
-    files.write_table(tmp_path / "t.parquet", {"day": months.astype(f"datetime64[{unit}]").tolist(), "v": values})
-    text = "".join(f"{day},{'' if v is None else v}\n" for day, v in zip(months, values, strict=True))
-    (tmp_path / "t.csv").write_text("day,v\n" + text)
-    one, two = (read_series(tmp_path / name) for name in ("t.parquet", "t.csv"))
-    np.testing.assert_array_equal(one.values, two.values)
-    for of in ("name", "labels", "unit", "every", "note"):
-        assert getattr(one, of) == getattr(two, of)
-    assert one.gaps == 2
-    files.write_table(tmp_path / "t.parquet", {"a": [1.0, 2.0], "b": [3.0, 4.0]})
-    with pytest.raises(ValueError, match="several columns hold numbers, choose one of a, b with --column"):
-        read_series(tmp_path / "t.parquet")
-    assert read_series(tmp_path / "t.parquet", "b").values.tolist() == [3, 4]
-    assert read_series(tmp_path / "t.parquet", usual="a").labels == ["1", "2"]
+    months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], f"datetime64[{unit}]")
+    files.write_table(tmp_path / "t.parquet", {"day": months.tolist(), "v": [1.0, 2.0, 4.0, None, 6.0]})
+    found = read_series(tmp_path / "t.parquet")
+    np.testing.assert_array_equal(found.values, [1, 2, np.nan, 4, np.nan, 6])
+    assert (found.name, found.labels[:2], found.step, found.gaps) == ("v", ["2024-01-01", "2024-02-01"], "month", 2)
 
 
 def test_threads_of_pyarrow_hold_no_file_of_python(tmp_path, monkeypatch):

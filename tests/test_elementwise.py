@@ -1,16 +1,13 @@
 """Functions in one kernel: values, shapes and dtypes as NumPy's, and kernels that CuPy accepts."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
-from tests import cuda_on_cpu, gpu
 from tests.conftest import make_backend
 from tests.gpu import as_it_lies, half
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import fuse, multiplier, room, source, total
+from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.namespace import constant, squares_below
 from xlstm.tracing.symbols import UntraceableError
 
@@ -67,28 +64,9 @@ def test_halves_are_computed_in_float32(xp, rng, dtype):
     np.testing.assert_array_equal(found.get(), expected.astype(dtype))
 
 
-def test_what_is_wide_is_computed_so_and_the_rest_is_not():
-    """The difference of float64 in float64, where float32 would lose it, and what follows in float32."""
-    text = source(narrow, (np.dtype("f8"), np.dtype("f8"), np.dtype("f4")), (("dtype", np.dtype("f4")),))
-    assert text.inputs == "float64 x0, float64 x1, float32 x2"
-    assert text.outputs == "float32 y0"
-    kinds = [line.split()[1] for line in text.body.splitlines() if line.startswith("const")]
-    assert kinds == ["double", "double", "float", "double", "float", "float"]
-
-
 def test_digits_of_what_is_wide_are_kept(xp):
     a, b, c = xp.asarray([1e9 + 1]), xp.asarray([1e9]), xp.ones(1, dtype="f4")
     assert fuse(xp, narrow, a, b, c, dtype=np.dtype("f4")) == 1
-
-
-def test_one_kernel_for_each_function_dtype_and_option(xp):
-    a = xp.ones(3)
-    elementwise._kernel.cache_clear()
-    with gpu.counted() as found:
-        for scale in (0.3, 0.3, 0.4):
-            fuse(xp, chain, a, a, scale=scale, dtype=a.dtype)
-    assert elementwise._kernel.cache_info().misses == 2
-    assert found.operations == 3
 
 
 def test_what_is_not_element_by_element_is_refused(xp):
@@ -106,22 +84,6 @@ def test_total(xp, rng, dtype, axes):
     np.testing.assert_allclose(found.get(), expected, atol={"f2": 0.02, "f4": 1e-5, "f8": 1e-13}[dtype])
 
 
-def difference(xp, a, b, scale):
-    return scale * (a - b)
-
-
-def test_a_factor_is_multiplied_in_place(be, rng):
-    """On CuPy it is computed within the product."""
-    a, b, P = (rng.standard_normal(shape) for shape in ((3, 1), (4,), (3, 4)))
-    counts = be.name == "cupy" and not cuda_on_cpu.missing()
-    for _ in range(2):
-        given, arrays = be.asarray(P) + 0, (be.asarray(a), be.asarray(b))
-        with gpu.counted() if counts else contextlib.nullcontext() as found:
-            assert multiplier(be.xp, difference, *arrays, scale=0.5)(given) is given
-        assert not counts or found.operations == 1
-        np.testing.assert_allclose(to_numpy(given), P * 0.5 * (a - b), rtol=1e-14)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_where_keeps_the_dtype_on_cupy(rng, dtype):
     """CuPy's own makes float32 of bfloat16."""
@@ -132,14 +94,6 @@ def test_where_keeps_the_dtype_on_cupy(rng, dtype):
     assert str(found.dtype) == dtype
     expected = np.array([[1.5, -7, np.inf], [np.nan, -7, 3.0]])
     np.testing.assert_array_equal(to_numpy(found).astype("float64"), expected)
-
-
-def test_room_has_its_axes_in_the_order_of_memory(xp):
-    assert room(np, np.zeros(1, "f4"), (2, 3, 4), (1, 2, 0)) is None
-    found = room(xp, xp.zeros(1, dtype="f4"), (2, 3, 4), (1, 2, 0))
-    assert found.shape == (2, 3, 4)
-    assert found.dtype == np.float32
-    assert found.transpose(1, 2, 0).flags.c_contiguous
 
 
 def test_squares_below(be):

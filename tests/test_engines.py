@@ -30,7 +30,7 @@ def layer_of(kind, **options):
 def engine_of(layer, params, x, **options):
     """The name of the engine that forward takes."""
     _, _, saved = layer.forward(params, x, **options)
-    (name,) = {one.tape.engine.name for one in saved.passes.values()}
+    (name,) = {one.tape.engine.name for one in saved.kept.values()}
     return name
 
 
@@ -51,7 +51,7 @@ def test_an_engine_that_is_asked_for_runs(rng, kind):
         with engine.use(name):
             assert engine_of(layer, params, x) == name
             _, _, saved = layer.forward(params, x, state)
-        assert saved.passes["0"].tape.engine.name == name
+        assert saved.kept["0"].tape.engine.name == name
         layer.backward(params, saved, np.ones((5, 3, 6)))
 
 

@@ -264,27 +264,6 @@ def test_layers_of_arrays_in_any_order_of_memory(be, layer, strided):
     close(everything(layer, be, functools.partial(strided, be)), everything(layer, be, lambda a: a))
 
 
-@pytest.mark.parametrize("strided", [columns, apart])
-def test_functions_of_arrays_in_any_order_of_memory(be, rng, strided):
-    y, target = (be.asarray(rng.standard_normal((4, 3, 5))) for _ in range(2))
-    labels, linear = be.asarray(rng.integers(5, size=(4, 3))), xlstm.Linear(5, 2)
-    a, b, places = (strided(be, one) for one in (y, target, labels))
-    close(losses.huber(a, b), losses.huber(y, target))
-    close(losses.cross_entropy(a, places), losses.cross_entropy(y, labels))
-    adam = optimizers.adamw(0.1)
-    new, _ = adam.update({"a": a}, {"a": b}, adam.init({"a": a}))
-    close([new["a"]], [adam.update({"a": y}, {"a": target}, adam.init({"a": y}))[0]["a"]])
-    close([optimizers.global_norm({"a": a})], [optimizers.global_norm({"a": y})])
-    params = {n: be.asarray(p) for n, p in linear.draw(rng).items()}
-    (found, saved), (expected, other) = linear.forward(params, a), linear.forward(params, y)
-    close([found], [expected])
-    grads, dx = linear.backward(params, saved, strided(be, found))
-    same, dy = linear.backward(params, other, expected)
-    close([*grads.values(), dx], [*same.values(), dy])
-    windows = Windows(a, b, every_step=True)
-    close([windows.x, windows.target], [y, target])
-
-
 def test_nothing_is_copied(gpu):
     a = gpu.asarray(np.arange(12.0).reshape(3, 4).T, "float64")
     for kind in (Described, Offered):

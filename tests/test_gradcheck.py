@@ -25,11 +25,6 @@ def test_passes_the_right_gradient(inputs):
     assert gradcheck(forward, right, inputs) < 1e-9
 
 
-def wrong_everywhere(saved, d):
-    dx, dw = right(saved, d)
-    return dx * (1 + 1e-5), dw
-
-
 def wrong_in_one_element(saved, d):
     dx, dw = right(saved, d)
     dw = dw.copy()
@@ -44,7 +39,6 @@ def blind_to_one_output(saved, d):
 @pytest.mark.parametrize(
     ("backward", "named"),
     [
-        (wrong_everywhere, "input 0"),
         (wrong_in_one_element, "output sum by input 1"),
         (blind_to_one_output, "output sine by input 0"),
         (lambda saved, d: right(saved, d)[:1], "expected"),
@@ -81,15 +75,6 @@ def test_refuses_what_cannot_be_checked(inputs):
         gradcheck(forward, right, inputs, directions=0)
     with pytest.raises(TypeError, match="input 0 is float, expected a float64 array"):
         gradcheck(forward, right, (1.0, 2.0))
-
-
-def test_nan_away_from_the_inputs_is_caught():
-    def edge(x):  # finite at 0 and below, but not where finite differences look
-        with np.errstate(invalid="ignore"):
-            return np.sqrt(-x), x
-
-    with pytest.raises(GradientError, match="relative error nan"):
-        gradcheck(edge, lambda saved, d: (0 * d,), (np.zeros(2),))
 
 
 def test_a_gradient_that_drowns_in_rounding_is_refused(inputs):

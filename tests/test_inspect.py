@@ -5,11 +5,9 @@ import os
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import xlstm
 from xlstm import models
-from xlstm.cli.app import app
 from xlstm.cli.inspect import read
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
@@ -17,17 +15,9 @@ from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, 
 PICTURES = ("gradients", "memory", "parameters", "saturation")
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*args, code=0):
-        result = CliRunner().invoke(app, ["inspect", *map(str, args)])
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
+@pytest.fixture(name="run")
+def _run(run):
+    return lambda *args, code=0: run("inspect", *args, code=code)
 
 
 def files(*names):
@@ -49,23 +39,12 @@ def model(tmp_path):
     return model, params
 
 
-def test_a_forecaster_over_its_series_with_its_history(run, tmp_path):
-    forecaster = Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy", name="sunspots", checkpoints="run")
+def test_a_forecaster_over_its_series(run, tmp_path):
+    forecaster = Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy", name="sunspots")
     forecaster.fit(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)).save(tmp_path / "f")
-    result = run("f", bundled("sunspots"), "--history", "run", "-o", "deep/er")
-    assert sorted(os.listdir(tmp_path / "deep/er")) == files("gates-recurrent.0", "training", *PICTURES)
-    assert (tmp_path / "deep/er/memory.png").read_bytes().startswith(b"\x89PNG")
+    result = run("f", bundled("sunspots"), "-o", "deep/er")
+    assert sorted(os.listdir(tmp_path / "deep/er")) == files("gates-recurrent.0", *PICTURES)
     assert "parameters: 100 in 5 arrays\n" in result.output
-    assert result.output.endswith("wrote: 6 pictures as PNG and SVG to deep/er\n")
-
-
-def test_a_text_model_over_a_text(run, tmp_path):
-    text = "to be or not to be, that is the question: " * 20
-    options = {"hidden_size": 4, "embedding_size": 3, "steps": 3, "batch_size": 4, "length": 16, "backend": "numpy"}
-    TextModel(**options).fit(text).save("t")
-    (tmp_path / "words.txt").write_text(text, encoding="utf-8")
-    found = json.loads(run("t", "words.txt", "--json", "--steps", 20).stdout)
-    assert len(found["gradients"][0]["norms"]) == 19
 
 
 def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
@@ -114,25 +93,31 @@ def test_a_classifier_of_train_classify(run, tmp_path):
     made.save(tmp_path / "m", {"features": ["x", "y"], "label": "kind", "sequence": "id"})
     found = json.loads(run("m", "c.csv", "--json").stdout)
     assert [len(row["norms"]) for row in found["gradients"]] == [5, 4, 4]
-    words = "m: is a sequence classifier, --column goes with a forecaster"
-    assert words in run("m", "c.csv", "--column", "x", code=2).stderr
     made.save(tmp_path / "m")
     (tmp_path / "c.csv").write_text("x,y,z\n" + "1,2,3\n" * 9)
-    words = "c.csv: SequenceClassifier: X has 3 features, but SequenceClassifier is expecting 2"
-    assert words in run("m", "c.csv", "--json", code=2).stderr
+    assert "c.csv: SequenceClassifier: X has 3 features" in run("m", "c.csv", "--json", code=2).stderr
 
 
 def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, table):
     model = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5, batch_first=False)
     models.save(tmp_path / "l", model, model.init(backend="numpy"))
-    (tmp_path / "tokens.txt").write_text("1 2 3 4 " * 9)
-    found = json.loads(run("l", "tokens.txt", "--json", "--steps", 10).stdout)
-    assert len(found["gradients"][0]["norms"]) == 9
+    tokens = "1 2 3 4 " * 20
+    (tmp_path / "tokens.txt").write_text(tokens)
+    options = {"hidden_size": 4, "embedding_size": 3, "steps": 3, "batch_size": 4, "length": 16, "backend": "numpy"}
+    TextModel(**options).fit(tokens).save("t")
+    for name in "lt":
+        found = json.loads(run(name, "tokens.txt", "--json", "--steps", 10).stdout)
+        assert len(found["gradients"][0]["norms"]) == 9
+    both = xlstm.LSTM(2, 3, bidirectional=True)
+    models.save(tmp_path / "b", both, both.init(backend="numpy"))
+    result = run("b", "rows.csv", "-o", "both")
+    assert "no gradients: LSTM(2, 3, bidirectional=True) has a reverse direction" in result.output
+    assert not (tmp_path / "both" / "gradients.png").exists()
     rnn = xlstm.RNN(2, 3, batch_first=True)
     models.save(tmp_path / "r", rnn, rnn.init(backend="numpy"))
-    result = run("r", "rows.csv", "-o", "out")
-    assert "no saturation: RNN(2, 3, batch_first=True) has no gate with values from 0 to 1" in result.output
-    assert "no memory: RNN(2, 3, batch_first=True) has no forget gate" in result.output
+    output = run("r", "rows.csv", "-o", "out").output
+    assert "no saturation: RNN(2, 3" in output
+    assert "no memory: RNN(2, 3" in output
     assert sorted(os.listdir("out")) == files("gates-0", "gradients", "parameters")
 
 
@@ -142,12 +127,8 @@ def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, 
         (["rows.csv"], "rows.csv: not a readable safetensors file"),
         (["m", "three.csv"], "three.csv: has 3 columns of numbers (a, b, c), x of the model has D = 2"),
         (["m", "gap.csv"], "gap.csv: has gaps, expected numbers"),
-        (["m", "short.csv"], "short.csv: has 2 rows, expected 3 or more"),
         (["m", "rows.csv", "--steps", "2"], "inspect: steps is 2, expected 3 or more"),
         (["m", "rows.csv", "--column", "a"], "m: is a model, --column goes with a forecaster"),
-        (["m", "--history", "empty.jsonl"], "empty.jsonl has no losses, expected the history of a run"),
-        (["m", "--history", "rows.csv"], "rows.csv: line 1 is not readable"),
-        (["m", "-o", "rows.csv"], "rows.csv"),
         (["l", "rows.csv"], "rows.csv: prompt: "),
         (["l", "rows.csv", "--encoding", "utf-16"], "l: is a language model, --date-format, --decimal"),
         (["l", "high.txt"], "token"),
@@ -157,15 +138,12 @@ def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, 
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, model, table, args, words):
     (tmp_path / "three.csv").write_text("a,b,c\n" + "1,2,3\n" * 9)
     (tmp_path / "gap.csv").write_text("a,b\n" + "1,2\n" * 9 + "1,\n")
-    (tmp_path / "short.csv").write_text("a,b\n" + "1,2\n" * 2)
-    (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "high.txt").write_text("1 2 3 9")
     (tmp_path / "few.txt").write_text("1 2")
     language = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5)
     models.save(tmp_path / "l", language, language.init(backend="numpy"))
     before = sorted(os.listdir(tmp_path))
-    result = run(*args, code=2)
-    assert words in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
+    refused = run(*args, code=2).stderr
+    assert words in refused
+    assert (refused[:7], refused.count("\n")) == ("error: ", 1)
     assert sorted(os.listdir(tmp_path)) == before

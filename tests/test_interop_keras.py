@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import pickle
 import sys
 import tracemalloc
 import types
@@ -13,7 +12,6 @@ import pytest
 
 import xlstm
 from tests.conftest import later
-from tests.layers import OPTIONS, alone, make
 from xlstm.interop.keras import from_keras, to_keras
 from xlstm.models.sequence import SequenceModel
 
@@ -177,21 +175,8 @@ def test_two_biases_become_one(rng):
     np.testing.assert_allclose(again.forward(single, x)[0], np.swapaxes(expected, 0, 1), rtol=1e-12)
 
 
-SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
-
-
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_what_keras_has_not_is_refused_by_name(kind):
-    for options in alone(kind)[1:]:
-        name, value = next(iter(options.items()))
-        layer = make(kind, options)
-        params = layer.init(0, "numpy")
-        if name in SHARED | {"reset_after", "direction"} or value == "relu":
-            assert to_keras(layer, params)
-        else:
-            with pytest.raises(ValueError, match=rf"to_keras: {name} (is|are) .*, which Keras cannot express"):
-                to_keras(layer, params)
-    stack = make(kind, {"num_layers": 2, "direction": "reverse"})
+def test_layers_in_reverse_are_written_one_by_one():
+    stack = xlstm.GRU(D, H, 2, reverse=True)
     with pytest.raises(ValueError, match="reverse is True in a stack"):
         to_keras(stack, stack.init(0, "numpy"))
 
@@ -207,18 +192,13 @@ GRU = [np.zeros((n, 3 * H)) for n in (D, H)]
         ([K, R, V], {"kind": "LSTM"}, ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
         ([K, R, V], {"kind": "gru"}, ValueError, r"layer 0: kernel has shape \(3, 16\), expected \(D, 3H\) = \(3, 12"),
         ([K], {"kind": "lstm"}, ValueError, r"arrays have shapes \(3, 16\), expected \(D, 4H\), \(H, 4H\)"),
-        ([V, R, V], {"kind": "lstm"}, ValueError, r"kernel has shape \(16,\), expected \(D, 4H\)"),
-        ([], {"kind": "lstm"}, ValueError, "arrays have shapes"),
-        ([np.zeros(())] * 3, {"kind": "lstm"}, ValueError, r"kernel has shape \(\)|arrays have shapes \(\), \(\)"),
         ([K, R, V.astype("float32")], {"kind": "lstm"}, TypeError, "dtypes float32, float64"),
         ([a.astype("int64") for a in GRU], {"kind": "gru"}, TypeError, "array 0 has dtype int64"),
         ([K, R], {"kind": "lstm", "reset_after": True}, ValueError, "reset_after is True, which its weights"),
-        ([*GRU, V[:12]], {"kind": "gru", "reset_after": True}, ValueError, "reset_after is True, which its weights"),
         (3, {}, TypeError, "got a int, expected a Keras layer"),
         (lambda: keras.layers.Dense(2), {}, ValueError, "is a Dense, expected LSTM"),
         (lambda: keras.layers.GRU(2), {}, ValueError, "has no weights, expected a layer that is built"),
         (lambda: keras.layers.GRU(2), {"reverse": True}, ValueError, "options are told for arrays"),
-        (lambda: [keras.layers.GRU(2)], {"reverse": True}, ValueError, "options are told for arrays"),
         (lambda: keras.layers.LSTM(2, activation="gelu"), {}, ValueError, "activation 'gelu', expected one of"),
         (lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), {}, ValueError, "_mode 'sum'"),
     ],
@@ -230,10 +210,9 @@ def test_misfits_are_named(source, arguments, error, words):
 
 def test_options_of_arrays():
     """The caller tells what arrays do not show; float16 is widened."""
-    assert from_keras(GRU, "gru")[0].reset_after
-    layer, _ = from_keras(GRU, "gru", reset_after=False)
+    layer, params = from_keras([a.astype("float16") for a in GRU], "gru", reset_after=False)
     assert layer == xlstm.GRU(D, H, batch_first=True, bias=False, reset_after=False)
-    assert from_keras([a.astype("float16") for a in GRU], "gru")[1]["0.Wx"].dtype == np.float32
+    assert params["0.Wx"].dtype == np.float32
 
 
 @pytest.fixture
@@ -260,16 +239,11 @@ def patched(path, offset, values):
 @pytest.mark.parametrize(
     ("entries", "patch", "words"),
     [
-        ([CONFIG, ("../model.weights.h5", b"")], None, r"model.weights.h5 is there 0 times"),
         ([CONFIG, CONFIG], None, "config.json is there 2 times"),
         ([CONFIG, (WEIGHTS[0], bytes(2**27))], None, "declares 134217728 bytes .* out of proportion"),
-        ([("config.json", b" " * 2**24), WEIGHTS], None, "declares 16777216 bytes .* out of proportion"),
-        ([CONFIG, (WEIGHTS[0], pickle.dumps([1]))], None, "not a readable HDF5 file"),
-        ([CONFIG, WEIGHTS], (8, b"\x01\x00"), "'model.weights.h5' is encrypted"),
         ([CONFIG, WEIGHTS], (10, b"\x0e\x00"), "model.weights.h5 is compressed by method 14, expected 0 or 8"),
         ([CONFIG, WEIGHTS], (None, b"\xff\xff"), "not a readable .keras file"),
         ([CONFIG, WEIGHTS], (24, (2**30).to_bytes(4, "little")), "declares 1073741824 bytes .* out of proportion"),
-        ([CONFIG, WEIGHTS], (24, (1000).to_bytes(4, "little")), "not a readable"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -300,49 +274,32 @@ def test_bad_files_are_named(tmp_path, good):
         from_keras(tmp_path / "none.keras")
     with pytest.raises(IsADirectoryError, match="a folder"):
         from_keras(tmp_path)
-    blob = good.read_bytes()
-    heap = blob.index(b"HEAP")
-    free, start = (int.from_bytes(blob[heap + k : heap + k + 8], "little") for k in (16, 24))
-    looping = bytearray(blob)
+    looping = bytearray(good.read_bytes())
+    heap = looping.index(b"HEAP")
+    free, start = (int.from_bytes(looping[heap + k : heap + k + 8], "little") for k in (16, 24))
     looping[start + free : start + free + 8] = free.to_bytes(8, "little")  # HDF5 would not return
-    for content in (b"", b"garbage", blob[: len(blob) // 2], bytes(looping)):
+    for content, words in ((b"garbage", "not a readable HDF5 file"), (bytes(looping), "free space loop")):
         good.write_bytes(content)
-        with pytest.raises(ValueError, match="not a readable HDF5 file" if content != looping else "free space loop"):
+        with pytest.raises(ValueError, match=words):
             from_keras(good)
-    h5py.File(good, "w").close()
-    with pytest.raises(ValueError, match="there is no LSTM, GRU or SimpleRNN"):
-        from_keras(good)
 
 
 def test_what_is_no_stack_is_not_taken_for_one(tmp_path):
     """A layer between, or layers side by side: their widths fit, but they are no stack."""
-    lstm, dense = keras.layers.LSTM, keras.layers.Dense
-    between = [lstm(H, return_sequences=True), dense(H), lstm(H)]
-    x = keras.Input((None, H))
+    lstm, x = keras.layers.LSTM, keras.Input((None, H))
     beside = keras.Model(x, keras.layers.Add()([lstm(H)(x), lstm(H)(x)]))
-    for model in (keras.Sequential([keras.Input((None, D)), *between]), beside):
+    between = [keras.Input((None, D)), lstm(H, return_sequences=True), keras.layers.Dense(H), lstm(H)]
+    for model in (keras.Sequential(between), beside):
         model.save(tmp_path / "model.keras")
         for source in (model, tmp_path / "model.keras"):
             with pytest.raises(ValueError, match="the layers form no stack, name one of them"):
                 from_keras(source)
-    passing = [lstm(H, return_sequences=True), keras.layers.Dropout(0.5), lstm(H), dense(2)]
-    model = keras.Sequential([keras.Input((None, D)), *passing])
-    assert from_keras(model)[0] == xlstm.LSTM(D, H, 2, batch_first=True)
-    nested = keras.Sequential([keras.Input((None, D)), keras.Sequential([lstm(H, name="inside")])])
-    nested.build((None, None, D))
-    assert from_keras(nested, name="inside")[0] == xlstm.LSTM(D, H, batch_first=True)
+    between[2] = keras.layers.Dropout(0.5)
+    assert from_keras(keras.Sequential(between))[0] == xlstm.LSTM(D, H, 2, batch_first=True)
 
 
-def test_a_backward_layer_of_its_own(rng):
-    """Its activation is taken over; where it differs otherwise, it is refused."""
-    layer = keras.layers.SimpleRNN(H, return_sequences=True)
-    back = keras.layers.SimpleRNN(H, return_sequences=True, go_backwards=True, activation="relu")
-    theirs = randomised(keras.layers.Bidirectional(layer, backward_layer=back), rng)
-    ours, params = from_keras(theirs)
-    assert ours.activations == ("tanh", "relu")
-    x = rng.standard_normal((B, T, D)).astype("float32")
-    np.testing.assert_allclose(ours.forward(params, x)[0], host(theirs(x)), rtol=1e-5, atol=1e-5)
-    forward, other = (keras.layers.GRU(H, reset_after=r, go_backwards=not r, use_bias=False) for r in (True, False))
-    mixed = randomised(keras.layers.Bidirectional(forward, backward_layer=other), rng)
-    with pytest.raises(ValueError, match="has a backward_layer of GRU that is not its layer backwards"):
-        from_keras(mixed)
+def test_a_backward_layer_of_its_own_is_refused_by_name(rng):
+    layer, other = (keras.layers.SimpleRNN(H, activation=f, go_backwards=f == "relu") for f in ("tanh", "relu"))
+    theirs = randomised(keras.layers.Bidirectional(layer, backward_layer=other), rng)
+    with pytest.raises(ValueError, match="has a backward_layer that is not its layer backwards"):
+        from_keras(theirs)

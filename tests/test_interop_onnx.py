@@ -23,6 +23,7 @@ onnxruntime = later("onnxruntime")
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 T, B, D, H = 6, 5, 3, 4
+SMALL = TiRex(24, 1, 8, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=5, context=6)
 KINDS = {"LSTM": xlstm.LSTM, "GRU": xlstm.GRU, "RNN": xlstm.RNN}
 # Activations that ONNX has, with other parameters than the usual.
 FUNCTIONS = (
@@ -98,7 +99,7 @@ def configurations():
         for options in pairwise(kind, (*shared, "peepholes", "coupled_input_forget", "reset_after")):
             if options["activations"] is not None:
                 sets = 2 if options["direction"] == "bidirectional" else 1
-                options["activations"] = tuple(itertools.islice(functions, sets * len(KINDS[kind].ACTIVATIONS)))
+                options["activations"] = tuple(itertools.islice(functions, sets * len(KINDS[kind].CELL.activations)))
             yield make(kind, options, D, H)
 
 
@@ -171,15 +172,11 @@ def test_exported_file_describes_itself():
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
-        (xlstm.LSTM(D, H, proj_size=2), {}, "proj_size is 2, which ONNX cannot express"),
-        (xlstm.LSTM(D, H, layer_norm=True), {}, "layer_norm is True, which ONNX cannot express"),
-        (xlstm.LSTM(D, H, cell_clip=3.0), {}, r"cell_clip is 3\.0, which ONNX cannot express"),
-        (xlstm.LSTM(D, H, zoneout=(0.0, 0.1)), {}, r"zoneout is \(0\.0, 0\.1\), which ONNX cannot express"),
         (xlstm.RNN(D, H, activations="selu"), {}, "activation 'selu' is none that ONNX has"),
         (xlstm.GRU(D, H), {"params": {}}, r"GRU: parameter 0\.Wx is missing"),
-        (xlstm.Linear(D, H), {}, "layer is a Linear, expected an LSTM, GRU, RNN or SequenceModel"),
         (xlstm.GRU(D, H), {"opset": 13}, "opset is 13, expected 14 to"),
-        (xlstm.GRU(D, H), {"opset": 10**6}, "opset is 1000000, expected 14 to"),
+        (SMALL, {"tokens": 0}, "tokens is 0, expected 1 or more"),
+        (SMALL, {"lengths": True}, "lengths is True, expected False: the tokens of a TiRex are fixed"),
         (xlstm.GRU(D, H), {"tokens": 5}, "tokens is 5, expected None for a GRU, which takes any number of steps"),
     ],
 )
@@ -188,13 +185,6 @@ def test_export_refuses_by_name(layer, options, message, tmp_path):
     with pytest.raises((ValueError, TypeError), match=message):
         to_onnx(layer, params, tmp_path / "model.onnx", **options)
     assert not list(tmp_path.iterdir())
-
-
-def test_export_into_a_folder_is_refused(tmp_path):
-    (tmp_path / "model.onnx").mkdir()
-    with pytest.raises(OSError, match=r"not saved, .*model\.onnx"):
-        to_onnx(xlstm.GRU(D, H), xlstm.GRU(D, H).init(backend="numpy"), tmp_path / "model.onnx")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
 
 
 # ---- imports
@@ -237,7 +227,8 @@ def test_defaults_of_activations_are_those_of_the_operators(model, alpha, first)
 def test_constants_may_be_nodes(model):
     _, expected = from_onnx(model)
     W, make = tensor(model, "0.W"), onnx.helper.make_node
-    model.graph.node.extend([make("Constant", [], ["inner"], value=W), make("Identity", ["inner"], ["0.W"])])
+    for one in (make("Identity", ["inner"], ["0.W"]), make("Constant", [], ["inner"], value=W)):
+        model.graph.node.insert(0, one)
     model.graph.initializer.remove(W)
     np.testing.assert_array_equal(from_onnx(model)[1]["0.Wx"], expected["0.Wx"])
 
@@ -254,7 +245,7 @@ def test_weights_in_another_file(model, tmp_path):
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     _, found = from_onnx(tmp_path / "model.onnx")
     np.testing.assert_array_equal(found["0.Wx"], expected["0.Wx"])
-    with pytest.raises(ValueError, match=r"external data in 'weights/W.bin', expected a model with its path"):
+    with pytest.raises(ValueError, match=r"weights/W\.bin"):  # a model without its path
         from_onnx(model)
 
 
@@ -346,13 +337,11 @@ def test_networks_of_many_chunks_narrow_heads_and_rounding(rng):
     model, params = tirex.load(DATA / "tirex2" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 130, model.input_size), dtype=np.float32)
     same(predict(to_onnx(model, params, tokens=130), tokens), model(params, tokens)[0])
-    options = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 5, "context": 6}
-    model = TiRex(24, 1, 8, **options)
-    params = {n: rng.normal(0.3, 0.5, a.shape).astype("f4") for n, a in model.init(backend="numpy").items()}
+    params = {n: rng.normal(0.3, 0.5, a.shape).astype("f4") for n, a in SMALL.init(backend="numpy").items()}
     tokens = rng.standard_normal((2, 3, 4), dtype=np.float32)
-    same(predict(to_onnx(model, params), tokens), model(params, tokens)[0])
-    rounded = TiRex(24, 1, 8, rounding="bfloat16", **options)
-    y = model(params, tokens)[0]
+    y = SMALL(params, tokens)[0]
+    same(predict(to_onnx(SMALL, params), tokens), y)
+    rounded = replace(SMALL, rounding="bfloat16")
     found = predict(to_onnx(rounded, params), tokens)
     assert np.max(np.abs(found - rounded(params, tokens)[0])) < np.max(np.abs(found - y))
 
@@ -361,19 +350,5 @@ def test_files_and_the_command_line(tmp_path, rng):
     model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 7, model.input_size), dtype=np.float32)
     model_files.save(tmp_path / "model.safetensors", model, params)
-    export_import.export_file(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
+    export_import.export(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"tokens": 0}, "tokens is 0, expected 1 or more"),
-        ({"lengths": True}, "lengths is True, expected False: the tokens of a TiRex are fixed"),
-        ({"params": {"a": np.ones(1)}}, r"parameter input\.hidden\.W is missing"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message):
-    model, params = tirex.load(DATA / "tirex1" / "c", backend="numpy")
-    with pytest.raises(ValueError, match=message):
-        to_onnx(**{"layer": model, "params": params, **arguments})

@@ -41,13 +41,10 @@ def same(found, expected):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_there_and_back_are_the_same_bits(tmp_path, name):
     model, params = tirex.load(DATA / name, backend="numpy")
-    tirex.save(tmp_path / "out", model, params)
-    assert same(load_file(tmp_path / "out" / "model.safetensors"), load_file(DATA / name / "model.safetensors"))
-    tirex.save(tmp_path / "one.safetensors", model, params)
-    (tmp_path / "run").mkdir()
-    tirex.save(tmp_path / "run" / "model.safetensors", model, params)
-    for path in (tmp_path / "out", tmp_path / "one.safetensors", tmp_path / "run"):
-        again, found = tirex.load(path, backend="numpy")
+    for path, file in (("out", "out/model.safetensors"), ("one.safetensors", "one.safetensors")):
+        tirex.save(tmp_path / path, model, params)
+        assert same(load_file(tmp_path / file), load_file(DATA / name / "model.safetensors"))
+        again, found = tirex.load(tmp_path / path, backend="numpy")
         assert again == model
         assert same(found, params)
 
@@ -80,17 +77,15 @@ def test_aliases(tmp_path):
     _, params = tirex.load(SECOND, backend="numpy")
     arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
     other = {theirs: alias for alias, theirs in ALIASES.items()}
-    copies = {alias: arrays[theirs] for alias, theirs in ALIASES.items()}
+    copies = {**arrays, **{alias: arrays[theirs] for alias, theirs in ALIASES.items()}}
     older = {name.replace("_bias_", "bias"): a for name, a in arrays.items()}
-    for some in ({other.get(name, name): a for name, a in arrays.items()}, {**arrays, **copies}, older):
+    for some in ({other.get(name, name): a for name, a in arrays.items()}, copies, older):
         assert some.keys() != arrays.keys()
         assert same(tirex.load(written(tmp_path / "x", some, config), backend="numpy")[1], params)
     name, words = "stack.1.time_mixer.rev_cell.recurrent_kernel", r"is another array than stack\.1\.time_mixer\.fwd_cel"
-    other = copies[name].copy()
-    other[1, 2, 3, 4] += 1
-    for array in (other, other[:1]):
+    for array in (copies[name] + 1, copies[name][:1]):
         with pytest.raises(ValueError, match=rf"{name} {words}"):
-            tirex.load(written(tmp_path / "x", {**arrays, **copies, name: array}, config))
+            tirex.load(written(tmp_path / "x", {**copies, name: array}, config))
 
 
 def test_checkpoint_of_lightning(tmp_path):
@@ -165,27 +160,19 @@ def nested(config, path, value):
 @pytest.mark.parametrize(
     ("folder", "path", "value", "message"),
     [
-        (FIRST, "model_config/colour", 1, "config.model_config: key 'colour' is unknown, expected some of input_patch"),
         (FIRST, "model_config/input_ff_dim", None, "config.model_config: input_ff_dim is missing"),
         (FIRST, "model_config/output_patch_size", 8, "output_patch_size is 8, expected the same as the model's, 4"),
-        (FIRST, "model_config/quantiles", "x", "quantiles is 'x', expected rising numbers"),
-        (FIRST, "model_config/block_kwargs", [], "block_kwargs: is a list, expected a dict"),
         (FIRST, "model_config/block_kwargs/num_blocks", 10**6, "num_blocks is 1000000, expected at most"),
         (FIRST, "model_config", None, r"config: has the keys train_ctx_len, expected model_config for TiRex-1 or"),
         (SECOND, "colour", 1, "config: key 'colour' is unknown"),
         (SECOND, "num_blocks", 3, "recipe has 2 blocks, expected num_blocks, 3"),
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU', expected one of"),
         (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2, expected the same as the model's, 4"),
-        (SECOND, "scaler_cfg/use_arcsinh", "no", "use_arcsinh is 'no', expected True or False"),
         (SECOND, "stack_out_norm_config", None, "stack_out_norm.weight is surplus"),
         (SECOND, "stack_config/recipe", ["slstm_attn", "x"], "recipe has 'x', expected some of mlstm_attn, slstm_attn"),
-        (SECOND, "stack_config/recipe", [["x"]], "expected names of templates"),
         (SECOND, "stack_config/templates/slstm_attn/time_mixer/model_type", "lstm", "is 'lstm', expected one of bi-sl"),
         (SECOND, "stack_config/templates/slstm_attn/time_mixer/num_slstm_heads", 3, "num_heads, 3"),
-        (SECOND, "stack_config/templates/slstm_attn/variate_mixer/embedding_dim", 8, "embedding_dim is 8, expected"),
-        (SECOND, "stack_out_norm_config/eps", 0, "eps is 0, expected"),
         (SECOND, "h_expand", 1e31, "output_ff_size"),
-        (SECOND, "future_len", 15, "horizon is 15, expected a multiple of patch_size, 4"),
     ],
 )
 def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
@@ -199,9 +186,8 @@ def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
 
 
 def test_missing_files_are_named(tmp_path):
-    for path in (3, None, ""):
-        with pytest.raises(TypeError, match=r"load: path is .*, expected a path"):
-            tirex.load(path)
+    with pytest.raises(TypeError, match=r"load: path is None, expected a path"):
+        tirex.load(None)
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         tirex.load(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in it, expected model\.safetensors .* or model\.ckpt"):
@@ -223,18 +209,12 @@ ODD = TiRex2(16, [("slstm", 2, 2)], activation="sigmoid", **SIZES)
     ("name", "model", "message"),
     [
         ("x", xlstm.LSTM(1, 1), r"model is LSTM\(1, 1\), expected a TiRex or a TiRex2"),
-        ("x", {"a": np.zeros(1000)}, "model is .*, expected a TiRex"),
-        (3, OTHER, "path is 3, expected a path"),
-        ("x.ckpt", OTHER, r"expected a folder or NAME\.safetensors for a TiRex2"),
+        ("x.ckpt", TiRex2(16, [("slstm", 2, 2)], **SIZES), r"expected a folder or NAME\.safetensors for a TiRex2"),
         ("x", OTHER, r"ffn_proj_factor is 1\.0, expected that of TiRex-2, 2\.6667"),
         ("x", ODD, "activation is 'sigmoid', expected one of silu, relu, gelu"),
     ],
 )
 def test_what_theirs_cannot_express_is_refused(tmp_path, name, model, message):
-    if name == "x.ckpt":
-        model = tirex.load(SECOND, backend="numpy")[0]
-    params = model.init(backend="numpy") if hasattr(model, "init") else {}
-    with pytest.raises((TypeError, ValueError), match=f"save: .*{message}") as caught:
-        tirex.save(tmp_path / name if isinstance(name, str) else name, model, params)
-    assert len(str(caught.value)) < 200
+    with pytest.raises((TypeError, ValueError), match=f"save: .*{message}"):
+        tirex.save(tmp_path / name, model, model.init(backend="numpy"))
     assert not list(tmp_path.iterdir())

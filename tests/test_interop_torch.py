@@ -9,7 +9,6 @@ import safetensors.numpy
 
 import xlstm
 from tests.conftest import later
-from tests.layers import OPTIONS, alone, make
 from xlstm.interop.torch import from_torch, to_torch
 from xlstm.models.sequence import SequenceModel
 
@@ -87,17 +86,11 @@ def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
         module.load_state_dict({n: torch.tensor(p) for n, p in back.items()})
 
 
-def test_a_single_bias_becomes_two(rng):
+def test_a_single_bias_becomes_two():
     layer = xlstm.LSTM(D, H)
-    params = layer.init(0, "numpy", "float64")
-    weights = to_torch(layer, params)
+    weights = to_torch(layer, layer.init(0, "numpy"))
+    assert weights["bias_hh_l0"].shape == (4 * H,)
     assert not np.any(weights["bias_hh_l0"])
-    module = torch.nn.LSTM(D, H, dtype=torch.float64)
-    module.load_state_dict({n: torch.tensor(p) for n, p in weights.items()})
-    x = rng.standard_normal((T, B, D))
-    with torch.no_grad():
-        expected = module(torch.tensor(x))[0].numpy()
-    np.testing.assert_allclose(layer.forward(params, x)[0], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_model_and_its_layer():
@@ -113,13 +106,10 @@ def test_a_model_and_its_layer():
 def test_arrays_are_copies():
     """Further training of either side changes nothing on the other."""
     module = module_of("lstm", {"proj_size": 2})
-    layer, params = from_torch(module.state_dict(), "lstm")
-    for theirs in module.state_dict().values():
-        assert not any(np.shares_memory(theirs.numpy(), p) for p in params.values())
-    model = SequenceModel(layer, 2)
-    weights = model.init(0, "numpy")
-    for theirs in to_torch(model, weights).values():
-        assert not any(np.shares_memory(theirs, p) for p in weights.values())
+    theirs = {name: a.numpy() for name, a in module.state_dict().items()}
+    layer, params = from_torch(theirs, "lstm")
+    for there, here in itertools.product([*theirs.values(), *to_torch(layer, params).values()], params.values()):
+        assert not np.shares_memory(there, here)
 
 
 def test_float16_is_widened():
@@ -128,23 +118,6 @@ def test_float16_is_widened():
     assert params["0.Wx"].dtype == np.float32
     with pytest.raises(TypeError, match="weight_ih_l0 has dtype bfloat16"):
         from_torch(module.bfloat16().state_dict(), "gru")
-
-
-SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
-
-
-@pytest.mark.parametrize("kind", OPTIONS)
-def test_what_pytorch_has_not_is_refused_by_name(kind):
-    for options in alone(kind)[1:]:
-        name, value = next(iter(options.items()))
-        layer = make(kind, options)
-        params = layer.init(0, "numpy")
-        if name in SHARED | {"proj_size"} or value in ("bidirectional", "relu"):
-            assert to_torch(layer, params)
-            continue
-        option = value if name == "direction" else name
-        with pytest.raises(ValueError, match=rf"to_torch: {option} (is|are) .*, which PyTorch cannot express"):
-            to_torch(layer, params)
 
 
 def weights(**changes):
@@ -160,19 +133,15 @@ def weights(**changes):
     ("given", "kind", "error", "words"),
     [
         (weights(), "LSTM", ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
-        (weights(), "rnn", ValueError, r"weight_ih_l0 \(20, 3\) and weight_hh_l0 \(20, 5\) are not of kind 'rnn'"),
-        (weights(weight_hh_l1=None), "lstm", ValueError, "weight_hh_l1 is missing"),
+        (weights(), "rnn", ValueError, r"weight_hh_l0 has shape \(20, 5\), expected \(H, P\) = \(20, 20\)"),
+        (weights(weight_ih_l0=np.zeros((10, 3))), None, ValueError, r"\(10, 5\), expected \(4H, H\), \(3H, H\) or"),
         (weights(bias_hh_l0=None), "lstm", ValueError, "bias_hh_l0 is missing"),
-        (weights(weight_hh_l0=None), "lstm", ValueError, "weight_hh_l0 is missing, found bias_hh_l0"),
         (weights(weight_ih_l3=np.zeros((20, 5))), "lstm", ValueError, "weight_ih_l2 is missing"),
         (weights(weight_zz_l0=np.zeros(2)), "lstm", ValueError, "weight_zz_l0 is unknown, expected weight_ih_l0"),
         (weights(weight_ih_l1=np.zeros((20, 4))), "lstm", ValueError, r"expected \(4H, directions\*P\) = \(20, 5\)"),
-        (weights(bias_ih_l0=np.zeros((1, 20))), "lstm", ValueError, r"bias_ih_l0 has shape \(1, 20\), expected"),
-        (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected two axes"),
-        (weights(weight_ih_l0=np.zeros((20, 3), "int64")), "lstm", TypeError, "weight_ih_l0 has dtype int64"),
+        (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected"),
         (weights(weight_ih_l0=np.zeros((20, 3), "float32")), "lstm", TypeError, "dtypes float32, float64"),
         (weights(weight_ih_l0=[[1.0]]), "lstm", TypeError, "weight_ih_l0 is a list"),
-        ({}, "lstm", ValueError, "weight_ih_l0 is missing, found nothing"),
         (3, "lstm", TypeError, "got a int, expected a state dict or a path"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from xlstm.engines.cuda import cell_source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
 from xlstm.engines.cuda.chunk_source import KINDS, WAYS, Shape
 from xlstm.engines.cuda.chunk_source import source as chunk_source
-from xlstm.engines.cuda.tiling import ARITHMETIC, Device, peaks
+from xlstm.engines.cuda.tiling import ARITHMETIC, Device
 from xlstm.engines.pointwise import Around, pointwise
 
 DEVICES = {
@@ -35,7 +34,7 @@ CARDS = {
 CELLS = {
     "lstm": pointwise(lstm.Cell(), (), ("b",)),
     "lstm, options": pointwise(lstm_options.Cell(clip=3.0, cell_clip=2.0), (("p", 3),), ("b",)),
-    "lstm, coupled": pointwise(lstm_options.Cell(coupled=True), (("p", 2),), ()),
+    "lstm, coupled": pointwise(lstm_options.Cell(coupled_input_forget=True), (("p", 2),), ()),
     "gru": pointwise(gru.Cell(), (), ("b", "bh")),
     "rnn": pointwise(rnn.Cell(), (), ("b",)),
     "slstm": pointwise(slstm.Cell(), (), ("b",)),
@@ -117,36 +116,24 @@ def test_options_in_kernels_of_one_step(options, name, kind):
     ],
 )
 def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, precision, size):
-    found = choose("LSTM", ("auto", precision), CELLS["lstm"], "", dtype, *size, CARDS[capability])
+    found = choose(("auto", precision), CELLS["lstm"], "", dtype, *size, CARDS[capability])
     if found.forward is not None:  # else it is too large for this card
         for kind in tiling.PASSES:
             within(capability, cell_source.loop(CELLS["lstm"], kind, getattr(found, kind)))
 
 
 def chosen(capability, path="auto", precision="float32", dtype="float32", width=512, B=64):
-    told = (path, precision)
-    return choose("LSTM", told, CELLS["lstm"], "", dtype, width, 1, B, CARDS[capability])
+    return choose((path, precision), CELLS["lstm"], "", dtype, width, 1, B, CARDS[capability])
 
 
 def test_what_large_cards_choose():
     """Ordinary arithmetic where three products on tensor cores take longer; blocks as many as there are."""
-    for capability in CARDS:
-        plain = chosen(capability, "plain").forward
-        assert plain.kept
-        assert not plain.weights
-    assert {chosen(capability).arithmetic.name for capability in (80, 90, 100)} == {"3xfp16"}
-    assert {chosen(capability).path for capability in (86, 89, 120)} == {"plain"}
-    for capability, (precision, path) in itertools.product((89, 120), (("tf32", "grid"), ("float32", "plain"))):
-        found = chosen(capability, "auto", precision, width=1024, B=16)
+    assert {chosen(capability).arithmetic.name for capability in (80, 90, 100, 89, 120)} == {"3xfp16"}
+    assert {chosen(capability, width=64).path for capability in (86, 89)} == {"plain"}
+    for capability in (89, 120):
+        found = chosen(capability, "auto", "tf32", width=1024, B=16)
         for one in (found.forward, found.backward):  # eight units a block: registers of 128 blocks have the weights
-            assert (found.path, one.units, one.blocks, one.waves) == (path, 8, 128, 1)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("size", FEW)
-@pytest.mark.parametrize("capability", [86, 120])
-def test_with_weights_in_registers(cell, size, capability):
-    fits(capability, CELLS[cell], "float32", size)
+            assert (found.path, one.units, one.blocks, one.waves) == ("grid", 8, 128, 1)
 
 
 def test_a_t4_has_tensor_cores_in_float16():
@@ -156,24 +143,9 @@ def test_a_t4_has_tensor_cores_in_float16():
             found = chosen(75, "auto", precision, dtype, width=256)
             assert (found.path, found.arithmetic.name) == ("grid", name)
             assert compile_for(75, cell_source.loop(CELLS["lstm"], "forward", found.forward).text).spilled == 0
-    found = choose("LSTM", ("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
+    found = choose(("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
     assert found.others["grid"] == "V100 is sm_70, tensor cores are not used below sm_75"
-
-
-def test_peaks_of_cards():
-    """Data sheets: those of a GeForce sum the products of tensor cores in float32 at half the rate of its chip."""
-    for name, capability, sms, tf32, half in (
-        ("NVIDIA H100 80GB HBM3", 90, 132, 495, 989),
-        ("NVIDIA A100-SXM4-40GB", 80, 108, 156, 312),
-        ("NVIDIA GeForce RTX 4090", 89, 128, 82.6, 165),
-        ("NVIDIA L40S", 89, 142, 183, 362),
-        ("NVIDIA GeForce RTX 5090", 120, 170, 105, 210),
-        ("Tesla T4", 75, 40, 0, 65),
-        ("a card of 2030", 150, 188, 251, 504),
-    ):
-        found = peaks(name, capability)
-        assert found.tf32 * sms / 1e6 == pytest.approx(tf32, rel=0.1)
-        assert found.half * sms / 1e6 == pytest.approx(half, rel=0.1)
+    assert found.others["plain"] == "ordinary arithmetic is not used for float16"
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -181,8 +153,8 @@ def test_peaks_of_cards():
 @pytest.mark.parametrize("capability", DEVICES)
 def test_without(cell, name, capability):
     """Kernels of all steps, and of one."""
-    plain = name if name.startswith("float3") or name == "float64" else f"{name} plain"
-    assert fits(capability, CELLS[cell], plain, (200, 1, 40)) == list(tiling.PASSES)
+    if name in ("float32", "float64"):
+        assert fits(capability, CELLS[cell], name, (200, 1, 40)) == list(tiling.PASSES)
     for kind in ("forward", "slim", "lean", "again", "backward"):
         within(capability, cell_source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40))
 
@@ -195,7 +167,7 @@ def test_older_devices(capability):
         for name in ("float32", "float16"):
             compile_for(capability, cell_source.pointwise(CELLS["gru"], kind, ARITHMETIC[name], 1, 50).text)
     if capability >= LOOPS:
-        assert len(fits(capability, CELLS["gru"], "float16 plain", (50, 1, 32), cards=older)) == 2
+        assert len(fits(capability, CELLS["gru"], "float32", (50, 1, 32), cards=older)) == 2
 
 
 @pytest.mark.parametrize("kind", ["slim", "lean"])
@@ -211,11 +183,6 @@ TEXTS = {"concat": concat.TEXT, "gather": gather.TEXT, "bernoulli": bernoulli.TE
 @pytest.mark.parametrize("name", TEXTS)
 def test_small_kernels_compile(name, capability):
     assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *bernoulli.OPTIONS)).spilled == 0
-
-
-def test_what_goes_wrong_is_said():
-    with pytest.raises(RuntimeError, match=r"sm_90: .*identifier \"nothing\" is undefined"):
-        compile_for(90, 'extern "C" __global__ void f(int* a) { *a = nothing; }')
 
 
 def test_no_sum_of_floating_point_numbers_depends_on_the_order_of_threads():
@@ -252,7 +219,7 @@ HEADS = [(8, 256, 512, 64), (4, 64, 64, 64)]
 def test_an_mlstm_on_every_card(kind, capability, way, shape):
     if capability < 80 and way[0] != "float16":
         pytest.skip("sm_75 has tensor cores in float16 alone")
-    made = chunk_source(kind, WAYS[way], Shape(*shape, 4 if way[0] == "float32" else 8), "sigmoid", 1e-6)
+    made, _ = chunk_source(kind, WAYS[way], Shape(*shape, 4 if way[0] == "float32" else 8), "sigmoid", 1e-6)
     assert made.shared <= CARDS[capability].shared
     done = compile_for(capability, made.text)
     assert (done.stack, done.spilled) == (0, 0), done.log
@@ -270,5 +237,5 @@ def test_an_mlstm_on_every_card(kind, capability, way, shape):
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_mlstm_of_any_width(kind, shape):
-    made = chunk_source(kind, WAYS["float32", "float32"], shape, "exponential", 0.0)
+    made, _ = chunk_source(kind, WAYS["float32", "float32"], shape, "exponential", 0.0)
     assert compile_for(86, made.text).spilled == 0

@@ -7,7 +7,6 @@ import xlstm
 from tests.conftest import make_backend
 from tests.layers import alone, inputs_of, make, run
 from xlstm.arrays.convert import to_numpy
-from xlstm.models import SequenceModel
 
 KINDS = ("LSTM", "GRU", "RNN")
 LENGTHS = [4, 7, 0, 7, 1, 3]
@@ -44,32 +43,6 @@ def test_padding_changes_nothing_bit_for_bit(be, rng, kind, lengths):
                 assert not np.any(beyond)
                 found = found[tuple(cut)]
             assert found.tobytes() == expected.tobytes(), (layer, name)
-
-
-def test_a_prediction_past_an_end_is_zero_and_has_no_gradient(be, rng):
-    """The bias of a model's head, too, has no part in it."""
-    model = SequenceModel(xlstm.LSTM(2, 3), 2)
-    params, x = model.init(0, be), be.asarray(rng.standard_normal((4, 3, 2)))
-    y, _, saved = model.forward(params, x, lengths=[4, 0, 2])
-    there = np.arange(4)[:, None] < [4, 0, 2]
-    assert not np.any(to_numpy(y)[~there])
-    dy = rng.standard_normal((4, 3, 2))
-    one, two = (
-        model.backward(params, saved, be.asarray(np.where(there[..., None], dy, past)))[0] for past in (0.0, np.nan)
-    )
-    for name, g in one.items():
-        np.testing.assert_array_equal(to_numpy(two[name]), to_numpy(g))
-
-
-def test_the_order_of_a_batch_does_not_matter(rng):
-    layer = make("LSTM", STACK)
-    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 6)
-    order = rng.permutation(6)
-    one = run(layer, params, x, state, LENGTHS)
-    two = run(layer, params, x[:, order], tuple(s[:, order] for s in state), np.array(LENGTHS)[order])
-    for name, array in one.items():
-        expected = array[:, order] if array.ndim == 3 else array
-        np.testing.assert_allclose(two[name], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_steps_past_an_end_are_not_computed(rng, monkeypatch):

@@ -74,20 +74,6 @@ def check_chunkwise(be, rng, T, chunk, gates, options):
     xlstm.gradcheck(forward, backward, inputs_of(be, rng, T, gates=gates))
 
 
-@pytest.mark.parametrize("eps", [0.0, 0.1])
-def test_gradient_without_that_of_the_final_state(be, rng, eps):
-    inputs = inputs_of(be, rng, 7)
-
-    def forward(*inputs):
-        h, *_, saved = cell.chunkwise(be.xp, *inputs, chunk=3, eps=eps)
-        return h, saved
-
-    def backward(saved, dh):
-        return cell.chunkwise_bwd(be.xp, dh, None, None, None, saved, eps=eps)
-
-    xlstm.gradcheck(forward, backward, inputs)
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("chunk", [1, 3, 4, 11, 64])
 @pytest.mark.parametrize("zero", [False, True])
@@ -160,21 +146,3 @@ def test_long_sequences_stay_finite(rng):
     h, C, n, m, saved = cell.chunkwise(np, *inputs)
     grads = cell.chunkwise_bwd(np, np.ones_like(h), None, None, None, saved)
     assert all(np.all(np.isfinite(a)) for a in (h, C, n, m, *grads))
-
-
-@pytest.mark.parametrize("begun", [False, True], ids=["from rest", "from a state"])
-def test_steps_that_write_and_forget_nothing_pass_gradients_on(be, rng, begun):
-    """In both forms: the state after them is that before them."""
-    before, K, V, T = (2, 3), 4, 5, 3
-    q, k, v, i, f, *state = inputs_of(be, rng, T, before, K, V)
-    state = tuple(state) if begun else zero_state(be, before, K, V)
-    i, f = be.xp.full_like(i, -np.inf), be.xp.full_like(f, np.inf)
-    d = tuple(be.asarray(rng.standard_normal(tuple(s.shape))) for s in state)
-    *_, saved = cell.chunkwise(be.xp, q, k, v, i, f, *state, chunk=2)
-    found = [cell.chunkwise_bwd(be.xp, be.xp.zeros_like(v), *d, saved)[5:]]
-    first = (q[..., 0, :], k[..., 0, :], v[..., 0, :], i[..., 0], f[..., 0])
-    *_, saved = cell.step(be.xp, *first, *state)
-    found.append(cell.step_bwd(be.xp, be.xp.zeros_like(first[2]), *d, saved)[5:])
-    for dstart in found:
-        for a, b in zip(d, dstart, strict=True):
-            np.testing.assert_allclose(to_numpy(b), to_numpy(a), rtol=1e-9, atol=1e-12)

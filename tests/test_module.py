@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.layers import EVERY, input_of
+from tests.layers import EVERY, input_of, numbered
 from xlstm.arrays.convert import to_numpy
 from xlstm.layers.module import Module
 from xlstm.layers.sequence import SequenceLayer
@@ -13,10 +13,6 @@ from xlstm.models import SequenceModel
 SEQUENCES = [layer for layer in EVERY if isinstance(layer, SequenceLayer)]
 OTHERS = [layer for layer in EVERY if not isinstance(layer, SequenceLayer)]
 STREAMS = [layer for layer in SEQUENCES if layer.directions == ("",)]
-
-
-def named(layers):
-    return {"argvalues": layers, "ids": [f"{k}-{type(layer).__name__}" for k, layer in enumerate(layers)]}
 
 
 def flat(tree):
@@ -29,14 +25,14 @@ def same(found, expected):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
 
 
-@pytest.mark.parametrize("layer", **named(OTHERS))
+@pytest.mark.parametrize("layer", **numbered(OTHERS))
 def test_inference_of_a_module(be, rng, layer):
     assert isinstance(layer, Module)
     params, x = layer.init(0, be), input_of(layer, be, rng)
     same(layer(params, x), layer.forward(params, x)[0])
 
 
-@pytest.mark.parametrize("layer", **named(SEQUENCES))
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 @pytest.mark.parametrize("lengths", [None, [2, 0, 4]], ids=["", "lengths"])
 def test_inference_is_forward_without_masks(be, rng, layer, lengths):
     """y and the state, from rest and from a state; nothing else is returned."""
@@ -51,7 +47,7 @@ def test_inference_is_forward_without_masks(be, rng, layer, lengths):
         state = found[1]
 
 
-@pytest.mark.parametrize("layer", **named(SEQUENCES))
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 def test_a_missing_state_is_the_one_before_the_first_step(be, rng, layer):
     """None, None in place of any part, and a list instead of a tuple."""
     params, x = layer.init(0, be), input_of(layer, be, rng)
@@ -69,7 +65,7 @@ def masked(tree):
     return tuple(map(masked, tree)) if isinstance(tree, tuple) else np.ma.masked_array(tree)
 
 
-@pytest.mark.parametrize("layer", **named(EVERY))
+@pytest.mark.parametrize("layer", **numbered(EVERY))
 @pytest.mark.usefixtures("interpreted")
 def test_missing_and_masked_arrays_are_named(rng, layer):
     """A mask would be left aside without a word, or stop Numba where a loop has not been compiled yet."""
@@ -98,7 +94,7 @@ def test_missing_and_masked_arrays_are_named(rng, layer):
             call(None, x)
 
 
-@pytest.mark.parametrize("layer", **named(SEQUENCES))
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 def test_a_missing_gradient_is_zero(be, rng, layer):
     params, x = layer.init(0, be), input_of(layer, be, rng)
     y, end, saved = layer.forward(params, x, train=False, keep=True)
@@ -109,7 +105,7 @@ def test_a_missing_gradient_is_zero(be, rng, layer):
     same(list(found.values()), list(expected.values()))
 
 
-@pytest.mark.parametrize("layer", **named(SEQUENCES))
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
 def test_a_state_in_the_wrong_container_is_named(rng, layer):
     """The same error for every layer, and for every call that takes a state."""
     be = xlstm.backend("numpy", dtype="float64")
@@ -128,7 +124,7 @@ def test_a_state_in_the_wrong_container_is_named(rng, layer):
                 call(state)
 
 
-@pytest.mark.parametrize("layer", **named(EVERY))
+@pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_dtypes_are_names_or_those_of_numpy(layer):
     for dtype in ("float64", np.float64, np.dtype("float64"), np.dtype(float)):
         assert all(p.dtype == "float64" for p in layer.init(0, "numpy", dtype).values())
@@ -137,7 +133,7 @@ def test_dtypes_are_names_or_those_of_numpy(layer):
             layer.init(0, "numpy", dtype)
 
 
-@pytest.mark.parametrize("layer", **named(EVERY))
+@pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_saved_is_of_one_layer(rng, layer):
     be = xlstm.backend("numpy", dtype="float64")
     params, x = layer.init(0, be), input_of(layer, be, rng)

@@ -13,7 +13,7 @@ from tests.conftest import DATA
 from xlstm import losses
 from xlstm.cells import lstm
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
-from xlstm.layers.initializers import recurrent
+from xlstm.layers.initializers import RECURRENT
 from xlstm.training import optimizers
 
 CASES = ["d1_h50", "d3_h8"]
@@ -103,7 +103,7 @@ def test_initialisation():
     """Input weights N(0, 2/(D+H)), recurrent weights N(0, 1/H), both variances, and zero bias."""
     D, H = 300, 200
     params = xlstm.LSTM(D, H, initializer="notebook").init(0, "numpy", "float64")
-    draw = recurrent("notebook")
+    draw = RECURRENT["notebook"]
     assert np.all(params["0.b"] == 0)
     for name, variance in (("Wx", 2 / (D + H)), ("Wh", 1 / H)):
         w = params[f"0.{name}"]

@@ -78,11 +78,8 @@ def test_parameters_have_their_numbers_and_a_panel_each():
     assert first == ("0.Wx", (1, 2), 5.0, -0.5, 3.5, -4.0, 3.0)
     assert second.shape == (6,)
     figure = plots.parameters(params)
-    assert len(figure.axes) == 2
-    assert figure.axes[0].get_title(loc="left") == "0.Wx\n1 x 2, norm 5"
-    assert sum(patch.get_height() for patch in figure.axes[1].patches) == 6
-    assert [axes.get_xlabel() for axes in figure.axes] == ["value", "value"]
-    assert figure.axes[0].get_ylabel() == "count"
+    assert [sum(patch.get_height() for patch in axes.patches) for axes in figure.axes] == [2, 6]
+    assert "0.Wx\n1 x 2, norm 5" in texts(figure)
 
 
 # Gates
@@ -91,17 +88,12 @@ def test_parameters_have_their_numbers_and_a_panel_each():
 def test_gates_are_drawn_as_saved(x):
     _, saved = ran(xlstm.LSTM(D, H), x, lengths=[7, 5, 2])
     panels = [axes for axes in plots.gates(saved, sequence=1).axes if axes.images]
-    titles = ["gate i", "gate o", "gate f", "gate g", "state h", "state c"]
-    assert [axes.get_title(loc="left") for axes in panels] == titles
+    assert [axes.get_title(loc="left").split()[1] for axes in panels] == [*"iofghc"]
     drawn = [*saved.gates[:5, :, 1].swapaxes(0, 1), saved.h[:5, 1], saved.c[:5, 1]]
     for axes, values in zip(panels, drawn, strict=True):
         np.testing.assert_array_equal(axes.images[0].get_array(), values.T)
     assert panels[0].images[0].get_clim() == (0, 1)
-    for axes, values in zip(panels[3:], drawn[3:], strict=True):
-        low, high = axes.images[0].get_clim()
-        assert low == -high == -np.abs(values).max()
-    assert {axes.get_ylabel() for axes in panels} == {"unit"}
-    assert [axes.get_xlabel() for axes in panels] == [""] * 4 + ["time step"] * 2
+    assert panels[3].images[0].get_clim() == (drawn[3].min(), drawn[3].max())
 
 
 def test_layers_are_named_as_their_parameters(x):
@@ -110,9 +102,6 @@ def test_layers_are_named_as_their_parameters(x):
     assert {name.rpartition(".")[0] for name in params} == set(plots.layers_of(saved))
     drawn = plots.gates(saved, "1.reverse").axes[0].images[0].get_array()
     np.testing.assert_array_equal(drawn, saved["1.reverse"].gates[:, 0, 0].T)
-
-
-def test_blocks_and_models_have_layers(x):
     stack = xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2)
     _, saved = ran(SequenceModel(stack, 1, inputs=D), x)
     assert plots.layers_of(saved) == ["recurrent.blocks.0", "recurrent.blocks.1.cell"]
@@ -149,12 +138,10 @@ def test_saturation_counts_values_before_the_ends(x):
         assert row.below == np.mean(values < 0.05)
         assert row.above == np.mean(values > 0.95)
         assert 0 < row.below < 1
-    figure = plots.saturation(saved)
-    (axes,) = figure.axes
+    (axes,) = plots.saturation(saved).axes
     widths = [patch.get_width() for patch in axes.patches]
     np.testing.assert_allclose(widths, 100 * np.array([rows[1].below, rows[0].below, rows[1].above, rows[0].above]))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0  r", "0  z"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("share of a gate's values (%)", "layer and gate")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +179,7 @@ def test_memory_of_an_slstm_is_that_before_stabilising(x, name):
     means = f.mean(axis=(0, 1))
     rows = plots.memory_table(saved)
     np.testing.assert_allclose([row.forget for row in rows], means, rtol=1e-12)
-    assert [row.steps is None for row in rows] == list(means > 1)
+    assert [row.steps == math.inf for row in rows] == list(means > 1)
     assert any(means > 1) == (name == "exponential")
 
 
@@ -206,10 +193,9 @@ def test_memory_is_drawn_by_layer(x):
     assert rows[0] == ("0", 0, 1.0, math.inf)
     first, second = plots.memory(saved).axes
     assert [sum(patch.get_height() for patch in axes.patches) for axes in (first, second)] == [H - 1, H]
-    assert "1 of 4 not shown" in first.get_title(loc="left")
+    assert "1 of 4 infinite" in first.get_title(loc="left")
     median = np.median([row.steps for row in rows if row.layer == "1"])
-    assert second.get_title(loc="left") == f"1\nmedian {median:.3g} steps"
-    assert second.get_xlabel() == "time constant (steps)"
+    assert f"median {median:.3g} steps" in second.get_title(loc="left")
     assert first.lines[0].get_xdata()[0] == T
 
 
@@ -266,19 +252,13 @@ def test_gradients_of_states_are_those_of_a_cut(x):
             np.testing.assert_allclose(rows["c", str(k)][t], np.linalg.norm(dc[k]), rtol=1e-9)
 
 
-def test_gradients_in_other_orders_and_directions(x):
+def test_gradients_with_batch_first(x):
     layer = xlstm.LSTM(D, H)
     params = layer.init(seed=1, backend="numpy", dtype="float64")
     rows = plots.gradient_norms(layer, params, x, seed=3)
     swapped = plots.gradient_norms(xlstm.LSTM(D, H, batch_first=True), params, x.swapaxes(0, 1), seed=3)
     for row, other in zip(rows, swapped, strict=True):
         np.testing.assert_allclose(row.norms, other.norms, rtol=1e-12)
-    for first in (False, True):
-        both = xlstm.LSTM(D, H, bidirectional=True, batch_first=first)
-        params = both.init(seed=1, backend="numpy", dtype="float64")
-        (row,) = plots.gradient_norms(both, params, x.swapaxes(0, 1) if first else x)
-        assert (row.of, row.norms.shape) == ("x", (T,))
-        assert np.all(row.norms > 0)
 
 
 def test_gradients_of_models(x):
@@ -304,8 +284,6 @@ def test_gradients_are_drawn_on_a_logarithmic_axis(x):
     h = next(row for row in runs["rnn"] if row.of == "h")
     np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), h.norms)
     assert f"rnn layer 0: {h.factor:.3g}" in texts(figure)
-    assert figure.axes[2].get_ylabel() == r"$\Vert \partial L / \partial x_t \Vert$"
-    assert "time step t" in figure.axes[2].get_xlabel()
 
 
 # Training
@@ -330,23 +308,18 @@ def test_curves_are_those_of_the_history(run, tmp_path):
     assert own.validation.tolist() == found.validation.tolist()
     assert len(own.norm) == 0
     assert len(plots.curves(run).axes) == 2
-    figure = plots.curves({"a": tmp_path, "_b": tmp_path / "history.jsonl"}, window=1)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "validation loss", "norm of the gradient"]
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "batches"]
+    figure = plots.curves({"a": tmp_path, "b": tmp_path / "history.jsonl"})
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), found.loss[:, 1])
     np.testing.assert_array_equal(figure.axes[1].lines[1].get_xydata(), found.validation)
-    assert {"a", " _b"} <= set(texts(figure))
+    assert {"a", "b"} <= set(texts(figure))
 
 
-def test_smoothed_curves_are_means_around_each_value(rng, tmp_path):
+def test_smoothed_curves_are_means_around_each_value(run, rng, tmp_path):
     values = rng.normal(size=20)
     expected = [values[k - r : k + r + 1].mean() for k in range(20) for r in [min(2, k, 19 - k)]]
     np.testing.assert_allclose(smoothed(values, 5), expected, rtol=1e-12)
-    lines = [{"total": k, "loss": v} for k, v in enumerate(values.tolist(), 1)]
-    raw, mean = plots.curves(lines, window=5).axes[0].lines
-    np.testing.assert_array_equal(raw.get_ydata(), values)
-    np.testing.assert_allclose(mean.get_ydata(), expected, rtol=1e-12)
-    assert plots.course([{"total": 1, "loss": math.nan}, {"total": 2, "loss": 3.0}]).loss.tolist() == [[2, 3]]
+    run.losses[:3] = [math.nan, math.inf, 3.0]
+    assert plots.course(run).loss[0].tolist() == [3, 3]
     (tmp_path / "history.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"history\.jsonl has no losses, expected the history of a run that made a"):
         plots.curves(tmp_path)
@@ -363,21 +336,20 @@ def test_confusion_counts_pairs():
     assert counts.tolist() == [[2, 1, 0], [1, 0, 0], [0, 0, 0]]
     (axes, *_) = plots.confusion(truth, predicted).axes
     assert [t.get_text() for t in axes.texts] == ["0\n0 %", "1\n100 %", "1\n33 %", "2\n67 %"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted label", "true label")
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b"]
-    assert axes.get_title(loc="left") == "2 of 4 right"
+    assert "2 of 4 right" in axes.get_title(loc="left")
 
 
 def test_errors_of_forecasts_are_drawn_by_horizon():
     figure = plots.forecast_errors({"LSTM": [1.0, 2.0], "persistence": [2.0, 3.0]}, "kg", "day")
-    (axes,) = figure.axes
-    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 1], [2, 2]], [[1, 2], [2, 3]]]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("days ahead", "RMSE (kg)")
+    assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[1, 1], [2, 2]], [[1, 2], [2, 3]]]
+    assert {"days ahead", "RMSE (kg)", "LSTM", "persistence"} <= set(texts(figure))
 
 
 # Wrong arguments
 
 LSTM = xlstm.LSTM(D, H)
+BOTH = xlstm.LSTM(D, H, bidirectional=True)
 START = LSTM.init(backend="numpy", dtype="float64")
 X = np.random.default_rng(3).normal(size=(T, B, D))
 
@@ -389,36 +361,23 @@ def kept(layer):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: plots.parameters({}), ValueError, "parameters are empty"),
-        (lambda: plots.parameters(3), TypeError, "parameters are a int"),
-        (lambda: plots.parameters({"W": np.array([1.0, math.nan])}), ValueError, "W is not finite"),
-        (lambda: plots.parameters({"W": np.array(["a"])}), TypeError, "W is an array of .* expected an array of num"),
+        (lambda: plots.parameters({"W": np.array([1.0, math.nan])}), ValueError, "W is .*, expected finite numbers"),
         (lambda: plots.parameters({f"{k}": X for k in range(121)}), ValueError, "121 parameters, expected at most 120"),
-        (lambda: plots.gates(kept(xlstm.LSTM(D, H, 2))), ValueError, "gates: .* several layers, expected one of 0, 1"),
-        (lambda: plots.gates(kept(LSTM), "2"), ValueError, "there is no layer '2', only 0"),
-        (lambda: plots.gates(kept(LSTM), "0", 3), ValueError, "sequence is 3, expected at most 2"),
+        (lambda: plots.gates(kept(xlstm.LSTM(D, H, 2))), ValueError, "gates: layer is None, expected one of 0, 1"),
+        (lambda: plots.gates(kept(LSTM), "2"), ValueError, "layer is '2', expected one of 0"),
         (lambda: plots.gates(linear()), TypeError, "gates: saved is .* expected what forward of a recurrent layer kee"),
-        (lambda: plots.saturation(None), TypeError, "saved is None"),
         (lambda: plots.saturation(kept(LAYERS["rnn"])), ValueError, r"saturation: RNN\(2, 4\) has no gate with values"),
-        (lambda: plots.saturation_table(kept(LAYERS["peepholes"])), ValueError, "has no gate with values from 0 to 1"),
         (lambda: plots.memory(kept(LAYERS["rnn"])), ValueError, r"memory: RNN\(2, 4\) has no forget gate"),
         (lambda: plots.gradient_norms(LSTM, START, X[:2]), ValueError, r"x is .* \(2, 3, 2\), expected 3 time steps"),
         (lambda: plots.gradient_norms(LSTM, START, X, np.ones((3, 5))), ValueError, r"dy has shape \(3, 5\), expected"),
-        (lambda: plots.gradient_norms(3, START, X), TypeError, "layer is 3, expected a recurrent layer"),
+        (lambda: plots.gradient_norms(BOTH, START, X), ValueError, "has a reverse direction, expected a layer without"),
         (lambda: plots.gradients({}), ValueError, r"norms is \{\}, expected what gradient_norms returns"),
-        (lambda: plots.curves("absent"), FileNotFoundError, "absent"),
-        (lambda: plots.curves({}), ValueError, "runs is empty"),
-        (lambda: plots.curves([1, 2]), TypeError, "expected lines of a history"),
-        (
-            lambda: plots.confusion(["a"], ["c"], ["a", "b"]),
-            ValueError,
-            "predicted has the label 'c', expected one of a",
-        ),
+        (lambda: plots.curves({}), ValueError, "runs are empty"),
+        (lambda: plots.curves([1, 2]), TypeError, r"run is \[1, 2\], expected a path"),
+        (lambda: plots.confusion(["a"], ["c"], ["a", "b"]), ValueError, "label 'c' is unknown, expected one of a, b"),
         (lambda: plots.confusion(["a"], ["a", "b"]), ValueError, r"truth and predicted have shapes \(1,\) and \(2,\)"),
-        *(
-            (lambda errors=errors: plots.forecast_errors(errors), ValueError, "forecast_errors: ")
-            for errors in ({}, {"a": [1.0], "b": [1.0, 2.0]}, {"a": [math.nan]}, {"a": ["x"]})
-        ),
+        (lambda: plots.forecast_errors({}), ValueError, "forecast_errors: errors are empty"),
+        (lambda: plots.forecast_errors({"a": [[1.0]]}), ValueError, r"a has shape \(1, 1\), expected \(N,\)"),
         (lambda: plots.save(plots.parameters(START), "a.doc"), ValueError, r"a\.doc: ends in '\.doc', expected one of"),
         (lambda: plots.save(plots.parameters(START), "absent/a.png"), OSError, r"absent/a\.png"),
         (lambda: plots.save(3, "a.png"), TypeError, "figure is 3, expected a figure of matplotlib"),
@@ -470,23 +429,15 @@ def overlapping(figure):
     return pairs + [a for a, box in boxes if not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))]
 
 
-def test_type_has_two_sizes():
-    """Also the labels between powers of ten, which are there where an axis spans less than one."""
-    rows = [plots.GradientNorm("h", "0", np.linspace(0.2, 0.9, 9), 1.1)]
-    figure = plots.gradients(rows)
-    figure.draw_without_rendering()
-    ticks = figure.axes[0].yaxis.get_minorticklabels()
-    assert any(tick.get_text() for tick in ticks)
-    shown = [text for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
-    assert {text.get_fontsize() for text in [*shown, *ticks]} == {figures.SMALL, figures.TEXT}
-
-
-def test_labels_do_not_collide(interpreted, x, run, tmp_path):
+def test_labels_do_not_collide_and_have_two_sizes(interpreted, x, run, tmp_path):
+    """Also those between powers of ten, which are there where an axis spans less than one."""
     _, saved = ran(xlstm.LSTM(D, H, 2), x)
     stack = SequenceModel(xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2), 1, inputs=D)
     params, activity = ran(stack, x)
+    narrow = plots.networks.GradientNorm("h", "0", np.linspace(0.2, 0.9, 9), 1.1)
     for figure in (
         plots.gates(saved, "1"),
+        plots.gradients([narrow]),
         plots.saturation(activity),
         plots.memory(activity),
         plots.parameters({name: params[name] for name in sorted(params, key=len)[-8:]}),  # the longest names
@@ -495,6 +446,9 @@ def test_labels_do_not_collide(interpreted, x, run, tmp_path):
         plots.forecast_errors({"a": np.arange(1.0, 40), "b": np.arange(2.0, 41)}),
     ):
         assert overlapping(figure) == []
+        ticks = [tick for axes in figure.axes for tick in axes.yaxis.get_minorticklabels()]
+        shown = [text for text in [*figure.findobj(matplotlib.text.Text), *ticks] if text.get_text()]
+        assert {text.get_fontsize() for text in shown} == {figures.SMALL, figures.TEXT}
 
 
 @pytest.mark.parametrize(

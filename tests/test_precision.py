@@ -19,7 +19,7 @@ from xlstm import BackendError, losses, precision
 from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import cast, to_numpy
-from xlstm.arrays.namespace import is_floating, namespace
+from xlstm.arrays.namespace import namespace
 from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
 from xlstm.estimators import Forecaster
@@ -79,23 +79,9 @@ def test_the_scale_saves_small_gradients_in_float16():
     assert low.dtype == np.float16
     np.testing.assert_allclose(raised(low, scale=2.0**16), small, rtol=2**-11)
     assert raised(low).dtype == np.float32
+    assert lowered(small, "float32") is small
     with np.errstate(over="ignore"):
         assert np.all(np.isinf(lowered(np.array([1e5], "float32"), "float16")))
-
-
-def test_what_has_the_dtype_already_is_not_copied():
-    a = np.ones(3, "float32")
-    assert lowered(a, "float32") is a
-    assert raised({"a": a})["a"] is a
-
-
-def test_bfloat16_of_numpy_and_back():
-    pytest.importorskip("ml_dtypes")
-    low = lowered({"a": np.array([1.0, 1 / 3, 1e38], "float32")}, "bfloat16")["a"]
-    assert (str(low.dtype), low.dtype.itemsize) == ("bfloat16", 2)
-    np.testing.assert_allclose(raised(low), [1.0, 1 / 3, 1e38], rtol=2**-8)
-    assert to_numpy(low).dtype == np.float32
-    np.testing.assert_array_equal(to_numpy(low), raised(low))
 
 
 def test_the_scale_grows_and_shrinks():
@@ -124,13 +110,11 @@ def test_bfloat16_and_full_precision_have_no_scale():
     ("options", "error", "words"),
     [
         ({"dtype": "float8"}, ValueError, "Mixed: dtype is 'float8', expected one of float16, bfloat16"),
-        ({"scale": 0.0}, ValueError, "scale is 0.0"),
         ({"scale": math.inf}, ValueError, "scale is inf"),
         ({"scale": "big"}, TypeError, "scale is 'big', expected a number"),
         ({"dtype": "bfloat16", "scale": 8.0}, ValueError, "scale is 8.0 for bfloat16, which needs none"),
         ({"growth": 0.5}, ValueError, "growth is 0.5"),
         ({"backoff": 1.0}, ValueError, "backoff is 1.0"),
-        ({"backoff": 0.0}, ValueError, "backoff is 0.0"),
         ({"every": 0}, ValueError, "every is 0"),
     ],
 )
@@ -203,10 +187,7 @@ def test_a_first_step_left_out_leaves_the_average_alone(single):
 
 def test_what_overflows_for_ever_is_named(single):
     params = model().init(0, "numpy", "float64")
-    words = (
-        r"epoch 6, step 3: loss is [\d.]+, gradient of \S+ is not finite in float32 at a loss scale of 6.1.*e-05; "
-        "a smaller learning rate, clipping, or float32 may help"
-    )
+    words = r"epoch 6, step 3: loss is [\d.]+, gradient of \S+ is not finite in float32 at a loss scale of 6.1.*e-05"
     with pytest.raises(FloatingPointError, match=words):  # 2^8 down to 2^-14: 22 steps left out, the 23rd stops
         run(params, epochs=9, loss=overflowing(range(99)), precision=single)
 
@@ -229,25 +210,20 @@ def test_bfloat16_stops_at_once(halves):
 # Refused precisions
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["numpy", "torch"])
+@pytest.mark.parametrize(("name", "dtype"), [("numpy", "float16"), ("torch", "bfloat16")])
 def test_a_cpu_is_refused(name, dtype):
     home = make_backend(name, "float32")
     params = model().init(0, home)
-    words = f"{dtype} on a CPU is slow and inexact; use float32, or a GPU"
-    with pytest.raises(TypeError, match=words):
-        run(params, precision=Mixed(dtype))
-    with pytest.raises(TypeError, match=words):
-        xlstm.backend(name, dtype=dtype)
-    with pytest.raises(TypeError, match=words):
-        named(dtype, home)
+    for call in (lambda: run(params, precision=Mixed(dtype)), lambda: xlstm.backend(name, dtype=dtype)):
+        with pytest.raises(TypeError, match=f"{dtype} on a CPU is slow and inexact; use float32, or a GPU"):
+            call()
     with pytest.raises(TypeError, match=rf"f: a is (torch\.)?{dtype} on a CPU, expected float32 or float64"):
         namespace("f", lowered({"a": params["head.W"]}, dtype))
 
 
 def test_other_things_are_refused(halves):
     params = model().init(0, "numpy")
-    with pytest.raises(TypeError, match="train: precision is 'float16', expected None or an xlstm"):
+    with pytest.raises(TypeError, match="precision is 'float16', expected None or an xlstm"):
         run(params, precision="float16")
     with pytest.raises(ValueError, match="precision: name is 'half', expected one of float16, bfloat16, tf32"):
         named("half", make_backend("numpy"))
@@ -265,25 +241,16 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
     np.testing.assert_array_equal(loaded.predict(values, 3), forecaster.predict(values, 3))
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["--precision", "float16"], "error: backend: float16 on a CPU is slow and inexact; use float32, or a GPU"),
-        (["--precision", "tf32"], "error: precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is"),
-        (["--precision", "half"], "error: Forecaster: precision is 'half', expected one of float16, bfloat16, tf32"),
-    ],
-)
-def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch, args, words):
+def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch):
     from typer.testing import CliRunner
 
     from xlstm.cli.app import app
 
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["train", "--backend", "numpy", *args])
-    assert result.exit_code == 2
-    assert result.stderr.startswith(words)
+    result = CliRunner().invoke(app, ["train", "--backend", "numpy", "--precision", "tf32"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is")
     assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -315,19 +282,11 @@ def test_tf32_says_what_is_missing(monkeypatch):
         named("tf32", backends.Backend("cupy", np, "cpu", "float64"))
     monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75"))
     monkeypatch.setattr(probe, "cupy_failure", lambda number=0: None)
-    with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"):
-        tf32()
+    with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"), tf32():
+        pass
     monkeypatch.setattr(probe, "cupy_failure", lambda number=0: "no driver")
-    with pytest.raises(BackendError, match="tf32: CuPy is not usable here: no driver"):
-        tf32()
-
-
-def test_a_forecaster_trains_within_tf32():
-    make_backend("cupy", "float32")
-    seen = set()
-    forecaster = Forecaster(precision="tf32", epochs=1, window=12, hidden_size=4, backend="cupy")
-    forecaster.fit(np.sin(np.arange(100) / 5), progress=lambda now: seen.add(told()[1]))
-    assert seen == {"tf32"}
+    with pytest.raises(BackendError, match="tf32: CuPy is not usable here: no driver"), tf32():
+        pass
 
 
 def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(monkeypatch):
@@ -343,17 +302,6 @@ def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(monkeypatch):
     monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(version="13.6.0"))
     with pytest.raises(BackendError, match=r"cupy: bfloat16 needs CuPy 14 or newer, this is 13\.6\.0"):
         backend_of(home, "bfloat16")
-
-
-def test_bfloat16_is_floating_for_cupy():
-    """CuPy's own `isdtype` does not know it."""
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    pytest.importorskip("cupy")
-    import array_api_compat.cupy as xp
-
-    assert is_floating(xp, np.dtype(ml_dtypes.bfloat16))
-    assert is_floating(xp, np.dtype("float16"))
-    assert not is_floating(xp, np.dtype("int32"))
 
 
 def test_bfloat16_arrays_of_torch(rng):

@@ -9,7 +9,7 @@ from tests import gpu
 from tests.gpu import as_it_lies, half
 from xlstm.arrays import matmul as products
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.matmul import Operand, aligned_width, matmul, packed, plan, strides
+from xlstm.arrays.matmul import Operand, matmul, packed, plan, strides
 
 
 def operands(rng, batch, rows, columns, dtype):
@@ -135,11 +135,6 @@ def test_what_products_would_copy_is_copied_once(xp):
     every_second = xp.zeros((2, 3, 4, 5))[:, :, ::2]
     assert packed(xp, every_second) is every_second
     assert packed(xp, whole[..., ::2]).flags.c_contiguous
-
-
-def test_widths_are_aligned_for_cublas_alone(xp):
-    assert [aligned_width(np, n) for n in (1, 8, 9)] == [1, 8, 9]
-    assert [aligned_width(xp, n) for n in (1, 8, 9)] == [8, 8, 16]
 
 
 @pytest.mark.parametrize(

@@ -60,5 +60,5 @@ def test_what_is_not_a_number_stays_in_its_row(be):
 def test_the_kernel_compiles(capability):
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     for dtype in (np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(bfloat16)):
-        text = rows.text(standard, (dtype,) * 3, (False, False, True), (("scale", 0.25),), 128)
+        text, _ = rows.source(standard, (dtype,) * 3, (False, False, True), (("scale", 0.25),))
         assert nvrtc.compile_for(capability, text).spilled == 0

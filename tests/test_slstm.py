@@ -39,34 +39,6 @@ def test_cell_gradient(be, rng, forget, gates, steps, limit):
     xlstm.gradcheck(forward, backward, (a, zh, c0, n0, m0))
 
 
-OPTIONS = [
-    {},
-    {"num_heads": 2},
-    {"num_heads": 4, "forget_gate": "exponential"},
-    {"num_heads": 2, "num_layers": 2, "bidirectional": True},
-    {"num_heads": 2, "batch_first": True, "bias": False, "recurrent_dropout": 0.4},
-    {"num_layers": 2, "reverse": True, "dropout": 0.3},
-]
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("lengths", [None, [3, 0, 5]], ids=["", "lengths"])
-def test_gradient(rng, options, lengths):
-    layer = xlstm.sLSTM(2, 4, **options)
-    layers.check(layer, *inputs_of(layer, make_backend("numpy"), rng, 5, 3), lengths)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_backends_agree(be, options):
-    """Outputs, states and every gradient are NumPy's, whose gradients are checked above."""
-    layer, found = xlstm.sLSTM(2, 4, **options), []
-    for backend in (make_backend("numpy"), be):
-        params, x, state = inputs_of(layer, backend, np.random.default_rng(7), 5, 3)
-        found.append(layers.run(layer, params, x, state, [3, 1, 5], seed=3))
-    for name, a in found[0].items():
-        np.testing.assert_allclose(found[1][name], a, rtol=1e-10, atol=1e-11, err_msg=name)
-
-
 def test_follows_the_published_package(be):
     golden = np.load(DATA / "nxai" / "slstm_cell.npz")
     R = golden["Wx"].shape[2]
@@ -108,15 +80,6 @@ def test_extreme_gates_stay_finite(dtype, sign, forget_gate, rng):
         x[..., 2 * k : 2 * k + 2] = 1e3 * s if s else 1e3 * rng.choice((-1, 1), (50, 3, 2))
     y, state, saved = layer.forward(params, x)
     grads, dx, _ = layer.backward(params, saved, np.ones_like(y), tuple(np.ones_like(s) for s in state))
-    assert all(np.all(np.isfinite(a)) for a in (y, *state, dx, *grads.values()))
-
-
-def test_long_sequences_stay_finite(rng):
-    layer = xlstm.sLSTM(2, 4, num_heads=2)
-    params = layer.init(0, "numpy")
-    x = 3 * rng.standard_normal((20_000, 1, 2)).astype("float32")
-    y, state, saved = layer.forward(params, x)
-    grads, dx, _ = layer.backward(params, saved, np.ones_like(y))
     assert all(np.all(np.isfinite(a)) for a in (y, *state, dx, *grads.values()))
 
 

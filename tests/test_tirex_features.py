@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import DATA, make_backend
-from tests.tables import LIBRARIES, columns_of, long_columns, table
+from tests.tables import LIBRARIES, long_columns, table
 from tests.tirex import tokens
 from xlstm.arrays.convert import to_numpy
 from xlstm.estimators import TiRexFeatures
@@ -14,7 +14,7 @@ MODEL = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, cont
 SIZES = {"patch_size": 2, "quantiles": (0.5,), "input_ff_size": 3, "output_ff_size": 5, "context": 12, "horizon": 4}
 SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], arcsinh=False, binary=False, **SIZES)
 
-OPTIONS = {"model": MODEL, "params": MODEL.init(0, "numpy", "float64")}
+OPTIONS = {"checkpoint": (MODEL, MODEL.init(0, "numpy", "float64"))}
 
 
 def by_hand(model, params, be, row):
@@ -92,28 +92,6 @@ def test_a_table_has_a_row_for_each_series(rng):
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("model", [MODEL, SECOND], ids=["TiRex", "TiRex2"])
-def test_embeddings_of_tables(rng, model, library):
-    """A long table has a series for each name, whose targets are variates; a wide one has one in each column."""
-    params, x = model.init(0, "numpy", "float64"), rng.standard_normal((30, 3))
-    columns = long_columns(x, "days", (30, 20))
-    found = columns_of(model.embed(params, table(library, columns), series_id="shop", targets=["price", "sales"]))
-    assert list(found)[:2] == ["shop", "block0_variate0_unit0"]
-    assert list(found)[5] == "block0_variate1_unit0"
-    assert found["shop"].tolist() == ["north", "south"]
-    both = [[np.cos(np.arange(n) + k), x[:n, k]] for k, n in enumerate((30, 20))]
-    expected = model.embed(params, [np.array(one) for one in both])
-    np.testing.assert_array_equal(np.stack(list(found.values())[1:], axis=1).astype(np.float64), expected)
-    there = np.arange(30) != 25
-    wide = {"day": columns["day"][columns["shop"] == "north"][there], "b": x[there, 1], "a": x[there, 0]}
-    found = columns_of(model.embed(params, table(library, wide), batch_size=1))
-    assert list(found)[:2] == ["series", "block0_unit0"]
-    assert found["series"].tolist() == ["b", "a"]
-    expected = model.embed(params, [np.where(there, x[:, k], np.nan) for k in (1, 0)])
-    np.testing.assert_array_equal(np.stack(list(found.values())[1:], axis=1).astype(np.float64), expected)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
 def test_the_transformer_takes_long_tables(rng, library):
     """Its rows are in the order in which names come first, as those of the labels are to be."""
     x = rng.standard_normal((30, 3))
@@ -129,12 +107,9 @@ def test_the_transformer_takes_long_tables(rng, library):
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
-        ({}, (2, 9), "there is no checkpoint, expected one, or model and params"),
-        ({"checkpoint": "x", "model": MODEL}, (2, 9), "there are a checkpoint and model or params"),
-        ({"model": 1, "params": {}}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
+        ({"checkpoint": (1, {})}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
         (OPTIONS, (9,), "X is one series, expected several"),
         ({**OPTIONS, "series_id": "a"}, (2, 9), "series_id is 'a', expected None, as X is no table"),
-        ({**OPTIONS, "targets": "a"}, (2, 9), "targets is 'a', expected None, as series_id is"),
     ],
 )
 def test_what_does_not_fit_is_named(options, shape, message):

@@ -200,47 +200,6 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
     np.testing.assert_allclose(batch.target[:-1, targets], np.nan_to_num(expected), rtol=1e-12, atol=1e-12)
 
 
-def test_items_of_one_row_are_as_before(rng):
-    """There are no groups, and no token after the window; nor is there one without a known covariate."""
-    series, beside = items_of(rng)
-    for given, grouped in (
-        ({"series": [one[0] for one in series]}, False),
-        ({"series": series, "past": beside["past"]}, True),
-    ):
-        data = PatchWindows(SECOND, **given)
-        (batch, *_) = data.batches()
-        assert (data.grouped, data.known) == (grouped, False)
-        assert (batch.options is not None) == grouped
-        assert batch.x.shape[0] == SECOND.context // 2
-        assert not (grouped and np.any(batch.options["known"]))
-
-
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.usefixtures("interpreted")
-def test_gradients_through_groups(rng, adapted):
-    """The loss is that of a batch with covariates; all that is trained has a gradient."""
-    model = TiRex2(4, [("mlstm", 1, 1), ("slstm", 1, 1)], horizon=4, **{**SIZES, "input_ff_size": 4, "context": 6})
-    series, beside = items_of(rng)
-    (batch,) = PatchWindows(model, series, horizon=4, stride=40, **beside).batches()
-    learner, params = model, {name: p + 0.3 * rng.standard_normal(p.shape) for name, p in model.draw(rng).items()}
-    if adapted:
-        learner = LowRank(model, params, 1)
-        params = {name: 0.3 * rng.standard_normal(p.shape) for name, p in learner.init().items()}
-    assert all(any(part in name for name in params) for part in (".mixer.", ".combination."))
-    x, target, mask = (a.swapaxes(0, 1) for a in (batch.x, batch.target, batch.mask))
-
-    def forward(params):
-        y, _, saved = learner.forward(params, x, **batch.options)
-        value, dy = learner.loss(y, target, mask)
-        return value, (params, saved, dy)
-
-    def backward(kept, dvalue):
-        params, saved, dy = kept
-        return (learner.backward(params, saved, dvalue * dy)[0],)
-
-    xlstm.gradcheck(forward, backward, (params,), directions=1)
-
-
 @pytest.mark.parametrize("weights", ["all", "head", "lora"])
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_trained_with_groups(rng, weights, known):

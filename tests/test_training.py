@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import make_backend
 from xlstm import losses
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import loop, optimizers
+from xlstm.training import evaluate, loop, optimizers
 
 OPTIMIZERS = {
     "SGD": (lambda: optimizers.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
@@ -57,9 +56,8 @@ def test_fifty_steps_follow_torch(rng, name):
     trained = [p for n, p in lstm.named_parameters() if n != "bias_hh_l0"] + list(head.parameters())
     peer = getattr(torch.optim, name)(trained, **settings)
     x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, V))
-    ours = loop.train(
-        model, params, Given([batch(x=x, target=target) for x, target in zip(x, target, strict=True)]), make(), epochs=1
-    ).losses
+    batches = [batch(x=x, target=target) for x, target in zip(x, target, strict=True)]
+    ours = loop.train(model, params, Given(batches), make(), epochs=1).losses
     for k in range(50):
         loss = torch.nn.functional.mse_loss(head(lstm(torch.tensor(x[k]))[0]), torch.tensor(target[k]))
         assert ours[k] == pytest.approx(loss.item(), abs=1e-10), f"step {k}"
@@ -139,15 +137,12 @@ def test_early_stopping_keeps_the_best_weights():
     data = Windows(x[:20], target[:20])
     validation = Windows(x[20:], target[20:])
     model = SequenceModel(xlstm.LSTM(1, 16), 1, last=True)
-    seen = []
-    trained = loop.train(
-        model, model.init(0, "numpy"), data, optimizers.adam(0.05), epochs=200, validation=validation, patience=5,
-        progress=seen.append,
-    )  # fmt: skip
+    seen, options = [], {"epochs": 200, "validation": validation, "patience": 5}
+    trained = loop.train(model, model.init(0, "numpy"), data, optimizers.adam(0.05), progress=seen.append, **options)
     assert trained.stopped_early
     assert len(trained.validations) == trained.best_epoch + 5
     assert trained.validations[trained.best_epoch - 1] == min(trained.validations)
-    assert loop.evaluate(model, trained.params, validation) == min(trained.validations)
+    assert evaluate(model, trained.params, validation) == min(trained.validations)
     assert [p.epoch for p in seen] == list(range(1, len(trained.validations) + 1))
     assert seen[-1].best == min(trained.validations[:-1])
 
@@ -185,7 +180,7 @@ def test_evaluate_weighs_batches_by_what_counts():
     x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
     model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
     params = model.init(0, "numpy", "float64")
-    ragged = loop.evaluate(model, params, Windows(x, target, mask, batch_size=4))
+    ragged = evaluate(model, params, Windows(x, target, mask, batch_size=4))
     y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
     assert ragged == pytest.approx(float(losses.mse(y, target, mask)[0]), rel=1e-12)
     assert math.isfinite(ragged)
@@ -195,8 +190,8 @@ def test_evaluate_weighs_batches_by_what_counts():
 def test_evaluate_carries_the_state():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     params = model.init(0, "numpy", "float64")
-    whole = loop.evaluate(model, params, stream_data(length=90))
-    assert loop.evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
+    whole = evaluate(model, params, stream_data(length=90))
+    assert evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_a_validation_that_is_not_finite_stops_training():
@@ -207,33 +202,15 @@ def test_a_validation_that_is_not_finite_stops_training():
         loop.train(model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2, validation=broken)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"epochs": 0}, "epochs is 0"),
-        ({"patience": 3}, "needs validation"),
-        ({"averaging": 1.0}, "averaging is 1.0"),
-    ],
-)
-def test_bad_settings_are_named(change, words):
-    model = SequenceModel(xlstm.LSTM(1, 3), 1)
-    with pytest.raises(ValueError, match=words):
-        loop.train(
-            model, model.init(0, make_backend("numpy")), stream_data(), optimizers.sgd(0.1), **{"epochs": 1, **change}
-        )
-
-
 def batch(T=5, B=2, **changes):
     given = {"x": np.ones((T, B, 1)), "target": np.zeros((T, B, 1)), "mask": None, "fresh": True}
     return Batch(**{**given, **changes})
 
 
-def fit(*epochs, last=False, validation=None, backend="numpy", dtype="float32", **options):
+def fit(*epochs, last=False, backend="numpy", dtype="float32", **options):
     model = SequenceModel(xlstm.LSTM(1, 3), 1, last=last)
-    options = {"epochs": 2, **options}
-    return loop.train(
-        model, model.init(0, backend, dtype), Given(*epochs), optimizers.sgd(0.1), validation=validation, **options
-    )
+    params = model.init(0, backend, dtype)
+    return loop.train(model, params, Given(*epochs), optimizers.sgd(0.1), **{"epochs": 2, **options})
 
 
 NOTHING_COUNTS = "the data have no target that counts"
@@ -245,7 +222,6 @@ NOTHING_COUNTS = "the data have no target that counts"
         ([[]], False, "epoch 1: the data yield no batches"),
         ([[batch()], []], False, "epoch 2: the data yield no batches"),
         ([[batch(mask=np.zeros((5, 2), bool))]], False, f"epoch 1: {NOTHING_COUNTS}"),
-        ([[batch(lengths=np.array([0, 0]))]], False, f"epoch 1: {NOTHING_COUNTS}"),
         ([[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]], True, f"epoch 1: {NOTHING_COUNTS}"),
     ],
 )
@@ -257,21 +233,15 @@ def test_data_that_yield_nothing_are_named(epochs, last, words):
 
 
 @pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("target", np.inf), ("target", -np.inf)])
-def test_a_number_that_is_not_finite_is_named_and_not_the_learning_rate(name, value):
+def test_a_number_that_is_not_finite_is_named_and_not_the_learning_rate(be, name, value):
     array = np.ones((5, 2, 1))
     array[3, 1, 0] = value
     words = rf"{name}\[3, 1, 0\] is {value:g}, expected finite numbers"
-    with pytest.raises(ValueError, match=f"train: epoch 1, step 2: {words}"):
-        fit([batch(), batch(**{name: array})])
+    for given in (array, be.asarray(array)):
+        with pytest.raises(ValueError, match=f"train: epoch 1, step 2: {words}"):
+            fit([batch(), batch(**{name: given})], backend=be, dtype=None)
     with pytest.raises(ValueError, match=f"evaluate: batch 2: {words}"):
         fit([batch()], validation=Given([batch(), batch(**{name: array})]))
-
-
-def test_a_number_that_is_not_finite_on_a_device_is_named(be):
-    array = np.ones((5, 2, 1))
-    array[3, 1, 0] = np.nan
-    with pytest.raises(ValueError, match=r"train: epoch 1, step 2: x\[3, 1, 0\] is nan"):
-        fit([batch(), batch(x=be.asarray(array))], backend=be, dtype=None)
 
 
 def test_a_target_that_a_mask_leaves_out_is_named_where_the_loss_does_not_leave_it_out():
@@ -287,9 +257,8 @@ def test_a_target_that_a_mask_leaves_out_is_named_where_the_loss_does_not_leave_
 
 
 def test_a_number_for_which_the_dtype_has_no_room_is_named():
-    x = np.ones((5, 2, 1))
-    x[3, 1, 0] = 1e300
-    with pytest.raises(ValueError, match=r"step 1: x\[3, 1, 0\] is 1e\+300, more than float32 has room for"):
+    x = np.full((5, 2, 1), 1e300)
+    with pytest.raises(ValueError, match=r"step 1: x\[0, 0, 0\] is 1e\+300, more than float32 has room for"):
         fit([batch(x=x)])
     fit([batch(x=x)], dtype="float64")
 

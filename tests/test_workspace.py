@@ -18,7 +18,7 @@ def test_memory_is_used_again_and_can_be_given_back():
 import platform, resource
 import numpy as np
 from xlstm import workspace
-from xlstm.cli.timing import resident
+from bench.peak import resident
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     arrays = [np.empty(1 << 19, "f4") for _ in range(20)]
@@ -42,7 +42,7 @@ def test_little_stays_after_a_large_call():
     """A call takes 700 MB, and most of the memory that it leaves is freed at once."""
     code = """
 import numpy as np, xlstm
-from xlstm.cli.timing import resident
+from bench.peak import resident
 layer = xlstm.LSTM(64, 64)
 params = layer.init(0, "numpy")
 def call(T):

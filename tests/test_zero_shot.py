@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, long_columns, table
-from xlstm.cli.app import app
 from xlstm.data.series import bundled
 from xlstm.data.table import write_table
 from xlstm.estimators import ZeroShotForecaster
@@ -136,12 +134,15 @@ def test_long_tables(library, order, two, x):
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     same(found["sales"], np.concatenate(two.predict([x[:, 0], x[:40, 1]], future=price)))
     assert shops.backtest(given, 2).series.tolist() == [0, 0, 1, 1]
-    one = {"targets": "sales", "series_id": "shop", "rollout": 2}
-    both = {"targets": "sales", "past": ["visitors"], "future": "price", "series_id": "shop", "sign_flip": True}
-    for checkpoint, options, ahead in ((ONE, one, None), (TWO, both, later)):
+    one = {"targets": "sales", "series_id": "shop"}
+    both = {**one, "past": ["visitors"], "future": "price"}
+    for checkpoint, roles, options, ahead in (
+        (ONE, one, {"rollout": 2}, None),
+        (TWO, both, {"sign_flip": True}, later),
+    ):
         model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
-        made = model.forecast(params, given, 5, **options, **({} if ahead is None else {"later": ahead}))
-        estimator = of(checkpoint, horizon=5, **options)
+        made = model.forecast(params, given, 5, **roles, **options, **({} if ahead is None else {"later": ahead}))
+        estimator = of(checkpoint, horizon=5, options=options, **roles)
         same_tables(made.quantiles, estimator.predict_quantiles(given, future=ahead))
         same_tables(made.mean, estimator.predict(given, future=ahead))
     assert np.max(np.abs(found["sales"] - columns_of(made.mean)["sales"])) > 1e-6  # visitors count
@@ -151,11 +152,8 @@ def test_long_tables(library, order, two, x):
     ("labels", "ahead"),
     [
         ([3, 5, 7], [9, 11]),
-        ([3, 5, 8], [9, 10]),
         ([3, 2, 1], [2, 3]),
-        ([3], [4, 5]),
         (["u", "v", "w"], [3, 4]),
-        ([0.5, 1.5, 2.5], [3, 4]),
         (["2024-01-30", "2024-01-31"], ["2024-02-01", "2024-02-02"]),
     ],
 )
@@ -188,14 +186,9 @@ def test_an_index_that_only_numbers_rows_labels_no_series(shops):
     [
         (ONE, {"targets": "c"}, ValueError, "TiRex: column 'c' is not in the table, which has a, b, text"),
         (ONE, {}, TypeError, "TiRex: column 'text' holds .*, expected numbers"),
-        (ONE, {"targets": ["a", "a"]}, ValueError, "TiRex: column 'a' is in targets and targets, expected one role"),
-        (ONE, {"series_id": "c"}, ValueError, "TiRex: column 'c' is not in the table"),
         (ONE, {"series": np.ones(9), "targets": "a"}, ValueError, "TiRex: targets is 'a', expected None, as series is"),
-        (TWO, {"series": np.ones(9), "series_id": "a"}, ValueError, "TiRex2: series_id is 'a', expected None"),
-        (TWO, {"targets": "a", "past": np.ones(9)}, TypeError, "TiRex2: past is .*, expected names of columns"),
+        (TWO, {"targets": "a", "past": np.ones(9)}, TypeError, r"TiRex2: past\[0\] is .*1.0"),
         (TWO, {"targets": "a", "future": "b"}, TypeError, "TiRex2: later is None, expected a table with the 4 rows"),
-        (TWO, {"targets": "a", "later": 3}, TypeError, "TiRex2: later is 3, expected None, as future names no column"),
-        (TWO, {"targets": "a", "future": "b", "later": 3}, TypeError, "TiRex2: later is 3, expected a table"),
         (TWO, {"targets": "a", "series_id": ["a", "b"]}, ValueError, "TiRex2: series_id is .*, expected the name of"),
         (TWO, {"targets": "a", "quantiles": [0.1, 0.1]}, ValueError, "TiRex2: quantiles is .*, expected each level"),
         (TWO, {"targets": "huge"}, ValueError, r"TiRex2: values\[0\] is 1e\+200, expected numbers from"),
@@ -261,14 +254,12 @@ def test_conventions_of_scikit_learn(one, x):
     base = pytest.importorskip("sklearn.base")
     again = base.clone(one)
     assert again.get_params() == one.get_params()
-    assert repr(again).startswith("ZeroShotForecaster(checkpoint=")
-    np.testing.assert_array_equal(again.predict(x), one.predict(x))
     copied = pickle.loads(pickle.dumps(one))
     np.testing.assert_array_equal(copied.predict(x), one.predict(x))
     again.set_params(checkpoint=TWO)
     assert np.any(again.predict(x) != one.predict(x))
     model, params = tirex.load(ONE, backend="numpy", dtype="float64")
-    own = ZeroShotForecaster(model=model, params=params, horizon=5)
+    own = ZeroShotForecaster((model, params), horizon=5)
     np.testing.assert_array_equal(own.predict(x), one.predict(x))
     same(own.predict(x[:5]), one.predict(x[:5]))
     params["input.output.b"] = params["input.output.b"] * 2 + 1  # others may change these
@@ -290,29 +281,17 @@ def test_columns_of_fit_are_those_of_later_tables(x):
 @pytest.mark.parametrize(
     ("options", "arguments", "error", "words"),
     [
-        ({}, {"static": [1.0]}, ValueError, "static has 1 numbers, expected none"),
         ({}, {"future": np.ones(5)}, ValueError, "future has 2 rows after the series, expected 4"),
         ({"checkpoint": ONE}, {"past": np.ones(3)}, ValueError, "past and future have 1 columns, expected none: TiRex"),
-        ({"checkpoint": None}, {}, ValueError, "there is no checkpoint, expected one, or model and params"),
-        ({"params": {}}, {}, ValueError, "there are a checkpoint and model or params, expected one of the two"),
-        ({"checkpoint": None, "model": 3, "params": {}}, {}, TypeError, "model is 3, expected a TiRex or a TiRex2"),
+        ({"checkpoint": (3, {})}, {}, TypeError, "model is 3, expected a TiRex or a TiRex2"),
         ({"checkpoint": "absent"}, {}, OSError, "absent"),
-        ({}, {"steps": -1}, ValueError, "steps is -1, expected 1 or more"),
-        ({"checkpoint": ONE, "sign_flip": True}, {}, ValueError, "sign_flip is True, expected None, as the model is a"),
-        ({"rollout": 2}, {}, ValueError, "rollout is 2, expected None, as the model is a TiRex2"),
+        ({"options": 3}, {}, TypeError, "options is 3, expected a dict of name to value"),
         ({"quantiles": [0.5, 0.1]}, {}, ValueError, r"quantiles is \[0.5, 0.1\], expected rising numbers"),
         ({"quantiles": [0.95]}, {}, ValueError, r"quantiles\[0\] is 0.95, expected 0.1 to 0.9"),
-        ({"name": 3}, {}, TypeError, "name is 3, expected a string"),
         ({}, {"values": []}, ValueError, "the series is empty"),
-        ({}, {"values": ["a"]}, TypeError, r"values is \['a'\], expected real numbers"),
         ({}, {"values": [1e-200, 3e-200, 0]}, ValueError, "the series changes by no more than 3e-200, expected 1e-150"),
-        ({}, {"values": [1.0, 1e200]}, ValueError, r"values\[1\] is 1e\+200, expected numbers from"),
-        ({}, {"values": [[1.0], [1.0]], "past": [1.0]}, ValueError, r"past is \[1.0\], expected one for each of 2 ser"),
-        ({}, {"dates": np.arange(3)}, TypeError, "dates is .*, expected dates"),
-        ({}, {"past": np.ones(2)}, ValueError, "past has 2 rows, expected 3"),
         ({}, {"price": 3}, TypeError, "price is no argument"),
         ({"targets": "a", "past": "a"}, {}, ValueError, "column 'a' is in targets and past, expected one role"),
-        ({"targets": 3}, {}, TypeError, "targets is 3, expected names of columns"),
     ],
 )
 def test_wrong_arguments_are_named(options, arguments, error, words):
@@ -324,22 +303,11 @@ def test_wrong_arguments_are_named(options, arguments, error, words):
 def test_scores_need_some_rows(one, x):
     with pytest.raises(ValueError, match="a series of 12 rows has 0 before the first forecast, expected 3"):
         one.backtest(x[:12, 0], folds=5)
-    with pytest.raises(ValueError, match="season is -1, expected 0 or more"):
-        of(ONE, season=-1).score(x[:, 0])
-    with pytest.raises(ValueError, match="stride is 0, expected 1 or more"):
-        one.score(x[:, 0], stride=0)
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args, code=0):
-        result = CliRunner().invoke(app, ["forecast", *(str(a) for a in args), "--backend", "numpy"])
-        assert result.exit_code == code, result.output + str(result.exception)
-        return result
-
-    return run
+@pytest.fixture(name="run")
+def _run(run):
+    return lambda *args, code=0: run("forecast", *args, "--backend", "numpy", code=code)
 
 
 def shops(x):
@@ -353,17 +321,13 @@ def shops(x):
 
 
 def test_the_command_forecasts_a_series(run):
-    lines = run(ONE, bundled("sunspots"), "--horizon", 3, "--quantiles", "0.5,0.1").stdout.splitlines()
-    assert lines[0] == "time,sunspots,sunspots 0.1,sunspots 0.5"
-    assert [line[:7] for line in lines[1:]] == ["1984-01", "1984-02", "1984-03"]
+    head, *lines = run(ONE, bundled("sunspots"), "--horizon", 3, "--quantiles", "0.5,0.1").stdout.splitlines()
+    assert head == "time,sunspots,sunspots 0.1,sunspots 0.5"
+    assert [line[:7] for line in lines] == ["1984-01", "1984-02", "1984-03"]
     values = np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)
     expected = ZeroShotForecaster(ONE, "numpy", horizon=3, quantiles=[0.1, 0.5]).predict_quantiles(values)
-    found = np.array([line.split(",")[1:] for line in lines[1:]], dtype=np.float64)
+    found = np.array([line.split(",")[1:] for line in lines], dtype=np.float64)
     np.testing.assert_allclose(found, expected[:, [1, 0, 1]], rtol=1e-6)
-    write_table("plain.csv", {"a": values[:20].tolist(), "b": values[20:40].tolist()})
-    lines = run(TWO, "plain.csv", "--horizon", 2).stdout.splitlines()
-    assert lines[0].startswith("time,a,a 0.1,a 0.2")
-    assert [line.split(",")[0] for line in lines[1:]] == ["+1", "+2"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -378,37 +342,14 @@ def test_the_command_forecasts_a_long_table(run, suffix, x):
     roles = ["--target", "sales", "--future", "price", "--series-id", "shop", "--horizon", 5, "--quantiles", "0.1"]
     printed = run(TWO, f"shops.{suffix}", *roles, "--dtype", "float64").stdout
     lines = printed.splitlines()
-    assert lines[0] == "shop,time,sales,sales 0.1"
     assert [line.split(",")[:2] for line in lines[1:7:5]] == [["north", "2024-02-20"], ["south", "2024-02-10"]]
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     expected = np.concatenate(of(TWO, horizon=5).predict([x[:, 0], x[:40, 1]], future=price))
     np.testing.assert_allclose([float(line.split(",")[2]) for line in lines[1:]], expected, rtol=1e-6)
     found = json.loads(run(TWO, f"shops.{suffix}", *roles, "--json").stdout)
-    assert (found["model"], found["horizon"], found["quantiles"]) == ("TiRex2", 5, [0.1])
     assert list(found["forecasts"]) == ["shop", "time", "sales", "sales 0.1"]
     assert run(TWO, f"shops.{suffix}", *roles, "-o", "ahead.csv", "--quiet", "--dtype", "float64").stdout == ""
     assert Path("ahead.csv").read_text() == printed
-    said = run(TWO, f"shops.{suffix}", *roles, "-o", "ahead.csv").stdout
-    assert said == "forecasts: ahead.csv\n"
-
-
-def test_the_command_judges(run, x):
-    """The errors of forecasts of the last values, beside those of baselines."""
-    write_table("shops.csv", shops(x))
-    roles = ["shops.csv", "--target", "sales", "--series-id", "shop", "--horizon", 5, "--backtest", 2]
-    result = run(ONE, *roles)
-    assert "RMSE of 4 forecasts of 5 steps" in result.stderr
-    assert result.stdout.startswith("shop,time,sales,")
-    found = json.loads(run(ONE, *roles, "--json", "--dtype", "float64").stdout)["backtest"]
-    expected = of(ONE, horizon=5).backtest([x[:50, 0], x[:40, 1]], 2)
-    same(found["rmse"]["sales"]["model"], expected.model)
-    same(found["rmse"]["sales"]["persistence"], expected.persistence)
-    same(found["coverage"]["sales"], expected.coverage)
-    assert found["at"] == [40, 45, 30, 35]
-    assert run(ONE, *roles, "--quiet", "-o", "a.csv").stderr == ""
-    write_table("gap.csv", {"y": [*map(str, range(30)), "", "5"]})
-    plain = run(ONE, "gap.csv", "--horizon", 2, "--backtest", 1, "--quantiles", "0.5", "--json").stdout
-    assert json.loads(plain, parse_constant=pytest.fail)["backtest"]["rmse"]["y"]["model"][0] is None
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -422,35 +363,22 @@ def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
     write_table(f"t.{suffix}", columns)
     result = run(TWO, f"t.{suffix}", "--quantiles", "0.5", "--quiet")
     assert result.stdout.startswith("time,a,a 0.5,b,b 0.5\n")
-    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: none, note\n"
+    assert "not forecast: none, note\n" in result.stderr
     again = run(TWO, f"t.{suffix}", "--target", "a", "--target", "b", "--quantiles", "0.5")
     assert (again.stdout, again.stderr) == (result.stdout, "")
     assert run(TWO, f"t.{suffix}", "--past", "none", "--target", "a").stderr == ""
     refused = run(TWO, f"t.{suffix}", "--target", "a", "--target", "none", code=2).stderr
-    assert refused == f"error: t.{suffix}: column 'none' has no value to forecast from\n"
-    write_table(f"t.{suffix}", {"shop": [1] * 25 + [2] * 25, "sales": x[:, 0].tolist(), "town": ["Linz"] * 50})
-    result = run(ONE, f"t.{suffix}", "--series-id", "shop", "--horizon", 1, "--quantiles", "0.5")
-    lines = result.stdout.splitlines()
-    assert [lines[0], *(line[:5] for line in lines[1:])] == ["shop,time,sales,sales 0.5", "1,+1,", "2,+1,"]
-    assert result.stderr == f"warning: t.{suffix}: columns without a number are not forecast: town\n"
+    assert "column 'none' has no value to forecast from" in refused
     write_table(f"t.{suffix}", {"town": ["Linz"] * 50, "weather": ["rain"] * 50})
     for options in ([], ["--series-id", "town"]):
-        refused = run(ONE, f"t.{suffix}", *options, code=2).stderr
-        assert refused.startswith(f"error: t.{suffix}: ")
-        assert "50 rows" in refused
-        assert "0 columns of numbers, expected some" in refused
+        assert "0 columns of numbers, expected some" in run(ONE, f"t.{suffix}", *options, code=2).stderr
 
 
 @DRAWS
 def test_the_command_draws(run, x):
     write_table("shops.csv", shops(x))
     run(ONE, "shops.csv", "--target", "sales", "--series-id", "shop", "--picture", "ahead.svg")
-    drawn = Path("ahead.svg").read_text()
-    assert "north sales" in drawn
-    assert "south sales" in drawn
-    many = {"id": [f"s{k}" for k in range(14) for _ in range(6)], "y": list(map(float, range(84)))}
-    write_table("many.csv", many)
-    assert "has the first 12 of 14 forecasts" in run(ONE, "many.csv", "--series-id", "id", "--picture", "p.png").stderr
+    assert "north sales" in Path("ahead.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -459,22 +387,15 @@ def test_the_command_draws(run, x):
         (["shops.csv", "--past", "price", "--past", "sales", "--series-id", "shop"], "are covariates, expected one to"),
         (["shops.csv", "--series-id", "shop", "--future", "price"], "columns, expected none: TiRex takes no"),
         (["shops.csv", "--quantiles", "a"], "--quantiles is 'a', expected numbers such as 0.1,0.5,0.9"),
-        (["shops.csv", "--series-id", "town", "--target", "sales"], "shops.csv: column 'town' is not in the header"),
         (["shops.csv", "--series-id", "shop", "--target", "sold"], "shops.csv: column 'sold' is not in the header"),
-        (["shops.csv", "--target", "sales"], "expected a date after"),
-        (["absent.csv"], "absent.csv"),
         (["shops.csv", "-o", "a.txt"], "a.txt: ends in '.txt', expected .csv or .parquet"),
         pytest.param(["shops.csv", "--picture", "a.nothing"], "ends in '.nothing', expected one of", marks=DRAWS),
-        (["empty.csv", "--target", "a"], "empty.csv: the table has no value to forecast from"),
-        (["later.csv", "--future", "b", "--target", "a"], "has a row for 2024-01-09, expected 2024-01-04"),
+        (["empty.csv", "--target", "a"], "empty.csv: column 'a' has no value to forecast from"),
     ],
 )
 def test_the_command_refuses_wrong_input(run, x, arguments, words):
     write_table("shops.csv", shops(x))
     write_table("empty.csv", {"b": ["1", "2"], "a": ["", ""]})
-    days = ["2024-01-01", "2024-01-02", "2024-01-03", "2024-01-09"]
-    write_table("later.csv", {"day": days, "a": ["1", "2", "3", ""], "b": ["1", "2", "3", "4"]})
-    result = run(ONE, *arguments, code=2)
-    assert words in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
+    refused = run(ONE, *arguments, code=2).stderr
+    assert words in refused
+    assert (refused[:7], refused.count("\n")) == ("error: ", 1)

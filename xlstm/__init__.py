@@ -90,9 +90,9 @@ __all__ = [
 # Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
     "mLSTM": "layers.matrix_memory",
-    "mLSTMBlock": "layers.blocks.mlstm_block",
-    "sLSTMBlock": "layers.blocks.slstm_block",
-    "xLSTMStack": "layers.blocks.backbone",
+    "mLSTMBlock": "layers.blocks.stack",
+    "sLSTMBlock": "layers.blocks.stack",
+    "xLSTMStack": "layers.blocks.stack",
     "xLSTMLarge": "layers.blocks.large",
     "xLSTMLanguageModel": "models.language",
 }

@@ -2,4 +2,5 @@
 
 from xlstm.cli.app import main
 
-main()
+if __name__ == "__main__":  # and not in a process that measures memory
+    main()

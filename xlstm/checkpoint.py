@@ -131,13 +131,11 @@ def _about(file: Tensors) -> tuple[str, dict[str, Any], Any]:
         raise ValueError(f"{file.path}: not an xlstm model file, its metadata has no entry {KEY!r}")
     try:
         about = reading.from_json(f"entry {KEY!r}", file.metadata[KEY])
-        if not isinstance(about, dict) or "version" not in about:
-            raise ValueError(f"it is {shown(about)}, expected {', '.join(ENTRIES)}")
     except ValueError as error:
         raise ValueError(f"{file.path}: its description is not readable ({error})") from error
-    if about["version"] != VERSION:
-        raise ValueError(f"{file.path}: version of the format is {shown(about['version'])}, expected {VERSION!r}")
-    _, kind, config, expected = map(about.get, ENTRIES)
+    version, kind, config, expected = map(about.get if isinstance(about, dict) else {}.get, ENTRIES)
+    if version != VERSION:
+        raise ValueError(f"{file.path}: version of the format is {shown(version)}, expected {VERSION!r}")
     if not isinstance(kind, str) or not isinstance(config, dict):
         raise ValueError(f"{file.path}: kind and config are {shown([kind, config])}, expected text and an object")
     return kind, config, expected

@@ -69,14 +69,9 @@ class Mixed:
     def __post_init__(self) -> None:
         if isinstance(self.dtype, np.dtype | type):
             object.__setattr__(self, "dtype", dtype_text("Mixed", self.dtype))
-        checks.fields(
-            self,
-            dtype=checks.choice(DTYPES),
-            growth=checks.real(1, checks.HUGE),
-            backoff=checks.real(0, 1, strict=True),
-            every=checks.count,
-            scale=checks.optional(checks.real(LEAST, MOST + 1)),
-        )
+        factors = {"growth": checks.real(1, checks.HUGE), "backoff": checks.real(0, 1, strict=True)}
+        factors["scale"] = checks.optional(checks.real(LEAST, MOST + 1))
+        checks.fields(self, dtype=checks.choice(DTYPES), every=checks.count, **factors)
         if self.scale is not None and not self.scales:
             raise ValueError(f"Mixed: scale is {self.scale} for {self.dtype}, which needs none; leave it out")
 
@@ -84,11 +79,6 @@ class Mixed:
     def scales(self) -> bool:
         """Whether gradients are scaled, and steps left out."""
         return self.dtype != "bfloat16"
-
-    @property
-    def rule(self) -> dict[str, float]:
-        """How the scale changes, as `rescaled` takes it."""
-        return {"growth": float(self.growth), "backoff": float(self.backoff), "every": float(self.every)}
 
     def init(self) -> Scaling:
         """Return the scale of the first step."""
@@ -127,22 +117,12 @@ def after(mixed: Mixed | None, scaling: Scaling, finite: bool) -> Scaling | None
     """
     if mixed is None or not mixed.scales:
         return scaling if finite else None
-    scale, good, possible = rescaled(np, *map(np.float64, (finite, *scaling)), **mixed.rule)
-    return Scaling(float(scale), int(good)) if possible else None
-
-
-def rescaled(
-    xp: Namespace, finite: Array, scale: Array, good: Array, *, growth: float, backoff: float, every: float
-) -> tuple[Array, Array, Array]:
-    """Return the scale and the number of good steps after a step, and whether there is such a scale (1, or 0).
-
-    `finite` is 1 where its gradients were finite, else 0.
-    """
-    one, none, shrunk = xp.ones_like(scale), xp.zeros_like(scale), scale * backoff
-    goes_on = good + 1 < every
-    grown = xp.where(goes_on, scale, xp.minimum(scale * growth, xp.full_like(scale, MOST)))
-    possible = xp.where(shrunk >= LEAST, one, finite)
-    return xp.where(finite > 0, grown, shrunk), xp.where(goes_on, finite * (good + 1), none), possible
+    if not finite:
+        shrunk = scaling.scale * mixed.backoff
+        return Scaling(shrunk) if shrunk >= LEAST else None
+    if scaling.good + 1 < mixed.every:
+        return Scaling(scaling.scale, scaling.good + 1)
+    return Scaling(min(scaling.scale * mixed.growth, MOST))
 
 
 def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
@@ -186,7 +166,8 @@ def _divided(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
     return xp.astype(a / scale, dtype)
 
 
-def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def tf32(on: bool = True) -> Iterator[None]:
     """Multiply float32 matrices in TF32 within `with tf32():`; it has the range of float32 and 10 bits of fraction.
 
     This holds for CuPy's products in the whole process, and for those in the kernels of recurrent layers (`cuda.use`).
@@ -209,16 +190,11 @@ def tf32(on: bool = True) -> contextlib.AbstractContextManager[None]:
     failure = probe.cupy_failure()
     if failure is not None:
         raise BackendError(f"tf32: CuPy is not usable here: {failure}")
-    capability = int(probe.cupy().cuda.Device().compute_capability)
+    cupy = probe.cupy()
+    capability = int(cupy.cuda.Device().compute_capability)
     if on and capability < 80:  # CuPy would warn and go on in float32
         raise BackendError(f"tf32: needs a GPU of compute capability 8.0 or more, this one has {capability / 10}")
-    return _compute_type(on)
-
-
-@contextlib.contextmanager
-def _compute_type(on: bool) -> Iterator[None]:
-    core = probe.cupy()._core
-    kinds = core._routines_linalg
+    core, kinds = cupy._core, cupy._core._routines_linalg
     before = core.get_compute_type(np.float32)
     core.set_compute_type(np.float32, kinds.COMPUTE_TYPE_TF32 if on else kinds.COMPUTE_TYPE_DEFAULT)
     try:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
-from xlstm.cli.timing import _REFS, resident
+from bench.peak import peak_from_now, resident
 
 ERRORS = (ValueError, TypeError, OSError)  # what bad input may raise; everything else is a defect
 MESSAGE = 2000  # characters of an error message at most
@@ -28,7 +28,7 @@ def refusal(call: Callable[[], object], size: int = 0) -> Exception | None:
     Any other error propagates. The time, the memory and the length of the message are asserted.
     """
     found: Exception | None = None
-    memory = _peak_from_now()
+    memory = peak_from_now()
     start = time.process_time()  # which does not count the work of others on the same cores
     try:
         call()
@@ -41,12 +41,3 @@ def refusal(call: Callable[[], object], size: int = 0) -> Exception | None:
         grown = resident("VmHWM") - memory
         assert grown <= 10 * size + SPARE, f"{grown / 1e6:.0f} MB for {size} bytes"
     return found
-
-
-def _peak_from_now() -> int | None:
-    """Resident memory now, from which Linux keeps account of the peak; None elsewhere."""
-    try:
-        _REFS.write_text("5")
-        return resident("VmRSS")
-    except OSError:
-        return None

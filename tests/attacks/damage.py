@@ -1,4 +1,4 @@
-"""Sound files of every kind that the library reads, and the same damaged."""
+"""Sound files of every kind that the library reads, but for those of estimators, and the same damaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import load_file
@@ -20,7 +19,6 @@ import xlstm
 from xlstm import checkpoint
 from xlstm.cli import export_import
 from xlstm.data import pytorch, text
-from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, model_files
@@ -39,15 +37,11 @@ HOSTILE = [
 # The function that reads the files of each kind from their folder.
 READERS: dict[str, Callable[[Path], Any]] = {
     "model": lambda at: model_files.load(at / "m", "numpy"),
-    "language": lambda at: export_import.language(at / "m", "numpy"),
-    "forecaster": lambda at: Forecaster.load(at / "m", "numpy"),
-    "classifier": lambda at: SequenceClassifier.load(at / "m", "numpy"),
-    "text": lambda at: TextModel.load(at / "m", "numpy"),
-    "torch": lambda at: export_import.import_file(at / WEIGHTS, name="recurrent."),
+    "torch": lambda at: export_import.import_(at / WEIGHTS, name="recurrent."),
     "weights.h5": lambda at: from_keras(at / "m.weights.h5"),
     "keras": lambda at: from_keras(at / "m.keras"),
     "nxai": lambda at: nxai.load(at, backend="numpy"),
-    **dict.fromkeys(("tirex", "tirex2", "tirex pickled", "tirex2 pickled"), lambda at: tirex.load(at, backend="numpy")),
+    **dict.fromkeys(("tirex", "tirex2 pickled"), lambda at: tirex.load(at, backend="numpy")),
     "tokenizer": lambda at: text.codec(at).decode([*text.codec(at).encode("a b c"), 0, 1]),
 }
 
@@ -58,40 +52,24 @@ def sound(folder: Path) -> dict[str, Content]:
     for path in at.values():
         path.mkdir()
     head = SequenceModel(xlstm.LSTM(2, 3, 2, dropout=0.1), 2)
-    stack = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2, eps=1e-6), 7)
-    large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
-    for name, model in (("model", head), ("language", stack)):
-        model_files.save(at[name] / "m", model, model.init(backend="numpy"))
-    Forecaster(hidden_size=3, window=4, epochs=1, backend="numpy").fit(np.sin(np.arange(60.0))).save(
-        at["forecaster"] / "m"
-    )
-    labels = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(np.eye(4), [*"abab"])
-    labels.save(at["classifier"] / "m", {"label": "kind"})
-    words = TextModel(hidden_size=3, embedding_size=2, batch_size=1, length=4, steps=1, backend="numpy")
-    words.fit("to be or not").save(at["text"] / "m")
-    export_import.export_file(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
-    export_import.export_file(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
+    model_files.save(at["model"] / "m", head, head.init(backend="numpy"))
+    export_import.export(at["model"] / "m", "torch", at["torch"] / WEIGHTS)
+    export_import.export(at["model"] / "m", "keras", at["weights.h5"] / "m.weights.h5")
     h5 = (at["weights.h5"] / "m.weights.h5").read_bytes()
     (at["keras"] / "m.keras").write_bytes(zipped(_keras_config(), h5))
+    large = xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(8, 1, 2, chunk_size=64, ffn_size=64), 7)
     nxai.save(at["nxai"], large, large.init(backend="numpy"))
-    (at["nxai"] / "config.yaml").unlink(missing_ok=True)
-    options = {"patch_size": 2, "input_ff_size": 3, "context": 8}
-    first = TiRex(4, 1, 2, quantiles=(0.1, 0.5), **options)
-    recipe = [("slstm", 2, 2), ("mlstm", 2, 2)]
-    second = TiRex2(4, recipe, quantiles=(0.5,), output_ff_size=4, horizon=4, **options)
-    for path, forecaster in (
-        (at["tirex"], first),
-        (at["tirex pickled"] / "model.ckpt", first),
-        *((at[name], second) for name in ("tirex2", "tirex2 pickled")),
-    ):
-        tirex.save(path, forecaster, forecaster.init(backend="numpy"))
-    arrays = load_file(at["tirex2 pickled"] / WEIGHTS)
+    (at["nxai"] / "config.yaml").unlink()
+    options = {"patch_size": 2, "input_ff_size": 3, "context": 8, "quantiles": (0.1, 0.5)}
+    first = TiRex(4, 1, 2, **options)
+    tirex.save(at["tirex"], first, first.init(backend="numpy"))
+    second = TiRex2(4, [("slstm", 2, 2), ("mlstm", 2, 2)], output_ff_size=4, horizon=4, **options)
+    tirex.save(folder / "second", second, second.init(backend="numpy"))
+    arrays = load_file(folder / "second" / WEIGHTS)
     copies = {name.replace("fwd", "rev"): a for name, a in arrays.items()}
     pytorch.save(at["tirex2 pickled"] / "model.ckpt", {}, arrays | copies)
-    (at["tirex2 pickled"] / WEIGHTS).unlink()
-    config = at["tirex2 pickled"] / "config.json"
-    config.with_name("model-config.yaml").write_text(yaml.safe_dump(json.loads(config.read_text()), sort_keys=False))
-    config.unlink()
+    config = json.loads((folder / "second" / "config.json").read_text())
+    (at["tirex2 pickled"] / "model-config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (at["tokenizer"] / "tokenizer.json").write_text(json.dumps(tokenizer()))
     return {name: {file.name: file.read_bytes() for file in path.iterdir()} for name, path in at.items()}
 
@@ -237,9 +215,9 @@ def zipped(config: bytes, weights: bytes) -> bytes:
     return zipped_entries({"config.json": config, "model.weights.h5": weights}, zipfile.ZIP_STORED, "")
 
 
-def torch_file(content: Any, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
+def torch_file(pickled: bytes, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
     """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
-    return zipped_entries({"data.pkl": pytorch.dumps(content), **entries}, method)
+    return zipped_entries({"data.pkl": pickled, **entries}, method)
 
 
 def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> bytes:
@@ -252,7 +230,7 @@ def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> b
 
 
 def _keras_config() -> bytes:
-    """The kinds of the layers that `export_file` writes for the model above."""
+    """The kinds of the layers that `export` writes for the model above."""
     options = {"go_backwards": False, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}
     layers = [("in", "InputLayer", {}), *((name, "LSTM", options) for name in ("lstm", "lstm_1")), ("out", "Dense", {})]
     about = [{"class_name": base, "config": {"name": name, **config}} for name, base, config in layers]

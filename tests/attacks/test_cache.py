@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.attacks.bounds import examples
-from xlstm.cli import machine
+from xlstm.cli import info
 from xlstm.engines.numba import jit, private
 
 pytestmark = [
@@ -170,7 +170,7 @@ def test_a_user_without_a_home(cache, monkeypatch):
     monkeypatch.setattr("xlstm.engines.numba.codecache.platformdirs.user_cache_path", fail)
     assert call() == (3.0, False)
     assert call() == (3.0, False)
-    assert "compiled again in each process: could not determine the home" in machine.compiled()
+    assert "compiled again in each process: could not determine the home" in info.compiled()
 
 
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))

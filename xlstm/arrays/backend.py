@@ -107,13 +107,6 @@ class Backend(Portable):
     def __str__(self) -> str:
         return f"{self.name} on {device_name(self)}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Describe the backend for pickle and copy by name, since a module cannot be pickled."""
-        if self.name not in NAMES:
-            return super().__reduce__()  # type: ignore[return-value]
-        device = self.device.id if self.name == "cupy" else str(self.device)
-        return _restored, (type(self), self.name, device, self.dtype, self.reason)
-
 
 def backend(name: str = "auto", device: Any = None, dtype: DType = "float32") -> Backend:
     """Choose the array library for arrays that do not exist yet.
@@ -198,11 +191,6 @@ def device_name(chosen: Backend) -> str:
     if chosen.name == "torch" and chosen.device.type == "cuda":
         return f"GPU {chosen.device.index or 0} ({probe.torch().cuda.get_device_name(chosen.device)})"
     return "CPU" if str(chosen.device) == "cpu" else str(chosen.device)
-
-
-def _restored(kind: type[Backend], name: str, device: Any, dtype: str, reason: str) -> Backend:
-    made = backend(name, device, dtype)
-    return kind(made.name, made.xp, made.device, made.dtype, reason)
 
 
 def _with_dtype(chosen: Backend, given: DType) -> Backend:

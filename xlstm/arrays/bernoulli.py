@@ -23,21 +23,25 @@ THREADS, BLOCKS = 256, 1024  # of a launch at most
 OPTIONS = ("-device-int128",)
 STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
 
-TEXT = f"#define MULTIPLIER_HIGH {A >> 64}ULL\n#define MULTIPLIER_LOW {A & (2**64 - 1)}ULL\n"
-TEXT += """
+TEXT = """
 typedef unsigned long long u64;
 typedef unsigned __int128 u128;
 
-__device__ __forceinline__ u128 joined(u64 high, u64 low) { return (u128)high << 64 | low; }
+struct State { u64 kept, first, high, low; };
+struct Steps {  // x' = a x + c
+    u64 a_high, a_low, c_high, c_low;
+    __device__ u128 a() const { return (u128)a_high << 64 | a_low; }
+    __device__ u128 c() const { return (u128)c_high << 64 | c_low; }
+};
 
-// Writes one of two values for each number: of so many bytes, for numbers below `rate`, and for the others.
-extern "C" __global__ void xlstm_bernoulli(
-    void* to, long long count, int size, float rate, unsigned long long below, unsigned long long other, int kept,
-    unsigned first, const unsigned long long* there, unsigned long long state_high, unsigned long long state_low,
-    unsigned long long c_high, unsigned long long c_low, unsigned long long stride_a_high,
-    unsigned long long stride_a_low, unsigned long long stride_c_high, unsigned long long stride_c_low) {
+// Writes one of two values of so many bytes for each number: `below` for numbers below `rate`, else `other`. They are
+// drawn from a state on the device, or without one from `given`; `one` is a step, and `all` one for each thread.
+extern "C" __global__ void xlstm_bernoulli(void* to, long long count, int size, float rate, u64 below, u64 other,
+                                           const State given, const State* there, const Steps one, const Steps all) {
     const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const long long threads = (long long)gridDim.x * blockDim.x;
+    const State from = there ? *there : given;
+    const int kept = (int)from.kept;
     auto put = [&](long long at, unsigned drawn) {
         if (at >= count) return;
         const u64 value = (drawn >> 8) * (1.0f / 16777216.0f) < rate ? below : other;
@@ -45,16 +49,9 @@ extern "C" __global__ void xlstm_bernoulli(
         else if (size == 4) ((unsigned*)to)[at] = (unsigned)value;
         else ((u64*)to)[at] = value;
     };
-    if (there) {
-        kept = (int)there[0];
-        first = (unsigned)there[1];
-        state_high = there[2];
-        state_low = there[3];
-    }
-    if (thread == 0 && kept) put(0, first);
+    if (thread == 0 && kept) put(0, (unsigned)from.first);
     // The state after thread + 1 steps, by squaring.
-    u128 a = joined(MULTIPLIER_HIGH, MULTIPLIER_LOW), c = joined(c_high, c_low), state = joined(state_high, state_low);
-    u128 all_a = 1, all_c = 0;
+    u128 a = one.a(), c = one.c(), state = (u128)from.high << 64 | from.low, all_a = 1, all_c = 0;
     for (u64 steps = thread + 1; steps; steps >>= 1) {
         if (steps & 1) {
             all_a *= a;
@@ -64,14 +61,13 @@ extern "C" __global__ void xlstm_bernoulli(
         a *= a;
     }
     state = all_a * state + all_c;
-    const u128 stride_a = joined(stride_a_high, stride_a_low), stride_c = joined(stride_c_high, stride_c_low);
     for (long long draw = thread; 2 * draw + kept < count; draw += threads) {
         const u64 high = (u64)(state >> 64), mixed = high ^ (u64)state;
         const int turn = (int)(high >> 58);
         const u64 drawn = mixed >> turn | mixed << (-turn & 63);
         put(2 * draw + kept, (unsigned)drawn);
         put(2 * draw + kept + 1, (unsigned)(drawn >> 32));
-        state = stride_a * state + stride_c;
+        state = all.a() * state + all.c();
     }
 }
 """
@@ -96,21 +92,25 @@ def bernoulli(
     dropout : bool
     """
     xp = namespace_of(array)
-    if isinstance(rng, Later):
-        found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
-        place = rng.place(found.size)
-        if found.size:
-            _launch(found, rate, _pair(rate, dropout), rng.bit_generator.state, place)
-        return found
-    if not fuse.compiles(xp) or not isinstance(rng.bit_generator, np.random.PCG64):
+    low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
+    if not isinstance(rng, Later) and not (fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64)):
         drawn = rng.random(shape, dtype=np.float32)
-        return like((drawn >= rate) / (1 - rate) if dropout else drawn < rate, array)
-    found = xp.empty(shape, dtype=array.dtype, device=device_of(array))
-    state: State = rng.bit_generator.state
-    if found.size:
-        _launch(found, rate, _pair(rate, dropout), state)
-        rng.bit_generator.state = _after(state, found.size)
-    return found
+        return like((drawn >= rate) * high if dropout else drawn < rate, array)
+    mask = xp.empty(shape, dtype=array.dtype, device=device_of(array))
+    c = rng.bit_generator.state["state"]["inc"]
+    if isinstance(rng, Later):
+        state, on_device = [0] * STATE, rng.place(mask.size)
+    else:
+        state, on_device = states(rng, [mask.size])[0], np.uintp(0)
+    if mask.size:
+        blocks = min(BLOCKS, -(-mask.size // (2 * THREADS)))
+        values = np.array([low, high]).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
+        numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
+        steps = [device.struct(_halves(*step), "u8") for step in ((A, c), _jump(blocks * THREADS, c))]
+        with device_of(mask):
+            kernel = device.kernel(TEXT, "xlstm_bernoulli", OPTIONS)
+            kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, *steps))
+    return mask
 
 
 class Later(np.random.Generator):
@@ -141,30 +141,15 @@ def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, An
     found = np.zeros((len(sizes), STATE), np.uint64)
     state: State = rng.bit_generator.state
     for row, size in zip(found, sizes, strict=True):
-        number = state["state"]["state"]
-        row[:] = state["has_uint32"], state["uinteger"], number >> 64, number & (2**64 - 1)
+        row[:] = state["has_uint32"], state["uinteger"], *_halves(state["state"]["state"])
         state = _after(state, size) if size else state
     rng.bit_generator.state = state
     return found
 
 
-def _pair(rate: float, dropout: bool) -> tuple[float, float]:
-    """Return the values of a mask for numbers less than the rate, and for others."""
-    return (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
-
-
-def _launch(to: Array, rate: float, pair: tuple[float, float], state: State, there: Array | None = None) -> None:
-    """Draw on the device, from a state that the host knows, or that is `there`; a pair is as `_pair` gives it."""
-    values = np.array(pair).astype(to.dtype).view(f"u{to.itemsize}").astype(np.uint64)
-    draws = -(-to.size // 2)
-    blocks = min(BLOCKS, -(-draws // THREADS))
-    c = state["state"]["inc"]
-    numbers = (state["state"]["state"], c, *_jump(blocks * THREADS, c))
-    halves = [np.uint64(half) for number in numbers for half in (number >> 64, number & (2**64 - 1))]
-    kept = np.int32(state["has_uint32"]), np.uint32(state["uinteger"]), np.uintp(0) if there is None else there
-    given = (to, np.int64(to.size), np.int32(to.itemsize), np.float32(rate), *values, *kept, *halves)
-    with device_of(to):
-        device.kernel(TEXT, "xlstm_bernoulli", OPTIONS)((blocks,), (THREADS,), given)
+def _halves(*numbers: int) -> list[int]:
+    """Return the high and the low 64 bits of each number."""
+    return [half for number in numbers for half in (number >> 64, number & (2**64 - 1))]
 
 
 def _jump(steps: int, c: int) -> tuple[int, int]:

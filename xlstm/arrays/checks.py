@@ -113,11 +113,39 @@ divisor = real(TINY, HUGE)
 squared = real(0, 1e9)  # float32 holds its square times a layer's values
 
 
-def flag(where: str, name: str, value: Any) -> bool:
-    """Check True or False."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{where}: {name} is {shown(value)}, expected True or False")
-    return bool(value)
+def accepted(accepts: Callable[[Any], bool], expected: str, plain: Callable[[Any], Any] = lambda value: value) -> Kind:
+    """Return the check of a value that a function accepts, which `expected` names in words; `plain` makes it plain."""
+
+    def kind(where: str, name: str, value: Any) -> Any:
+        if not accepts(value):
+            raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
+        return plain(value)
+
+    return kind
+
+
+def instance(types: type | tuple[type, ...], expected: str) -> Kind:
+    """Return the check of an object of one of the types, which `expected` names in words."""
+    return accepted(lambda value: isinstance(value, types), expected)
+
+
+def having(*names: str, expected: str) -> Kind:
+    """Return the check of an object, no class, that has all these methods; `expected` names it in words."""
+    return accepted(
+        lambda value: not isinstance(value, type) and all(hasattr(value, method) for method in names), expected
+    )
+
+
+flag = accepted(lambda value: isinstance(value, bool | np.bool_), "True or False", bool)
+text = accepted(lambda value: isinstance(value, str), "a string", str)
+function = accepted(lambda value: callable(value) and not isinstance(value, type), "a function")
+
+
+def path(where: str, name: str, value: Any) -> Path:
+    """Check the path of a file or a folder."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fsdecode(value):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected a path")
+    return Path(os.fsdecode(value))
 
 
 def choice(known: Iterable[str]) -> Kind:
@@ -131,52 +159,9 @@ def choice(known: Iterable[str]) -> Kind:
     return kind
 
 
-def text(where: str, name: str, value: Any) -> str:
-    """Check a string."""
-    if not isinstance(value, str):
-        raise TypeError(f"{where}: {name} is {shown(value)}, expected a string")
-    return str(value)
-
-
-def path(where: str, name: str, value: Any) -> Path:
-    """Check the path of a file or a folder."""
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value) or "\0" in os.fsdecode(value):
-        raise TypeError(f"{where}: {name} is {shown(value)}, expected a path")
-    return Path(os.fsdecode(value))
-
-
-def function(where: str, name: str, value: Any) -> Any:
-    """Check a callable that is no class."""
-    if not callable(value) or isinstance(value, type):
-        raise TypeError(f"{where}: {name} is {shown(value)}, expected a function")
-    return value
-
-
 def optional(kind: Kind) -> Kind:
     """Return the check of None or of what `kind` takes."""
     return lambda where, name, value: None if value is None else kind(where, name, value)
-
-
-def instance(types: type | tuple[type, ...], expected: str) -> Kind:
-    """Return the check of an object of one of the types, which `expected` names in words."""
-
-    def kind(where: str, name: str, value: Any) -> Any:
-        if not isinstance(value, types):
-            raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
-        return value
-
-    return kind
-
-
-def having(*names: str, expected: str) -> Kind:
-    """Return the check of an object, no class, that has all these methods; `expected` names it in words."""
-
-    def kind(where: str, name: str, value: Any) -> Any:
-        if isinstance(value, type) or not all(hasattr(value, method) for method in names):
-            raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
-        return value
-
-    return kind
 
 
 def keeps(where: str, train: Any, keep: Any) -> bool:

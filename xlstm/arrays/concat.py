@@ -14,27 +14,30 @@ from xlstm.arrays.namespace import Array, Namespace, device_of
 AXES, PARTS, THREADS = 6, 6, 256
 
 TEXT = f"""
+struct Part {{
+    const void* at;  // 0 where there is one number, the value
+    long long value, first;  // place along the axis
+    long long steps[{AXES}];  // in elements
+}};
 struct Parts {{
-    const void* at[{PARTS}];          // 0 where there is one number
-    long long steps[{PARTS}][{AXES}];  // in elements
-    unsigned long long value[{PARTS}];
-    unsigned shape[{AXES}];           // of the result
-    unsigned first[{PARTS}];          // place of a part along its axis
-    int count, axes, axis;
+    long long count, axes, axis, shape[{AXES}];  // of the result
+    Part each[{PARTS}];
 }};
 template <class T>
 __device__ __forceinline__ void put(const Parts& all, unsigned place, T* to) {{
     unsigned index[{AXES}], rest = place;
     for (int axis = all.axes - 1; axis > 0; axis--) {{
-        index[axis] = rest % all.shape[axis];
-        rest /= all.shape[axis];
+        const unsigned size = all.shape[axis];
+        index[axis] = rest % size;
+        rest /= size;
     }}
     index[0] = rest;
-    int part = 0;
-    while (part + 1 < all.count && all.first[part + 1] <= index[all.axis]) part++;
-    long long from = -(long long)all.first[part] * all.steps[part][all.axis];
-    for (int axis = 0; axis < all.axes; axis++) from += index[axis] * all.steps[part][axis];
-    to[place] = all.at[part] ? ((const T*)all.at[part])[from] : (T)all.value[part];
+    int k = 0;
+    while (k + 1 < all.count && all.each[k + 1].first <= index[all.axis]) k++;
+    const Part& part = all.each[k];
+    long long from = -part.first * part.steps[all.axis];
+    for (int axis = 0; axis < all.axes; axis++) from += index[axis] * part.steps[axis];
+    to[place] = part.at ? ((const T*)part.at)[from] : (T)part.value;
 }}
 extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int size, void* to) {{
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
@@ -44,15 +47,6 @@ extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int siz
     else put(all, place, (unsigned long long*)to);
 }}
 """
-
-
-LAYOUT = np.dtype(
-    [
-        *(("at", "u8", (PARTS,)), ("steps", "i8", (PARTS, AXES)), ("value", "u8", (PARTS,))),
-        *(("shape", "u4", (AXES,)), ("first", "u4", (PARTS,)), ("count", "i4"), ("axes", "i4"), ("axis", "i4")),
-    ],
-    align=True,
-)
 
 
 class Filled(NamedTuple):
@@ -87,12 +81,12 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     if not _takes(xp, parts, shape):
         arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
         return xp.concat(arrays, axis=axis)
-    found = probe.cupy().empty(tuple(shape), dtype=like.dtype)
+    result = probe.cupy().empty(tuple(shape), dtype=like.dtype)
     with device_of(like):
-        blocks = -(-found.size // THREADS)
-        given = (_table(parts, shape, axis, found), np.uint32(found.size), np.int32(found.itemsize), found)
-        device.kernel(TEXT, "xlstm_concat")((blocks,), (THREADS,), given)
-    return found
+        blocks = -(-result.size // THREADS)
+        arguments = (_table(parts, shape, axis, result), np.uint32(result.size), np.int32(result.itemsize), result)
+        device.kernel(TEXT, "xlstm_concat")((blocks,), (THREADS,), arguments)
+    return result
 
 
 def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
@@ -115,18 +109,19 @@ def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
     return xp.full(shape, part.value, dtype=like.dtype, device=device_of(like))
 
 
-def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, found: Array) -> np.ndarray[Any, Any]:
+def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, result: Array) -> np.ndarray[Any, Any]:
     """Return `Parts`."""
-    table, first = np.zeros((), LAYOUT), 0
-    for k, part in enumerate(parts):
-        table["first"][k] = first
+    numbers, first = [len(parts), len(shape), axis, *_padded(shape)], 0
+    for part in parts:
         if isinstance(part, Filled):
-            table["value"][k] = np.array(part.value).astype(found.dtype).view(f"u{found.itemsize}")
-            first += part.width
+            value = np.array(part.value).astype(result.dtype).view(f"i{result.itemsize}")
+            numbers += [0, int(value), first, *_padded([])]
         else:
-            table["at"][k] = part.data.ptr
-            table["steps"][k, : part.ndim] = [step // part.itemsize for step in part.strides]
-            first += part.shape[axis]
-    table["shape"][: len(shape)] = shape
-    table["count"], table["axes"], table["axis"] = len(parts), len(shape), axis
-    return table
+            numbers += [part.data.ptr, 0, first, *_padded([step // part.itemsize for step in part.strides])]
+        first += part.width if isinstance(part, Filled) else part.shape[axis]
+    return device.struct([*numbers, *[0] * ((PARTS - len(parts)) * (3 + AXES))])
+
+
+def _padded(numbers: Sequence[int]) -> list[int]:
+    """Return a number for each axis that there may be."""
+    return [*numbers, *[0] * (AXES - len(numbers))]

@@ -42,12 +42,22 @@ def _stream() -> tuple[int, int]:
 
 def steps(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return the numbers from 0 to n - 1."""
-    return kept(_steps(xp, n, dtype, Home(device)))
+    return kept(_made(xp, "arange", (n,), dtype, Home(device)))
 
 
 def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return a matrix with ones on its diagonal, (n, n)."""
-    return kept(_identity(xp, n, dtype, Home(device)))
+    return kept(_made(xp, "eye", (n,), dtype, Home(device)))
+
+
+def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
+    """Return a number as an array without axes."""
+    return kept(_made(xp, "full", ((), value), dtype, Home(device)))
+
+
+@functools.lru_cache(maxsize=192)
+def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home: Home) -> Array:
+    return getattr(xp, function)(*args, dtype=dtype, device=home.device)
 
 
 def copied(xp: Namespace, values: np.ndarray[Any, Any], device: Any) -> Array:
@@ -60,23 +70,3 @@ def copied(xp: Namespace, values: np.ndarray[Any, Any], device: Any) -> Array:
 @functools.lru_cache(maxsize=64)
 def _copied(xp: Namespace, values: bytes, shape: tuple[int, ...], dtype: Any, home: Home) -> Array:
     return xp.asarray(np.frombuffer(values, dtype).reshape(shape), device=home.device)
-
-
-def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
-    """Return a number as an array without axes."""
-    return kept(_number(xp, value, dtype, Home(device)))
-
-
-@functools.lru_cache(maxsize=64)
-def _steps(xp: Namespace, n: int, dtype: Any, home: Home) -> Array:
-    return xp.arange(n, dtype=dtype, device=home.device)
-
-
-@functools.lru_cache(maxsize=64)
-def _number(xp: Namespace, value: float, dtype: Any, home: Home) -> Array:
-    return xp.full((), value, dtype=dtype, device=home.device)
-
-
-@functools.lru_cache(maxsize=64)
-def _identity(xp: Namespace, n: int, dtype: Any, home: Home) -> Array:
-    return xp.eye(n, dtype=dtype, device=home.device)

@@ -55,25 +55,17 @@ def quota(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
     Parameters
     ----------
     cgroups : Path
-        The folder in which the cgroup file systems are mounted.
+        The folder in which the file system of cgroups (version 2) is mounted, which is the container's own in one.
     membership : Path
-        The file that names the cgroup of the process, one line `number:controllers:path` for each hierarchy.
+        The file that names the cgroup of the process, in a line `0::path`.
     """
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:  # this is no Linux
         return math.inf
-    found = [math.inf]
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:  # version 2, mounted alone or beside version 1
-            roots, files = [cgroups, cgroups / "unified"], ["cpu.max"]
-        elif "cpu" in controllers.split(","):
-            roots, files = [cgroups / controllers, cgroups / "cpu"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        else:
-            continue
-        found += [_read(folder, files) for root in roots for folder in _upwards(root, path)]
-    return min(found)
+    paths = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
+    names = [name for path in paths for name in path.split("/") if name not in ("", "..")]
+    return min(_read(cgroups.joinpath(*names[:depth], "cpu.max")) for depth in range(len(names) + 1))
 
 
 @functools.cache
@@ -88,19 +80,12 @@ def _affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _upwards(root: Path, path: str) -> Iterator[Path]:
-    """Yield the folder of a cgroup, those above it, and the root, which in a container is the container's own."""
-    names = [name for name in path.split("/") if name not in ("", "..")]
-    for depth in range(len(names), -1, -1):
-        yield root.joinpath(*names[:depth])
-
-
-def _read(folder: Path, files: list[str]) -> float:
-    """Return the quota in these files, "quota period" in microseconds; "max", -1 and a missing file mean none."""
+def _read(path: Path) -> float:
+    """Return the quota in a file, "quota period" in microseconds; "max" and a missing file mean none."""
     try:
-        limit, period = " ".join((folder / name).read_text(encoding="utf-8") for name in files).split()
-        return int(limit) / int(period) if int(limit) > 0 < int(period) else math.inf
-    except (OSError, ValueError):
+        limit, period = path.read_text(encoding="utf-8").split()
+        return int(limit) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
         return math.inf
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xlstm.arrays import fuse, probe
 
@@ -27,3 +30,9 @@ def type_of(dtype: Any) -> str:
 def kernel(text: str, name: str, options: tuple[str, ...] = ()) -> Any:
     """Return the kernel of a text, which is compiled once."""
     return probe.cupy().RawKernel(text, name, options, backend="nvrtc")
+
+
+def struct(numbers: Sequence[Any], dtype: str = "i8") -> np.ndarray[Any, Any]:
+    """Return numbers of 64 bits, or structs of them, as one value, as a kernel takes a struct."""
+    found = np.array(numbers, dtype).reshape(-1)
+    return found.view(f"V{found.nbytes}")

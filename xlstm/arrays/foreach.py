@@ -8,13 +8,14 @@ for, and each of its blocks finds the array that its chunk of elements belongs t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.rows import SYNC
 from xlstm.tracing.writers import C
 
 CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
@@ -42,7 +43,7 @@ EACH = """
 extern "C" __global__ void {name}(const Table table, int count, long long start{parameters}) {{
     const int k = array_of(table, count);
     const long long from = (long long)((int)blockIdx.x - table.first[k]) * {chunk};
-    const long long to = start + (long long)blockIdx.x * {chunk};
+    const long long to = (start + blockIdx.x) * {chunk};
     for (int at = threadIdx.x; at < {chunk} && from + at < table.size[k]; at += {threads}) {{
         {load}
         {body}
@@ -59,21 +60,10 @@ extern "C" __global__ void {name}(const Table table, int count, long long start,
         const {real} x = widen(table.x0[k][from + at]);
         sum += x * x;
     }}
-    sums[threadIdx.x] = sum;
-    for (int half = {threads} / 2; half > 0; half /= 2) {{
-        __syncthreads();
-        if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }}
-    if (threadIdx.x == 0) to[start + blockIdx.x] = sums[0];
+    sum = sync_row<{real}>(sum, sums, false);
+    if (threadIdx.x == 0) to[start + blockIdx.x] = sum;
 }}
 """
-
-
-class Picked(NamedTuple):
-    """A number that the device picks: the one of `values` (n,), at the place `at`, a 0-d array of float64."""
-
-    values: Array
-    at: Array
 
 
 def apply(
@@ -94,11 +84,11 @@ def apply(
         As for `fuse`; each result has the shape of the arrays.
     columns : sequence of sequences of arrays
         Arguments of the function: one array of each. Those of one call have one shape, those of a column one dtype.
-    numbers : sequence of float, 0-d array or Picked
+    numbers : sequence of float or 0-d array
         More arguments, which change from call to call and are the same for all arrays. Those that are no float are for
         CuPy alone, and need not have the dtype of the arrays.
     into : sequence of int, optional
-        The columns whose places the results take, one for each result; their arrays are contiguous. On CuPy alone.
+        The columns whose places the results take, one for each result, of their dtypes; their arrays are contiguous.
     options
         Options of the function; hashable. On CuPy there is a kernel for each set of options.
 
@@ -110,15 +100,17 @@ def apply(
     Raises
     ------
     ValueError
-        A result does not fit into the place that it is to take; or on CuPy the arrays of a call differ in shape.
+        The arrays whose places results take are not contiguous; or on CuPy the arrays of a call differ in shape.
     """
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
-        plain = [xp.take(n.values, xp.astype(n.at, xp.int64)) if isinstance(n, Picked) else n for n in numbers]
-        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, plain, **options)) for arrays in calls]
-        return made if not into else _placed(columns, made, into)
+        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
+        for k, results in enumerate(made if into else ()):
+            for j, result in zip(into, results, strict=True):
+                columns[j][k][...] = result
+        return list(zip(*(columns[j] for j in into), strict=True)) if into else made
     dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -126,48 +118,19 @@ def apply(
                 raise ValueError(f"foreach: an array has shape {a.shape}, expected {shape} as the others of its call")
     kinds = tuple(_kind(number) for number in numbers)
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
-    for k, dtype in zip(into, results, strict=bool(into)):
-        _fit(columns[k][0], shapes[0], dtype)
-    given = [a for number in numbers for a in _given(number, REAL[fuse.real(dtypes[0])])]
+    real = REAL[fuse.real(dtypes[0])]
+    given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
     with device_of(columns[0][0]):
         chunks = _chunks(columns[0])
         flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
-        for part in _parts(columns):
-            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start * CHUNK), *flat, *given))
+        _launch(kernel, columns, *flat, *given)
     found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
     return list(zip(*found, strict=True))
 
 
-def _placed(
-    columns: Sequence[Sequence[Array]], made: Sequence[tuple[Array, ...]], into: Sequence[int]
-) -> list[tuple[Array, ...]]:
-    """Write results to the places of columns, and return those."""
-    pairs = [(columns[j][k], a) for k, results in enumerate(made) for j, a in zip(into, results, strict=True)]
-    for place, result in pairs:
-        _fit(place, result.shape, place.dtype)  # numbers of other dtypes widen results here
-    for place, result in pairs:
-        place[...] = result
-    return list(zip(*(columns[j] for j in into), strict=True))
-
-
-def _fit(place: Array, shape: tuple[int, ...], dtype: Any) -> None:
-    """Raise unless a result has the shape and dtype of the array whose place it takes."""
-    if (shape, dtype) != (place.shape, place.dtype):
-        raise ValueError(f"foreach: a result is {dtype} {shape}, expected {place.dtype} {place.shape} for its place")
-
-
-def _kind(number: Any) -> tuple[str, bool] | None:
-    """Return the C type that a number has on the device and whether it is picked, or None where the host knows it."""
-    if isinstance(number, int | float | np.generic):
-        return None
-    return device.type_of(getattr(number, "values", number).dtype), isinstance(number, Picked)
-
-
-def _given(number: Any, real: Any) -> tuple[Any, ...]:
-    """Return the arguments of a kernel that a number takes."""
-    if isinstance(number, Picked):
-        return number.values, number.at
-    return (real(number) if _kind(number) is None else number,)
+def _kind(number: Any) -> str | None:
+    """Return the C type that a number has on the device, or None where the host knows it."""
+    return None if isinstance(number, int | float | np.generic) else device.type_of(number.dtype)
 
 
 def copies(xp: Namespace, arrays: Sequence[Array]) -> list[Array]:
@@ -190,8 +153,7 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     kernel, root = _squares_kernels(dtype)
     with device_of(arrays[0]):
         sums = probe.cupy().empty((_chunks(arrays),), dtype=REAL[fuse.real(dtype)])
-        for part in _parts([arrays]):
-            kernel((part.blocks,), (THREADS,), (part.table, part.arrays, np.int64(part.start), sums))
+        _launch(kernel, [arrays], sums)
         return root(sums, axis=0)
 
 
@@ -200,15 +162,6 @@ def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
     if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
         return False
     return all(device.known(column[0].dtype) and all(a.dtype == column[0].dtype for a in column) for column in columns)
-
-
-class _Part(NamedTuple):
-    """Arrays that one launch does, and the first of their chunks among those of all launches."""
-
-    table: np.ndarray[Any, Any]
-    arrays: np.int32
-    blocks: int
-    start: int
 
 
 def _chunks(arrays: Sequence[Array]) -> int:
@@ -220,8 +173,8 @@ def _most(columns: int) -> int:
     return ROOM // (8 * columns + 12)
 
 
-def _parts(columns: Sequence[Sequence[Array]]) -> Iterator[_Part]:
-    """Yield what each launch does."""
+def _launch(kernel: Any, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
+    """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments come last."""
     most, start = _most(len(columns)), 0
     for k in range(0, len(columns[0]), most):
         some = [[a if a.flags.c_contiguous else a.copy(order="C") for a in column[k : k + most]] for column in columns]
@@ -232,8 +185,9 @@ def _parts(columns: Sequence[Sequence[Array]]) -> Iterator[_Part]:
             table["x"][j, : len(sizes)] = [a.data.ptr for a in column]
         table["size"][: len(sizes)] = sizes
         table["first"][1 : len(sizes)] = ends[:-1]
-        yield _Part(table, np.int32(len(sizes)), int(ends[-1]), start)
-        start += int(ends[-1])
+        blocks = int(ends[-1])
+        kernel((blocks,), (THREADS,), (table, np.int32(len(sizes)), np.int64(start), *arguments))
+        start += blocks
 
 
 @functools.cache
@@ -257,7 +211,7 @@ def _views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
 def _each_kernel(
     function: Callable[..., Any],
     dtypes: tuple[Any, ...],
-    kinds: tuple[tuple[str, bool] | None, ...],
+    kinds: tuple[str | None, ...],
     into: tuple[int, ...],
     options: tuple[tuple[str, Any], ...],
 ) -> tuple[Any, tuple[Any, ...]]:
@@ -274,14 +228,8 @@ def _each_kernel(
     load = [f"const {fuse.real(dtype)} x{k} = widen(table.x{k}[k][from + at]);" for k, dtype in enumerate(dtypes)]
     parameters = [] if into else [f"{type_}* to{k}" for k, type_ in enumerate(types)]
     for k, kind in enumerate(kinds):
-        at, x = "", f"const {real} x{len(dtypes) + k}"
-        if kind is None:
-            parameters.append(f"{real} number{k}")
-        else:
-            type_, picked = kind
-            parameters += [f"const {type_}* number{k}", *([f"const double* place{k}"] if picked else [])]
-            at = f"[(long long)place{k}[0]]" if picked else "[0]"
-        load.append(f"{x} = ({real})widen(number{k}{at});")
+        parameters.append(f"{real} number{k}" if kind is None else f"const {kind}* number{k}")
+        load.append(f"const {real} x{len(dtypes) + k} = ({real})widen(number{k}{'' if kind is None else '[0]'});")
     for k, type_ in enumerate(types):
         to = f"(({type_}*)table.x{into[k]}[k])[from + at]" if into else f"to{k}[to + at]"
         load.append(f"{type_}& y{k} = {to};")
@@ -304,5 +252,5 @@ def _kernel(text: str, name: str, dtypes: Sequence[Any], **parts: Sequence[str])
     members = [f"    const {device.type_of(dtype)}* x{k}[{most}];" for k, dtype in enumerate(dtypes)]
     sizes = {"name": name, "real": fuse.real(dtypes[0]), "most": most, "chunk": CHUNK, "threads": THREADS}
     lines = {part: ("" if part == "parameters" else "\n        ").join(some) for part, some in parts.items()}
-    made = device.TEXT + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
+    made = device.TEXT + SYNC + (TABLE + text).format(members="\n".join(members), **sizes, **lines)
     return device.kernel(made, name)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import probe
-from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
+from xlstm.arrays.namespace import HALVES, Array, Namespace
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 from xlstm.tracing.writers import C
 
@@ -86,7 +86,7 @@ def looped(
     options: dict[str, Any],
 ) -> Any:
     """Return what `loops` returns, and None for arrays that are not NumPy's."""
-    if xp is not np or loops is None or xp.__name__ == CUPY:
+    if xp is not np or loops is None:
         return None
     return loops(function, arrays, sums, options)
 
@@ -115,38 +115,6 @@ def with_numbers(
         if found is not None:
             return found
     return function(xp, *arrays, *numbers, **options)
-
-
-def multiplier(
-    xp: Namespace, function: Callable[..., Array], *arrays: Array, **options: Any
-) -> Callable[[Array], Array]:
-    """Return a function that multiplies an array, in its place, by `function(xp, *arrays, **options)`.
-
-    A kernel of CuPy computes the factor anew within each product, which costs less than to read it from memory.
-    Elsewhere it is computed once.
-    """
-    factor: list[Array] = []
-
-    def multiply(a: Array) -> Array:
-        if compiles(xp):
-            return fuse(xp, _times(function), a, *arrays, out=a, **options)
-        if not factor:
-            factor.append(function(xp, *arrays, **options))
-        a *= factor[0]
-        return a
-
-    return multiply
-
-
-def room(xp: Namespace, like: Array, shape: Sequence[int], order: Sequence[int]) -> Array | None:
-    """Return room for a result of `fuse` whose axes lie in memory in this order, on CuPy; None elsewhere.
-
-    On other libraries the result is a new array in any case, and room for it would be one array more.
-    """
-    if not compiles(xp):
-        return None
-    memory = xp.empty(tuple(shape[axis] for axis in order), dtype=like.dtype, device=device_of(like))
-    return xp.permute_dims(memory, tuple(order.index(axis) for axis in range(len(order))))
 
 
 def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, dtype: Any = None) -> Array:
@@ -255,15 +223,6 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Any:
     text = source(function, dtypes, options)
     return probe.cupy().ElementwiseKernel(*text, f"xlstm_{function.__name__.strip('_')}")
-
-
-@functools.cache
-def _times(function: Callable[..., Array]) -> Callable[..., Array]:
-    @functools.wraps(function)
-    def times(xp: Namespace, a: Array, *arrays: Array, **options: Any) -> Array:
-        return a * function(xp, *arrays, **options)
-
-    return times
 
 
 @functools.cache

@@ -15,37 +15,30 @@ from xlstm.arrays.namespace import Array, Namespace, device_of
 ARRAYS, THREADS = 8, 256
 
 TEXT = f"""
+struct Source {{
+    const void* from;
+    void* to;
+    const long long* places;
+    long long width, count, rows;  // `count` is that of places
+}};
 struct Sources {{
-    const void* from[{ARRAYS}];
-    void* to[{ARRAYS}];
-    const long long* places[{ARRAYS}];
-    long long width[{ARRAYS}];
-    long long count[{ARRAYS}];  // of places
-    long long rows[{ARRAYS}];
+    Source each[{ARRAYS}];
 }};
 template <class T>
-__device__ __forceinline__ void put(const Sources& all, int k, bool there, long long row, long long at) {{
-    ((T*)all.to[k])[at] = there ? ((const T*)all.from[k])[row * all.width[k] + at % all.width[k]] : T(0);
+__device__ __forceinline__ void put(const Source& one, bool there, long long row, long long at) {{
+    ((T*)one.to)[at] = there ? ((const T*)one.from)[row * one.width + at % one.width] : T(0);
 }}
 extern "C" __global__ void xlstm_gather(const Sources all, int size) {{
-    const int k = blockIdx.y;
-    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x, width = all.width[k];
-    if (at >= all.count[k] * width) return;
-    const long long row = all.places[k][at / width];
-    const bool there = row < all.rows[k];
-    if (size == 2) put<unsigned short>(all, k, there, row, at);
-    else if (size == 4) put<unsigned>(all, k, there, row, at);
-    else put<unsigned long long>(all, k, there, row, at);
+    const Source& one = all.each[blockIdx.y];
+    const long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= one.count * one.width) return;
+    const long long row = one.places[at / one.width];
+    const bool there = row < one.rows;
+    if (size == 2) put<unsigned short>(one, there, row, at);
+    else if (size == 4) put<unsigned>(one, there, row, at);
+    else put<unsigned long long>(one, there, row, at);
 }}
 """
-
-
-LAYOUT = np.dtype(
-    [
-        *((name, "u8", (ARRAYS,)) for name in ("from", "to", "places")),
-        *((name, "i8", (ARRAYS,)) for name in ("width", "count", "rows")),
-    ]
-)
 
 
 def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
@@ -75,20 +68,18 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
 
 def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     """Return the rows of at most `ARRAYS` arrays."""
-    given = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
-    found = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(given, places, strict=True)]
-    most = max(a.size for a in found)
+    inputs = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays]
+    outputs = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(inputs, places, strict=True)]
+    most = max(a.size for a in outputs)
     if most:
-        table, some = np.zeros((), LAYOUT), len(given)
-        table["from"][:some] = [a.data.ptr for a in given]
-        table["to"][:some] = [a.data.ptr for a in found]
-        table["places"][:some] = [at.data.ptr for at in places]
-        table["width"][:some] = [math.prod(a.shape[1:]) for a in given]
-        table["count"][:some] = [at.size for at in places]
-        table["rows"][:some] = [a.shape[0] for a in given]
-        grid = (-(-most // THREADS), some)
-        device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(given[0].itemsize)))
-    return found
+        sources = [
+            (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
+            for a, to, at in zip(inputs, outputs, places, strict=True)
+        ]
+        table = device.struct([*sources, *[(0,) * 6] * (ARRAYS - len(sources))])
+        grid = (-(-most // THREADS), len(inputs))
+        device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(inputs[0].itemsize)))
+    return outputs
 
 
 COMPARED = 1 << 24  # pairs of a place and a row that are compared at once

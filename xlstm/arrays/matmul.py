@@ -18,7 +18,6 @@ from xlstm.arrays.namespace import Array, Namespace, astype
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 LIMIT = 2**31  # sizes for cuBLAS are less
-ALIGNED = 8  # cuBLAS is fast with rows of a multiple of so many elements
 PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
 
 
@@ -76,19 +75,19 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
             return found if dtype is None else astype(xp, found, dtype)
         add += found
         return add
-    batch, (M, _, N), _ = plan(A.shape, strides(A), B.shape, strides(B))
-    shape = (*batch, M, N)
+    way = plan(A.shape, strides(A), B.shape, strides(B))
+    shape = (*way.batch, way.sizes[0], way.sizes[2])
     wide = add is not None and add.dtype == np.float32 and A.dtype.itemsize == 2
     if add is not None and (add.shape != shape or not add.flags.c_contiguous or not (wide or add.dtype == A.dtype)):
         add += matmul(xp, A, B)
         return add
     out = probe.cupy().empty(shape, dtype=A.dtype if dtype is None else dtype) if add is None else add
-    multiply(A, B, out, add is not None)
+    _multiply(way, A, B, out, add is not None)
     return out
 
 
-def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
-    """Set a CuPy array (..., M, N) to A @ B, or add this; its rows are contiguous, its matrices equally far apart.
+def multiply(A: Array, B: Array, out: Array) -> None:
+    """Set a CuPy array (..., M, N) to A @ B; its rows are contiguous, its matrices equally far apart.
 
     cuBLAS is told dtypes and believes them, so others than those of `matmul` are a TypeError.
     """
@@ -98,8 +97,12 @@ def multiply(A: Array, B: Array, out: Array, add: bool = False) -> None:
         raise TypeError(
             f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}"
         )
+    _multiply(plan(A.shape, strides(A), B.shape, strides(B)), A, B, out, add=False)
+
+
+def _multiply(way: Plan, A: Array, B: Array, out: Array, add: bool) -> None:
+    """Set `out` to A @ B, or add this to it; operands that cuBLAS cannot be told of are copied."""
     cp = probe.cupy()
-    way = plan(A.shape, strides(A), B.shape, strides(B))
     if out.size == 0 or way.sizes[1] == 0:
         if not add:
             out[...] = 0
@@ -140,11 +143,6 @@ def packed(xp: Namespace, a: Array) -> Array:
     if not fuse.compiles(xp) or _operand(a.shape, strides(a), a.shape[:-2]):
         return a
     return probe.cupy().ascontiguousarray(a)
-
-
-def aligned_width(xp: Namespace, n: int) -> int:
-    """Return the number of columns to give a matrix that needs n of them: on CuPy the next multiple of `ALIGNED`."""
-    return -(-n // ALIGNED) * ALIGNED if fuse.compiles(xp) else n
 
 
 def strides(a: Array) -> tuple[int, ...]:
@@ -223,20 +221,16 @@ def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> No
     args = (
         *(int(b.columns), int(a.columns)),
         *(N, M, K, one),
-        *(_address(B), kind, b.lead, b.step),
-        *(_address(A), kind, a.lead, a.step),
+        *(B.data.ptr, kind, b.lead, b.step),
+        *(A.data.ptr, kind, a.lead, a.step),
         one if add else zero,
-        *(_address(out), kinds[fuse.name(out.dtype)], max(lead, N), apart[-1] if apart else M * N),
+        *(out.data.ptr, kinds[fuse.name(out.dtype)], max(lead, N), apart[-1] if apart else M * N),
         *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
     )
     if (handle := cuda_graph.handle()) is not None:
         handle.gemm(*args)
     else:
         cublas.gemmStridedBatchedEx(cp.cuda.get_cublas_handle(), *args)
-
-
-def _address(a: Array) -> int:
-    return int(a.data.ptr)
 
 
 def _compute(cp: Any, cublas: Any, dtype: str) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ struct Layout {{
     long long along[{arrays}];          // and along a row
 }};
 extern "C" __global__ void {name}(const Layout layout, long long columns{parameters}) {{
-    __shared__ double memory[{threads}];
+    __shared__ double memory[{most}];
     const long long row = blockIdx.x;
     const long long i2 = row % layout.shape[2], i1 = row / layout.shape[2] % layout.shape[1];
     const long long i0 = row / layout.shape[2] / layout.shape[1];
@@ -71,34 +71,27 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
     return function(xp, *arrays, **options) if found is None else found
 
 
-class _Source(NamedTuple):
-    """A kernel for some dtypes, and the dtypes of its results and whether they have one number for a row."""
-
-    begin: str
-    body: str
-    results: tuple[tuple[Any, bool], ...]
-
-
 def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
     """Return the results from one launch, or None where there is no kernel for these arrays."""
-    dtypes = tuple(a.dtype for a in arrays)
-    if not all(map(device.known, dtypes)):
-        return None
-    shape = np.broadcast_shapes(*(a.shape for a in arrays))
-    if math.prod(shape) == 0:
-        return None
+    dtypes, shape = tuple(a.dtype for a in arrays), np.broadcast_shapes(*(a.shape for a in arrays))
     single = tuple(a.ndim == 0 or a.shape[-1] == 1 for a in arrays)
-    layout = _layout(shape, [(a.shape, [step // a.itemsize for step in a.strides]) for a in arrays])
-    made = _source(function, dtypes, single, tuple(options.items()))
-    if layout is None or made is None or all(single):
+    if not all(map(device.known, dtypes)) or math.prod(shape) == 0 or all(single):
         return None
+    layout = _layout(shape, [(a.shape, [step // a.itemsize for step in a.strides]) for a in arrays])
+    kernel_text = source(function, dtypes, single, tuple(options.items()))
+    if layout is None or kernel_text is None:
+        return None
+    text, results = kernel_text
     threads = min(MOST, 1 << max(5, (shape[-1] - 1).bit_length()))
     with device_of(arrays[0]):
-        found = [probe.cupy().empty((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in made.results]
-        name = f"xlstm_rows_{function.__name__.strip('_')}"
-        kernel = device.kernel(text(function, dtypes, single, tuple(options.items()), threads), name)
-        kernel((math.prod(shape[:-1]),), (threads,), (layout, np.int64(shape[-1]), *arrays, *found))
-    return found[0] if len(found) == 1 else tuple(found)
+        outputs = [probe.cupy().empty((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in results]
+        kernel = device.kernel(text, _name(function))
+        kernel((math.prod(shape[:-1]),), (threads,), (layout, np.int64(shape[-1]), *arrays, *outputs))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return f"xlstm_rows_{function.__name__.strip('_')}"
 
 
 def _layout(shape: Sequence[int], arrays: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Any:
@@ -107,34 +100,28 @@ def _layout(shape: Sequence[int], arrays: Sequence[tuple[Sequence[int], Sequence
     sizes, along = strides.joined(range(len(shape) - 1), shape, steps)
     if len(sizes) > OUTER:
         return None
-    found = np.zeros((), _struct(len(arrays)))
-    found["shape"] = [1] * (OUTER - len(sizes)) + sizes
-    for k, (far, step) in enumerate(zip(along, steps, strict=True)):
-        found["steps"][k] = [0] * (OUTER - len(far)) + far
-        found["along"][k] = step[-1]
-    return found
+    missing = OUTER - len(sizes)
+    far = [step for one in along for step in ([0] * missing + one)]
+    return device.struct([*[1] * missing, *sizes, *far, *(step[-1] for step in steps)])
 
 
 @functools.cache
-def _struct(arrays: int) -> np.dtype[Any]:
-    return np.dtype([("shape", "i8", (OUTER,)), ("steps", "i8", (arrays, OUTER)), ("along", "i8", (arrays,))])
-
-
-@functools.cache
-def _source(
+def source(
     function: Callable[..., Any],
     dtypes: tuple[Any, ...],
     single: tuple[bool, ...],
     options: tuple[tuple[str, Any], ...],
-) -> _Source | None:
-    """Return the kernel of a function, or None where its trace has something else."""
+) -> tuple[str, list[tuple[Any, bool]]] | None:
+    """Return the text of a kernel, and the dtype of each result and whether it has one number for a row.
+
+    None says that the trace of the function has something else than rows. `single` has which arrays are one number for
+    a row.
+    """
     inputs = [f"x{k}" for k in range(len(dtypes))]
     try:
         lines = fuse.traced(function, len(dtypes), options, SingleRows if set(dtypes) == {SINGLE} else Rows)
     except UntraceableError:
         return None
-    results = fuse.results(function, dtypes, dict(options))
-    real = {name: fuse.real(dtype) for name, dtype in zip(inputs, dtypes, strict=True)}
 
     def load(name: str, _: int | None) -> str:
         return f"widen({name}[{'0' if name in rows.single else f'unit * layout.along[{name[1:]}]'}])"
@@ -142,35 +129,17 @@ def _source(
     def store(name: str, _: int | None, value: str) -> str:
         return f"narrow({name}[{'row' if name in rows.single else 'row * columns + unit'}], {value});"
 
+    real = {name: fuse.real(dtype) for name, dtype in zip(inputs, dtypes, strict=True)}
     rows = RowWriter(C(lines, load, store, real), {name for name, one in zip(inputs, single, strict=True) if one})
-    begin = [
-        f"x{k} += i0 * layout.steps[{k}][0] + i1 * layout.steps[{k}][1] + i2 * layout.steps[{k}][2];"
-        for k in range(len(dtypes))
-    ]
+    begin = [" + ".join(f"i{axis} * layout.steps[{k}][{axis}]" for axis in range(OUTER)) for k in range(len(dtypes))]
     body = rows.body()
-    ones = [f"y{k}" in rows.single for k in range(len(results))]
-    return _Source("\n    ".join(begin), "\n    ".join(body), tuple(zip(results, ones, strict=True)))
-
-
-@functools.cache
-def text(
-    function: Callable[..., Any],
-    dtypes: tuple[Any, ...],
-    single: tuple[bool, ...],
-    options: tuple[tuple[str, Any], ...],
-    threads: int,
-) -> str:
-    """Return the text of a kernel for blocks of so many threads; `single` has which arrays are one number for a row."""
-    made = _source(function, dtypes, single, options)
-    assert made is not None
+    results = [(dtype, f"y{k}" in rows.single) for k, dtype in enumerate(fuse.results(function, dtypes, dict(options)))]
     parameters = [f"const {device.type_of(dtype)}* x{k}" for k, dtype in enumerate(dtypes)]
-    parameters += [f"{device.type_of(dtype)}* y{k}" for k, (dtype, _) in enumerate(made.results)]
-    return (
-        device.TEXT
-        + SYNC
-        + TEXT.format(
-            name=f"xlstm_rows_{function.__name__.strip('_')}",
-            **{"outer": OUTER, "arrays": len(dtypes), "threads": threads, "begin": made.begin, "body": made.body},
-            parameters="".join(f", {p}" for p in parameters),
-        )
+    parameters += [f"{device.type_of(dtype)}* y{k}" for k, (dtype, _) in enumerate(results)]
+    text = TEXT.format(
+        **{"name": _name(function), "outer": OUTER, "most": MOST, "arrays": len(dtypes)},
+        begin="\n    ".join(f"x{k} += {far};" for k, far in enumerate(begin)),
+        body="\n    ".join(body),
+        parameters="".join(f", {p}" for p in parameters),
     )
+    return device.TEXT + SYNC + text, results

@@ -312,17 +312,7 @@ class Pair(NamedTuple):
 
     fwd: Callable[..., Array]
     bwd: Callable[..., Array]
-
-    @property
-    def from_input(self) -> bool:
-        """Whether the derivative needs the input x, and not the output alone."""
-        return False
-
-
-class InputPair(Pair):
-    """An activation whose derivative needs the input."""
-
-    from_input = True
+    from_input: bool = False  # whether the derivative needs the input x, and not the output alone
 
 
 # The activations that can be chosen for the gates of a cell.
@@ -345,10 +335,10 @@ GATE_ACTIVATIONS: dict[str, Pair] = {
 SHARES = ("sigmoid", "hard_sigmoid")  # those of them whose values are shares, from 0 to 1
 # The activations of gated feed-forward layers.
 FEED_FORWARD = {
-    "gelu": InputPair(gelu, gelu_bwd),
-    "silu": InputPair(silu, silu_bwd),
+    "gelu": Pair(gelu, gelu_bwd, from_input=True),
+    "silu": Pair(silu, silu_bwd, from_input=True),
     "relu": Pair(relu, relu_bwd),
-    "square_relu": InputPair(square_relu, square_relu_bwd),
+    "square_relu": Pair(square_relu, square_relu_bwd, from_input=True),
     "sigmoid": Pair(sigmoid, sigmoid_bwd),
     "selu": Pair(selu, selu_bwd),
 }
@@ -410,9 +400,8 @@ def register(
                 f"{'(xp, x)' if role == 'forward' else '(xp, dy, x, y)'} and perhaps numbers alpha, beta"
             )
     checks.choice(("output", "input"))("register", "derivative_from", derivative_from)
-    new = (InputPair if derivative_from == "input" else Pair)(forward, backward)
-    known = GATE_ACTIVATIONS.setdefault(name, new)
-    if (type(known), known) != (type(new), new):
+    new = Pair(forward, backward, derivative_from == "input")
+    if GATE_ACTIVATIONS.setdefault(name, new) != new:
         raise ValueError(f"register: {name} is the name of another activation already")
 
 
@@ -465,4 +454,4 @@ def pair(text: str | Activation) -> Pair:
     if not values:
         return found
     given = dict(zip(ALPHA_BETA, values, strict=False))
-    return type(found)(*(functools.partial(f, **given) for f in found))
+    return Pair(functools.partial(found.fwd, **given), functools.partial(found.bwd, **given), found.from_input)

@@ -1,7 +1,7 @@
 """The stabilised denominator of the mLSTM's h, max(|n q|, exp(-m)) + eps, which both of its forms share.
 
 C and n are kept divided by exp(m) (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). The running
-maximum m itself is computed in `_gates` of `mlstm_step.py` and in `_logs` of `mlstm_chunks.py`.
+maximum m itself is computed in `_begin` of `mlstm.py` and in `_logs` of `mlstm_chunks.py`.
 """
 
 from __future__ import annotations

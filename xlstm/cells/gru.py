@@ -43,6 +43,7 @@ class Cell(cell.Cell):
     clip: float | None = None
 
     GATES = ("z", "r", "n")
+    BIASES = 2
 
     @property
     def SHARES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
@@ -96,6 +97,7 @@ class ResetBefore(Cell):
     (H, B) of recurrent dropout, or 1 without it.
     """
 
+    BIASES = 1
     OWN = ("Wn", "drop")
 
     def weights(self, xp: Namespace, w: Params) -> Params:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import SHARES, clamp, clamp_bwd
 from xlstm.cells.normalization import normalize, normalize_bwd
+
+Own: TypeAlias = Array | None  # a parameter that only some cells have
 
 
 class Saved(NamedTuple):
@@ -56,7 +58,7 @@ class Cell(cell.Summed):
 
     activations: tuple[str, ...] = ("sigmoid", "tanh", "tanh")
     clip: float | None = None
-    coupled: bool = False
+    coupled_input_forget: bool = False
     cell_clip: float | None = None
 
     STATES = ("h", "c")
@@ -65,22 +67,14 @@ class Cell(cell.Summed):
 
     @functools.cached_property
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
-        return ("i", "o", "g") if self.coupled else ("i", "o", "f", "g")
+        return ("i", "o", "g") if self.coupled_input_forget else ("i", "o", "f", "g")
 
     @property
     def SHARES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
         return self.GATES[:-1] if self._activations[0].name in SHARES else ()
 
     def gates(
-        self,
-        xp: Namespace,
-        zx: Array,
-        zh: Array,
-        h0: Array,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
+        self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> tuple[Array, Array, Saved]:
         """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before it."""
         z = zx + zh
@@ -89,7 +83,7 @@ class Cell(cell.Summed):
         s = self._activate(xp, 0, z[:-1, ...])  # (1) i, o, f
         g = self._activate(xp, 1, z[-1, ...])  # (2)
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled else s[2, ...]
+        f = 1 - i if self.coupled_input_forget else s[2, ...]
         c = f * c0 + i * g  # (3)
         raw = None
         if self.cell_clip is not None:
@@ -109,29 +103,23 @@ class Cell(cell.Summed):
         return o * u, c, Saved(s, g, u, *kept)  # (7) h
 
     def derivatives(
-        self,
-        xp: Namespace,
-        saved: Saved,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
+        self, xp: Namespace, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> Local:
         """Return the local derivatives of `gates`."""
         s, g, u, z = saved[:4]
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled else s[2, ...]
+        f = 1 - i if self.coupled_input_forget else s[2, ...]
         zi, zo, zf, zg = (None if z is None else z[k, ...] for k in (0, 1, 2, -1))
-        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled else g, zi, i)  # (3) through i, (1)
+        ai = self._activate_bwd(xp, 0, g - c0 if self.coupled_input_forget else g, zi, i)  # (3) through i, (1)
         ao = self._activate_bwd(xp, 0, u, zo, o)  # (7) through o, (1)
-        af = () if self.coupled else (self._activate_bwd(xp, 0, c0, zf, f),)  # (3) through f, (1)
+        af = () if self.coupled_input_forget else (self._activate_bwd(xp, 0, c0, zf, f),)  # (3) through f, (1)
         ag = self._activate_bwd(xp, 1, i, zg, g)  # (3) through g, (2)
         a = xp.stack((ai, ao, *af, ag))
         dv = self._pairs[2].bwd(xp, o, saved.v, u)  # (7) through u, (6)
         e = f
         if p is not None:
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
-            if not self.coupled:
+            if not self.coupled_input_forget:
                 e = e + p[2, ...] * a[2, ...]
         if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
@@ -159,14 +147,7 @@ class Cell(cell.Summed):
         return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
 
     def own_bwd(
-        self,
-        xp: Namespace,
-        dz: Array,
-        saved: Saved,
-        c0: Array,
-        p: Array | None = None,
-        gc: Array | None = None,
-        bc: Array | None = None,
+        self, xp: Namespace, dz: Array, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> dict[str, Array]:
         """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k, H, B)."""
         grads: dict[str, Array] = {}
@@ -183,7 +164,7 @@ class Cell(cell.Summed):
 
     def retained(self, xp: Namespace, saved: Saved) -> Array:
         """Return the f of (3), (H, ...)."""
-        return 1 - saved.s[0, ...] if self.coupled else saved.s[2, ...]
+        return 1 - saved.s[0, ...] if self.coupled_input_forget else saved.s[2, ...]
 
     def _peep(self, xp: Namespace, p: Array, c0: Array) -> Array:
         """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the pre-activations."""

@@ -20,12 +20,13 @@ Where q, k and v are float16 or bfloat16, the state, the gates, num, s and den a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.fuse import compiles, fuse, multiplier, room, total
-from xlstm.arrays.matmul import aligned_width, matmul, packed
+from xlstm.arrays.fuse import compiles, fuse, total
+from xlstm.arrays.matmul import matmul, packed
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
 from xlstm.arrays.scan import scan
 from xlstm.cells import mlstm_formulas as formulas
@@ -86,7 +87,7 @@ def chunkwise(
     ((C, end),) = scan(
         xp, formulas.state, [_with_normaliser(xp, C0, n0)], keep[..., None, None], written, axis=-3
     )  # (9)
-    times_D = multiplier(xp, formulas.D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))  # (4)
+    times_D = _multiplier(xp, q, logs)  # (4)
     num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1, dtype=wide)  # (5) (6)
     num = matmul(xp, read[..., None] * Q, astype(xp, C, dtype), add=num)  # (6)
     s = num[..., V]
@@ -117,7 +118,7 @@ def chunkwise_bwd(
     Q, K, V1, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
     Q, K, V1 = packed(xp, Q), packed(xp, K), _with_normaliser(xp, V1)
     read, write, keep = _weights(xp, logs, q, wide)
-    times_D = multiplier(xp, formulas.D, *_pairs(xp, logs.w, logs.r), **_root_and_dtype(q))
+    times_D = _multiplier(xp, q, logs)
     dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient of den (8)
     ds = fuse(xp, formulas.den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
     dnum = fuse(xp, formulas.quotient, dH, den[..., None], dtype=dtype)
@@ -176,6 +177,19 @@ def _pairs(xp: Namespace, w: Array, r: Array) -> tuple[Array, ...]:
     """Return w and r (..., L) and the step numbers as matrices: rows are steps that read, columns steps that wrote."""
     steps = constants.steps(xp, w.shape[-1], xp.float32, device_of(w))
     return w[..., None, :], r[..., :, None], steps[None, :], steps[:, None]
+
+
+def _multiplier(xp: Namespace, q: Array, logs: Logs) -> Callable[[Array], Array]:
+    """Return a function that multiplies an array by D: on CuPy each product computes it anew, which is one launch."""
+    pairs, options = _pairs(xp, logs.w, logs.r), _root_and_dtype(q)
+    if compiles(xp):
+        return lambda a: fuse(xp, _times_D, a, *pairs, **options)
+    D = fuse(xp, formulas.D, *pairs, **options)
+    return lambda a: a * D
+
+
+def _times_D(xp: Namespace, a: Array, *pairs: Array, **options: Any) -> Array:  # noqa: N802
+    return a * formulas.D(xp, *pairs, **options)
 
 
 def _root_and_dtype(q: Array) -> dict[str, Any]:
@@ -246,19 +260,16 @@ def _steps(xp: Namespace, a: Array, T: int, axis: int) -> Array:
 
 def _room(xp: Namespace, like: Array, L: int, spare: Array | None = None) -> Array | None:
     """Return memory for a result in chunks, on CuPy with steps first, as the layer has them, and `spare` elsewhere."""
+    if not compiles(xp):
+        return spare
     *before, T, F = like.shape
-    k = len(before)
-    found = room(xp, like, (*before, -(-T // L), L, F), (k, k + 1, *range(k), k + 2))
-    return spare if found is None and not compiles(xp) else found
+    memory = xp.empty((-(-T // L), L, *before, F), dtype=like.dtype, device=device_of(like))
+    return xp.permute_dims(memory, (*range(2, len(before) + 2), 0, 1, len(before) + 2))
 
 
 def _with_normaliser(xp: Namespace, v: Array, n: Array | None = None) -> Array:
-    """Return [v, n], or [v, 1] without n, and further columns of zeros where they make products faster."""
-    parts = [v, Filled(1.0, 1) if n is None else n[..., None]]
-    spare = aligned_width(xp, v.shape[-1] + 1) - v.shape[-1] - 1
-    if spare:
-        parts.append(Filled(0.0, spare))
-    return concat(xp, parts, -1)
+    """Return [v, n], or [v, 1] without n."""
+    return concat(xp, [v, Filled(1.0, 1) if n is None else n[..., None]], -1)
 
 
 def _ones(xp: Namespace, like: Array, shape: tuple[int, ...]) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -16,35 +16,36 @@ from xlstm.arrays.namespace import Array, Namespace, astype
 from xlstm.cells.activations import FORGET
 from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 
+Wide: TypeAlias = Array  # float64, whatever the dtype of the states is; `Formula.kinds` looks for it
 FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
 
 
-def accumulate(xp: Namespace, b: Array, most: Array, i: Array, logf: Array) -> tuple[Array, Array]:
+def accumulate(xp: Namespace, b: Wide, most: Wide, i: Array, logf: Array) -> tuple[Array, Array]:
     logf = wide(xp, logf)
     b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))
     return b, xp.maximum(most, written(xp, i, b))
 
 
-def written(xp: Namespace, i: Array, b: Array) -> Array:
+def written(xp: Namespace, i: Array, b: Wide) -> Array:
     """Return w (2)."""
     return wide(xp, i) - b
 
 
-def m_after(xp: Namespace, m: Array, b: Array, most: Array) -> Array:
+def m_after(xp: Namespace, m: Wide, b: Wide, most: Wide) -> Array:
     return b + xp.maximum(most, m)
 
 
-def stabilise(xp: Namespace, most: Array, m: Array, low: float) -> Array:
+def stabilise(xp: Namespace, most: Wide, m: Wide, low: float) -> Array:
     return at_least(xp, xp.maximum(most, m), low)
 
 
 def read_write(
-    xp: Namespace, w: Array, r: Array, m0: Array, last: Array, root: float, low: float, dtype: Any
+    xp: Namespace, w: Wide, r: Wide, m0: Wide, last: Wide, root: float, low: float, dtype: Any
 ) -> tuple[Array, Array]:
     return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
 
 
-def keep(xp: Namespace, m0: Array, last: Array, low: float, dtype: Any) -> Array:
+def keep(xp: Namespace, m0: Wide, last: Wide, low: float, dtype: Any) -> Array:
     return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)
 
 
@@ -53,7 +54,7 @@ def state(xp: Namespace, C: Array, keep: Array, written: Array) -> Array:
 
 
 def D(  # noqa: N802
-    xp: Namespace, w: Array, r: Array, wrote: Array, reads: Array, root: float, dtype: Any
+    xp: Namespace, w: Wide, r: Wide, wrote: Array, reads: Array, root: float, dtype: Any
 ) -> Array:
     until = xp.astype(wrote <= reads, dtype)
     D = xp.astype(w - r, dtype)
@@ -62,11 +63,11 @@ def D(  # noqa: N802
     return D
 
 
-def den(xp: Namespace, s: Array, b: Array, r: Array, eps: float, limit: float, dtype: Any) -> Array:
+def den(xp: Namespace, s: Array, b: Wide, r: Wide, eps: float, limit: float, dtype: Any) -> Array:
     return denominator(xp, s, b + r, eps, limit, dtype)
 
 
-def den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Array, r: Array, limit: float, dtype: Any) -> Array:
+def den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Wide, r: Wide, limit: float, dtype: Any) -> Array:
     return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)
 
 
@@ -89,7 +90,7 @@ def m_bwd(xp: Namespace, dh_h: Array, den: Array, eps: float) -> Array:
     return -eps * dh_h / den
 
 
-def from_before(xp: Namespace, m0: Array, most: Array, dtype: Any) -> Array:
+def from_before(xp: Namespace, m0: Wide, most: Wide, dtype: Any) -> Array:
     return xp.astype(m0 >= most, dtype)
 
 
@@ -97,7 +98,7 @@ def add_to_last(xp: Namespace, dm: Array, end: Array, step: Array, last: Array, 
     return dm + end * xp.astype(step >= last, dtype)
 
 
-def is_largest(xp: Namespace, w: Array, most: Array, wrote: Array, reads: Array, dtype: Any) -> Array:
+def is_largest(xp: Namespace, w: Wide, most: Wide, wrote: Array, reads: Array, dtype: Any) -> Array:
     return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)
 
 
@@ -114,49 +115,34 @@ def wide(xp: Namespace, a: Array) -> Array:
     return xp.astype(a, xp.float64)
 
 
+OPTIONS = ("root", "low", "eps", "limit", "dtype")  # arguments that are the same for all steps
+
+
 class Formula(NamedTuple):
-    """A formula on single numbers, which have the dtype of the states, but for those that are float64."""
+    """A formula on single numbers, which have the dtype of the states, but for those that are `Wide`."""
 
     function: Callable[..., Any]
-    arguments: str
-    wide: str = ""  # the arguments that are float64
 
     def kinds(self, real: str, wide: str) -> dict[str, str]:
         """Return the kind of each argument, which is `wide` for float64."""
-        return {name: wide if name in self.wide.split() else real for name in self.arguments.split()}
+        arguments = list(inspect.signature(self.function).parameters.values())[1:]
+        return {a.name: wide if a.annotation == "Wide" else real for a in arguments if a.name not in OPTIONS}
 
     def taken(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return those of all options that the formula has."""
         return {name: options[name] for name in inspect.signature(self.function).parameters if name in options}
 
 
-FORMULAS = {
-    "accumulate": Formula(accumulate, "b most i logf", "b most"),
-    "written": Formula(written, "i b", "b"),
-    "m_after": Formula(m_after, "m b most", "m b most"),
-    "stabilise": Formula(stabilise, "most m", "most m"),
-    "read_write": Formula(read_write, "w r m0 last", "w r m0 last"),
-    "keep": Formula(keep, "m0 last", "m0 last"),
-    "state": Formula(state, "C keep written"),
-    "decay": Formula(D, "w r wrote reads", "w r"),
-    "denominator": Formula(den, "s b r", "b r"),
-    "den_bwd": Formula(den_bwd, "dh_h den s b r", "b r"),
-    "quotient": Formula(quotient, "num den"),
-    "scale_add": Formula(scale_add, "a scale b"),
-    "b_bwd": Formula(b_bwd, "dh_h ds s dw"),
-    "m_bwd": Formula(m_bwd, "dh_h den"),
-    "from_before": Formula(from_before, "m0 most", "m0 most"),
-    "add_to_last": Formula(add_to_last, "dm end step last"),
-    "is_largest": Formula(is_largest, "w most wrote reads", "w most"),
-    "share": Formula(share, "old dm count"),
-    "add": Formula(add, "total d"),
-}
+FORMULAS = (
+    *(accumulate, written, m_after, stabilise, read_write, keep, state, den_bwd, quotient, scale_add),
+    *(b_bwd, m_bwd, from_before, add_to_last, is_largest, share, add),
+)
 
 
 def by_name(forget: str) -> dict[str, Formula]:
     """Return all formulas with the names that kernels have for them, from the name of the forget gate."""
-    forward, backward = FORGET[forget]
-    return {**FORMULAS, "forget": Formula(forward, "f"), "forget_bwd": Formula(backward, "dlogf f logf")}
+    named = {"decay": D, "denominator": den, "forget": FORGET[forget].fwd, "forget_bwd": FORGET[forget].bwd}
+    return {name: Formula(one) for name, one in ({one.__name__: one for one in FORMULAS} | named).items()}
 
 
 def options_of(dtype: Any) -> dict[str, Any]:

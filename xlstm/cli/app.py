@@ -17,12 +17,11 @@ from xlstm.cli import process_signals, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, tell
-from xlstm.cli.evaluate import evaluate
 from xlstm.cli.export_import import export, import_
 from xlstm.cli.generate import generate
 from xlstm.cli.info import info
 from xlstm.cli.inspect import inspect
-from xlstm.cli.predict import predict
+from xlstm.cli.predict import evaluate, predict
 from xlstm.cli.zero_shot_forecast import forecast
 
 HELP = ("-h", "--help")
@@ -33,15 +32,10 @@ class Root(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read what comes before the name of a command."""
-        ctx.obj = [*args]
         if not args:  # help is shown
             return super().parse_args(ctx, args)
         with one_line_errors():
             return super().parse_args(ctx, args)
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of commands as help shows them, groups first."""
-        return sorted(super().list_commands(ctx), key=lambda name: not isinstance(self.commands[name], TyperGroup))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""

@@ -11,28 +11,29 @@ import itertools
 import json
 import math
 import runpy
-from collections.abc import Callable, Sequence
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from rich import box
-from rich.progress import BarColumn, Progress
 from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays import cores, probe
-from xlstm.arrays.backend import Backend, backend, backend_of
+from xlstm.arrays.backend import Backend, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.random import generator
-from xlstm.cli import machine, timing
-from xlstm.cli.console import INTERRUPTED, err, out, table, tell
-from xlstm.cli.timing import Timing, interleave
+from xlstm.cli import info
+from xlstm.cli.console import INTERRUPTED, OPEN, err, out, table, tell
 from xlstm.data import writing
 from xlstm.models.sequence import layer_of
 from xlstm.plots import figures
 
+WARM = 0.02  # seconds of a block that are not counted
 TORCH = "torch.nn"
 TORCH_LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 # Rows are named for what runs in them.
@@ -40,6 +41,45 @@ WORDS = {
     **{"numpy": "this library on NumPy arrays", "cupy": "this library on CuPy arrays"},
     **{"torch": "this library on PyTorch tensors", TORCH: TORCH},
 }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a call, the fastest and the median of many."""
+
+    best: float
+    median: float
+    calls: int
+
+
+def interleave(calls: Mapping[str, Callable[[], object]], rounds: int = 9, block: float = 0.15) -> dict[str, Timing]:
+    """Time callables in blocks in turn, A B C, B C A, ..., so that a noisy machine is noisy for all of them alike.
+
+    Each callable must have finished its work when it returns, on a GPU too. A block lasts `block` seconds, at least one
+    call. Its first calls, for `WARM` seconds, are not counted: the worker threads of another library may still be
+    spinning, and a device may have to wake up.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            _repeat(calls[name], min(WARM, block))
+            samples[name] += _repeat(calls[name], block)
+    return {name: Timing(min(s), statistics.median(s), len(s)) for name, s in samples.items()}
+
+
+def _repeat(call: Callable[[], object], duration: float) -> list[float]:
+    """Call for so many seconds, at least once, and return the seconds of each call."""
+    seconds: list[float] = []
+    now = time.perf_counter()
+    end = now + duration
+    while not seconds or now <= end:
+        start = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        seconds.append(now - start)
+    return seconds
 
 
 class Size(NamedTuple):
@@ -91,29 +131,13 @@ class Case(NamedTuple):
         return f"{self.layer} {self.size} {self.dtype}"
 
 
-class Runner(NamedTuple):
-    """The subject of a row: this library on a backend, or `torch.nn` on the tensors of one."""
-
-    name: str  # that of the backend, or "torch.nn"
-    backend: Backend
-
-    def prepared(self, case: Case) -> tuple[Callable[[], None], Backend]:
-        """Return the work of a case, and the backend with its dtype; TypeError if it has no such dtype or layer."""
-        chosen = backend_of(self.backend, case.dtype)
-        if chosen.name == "torch":
-            probe.torch().set_num_threads(cores.threads())
-        return (torch_call if self.name == TORCH else call)(case, chosen), chosen
-
-
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The result of one backend, or of `torch.nn`, in one case."""
 
     case: Case
     backend: str
     device: str
     timing: Timing
-    operations: float  # floating-point operations of the matrix products
     product_speed: float  # operations a second of a large product, measured in the same run
     peak: int | None  # bytes
     ratio: float  # its median time over that of the first backend
@@ -129,6 +153,11 @@ class Row:
         return self.case.size.B / self.timing.median
 
     @property
+    def operations(self) -> float:
+        """Floating-point operations of the matrix products."""
+        return self.case.operations
+
+    @property
     def speed(self) -> float:
         """Operations a second."""
         return self.operations / self.timing.median
@@ -140,7 +169,7 @@ class Row:
             **{"size": self.case.size._asdict(), "backend": self.backend, "name": self.name, "device": self.device},
             **{"seconds": asdict(self.timing), "sequences_per_second": self.sequences, "gflops": self.speed / 1e9},
             **{"product_gflops": self.product_speed / 1e9, "share_of_product_speed": self.speed / self.product_speed},
-            **{"peak_bytes": self.peak, "ratio_to_first": self.ratio, "machine": machine.describe()},
+            **{"peak_bytes": self.peak, "ratio_to_first": self.ratio, "machine": info.describe()},
         }
         return json.dumps(values) + "\n"
 
@@ -163,28 +192,26 @@ def bench(
     """
     for file in files or ():
         load(file)
-    layers, dtypes = layers or ["lstm"], dtype or ["float32"]
-    every = itertools.product(dict.fromkeys(layers), dict.fromkeys(dtypes), dict.fromkeys(size or SIZES))
+    layers, dtypes = [*dict.fromkeys(layers or ["lstm"])], [*dict.fromkeys(dtype or ["float32"])]
+    every = itertools.product(layers, dtypes, dict.fromkeys(size or SIZES))
     cases = [Case(layer, one, kind, not inference) for layer, kind, one in every]
     cases.sort(key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), case.operations))
     if plot is not None:
         figures.check(plot)
     if results is not None:
         writing.append(results, "")  # whether it can be written to, before any work is done
-    runners = _runners(backends, dtypes)
-    for name, home in runners:
+    usable = _usable(backends, dtypes)
+    for name, home in usable.items():
         out.print(f"row: {WORDS[name]}, {home}")
-    out.print(f"threads: {cores.threads()}, compiled loops: {machine.compiled()}")
+    out.print(f"threads: {cores.threads()}, compiled loops: {info.compiled()}")
     rows: list[Row] = []
     try:
-        with Progress(BarColumn(16), "{task.completed}/{task.total} {task.description}", console=err) as bar:
-            bar.disable = not err.is_terminal
-            task = bar.add_task("", total=len(cases))
-            for k, case in enumerate(cases):
-                bar.update(task, completed=k, description=str(case))
-                if bar.disable:
-                    err.print(f"{k + 1}/{len(cases)} {case}")
-                timed = measure(case, runners, rounds, files or ())
+        with err.status("") as status:
+            for k, case in enumerate(cases, 1):
+                status.update(f"{k}/{len(cases)} {case}")
+                if not err.is_terminal:
+                    err.print(f"{k}/{len(cases)} {case}")
+                timed = measure(case, [*usable], rounds)
                 rows += timed
                 if results is not None:
                     writing.append(results, "".join(row.as_json() for row in timed))
@@ -208,90 +235,87 @@ def load(path: Path) -> None:
 
     Raises
     ------
-    FileNotFoundError, ImportError
+    ImportError
         There is no such file, or it fails; the message names the error.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: No such file or directory")
     try:
         runpy.run_path(str(path), run_name=f"xlstm_bench_{path.stem}")
     except (Exception, SystemExit) as error:
         raise ImportError(f"import: {path} fails, {type(error).__name__}: {error}") from error
 
 
-def runner(name: str, dtype: str) -> Runner:
-    """Return a runner by its name; raises as `backend` does, and where CuPy has no card to time."""
+def home_of(name: str, dtype: str) -> Backend:
+    """Return the backend of a row; raises as `backend` does, and where CuPy has no card to time."""
     home = backend("torch" if name == TORCH else name, dtype=dtype)
     if name == "cupy" and "CPU" in str(home):
         raise BackendError(f"cupy: {home}, whose times are not those of a GPU")
-    return Runner(name, home)
+    return home
 
 
-def _runners(names: list[str] | None, dtypes: list[str]) -> list[Runner]:
-    """Return the runners named, or all that work here; each has at least one of the dtypes."""
-    found: dict[str, Runner] = {}
-    refused: list[Exception] = []
-    for name, dtype in itertools.product(dict.fromkeys(names or WORDS), dtypes):
+def _usable(names: Sequence[str] | None, dtypes: Sequence[str]) -> dict[str, Backend]:
+    """Return the rows named, or all that work here, with their backends; those left out are said with the reason."""
+    usable: dict[str, Backend] = {}
+    reasons: dict[str, None] = {}
+    for name, dtype in itertools.product(names or WORDS, dtypes):
         try:
-            found.setdefault(name, runner(name, dtype))
-        except TypeError as error:
-            refused.append(TypeError(f"{name}: {error}"))
-        except BackendError as error:
+            usable.setdefault(name, home_of(name, dtype))
+        except (TypeError, BackendError) as error:
             if names:
                 raise
-            refused.append(error)
-    if not found:
-        raise refused[0]
-    for reason in dict.fromkeys(map(str, refused)):
-        out.print(f"without {reason}")
-    return list(found.values())
+            reasons[f"without {error}"] = None
+    for reason in reasons:
+        out.print(reason)
+    return usable
 
 
-def measure(case: Case, runners: Sequence[Runner], rounds: int, files: Sequence[Path]) -> list[Row]:
-    """Return the rows of a case, one a runner.
+def prepared(name: str, case: Case) -> tuple[Callable[[], None], Backend]:
+    """Return the work of a row, and the backend with its dtype; TypeError if it has no such dtype or layer."""
+    home = home_of(name, case.dtype)
+    if home.name == "torch":
+        probe.torch().set_num_threads(cores.threads())
+    return (torch_call if name == TORCH else call)(case, home), home
 
-    A runner that does not have the dtype or the layer is left out, and so is one that fails, with a note. `files` are
-    loaded again in the process that measures memory.
-    """
+
+def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
+    """Return the rows of a case, without those that have no such dtype or layer, and those that fail, with a note."""
     calls: dict[str, Callable[[], None]] = {}
     homes: dict[str, Backend] = {}
-    for one in runners:
+    peaks: dict[str, int | None] = {}
+    for name in names:
         try:
-            work, home = one.prepared(case)
+            work, homes[name] = prepared(name, case)
             work()
-            product_speed(home)
+            product_speed(homes[name])
+            peaks[name] = peak_memory(work, homes[name])
         except TypeError:
             continue
         except (MemoryError, RuntimeError) as error:
-            err.print(f"note: {case}: without {one.name}, {error}")
+            err.print(f"note: {case}: without {name}, {error}")
             continue
-        calls[one.name], homes[one.name] = work, home
-    if not calls:
-        return []
-    times = interleave(calls, rounds)
-    del work
-    calls.clear()
-    timing.release()
-    rows, first = [], next(iter(times.values()))
-    for name, home in homes.items():
-        try:
-            peak = timing.peak_memory("xlstm.cli.bench:prepare", case, name, [str(file) for file in files])
-        except RuntimeError as error:
-            err.print(f"note: {case}: memory of {name} was not measured, {error}")
-            peak = None
-        ratio = times[name].median / first.median
-        rows.append(Row(case, name, str(home), times[name], case.operations, product_speed(home), peak, ratio))
+        calls[name] = work
+    rows: list[Row] = []
+    for name, times in interleave(calls, rounds).items() if calls else ():
+        ratio = times.median / (rows[0].timing if rows else times).median
+        rows.append(Row(case, name, str(homes[name]), times, product_speed(homes[name]), peaks[name], ratio))
     return rows
 
 
-def prepare(case: Sequence[Any], name: str, files: Sequence[str] = ()) -> Callable[[], None]:
-    """Return the work of a case, given as a list, for a process of its own, which loads the files first."""
-    for file in files:
-        load(Path(file))
-    layer, size, dtype, train = case
-    whole, chosen = Case(layer, Size(*size), dtype, bool(train)), runner(name, dtype)
-    chosen.prepared(whole._replace(size=Size(2, whole.size.B, 4, 4)))[0]()
-    return chosen.prepared(whole)[0]
+def peak_memory(work: Callable[[], object], home: Backend) -> int | None:
+    """Return the bytes of arrays that a call takes at most, beyond those before it; None on PyTorch tensors."""
+    if home.name == "cupy":
+        pool = home.xp.get_default_memory_pool()
+        pool.free_all_blocks()
+        before = pool.used_bytes()
+        work()
+        return int(pool.total_bytes() - before)
+    if home.name != "numpy":
+        return None
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def call(case: Case, home: Backend) -> Callable[[], None]:
@@ -348,7 +372,6 @@ def product_speed(home: Backend) -> float:
 
 def _print_rows(rows: list[Row]) -> None:
     """Print times, a table for each layer and dtype with a row for each size and backend."""
-    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
     names = ("T,B,D,H", "timed", "ms", "seq/s", "GFLOP/s", "share", "peak MB", "ratio")
     for layer, dtype in dict.fromkeys((row.case.layer, row.case.dtype) for row in rows):
         title = f"{layer} {dtype}, {rows[0].case.what}: median time of a call, ratio to {rows[0].name}"
@@ -359,7 +382,7 @@ def _print_rows(rows: list[Row]) -> None:
                 memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
                 share = f"{row.speed / row.product_speed:.0%}"
                 cells.append((str(row.case.size), row.name, *speed, share, memory, f"{row.ratio:.2f}"))
-        out.print(table(title, names, cells, left=2, **style))
+        out.print(table(title, names, cells, left=2, **OPEN))
     speeds = {f"{r.device} {r.case.dtype}: {r.product_speed / 1e9:.4g} GFLOP/s": None for r in rows}
     out.print(f"share is that of the speed of a large matrix product: {', '.join(speeds)}")
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.cli.configuration import JsonOption, from_toml
-from xlstm.cli.console import message_of, out, printable, table, tell, to_json
+from xlstm.cli.console import OPEN, message_of, out, printable, table, tell, to_json
 from xlstm.cli.train import OPTIONS
 from xlstm.data import reading
 from xlstm.plots import figures
@@ -38,7 +37,7 @@ def runs(
     printable("runs")
     if plot is not None:
         figures.check(plot)
-    rows = [row for path in _find(folders or [Path()]) if (row := _read(path))]
+    rows = [row for path in dict.fromkeys(_find(folders or [Path()])) if (row := _read(path))]
     if not rows:
         raise ValueError("runs: none of the runs has a readable history with a step")
     if plot is not None:
@@ -53,21 +52,18 @@ def runs(
     for row in sorted(rows, key=lambda row: (row["best"] is None, row["best"])):
         values = [*(row[key] for key in NUMBERS.values()), *(row["settings"][name] for name in differing)]
         cells.append((row["run"], *map(_cell, values)))
-    style: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}
-    out.print(table(None, ("run", *NUMBERS, *differing), cells, **style))
+    out.print(table(None, ("run", *NUMBERS, *differing), cells, **OPEN))
 
 
-def _find(folders: Iterable[Path]) -> Iterable[Path]:
-    """Return the folders of runs among and below some folders; OSError or ValueError where there is none."""
-    found: dict[Path, None] = {}
+def _find(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the folders of runs among and below some folders; OSError or ValueError where there is none."""
     for path in folders:
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such folder")
         inside = sorted(one.parent for one in path.rglob(folder.HISTORY))
         if not inside:
             raise ValueError(f"{path}: holds no run, which has a file {folder.HISTORY}")
-        found |= dict.fromkeys(inside)
-    return found
+        yield from inside
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
@@ -16,8 +17,8 @@ from typer import Option
 
 from xlstm.arrays import checks
 from xlstm.cli.console import out
-from xlstm.data import reading, writing
-from xlstm.data.table import ENCODINGS, Dialect
+from xlstm.data import reading
+from xlstm.data.csv_file import ENCODINGS, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -53,124 +54,87 @@ TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .p
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
 ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
-SaveConfigOption = Annotated[Path | None, Option("--save-config", help="Write the options to a TOML file.")]
-DateFormatOption = Annotated[
-    str | None, Option("--date-format", help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
-]
-DecimalOption = Annotated[str | None, Option("--decimal", help="Decimal sign of a CSV file.", metavar="SIGN")]
-EncodingOption = Annotated[str, Option("--encoding", help=f"That of a CSV file: {', '.join(ENCODINGS)}.")]
 
-# Options that stand for the parameter `dialect` of a command, and those of every command that trains.
-DIALECT = {
-    "date_format": (DateFormatOption, None),
-    "decimal": (DecimalOption, None),
-    "encoding": (EncodingOption, "utf-8"),
-}
-TRAINING = {"config": (ConfigOption, None), "save_config": (SaveConfigOption, None), "quiet": (QuietOption, False)}
-
-# The help of each parameter of an estimator that is an option.
-HELP = {
-    "cell": "lstm, gru, rnn, slstm, mlstm, xlstm, or the name of a registered cell.",
-    "hidden_size": "Units of each recurrent layer.",
-    "embedding_size": "Width of the embedding of a token.",
-    "num_layers": "Recurrent layers.",
-    "bidirectional": "Read in both directions.",
-    "size": "Width of the blocks.",
-    "num_blocks": "Blocks.",
-    "num_heads": "Heads of each block.",
-    "patch_size": "Values in a patch.",
-    "input_ff_size": "Width of the hidden layers at the input and at the output.",
-    "context_length": "Values that the network is given, a multiple of the patch size.",
-    "horizon": "Steps to forecast at once.",
-    "dropout": "Rate of dropout between layers, and of embeddings.",
-    "tokens": "characters, bytes, or a tokenizer.json.",
-    "standardize": "Bring features to mean 0 and deviation 1.",
-    "scaling": "window or series: units of the values that the network sees.",
-    "linear_baseline": "Steps that the linear autoregression looks back; 0 for none, auto lets validation decide.",
-    "season": "Steps of a season; 0 for none, auto finds them.",
-    "least": "Forecasts do not go below it; 0 if left out where no value is below 0.",
-    "epochs": "Passes over the training part, at most.",
-    "patience": "Epochs without a better validation loss before training stops.",
-    "steps": "Batches in all.",
-    "batch_size": "Windows, sequences, series or parallel streams of a batch.",
-    "length": "Tokens of each stream in a batch.",
-    "every": "Batches between two checkpoints; by default one after each pass over a text.",
-    "learning_rate": "Learning rate of AdamW.",
-    "weight_decay": "Weight decay of AdamW.",
-    "schedule": "constant, or cosine down to a tenth of the learning rate.",
-    "clip": "Limit of the global norm of the gradient.",
-    "averaging": "Decay of the moving average of weights that is judged and kept.",
-    "validation_fraction": "Share of what is trained on that is held out for validation.",
-    "refit": "Train once more on all of the series at the end.",
-    "seed": "Initial weights, parts that are held out, order of batches, and masks of dropout.",
-    "precision": "float16, bfloat16 or tf32 while training, on a GPU; weights stay as they are.",
-    "backend": "auto, numpy, cupy or torch.",
-    "dtype": "float32 or float64.",
-}
+# Parameters of estimators that are no options.
+OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume"}
+# A parameter, or several, in the docstring of a class: its type, and lines about it.
+PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
 UNWRITTEN = (*UNREAD, "resume", "json")  # those that say nothing of what is trained
-LONGEST = 1 << 17  # bytes of a file of options
-# A key of more parts than are taken: tomllib's memory for a key grows with the square of their number.
-DOTTED = re.compile(
-    rf"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{reading.DEEPEST}}}"""
-)
 # The types of values of options in a file, by the type of the option; all others are text.
-KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole number")}
-KINDS[float] = ((int, float), "a number")
+KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole number"), float: (int | float, "a number")}
+LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts
 
 
-def with_options(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
-    """Give a command options: those of CSV files in the place of its `dialect`, those of an estimator of `**settings`.
+def dialect_of(
+    date_format: Annotated[
+        str | None, Option(help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
+    ] = None,
+    decimal: Annotated[str | None, Option(help="Decimal sign of a CSV file.", metavar="SIGN")] = None,
+    encoding: Annotated[str, Option(help=f"That of a CSV file: {', '.join(ENCODINGS)}.")] = "utf-8",
+) -> Dialect:
+    """Return how a CSV file is written."""
+    return Dialect(date_format, decimal, encoding)
 
-    A command with an estimator also gets --config, --save-config and --quiet.
+
+def with_options(
+    estimator: type[Any] | None = None, run_of: Callable[..., Any] | None = None
+) -> Callable[[Command], Command]:
+    """Give a command options in the place of its `dialect` (those of CSV files), its `run` and its `**settings`.
 
     Parameters
     ----------
     estimator : type, optional
-        Its constructor has the defaults of its parameters.
+        Its parameters, which become `settings`, are options with the defaults of its constructor.
+    run_of : callable, optional
+        It makes the `run` of a command; its parameters are options. The command runs within `run.accounted()`.
     """
 
     def decorate(command: Command) -> Command:
-        own = dict(inspect.signature(command, eval_str=True).parameters)
-        of_tables = own.pop("dialect", None) is not None
-        own.pop("settings", None)
-        added: dict[str, tuple[Any, Any]] = {}
+        parameters = inspect.signature(command, eval_str=True).parameters
+        makers: dict[str, Any] = {"dialect": dialect_of} if "dialect" in parameters else {}
+        if run_of is not None:
+            makers["run"] = run_of
+        declared = {name: parameter for name, parameter in parameters.items() if name not in (*makers, "settings")}
+        options = {name: dict(inspect.signature(maker, eval_str=True).parameters) for name, maker in makers.items()}
+        settings: dict[str, inspect.Parameter] = {}
         if estimator is not None:
-            hints, parameters = get_type_hints(estimator.__init__), inspect.signature(estimator).parameters
-            for name in [name for name in HELP if name in parameters and name not in own]:
-                default = parameters[name].default
-                added[name] = (_option(name, hints[name], default), default)
-            added |= TRAINING
-        if of_tables:
-            added |= DIALECT
+            hints, words = get_type_hints(estimator.__init__), _documented(estimator)
+            for name, parameter in inspect.signature(estimator).parameters.items():
+                if name not in OTHERS | declared.keys():
+                    option = _option(name, hints[name], parameter.default, words.get(name, ""))
+                    settings[name] = parameter.replace(annotation=option)
 
         @functools.wraps(command)
         def run(**values: Any) -> None:
-            if estimator is not None:
-                del values["config"], values["quiet"]
-                if (path := values.pop("save_config")) is not None:
-                    writing.write(path, as_toml(values["context"]).encode())
-            if of_tables:
-                values["dialect"] = Dialect(**{name: values.pop(name) for name in DIALECT})
-            command(**values)
+            arguments = {
+                name: maker(**{key: values.pop(key) for key in options[name]}) for name, maker in makers.items()
+            }
+            with arguments["run"].accounted() if "run" in arguments else contextlib.nullcontext():
+                command(**arguments, **values)
 
-        every = [parameter.replace(kind=KEYWORD) for parameter in own.values()]
-        every += [inspect.Parameter(name, KEYWORD, annotation=a, default=d) for name, (a, d) in added.items()]
-        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        every = declared | settings | {key: parameter for some in options.values() for key, parameter in some.items()}
+        run.__signature__ = inspect.Signature([parameter.replace(kind=KEYWORD) for parameter in every.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
         return run
 
     return decorate
 
 
-def _option(name: str, hint: Any, default: Any) -> Any:
+def _documented(estimator: type[Any]) -> dict[str, str]:
+    """Return for the parameters of an estimator the text about each in its docstring, or else its type."""
+    entries = PARAMETER.findall(f"{inspect.getdoc(estimator)}\n")
+    return {name: " ".join((text or kind).split()) for names, kind, text in entries for name in names.split(", ")}
+
+
+def _option(name: str, hint: Any, default: Any, words: str) -> Any:
     """Return the option of a parameter, which is text where it may be text and other things."""
     kinds = get_args(hint) or (hint,)
     kind = str if str in kinds else kinds[0]
     long = f"--{name.replace('_', '-')}"
     names = [f"{long}/--no-{long[2:]}"] if default is True else [long]
     names += ["--lr"] * (name == "learning_rate")
-    return Annotated[kind if default is not None else kind | None, Option(*names, help=HELP[name])]
+    return Annotated[kind if default is not None else kind | None, Option(*names, help=words)]
 
 
 def _options(context: typer.Context) -> dict[str, Any]:
@@ -188,19 +152,15 @@ def as_toml(context: typer.Context) -> str:
 
 def _toml(value: Any) -> str:
     """Return a value as TOML has it."""
-    if isinstance(value, bool | int | float):
-        return str(value).lower()
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    number_or_text = value if isinstance(value, bool | int | float) else str(value)
+    return json.dumps(number_or_text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def from_toml(path: Path) -> dict[str, Any]:
     """Return what a TOML file holds; ValueError where it is none, or has a number that is too long to be printed."""
     content = reading.content(path, LONGEST)
     try:
-        text = content.decode()
-        if DOTTED.search(text):
-            raise RecursionError(f"a key has more than {reading.DEEPEST} parts")
-        values = tomllib.loads(text)
+        values = tomllib.loads(content.decode())
         json.dumps(values, default=str)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable TOML file ({error})") from error

@@ -1,4 +1,4 @@
-"""Where commands print to, and how they end: one line an error, exit codes, what is saved when something fails."""
+"""Where commands print to, and how they end: one line an error, and exit codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -21,13 +21,14 @@ from rich.text import Text
 from xlstm import training
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import process_signals
-from xlstm.training import Interrupted, Terminated
+from xlstm.training import Terminated
 
 # Errors whose message says enough; others show a traceback.
 ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
 EVERY = 30.0  # seconds between two lines about training where there is no terminal
+OPEN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # a table without a frame
 
 
 class _Console(Console):
@@ -65,18 +66,19 @@ def tell(message: str) -> None:
 
 
 def to_json(values: Any) -> str:
-    """Return values as JSON, which has neither NaN nor infinity: null stands for them."""
-    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda text: None))
+    """Return values as JSON, arrays as lists. It has neither NaN nor infinity: null stands for them."""
+    text = json.dumps(values, default=lambda array: array.tolist())
+    return json.dumps(json.loads(text, parse_constant=lambda constant: None))
 
 
 def table(title: str | None, names: Iterable[str], rows: Iterable[Sequence[str]], left: int = 1, **style: Any) -> Table:
     """Return a table whose first columns begin at the left, and whose other ones end at the right."""
-    made = Table(title=title, title_justify="left", **style)
+    grid = Table(title=title, title_justify="left", **style)
     for k, name in enumerate(names):
-        made.add_column(name, no_wrap=True, justify="left" if k < left else "right")
+        grid.add_column(name, no_wrap=True, justify="left" if k < left else "right")
     for row in rows:
-        made.add_row(*row)
-    return made
+        grid.add_row(*row)
+    return grid
 
 
 def printable(command: str) -> None:
@@ -101,21 +103,20 @@ class Report:
     def print(self, line: Any) -> None:
         """Print a line, unless an earlier one could not be printed."""
         if not self.as_json:
-            self._try(lambda: out.print(line))
+            self._try(out.print, line)
 
     def finish(self, **values: Any) -> None:
         """Print the values where JSON is asked for, and raise the error of the first line that could not be printed."""
         if self.as_json:
-            self._try(lambda: typer.echo(to_json(values)))
-        if isinstance(self.error, OSError):
-            raise OSError(self.error.errno, f"the results could not be printed, {self.error.strerror}")
+            self._try(typer.echo, to_json(values))
         if self.error is not None:
-            raise ValueError(f"the results could not be printed, {self.error}")
+            number = getattr(self.error, "errno", None)
+            raise OSError(number, f"the results could not be printed, {message_of(self.error)}") from self.error
 
-    def _try(self, act: Callable[[], None]) -> None:
+    def _try(self, write: Callable[[Any], None], line: Any) -> None:
         if self.error is None:
             try:
-                act()
+                write(line)
             except (OSError, ValueError) as error:  # ValueError: the terminal does not have a letter
                 self.error = error
 
@@ -132,21 +133,21 @@ class Log(logging.Handler):
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[training.Progress], None]]:
     """Show how training goes, by a bar on a terminal and elsewhere by lines; give the function that is told of it."""
+    terminal, due = err.is_terminal and not out.quiet, time.monotonic() + EVERY
     columns = (TextColumn("{task.fields[epoch]}"), BarColumn(16), TextColumn("{task.description}"))
     bar = Progress(*columns, TimeRemainingColumn(), console=err)
     task = bar.add_task("", total=None, epoch="")
-    terminal, due = err.is_terminal and not out.quiet, time.monotonic() + EVERY
 
     def show(now: training.Progress) -> None:
         nonlocal due
+        epoch = f"{now.epoch}/{now.epochs}"
         losses = f"loss {now.loss:.4f}" + ("" if now.validation is None else f"  validation {now.validation:.4f}")
         if terminal:  # training may stop early, so the time left is at most that which the bar shows
             total, completed = now.epochs * now.steps, (now.epoch - 1) * now.steps + now.step
-            epoch, description = f"{now.epoch}/{now.epochs}", f"{losses}  left"
-            bar.update(task, total=total, completed=completed, epoch=epoch, description=description)
+            bar.update(task, total=total, completed=completed, epoch=epoch, description=f"{losses}  left")
         elif time.monotonic() >= due and not out.quiet:
             due = time.monotonic() + EVERY
-            tell(f"epoch {now.epoch}/{now.epochs}, step {now.step}/{now.steps}: {losses}")
+            tell(f"epoch {epoch}, step {now.step}/{now.steps}: {losses}")
 
     with bar if terminal else contextlib.nullcontext():  # old versions of rich print an empty line elsewhere
         yield show
@@ -168,9 +169,7 @@ def one_line_errors() -> Iterator[None]:
         if not hasattr(error, "format_message"):  # that of a usage error, whose class is not public in every version
             raise
         context = getattr(error, "ctx", None)
-        if context is not None and context.command.hidden:  # the usual command of a group
-            context = context.parent
-        path = "xlstm" if context is None else context.command_path
+        path = "xlstm" if context is None else context.command_path.removesuffix(" series")  # that nobody has typed
         tell(f"error: {' '.join(error.format_message().split())} ({path} --help lists what there is)")
         raise typer.Exit(2) from None
 
@@ -189,46 +188,6 @@ def interrupted(error: BaseException) -> bool:
 
 def code(error: BaseException) -> int:
     """Return the exit code for an error: 2 for bad input, or that of the signal which caused it."""
-    if not interrupted(error):
-        return 2
-    return (
-        128 + error.signal if isinstance(error, Interrupted | Terminated) else process_signals.received() or INTERRUPTED
-    )
-
-
-@contextlib.contextmanager
-def accounted(files: Sequence[Path], resume: Callable[[], str] = str) -> Iterator[None]:
-    """Where a command fails or is interrupted, say which of its files it has written: exit code 1 if any.
-
-    Parameters
-    ----------
-    files : list of Path
-    resume : callable
-        It returns the command that goes on after an interrupt, or nothing.
-    """
-    before = [_stamp(file) for file in files]
-    try:
-        yield
-    except (Exception, KeyboardInterrupt, Terminated) as error:
-        written = [_stamp(file) != stamp for file, stamp in zip(files, before, strict=True)]
-        if isinstance(error, BrokenPipeError) or not (interrupted(error) or any(written)):
-            raise
-        words = [f"{file} is{'' if new else ' not'} saved" for file, new in zip(files, written, strict=True)]
-        account = ", ".join(words) if any(written) else "nothing was saved"
-        if not interrupted(error):
-            tell(f"error: {message_of(error)}; {account}")
-            raise typer.Exit(1) from None
-        how = resume()
-        cause = "terminated" if isinstance(error, Terminated) else "interrupted"
-        parts = [cause, account if any(written) or not how else "", f"go on with: {how}" if how else ""]
-        tell("; ".join(part for part in parts if part))
-        raise typer.Exit(code(error)) from None
-
-
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """Return the marks by which two files at one path differ, or None where there is no file."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+    if (number := getattr(error, "signal", None)) is not None:  # of `Interrupted` and `Terminated`
+        return 128 + int(number)
+    return process_signals.received() or (INTERRUPTED if interrupted(error) else 2)

@@ -13,9 +13,7 @@ from xlstm.cli.console import printable, put
 from xlstm.cli.export_import import language
 from xlstm.cli.sources import TEXT, find_model
 from xlstm.data import text
-from xlstm.data.tensors import Tensors
 from xlstm.estimators import TextModel
-from xlstm.interop.published import files_of
 
 
 def generate(
@@ -41,12 +39,10 @@ def generate(
         gap = ""
         pieces = TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
     else:
-        for file in files_of(model):  # what is no model is refused before the prompt is looked at
-            Tensors(file)
-        codec = text.codec(model, as_bytes)
-        gap, tokens = codec.GAP, codec.encode(prompt)
         network, params = language(model, backend, dtype)
-        pieces = _pieces(codec, network.stream(params, [tokens], max_tokens, stop=stop, **draws))
+        codec = text.codec(model, as_bytes)
+        gap = codec.GAP
+        pieces = _pieces(codec, network.stream(params, [codec.encode(prompt)], max_tokens, stop=stop, **draws))
     put(f"{prompt}{gap}")  # as it is: not everything that looks like markup is
     for piece in pieces:
         put(piece)

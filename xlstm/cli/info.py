@@ -1,26 +1,38 @@
-"""`xlstm info`: what runs here, and how a layer would run on a GPU."""
+"""`xlstm info`: everything that a measured time depends on, and how a layer would run on a GPU."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Option
 
-from xlstm.arrays import checks, probe
-from xlstm.arrays.backend import Backend, available_backends, backend
+import xlstm
+from xlstm.arrays import checks, cores, probe
+from xlstm.arrays.backend import available_backends, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.namespace import DTYPES
-from xlstm.cli import machine
 from xlstm.cli.configuration import JsonOption
 from xlstm.cli.console import out
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling, peaks
+from xlstm.engines.numba import jit
 from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
 
+PACKAGES = (
+    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba"),
+    *("cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "keras", "onnx", "onnxruntime", "h5py", "matplotlib"),
+)
+# Beginnings of environment variables that change how fast something is.
+VARIABLES = ("OPENBLAS", "OMP", "MKL", "BLIS", "CUPY_TF32", "NVIDIA_TF32", "NUMBA", "XLSTM")
 LAYERS: dict[str, type[Any]] = {**KINDS, "slstm": sLSTM}
 # Cards to ask about where there is none: SMs, the shared memory of a block, and blocks of a cluster.
 CARDS = {
@@ -36,13 +48,6 @@ CARDS = {
     "b200": Device("NVIDIA B200", 100, 148, 227 * 1024, 16),
     "rtx5090": Device("NVIDIA GeForce RTX 5090", 120, 170, 99 * 1024, 8),
 }
-PATHS = {
-    "loop": "the array library alone, step by step",
-    "pointwise": "a product and a kernel each step",
-    "plain": "one kernel for all steps, ordinary arithmetic, blocks that meet in global memory",
-    "grid": "one kernel for all steps, tensor cores, blocks that meet in global memory",
-    "cluster": "one kernel for all steps, tensor cores, clusters of blocks",
-}
 
 
 def info(
@@ -55,31 +60,80 @@ def info(
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
     if layer is not None:
-        _print(explain(*layer, card), 14, as_json)
-        return
-    if card is not None:
+        rows: dict[str, Any] = explain(*layer, card)
+    elif card is not None:
         raise ValueError("info: --card goes with --explain")
-    about = machine.describe()
-    rows = {key: about[key] for key in ("xlstm", "python", "processor", "cores")}
-    rows |= {package: about["packages"].get(package, "not installed") for package in machine.PACKAGES}
-    rows |= {"threads": about["threads"], "blas": "; ".join(about["blas"]), "compiled loops": about["compiled loops"]}
-    for name, one in available_backends().items():
-        rows[f"backend {name}"] = str(one) if isinstance(one, Backend) else f"not usable: {one}"
-    try:
-        chosen = backend("auto")
-        rows["auto chooses"] = f"{chosen} ({chosen.reason})"
-    except (ValueError, BackendError) as error:
-        rows["auto chooses"] = f"nothing: {error}"
-    _print({**about, **rows} if as_json else rows, 18, as_json)
-
-
-def _print(rows: dict[str, Any], width: int, as_json: bool) -> None:
-    """Print names and values, as lines or as one JSON object."""
+    else:
+        rows = describe()
+        try:
+            chosen = backend("auto")
+            rows["auto chooses"] = f"{chosen} ({chosen.reason})"
+        except (ValueError, BackendError) as error:
+            rows["auto chooses"] = f"nothing: {error}"
     if as_json:
         typer.echo(json.dumps(rows))
         return
     for name, value in rows.items():
-        out.print(f"{name:{width}s}{value}")
+        several = [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
+        out.print(f"{name:18s}{', '.join(several) if isinstance(several, list) else several}")
+
+
+def describe() -> dict[str, Any]:
+    """Return everything by name, as JSON can hold it; packages that are not installed are left out."""
+    try:
+        count: int | str = cores.threads()
+    except ValueError as error:
+        count = f"refused: {error}"
+    about: dict[str, Any] = {
+        "xlstm": xlstm.__version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "processor": processor(),
+        "cores": cores.usable(),
+        "threads": count,
+        "compiled loops": compiled(),
+        "blas": cores.describe_blas(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(VARIABLES)},
+        "packages": {package: version for package in PACKAGES if (version := version_of(package))},
+    }
+    for name, one in available_backends().items():
+        about[f"backend {name}"] = f"not usable: {one}" if isinstance(one, str) else str(one)
+    if probe.cupy_failure() is None:
+        runtime = probe.cupy().cuda.runtime
+        about |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+    if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
+        about |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
+    return about
+
+
+def version_of(package: str) -> str | None:
+    """Return the version that is installed, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def compiled() -> str:
+    """Say whether the loops on NumPy arrays are compiled, or why not, and where the code is kept."""
+    if os.environ.get(jit.VARIABLE) == "0":
+        return f"no: {jit.VARIABLE}=0"
+    try:
+        if not jit.enabled():
+            return f"no: {jit.failure()}"
+        from xlstm.engines.numba import codecache
+
+        size = jit.shape("float32").lanes * 4
+        return f"yes, by Numba {version_of('numba')} for vectors of {size} bytes, {codecache.describe()}"
+    except (ImportError, ValueError) as error:
+        return f"refused: {error}"
+
+
+def processor() -> str:
+    """Return the name of the processor."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = None) -> dict[str, str]:
@@ -90,22 +144,22 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     """
     checks.choice(LAYERS)("explain", "layer", kind)
     checks.choice(DTYPES)("explain", "dtype", dtype)
+    checks.optional(checks.choice(CARDS))("explain", "card", card)
     for name, size in (("T", T), ("B", B), ("H", H)):
         checks.size("explain", name, size)
-    checks.optional(checks.choice(CARDS))("explain", "card", card)
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
     failure = None if card is not None else probe.cupy_failure()
     device = launch.current() if card is None and failure is None else CARDS[card or "h100"]
-    choice = choose(kind, told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
+    choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
     shared = f"{device.shared // 1024} KB a block" + ("" if failure is None else f" (what if: {failure})")
     speeds = {name: peak * device.sms / 1e6 for name, peak in peaks(device.name, device.capability)._asdict().items()}
     rows = {
         "layer": f"{layer!r}, {T} steps of {B} sequences, {dtype}",
         "device": f"{device.name}, sm_{device.capability}, {device.sms} SMs, {shared}",
         "peaks": f"{', '.join(f'{name} {v:.3g}' for name, v in speeds.items() if v)} TFLOP/s, from data sheets",
-        "path": f"{choice.path}: {PATHS[choice.path]}",
+        "path": choice.path,
     }
     rows |= {tiling.kind: _words(tiling, T) for tiling in (choice.forward, choice.backward) if tiling is not None}
     return rows | {f"not {path}": reason for path, reason in choice.others.items()}
@@ -113,13 +167,9 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
 
 def _words(t: Tiling, T: int) -> str:
     """Return how a kernel is divided, and the time that it should take."""
-    shape = "a cluster" if t.cluster else "a group"
     waves = "" if t.waves == 1 else f" in {t.waves} turns"
-    weights = t.M * t.K * t.arithmetic.size
-    kept = max(0, weights - t.weights)
     return (
-        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as {shape}{waves}, each {t.units} units of "
-        f"{t.columns} sequences with {t.threads} threads; weights of a block {kept // 1024} KB in registers and "
-        f"{(weights - kept) // 1024} KB in shared memory, of which {t.shared / 1024:.0f} KB are used; "
+        f"{t.arithmetic.name}; {t.groups} times {t.blocks} blocks as a {'cluster' if t.cluster else 'group'}{waves}, "
+        f"each {t.units} units of {t.columns} sequences, {t.threads} threads and {t.shared / 1024:.0f} KB; "
         f"{t.time:.1f} us a step, {t.time * T / 1000:.2f} ms (an estimate)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -13,12 +14,13 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
-from xlstm.cli.configuration import JsonOption, with_options
-from xlstm.cli.console import Report, accounted, printable
+from xlstm.cli.configuration import ColumnOption, JsonOption, with_options
+from xlstm.cli.console import Report, printable
 from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
-from xlstm.data import text, writing
+from xlstm.data import text
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
-from xlstm.data.table import PLAIN, Dialect, read_table
+from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -40,8 +42,7 @@ class Seen(NamedTuple):
 def inspect(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[Path | None, Argument(help="Series of a forecaster, a text, or a table.")] = None,
-    history: Annotated[Path | None, Option(help="Folder of a run, or its history.jsonl, for its curves.")] = None,
-    column: Annotated[str | None, Option(help="Column of the series of a forecaster.")] = None,
+    column: ColumnOption = None,
     steps: Annotated[int, Option(help="Time steps of the data that the model is shown, at most.")] = 200,
     output: Annotated[Path | None, Option("--output", "-o", help="Folder; xlstm-inspect, or none with --json.")] = None,
     as_json: JsonOption = False,
@@ -53,7 +54,7 @@ def inspect(
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
     seen = read(model, data, column, steps, dialect)
     folder = FOLDER if output is None and not as_json else output
-    tables, pictures, notes = _look(seen, history, draw=folder is not None)
+    tables, pictures, notes = _look(seen, draw=folder is not None)
     report = Report(as_json)
     report.print(f"holds: {seen.network}")
     parameters = tables["parameters"]
@@ -62,15 +63,11 @@ def inspect(
         report.print(note)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        stems = {folder / name.replace(" of ", "-").replace(" ", "-"): figure for name, figure in pictures.items()}
-        paths = {stem.with_name(f"{stem.name}.{kind}"): stems[stem] for stem in stems for kind in ("png", "svg")}
-        for path in paths:
-            writing.check(path)
-        with accounted([*paths]):
-            for path, figure in paths.items():
-                plots.save(figure, path)
+        for name, figure in pictures.items():
+            for kind in ("png", "svg"):
+                plots.save(figure, folder / f"{name.replace(' of ', '-').replace(' ', '-')}.{kind}")
         report.print(f"wrote: {len(pictures)} pictures as PNG and SVG to {folder}")
-    rows = {name: [_plain(row._asdict()) for row in table] for name, table in tables.items()}
+    rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
     report.finish(model=str(seen.network), **rows)
 
 
@@ -86,7 +83,11 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     check_options(model, kind, dialect, column)
     if kind == FORECASTER:
         fitted = Forecaster.load(model, "numpy")
-        return Seen(fitted.model_, fitted.params_, data and _windows(fitted, data, column, steps, dialect))
+        if data is None:
+            return Seen(fitted.model_, fitted.params_, None)
+        series = read_series(data, column, usual=fitted.name, dialect=dialect)
+        with dated(series, fitted.calendar_) as dates:
+            return Seen(fitted.model_, fitted.params_, fitted.windows(series.values, **dates)[-steps:])
     if kind == TEXT:
         writer = TextModel.load(model, "numpy")
         return Seen(writer.model_, writer.params_, data and _tokens(writer.codec_, data, steps))
@@ -101,7 +102,7 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     return Seen(network, params, data and _table(network, params, data, steps, dialect))
 
 
-def _look(seen: Seen, history: Path | None, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
+def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
     """Return rows of numbers and figures of a model by their headings, and the reasons why some are missing."""
     names = list(seen.network.shapes)  # from the input to the output; a file has them in the order of the alphabet
     tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: seen.params[name] for name in names})}
@@ -113,32 +114,20 @@ def _look(seen: Seen, history: Path | None, draw: bool) -> tuple[dict[str, list[
         _, _, saved = seen.network.forward(seen.params, seen.x, train=False, keep=True)
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
+        norms = functools.partial(plots.gradient_norms, seen.network, seen.params, seen.x)
         for name, numbers, figure in (
-            ("saturation", plots.saturation_table, plots.saturation),
-            ("memory", plots.memory_table, plots.memory),
+            ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
+            ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
+            ("gradients", norms, plots.gradients),
         ):
             try:
-                tables[name] = numbers(saved)
+                tables[name] = numbers()
             except ValueError as error:
                 notes.append(f"no {error}")
                 continue
             if draw:
-                pictures[name] = figure(saved)
-        tables["gradients"] = plots.gradient_norms(seen.network, seen.params, seen.x)
-        if draw:
-            pictures["gradients"] = plots.gradients(tables["gradients"])
-    if history is not None:
-        plots.course(history)
-        if draw:
-            pictures["training"] = plots.curves(history)
+                pictures[name] = figure(tables[name])
     return tables, pictures, notes
-
-
-def _windows(fitted: Forecaster, data: Path, column: str | None, steps: int, dialect: Dialect) -> Any:
-    """Return the last windows of a series, as the network sees them."""
-    series = read_series(data, column, usual=fitted.name, **vars(dialect))
-    with dated(series, fitted.calendar_) as dates:
-        return fitted.windows(series.values, **dates)[-steps:]
 
 
 def _tokens(codec: Any, data: Path, steps: int) -> Any:
@@ -182,12 +171,3 @@ def _enough(data: Path, values: Any, what: str) -> Any:
     if len(values) < 3:
         raise ValueError(f"{data}: has {len(values)} {what}, expected 3 or more")
     return values
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as lists and numbers of Python."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

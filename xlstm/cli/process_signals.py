@@ -2,8 +2,8 @@
 
 Python raises KeyboardInterrupt wherever it happens to be. During imports and after the last line of the program nobody
 catches it, so there a signal ends the process at once; no work is under way that needs to be cleaned up. In between it
-is raised, and one that falls into a destructor or a callback, where Python shows exceptions and ignores them, is sent
-again.
+is raised, and one that falls into a destructor or a callback, where Python shows exceptions and ignores them, ends the
+process, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-AGAIN = 0.01  # seconds until an ignored interrupt is sent again
 
 _received: list[int] = []
 
@@ -38,10 +37,8 @@ def end_at_once() -> None:
 def interrupt() -> None:
     """Let a signal raise KeyboardInterrupt in the main thread; `received` tells which signal it was."""
     sys.excepthook = _end_of_interrupted
-    sys.unraisablehook = _send_again
+    sys.unraisablehook = _end_of_ignored
     atexit.register(_handle, signal.SIG_IGN)  # in the last moments of Python, which then knows no handlers
-    if hasattr(signal, "SIGALRM"):
-        signal.signal(signal.SIGALRM, _raise)
     _handle(_raise)
 
 
@@ -63,8 +60,7 @@ def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:
-    if number in SIGNALS:
-        _received.append(number)
+    _received.append(number)
     raise KeyboardInterrupt
 
 
@@ -75,15 +71,15 @@ def _end_of_interrupted(kind: type[BaseException], error: BaseException, trace: 
     sys.__excepthook__(kind, error, trace)
 
 
-def _send_again(ignored: Any) -> None:
-    """Send an interrupt again that Python is about to ignore, and show errors before any signal as ever.
+def _end_of_ignored(ignored: Any) -> None:
+    """Let an interrupt that Python is about to ignore end the process, and show errors before any signal as ever.
 
     After a signal, destructors fail because of objects that it left half made.
     """
-    if received() is None:
+    if (code := received()) is None:
         sys.__unraisablehook__(ignored)
-    elif issubclass(ignored.exc_type, KeyboardInterrupt) and hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, AGAIN)
+    elif issubclass(ignored.exc_type, KeyboardInterrupt):
+        os._exit(code)
 
 
 if is_command("".join(sys.argv[:1]), sys.orig_argv):  # the package is imported for the command line

@@ -14,9 +14,11 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.data import reading
+from xlstm.data.csv_file import PLAIN, Dialect
+from xlstm.data.frames import places_of
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import PLAIN, Dialect, by_name, read_header, read_names, read_numbers
+from xlstm.data.table import by_name, names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.training import folder
@@ -136,20 +138,15 @@ class Layout:
     @classmethod
     def of(cls, path: Path, label: str, sequence: str | None, features: str | None, dialect: Dialect = PLAIN) -> Self:
         """Return the layout of a file, whose features are by default all other columns but that of dates."""
-        names, dates = read_header(path, dialect)
+        file = opened(path, dialect)
+        names, dates = file.names, file.dated
         roles = [label] if sequence is None else [label, sequence]
+        places_of(str(path), names, roles, "the header")
         chosen = [n for n in names if n not in (*roles, *dates)] if features is None else features.split(",")
         chosen = [name.strip() for name in chosen]
-        if missing := [name for name in roles if name not in names]:
-            raise ValueError(
-                f"{path}: column {checks.shown(missing[0])} is not in the header, which has {checks.few(names)}"
-            )
-        if label == sequence:
-            raise ValueError(f"{path}: label and sequence are both {checks.shown(label)}, expected two columns")
-        if twice := [name for name in roles if name in chosen]:
-            raise ValueError(f"{path}: column {checks.shown(twice[0])} is label or sequence, expected features only")
-        if not chosen:
-            raise ValueError(f"{path}: no column is left for features, the header has {checks.few(names)}")
+        if label == sequence or {*roles} & {*chosen} or not chosen:
+            several = f"label {label!r}, sequence {sequence!r} and features {checks.few(chosen)}"
+            raise ValueError(f"{path}: {several}, expected different columns and a feature; it has {checks.few(names)}")
         return cls(chosen, label, sequence)
 
     @classmethod
@@ -169,14 +166,15 @@ class Layout:
             The file cannot be read, a column is missing or holds no numbers, a number is missing, or a sequence has two
             labels.
         """
-        values = read_numbers(path, self.features, dialect)
+        file = opened(path, dialect)
+        values = file.numbers(self.features)
         if missing := np.argwhere(np.isnan(values)).tolist():
             row, column = missing[0]
             raise ValueError(f"{path}: column {checks.shown(self.features[column])} is empty in row {row + 1}")
-        read = read_names(path, self.label, dialect) if labels else np.array([""] * len(values))
+        read = names_in(file, self.label) if labels else np.array([""] * len(values))
         if self.sequence is None:
             return Labelled(values, [str(row) for row in range(1, len(values) + 1)], read)
-        groups = by_name(read_names(path, self.sequence, dialect))
+        groups = by_name(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
                 raise ValueError(

@@ -12,19 +12,18 @@ from typer import Argument, Option
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.cli.configuration import BackendOption, JsonOption, QuietOption, TableOption, with_options
-from xlstm.cli.console import Report, err, out, put, table, tell
+from xlstm.cli.console import Report, err, put, tell
 from xlstm.cli.predict import check_output
 from xlstm.cli.sources import find_model
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
-from xlstm.data.covariates import CovariateArguments
+from xlstm.data.csv_file import Dialect
 from xlstm.data.frames import Columns, places_of
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles, dates_of, numbers_of
 from xlstm.data.series import Series
-from xlstm.data.table import Dialect, as_csv, read_groups, read_header, write_table
-from xlstm.estimators.scores import Score
-from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.data.table import as_csv, opened, read_groups, write_table
+from xlstm.estimators import ZeroShotForecaster
 from xlstm.plots import figures
 
 PANELS = 12  # of a picture at most
@@ -52,13 +51,12 @@ class Part(NamedTuple):
 
     def series(self, c: int, name: str) -> Series:
         """Return a target as a series, to label and to draw."""
-        calendar, values = self.calendar, self.targets[:, c]
-        name = f"{self.name} {name}".strip()
-        if calendar is None:
-            return Series(name, values, np.arange(1, len(values) + 1))
-        placed = np.full(len(calendar.dates), np.nan)
-        placed[calendar.place] = values
-        return Series(name, placed, calendar.dates, calendar)
+        dates, name = self.calendar, f"{self.name} {name}".strip()
+        if dates is None:
+            return Series(name, self.targets[:, c], np.arange(1, len(self.targets) + 1))
+        placed = np.full(len(dates.dates), np.nan)
+        placed[dates.place] = self.targets[:, c]
+        return Series(name, placed, dates.dates, dates)
 
 
 @with_options()
@@ -73,7 +71,6 @@ def forecast(
     quantiles: Annotated[str | None, Option(help="Levels, such as 0.1,0.5,0.9.")] = None,
     output: TableOption = None,
     picture: Annotated[Path | None, Option(help="Draw the forecasts to a file such as ahead.png.")] = None,
-    backtest: Annotated[int | None, Option(help="Also forecast so many last horizons.")] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str | None, Option(help="float32 or float64; by default that of the checkpoint.")] = None,
     as_json: JsonOption = False,
@@ -91,31 +88,29 @@ def forecast(
     roles = Roles(target, past, future, None, series_id).checked(str(table))
     parts, names = _read(table, roles, dialect)
     model = forecaster.fit().model_
-    levels = [*model.quantiles] if levels is None else levels
+    levels = levels or [*model.quantiles]
     known = sorted({*levels, 0.5})
-    forecaster.set_params(quantiles=known)
-    beside: CovariateArguments = {
-        "past": [part.past for part in parts] if roles.past else None,
-        "future": [part.future for part in parts] if roles.future else None,
-        "dates": None if parts[0].calendar is None else [part.calendar for part in parts],
-    }
-    targets = [part.targets for part in parts]
-    ahead = forecaster.predict_quantiles(targets, **beside)
-    score = None if backtest is None else forecaster.backtest(targets, backtest, **beside)
+    ahead = forecaster.set_params(quantiles=known).predict_quantiles(
+        [part.targets for part in parts],
+        past=[part.past for part in parts] if roles.past else None,
+        future=[part.future for part in parts] if roles.future else None,
+        dates=None if parts[0].calendar is None else [part.calendar for part in parts],
+    )
     columns = _columns(parts, names, series_id, ahead, known, levels)
     report = Report(as_json)
     if output is not None:
         write_table(output, columns)
         report.print(f"forecasts: {output}")
-    if picture is not None:
-        _draw(picture, parts, names, ahead, known)
-    if score is not None and not as_json and not quiet:
-        _print_score(score, names)
-    if output is None and not as_json:
+    elif not as_json:
         put(as_csv(columns))
+    if picture is not None:
+        series = [part.series(c, name) for part in parts for c, name in enumerate(names)]
+        fans = [plots.Fan(one[:, c], known) for one in ahead for c in range(len(names))]
+        plots.save(plots.fans(series[:PANELS], fans[:PANELS]), picture)
+        if len(series) > PANELS:
+            err.print(f"note: {picture} has the first {PANELS} of {len(series)} forecasts")
     about = {"model": type(model).__name__, "horizon": len(ahead[0]), "quantiles": levels}
-    judged = None if score is None else _judged(score, names)
-    report.finish(**about, output=None if output is None else str(output), forecasts=columns, backtest=judged)
+    report.finish(**about, output=None if output is None else str(output), forecasts=columns)
 
 
 def _levels(text: str) -> list[float]:
@@ -145,16 +140,15 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     names = roles.targets or [name for name in first.names if name not in beside]
     if not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    there = np.any([~np.isnan(group.values).all(0) for group in groups.values()], axis=0)
-    held = {name for name, has_numbers in zip(first.names, there, strict=True) if has_numbers}
-    empty = [name for name in names if name not in held]
-    if not roles.targets:
-        names = [name for name in names if name in held] or names
-        used = {*names, *beside, *roles.series_id, first.index_name}
-        if left := [name for name in read_header(path, dialect)[0] if name not in used]:
-            tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    elif empty and len(empty) < len(names):
-        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
+    there = np.any([~np.isnan(group.values).all(axis=0) for group in groups.values()], axis=0)
+    empty = {name for name, has_numbers in zip(first.names, there, strict=True) if not has_numbers}
+    if roles.targets and (wrong := [name for name in names if name in empty]):
+        raise ValueError(f"{path}: column {checks.shown(wrong[0])} has no value to forecast from")
+    names = [name for name in names if name not in empty] or names
+    used = {*names, *beside, *roles.series_id, first.index_name}
+    left = [name for name in opened(path, dialect).names if name not in used]
+    if left and not roles.targets:
+        tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     return [_part(path, name, columns, names, roles) for name, columns in groups.items()], names
 
 
@@ -197,29 +191,3 @@ def _columns(
         for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
             columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
     return columns
-
-
-def _judged(score: Score, names: Sequence[str]) -> dict[str, Any]:
-    """Return errors of each target along the horizon by method; NaN where there was nothing to compare with."""
-    rmse = {n: {method: one.rmse[:, c].tolist() for method, one in score.errors.items()} for c, n in enumerate(names)}
-    return {"rmse": rmse, "coverage": dict(zip(names, score.coverage.T.tolist(), strict=True)), "at": score.at.tolist()}
-
-
-def _print_score(score: Score, names: Sequence[str]) -> None:
-    """Print a row for each target: the mean RMSE over the horizon by method, and the share in the interval."""
-    within = f"{100 * score.interval:.0f} % interval" if score.interval > 0 else "interval"
-    rows = []
-    for c, name in enumerate(names):
-        errors = (f"{np.nanmean(one.rmse[:, c]):.4g}" for one in score.errors.values())
-        rows.append((name, *errors, f"{100 * np.nanmean(score.coverage[:, c]):.0f} %"))
-    title = f"RMSE of {len(score.at)} forecasts of {len(score.model)} steps"
-    err.print(table(title, ("", *score.errors, within), rows), width=out.width)
-
-
-def _draw(path: Path, parts: Sequence[Part], names: Sequence[str], ahead: Sequence[Values], known: list[float]) -> None:
-    """Draw the first forecasts."""
-    series = [part.series(c, name) for part in parts for c, name in enumerate(names)]
-    fans = [plots.Fan(one[:, c], known) for one in ahead for c in range(len(names))]
-    plots.save(plots.fans(series[:PANELS], fans[:PANELS]), path)
-    if len(series) > PANELS:
-        err.print(f"note: {path} has the first {PANELS} of {len(series)} forecasts")

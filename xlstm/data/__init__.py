@@ -3,14 +3,13 @@
 from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.frames import Columns, is_table, table_like, table_of
 from xlstm.data.series import synthetic
-from xlstm.data.series_windows import Scaler, SeriesWindows, Split, carry_forward, split, windows
+from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
 from xlstm.data.table import read_table
 
 __all__ = [
     "Batch",
     "Columns",
     "Prefetch",
-    "Scaler",
     "Sequences",
     "SeriesWindows",
     "Split",
@@ -23,5 +22,4 @@ __all__ = [
     "synthetic",
     "table_like",
     "table_of",
-    "windows",
 ]

@@ -75,7 +75,7 @@ class Windows:
         Targets and mask have a time axis.
     lengths : whole numbers (N,), optional
         Lengths of the sequences, where some end before step T. Numbers in `x` past an end do not matter, and with
-        `every_step` targets past an end do not count. `Sequences` does the same with less padding.
+        `every_step` targets past an end do not count. `Sequences` takes lists of arrays, and has less padding.
 
     Raises
     ------
@@ -91,14 +91,8 @@ class Windows:
     lengths: Host | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        checks.fields(
-            self,
-            x=numbers,
-            target=numbers,
-            mask=checks.optional(weights),
-            batch_size=checks.size,
-            every_step=checks.flag,
-        )
+        kinds = {"x": numbers, "target": numbers, "mask": checks.optional(weights)}
+        checks.fields(self, **kinds, batch_size=checks.size, every_step=checks.flag)
         axes = 2 if self.every_step else 1
         if not _is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
@@ -241,17 +235,14 @@ class Sequences:
     Parameters
     ----------
     sequences : list of N arrays (T_i, D)
-        An array (T_i,) holds tokens where all arrays hold whole numbers, else numbers with D = 1. With `lengths` an
-        array (N, T, D) or (N, T) of sequences that are padded at the end.
+        An array (T_i,) holds tokens where all arrays hold whole numbers, else numbers with D = 1.
     target : array (N, ...), or list of N arrays (T_i, ...) with `every_step`
-        The truth after the last step, or after every step. An array (N, T, ...) will do for the latter, too.
+        The truth after the last step, or after every step.
     mask : array of bool, or of weights from 0 up, or list of such arrays, optional
         Targets that count in the loss, or how much they do: the shape of the targets, or its leading axes.
     batch_size : int
     every_step : bool
         Targets and mask have a time axis.
-    lengths : whole numbers (N,), optional
-        Lengths of padded sequences.
     bucket : int
         Batches whose sequences are sorted together. With 1 batches are random.
 
@@ -273,54 +264,38 @@ class Sequences:
     mask: Any = field(default=None, repr=False)
     batch_size: int = 64
     every_step: bool = False
-    lengths: Any = field(default=None, repr=False)
     bucket: int = 50
+    lengths: Host = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks.fields(self, batch_size=checks.size, every_step=checks.flag, bucket=checks.count)
-        if self.lengths is None:
-            rows = _arrays("sequences", self.sequences, numbers)
-            lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        rows = _of_one_width(_arrays("sequences", self.sequences, numbers))
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        if 0 in lengths.shape or 0 in lengths:
+            empty = f"sequences[{lengths.tolist().index(0)}] is empty" if len(rows) else "there are no sequences"
+            raise ValueError(f"Sequences: {empty}, expected one step or more")
+        target, mask = self.target, self.mask
+        if self.every_step:
+            target = _arrays("target", target, numbers, lengths)
+            mask = None if mask is None else _arrays("mask", mask, weights, lengths)
+            for k, truth in enumerate(target):
+                finite("Sequences", f"target[{k}]", truth)
+                if truth.shape[1:] != target[0].shape[1:]:
+                    expected = f"(T, ...) like target[0], {target[0].shape}"
+                    raise ValueError(f"Sequences: target[{k}] has shape {truth.shape}, expected {expected}")
+                check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], truth, 1)
         else:
-            padded = numbers("Sequences", "sequences", self.sequences)
-            if padded.ndim < 2:
-                raise ValueError(f"Sequences: sequences has shape {padded.shape}, expected (N, T, D) or (N, T)")
-            lengths = checked_lengths("Sequences", self.lengths, padded.shape[1], len(padded))
-            rows = _cut(padded, lengths)
-        if not rows:
-            raise ValueError("Sequences: there are no sequences")
-        rows = _of_one_width(rows)
+            target = numbers("Sequences", "target", target)
+            mask = checks.optional(weights)("Sequences", "mask", mask)
+            if target.ndim == 0 or len(target) != len(rows):
+                expected = f"(N, ...) with N = {len(rows)}"
+                raise ValueError(f"Sequences: target has shape {target.shape}, expected {expected}")
+            finite("Sequences", "target", target)
+            check_mask("Sequences", mask, target, 1)
         for k, row in enumerate(rows):
-            if len(row) == 0:
-                raise ValueError(f"Sequences: sequences[{k}] is empty, expected one step or more")
             finite("Sequences", f"sequences[{k}]", row)
-        target, mask = (self._targets_of_steps if self.every_step else self._targets)(lengths)
         for name, value in {"sequences": rows, "target": target, "mask": mask, "lengths": lengths}.items():
             object.__setattr__(self, name, value)
-
-    def _targets(self, lengths: Host) -> tuple[Host, Host | None]:
-        """Return targets (N, ...) and their mask."""
-        target = numbers("Sequences", "target", self.target)
-        if target.shape[:1] != (len(lengths),):
-            raise ValueError(
-                f"Sequences: target has shape {target.shape}, expected (N, ...) with N = {len(lengths)} sequences"
-            )
-        finite("Sequences", "target", target)
-        mask: Host | None = checks.optional(weights)("Sequences", "mask", self.mask)
-        check_mask("Sequences", mask, target, 1)
-        return target, mask
-
-    def _targets_of_steps(self, lengths: Host) -> tuple[list[Host], list[Host] | None]:
-        """Return targets (T_i, ...) and their masks."""
-        target = _every_step("target", self.target, numbers, lengths)
-        mask = None if self.mask is None else _every_step("mask", self.mask, weights, lengths)
-        for k, row in enumerate(target):
-            finite("Sequences", f"target[{k}]", row)
-            if row.shape[1:] != target[0].shape[1:]:
-                expected = f"(T, ...) like target[0], {target[0].shape}"
-                raise ValueError(f"Sequences: target[{k}] has shape {row.shape}, expected {expected}")
-            check_mask(f"Sequences: sequence {k}", None if mask is None else mask[k], row, 1)
-        return target, mask
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -416,27 +391,15 @@ def _time_first(array: Host) -> Host:
     return np.ascontiguousarray(np.swapaxes(array, 0, 1))
 
 
-def _arrays(name: str, given: Any, kind: checks.Kind) -> list[Host]:
-    """Return a list of arrays, or the rows of an array, as arrays on the host."""
+def _arrays(name: str, given: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
+    """Return a list of arrays, or the rows of an array, on the host, (T_i, ...) with `lengths` T_i."""
     if not isinstance(given, list | tuple) and (not hasattr(given, "__dlpack__") or given.ndim == 0):
         raise TypeError(f"Sequences: {name} is {checks.shown(given)}, expected a list of arrays")
-    return [kind("Sequences", f"{name}[{k}]", given[k]) for k in range(len(given))]
-
-
-def _every_step(name: str, given: Any, kind: checks.Kind, lengths: Host) -> list[Host]:
-    """Return targets or masks with a time axis, as long as the sequences; an array is cut, a list has to be so."""
-    if hasattr(given, "shape"):
-        padded = kind("Sequences", name, given)
-        if padded.ndim < 2 or len(padded) != len(lengths) or padded.shape[1] < max(lengths):
-            expected = f"with every_step (N, T, ...), N = {len(lengths)} and T of {max(lengths)} or more"
-            raise ValueError(f"Sequences: {name} has shape {padded.shape}, expected {expected}")
-        return _cut(padded, lengths)
-    rows = _arrays(name, given, kind)
-    if len(rows) != len(lengths):
-        raise ValueError(
-            f"Sequences: {name} has {len(rows)} entries, expected one for each of {len(lengths)} sequences"
-        )
-    for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+    rows = [kind("Sequences", f"{name}[{k}]", given[k]) for k in range(len(given))]
+    if lengths is not None and len(rows) != len(lengths):
+        expected = f"one for each of {len(lengths)} sequences"
+        raise ValueError(f"Sequences: {name} has {len(rows)} entries, expected {expected}")
+    for k, (row, length) in enumerate(zip(rows, () if lengths is None else lengths, strict=False)):
         if row.shape[:1] != (length,):
             raise ValueError(f"Sequences: {name}[{k}] has shape {row.shape}, expected (T, ...) with T = {length}")
     return rows
@@ -454,10 +417,6 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
                 "expected (T, D) with one D, or (T,)"
             )
     return found
-
-
-def _cut(padded: Host, lengths: Host) -> list[Host]:
-    return [row[:length] for row, length in zip(padded, lengths, strict=True)]
 
 
 def _pieces(order: Host, size: int) -> list[Host]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -21,19 +21,7 @@ Line = Callable[[int], str]  # it names a row, for errors
 ISO_DATE = re.compile(
     r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}(:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?)?)?"
 )
-HEADERS = {"date", "datetime", "time", "timestamp", "year", "month", "week", "day", "hour", "ds"}  # of dates
-MONTHS = "jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|(nov|dec)(ember)?"
-# Groups of digits between signs, times of day, quarters, weeks and halves, names of months, all that begins as a date.
-LIKE_A_DATE = re.compile(
-    r"[0-9]{1,4}[-/. ][0-9]{1,2}[-/. ][0-9]{1,4}\b.*|[0-9]{1,4}[-/][0-9]{1,3}|[0-9]{1,2}[-/.][0-9]{4}"
-    r"|[0-9]{1,2}:[0-9]{2}(:[0-9.]+)?( ?[ap]m)?|[0-9]{4}\u5e74.*|[0-9]{4}-[0-9]{2}-[0-9]{2}.+|[0-9]{8}[t ][0-9].*"
-    r"|[0-9]{4}.?[qwhs][0-9]{1,2}.*|[qwh][0-9]{1,2}.?[0-9]{4}|[0-9]q.?[0-9]{2,4}"
-    rf"|([a-z]{{3,9}}[., ]+)?([0-9]{{1,4}}(st|nd|rd|th)?[-/., ]*)?({MONTHS})[-/., ]*[0-9].*|[0-9]{{4}}.?({MONTHS})",
-    re.IGNORECASE,
-)
-# Under the headers of dates days and months without signs between, and seconds or parts of them since 1970.
-LIKE_A_DATE_AS_NUMBER = re.compile(r"(1[5-9]|2[0-9])[0-9]{2}(0[1-9]|1[0-2])([0-3][0-9])?|1[0-9]{9}([0-9]{3})*")
-UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of the text
+UNITS = {4: "Y", 7: "M"}  # of years and months, by the length of the text
 MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds
@@ -81,41 +69,27 @@ class Calendar(NamedTuple):
         return dates
 
 
-def read_dates(cells: Any, line: Line, date_format: str | None = None) -> Dates | None:
-    """Return text (N,) as dates; None where these are labels or numbers instead.
+def read_dates(cells: Sequence[str], line: Line, date_format: str | None = None) -> Dates:
+    """Return text (N,) as dates.
 
-    They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC. Where some cells
-    are dates and others not, or a date does not exist, a ValueError names the line, by `line` of its row.
+    They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC. Where a cell is
+    no date, or a date does not exist, a ValueError names the line, by `line` of its row.
     """
-    if date_format is not None:
-        expected = f"a date of the format {checks.shown(date_format)}"
-        return _moments(cells, line, lambda cell: datetime.datetime.strptime(cell, date_format), expected)
-    is_iso = [ISO_DATE.fullmatch(cell) is not None for cell in cells]
-    if not any(is_iso) or (not all(is_iso) and all(cell.isdigit() for cell in cells)):
-        return None  # or an index that has just reached four digits
-    if not all(is_iso):
-        row = is_iso.index(False)
-        if cells[row] == "":
-            raise ValueError(f"{line(row)}: the date is missing, expected one as in the other rows")
-        raise ValueError(f"{line(row)}: {checks.shown(str(cells[row]))} is not a date like the others")
-    zoned = [cell.endswith("Z") or "+" in cell or cell.count("-") > 2 for cell in cells]
-    if any(zoned):
-        if not all(zoned):
-            row = zoned.index(False)
-            raise ValueError(f"{line(row)}: {cells[row]} has no zone, expected one as in the other rows")
-        return _moments(cells, line, datetime.datetime.fromisoformat)
-    try:
-        dates: Dates = np.array(cells).astype(f"datetime64[{UNITS.get(max(map(len, cells)), 'us')}]")
-    except ValueError:
-        _moments(cells, line, lambda cell: np.datetime64(cell, "us").item())
-        raise
-    days = dates.astype("datetime64[D]")
-    return days if np.all(days == dates) and dates.dtype > days.dtype else dates
-
-
-def is_like_a_date(cell: str, number: bool = False) -> bool:
-    """Return whether a cell, or a `number` under the header of dates, looks like a date that is not in ISO 8601."""
-    return (LIKE_A_DATE_AS_NUMBER if number else LIKE_A_DATE).fullmatch(cell) is not None
+    read = _iso_date if date_format is None else lambda cell: datetime.datetime.strptime(cell, date_format)
+    expected = "a date like the others" if date_format is None else f"a date of the format {checks.shown(date_format)}"
+    moments, zoned = [], set()
+    for row, cell in enumerate(cells):
+        try:
+            moment = read(cell)
+            zoned.add(moment.tzinfo is not None)
+            if len(zoned) > 1:
+                raise ValueError
+            moments.append(moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment)
+        except (ValueError, OverflowError):
+            raise ValueError(f"{line(row)}: {checks.shown(cell)} is not {expected}") from None
+    dates = coarsest(np.array(moments, "datetime64[us]"))
+    unit = UNITS.get(max(map(len, cells))) if date_format is None else None
+    return dates if unit is None else dates.astype(f"datetime64[{unit}]")
 
 
 def check_rising(dates: Dates, line: Line) -> None:
@@ -149,23 +123,23 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     def line(row: int) -> str:
         return f"{where}: dates[{row}]"
 
-    check_rising(array, line)
-    array, clocks = local(array, zone)
-    found = calendar(coarsest(array), line)
-    if found is None:
-        unknown = zone is not None and clocks is None
-        advice = f"; the clocks of {zone} may not be known here, local dates have no zone" if unknown else ""
-        raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them{advice}")
-    return found._replace(zone=clocks)
+    placed = calendar(array, line, zone)
+    if placed is None:
+        raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them")
+    return placed
 
 
-def calendar(dates: Dates, line: Line) -> Calendar | None:
-    """Put rising dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
+def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | None:
+    """Put dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
 
-    A gap that would have to be filled with more rows than FILL allows is a ValueError that names its line.
+    Dates that do not rise, or a gap that would have to be filled with more rows than FILL allows, are a ValueError that
+    names the line. Those of a time zone come in UTC.
     """
+    check_rising(dates, line)
     if len(dates) < 2:
         return None
+    dates, clocks = local(dates, zone)
+    dates = coarsest(dates)
     for found in _rhythms(dates):
         ticks = found.ticks(dates)
         every = int(np.gcd.reduce(np.diff(ticks)))
@@ -181,7 +155,8 @@ def calendar(dates: Dates, line: Line) -> Calendar | None:
             f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
             f"expected at most {FILL[0]} times as many as there are; split the series there"
         )
-    return found._replace(dates=found.at(ticks[0] + every * np.arange(place[-1] + 1)), place=place, every=every)
+    steps_taken = found.at(ticks[0] + every * np.arange(place[-1] + 1))
+    return found._replace(dates=steps_taken, place=place, every=every, zone=clocks)
 
 
 def local(dates: Dates, zone: str | None) -> tuple[Dates, datetime.tzinfo | None]:
@@ -209,19 +184,10 @@ def coarsest(dates: Dates) -> Dates:
     return dates
 
 
-def after(calendar: Calendar, steps: int, passed: int = 0) -> Dates:
-    """Return the dates of `steps` rows that begin `passed` rows after the last one, in UTC where they have a zone."""
-    ahead = calendar.every * (passed + np.arange(1, steps + 1))
-    dates = calendar.at(calendar.ticks(calendar.dates[-1:]) + ahead)
+def after(calendar: Calendar, steps: int) -> Dates:
+    """Return the dates of `steps` rows after the last one, in UTC where they have a zone."""
+    dates = calendar.at(calendar.ticks(calendar.dates[-1:]) + calendar.every * np.arange(1, steps + 1))
     return dates if calendar.zone is None else dates - _ahead(dates, calendar.zone, calendar.zone)
-
-
-def steps_after(calendar: Calendar, dates: Dates) -> Counts:
-    """Return how many steps after the last date of a calendar each of some dates lies; 0 for one that is on no step."""
-    shown = dates if calendar.zone is None else dates + _ahead(dates, calendar.zone, datetime.UTC)
-    ticks = calendar.ticks(shown)
-    ahead = ticks - calendar.ticks(calendar.dates[-1:])
-    return np.where((calendar.at(ticks) == shown) & (ahead % calendar.every == 0), ahead // calendar.every, 0)
 
 
 def features(dates: Dates, step: float) -> Values:
@@ -240,16 +206,10 @@ def features(dates: Dates, step: float) -> Values:
     return np.concatenate((np.sin(turns), np.cos(turns))).T
 
 
-def _moments(cells: Any, line: Line, read: Callable[[str], Any], expected: str = "a date like the others") -> Dates:
-    """Return cells (N,) as dates, in UTC where they have a zone; a ValueError names the line of one that is none."""
-    moments = []
-    for row, cell in enumerate(cells):
-        try:
-            moment = read(cell)
-            moments.append(moment if getattr(moment, "tzinfo", None) is None else moment.astimezone(datetime.UTC))
-        except (ValueError, OverflowError):
-            raise ValueError(f"{line(row)}: {checks.shown(str(cell))} is not {expected}") from None
-    return coarsest(np.array([moment.replace(tzinfo=None) for moment in moments], "datetime64[us]"))
+def _iso_date(cell: str) -> datetime.datetime:
+    if not ISO_DATE.fullmatch(cell):
+        raise ValueError
+    return datetime.datetime.fromisoformat(cell if len(cell) >= 10 else f"{cell}-01-01"[:10])
 
 
 def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | None) -> Any:

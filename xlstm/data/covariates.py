@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -65,6 +65,16 @@ class Covariates(NamedTuple):
             raise TypeError(f"{where}: {min(unknown)} is no argument, expected some of {', '.join(cls._fields)}")
         return cls(**given)
 
+    def each(self, where: str, number: int) -> list[Covariates]:
+        """Return the covariates of each of several series."""
+        for name, value in self._asdict().items():
+            listed = value is None or isinstance(value, list | tuple | np.ndarray)
+            if not listed or (value is not None and len(value) != number):
+                expected = f"one for each of {number} series"
+                raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+        lists = ([None] * number if value is None else value for value in self)
+        return [*map(Covariates, *lists)]
+
 
 class CovariateArguments(TypedDict, total=False):
     """The keywords of a caller that stand for `Covariates`."""
@@ -76,9 +86,9 @@ class CovariateArguments(TypedDict, total=False):
 
 
 def read_series(
-    where: str, values: Any, covariates: Covariates, more: int, look: bool, gaps: bool = False
+    where: str, values: Sequence[Any], covariates: Sequence[Covariates], more: int, look: bool, gaps: bool = False
 ) -> list[TimeSeries]:
-    """Return one series or several with their covariates, with room for `more` rows of the calendar.
+    """Return series with their covariates, with room for `more` rows of the calendar.
 
     With `look` features of dates are among the covariates that are known in advance. With `gaps` covariates keep their
     gaps, and all may begin with some; `known` then has the first value in their place, or 0 where there is none. Errors
@@ -89,15 +99,10 @@ def read_series(
     ValueError, TypeError
         Series are not sound, or covariates have not as many rows.
     """
-    if not is_several(values):
-        return [_one(where, values, covariates, more, look, gaps)]
-    if len(values) == 0:
-        raise ValueError(f"{where}: values is an empty list, expected a series or more")
-    several = [_each(where, name, value, len(values)) for name, value in covariates._asdict().items()]
     read = []
-    for k, one in enumerate(values):
+    for k, (one, beside) in enumerate(zip(values, covariates, strict=True)):
         try:
-            read.append(_one(where, one, Covariates(*(value[k] for value in several)), more, look, gaps))
+            read.append(_one(where, one, beside, more, look, gaps))
         except (TypeError, ValueError) as error:
             error.add_note(f"in series {k}")
             raise
@@ -118,45 +123,35 @@ def axes(values: Any) -> int:
     return 1 if isinstance(values, range) else np.ndim(values)
 
 
-def _each(where: str, name: str, value: Any, number: int) -> Any:
-    """Return an argument for each of several series."""
-    if value is None:
-        return [None] * number
-    if not isinstance(value, list | tuple | np.ndarray) or len(value) != number:
-        raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected one for each of {number} series")
-    return value
-
-
 def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool) -> TimeSeries:
     values = series(where, value)
-    N = len(values)
-    begin = 0 if gaps else int(np.max(np.argmax(~np.isnan(values), axis=0)))
-    lead = 0 if gaps else begin + 1
-    for c in np.flatnonzero(np.all(np.isnan(values[:lead]), axis=0)) if lead else ():
-        raise ValueError(f"{where}: the series has no value in column {c}, expected some")
-    past = _covariates(where, "past", covariates.past, N, N, lead)
-    future = _covariates(where, "future", covariates.future, N, None, lead)
-    calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
-    place, rows, features = np.arange(N), N, 0
-    if calendar is not None:
-        place, rows = calendar.place, len(calendar.dates)
-        if len(place) != N:
-            raise ValueError(f"{where}: dates has {len(place)} rows, expected {N}, as many as the series")
-    ahead = max(0, len(future) - N)
-    if future.shape[1]:
-        future = _placed(future, np.concatenate((place, rows + np.arange(ahead))), rows + ahead)
-    else:
-        future = np.empty((rows + more, 0))
-    if calendar is not None and look:
-        later = calendars.after(calendar._replace(zone=None), max(more, ahead))
-        of_dates = calendars.features(np.concatenate((calendar.dates, later)), calendar.seconds)
-        features, future = of_dates.shape[1], np.concatenate((of_dates[: len(future)], future), axis=1)
+    N, there = len(values), ~np.isnan(values)
+    begin = 0 if gaps else int(np.max(np.argmax(there, axis=0)))
+    if not gaps and not np.all(np.any(there, axis=0)):
+        column = int(np.argmin(np.any(there, axis=0)))
+        raise ValueError(f"{where}: the series has no value in column {column}, expected some")
+    past, future = (_covariates(where, name, getattr(covariates, name), N, begin, gaps) for name in ("past", "future"))
     static: Values = np.empty(0)
     if covariates.static is not None:
         static = columns(where, "static", np.atleast_1d(covariates.static))[:, 0]
     if not np.all(np.isfinite(static)):
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
+    calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
+    place, rows, ahead = np.arange(N), N, max(0, len(future) - N)
+    if calendar is not None:
+        place, rows = calendar.place, len(calendar.dates)
+        if len(place) != N:
+            raise ValueError(f"{where}: dates has {len(place)} rows, expected {N}, as many as the series")
     values, past = _placed(values, place, rows), _placed(past, place, rows)
+    if future.shape[1]:
+        future = _placed(future, np.concatenate((place, rows + np.arange(ahead))), rows + ahead)
+    else:
+        future = np.empty((rows + more, 0))
+    features = 0
+    if calendar is not None and look:
+        later = calendars.after(calendar._replace(zone=None), max(more, ahead))
+        of_dates = calendars.features(np.concatenate((calendar.dates, later)), calendar.seconds)
+        features, future = of_dates.shape[1], np.concatenate((of_dates[: len(future)], future), axis=1)
     known = carry_forward(values)
     if gaps:
         return TimeSeries(values, _begun(known), past, future, static, calendar, features)
@@ -165,18 +160,18 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     return TimeSeries(values, known, past, future, static, calendar, features, begin)
 
 
-def _covariates(where: str, name: str, value: Any, N: int, most: int | None, lead: int) -> Values:
-    """Return covariates (N, K) or, without `most`, of more rows; those that are infinite raise.
+def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: bool) -> Values:
+    """Return covariates (N, K) or, of the future, of more rows; raise where they are infinite.
 
-    Those that have no value in the first `lead` rows raise, too.
+    Without `gaps` those that have no value up to row `begin` raise, too.
     """
     if value is None:
         return np.empty((N, 0))
     rows = columns(where, name, value, "real numbers (N,) or (N, K)")
-    if len(rows) < N or (most is not None and len(rows) > most):
-        more = "" if most else " or more"
+    if len(rows) < N or (name == "past" and len(rows) > N):
+        more = " or more" if name == "future" else ""
         raise ValueError(f"{where}: {name} has {len(rows)} rows, expected {N}{more}, as many as the series")
-    if np.any(np.isinf(rows)) or (lead and np.any(np.all(np.isnan(rows[:lead]), axis=0))):
+    if np.any(np.isinf(rows)) or (not gaps and np.any(np.all(np.isnan(rows[: begin + 1]), axis=0))):
         raise ValueError(f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers")
     return rows
 

@@ -79,21 +79,6 @@ def has_columns(given: Any) -> bool:
     return is_table(given) and hasattr(given, "columns")
 
 
-def labels_of(table: Any) -> Any:
-    """Return the index of a table of pandas, or None where it only numbers the rows, or the library has none.
-
-    Parameters
-    ----------
-    table : table
-
-    Returns
-    -------
-    index or None
-    """
-    index = getattr(table, "index", None)
-    return None if type(index).__name__ == "RangeIndex" else index
-
-
 def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
     """Return the columns of a table as numbers.
 
@@ -144,29 +129,6 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     else:
         return Columns(names, values)
     return Columns(names, values, np.asarray(labels.to_numpy()), None if name is None else str(name), zone)
-
-
-def numeric(where: str, given: Any) -> list[str]:
-    """Return the names of the columns of a table that hold numbers, and no dates, text or other objects.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for errors.
-    given : table
-        As for `table_of`.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    TypeError, ImportError
-        As for `table_of`.
-    """
-    nw, frame, _ = _frame(where, given)
-    return [str(name) for name, dtype in frame.schema.items() if _is_numeric(nw, dtype)]
 
 
 def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any:
@@ -222,28 +184,6 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     return table
 
 
-def plain_like(given: Any, columns: Mapping[str, Any]) -> Any:
-    """Return columns as a table of the library of another one, with none of its rows' labels.
-
-    Parameters
-    ----------
-    given : table
-        As for `table_of`.
-    columns : dict of str to array (N,)
-
-    Returns
-    -------
-    table
-
-    Raises
-    ------
-    TypeError, ImportError
-        As for `table_of`.
-    """
-    nw, frame, _ = _frame("plain_like", given)
-    return nw.to_native(nw.from_dict(dict(columns), native_namespace=nw.get_native_namespace(frame)))
-
-
 def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
     """Return the rows of a table by the values of a column, which the tables of the groups do not have.
 
@@ -274,7 +214,7 @@ def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
         raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
     found = labels.unique(maintain_order=True).to_list()
     parts = {label: frame.filter(nw.col(column) == label).drop(column) for label in found}
-    if labels_of(nw.to_native(frame)) is None:  # nor are its parts, though pandas keeps the numbers of their rows
+    if _index_of(nw, frame) is None:  # nor are its parts, though pandas keeps the numbers of their rows
         parts = {label: nw.maybe_reset_index(part) for label, part in parts.items()}
     return {label: nw.to_native(part) for label, part in parts.items()}
 
@@ -341,10 +281,11 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
 
 def _index_of(nw: Any, frame: Any) -> Any:
     """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers beside dates do."""
-    index = labels_of(nw.to_native(frame))
-    if index is None or getattr(index.dtype, "kind", "O") not in "iu":
-        return index
-    return None if any(dtype in (nw.Date, nw.Datetime) for dtype in frame.schema.values()) else index
+    index = getattr(nw.to_native(frame), "index", None)
+    dated = any(dtype in (nw.Date, nw.Datetime) for dtype in frame.schema.values())
+    kind = getattr(getattr(index, "dtype", None), "kind", "O")
+    numbers_rows = type(index).__name__ == "RangeIndex" or (dated and kind in "iu")
+    return None if numbers_rows else index
 
 
 def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:

@@ -54,15 +54,13 @@ def _array(where: str, name: str, given: Any, expected: str) -> Host:
     return to_numpy(given)
 
 
-def check_numbers(where: str, name: str, array: Any, ndim: int | None = None) -> None:
-    """Raise unless `array` is a NumPy array of real numbers, with one axis if `ndim` is 1."""
+def check_numbers(where: str, name: str, array: Any) -> None:
+    """Raise unless `array` is a NumPy array of real numbers."""
     checks.unmasked(where, name, array)
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")
-    if ndim is not None and array.ndim != ndim:
-        raise ValueError(f"{where}: {name} has shape {array.shape}, expected (N,)")
 
 
 def finite(where: str, name: str, array: Host, dtype: str = "float64", counts: Host | None = None) -> None:
@@ -117,12 +115,10 @@ def series(where: str, given: Any) -> Values:
     array = columns(where, "values", given)
     if len(array) == 0:
         raise ValueError(f"{where}: the series is empty, expected values (N,) or (N, C)")
-    for c, column in enumerate(array.T):
+    for row, c in np.argwhere(np.abs(array) > LARGEST):
         column_of = f" in column {c}" if array.shape[1] > 1 else ""
-        beyond = np.flatnonzero(np.abs(column) > LARGEST)
-        if beyond.size:
-            row = int(beyond[0])
-            raise SeriesError(where, row, column[row], f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}")
+        expected = f"expected numbers from {-LARGEST:g} to {LARGEST:g}{column_of}"
+        raise SeriesError(where, int(row), array[row, c], expected)
     return array
 
 
@@ -140,13 +136,13 @@ def check_reach(where: str, known: Values, units: Values, dtype: str, begin: int
     begin : int
         Rows of the series that come before those of `known`.
     """
-    for c, (column, unit) in enumerate(zip(known.T, units, strict=True)):
-        if column.size == 0:
-            continue
-        with np.errstate(over="ignore"):
-            far = np.abs(column - np.median(column)) / unit
-        row = int(np.argmax(far))
-        if far[row] > math.sqrt(float(np.finfo(dtype).max)) / 4:
-            times = f"{far[row]:.2g} times the usual change of the series"
-            column_of = f" in column {c}" if known.shape[1] > 1 else ""
-            raise SeriesError(where, begin + row, column[row], f"{times}, more than {dtype} has room for{column_of}")
+    if not known.size:
+        return
+    with np.errstate(over="ignore"):
+        far = np.abs(known - np.median(known, axis=0)) / units
+    row, c = np.unravel_index(np.argmax(far), far.shape)
+    if far[row, c] > math.sqrt(float(np.finfo(dtype).max)) / 4:
+        times = f"{far[row, c]:.2g} times the usual change of the series"
+        column_of = f" in column {c}" if known.shape[1] > 1 else ""
+        problem = f"{times}, more than {dtype} has room for{column_of}"
+        raise SeriesError(where, begin + int(row), known[row, c], problem)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data import calendars, covariates, frames
-from xlstm.data.calendars import FILL, Calendar
+from xlstm.data.calendars import Calendar
 from xlstm.data.covariates import Covariates, TimeSeries
 from xlstm.data.frames import Columns
-from xlstm.data.host import Values, series
+from xlstm.data.host import Values
 
 
 class Roles(NamedTuple):
@@ -37,20 +36,16 @@ class Roles(NamedTuple):
         lists: dict[str, list[str]] = {}
         for role, value in self._asdict().items():
             names = [value] if isinstance(value, str) or value is None else value
-            if frames.has_columns(names) or getattr(getattr(names, "dtype", None), "kind", "O") not in "OUT":
-                raise TypeError(f"{where}: {role} is {checks.shown(names)}, expected names of columns")
             names = checks.several(where, role, names, "names of columns", checks.LARGEST)
             lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
         if len(lists["series_id"]) > 1:
             raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
-        roles: dict[str, list[str]] = {}
-        for role, names in lists.items():
-            for column in names:
-                roles.setdefault(column, []).append(role)
-        for column, several in roles.items():
-            if len(several) > 1:
-                problem = f"column {checks.shown(column)} is in {' and '.join(several)}, expected one role"
+        taken: dict[str, str] = {}
+        for role, column in ((role, column) for role, names in lists.items() for column in names):
+            if column in taken:
+                problem = f"column {checks.shown(column)} is in {taken[column]} and {role}, expected one role"
                 raise ValueError(f"{where}: {problem}")
+            taken[column] = role
         return Roles(**lists)
 
     def given(self) -> dict[str, Any]:
@@ -68,8 +63,10 @@ class Given(NamedTuple):
 
     Attributes
     ----------
-    values : array, or list of arrays
-    covariates : Covariates
+    values : list of array
+    covariates : list of Covariates
+    single : bool
+        Whether one series came by itself, and not in a list.
     flat : list of bool
         Which of the series came without an axis of targets.
     names : list of str
@@ -85,8 +82,9 @@ class Given(NamedTuple):
         The time zone of its dates.
     """
 
-    values: Any
-    covariates: Covariates
+    values: Sequence[Any]
+    covariates: list[Covariates]
+    single: bool
     flat: list[bool]
     names: Sequence[str] = ()
     table: Any = None
@@ -100,9 +98,7 @@ class Given(NamedTuple):
         """Names of the series, where a column has them."""
         return [str(label) for label in self.labels] if self.id_name else []
 
-    def like(
-        self, forecasts: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",), passed: int = 0
-    ) -> Any:
+    def like(self, forecasts: Sequence[Values], read: Sequence[TimeSeries], suffixes: Sequence[str] = ("",)) -> Any:
         """Return forecasts after the ends of series in the kind that the series came in.
 
         Parameters
@@ -111,19 +107,17 @@ class Given(NamedTuple):
         read : list of TimeSeries
         suffixes : list of str
             Ends of the names of columns, along the last axis of forecasts, if there is one.
-        passed : int
-            Steps between the ends of the series and the first of forecasts.
         """
         if self.table is None:
             shaped = [one[:, 0] if flat else one for one, flat in zip(forecasts, self.flat, strict=True)]
-            return shaped if covariates.is_several(self.values) else shaped[0]
+            return shaped[0] if self.single else shaped
         steps = len(forecasts[0])
         columns: dict[str, Any] = {self.id_name: np.repeat(np.array(self.labels), steps)} if self.id_name else {}
         rows = np.concatenate(forecasts).reshape(steps * len(forecasts), len(self.names), len(suffixes))
         for c, name in enumerate(self.names):
             columns |= {f"{name}{suffix}": rows[:, c, k] for k, suffix in enumerate(suffixes)}
-        ahead = [calendars.after(one.calendar, steps, passed) for one in read if one.calendar is not None]
-        ahead = ahead or [_numbers_after(labels, steps, passed) for labels in self.rows]
+        ahead = [calendars.after(one.calendar, steps) for one in read if one.calendar is not None]
+        ahead = ahead or [_numbers_after(labels, steps) for labels in self.rows]
         index = np.concatenate(ahead) if ahead else None
         if index is not None and index.dtype.kind == "M" and str(np.datetime_data(index.dtype)[0]) not in ("us", "ns"):
             index = index.astype("datetime64[us]")  # not every library has coarser ones
@@ -154,8 +148,9 @@ def given(
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
     if not frames.is_table(values):
-        several = values if covariates.is_several(values) else [values]
-        return Given(values, beside, [covariates.axes(one) == 1 for one in several])
+        if not covariates.is_several(values):
+            return Given([values], [beside], True, [covariates.axes(values) == 1])
+        return Given(values, beside.each(where, len(values)), False, [covariates.axes(one) == 1 for one in values])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
@@ -167,12 +162,11 @@ def given(
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
         raise ValueError(f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
-    names = [*fitted] or names
-    arrays, past, future, static, dates, rows = [], [], [], [], [], []
+    names, series, every, rows = [*fitted] or names, [], [], []
     for label, columns in read.items():
-        arrays.append(numbers_of(where, columns, names))
-        past.append(numbers_of(where, columns, roles.past))
-        ahead, calendar = numbers_of(where, columns, roles.future), None
+        series.append(numbers_of(where, columns, names))
+        past, future, static = (numbers_of(where, columns, some) for some in (roles.past, roles.future, roles.static))
+        calendar = None
         if (dated := dates_of(columns)) is not None:
             named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
             calendar = calendars.calendar_of(named, dated, columns.zone)
@@ -180,20 +174,14 @@ def given(
             rows.append(columns.index)
         if label in after:
             more = frames.table_of(f"{where}: {later}", after[label], roles.future)
-            check_zones(where, later, more, columns.zone)
-            more = _in_order(where, later, more, calendar)
-            ahead = np.concatenate((ahead, numbers_of(where, more, roles.future)))
-        future.append(ahead if roles.future else None)
-        fixed = numbers_of(where, columns, roles.static)
-        if np.any(np.isnan(fixed)):
-            name = roles.static[int(np.argmax(np.any(np.isnan(fixed), axis=0)))]
-            raise ValueError(f"{where}: static column {checks.shown(name)} has missing values, expected one number")
-        if np.any(fixed != fixed[:1]):
-            raise ValueError(f"{where}: static columns {checks.few(roles.static)} change within a series")
-        static.append(fixed[0])
-        dates.append(calendar)
-    found = Covariates(past if roles.past else None, future, static if roles.static else None, dates)
-    return Given(arrays, found, [False] * len(arrays), names, values, list(read), roles.id_name, rows, columns.zone)
+            ahead = _next_rows(where, later, more, roles.future, calendar, columns.zone)
+            future = np.concatenate((future, ahead))
+        if np.any(static != static[:1]):  # as missing values are
+            raise ValueError(f"{where}: static columns {checks.few(roles.static)} have gaps or change within a series")
+        parts = ((past, roles.past), (future, roles.future), (static[0], roles.static))
+        every.append(Covariates._make([*(part if some else None for part, some in parts), calendar]))
+    flat, labels = [False] * len(series), list(read)
+    return Given(series, every, False, flat, names, values, labels, roles.id_name, rows, columns.zone)
 
 
 def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
@@ -211,113 +199,35 @@ def numbers_of(where: str, columns: Columns, names: Sequence[str]) -> Values:
     return columns.values[:, frames.places_of(where, columns.names, names)]
 
 
-def check_zones(where: str, name: str, later: Columns, zone: str | None) -> None:
-    """Raise ValueError unless the dates of rows have a time zone where `zone` says that those before them have one."""
-    if dates_of(later) is not None and (later.zone is None) != (zone is None):
-        own, other = ("no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone))
-        raise ValueError(f"{where}: the dates of {name} have {own}, expected {other}, as in the table of the series")
+def _next_rows(
+    where: str, name: str, later: Columns, names: Sequence[str], calendar: Calendar | None, zone: str | None
+) -> Values:
+    """Return rows (n, C) that come after those of a table, in the order of their dates, if they have some.
 
-
-def check_ends(where: str, given: Given, read: Sequence[TimeSeries]) -> None:
-    """Raise ValueError unless all series of a table end with one date, if they have dates, and have one step."""
-    ends = [
-        one.calendar and f"{one.calendar.dates[-1]} and steps of {one.calendar.every} {one.calendar.unit}"
-        for one in read
-    ]
-    for k, end in enumerate(ends):
-        if end != ends[0]:
-            first, other = (checks.shown(given.labels[n]) for n in (0, k))
-            raise ValueError(f"{where}: series {other} ends with {end}, expected {ends[0]}, as series {first}")
-
-
-def following(
-    where: str, name: str, given: Given, read: Sequence[TimeSeries], roles: Roles, table: Any, passed: int
-) -> list[Values]:
-    """Return rows that come after those of a table, (n, C) for each of its series.
-
-    Rows that are missing between dates, or at the end of some series, are gaps.
-
-    Parameters
-    ----------
-    where, name : str
-        The caller, and its argument with the rows, for errors.
-    given : Given
-    read : list of TimeSeries
-    roles : Roles
-        Those of the table.
-    table : table
-        The rows, with the columns of the table, in any order if they have dates.
-    passed : int
-        Steps after the ends of the series that came before.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As of `given`; or there are rows of another series, with dates that are no steps after the last ones, or of some
-        series more than of others where they have no dates.
+    A ValueError says where they have dates, or a time zone, and the table has none, or the reverse, and names a date
+    that is not the next step.
     """
-    parts = tables_of(where, table, roles)
-    for label in parts:
-        if label not in given.labels:
-            ours = checks.few(given.ids)
-            raise ValueError(f"{where}: {name} has rows of series {checks.shown(label)}, expected some of {ours}")
-    every = []
-    for label, one in zip(given.labels, read, strict=True):
-        rows: Values = np.empty((0, len(given.names)))
-        if len(parts.get(label, ())):  # as an array, a table may be empty
-            columns = frames.table_of(where, parts[label], given.names)
-            rows = series(where, numbers_of(where, columns, given.names))
-            dates = dates_of(columns)
-            if (dates is None) != (one.calendar is None):
-                problem = "no dates, expected some" if dates is None else "dates, expected none"
-                raise ValueError(f"{where}: the rows of {name} have {problem}, as in the table of the series")
-            check_zones(where, name, columns, given.zone)
-            if one.calendar is not None:
-                rows = _placed(where, name, rows, dates, one.calendar, passed)
-        every.append(rows)
-    counts = [len(rows) for rows in every]
-    if len(set(counts)) > 1 and read[0].calendar is None:
-        raise ValueError(f"{where}: {name} has {min(counts)} to {max(counts)} rows of a series, expected one number")
-    return [np.pad(rows, ((0, max(counts) - len(rows)), (0, 0)), constant_values=np.nan) for rows in every]
-
-
-def _in_order(where: str, name: str, later: Columns, calendar: Calendar | None) -> Columns:
-    """Return rows in the order of their dates, if they have some; ValueError unless these are the next steps."""
-    dates = dates_of(later)
-    if dates is None:
-        return later
+    rows, dates = numbers_of(where, later, names), dates_of(later)
+    if (dates is None) != (calendar is None):
+        problem = "no dates, expected some" if dates is None else "dates, expected none"
+        raise ValueError(f"{where}: the rows of {name} have {problem}, as in the table of the series")
     if calendar is None:
-        raise ValueError(f"{where}: the rows of {name} have dates, expected none, as in the table of the series")
+        return rows
+    if (later.zone is None) != (zone is None):
+        theirs, ours = ("no time zone" if one is None else f"time zone {one}" for one in (later.zone, zone))
+        raise ValueError(f"{where}: the dates of {name} have {theirs}, expected {ours}, as in the table of the series")
     order, expected = np.argsort(dates), calendars.after(calendar, len(dates))
-    for row, wanted in zip(order, expected, strict=True):
-        if dates[row].astype(expected.dtype) != wanted:
-            problem = f"{name} has a row for {dates[row]}, expected {wanted}, the next step of the series"
+    for date, wanted in zip(dates[order], expected, strict=True):
+        if date.astype(expected.dtype) != wanted:
+            problem = f"{name} has a row for {date}, expected {wanted}, the next step of the series"
             raise ValueError(f"{where}: {problem}")
-    return replace(later, values=later.values[order], index=dates[order])
+    return rows[order]
 
 
-def _placed(where: str, name: str, rows: Values, dates: Any, calendar: Calendar, passed: int) -> Values:
-    """Return rows (n, C) of dates (n,) at their steps after those of a calendar and `passed` more, with gaps between.
-
-    A ValueError names a date that is on no such step, is there twice, or is too late.
-    """
-    order = np.argsort(dates)
-    place = calendars.steps_after(calendar, dates)[order] - passed - 1
-    wrong = np.flatnonzero(np.diff(place, prepend=-1) <= 0)
-    if wrong.size:
-        row, first = dates[order[wrong[0]]], calendars.after(calendar, 1, passed)[0]
-        raise ValueError(f"{where}: {name} has a row for {row}, expected {first} or later steps, each once")
-    if place[-1] >= FILL[0] * len(place) + FILL[1]:
-        raise ValueError(f"{where}: {name} has a row for {dates[order[-1]]}, more than {FILL[1]} steps later")
-    placed = np.full((place[-1] + 1, rows.shape[1]), np.nan)
-    placed[place] = rows[order]
-    return placed
-
-
-def _numbers_after(labels: Any, steps: int, passed: int = 0) -> Any:
+def _numbers_after(labels: Any, steps: int) -> Any:
     """Return the next whole numbers in the step of labels (N,), or in steps of 1; after other labels those of rows."""
     last, every = len(labels) - 1, 1
     if labels.dtype.kind in "iu":
         rises = np.diff(labels.astype(np.int64))
         last, every = int(labels[-1]), int(rises[0]) if len(rises) and rises[0] > 0 and np.all(rises == rises[0]) else 1
-    return last + every * (passed + np.arange(1, steps + 1))
+    return last + every * np.arange(1, steps + 1)

@@ -12,10 +12,8 @@ import math
 import os
 import pickle
 import struct
-import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,7 +21,7 @@ import numpy as np
 
 from xlstm.arrays.checks import shown
 from xlstm.data import reading, writing
-from xlstm.data.tensors import DTYPES, ONE, Host, check_shape, read_at, widened
+from xlstm.data.tensors import DTYPES, Host, check_shape, widened
 
 STORAGES = {
     **{"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Bool": "BOOL"},
@@ -34,9 +32,6 @@ CONVERSION = (
     "safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()}, 'model.safetensors'); "
     "json.dump(c['hyper_parameters'], open('config.json', 'w'))"
 )
-# The beginning of an entry, before its name: the signature, and the lengths of the name and of an extra field.
-LOCAL = struct.Struct("<4s22xHH")
-CHUNK = 1 << 20  # bytes of a storage that are read at once for its checksum
 BYTES = 1 << 20  # of a pickle, which is read in a second or two
 WIDEST = 8  # bytes of a whole number in a pickle: a dict of wider ones may take the square of their number
 DAMAGED = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OverflowError, struct.error, OSError)
@@ -47,53 +42,25 @@ OPCODES = (
     *("SETITEMS", "EMPTY_TUPLE", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET", "GLOBAL", "STACK_GLOBAL"),
     *("REDUCE", "BINPERSID"),
 )
+PYTHON: Any = pickle._Unpickler  # that in C takes as much memory as an index says
 
 
-class Name(NamedTuple):
-    """A class or a function by its name."""
-
-    module: str
-    name: str
-
-
-class Call(NamedTuple):
-    """For `dumps`, a call of a function."""
-
-    function: Name
-    arguments: tuple[Any, ...]
-
-
-class Persistent(NamedTuple):
-    """For `dumps`, an object that lies outside the pickle, by its id."""
-
-    identity: Any
-
-
-PYTHON: Any = pickle
-ORDERED, REBUILD = Name("collections", "OrderedDict"), Name("torch._utils", "_rebuild_tensor_v2")
-
-
-class _Unpickler(PYTHON._Unpickler):  # type: ignore[misc]  # that in C takes as much memory as an index says
+class _Unpickler(PYTHON):  # type: ignore[misc]
     """Reads plain values. Tuples become lists, which no dict has as keys; attributes of objects are left out."""
 
     def __init__(self, blob: bytes, storage: Callable[[Any], Any]) -> None:
         super().__init__(io.BytesIO(blob))
         self.persistent_load = storage
-        self.known = {
-            ORDERED: _ordered,
-            REBUILD: _tensor,
-            **{Name("torch", f"{kind}Storage"): kind for kind in STORAGES},
-        }
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a class or a function; ValueError for all but those of a checkpoint."""
-        if (module, name) not in self.known:
-            raise ValueError(f"it names {shown(f'{module}.{name}')}")
-        return self.known[Name(module, name)]
-
-    def _marked(self) -> None:
-        items = self.pop_mark()  # which exchanges the stack
-        self.append(items)
+        if (module, name) == ("collections", "OrderedDict"):
+            return lambda: {}
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return Tensor.of
+        if module == "torch" and name.removesuffix("Storage") in STORAGES:
+            return name.removesuffix("Storage")
+        raise ValueError(f"it names {shown(f'{module}.{name}')}")
 
     def _last(self, count: int) -> None:
         self.stack[-count:] = [self.stack[-count:]]
@@ -105,8 +72,8 @@ class _Unpickler(PYTHON._Unpickler):  # type: ignore[misc]  # that in C takes as
         self.append(int.from_bytes(self.read(width), "little", signed=True))
 
     dispatch: ClassVar[dict[int, Callable[[Any], Any]]] = {
-        **{getattr(pickle, name)[0]: PYTHON._Unpickler.dispatch[getattr(pickle, name)[0]] for name in OPCODES},
-        pickle.TUPLE[0]: _marked,
+        **{getattr(pickle, name)[0]: PYTHON.dispatch[getattr(pickle, name)[0]] for name in OPCODES},
+        pickle.TUPLE[0]: PYTHON.dispatch[pickle.LIST[0]],
         pickle.TUPLE1[0]: lambda self: self._last(1),
         pickle.TUPLE2[0]: lambda self: self._last(2),
         pickle.TUPLE3[0]: lambda self: self._last(3),
@@ -115,35 +82,15 @@ class _Unpickler(PYTHON._Unpickler):  # type: ignore[misc]  # that in C takes as
     }
 
 
-class _Pickler(PYTHON._Pickler):  # type: ignore[misc]
-    """Writes names and calls without importing anything."""
-
-    def persistent_id(self, value: Any) -> Any:
-        """Return the id of an object that lies elsewhere, else None."""
-        return value.identity if isinstance(value, Persistent) else None
-
-    def _name(self, value: Name) -> None:
-        self.write(pickle.GLOBAL + f"{value.module}\n{value.name}\n".encode())
-
-    def _call(self, value: Call) -> None:
-        self.save(value.function)
-        self.save(value.arguments)
-        self.write(pickle.REDUCE)
-
-    dispatch: ClassVar[dict[type, Callable[..., None]]] = {**PYTHON._Pickler.dispatch, Name: _name, Call: _call}
-
-
-@dataclass(frozen=True)
-class Storage:
-    """Numbers of one dtype in the file, from a byte on."""
+class Storage(NamedTuple):
+    """Numbers of one dtype in the file, by the name of their entry."""
 
     dtype: str
-    start: int
+    entry: str
     numel: int
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A view of a storage; the strides count numbers."""
 
     storage: Storage
@@ -151,17 +98,21 @@ class Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
-    def span(self) -> int:
-        """How many numbers of the storage lie between the first and the last one, both included."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the tensor by itself."""
-        return math.prod(self.shape) * np.dtype(DTYPES[self.storage.dtype]).itemsize
+    @classmethod
+    def of(cls, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+        """Return the tensor that `_rebuild_tensor_v2` makes of these; ValueError unless it lies within its storage."""
+        if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in (*shape, *strides, offset)):
+            problem = f"a tensor is {shown((storage, offset, shape, strides))}"
+            raise ValueError(f"{problem}, expected a storage, an offset, a shape and strides")
+        tensor = cls(storage, offset, tuple(shape), tuple(strides))
+        where = f"a tensor of shape {shown(tensor.shape)}, strides {shown(tensor.strides)} and offset {shown(offset)}"
+        if len(shape) != len(strides):
+            raise ValueError(f"{where} has not as many strides as axes")
+        check_shape("a tensor", shape, np.dtype(DTYPES[storage.dtype]).itemsize)
+        span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if (0 not in shape and offset + span > storage.numel) or math.prod(shape) > storage.numel:
+            raise ValueError(f"{where} does not lie within its storage of {storage.numel} numbers")
+        return tensor
 
 
 class TorchFile:
@@ -180,24 +131,18 @@ class TorchFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path}: a folder, expected a file of PyTorch")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        self._file = open(path, "rb")  # noqa: SIM115 (closed with the object)
-        weakref.finalize(self, self._file.close)
-        self._size = os.fstat(self._file.fileno()).st_size
-        self._unchecked: dict[int, zipfile.ZipInfo] = {}  # storages whose checksum is open, by where they begin
+        self.path = path = reading.existing(Path(path), "file of PyTorch")
+        self._size = path.stat().st_size
+        self._latest: tuple[Storage, Host] | None = None
         try:
-            self._archive = zipfile.ZipFile(self._file)
+            self._archive = zipfile.ZipFile(path)
             entries = self._archive.infolist()
             self._entries = {entry.filename.partition("/")[2]: entry for entry in entries}  # all are in one folder
             if len(self._entries) != len(entries):
                 raise ValueError("entries of the zip have the same name")
-            if "byteorder" in self._entries and (order := self._content("byteorder", 16)) != b"little":
+            if "byteorder" in self._entries and (order := self._bytes("byteorder")) != b"little":
                 raise ValueError(f"its numbers are {shown(order)}, expected b'little' endian")
-            self.content = _dict(loads(self._content("data.pkl", BYTES), self._storage))
+            self.content = _dict(loads(self._bytes("data.pkl"), self._storage))
             self._tensors = self._state()
         except (ValueError, *DAMAGED) as error:
             raise ValueError(f"{path}: not read without PyTorch ({error}); {CONVERSION}") from error
@@ -209,66 +154,53 @@ class TorchFile:
         return {name: self._read(name) for name in names}
 
     def _read(self, name: str) -> Host:
-        tensor = self._tensors[name]
-        dtype = np.dtype(DTYPES[tensor.storage.dtype])
-        self._check_sum(name, tensor.storage.start)
-        start = tensor.storage.start + tensor.offset * dtype.itemsize
-        numbers = read_at(f"{self.path}: {name}", self._file, start, DTYPES[tensor.storage.dtype], tensor.span)
-        if numbers.size:
-            steps = [stride * dtype.itemsize for stride in tensor.strides]
-            numbers = np.ascontiguousarray(np.lib.stride_tricks.as_strided(numbers, tensor.shape, steps))
-        return widened(numbers.reshape(tensor.shape), tensor.storage.dtype)
+        storage, offset, shape, strides = self._tensors[name]
+        try:
+            numbers = self._numbers(storage)
+        except (ValueError, *DAMAGED) as error:
+            raise ValueError(f"{self.path}: {name} is damaged ({error})") from error
+        if 0 in shape:
+            return widened(np.empty(shape, numbers.dtype), storage.dtype)
+        steps = [stride * numbers.itemsize for stride in strides]
+        return widened(np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy(), storage.dtype)
 
-    def _check_sum(self, name: str, start: int) -> None:
-        """Raise ValueError unless a storage has its checksum; each is read once for it."""
-        with ONE:
-            if start not in self._unchecked:
-                return
-            try:
-                with self._archive.open(self._unchecked[start]) as storage:
-                    while storage.read(CHUNK):
-                        pass
-            except DAMAGED as error:
-                raise ValueError(f"{self.path}: {name} is damaged ({error})") from error
-            del self._unchecked[start]
+    def _numbers(self, storage: Storage) -> Host:
+        """Return all numbers of a storage, which is read once, and its checksum checked, for tensors in a row."""
+        latest = self._latest
+        if latest is None or latest[0] != storage:
+            blob = self._archive.read(self._entries[storage.entry])
+            self._latest = latest = storage, np.frombuffer(blob, DTYPES[storage.dtype], storage.numel)
+        return latest[1]
 
-    def _place(self, name: str) -> tuple[int, int]:
-        """Return where an entry begins in the file, and how many bytes it has."""
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        """Return an entry, whose bytes lie in the file as they are; ValueError unless they do."""
         if name not in self._entries:
             raise ValueError(f"the zip has no entry {shown(name)}")
         entry = self._entries[name]
-        size, begin = entry.file_size, entry.header_offset
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != size:
-            raise ValueError(f"entry {shown(name)} is compressed or encrypted, which PyTorch's are not")
-        self._file.seek(begin)
-        signature, *lengths = LOCAL.unpack(self._file.read(LOCAL.size))
-        start = begin + LOCAL.size + sum(lengths)
-        if signature != b"PK\3\4" or start + size > self._size:
-            raise ValueError(f"entry {shown(name)} of {size} bytes does not lie within the file of {self._size}")
-        return start, size
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+            raise ValueError(f"entry {shown(name)} is compressed, which PyTorch's are not")
+        if entry.file_size > self._size:
+            raise ValueError(f"entry {shown(name)} has {entry.file_size} bytes, the file {self._size}")
+        return entry
 
-    def _content(self, name: str, most: int) -> bytes:
-        """Return the bytes of an entry, once its checksum is checked."""
-        _, size = self._place(name)
-        if size > most:
-            raise ValueError(f"entry {name} has {size} bytes, expected at most {most}")
-        return self._archive.read(self._entries[name])
+    def _bytes(self, name: str) -> bytes:
+        """Return the bytes of a short entry, once its checksum is checked."""
+        entry = self._entry(name)
+        if entry.file_size > BYTES:
+            raise ValueError(f"entry {name} has {entry.file_size} bytes, expected at most {BYTES}")
+        return self._archive.read(entry)
 
     def _storage(self, identity: Any) -> Storage:
         """Return the storage of a persistent id: ["storage", kind, name of the entry, device, count]."""
-        if not isinstance(identity, list) or len(identity) != 5 or identity[0] != "storage":
-            raise ValueError(f"a persistent id is {shown(identity)}, expected that of a storage")
-        _, kind, name, _, numel = identity
-        if not isinstance(kind, str) or kind not in STORAGES or not isinstance(name, str) or type(numel) is not int:
-            raise ValueError(
-                f"a storage is {shown(identity)}, expected one of numbers, its name and how many there are"
-            )
-        start, size = self._place(f"data/{name}")
-        expected = numel * np.dtype(DTYPES[STORAGES[kind]]).itemsize
+        match identity:
+            case ["storage", str(kind), str(name), _, int(numel)] if kind in STORAGES:
+                size, dtype = self._entry(f"data/{name}").file_size, STORAGES[kind]
+            case _:
+                raise ValueError(f"a persistent id is {shown(identity)}, expected that of a storage of numbers")
+        expected = numel * np.dtype(DTYPES[dtype]).itemsize
         if size != expected:
             raise ValueError(f"storage {shown(name)} has {size} bytes, expected {expected} for {numel} of {kind}")
-        self._unchecked[start] = self._entries[f"data/{name}"]
-        return Storage(STORAGES[kind], start, numel)
+        return Storage(dtype, f"data/{name}", numel)
 
     def _state(self) -> dict[str, Tensor]:
         """Return the tensors by name, once their sizes are checked together: several may lie at the same place."""
@@ -276,7 +208,8 @@ class TorchFile:
         for name, tensor in state.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 raise ValueError(f"{shown(name)} is a {type(tensor).__name__}, expected a tensor")
-        declared = sum(tensor.nbytes for tensor in set(state.values()))
+        different = {*state.values()}
+        declared = sum(math.prod(one.shape) * np.dtype(DTYPES[one.storage.dtype]).itemsize for one in different)
         if declared > self._size:
             raise ValueError(f"its tensors declare {declared} bytes, the file has {self._size}")
         return state
@@ -291,75 +224,42 @@ def loads(blob: bytes, storage: Callable[[Any], Any]) -> Any:
         raise ValueError(f"its pickle is damaged, or holds more than plain values and tensors ({problem})") from error
 
 
-def dumps(value: Any) -> bytes:
-    """Return the pickle, of protocol 2, of plain values, `Name`, `Call` and `Persistent`."""
-    file = io.BytesIO()
-    _Pickler(file, 2).dump(value)
-    return file.getvalue()
-
-
 def save(path: str | os.PathLike[str], content: Mapping[str, Any], arrays: Mapping[str, Host]) -> None:
     """Write a checkpoint that torch.load reads, whole or not at all: plain values, and arrays as `state_dict`."""
-    kinds = {np.dtype(DTYPES[dtype]): kind for kind, dtype in STORAGES.items() if dtype != "BF16"}
-    state, storages = {}, {}
-    for k, (name, array) in enumerate(arrays.items()):
-        storages[f"data/{k}"] = host = np.asarray(array, order="C")
-        storage = Persistent(("storage", Name("torch", f"{kinds[host.dtype]}Storage"), str(k), "cpu", host.size))
-        strides = tuple(step // host.itemsize for step in host.strides)
-        state[name] = Call(REBUILD, (storage, 0, host.shape, strides, False, Call(ORDERED, ())))
+    hosts = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    state = [opcodes(name) + _tensor_opcodes(str(k), host) for k, (name, host) in enumerate(hosts.items())]
+    items = pickle.EMPTY_DICT + pickle.MARK + b"".join(state) + pickle.SETITEMS
+    blob = opcodes(dict(content)) + opcodes("state_dict") + items + pickle.SETITEM + pickle.STOP
     with writing.whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr("archive/data.pkl", dumps({**content, "state_dict": state}))
+        archive.writestr("archive/data.pkl", pickle.PROTO + b"\x02" + blob)
         archive.writestr("archive/byteorder", "little")
-        for name, host in storages.items():
-            archive.writestr(f"archive/{name}", host.tobytes())
+        for k, host in enumerate(hosts.values()):
+            archive.writestr(f"archive/data/{k}", host.tobytes())
         archive.writestr("archive/version", "3\n")
 
 
-def plain(value: Any) -> Any:
-    """Return a value made of dicts, lists and scalars as JSON has them, tuples as lists; ValueError if it holds others.
-
-    It may be no deeper and no larger than a value of JSON, however often a pickle repeats its parts.
-    """
-    return _plain(value, 0, [reading.VALUES])
-
-
-def _plain(value: Any, depth: int, left: list[int]) -> Any:
-    left[0] -= 1
-    if left[0] < 0:
-        raise ValueError(f"it has more than {reading.VALUES} values")
-    if depth > reading.DEEPEST:
-        raise ValueError(f"it is nested more than {reading.DEEPEST} deep")
-    if isinstance(value, dict):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("a key is no text")
-        return {key: _plain(inner, depth + 1, left) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner, depth + 1, left) for inner in value]
-    if value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"it holds a {type(value).__name__}, expected numbers, texts, lists and dicts")
-    return value
+def _tensor_opcodes(entry: str, host: Host) -> bytes:
+    """Return the part of a pickle that makes the tensor of an array, whose numbers are in an entry of the file."""
+    kind = next(kind for kind, dtype in STORAGES.items() if np.dtype(DTYPES[dtype]) == host.dtype and dtype != "BF16")
+    storage = pickle.MARK + opcodes("storage") + named("torch", f"{kind}Storage") + opcodes(entry) + opcodes("cpu")
+    storage += opcodes(host.size) + pickle.TUPLE + pickle.BINPERSID
+    view = (0, host.shape, tuple(step // host.itemsize for step in host.strides), False)
+    hooks = named("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+    arguments = pickle.MARK + storage + b"".join(map(opcodes, view)) + hooks + pickle.TUPLE
+    return named("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
 
-def _ordered() -> dict[Any, Any]:
-    return {}
+def opcodes(value: Any) -> bytes:
+    """Return a plain value as a part of a pickle: its pickle without the opcodes that begin and end one."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def named(module: str, name: str) -> bytes:
+    """Return the name of a class or a function as a part of a pickle."""
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
 def _dict(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, expected a dict")
     return value
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """Return the tensor that `_rebuild_tensor_v2` makes of a storage, an offset, a shape, strides and more."""
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in (*shape, *strides, offset)):
-        problem = f"a tensor is {shown((storage, offset, shape, strides))}"
-        raise ValueError(f"{problem}, expected a storage, an offset, a shape and strides")
-    tensor = Tensor(storage, offset, tuple(shape), tuple(strides))
-    if len(shape) != len(strides):
-        raise ValueError(f"a tensor has shape {shown(tensor.shape)} and strides {shown(tensor.strides)}")
-    check_shape("a tensor", shape, np.dtype(DTYPES[storage.dtype]).itemsize)
-    if offset + tensor.span > storage.numel or math.prod(shape) > storage.numel:
-        where = f"shape {shown(tensor.shape)}, strides {shown(tensor.strides)} and offset {shown(offset)}"
-        raise ValueError(f"a tensor of {where} does not lie within its storage of {storage.numel} numbers")
-    return tensor

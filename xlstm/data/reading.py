@@ -13,9 +13,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from xlstm.arrays.checks import shown
 
@@ -28,13 +27,13 @@ DEEPEST = 64  # containers in containers
 DIGITS = 40  # longest whole number
 LONGEST = 600  # characters of a message, whatever a file holds
 
-# Plain scalars of YAML 1.2, but for octal numbers: 1e-6 is a number; 12:30:00, 017 and "no" are text.
-INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-REAL = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
-WORDS: dict[str, Any] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
+# Plain scalars of YAML 1.2, but for octal numbers, by the characters that they begin with: 1e-6 is a number; 12:30:00,
+# 017 and "no" are text.
+SCALARS = {
+    "null": (r"|~|null|Null|NULL", ["", *"~nN"]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "int": (r"[-+]?(0|[1-9][0-9]*)", [*"-+0123456789"]),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
 }
 
 
@@ -75,6 +74,15 @@ def regular(path: Path) -> Path:
     return path
 
 
+def existing(path: Path, kind: str) -> Path:
+    """Return the path of a file of some kind; IsADirectoryError or FileNotFoundError where it is none."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder, expected a {kind}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
+
+
 def content(path: Path, most: int) -> bytes:
     """Return the bytes of a file; ValueError if there are more than `most`."""
     with open(path, "rb") as file:
@@ -95,13 +103,12 @@ def from_json(where: str, given: bytes | str, unlimited: bool = False) -> Any:
         most = VALUES + len(text) // 20
         if sum(map(text.count, ",[{")) > most:
             raise ValueError(f"it has more than {most} values")
-        found = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=constant, object_pairs_hook=_once)
-        _check_depth(found)
+        value = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=constant, object_pairs_hook=_once)
+        return plain(value, most)
     except RecursionError:
         raise ValueError(f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)") from None
     except ValueError as error:
         raise ValueError(f"{where}: not readable JSON ({error})") from error
-    return found
 
 
 def from_yaml(where: str, given: bytes) -> Any:
@@ -110,55 +117,45 @@ def from_yaml(where: str, given: bytes) -> Any:
         import yaml
     except ModuleNotFoundError as error:
         raise ImportError(f"{where}: to read it, pip install pyyaml, or give config=") from error
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # those of YAML 1.1, merges among them
+
+    for kind, (pattern, first) in SCALARS.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first)
     try:
-        events = yaml.parse(given.decode("utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        next(events)
-        if not isinstance(next(events), yaml.DocumentStartEvent):
-            return None
-        value = _composed(yaml, events, next(events), {}, 0)
-        next(events)
-        if not isinstance(next(events), yaml.StreamEndEvent):
-            raise ValueError("there are several documents, expected one")
-        return value
+        return plain(yaml.load(given.decode("utf-8"), Loader))
+    except RecursionError:
+        raise ValueError(f"{where}: not readable YAML (it is nested more than {DEEPEST} deep)") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: not readable YAML ({error})") from error
 
 
-def _composed(yaml: Any, events: Iterator[Any], event: Any, anchors: dict[str, Any], depth: int) -> Any:
-    """Return the value that begins with an event; PyYAML itself takes any depth, and any number of copies."""
+def plain(value: Any, most: int = VALUES) -> Any:
+    """Return a value of dicts, lists and scalars as JSON has them, tuples as lists; ValueError if it holds others.
+
+    It may be no deeper and no larger than a value of JSON, however often aliases of YAML or a pickle repeat its parts.
+    """
+    return _plain(value, 0, [most])
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    left[0] -= 1
+    if left[0] < 0:
+        raise ValueError("it has more values than are taken")
     if depth > DEEPEST:
         raise ValueError(f"it is nested more than {DEEPEST} deep")
-    if isinstance(event, yaml.AliasEvent):
-        if event.anchor not in anchors:
-            raise ValueError(f"alias {event.anchor!r} is not that of a number or a text before it")
-        return anchors[event.anchor]
-    if event.tag not in (None, "!"):
-        raise ValueError(f"tag {event.tag!r} is not taken")
-    if isinstance(event, yaml.ScalarEvent):
-        value = _scalar(event.value) if event.implicit[0] else event.value
-        if event.anchor:
-            anchors[event.anchor] = value
-        return value
-    if isinstance(event, yaml.SequenceStartEvent):
-        items = []
-        while not isinstance(item := next(events), yaml.SequenceEndEvent):
-            items.append(_composed(yaml, events, item, anchors, depth + 1))
-        return items
-    pairs = []
-    while not isinstance(key := next(events), yaml.MappingEndEvent):
-        if not isinstance(key, yaml.ScalarEvent):
-            raise ValueError("a key is no name")
-        pairs.append((key.value, _composed(yaml, events, next(events), anchors, depth + 1)))
-    return _once(pairs)
-
-
-def _scalar(text: str) -> Any:
-    """Return the value of a plain scalar of YAML."""
-    if text in WORDS:
-        return WORDS[text]
-    if INTEGER.fullmatch(text):
-        return _whole(text)
-    return _real(text) if REAL.fullmatch(text) else text
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("a key is no text")
+        return {key: _plain(inner, depth + 1, left) for key, inner in value.items()}
+    if type(value) in (list, tuple):  # and no tensor of a pickle, which is a named tuple
+        return [_plain(inner, depth + 1, left) for inner in value]
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"it holds a {type(value).__name__}, expected numbers, texts, lists and dicts")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"a number is {value}, expected a finite one")
+    return value
 
 
 def _whole(text: str) -> int:
@@ -184,29 +181,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any) -> None:
-    """Raise ValueError if containers are nested too deep."""
-    level = [value]
-    for _ in range(DEEPEST + 1):
-        inner = (v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list))
-        level = [v for values in inner for v in values]
-        if not level:
-            return
-    raise ValueError(f"it is nested more than {DEEPEST} deep")
-
-
 def made(where: str, kind: Callable[..., Made], options: Any, *first: Any) -> Made:
-    """Return a dataclass of values by the names of its fields, after those that are given first.
-
-    A name that is unknown or missing is a ValueError; the class checks the values.
-    """
+    """Return an object of options by name, after those that are given first; ValueError where it does not take them."""
     if not isinstance(options, dict):
         raise TypeError(f"{where}: is {shown(options)}, expected an object")
-    known = {f.name: f for f in fields(kind)[len(first) :]}  # type: ignore[arg-type]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{where}: {shown(name)} is unknown, expected some of {', '.join(known)}")
-    for name, field in known.items():
-        if name not in options and field.default is MISSING:
-            raise ValueError(f"{where}: {name} is missing")
-    return kind(*first, **options)
+    try:
+        return kind(*first, **options)
+    except TypeError as error:  # of Python, where a name is unknown or missing, or of the class
+        raise ValueError(f"{where}: {error}") from error

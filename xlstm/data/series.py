@@ -12,8 +12,9 @@ import numpy as np
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
+from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.host import Values
-from xlstm.data.table import CsvFile, Dialect, ParquetFile, opened
+from xlstm.data.table import opened
 from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
@@ -39,12 +40,8 @@ class Series:
     index : array (N,)
         The date of each row, another label, or its number where the file has none.
     calendar : Calendar or None
-        The steps of the dates; None without dates.
-    unit : str or None
-        Unit of the calendar, a NumPy datetime code such as "M" or "D", "B" for business days, or "SM" for two days of
-        each month; None without dates.
-    every : int
-        Units from one row to the next.
+        The steps of the dates; None without dates. They are `every` times its `unit`, a NumPy datetime code such as "M"
+        or "D", "B" for business days, or "SM" for two days of each month.
     note : str
         Changes to the rows in words; empty if there are none.
     """
@@ -61,19 +58,9 @@ class Series:
         return [*map(str, self.index)]
 
     @property
-    def unit(self) -> str | None:
-        """The unit of the calendar; None without dates."""
-        return None if self.calendar is None else self.calendar.unit
-
-    @property
-    def every(self) -> int:
-        """Units from one row to the next."""
-        return 1 if self.calendar is None else self.calendar.every
-
-    @property
     def step(self) -> str:
         """The time from one row to the next, such as "month"; "step" where that has no name."""
-        return STEP_NAMES.get((self.unit or "", self.every), "step")
+        return STEP_NAMES.get((self.calendar.unit, self.calendar.every), "step") if self.calendar else "step"
 
     @property
     def gaps(self) -> int:
@@ -150,39 +137,12 @@ def read_csv(
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
         do not rise or are in another notation, or a gap is too long to be filled. Names file, row and column.
     """
-    return _series(CsvFile(path, Dialect(date_format, decimal, encoding)), column, usual)
+    return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
 
 
-def read_series(
-    path: AnyPath,
-    column: str | None = None,
-    usual: str | None = None,
-    *,
-    date_format: str | None = None,
-    decimal: str | None = None,
-    encoding: str = "utf-8",
-) -> Series:
-    """Read one column of a CSV or Parquet file as a series.
-
-    Parameters
-    ----------
-    path, column, usual, date_format, decimal, encoding
-        As for `read_csv`; a Parquet file needs none of the last three.
-
-    Returns
-    -------
-    Series
-
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        As for `read_csv` and `read_table`.
-    """
-    return _series(opened(path, Dialect(date_format, decimal, encoding)), column, usual)
-
-
-def _series(file: CsvFile | ParquetFile, column: str | None, usual: str | None) -> Series:
-    """Return a column as a series: gaps at the ends are dropped, and rows missing from the rhythm of dates are gaps."""
+def read_series(path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN) -> Series:
+    """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for arguments and errors."""
+    file = opened(path, dialect)
     if file.rows < 2:
         raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
     numeric = file.numeric
@@ -209,10 +169,7 @@ def _series(file: CsvFile | ParquetFile, column: str | None, usual: str | None) 
     def line(row: int) -> str:
         return file.line(begin + row)
 
-    calendars.check_rising(index, line)
-    if isinstance(file, ParquetFile):  # its dates have a finer unit than they need, and may have a zone
-        index = calendars.coarsest(calendars.local(index, found.zone)[0])
-    calendar = calendars.calendar(index, line)
+    calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
         return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
     full = np.full(len(calendar.dates), np.nan)

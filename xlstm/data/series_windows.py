@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -76,90 +75,6 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
 
 
 @dataclass(frozen=True)
-class Scaler:
-    """Affine scaling to units of one, (value - mean) / std."""
-
-    mean: float
-    std: float
-
-    @classmethod
-    def fit(cls, values: Values, center: bool = True) -> Scaler:
-        """Return the scaler of the values that are there; give it the training part only.
-
-        Parameters
-        ----------
-        values : array
-            NaN is a gap.
-        center : bool
-            With False the mean is taken as 0, and `std` is the root mean square.
-
-        Returns
-        -------
-        Scaler
-
-        Raises
-        ------
-        ValueError
-            There are no values, or nothing to scale: all are the same (or 0 without centring).
-        """
-        check_numbers("Scaler", "values", values)
-        center = checks.flag("Scaler", "center", center)
-        there = values[~np.isnan(values)]
-        if there.size == 0:
-            raise ValueError("Scaler: the training part has no values")
-        with np.errstate(over="ignore", invalid="ignore"):  # an infinite mean or std is refused
-            mean = float(np.mean(there)) if center else 0.0
-            std = float(np.sqrt(np.mean((there - mean) ** 2)))
-        if not std > 1e-12 * float(np.max(np.abs(there))):
-            raise ValueError(f"Scaler: the training part is constant at {there[0]:g}")
-        return cls(mean, std)
-
-    def __post_init__(self) -> None:
-        checks.fields(self, mean=checks.any_number, std=checks.any_number)
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"Scaler: mean {self.mean} and std {self.std} must be finite, and std above 0")
-
-    def apply(self, values: Values) -> Values:
-        """Return values in units of one."""
-        return (values - self.mean) / self.std
-
-    def invert(self, values: Values) -> Values:
-        """Return values in the series' own units."""
-        return values * self.std + self.mean
-
-
-def windows(values: Values, window: int, horizon: int = 1) -> tuple[Values, Values]:
-    """Return every stretch of `window` values and the `horizon` values after it.
-
-    Row k has the targets values[window + k : window + k + horizon]. The arrays are views.
-
-    Parameters
-    ----------
-    values : array (N,)
-    window, horizon : int
-
-    Returns
-    -------
-    x : array (M, window)
-    target : array (M, horizon)
-
-    Raises
-    ------
-    ValueError
-        The series is shorter than window + horizon.
-    """
-    check_numbers("windows", "values", values, 1)
-    window, horizon = checks.size("windows", "window", window), checks.size("windows", "horizon", horizon)
-    if len(values) < window + horizon:
-        raise ValueError(
-            f"windows: a window of {window} and a horizon of {horizon} need {window + horizon} rows, "
-            f"the series has {len(values)}"
-        )
-    both = np.lib.stride_tricks.sliding_window_view(values, window + horizon)
-    return both[:, :window], both[:, window:]
-
-
-@dataclass(frozen=True)
 class SeriesWindows:
     """Stretches of `window` rows of one or several series, with the `horizon` rows after each as its target.
 
@@ -220,32 +135,29 @@ class SeriesWindows:
         sizes = dict.fromkeys(("window", "horizon", "batch_size", "stride"), checks.size)
         checks.fields(self, **sizes, flat=checks.flag)
         several = isinstance(self.series, list | tuple)
-        given = self.series if several else [self.series]
-        names = [f"series[{k}]" for k in range(len(given))] if several else ["series"]
-        series = [_rows(name, one) for name, one in zip(names, given, strict=True)]
+        names = [f"series[{k}]" for k in range(len(self.series))] if several else ["series"]
+        series = [*map(_rows, names, self.series if several else [self.series])]
         columns = {one.shape[1] for one in series}
         if len(columns) != 1 or 0 in columns:
             raise ValueError(f"SeriesWindows: series have {sorted(columns)} columns, expected one number of them")
-        (C,) = columns
         if self.targets is not None:
-            column = checks.whole(0, C - 1)
             listed = checks.several("SeriesWindows", "targets", self.targets, "a list of columns", checks.LARGEST)
-            found = [column("SeriesWindows", f"targets[{k}]", one) for k, one in enumerate(listed)]
-            object.__setattr__(self, "targets", found)
-        starts, border, longest = [], 0, 0
-        for name, one in zip(names, series, strict=True):
-            first = _first(name, one)
-            end = len(one) - self.window - self.horizon + 1
-            starts.append(border + np.arange(first, end, self.stride))
-            border, longest = border + len(one), max(longest, len(one) - first)
+            column = checks.whole(0, columns.pop() - 1)
+            targets = [column("SeriesWindows", f"targets[{k}]", one) for k, one in enumerate(listed)]
+            object.__setattr__(self, "targets", targets)
+        firsts = [*map(_first, names, series)]
+        lengths = [len(one) for one in series]
+        starts = [
+            border + np.arange(first, length - self.window - self.horizon + 1, self.stride)
+            for first, length, border in zip(firsts, lengths, np.cumsum([0, *lengths]), strict=False)
+        ]
         object.__setattr__(self, "starts", np.concatenate(starts))
         if len(self.starts) == 0:
             need = f"a window of {self.window} and a horizon of {self.horizon} need {self.window + self.horizon} rows"
+            longest = max(length - first for first, length in zip(firsts, lengths, strict=True))
             raise ValueError(f"SeriesWindows: {need}, the longest series has {longest}")
-        chosen = slice(None) if self.targets is None else self.targets
-        observed = [~np.isnan(one[:, chosen]) for one in series]
-        complete = all(map(np.all, observed))
-        object.__setattr__(self, "_observed", None if complete else np.concatenate(observed))
+        observed = ~np.isnan(np.concatenate(series))[:, slice(None) if self.targets is None else self.targets]
+        object.__setattr__(self, "_observed", None if np.all(observed) else observed)
         object.__setattr__(self, "_rows", np.concatenate([carry_forward(one) for one in series]))
         object.__setattr__(self, "series", series)
 

@@ -1,6 +1,6 @@
 """safetensors files, read array by array: eight bytes of length, a header in JSON, then the arrays one after another.
 
-The header is checked against the size of the file before any array is read.
+The package safetensors checks the header against the size of the file before any array is read.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
@@ -46,11 +47,7 @@ class Tensors:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(f"{path}: a folder, expected a safetensors file")
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
+        self.path = path = reading.existing(Path(path), "safetensors file")
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -59,7 +56,7 @@ class Tensors:
         weakref.finalize(self, self._file.close)
         try:
             self._read_header()
-        except ValueError as error:
+        except (ValueError, SafetensorError) as error:
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
@@ -67,9 +64,20 @@ class Tensors:
         return {name: self._read(name) for name in (self.shapes if names is None else names)}
 
     def _read(self, name: str) -> Host:
-        shape, dtype = self.shapes[name], self.dtypes[name]
-        found = read_at(f"{self.path}: {name}", self._file, self._starts[name], DTYPES[dtype], math.prod(shape))
-        return widened(found, dtype).reshape(shape)
+        shape, dtype, start = self.shapes[name], self.dtypes[name], self._starts[name]
+        array = np.empty(math.prod(shape), DTYPES[dtype])
+        buffer, done = array.view(np.uint8).data, 0
+        while done < array.nbytes:  # several threads may read one file at the same time
+            if hasattr(os, "preadv"):
+                some = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
+            else:  # Windows
+                with ONE:
+                    self._file.seek(start + done)
+                    some = self._file.readinto(buffer[done:])
+            if not some:
+                raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
+            done += some
+        return widened(array, dtype).reshape(shape)
 
     def mapped(self, name: str) -> Host | None:
         """Return an array whose numbers stay in the file until they are used; changes of it do not reach the file.
@@ -86,60 +94,19 @@ class Tensors:
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def _read_header(self) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        length = int.from_bytes(self._file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise ValueError(f"its header has {length} bytes, the file {size}")
+        with safe_open(self.path, "numpy"):  # it raises unless arrays have their sizes and fill the file without a gap
+            length = int.from_bytes(self._file.read(8), "little")
         if length > reading.JSON_BYTES:
             raise ValueError(f"its header has {length} bytes, expected at most {reading.JSON_BYTES}")
         header = reading.from_json("header", self._file.read(length))
-        if not isinstance(header, dict):
-            raise ValueError(f"its header is a {type(header).__name__}, expected an object")
         self.metadata = header.pop(METADATA, {})
-        if not isinstance(self.metadata, dict) or not all(isinstance(v, str) for v in self.metadata.values()):
-            raise ValueError(f"its {METADATA} are {shown(self.metadata)}, expected names and texts")
-        end = 0
-        for first, last, name in sorted((*self._span(name, about), name) for name, about in header.items()):
-            if first != end:
-                before = f"expected {end}, the end of the one before"
-                raise ValueError(f"{name} begins at byte {first} of the arrays, {before}")
-            end, self._starts[name] = last, 8 + length + first
-        if end != size - 8 - length:
-            raise ValueError(f"its arrays have {end} bytes, the file has {size - 8 - length} for them")
-
-    def _span(self, name: str, about: Any) -> tuple[int, int]:
-        """Return the bytes in which an array lies, once its description is checked."""
-        if not isinstance(about, dict) or set(about) != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"{name} is {shown(about)}, expected dtype, shape and data_offsets")
-        dtype, shape, span = about["dtype"], about["shape"], about["data_offsets"]
-        if not isinstance(dtype, str) or dtype not in DTYPES:
-            raise ValueError(f"{name} has dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
-        for numbers in (shape, span):
-            if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
-                raise ValueError(f"{name} has {shown(numbers)}, expected whole numbers from 0 up")
-        itemsize = np.dtype(DTYPES[dtype]).itemsize
-        check_shape(name, shape, itemsize)
-        if len(span) != 2 or span[1] - span[0] != math.prod(shape) * itemsize:
-            raise ValueError(f"{name} of {dtype} has shape {shown(shape)} but lies in {shown(span)}")
-        self.shapes[name], self.dtypes[name] = tuple(shape), dtype
-        return span[0], span[1]
-
-
-def read_at(where: str, file: BinaryIO, start: int, dtype: str, count: int) -> Host:
-    """Return `count` numbers from a byte of a file on; several threads may read one file at the same time."""
-    found = np.empty(count, dtype)
-    room, done = found.view(np.uint8).data, 0
-    while done < found.nbytes:
-        if hasattr(os, "preadv"):
-            some = os.preadv(file.fileno(), [room[done:]], start + done)
-        else:  # Windows
-            with ONE:
-                file.seek(start + done)
-                some = file.readinto(room[done:])  # type: ignore[attr-defined]
-        if not some:
-            raise ValueError(f"{where} ends early, the file has changed while it was read")
-        done += some
-    return found
+        for name, about in header.items():
+            shape, dtype = tuple(about["shape"]), about["dtype"]
+            if dtype not in DTYPES:
+                raise ValueError(f"{name} has dtype {shown(dtype)}, expected one of {', '.join(DTYPES)}")
+            check_shape(name, shape, np.dtype(DTYPES[dtype]).itemsize)
+            self.shapes[name], self.dtypes[name] = shape, dtype
+            self._starts[name] = 8 + length + about["data_offsets"][0]
 
 
 def widened(array: Host, dtype: str) -> Host:

@@ -15,8 +15,10 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+
+from xlstm.engines.numba.held_signals import held
 
 PATIENCE = 1.0  # seconds to wait for others who write several files into a folder
 AnyPath = str | os.PathLike[str]
@@ -57,8 +59,9 @@ def foreach(*paths: AnyPath) -> Iterator[list[Path]]:
                 if stat.S_IMODE(os.fstat(file.fileno()).st_mode) != mode:  # not every file system has modes
                     os.chmod(temporary, mode)
                 os.fsync(file.fileno())
-        with _folder(files[0][1].parent, lock=len(files) > 1):
-            _replace(files)
+        with _folder(files[0][1].parent, lock=len(files) > 1), held():
+            for temporary, path in files:
+                os.replace(temporary, path)
     except BaseException as error:
         for temporary, _ in files:
             with contextlib.suppress(OSError):
@@ -102,12 +105,11 @@ def check(path: AnyPath) -> None:
 def _create(temporary: Path, path: Path) -> int:
     """Make the temporary file, which must not exist even as a link, and return the mode that it is to have."""
     old = _mode(path)
-    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-    handle = os.open(temporary, flags, 0o666 if old is None else 0o600)  # less the umask
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode) if old is None else old
-    finally:
-        os.close(handle)
+    with open(temporary, "xb") as file:
+        if old is None:
+            return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        os.chmod(temporary, 0o600)  # nobody else sees it meanwhile
+        return old
 
 
 def _mode(path: Path) -> int | None:
@@ -125,42 +127,31 @@ def _mode(path: Path) -> int | None:
     return stat.S_IMODE(mode) & 0o777
 
 
-def _replace(files: Sequence[tuple[Path, Path]]) -> None:
-    """Put the temporary files in place; an interrupt after the first one waits for the others."""
-    try:
-        for temporary, path in files:
-            os.replace(temporary, path)
-    except OSError:
-        raise
-    except BaseException:
-        left = [(temporary, path) for temporary, path in files if temporary.exists()]
-        if len(left) < len(files):
-            _replace(left)
-        raise
-
-
 @contextlib.contextmanager
 def _folder(folder: Path, lock: bool) -> Iterator[None]:
     """Have the names of a folder on the disk afterwards; with `lock` wait for others a while, and keep them out."""
-    handle = None
-    with contextlib.suppress(OSError):  # nobody may list it, or the system opens only files
+    try:
         handle = os.open(folder, os.O_RDONLY)
-    if handle is None:
+    except OSError:  # nobody may list it, or the system opens only files
         yield
         return
     try:
-        end = time.monotonic() + PATIENCE
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            while lock and time.monotonic() < end:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(0.002)
+        if lock:
+            _lock(handle)
         yield
         with contextlib.suppress(OSError):
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    """Lock a folder until it is closed, where the system can, unless others keep it locked for long."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.002)

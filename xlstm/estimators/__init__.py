@@ -2,13 +2,12 @@
 
 from xlstm.data.host import SeriesError
 from xlstm.estimators.base import NotFittedError
+from xlstm.estimators.evaluation import Errors, Score
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.predictor import Settings
-from xlstm.estimators.scores import Errors, Score
 from xlstm.estimators.sequence_estimators import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.text_model import TextModel
-from xlstm.estimators.tirex_estimators import TiRexFeatures, TiRexTrainer
-from xlstm.estimators.zero_shot import ZeroShotForecaster
+from xlstm.estimators.tirex_estimators import TiRexFeatures, TiRexTrainer, ZeroShotForecaster
 
 __all__ = [
     "Errors",

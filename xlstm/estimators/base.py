@@ -4,7 +4,6 @@ A subclass is a dataclass whose fields are its parameters. The constructor store
 them by `CHECKS`. Results of `fit` have names with an underscore at their end.
 """
 
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +37,7 @@ def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
     expected, share = "rising numbers between 0 and 1", checks.real(0, 1, strict=True)
     given = checks.several(where, name, value, expected, 1000)
     levels = tuple(share(where, f"{name}[{k}]", one) for k, one in enumerate(given))
-    if any(one >= two for one, two in itertools.pairwise(levels)):
+    if list(levels) != sorted(set(levels)):
         raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
     return levels
 
@@ -57,15 +56,16 @@ CHECKS: dict[str, checks.Kind] = {
     "every": checks.optional(checks.count),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
+    "options": checks.optional(checks.instance(dict, "a dict of name to value")),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": _quantiles,
-    "scaling": checks.choice(("window", "series")),
     "schedule": checks.choice(("constant", "cosine")),
     "seed": checks.seed_number,
     "weight_decay": checks.non_negative,
     "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
-RUN = ("backend", "callbacks", "checkpoints", "every", "resume", "warm_start")  # parameters that no file keeps
+# Parameters that no file keeps: those of a run, and the tokens of a text, whose codec is in the file itself.
+RUN = ("backend", "callbacks", "checkpoints", "every", "resume", "tokens", "warm_start")
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -81,12 +81,8 @@ class Estimator:
     _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
     _arrays: ClassVar[tuple[str, ...]] = ()  # arrays of float64 that `fit` found, for files
     _facts: ClassVar[dict[str, checks.Kind]] = {}  # other things that `fit` found, for files, and their checks
-    backend: str | Backend | None
-    dtype: Any
-    model_: Any
+    backend: Any
     params_: Params
-    trained_: Trained
-    feature_names_in_: Host
     __eq__ = object.__eq__  # not that of a dataclass among the bases
     __hash__ = object.__hash__
 
@@ -124,21 +120,29 @@ class Estimator:
         ValueError
             There is no such parameter.
         """
-        known = [field.name for field in fields(self)]
-        for name, value in params.items():
-            if name not in known:
-                problem = f"{checks.shown(name)} is no parameter, expected some of {', '.join(known)}"
-                raise ValueError(f"{type(self).__name__}: {problem}")
-            setattr(self, name, value)
+        known = self.get_params()
+        for name in params.keys() - known.keys():
+            expected = f"expected some of {', '.join(known)}"
+            raise ValueError(f"{type(self).__name__}: {checks.shown(name)} is no parameter, {expected}")
+        vars(self).update(params)
         return self
 
     def __repr__(self) -> str:
         changed = [field.name for field in fields(self) if not _same(getattr(self, field.name), field.default)]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
+    def __getattr__(self, name: str) -> Any:
+        """Raise NotFittedError, that of scikit-learn where it is in use, for a result of `fit` that is not there."""
+        kind: type[Exception] = AttributeError
+        problem = f"{type(self).__name__}: there is no attribute {name}"
+        if name.endswith("_") and not name.startswith("_") and not self.__sklearn_is_fitted__():
+            kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", NotFittedError)
+            problem = f"{type(self).__name__}: not fitted yet, call fit first; there is no {name}"
+        raise kind(problem)
+
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has found parameters."""
-        return getattr(self, "params_", None) is not None
+        return "params_" in vars(self)
 
     def __sklearn_tags__(self) -> Any:
         """Return what scikit-learn, which calls this, is to know of the estimator."""
@@ -150,7 +154,6 @@ class Estimator:
             classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
             input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
-            non_deterministic=False,
         )
 
     def checked(self) -> dict[str, Any]:
@@ -158,20 +161,9 @@ class Estimator:
         where, values = type(self).__name__, self.get_params()
         return values | {name: CHECKS[name](where, name, value) for name, value in values.items() if name in CHECKS}
 
-    def _check_fitted(self) -> None:
-        """Raise NotFittedError, that of scikit-learn where it is in use, unless the estimator is fitted."""
-        if self.__sklearn_is_fitted__():
-            return
-        kind: type[Exception] = NotFittedError
-        if "sklearn" in sys.modules:
-            from sklearn.exceptions import NotFittedError as Known
-
-            kind = Known
-        raise kind(f"{type(self).__name__}: not fitted yet, call fit first")
-
     def _become(self, **results: Any) -> None:
-        """Take the results of a fit all at once, so that a fit that fails leaves the estimator as it was."""
-        for name in (*self._facts, "feature_names_in_"):
+        """Take the results of a fit, None for those that are not there; a fit that fails takes none of them."""
+        for name in results:
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
 
@@ -193,12 +185,11 @@ class FiledEstimator(Estimator):
         OSError
             The file cannot be written.
         """
-        self._check_fitted()
-        where = type(self).__name__
+        arrays, where = self._content(), type(self).__name__
         settings = {name: value for name, value in self._settings().items() if name not in RUN}
         facts = {name: kind(where, name, _plain(getattr(self, name, None))) for name, kind in self._facts.items()}
         config = {"settings": settings, "facts": {name: _plain(value) for name, value in facts.items()}}
-        checkpoint.save(path, self._content(), self.KIND, config)
+        checkpoint.save(path, arrays, self.KIND, config)
 
     @classmethod
     @reading.brief()
@@ -235,7 +226,7 @@ class FiledEstimator(Estimator):
                     setattr(estimator, name, value)
             for name in cls._arrays:
                 setattr(estimator, name, pop_array(arrays, name))
-            estimator.params_ = estimator._restore(arrays)
+            estimator.params_ = estimator._restore(arrays)  # makes the model, and checks all else
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
         return estimator
@@ -247,10 +238,6 @@ class FiledEstimator(Estimator):
     def _content(self) -> dict[str, Any]:
         """Return the arrays that a file keeps."""
         return self.params_ | {name: np.asarray(getattr(self, name), np.float64) for name in self._arrays}
-
-    def _restore(self, arrays: dict[str, Host]) -> Params:
-        """Return the weights, after the model is made and all that a file gave is checked."""
-        raise NotImplementedError
 
     def _weights(self, arrays: Mapping[str, Host]) -> Params:
         """Return the weights of a file on the backend; raise unless they are those of the model."""
@@ -298,13 +285,7 @@ class TrainedEstimator(Estimator):
     resume: bool = False
 
     def _train(
-        self,
-        model: Any,
-        params: Params,
-        data: Batches,
-        home: Backend,
-        keep: Callable[[Trained], None],
-        **options: Any,
+        self, model: Any, params: Params, data: Batches, home: Backend, keep: Callable[[Trained], None], **options: Any
     ) -> Self:
         """Train, and give the result to `keep`, also where a signal ends training."""
         run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
@@ -328,19 +309,6 @@ class NetworkEstimator(FiledEstimator):
     options: dict[str, Any] | None = None
     validation_fraction: float = 0.1
     warm_start: bool = False
-
-    def _layer_options(self, *named: str) -> dict[str, Any]:
-        """Return `options`, of which none may have the name of one that the estimator itself gives to the layer."""
-        where, given = type(self).__name__, self.options
-        if given is None:
-            return {}
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-            raise TypeError(f"{where}: options is {checks.shown(given)}, expected a dict of name to value")
-        for name in given:
-            if name in ("hidden_size", "num_layers", "dropout", "input_size", "cell", "where", *named):
-                problem = f"options has {name!r}, which {where} gives to the layer; expected other options"
-                raise ValueError(f"{where}: {problem}")
-        return dict(given)
 
     def _check_warm_start(self, before: Any, layer: Any) -> None:
         """Raise ValueError unless `layer`, which the parameters make now, can go on from the weights of `before`."""

@@ -31,13 +31,20 @@ SHORTEST = 4  # rows of the shortest season that is looked for
 Host = np.ndarray[Any, Any]
 
 
+def mean(values: Values) -> Values:
+    """Return the mean over the first axis, of the values that are there; NaN where there are none."""
+    there = ~np.isnan(values)
+    count = np.count_nonzero(there, axis=0)
+    return np.where(count > 0, np.sum(np.where(there, values, 0.0), axis=0) / np.maximum(count, 1), np.nan)
+
+
 def persistence(known: Values, horizon: int, at: Origins) -> Values:
-    """Repeat the last value before each position: (N, horizon)."""
+    """Repeat the last value before each position: (N, horizon, C)."""
     return np.repeat(known[at - 1, None], horizon, axis=1)
 
 
 def seasonal(known: Values, season: int, horizon: int, at: Origins) -> Values:
-    """Repeat the values of the last season before each position: (N, horizon)."""
+    """Repeat the values of the last season before each position: (N, horizon, C)."""
     ahead = np.arange(horizon)
     return known[np.maximum(at[:, None] - season + ahead % season, 0)]
 
@@ -45,16 +52,16 @@ def seasonal(known: Values, season: int, horizon: int, at: Origins) -> Values:
 # The systems are small: threads of BLAS would mostly wait for each other, long where the cores have other work.
 @cores.one_thread()
 def autoregression(known: Values, values: Values, order: int, horizon: int, at: Origins) -> Values:
-    """Forecast (N, horizon) from the `order` values before each position and a constant, by least squares.
+    """Forecast (N, horizon, C) from the `order` values before each position and a constant, by least squares.
 
-    Each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all that comes before the first position,
-    in the triangular form that QR decompositions of blocks of rows bring it to. `known` are the values without gaps; a
-    gap (NaN) in `values` is no target.
+    Each column and each step ahead has coefficients of its own, from `numpy.linalg.lstsq` on all that comes before the
+    first position, in the triangular form that QR decompositions of blocks of rows bring it to. `known` are the values
+    without gaps; a gap (NaN) in `values` is no target.
     """
-    x = np.lib.stride_tricks.sliding_window_view(known, order)
-    forecast = np.empty((len(at), horizon))
-    for h in range(horizon):
-        target = values[order + h : at[0]]
+    forecast = np.empty((len(at), horizon, known.shape[1]))
+    for h, c in np.ndindex(forecast.shape[1:]):
+        x = np.lib.stride_tricks.sliding_window_view(known[:, c], order)
+        target = values[order + h : at[0], c]
         there, R = np.flatnonzero(~np.isnan(target)), np.empty((0, order + 2))
         for k in range(0, len(there), BLOCK):
             rows = there[k : k + BLOCK]
@@ -62,7 +69,7 @@ def autoregression(known: Values, values: Values, order: int, horizon: int, at: 
             R = np.asarray(np.linalg.qr(np.concatenate((R, block)), mode="r"))
         small = np.finfo(R.dtype).eps * max(len(there), order + 1)
         coefficients, *_ = np.linalg.lstsq(R[:, :-1], R[:, -1], rcond=small)
-        forecast[:, h] = x[at - order] @ coefficients[:-1] + coefficients[-1]
+        forecast[:, h, c] = x[at - order] @ coefficients[:-1] + coefficients[-1]
     return forecast
 
 
@@ -185,19 +192,17 @@ def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence
 
 
 def error(
-    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, slice]]
+    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, range]]
 ) -> float:
     """Return the mean square error over the validation parts, relative to that of repeating the last value."""
     H = line.coefficients.shape[1]
     own, naive = [], []
     for series, unit, part in zip(several, scaling.units, rows, strict=True):
-        at = np.arange(part["validation"].start, part["validation"].stop)
+        at = np.array(part["validation"])
         change = changes(series, at, H, part["validation"].stop, unit)
         own.append((change - line.apply(series, scaling, unit, at)) ** 2)
         naive.append(change**2)
-    there = ~np.isnan(np.concatenate(own))
-    total, base = (np.sum(np.where(there, np.concatenate(part), 0.0), axis=0) for part in (own, naive))
-    return float(np.mean(total / np.maximum(base, 1e-12)))
+    return float(np.mean(mean(np.concatenate(own)) / np.maximum(mean(np.concatenate(naive)), 1e-15)))
 
 
 def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:

@@ -6,51 +6,23 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
 from xlstm.data.covariates import TimeSeries
-from xlstm.data.host import Values, check_reach
+from xlstm.data.host import check_reach
 from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor
 from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.predictor import Examples, Predictor, Settings
 from xlstm.estimators.series_scaling import Scaling, names_of
-from xlstm.models.sequence import SequenceModel
 from xlstm.training import Trained
 
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
-Parts = dict[str, slice]
-
-
-class Prepared(NamedTuple):
-    """All that training needs: series with their scaling, linear baseline and network, and the examples."""
-
-    settings: Settings
-    several: list[TimeSeries]
-    scaling: Scaling
-    line: LinearBaseline
-    spread: Values
-    model: SequenceModel
-    train: Examples
-    validation: Examples
-
-    def predictor(self, backend: Backend, params: Params) -> Predictor:
-        """Return the predictor of trained weights."""
-        return Predictor(self.settings, backend, self.scaling, self.line, self.spread, self.model, params)
-
-
-class _Candidate(NamedTuple):
-    """Series with their scaling and a linear baseline, and its error on the validation part."""
-
-    several: list[TimeSeries]
-    parts: list[Parts]
-    scaling: Scaling
-    line: LinearBaseline
-    error: float
+Parts = dict[str, range]
 
 
 def longest(rows: int, horizon: int) -> int:
@@ -74,32 +46,36 @@ def parts_of(rows: int, settings: Settings, name: str = "the series") -> Parts:
         advice = f"a window of at most {fits}" if fits >= 2 else "a shorter horizon"
         problem = f"a window of {window} and a horizon of {horizon} need {need} rows, {name} has {rows}"
         raise ValueError(f"Forecaster: {problem}; expected more rows, or {advice}")
-    return {part: slice(max(window, span.start), span.stop) for part, span in split(rows)._asdict().items()}
+    return {part: range(max(window, span.start), span.stop) for part, span in split(rows)._asdict().items()}
 
 
-def prepared(variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, dtype: str) -> Prepared:
-    """Return a network for series, whose names are `ids` if they have some, and the examples to fit it to.
+def prepared(
+    variants: Sequence[list[TimeSeries]], ids: Sequence[str], settings: Settings, backend: Backend
+) -> dict[str, Examples]:
+    """Return the examples to fit a network to, by "train" and "validation", of series with `ids` as names, if any.
 
-    The variant of the series is taken whose linear baseline forecasts the validation part best. A ValueError says that
-    a series is too short or constant, that a part has nothing to predict, or that a value is out of range.
+    Their predictor has no weights yet. The variant of the series is taken whose linear baseline forecasts the
+    validation part best. A ValueError says that a series is too short or constant, that a part has nothing to predict,
+    or that a value is out of range.
     """
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
         settings = replace(settings, window=min(WINDOW, max(2, split(max(3, shortest)).train.stop // 2)))
-    best = min((_candidate(several, ids, settings, dtype) for several in variants), key=lambda one: one.error)
-    spread: Values | None = None
-    examples: list[Examples] = []
+    candidates = [_candidate(several, ids, settings, backend.dtype) for several in variants]
+    _, several, parts, scaling, line = min(candidates, key=lambda one: one[0])
+    predicts = Predictor(settings, backend, scaling, line, None, predictor.network(settings, scaling), {})
+    data: dict[str, Examples] = {}
     for name in ("train", "validation"):
-        origins, stops = zip(*((_rows(part[name]), part[name].stop) for part in best.parts), strict=True)
-        data, spread = predictor.examples(best.several, best.scaling, best.line, settings, origins, stops, spread)
-        examples.append(data)
-    assert spread is not None
-    model = predictor.network(settings, best.scaling)
-    return Prepared(settings, best.several, best.scaling, best.line, spread, model, *examples)
+        origins, stops = zip(*((np.array(part[name]), part[name].stop) for part in parts), strict=True)
+        data[name] = predictor.examples(predicts, several, origins, stops)
+        predicts = data[name].predictor
+    return data
 
 
-def _candidate(several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str) -> _Candidate:
-    """Return series that are checked with their scaling and the best linear baseline."""
+def _candidate(
+    several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str
+) -> tuple[float, list[TimeSeries], list[Parts], Scaling, LinearBaseline]:
+    """Return the validation error of the best linear baseline, the series after checks, their parts and scaling, it."""
     s, named = settings, names_of(ids, len(several))
     parts = [parts_of(len(series.values), s, name) for series, name in zip(several, named, strict=True)]
     stops = [part["train"].stop for part in parts]
@@ -107,47 +83,44 @@ def _candidate(several: list[TimeSeries], ids: Sequence[str], settings: Settings
     for series, unit, part, name in zip(several, scaling.units, parts, named, strict=True):
         check_reach("Forecaster", series.known, unit, dtype, series.begin)
         for kind, rows in part.items():
-            there = ~np.isnan(baselines.targets(series, _rows(rows), s.horizon, rows.stop))
+            there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
     lines = [baselines.repeating(scaling, s.horizon)]
     if s.linear_baseline != 0:
-        origins = [_rows(part["train"]) for part in parts]
+        origins = [np.array(part["train"]) for part in parts]
         usual = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
-        orders = usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]
-        fitted = (
-            baselines.fit(several, scaling, origins, stops, s.horizon, order, baselines.PENALTIES) for order in orders
-        )
-        lines = list(itertools.chain.from_iterable(fitted))
+        lines = []
+        for order in usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]:
+            lines += baselines.fit(several, scaling, origins, stops, s.horizon, order, baselines.PENALTIES)
     errors = [baselines.error(line, several, scaling, parts) for line in lines]
     best = int(np.argmin(errors))
-    return _Candidate(several, parts, scaling, lines[best], errors[best])
+    return errors[best], several, parts, scaling, lines[best]
 
 
-def train(plan: Prepared, backend: Backend, data: Examples, start: Params | None, **options: Any) -> Trained:
-    """Train the network of a forecaster; it begins with `start` where those weights have the shapes of the network's.
+def train(data: Examples, start: Params | None, **options: Any) -> Trained:
+    """Train the network of examples; it begins with `start` where those weights have the shapes of the network's.
 
     The options are those of `training.train`.
     """
-    s = plan.settings
-    params = predictor.first_weights(plan.model, s, data, backend)
+    one = data.predictor
+    params = predictor.first_weights(one, data)
     if start is not None and {n: p.shape for n, p in start.items()} == {n: p.shape for n, p in params.items()}:
-        params = {name: backend.asarray(p) for name, p in start.items()}
-    loss = functools.partial(predictor.loss, s.quantiles)
-    return base.learn(s, plan.model, params, data, backend, loss=loss, **options)
+        params = {name: one.backend.asarray(p) for name, p in start.items()}
+    loss = functools.partial(predictor.loss, one.settings.quantiles)
+    return base.learn(one.settings, one.model, params, data, one.backend, loss=loss, **options)
 
 
-def refitted(plan: Prepared, backend: Backend, start: Params | None, epochs: int, progress: Any) -> Predictor:
-    """Return a predictor whose network and linear baseline are fitted to all rows, the network for so many epochs."""
-    s, several, line = plan.settings, plan.several, plan.line
-    stops = [len(series.values) for series in several]
+def refitted(data: Examples, start: Params | None, epochs: int, progress: Any) -> Predictor:
+    """Return a predictor fitted to all rows of the series of examples, its network for so many epochs."""
+    one, s, several = data.predictor, data.predictor.settings, data.several
+    stops, line = [len(series.values) for series in several], one.line
     origins = [np.arange(s.window, stop) for stop in stops]
     if s.linear_baseline != 0:
         penalties = [(line.ridge, line.light)]
-        (line,) = baselines.fit(several, plan.scaling, origins, stops, s.horizon, line.order, penalties)
-    data, spread = predictor.examples(several, plan.scaling, line, s, origins, stops)
-    trained = train(plan, backend, data, start, epochs=max(1, epochs), progress=progress)
-    return plan._replace(line=line, spread=spread).predictor(backend, trained.params)
+        (line,) = baselines.fit(several, one.scaling, origins, stops, s.horizon, line.order, penalties)
+    data = predictor.examples(replace(one, line=line, spread=None), several, origins, stops)
+    return replace(data.predictor, params=train(data, start, epochs=max(1, epochs), progress=progress).params)
 
 
 def season_of(several: Sequence[TimeSeries], season: int | str) -> int:
@@ -156,7 +129,3 @@ def season_of(several: Sequence[TimeSeries], season: int | str) -> int:
         return season
     series = max(several, key=lambda one: len(one.values))
     return baselines.season(series.known[split(len(series.values)).train, 0])
-
-
-def _rows(part: slice) -> Any:
-    return np.arange(part.start, part.stop)

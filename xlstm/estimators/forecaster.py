@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
@@ -16,30 +16,19 @@ from xlstm.data import panels
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, read_series
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import Given
-from xlstm.estimators import baselines, evaluation, fitting, predictor, scores
+from xlstm.estimators import baselines, evaluation, fitting, predictor
 from xlstm.estimators.base import AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
 from xlstm.estimators.baselines import LinearBaseline
+from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
-from xlstm.estimators.scores import Forecasts, Score
 from xlstm.estimators.series_scaling import Scaling
-from xlstm.training import Callback, Interrupted, Progress, Terminated, loop
+from xlstm.training import Callback, Interrupted, Progress, Terminated
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
 
 
-class _Results:
-    """The results of `fit`."""
-
-    scaling_: Scaling
-    window_: int
-    season_: int
-    calendar_: bool
-    linear_baseline_: int
-    n_targets_: int
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
-class Forecaster(SeriesEstimator, FiledEstimator, Settings, _Results):
+class Forecaster(SeriesEstimator, FiledEstimator, Settings):
     """Forecast series with a recurrent network beside a linear autoregression.
 
     A network sees by how much each of the last `window` values differs from the latest one, in units of the window's
@@ -53,7 +42,7 @@ class Forecaster(SeriesEstimator, FiledEstimator, Settings, _Results):
     Parameters
     ----------
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
-precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_baseline, season, calendar, least, refit
+precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline, season, calendar, least, refit
         As for `Settings`.
     name : str
         A name for the series, kept in the model file.
@@ -117,9 +106,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
     static: str | Sequence[str] | None = None
     backend: str | Backend | None = None
     dtype: DType | None = None
+    callbacks: Iterable[Callback | Callable[[Progress], object]] = ()
     checkpoints: AnyPath | None = None
     resume: bool = False
-    callbacks: Sequence[Callback | Callable[[Progress], object]] = ()
     warm_start: bool = False
 
     @property
@@ -185,8 +174,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             As `fit` does.
         """
         backend, given, variants = self._to_fit(values, covariates)
-        plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
-        return {"train": plan.train, "validation": plan.validation}
+        return fitting.prepared(variants, given.ids, self.settings, backend)
 
     def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
         """Return the values after the end of a series.
@@ -217,8 +205,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         FloatingPointError
             The forecast is not finite.
         """
-        self._check_fitted()
-        steps = self._predictor.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
+        steps = self.predictor_.settings.horizon if steps is None else checks.size("Forecaster", "steps", steps)
         given, several, units = self._read(values, covariates, steps)
         return given.like([self._ahead(*one, steps) for one in zip(several, units, strict=True)], several)
 
@@ -242,8 +229,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         FloatingPointError
             The forecast is not finite.
         """
-        self._check_fitted()
-        s = self._predictor.settings
+        s = self.predictor_.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
         given, several, units = self._read(values, covariates, s.horizon)
@@ -270,11 +256,10 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ValueError, TypeError
             As `predict` does.
         """
-        self._check_fitted()
-        s, count = self._predictor.settings, checks.size("Forecaster", "count", count)
+        s, count = self.predictor_.settings, checks.size("Forecaster", "count", count)
         _, several, units = self._read(values, covariates, s.horizon)
         N = len(several[0].values)
-        return self._predictor.windows(several[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
+        return self.predictor_.windows(several[0], units[0], np.arange(max(s.window, N - count + 1), N + 1))[0]
 
     def score(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors on the test part beside those of baselines, by the network that has not seen it.
@@ -291,13 +276,15 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         -------
         Score
         """
-        self._check_fitted()
-        return self._test_score(values, covariates, lambda forecasts: forecasts)
+        given, several, units = self._read(values, covariates, 0)
+        judge = self.test_predictor_
+        forecasts = [evaluation.of_test_part(judge, *one) for one in zip(several, units, strict=True)]
+        return evaluation.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
 
-    def backtest(
-        self, values: Any, folds: int = 5, refit: bool = True, **covariates: Unpack[CovariateArguments]
-    ) -> Score:
+    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
+
+        A forecaster with the same parameters is fitted to all that comes before each forecast.
 
         Parameters
         ----------
@@ -305,9 +292,6 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             As for `fit`.
         folds : int
             How many forecasts of each series.
-        refit : bool
-            Fit a forecaster with the same parameters to all that comes before each forecast. Without, the network of
-            `score` makes them, and they are to lie in the test part.
 
         Returns
         -------
@@ -318,11 +302,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         ValueError, TypeError, BackendError
             As for `fit` and `predict`; there is not enough room for the folds.
         """
-        folds, refit = checks.count("Forecaster", "folds", folds), checks.flag("Forecaster", "refit", refit)
-        if not refit:
-            self._check_fitted()
-            horizon = self._test_predictor.settings.horizon
-            return self._test_score(values, covariates, lambda found: evaluation.last(found, folds, horizon))
+        folds = checks.count("Forecaster", "folds", folds)
         backend, given, variants = self._to_fit(values, covariates)
         s, rounds = self.settings, []
         for back in range(folds, 0, -1):
@@ -341,28 +321,19 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
             truth = baselines.targets(series, at, s.horizon, len(series.values))
             forecasts.append(Forecasts(at, mean, quantiles, truth))
         season = fitting.season_of(variants[0], s.season)
-        return scores.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
-
-    def _test_score(
-        self, values: Any, covariates: CovariateArguments, choose: Callable[[Forecasts], Forecasts]
-    ) -> Score:
-        """Return the score of those forecasts of the test part that are chosen."""
-        given, several, units = self._read(values, covariates, 0)
-        judge = self._test_predictor
-        forecasts = [choose(evaluation.of_test_part(judge, *one)) for one in zip(several, units, strict=True)]
-        return scores.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
+        return evaluation.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
 
     def _settings(self) -> dict[str, Any]:
-        fitted = asdict(self._predictor.settings) | {"dtype": self._predictor.backend.dtype}
+        fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
         return self.checked() | fitted | self._roles().given()
 
     def _content(self) -> dict[str, Any]:
         """Return the arrays of both networks, once if they are the same."""
-        networks = {"": self._predictor}
-        if self._test_predictor is not self._predictor:
-            networks[TEST] = self._test_predictor
+        networks = {"": self.predictor_}
+        if self.test_predictor_ is not self.predictor_:
+            networks[TEST] = self.test_predictor_
         scaling = {f"scaling.{name}": array for name, array in self.scaling_._asdict().items() if name != "ids"}
-        arrays: dict[str, Any] = {"adjustment": self._adjustment, **scaling}
+        arrays: dict[str, Any] = {"adjustment": self.adjustment_, **scaling}
         for prefix, one in networks.items():
             own = one.params | {"linear_baseline": one.line.coefficients, "spread": one.spread}
             arrays |= {f"{prefix}{name}": array for name, array in own.items()}
@@ -384,8 +355,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         adjustment = pop_array(arrays, "adjustment", sizes)
         test = {name.removeprefix(TEST): arrays.pop(name) for name in list(arrays) if name.startswith(TEST)}
         final = self._restored(arrays, scaling)
-        facts = {name: getattr(self, name, None) for name in self._facts}
-        self._keep(self._restored(test, scaling) if test else final, final, adjustment, **facts)
+        self._keep(self._restored(test, scaling) if test else final, final, adjustment)
         return final.params
 
     def _restored(self, arrays: dict[str, Host], scaling: Scaling) -> Predictor:
@@ -403,8 +373,10 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
 
     def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> None:
         """Store what was fitted."""
-        self._test_predictor, self._predictor, self._adjustment = test, final, adjustment
         self._become(
+            test_predictor_=test,
+            predictor_=final,
+            adjustment_=adjustment,
             params_=final.params,
             model_=final.model,
             scaling_=final.scaling,
@@ -419,9 +391,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
 
         The series come without a look at the calendar, and where there are dates also with one.
         """
-        parameters = self.checked()
+        self.checked()
         backend = backend_of(self.backend, self.dtype)
-        precisions.named(parameters["precision"], backend)  # raises where the backend does not have it
+        precisions.named(self.precision, backend)  # raises where the backend does not have it
         given = panels.given("Forecaster", values, Covariates.of("Forecaster", covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [read_series("Forecaster", given.values, given.covariates, self.horizon, look) for look in looks]
@@ -435,28 +407,25 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         progress: Callable[[Progress], None] | None,
     ) -> None:
         """Train on series and store the result, also where a signal ends it."""
-        start = self._test_predictor.params if self.warm_start and self.__sklearn_is_fitted__() else None
-        loop.check_run(self.callbacks, self.checkpoints, self.resume)
-        plan = fitting.prepared(variants, given.ids, self.settings, backend.dtype)
-        s = plan.settings
+        start = self.test_predictor_.params if self.warm_start and self.__sklearn_is_fitted__() else None
+        data = fitting.prepared(variants, given.ids, self.settings, backend)
+        train, several = data["train"], data["train"].several
+        s = train.predictor.settings
         stop: BaseException | None = None
         run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
-        run |= {"epochs": s.epochs, "patience": s.patience, "validation": plan.validation, "progress": progress}
+        run |= {"epochs": s.epochs, "patience": s.patience, "validation": data["validation"], "progress": progress}
         try:
-            trained = fitting.train(plan, backend, plan.train, start, **run)
+            trained = fitting.train(train, start, **run)
         except (Interrupted, Terminated) as error:
             stop, trained = error, error.trained
-        test = final = plan.predictor(backend, trained.params)
+        test = final = replace(data["validation"].predictor, params=trained.params)
         if s.refit and stop is None:
             try:
-                final = fitting.refitted(plan, backend, start, trained.best_epoch, progress)
+                final = fitting.refitted(train, start, trained.best_epoch, progress)
             except (Interrupted, Terminated) as error:
-                more = "" if self.checkpoints is None else f"; resume=True goes on from {self.checkpoints}"
-                network = f"the network of epoch {trained.best_epoch}, which has not seen the last rows{more}"
-                problem = f"signal {error.signal} stopped the training on all rows; the forecaster has {network}"
-                stop = type(error)(f"Forecaster: {problem}", trained, error.signal)
-        several, units = plan.several, plan.scaling.units
-        outside = [evaluation.last_errors(test, *one) for one in zip(several, units, strict=True)]
+                problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
+                stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)
+        outside = [evaluation.last_errors(test, *one) for one in zip(several, test.scaling.units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
         facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
@@ -468,7 +437,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
         self, values: Any, covariates: CovariateArguments, steps: int
     ) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
-        s, scaling = self._test_predictor.settings, self.scaling_
+        s, scaling = self.test_predictor_.settings, self.scaling_
         given = panels.given(
             "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles(), self._names()
         )
@@ -488,14 +457,14 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, scaling, linear_
                 raise ValueError(f"Forecaster: future has {rows} rows after the series, expected {steps}")
         units = scaling.of(several, given.ids, s.window)
         for series, unit in zip(several, units, strict=True):
-            check_reach("Forecaster", series.known, unit, self._predictor.backend.dtype, series.begin)
+            check_reach("Forecaster", series.known, unit, self.predictor_.backend.dtype, series.begin)
         return given, several, units
 
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
-        mean, quantiles, scale = self._predictor.forecast(series, units, np.array([len(series.values)]))
-        quantiles = evaluation.widen(quantiles, scale, self._adjustment, self._predictor.settings.quantiles)
-        return mean[0], self._predictor.limited(quantiles)[0]
+        mean, quantiles, scale = self.predictor_.forecast(series, units, np.array([len(series.values)]))
+        quantiles = evaluation.widen(quantiles, scale, self.adjustment_, self.predictor_.settings.quantiles)
+        return mean[0], self.predictor_.limited(quantiles)[0]
 
     def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""

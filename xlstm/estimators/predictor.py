@@ -1,7 +1,7 @@
 """The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
-from xlstm.estimators.baselines import CHUNK, LinearBaseline
+from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
@@ -43,6 +43,7 @@ class Settings:
     learning_rate, weight_decay : float
         Options of AdamW.
     batch_size : int
+        Windows of a batch.
     clip : float
         Limit of the global gradient norm.
     averaging : float
@@ -53,13 +54,13 @@ class Settings:
         Arithmetic of training, on a GPU; the weights stay float32. See `xlstm.precision`.
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
     num_layers : int
+        Number of recurrent layers.
     bidirectional : bool
+        Read a window in both directions.
     dropout : float
         Between layers.
     quantiles : list of float
         Quantiles that are predicted beside the mean; without any there are no intervals.
-    scaling : {"window", "series"}
-        Scale each window by its own changes, or all windows of a series by the usual change in its training part.
     linear_baseline : int or "auto"
         Steps that the linear autoregression looks back to which the network adds; 0 for none. With "auto" validation
         decides.
@@ -91,7 +92,6 @@ class Settings:
     bidirectional: bool = False
     dropout: float = 0.0
     quantiles: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-    scaling: str = "window"
     linear_baseline: int | str = "auto"
     season: int | str = "auto"
     calendar: bool | str = "auto"
@@ -113,7 +113,7 @@ class Predictor:
     backend : Backend
     scaling : Scaling
     line : LinearBaseline
-    spread : array (H, C)
+    spread : array (H, C), or None before it is known
         Root mean square of what the linear baseline leaves, in scales of the window; the unit of the network.
     model : SequenceModel
     params : dict of str to array
@@ -124,7 +124,7 @@ class Predictor:
     backend: Backend
     scaling: Scaling
     line: LinearBaseline
-    spread: Values
+    spread: Any
     model: SequenceModel
     params: Params
 
@@ -133,9 +133,6 @@ class Predictor:
 
         Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises FloatingPointError.
         """
-        if len(origins) > CHUNK:
-            parts = [self.forecast(series, units, origins[k : k + CHUNK]) for k in range(0, len(origins), CHUNK)]
-            return tuple(np.concatenate(part) for part in zip(*parts, strict=True))  # type: ignore[return-value]
         x, scale = self.windows(series, units, origins)
         y, _, _ = self.model.forward(self.params, x, train=False)
         outputs = to_numpy(y).astype(np.float64)
@@ -148,9 +145,25 @@ class Predictor:
 
     def windows(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
         """Return windows (T, M, D) as the network sees them, and their scale (M, C)."""
-        s = self.settings
-        scale = scales(series.known, origins, s.window, units, s.scaling)
-        return self.backend.asarray(inputs(series, self.scaling, scale, origins, s.window, s.horizon)), scale
+        scale = scales(series.known, origins, self.settings.window, units)
+        return self.backend.asarray(self.inputs(series, scale, origins)), scale
+
+    def inputs(self, series: TimeSeries, scale: Values, origins: Origins) -> Values:
+        """Return windows (T, M, D): differences from the last value, then covariates, static numbers last.
+
+        Covariates that are known in advance are there twice, as they are at a step and as they will be a horizon later,
+        so that a window holds the numbers of the steps that are predicted.
+        """
+        rows = origins - np.arange(self.settings.window, 0, -1)[:, None]  # (T, M)
+        later = np.minimum(rows + self.settings.horizon, len(series.future) - 1)
+        parts = (
+            (series.known[rows] - series.known[origins - 1]) / scale,
+            standard(series.past[rows], self.scaling.past),
+            standard(series.future[rows], self.scaling.future),
+            standard(series.future[later], self.scaling.future),
+            np.broadcast_to(standard(series.static, self.scaling.static), (*rows.shape, len(series.static))),
+        )
+        return np.concatenate(parts, axis=2)
 
     def limited(self, ahead: Values) -> Values:
         """Return forecasts that are not below the least value that there can be."""
@@ -163,9 +176,8 @@ class Examples:
 
     Attributes
     ----------
-    of : list of S TimeSeries
-    scaling : Scaling
-    window, horizon, batch_size : int
+    predictor : Predictor
+    several : list of S TimeSeries
     series : array (M,)
         The series of each window.
     origins : array (M,)
@@ -176,11 +188,8 @@ class Examples:
         Targets that are there.
     """
 
-    of: Sequence[TimeSeries]
-    scaling: Scaling
-    window: int
-    horizon: int
-    batch_size: int
+    predictor: Predictor
+    several: Sequence[TimeSeries]
     series: Host
     origins: Host
     scale: Values
@@ -189,77 +198,51 @@ class Examples:
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
-        return -(-len(self.origins) // self.batch_size)
+        return -(-len(self.origins) // self.predictor.settings.batch_size)
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, shuffled by `rng` or in order without it."""
         order = np.arange(len(self.origins)) if rng is None else rng.permutation(len(self.origins))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            x = np.empty((self.window, len(rows), width(self.scaling)))
+        s, D = self.predictor.settings, width(self.predictor.scaling)
+        for rows in np.split(order, range(s.batch_size, len(order), s.batch_size)):
+            x = np.empty((s.window, len(rows), D))
             for k in np.unique(self.series[rows]):
                 columns = np.flatnonzero(self.series[rows] == k)
                 at = rows[columns]
-                ends = self.scale[at], self.origins[at]
-                x[:, columns] = inputs(self.of[k], self.scaling, *ends, self.window, self.horizon)
+                x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
             yield Batch(x, self.target[rows], self.mask[rows], True)
 
 
 def examples(
-    several: Sequence[TimeSeries],
-    scaling: Scaling,
-    line: LinearBaseline,
-    settings: Settings,
-    origins: Sequence[Origins],
-    stops: Sequence[int],
-    spread: Values | None = None,
-) -> tuple[Examples, Values]:
-    """Return examples of windows before `origins`, with targets before the rows `stops`, and the spread (H, C)."""
-    s, parts = settings, []
-    for k, (series, units, at, stop) in enumerate(zip(several, scaling.units, origins, stops, strict=True)):
-        scale = scales(series.known, at, s.window, units, s.scaling)
+    predictor: Predictor, several: Sequence[TimeSeries], origins: Sequence[Origins], stops: Sequence[int]
+) -> Examples:
+    """Return examples of windows before `origins`, with targets before the rows `stops`.
+
+    Their predictor is `predictor`; if it has no spread yet, it gets that of these examples.
+    """
+    s, parts = predictor.settings, []
+    for k, (series, units, at, stop) in enumerate(zip(several, predictor.scaling.units, origins, stops, strict=True)):
+        scale = scales(series.known, at, s.window, units)
         left = baselines.changes(series, at, s.horizon, stop, units)
-        left -= line.apply(series, scaling, units, at)
+        left -= predictor.line.apply(series, predictor.scaling, units, at)
         left *= units / scale[:, None]
         parts.append((np.full(len(at), k), at, scale, left))
     # One series, which may be long, is not copied.
     numbers, rows, scale, left = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-    if spread is None:
-        there = np.maximum(np.count_nonzero(~np.isnan(left), axis=0), 1)
-        squares = np.stack([np.nansum(left[:, h] ** 2, axis=0) for h in range(s.horizon)])
-        spread = np.maximum(np.sqrt(squares / there), NARROWEST)
-    left /= spread
+    if predictor.spread is None:
+        squares = [baselines.mean(left[:, h] ** 2) for h in range(s.horizon)]
+        predictor = replace(predictor, spread=np.fmax(np.sqrt(squares), NARROWEST))
+    left /= predictor.spread
     target = left.reshape(len(left), -1)
     mask = ~np.isnan(target)
     target[~mask] = 0.0
-    sizes = s.window, s.horizon, s.batch_size
-    return Examples(several, scaling, *sizes, numbers, rows, scale, target, mask), spread
+    return Examples(predictor, several, numbers, rows, scale, target, mask)
 
 
 def width(scaling: Scaling) -> int:
     """Return the number of columns that a network sees."""
     units, past, future, static = (part.shape[1] for part in scaling[:4])
     return int(units + past + 2 * future + static)
-
-
-def inputs(series: TimeSeries, scaling: Scaling, scale: Values, origins: Origins, window: int, horizon: int) -> Values:
-    """Return windows (T, M, D): differences from the last value, then covariates, static numbers last.
-
-    Covariates that are known in advance are there twice, as they are at a step and as they will be a horizon later, so
-    that a window holds the numbers of the steps that are predicted.
-    """
-    rows = origins - np.arange(window, 0, -1)[:, None]  # (T, M)
-    later = np.minimum(rows + horizon, len(series.future) - 1)
-    return np.concatenate(
-        (
-            (series.known[rows] - series.known[origins - 1]) / scale,
-            standard(series.past[rows], scaling.past),
-            standard(series.future[rows], scaling.future),
-            standard(series.future[later], scaling.future),
-            np.broadcast_to(standard(series.static, scaling.static), (*rows.shape, len(series.static))),
-        ),
-        axis=2,
-    )
 
 
 def network(settings: Settings, scaling: Scaling) -> SequenceModel:
@@ -270,13 +253,14 @@ def network(settings: Settings, scaling: Scaling) -> SequenceModel:
     return sequence_model("Forecaster", s.cell, width(scaling), outputs, True, **sizes)
 
 
-def first_weights(model: SequenceModel, settings: Settings, data: Examples, backend: Backend) -> Params:
+def first_weights(predictor: Predictor, data: Examples) -> Params:
     """Return first weights: a head near zero, with the quantiles of all targets for its own."""
-    params = model.init(settings.seed, backend)
-    bias = np.zeros((data.target.shape[1], 1 + len(settings.quantiles)))
+    quantiles, backend = predictor.settings.quantiles, predictor.backend
+    params = predictor.model.init(predictor.settings.seed, backend)
+    bias = np.zeros((data.target.shape[1], 1 + len(quantiles)))
     for k, (target, mask) in enumerate(zip(data.target.T, data.mask.T, strict=True)):
-        if np.any(mask) and settings.quantiles:
-            bias[k, 1:] = np.quantile(target[mask], settings.quantiles)
+        if np.any(mask) and quantiles:
+            bias[k, 1:] = np.quantile(target[mask], quantiles)
     return params | {"head.W": HEAD * params["head.W"], "head.b": backend.asarray(bias.reshape(-1))}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -39,26 +38,10 @@ def _labels(where: str, name: str, value: Any) -> Host:
     return np.array(labels)
 
 
-class _Results:
-    """The results of `fit`, for a classifier and a regressor."""
-
-    table_: bool
-    n_features_in_: int
-    mean_: Host
-    std_: Host
-    note_: Any
-    classes_: Host
-    target_mean_: Host
-    target_std_: Host
-    one_target_: bool
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
-class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
+class SequenceEstimator(TrainedEstimator, NetworkEstimator):
     """The base of `SequenceClassifier` and `SequenceRegressor`."""
 
-    _loss: ClassVar[Callable[..., Any]]
-    _each_output: ClassVar[str]  # the attribute with an entry for each output of the model
     _arrays: ClassVar[tuple[str, ...]] = ("mean_", "std_")
     _facts: ClassVar = {
         "table_": checks.flag,
@@ -103,18 +86,16 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         where = type(self).__name__
         self.checked()
         again = self.warm_start and self.__sklearn_is_fitted__()
-        data = inputs.sequences(where, X, self.table_ if again else None)
+        data = inputs.sequences(where, X, tables=not again or self.table_)
         count = len(data.rows)
         if again:
             self._check_features(where, data)
         results, target = self._targets(y, count, again)
         weights = inputs.weights(where, sample_weight, count)
-        mean, std = self._scale(data)
-        model = self.network(data.width, len(results[self._each_output]))
+        mean, std = (self.mean_, self.std_) if again else self._scale(data)
+        model = self.network(data.rows[0].shape[1], len(results[self._each_output]))
         home = self._backend(X)
-        start = None
         if again:
-            start, mean, std = self.params_, self.mean_, self.std_
             self._check_warm_start(self.model_.recurrent, model.recurrent)
         order = generator(self.seed, stream=3, where=where).permutation(count)
         held = int(self.validation_fraction * count)
@@ -123,17 +104,16 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
             held = 0
         rows = [(row - mean) / std for row in data.rows]
         fitted, held_out = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
-        results |= {"table_": data.steps is not None, "n_features_in_": data.features, "mean_": mean, "std_": std}
+        results |= {"table_": data.is_table, "n_features_in_": data.features, "mean_": mean, "std_": std}
         results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
 
         def keep(trained: Trained) -> None:
             epochs = max(1, len(trained.validations) or trained.best_epoch)
             self._become(model_=model, params_=trained.params, trained_=trained, n_iter_=epochs, **results)
 
-        start = model.init(self.seed, home) if start is None else start
-        options = {"epochs": self.epochs, "loss": self._loss, "validation": held_out}
-        options["patience"] = self.patience if held else None
-        return self._train(model, start, fitted, home, keep, **options)
+        start = self.params_ if again else model.init(self.seed, home)
+        options = {"epochs": self.epochs, "patience": self.patience if held else None, "validation": held_out}
+        return self._train(model, start, fitted, home, keep, loss=self._loss, **options)
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
         """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.
@@ -171,9 +151,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
             It is not fitted yet, or X is of another kind or width than that of `fit`, not finite, or so far from the
             data of `fit` that squares overflow.
         """
-        self._check_fitted()
         where = type(self).__name__
-        data = inputs.sequences(where, X, self.table_)
+        data = inputs.sequences(where, X, tables=self.table_)
         self._check_features(where, data)
         rows = [(row - self.mean_) / self.std_ for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
@@ -200,14 +179,10 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
 
     def _check_features(self, where: str, data: inputs.Sequences) -> None:
         count, known = data.features, self.n_features_in_
-        if data.steps is not None and not self.table_:
-            problem = (
-                f"X is a table {(len(data.rows), data.steps)}, expected a list of sequences (T, D) with D = {known}"
-            )
-            raise ValueError(f"{where}: {problem}; [X] is a list of one sequence")
-        if data.steps is None and self.table_:
-            problem = f"X is sequences (T, D) with D = {count}, expected a table (N, T) with T = {known} columns"
-            raise ValueError(f"{where}: {problem}")
+        if data.is_table != self.table_:
+            kinds = f"a list of sequences (T, D) with D = {known}", f"a table (N, T) with T = {known} columns"
+            came = f"a table with {count} columns" if data.is_table else f"sequences (T, D) with D = {count}"
+            raise ValueError(f"{where}: X is {came}, expected {kinds[self.table_]}; [X] is a list of one sequence")
         if count != known:
             raise ValueError(f"{where}: X has {count} features, but {where} is expecting {known} features as input")
         names = getattr(self, "feature_names_in_", None)
@@ -224,7 +199,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
         """Return mean and deviation over all steps, (D,), or in a table by its columns, (T, 1)."""
         if not self.standardize:
             return np.zeros(1), np.ones(1)
-        steps = np.stack(data.rows) if data.steps is not None else np.concatenate(data.rows)
+        steps = np.stack(data.rows) if data.is_table else np.concatenate(data.rows)
         mean, std = steps.mean(axis=0), steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
@@ -245,12 +220,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator, _Results):
     def network(self, width: int, outputs: int) -> Any:
         """Return the model for sequences of a width D that gives so many numbers for each."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        options = self._layer_options("bidirectional", "output_size", "last")
-        return sequence_model(type(self).__name__, self.cell, width, outputs, last=True, **sizes, **options)
-
-    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
-        """Return the attributes that y (N,) decides, and y as the loss takes it; `again` in a warm start."""
-        raise NotImplementedError
+        sizes |= {"input_size": width, "output_size": outputs, "last": True}
+        return sequence_model(type(self).__name__, self.cell, **sizes, **(self.options or {}))
 
 
 class SequenceClassifier(SequenceEstimator):
@@ -263,7 +234,10 @@ class SequenceClassifier(SequenceEstimator):
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
-    hidden_size, num_layers : int
+    hidden_size : int
+        Units of each recurrent layer.
+    num_layers : int
+        Number of recurrent layers.
     bidirectional : bool
         Read the sequence in both directions; not for "mlstm" and "xlstm".
     dropout : float
@@ -275,6 +249,7 @@ class SequenceClassifier(SequenceEstimator):
     epochs : int
         Most passes over the sequences.
     batch_size : int
+        Sequences of a batch.
     learning_rate, weight_decay : float
         Options of AdamW.
     clip : float
@@ -332,7 +307,7 @@ class SequenceClassifier(SequenceEstimator):
 
     KIND = "sequence classifier"
     _kind = "classifier"
-    _each_output = "classes_"
+    _each_output = "classes_"  # the attribute with an entry for each output of the model
     _loss = staticmethod(losses.cross_entropy)
     _facts: ClassVar = SequenceEstimator._facts | {"classes_": _labels}
 
@@ -358,10 +333,7 @@ class SequenceClassifier(SequenceEstimator):
         y = inputs.labels(where, y, count)
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
-        try:
-            classes, numbers = np.unique(y, return_inverse=True)
-        except TypeError as error:
-            raise ValueError(f"{where}: y holds {checks.shown(y[0])}, expected text or numbers ({error})") from error
+        classes, numbers = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
         if again and not np.array_equal(classes, self.classes_):
@@ -424,9 +396,8 @@ class SequenceRegressor(SequenceEstimator):
         return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (columns - mean) / std
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
-        means, deviations = self.target_mean_, self.target_std_
-        if means.ndim != 1 or means.shape != deviations.shape:
-            raise ValueError(f"target_mean_ and target_std_ have shapes {means.shape}, {deviations.shape}")
+        for name in ("target_mean_", "target_std_"):
+            checks.shape("file", name, getattr(self, name), {"O": len(self.target_mean_)})
         return super()._restore(arrays)
 
 

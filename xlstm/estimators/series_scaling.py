@@ -103,10 +103,8 @@ def _usual(known: Values, window: int) -> Values:
     return np.sqrt(np.mean(squares, axis=0)) if squares else np.zeros(known.shape[1])
 
 
-def scales(known: Values, origins: Origins, window: int, units: Values, kind: str) -> Values:
+def scales(known: Values, origins: Origins, window: int, units: Values) -> Values:
     """Return the scale (M, C) of the windows before each origin."""
-    if kind == "series":
-        return np.broadcast_to(units, (len(origins), len(units)))
     total = np.zeros((len(origins), known.shape[1]))
     for lag in range(2, window + 1):
         total += np.minimum(np.abs(known[origins - lag] - known[origins - 1]) / units, FARTHEST) ** 2

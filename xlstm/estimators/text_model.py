@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,23 +20,18 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import layer_of
 from xlstm.training import Trained, evaluate
 
-VOCABULARY = "vocabulary"  # the array of a model file with the alphabet, or the content of the tokenizer's file
-CODECS = {"characters": text.Characters, "bytes": text.Bytes, "tokenizer": text.Tokenizer}
+VOCABULARY = "vocabulary"  # the array of a model file with the content of the codec
+# Codecs by their kinds, from their content.
+CODECS: dict[str, Callable[[bytes], text.Codec]] = {
+    "characters": lambda content: text.Characters(content.decode()),
+    "bytes": lambda content: text.Bytes(),
+    "tokenizer": lambda content: text.Tokenizer(Path(VOCABULARY), content),
+}
 LEAST = 2  # tokens of a text that can be learnt from or evaluated
 
 
-class _Results:
-    """The results of `fit`."""
-
-    codec_: Any
-    codec_kind_: str
-    tokens_: AnyPath
-    vocab_size_: int
-    held_out_: float | None
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
-class TextModel(TrainedEstimator, NetworkEstimator, _Results):
+class TextModel(TrainedEstimator, NetworkEstimator):
     """A language model that learns from a text, and writes more of it.
 
     The text is read as parallel streams whose state is carried on (truncated backpropagation through time). The last
@@ -45,8 +40,12 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     Parameters
     ----------
     cell : {"lstm", "gru", "rnn", "slstm", "mlstm", "xlstm"}, or the name of a registered cell
-    hidden_size, embedding_size, num_layers : int
-        In "xlstm" the embedding is as wide as the blocks.
+    hidden_size : int
+        Units of each recurrent layer, in "xlstm" the width of the blocks.
+    embedding_size : int
+        Width of the embedding of a token, in "xlstm" that of the blocks.
+    num_layers : int
+        Number of recurrent layers or blocks.
     dropout : float
         Rate of dropout of embeddings and between layers.
     options : dict, optional
@@ -74,7 +73,7 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training, on a GPU.
     backend : str or Backend, optional
-        As for `xlstm.backend`, by default "auto".
+        auto, numpy, cupy or torch, as for `xlstm.backend`; by default auto.
     dtype : {"float32", "float64"}
     warm_start : bool
         Let `fit` go on from the weights and the vocabulary that it found before.
@@ -91,8 +90,7 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
     ----------
     codec_ : object
         It has `encode(text)` and `decode(tokens)`.
-    tokens_ : str or path
-        The `tokens` of the codec.
+    codec_kind_ : {"characters", "bytes", "tokenizer"}
     params_ : dict of str to array
         The weights.
     model_ : xLSTMLanguageModel
@@ -147,10 +145,10 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         self.checked()
         whole = _text(where, X)
         again = self.warm_start and self.__sklearn_is_fitted__()
-        if again and self.tokens != self.tokens_:
-            shown = f"tokens is {checks.shown(self.tokens)}, expected those of before, {checks.shown(self.tokens_)}"
-            raise ValueError(f"{where}: {shown}, or warm_start=False")
-        codec = self.codec_ if again else self._codec(whole)
+        kind, codec = (self.codec_kind_, self.codec_) if again else self._codec(whole)
+        if self.tokens in CODECS and self.tokens != kind:
+            problem = f"tokens is {self.tokens!r}, expected those of before, {kind!r}, or warm_start=False"
+            raise ValueError(f"{where}: {problem}")
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
         need = self.batch_size * self.length + 1
@@ -160,13 +158,13 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
                 f"batch_size times length, and one"
             )
         fitted, held_out = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
-        model, home = self._model(_size(codec)), backend_of(self.backend, self.dtype)
+        model, home = self._model(codec.size), backend_of(self.backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.backbone, model.backbone)
 
         def keep(trained: Trained) -> None:
             results = {"params_": trained.params, "trained_": trained, "n_iter_": len(trained.losses)}
-            self._become(codec_=codec, codec_kind_=_kind_of(codec), tokens_=self.tokens, model_=model, **results)
+            self._become(codec_=codec, codec_kind_=kind, model_=model, **results)
             self.vocab_size_ = model.vocab_size
             self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
 
@@ -182,7 +180,6 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         ValueError, TypeError
             The text has fewer than two tokens or a character that is not known, or is no text.
         """
-        self._check_fitted()
         return self._nats(np.array(self.codec_.encode(_text(type(self).__name__, X)), dtype=np.int64))
 
     def perplexity(self, X: Any) -> float:
@@ -193,16 +190,7 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         """Return the mean of log p of a token, the negative of `nats`: more is better."""
         return -self.nats(X)
 
-    def stream(
-        self,
-        prompt: str,
-        max_tokens: int = 200,
-        *,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-    ) -> Iterator[str]:
+    def stream(self, prompt: str, max_tokens: int = 200, *, temperature: float = 0.8, **options: Any) -> Iterator[str]:
         """Yield the text that follows a prompt, piece by piece.
 
         Parameters
@@ -210,7 +198,8 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         prompt : str
             A character at least.
         max_tokens : int
-        temperature, top_k, top_p, seed
+        temperature : float
+        options : top_k, top_p, seed
             As for `xLSTMLanguageModel.generate`.
 
         Yields
@@ -222,43 +211,25 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         ValueError, TypeError
             The prompt is empty or has a character that is not known, or an option is out of range.
         """
-        self._check_fitted()
-        numbers = self.codec_.encode(_sound("TextModel", "prompt", checks.text("TextModel", "prompt", prompt)))
+        numbers = self.codec_.encode(checks.text("TextModel", "prompt", prompt))
         if not numbers:
             raise ValueError(f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least")
-        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        with np.errstate(over="ignore", invalid="ignore"):  # the sampler names what is not finite
-            drawn = self.model_.stream(self.params_, [numbers], max_tokens, **options)
+        drawn = self.model_.stream(self.params_, [numbers], max_tokens, temperature=temperature, **options)
         return _pieces(text.Stream(self.codec_), drawn)
 
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
-    def _settings(self) -> dict[str, Any]:
-        settings = self.checked()
-        del settings["tokens"]  # the codec itself is in the file
-        return settings
-
     def _content(self) -> dict[str, Any]:
-        if self.codec_kind_ == "characters":
-            content = self.codec_.alphabet.encode()
-        else:
-            content = self.codec_.content if self.codec_kind_ == "tokenizer" else b""
-        return super()._content() | {VOCABULARY: np.frombuffer(content, dtype=np.uint8)}
+        return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         if VOCABULARY not in arrays:
             raise ValueError(f"{VOCABULARY} is missing")
-        content = arrays.pop(VOCABULARY).astype(np.uint8).tobytes()
-        if self.codec_kind_ == "characters":
-            self.codec_ = text.Characters(content.decode())
-        else:
-            self.codec_ = text.Bytes() if self.codec_kind_ == "bytes" else text.Tokenizer(Path(VOCABULARY), content)
-        if self.codec_kind_ != "tokenizer":
-            self.tokens = self.codec_kind_
-        self.tokens_ = self.tokens
-        self.model_ = self._model(_size(self.codec_))
+        self.codec_ = CODECS[self.codec_kind_](arrays.pop(VOCABULARY).astype(np.uint8).tobytes())
+        self.tokens = self.codec_kind_
+        self.model_ = self._model(self.codec_.size)
         return self._weights(arrays)
 
     def _nats(self, numbers: np.ndarray[Any, Any]) -> float:
@@ -268,72 +239,37 @@ class TextModel(TrainedEstimator, NetworkEstimator, _Results):
         length = min(self.length, (len(numbers) - 1) // streams)
         return evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length))
 
-    def _codec(self, whole: str) -> text.Codec:
+    def _codec(self, whole: str) -> tuple[str, text.Codec]:
+        """Return the kind and the codec that `tokens` asks for."""
         if self.tokens == "characters":
-            return text.Characters.of(whole)
+            return "characters", text.Characters.of(whole)
         if self.tokens == "bytes":
-            return text.Bytes()
+            return "bytes", text.Bytes()
         path = checks.path("TextModel", "tokens", self.tokens)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"TextModel: tokens is {checks.shown(self.tokens)}, expected 'characters', 'bytes' or a tokenizer.json"
-            )
-        return text.Tokenizer(path)
+            raise FileNotFoundError(f"TextModel: tokens is {path}, expected 'characters', 'bytes' or a tokenizer.json")
+        return "tokenizer", text.Tokenizer(path)
 
     def _model(self, vocab_size: int) -> xLSTMLanguageModel:
-        layer = layer_of(
-            "TextModel",
-            self.cell,
-            self.embedding_size,
-            self.hidden_size,
-            num_layers=self.num_layers,
-            dropout=self.dropout if self.num_layers > 1 or self.cell == "xlstm" else 0.0,
-            **self._layer_options(),
-        )
+        sizes: dict[str, Any] = {"input_size": self.embedding_size, "hidden_size": self.hidden_size}
+        dropout = self.dropout if self.num_layers > 1 or self.cell == "xlstm" else 0.0
+        sizes |= {"num_layers": self.num_layers, "dropout": dropout}
+        layer = layer_of("TextModel", self.cell, **sizes, **(self.options or {}))
         return xLSTMLanguageModel(layer, vocab_size, embedding_dropout=self.dropout)
 
 
 def _text(where: str, X: Any) -> str:
-    """Return X as one text."""
-    if isinstance(X, str):
-        return _sound(where, "X", X)
-    try:
-        parts = [*X]
-    except TypeError:
-        parts = [X]
-    if not parts or not all(isinstance(part, str) for part in parts):
+    """Return X as one text, which UTF-8 can hold."""
+    texts = [X] if isinstance(X, str) or not isinstance(X, Iterable) else [*X]
+    if not texts or not all(isinstance(one, str) for one in texts):
         raise TypeError(f"{where}: X is {checks.shown(X)}, expected a text or a list of texts")
-    return _sound(where, "X", "".join(parts))
-
-
-def _sound(where: str, name: str, given: str) -> str:
-    """Return a text; raise ValueError if UTF-8, in which it is kept, cannot hold it."""
-    try:
-        given.encode()
-    except UnicodeEncodeError as error:
-        problem = f"{name} has {given[error.start]!r} at position {error.start}, half of a surrogate pair"
-        raise ValueError(f"{where}: {problem}; expected text that UTF-8 can hold") from None
-    return given
-
-
-def _size(codec: Any) -> int:
-    """Return the number of tokens of a codec."""
-    if isinstance(codec, text.Characters):
-        return len(codec.alphabet)
-    return 256 if isinstance(codec, text.Bytes) else int(codec.size)
-
-
-def _kind_of(codec: Any) -> str:
-    """Return the name of the kind of a codec in `CODECS`."""
-    return next(name for name, kind in CODECS.items() if type(codec) is kind)
+    whole = "".join(texts)
+    whole.encode()  # raises where it has half of a surrogate pair
+    return whole
 
 
 def _pieces(shown: text.Stream, drawn: Iterator[Any]) -> Iterator[str]:
-    while True:
-        with np.errstate(over="ignore", invalid="ignore"):
-            token, _ = next(drawn, (None, None))
-        if token is None:
-            break
+    for token, _ in drawn:
         if piece := shown.push(int(token[0])):
             yield piece
     if piece := shown.rest():

@@ -1,10 +1,10 @@
-"""TiRex beside forecasts: features of series, and a model that is trained from random weights."""
+"""TiRex as estimators: forecasts without training, features of series, and a model trained from random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 
@@ -13,49 +13,301 @@ from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
+from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
-from xlstm.estimators.base import AnyPath, Estimator, TrainedEstimator
+from xlstm.data.panels import Given, Roles
+from xlstm.data.series_windows import split
+from xlstm.estimators import baselines, evaluation, fitting
+from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
+from xlstm.estimators.evaluation import Forecasts, Score
+from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
-from xlstm.models.tirex import SyntheticPatches, TiRex, TiRex2, items, prediction
+from xlstm.models.tirex import PrefixStateCache, SyntheticPatches, TiRex, TiRex2, items, prediction
+from xlstm.models.tirex.items import Pretrained
+from xlstm.models.tirex.transforms import levels_of
 from xlstm.training import Trained
 
-WHERE = "TiRexFeatures"
+FEWEST = 3  # rows before the first forecast of a score, for the baselines
 VALIDATION = 8  # batches of synthetic series that validation looks at
+FORECASTER, FEATURES = "ZeroShotForecaster", "TiRexFeatures"
+
+Checkpoint = AnyPath | tuple[TiRex | TiRex2, Params]
 
 
-def model_of(where: str, given: Any) -> tuple[TiRex | TiRex2, Params]:
-    """Return the pretrained model of an estimator with the parameters checkpoint, backend, dtype, model and params.
+def load_model(
+    where: str, checkpoint: Checkpoint, backend: str | Backend | None, dtype: DType | None
+) -> tuple[TiRex | TiRex2, Params]:
+    """Return the pretrained model of an estimator; a pair of a model and its parameters stays as it is.
 
     Raises
     ------
     OSError, ValueError, TypeError
-        There is neither a checkpoint nor a model with parameters, or both; or the checkpoint is none.
+        The checkpoint is none.
     """
-    if given.checkpoint is None:
-        if given.model is None or given.params is None:
-            raise ValueError(f"{where}: there is no checkpoint, expected one, or model and params")
-        checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")(where, "model", given.model)
-        return given.model, given.params
-    if given.model is not None or given.params is not None:
-        raise ValueError(f"{where}: there are a checkpoint and model or params, expected one of the two")
-    dtype = None if given.dtype is None else dtype_text(where, given.dtype)
-    return tirex.load(given.checkpoint, backend=given.backend, dtype=dtype)
+    if not isinstance(checkpoint, tuple):
+        return tirex.load(checkpoint, backend=backend, dtype=None if dtype is None else dtype_text(where, dtype))
+    model, params = checkpoint
+    checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")(where, "model", model)
+    return model, params
+
+
+@dataclass(eq=False, repr=False)
+class ZeroShotForecaster(SeriesEstimator):
+    """Forecast series with a pretrained TiRex, without any training on them.
+
+    It takes series and tables, and returns forecasts and scores, as `Forecaster` does. TiRex-2 lets the targets and the
+    covariates of a series see each other; TiRex-1 forecasts each target by itself and takes no covariates. Gaps (NaN)
+    are missing values to the network, anywhere. `predict`, `score` and `backtest` need no `fit`.
+
+    Parameters
+    ----------
+    checkpoint : path, or pair of a model and its parameters
+        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2` that is there.
+    backend : str or Backend, optional
+        As for `xlstm.backend`, by default "auto".
+    dtype : {"float32", "float64"}, optional
+        By default that of the checkpoint.
+    name : str
+        A name for the series.
+    horizon : int, optional
+        Steps ahead that are forecast, by default a patch of the model, which is 32 steps in published ones.
+    quantiles : list of float, optional
+        Rising levels within those that the model was trained for, which are the default.
+    batch_size : int, optional
+        Windows that the network sees at once, at most: by default 16 on a CPU and 512 on a GPU.
+    options : dict, optional
+        Further options of `forecast` of the model, such as `{"rollout": 2}` or `{"sign_flip": True}`.
+    season : int or "auto"
+        Steps of a season, of which the seasonal naive forecast is made that scores compare with; 0 for none. With
+        "auto" it is found in the first 60 % of the series.
+    targets, past, future : list of str, optional
+        In tables, names of columns, of which each has one role: those to predict, by default all others; covariates
+        that are known up to the last value; and covariates that are known in advance. With `targets` columns without a
+        role are not read.
+    series_id : str, optional
+        The column of tables that tells several series apart.
+
+    Attributes
+    ----------
+    model_ : TiRex or TiRex2
+    params_ : dict of str to array
+        Parameters of the model.
+    feature_names_in_ : array of str
+        Names of targets, where `fit` was given a table.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlstm.models import TiRex
+    >>> model = TiRex(16, 2, 2, patch_size=4, input_ff_size=24, context=32)
+    >>> forecaster = ZeroShotForecaster((model, model.init(backend="numpy")), horizon=6)
+    >>> values = np.sin(np.arange(100) / 5)
+    >>> forecaster.predict(values).shape, forecaster.predict_quantiles(values).shape
+    ((6,), (6, 9))
+    """
+
+    checkpoint: Checkpoint
+    backend: str | Backend | None = None
+    dtype: DType | None = None
+    _: KW_ONLY
+    horizon: int | None = None
+    quantiles: Sequence[float] | None = None
+    batch_size: int | None = None
+    options: dict[str, Any] | None = None
+    season: int | str = "auto"
+
+    def fit(self, values: Any = None, **covariates: Unpack[CovariateArguments]) -> Self:
+        """Load the checkpoint, and remember the columns of a table; nothing is trained.
+
+        Parameters
+        ----------
+        values, covariates : optional
+            As for `predict`. Tables of later calls are to have the same targets.
+
+        Returns
+        -------
+        ZeroShotForecaster
+            Itself.
+
+        Raises
+        ------
+        OSError, ValueError, TypeError
+            As for `predict`.
+        """
+        network = self._network()
+        names: Sequence[Any] = []
+        if values is not None:
+            names = self._read(network, values, covariates, 0, [])[0].names
+        columns = np.array(names, dtype=object) if names else None
+        self._become(model_=network.model, params_=network.params, feature_names_in_=columns)
+        return self
+
+    def predict(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
+        """Return the medians of the values after the end of a series.
+
+        Parameters
+        ----------
+        values : array (N,) or (N, C), list of such arrays, or table
+            A series of one target, of several, or several series. NaN is a gap, which may be anywhere. Rows that are
+            missing between dates become gaps.
+        steps : int, optional
+            How many values; by default as many as the horizon.
+        covariates : past, future, dates
+            As for `Forecaster.predict`: `past` (N, P) are covariates that are known up to the last value, `future`
+            (N + steps, F) those that are known in advance, and `dates` (N,) rising dates. Where there are several
+            series, these are lists with one entry for each. With a table `future` is a table of the rows that are
+            predicted, in any order if they have dates.
+
+        Returns
+        -------
+        array (steps,) or (steps, C), list of such arrays, or table
+            A table has the dates that follow.
+
+        Raises
+        ------
+        OSError, ValueError, TypeError
+            The checkpoint cannot be read, a series is out of range, there are covariates and the model takes none, or a
+            parameter is out of range.
+        """
+        return self._after(values, steps, covariates, False)
+
+    def predict_quantiles(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
+        """Return quantiles of the values after the end of a series; they may cross, as the model gives them.
+
+        Parameters
+        ----------
+        values, steps, covariates
+            As for `predict`.
+
+        Returns
+        -------
+        array (steps, Q) or (steps, C, Q), list of such arrays, or table
+            In the order of the parameter `quantiles`; columns of a table have the quantile at the end of their names.
+
+        Raises
+        ------
+        OSError, ValueError, TypeError
+            As for `predict`.
+        """
+        return self._after(values, steps, covariates, True)
+
+    def score(self, values: Any, stride: int = 1, **covariates: Unpack[CovariateArguments]) -> Score:
+        """Return errors on the last 20 % of a series beside those of baselines, which are those of `Forecaster.score`.
+
+        Parameters
+        ----------
+        values, covariates
+            As for `predict`; `future` needs no rows after the series.
+        stride : int
+            Rows from the beginning of one forecast to that of the next. The time is that of so many forecasts.
+
+        Returns
+        -------
+        Score
+
+        Raises
+        ------
+        OSError, ValueError, TypeError
+            As for `predict`.
+        """
+        stride = checks.size(FORECASTER, "stride", stride)
+        return self._scored(values, covariates, lambda rows, horizon: np.arange(split(rows).test.start, rows, stride))
+
+    def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
+        """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
+
+        Parameters
+        ----------
+        values, covariates
+            As for `score`.
+        folds : int
+            How many forecasts of each series.
+
+        Returns
+        -------
+        Score
+
+        Raises
+        ------
+        OSError, ValueError, TypeError
+            As for `predict`; there is not enough room for the folds.
+        """
+        folds = checks.count(FORECASTER, "folds", folds)
+        return self._scored(values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles have: all but the checkpoint's content, which is read again."""
+        return {name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")}
+
+    def _after(self, values: Any, steps: int | None, covariates: CovariateArguments, quantiles: bool) -> Any:
+        """Return forecasts after the end of series in the kind that the series came in."""
+        network = self._network()
+        steps = self._horizon(network) if steps is None else checks.size(FORECASTER, "steps", steps)
+        ahead = network.after(*self._read(network, values, covariates, steps), steps)
+        return ahead.quantiles if quantiles else ahead.mean
+
+    def _scored(self, values: Any, covariates: CovariateArguments, origins: Callable[[int, int], Host]) -> Score:
+        """Return the score of forecasts of each series at the rows that `origins` gives by its rows and the horizon."""
+        network = self._network()
+        H, season = self._horizon(network), CHECKS["season"](FORECASTER, "season", self.season)
+        given, several = self._read(network, values, covariates, 0)
+        forecasts = []
+        for series in several:
+            N = len(series.values)
+            at = origins(N, H)
+            if at[0] < FEWEST:
+                problem = f"a series of {N} rows has {max(0, at[0])} before the first forecast"
+                raise ValueError(f"{FORECASTER}: {problem}, expected {FEWEST}")
+            truth = baselines.targets(series, at, H, N)
+            forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
+        season = fitting.season_of(several, season)
+        return evaluation.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
+
+    def _read(
+        self,
+        network: Pretrained,
+        values: Any,
+        covariates: CovariateArguments,
+        steps: int,
+        fitted: Sequence[str] | None = None,
+    ) -> tuple[Given, list[TimeSeries]]:
+        """Return series as they were given and as arrays, with `steps` rows ahead."""
+        checks.text(FORECASTER, "name", self.name)
+        known, fitted = Covariates.of(FORECASTER, covariates), self._names() if fitted is None else fitted
+        given, several = items.read_table(FORECASTER, network.model, values, known, self._roles(), steps, fitted)
+        for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
+            check_changes(FORECASTER, series.known, name)
+        return given, several
+
+    def _horizon(self, network: Pretrained) -> int:
+        given = network.model.patch_size if self.horizon is None else self.horizon
+        return int(checks.size(FORECASTER, "horizon", given))
+
+    def _network(self) -> Pretrained:
+        """Return the model with its parameters and options; a checkpoint is read once."""
+        source = self.checkpoint, self.backend, self.dtype
+        if isinstance(self.checkpoint, tuple):
+            (model, params), starts = load_model(FORECASTER, *source), None  # others may change these parameters
+        else:
+            if getattr(self, "_source", None) != source:
+                model, params = load_model(FORECASTER, *source)
+                self._source, self._loaded = source, (model, params, PrefixStateCache(model, params))
+            model, params, starts = self._loaded
+        if self.quantiles is not None:
+            CHECKS["quantiles"](FORECASTER, "quantiles", self.quantiles)
+        quantiles = levels_of(FORECASTER, self.quantiles, model.quantiles)
+        options = CHECKS["options"](FORECASTER, "options", self.options) or {}
+        own = {"batch_size": self.batch_size, "quantiles": quantiles, "starts": starts}
+        return Pretrained(model, params, own | options)
 
 
 def _variates(X: Any) -> int:
-    """Return the number of variates of several series, which is the same for all.
-
-    Raises
-    ------
-    ValueError, TypeError
-        It is not, or these are not several series.
-    """
-    found = items.read_arrays(WHERE, X, 2)
-    counts = {len(rows) for rows in found.rows}
-    if found.single or len(counts) > 1:
-        kinds = "one series" if found.single else f"series with {sorted(counts)} variates"
-        raise ValueError(f"{WHERE}: X is {kinds}, expected several with one number of variates")
+    """Return the number of variates of several series, which is the same for all; raise ValueError where it is not."""
+    series = items.read_arrays(FEATURES, X, 2)
+    counts = {len(rows) for rows in series.rows}
+    if series.single or len(counts) > 1:
+        kinds = "one series" if series.single else f"series with {sorted(counts)} variates"
+        raise ValueError(f"{FEATURES}: X is {kinds}, expected several with one number of variates")
     return counts.pop()
 
 
@@ -68,14 +320,12 @@ class TiRexFeatures(Estimator):
 
     Parameters
     ----------
-    checkpoint : path, optional
-        A published checkpoint, as `xlstm.interop.tirex.load` takes it.
+    checkpoint : path, or pair of a model and its parameters
+        A published checkpoint, as `xlstm.interop.tirex.load` takes it, or a `TiRex` or `TiRex2` that is there.
     backend : str or Backend, optional
         As for `xlstm.backend`, by default "auto".
     dtype : {"float32", "float64"}, optional
         By default that of the checkpoint.
-    model, params : TiRex or TiRex2, and dict of str to array, optional
-        A model and its parameters in the place of a checkpoint.
     batch_size : int
         Series that the network sees at once, at most.
     series_id : str, optional
@@ -95,17 +345,15 @@ class TiRexFeatures(Estimator):
     >>> import numpy as np
     >>> from xlstm.models import TiRex
     >>> model = TiRex(16, 2, 2, patch_size=4, input_ff_size=24, context=32)
-    >>> features = TiRexFeatures(model=model, params=model.init(backend="numpy"))
+    >>> features = TiRexFeatures((model, model.init(backend="numpy")))
     >>> features.fit_transform(np.sin(np.arange(100) / 5).reshape(4, 25)).shape
     (4, 32)
     """
 
-    checkpoint: AnyPath | None = None
+    checkpoint: Checkpoint
     backend: str | Backend | None = None
     dtype: DType | None = None
     _: KW_ONLY
-    model: TiRex | TiRex2 | None = None
-    params: Params | None = None
     batch_size: int = 64
     series_id: str | None = None
     targets: str | Sequence[str] | None = None
@@ -117,7 +365,7 @@ class TiRexFeatures(Estimator):
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
             Series, of which NaN are missing values. A table has a row for each series, or with `series_id` a row for
-            each step of each series, as `TiRex.forecast` takes it.
+            each step of each series.
         y : object, optional
             It is not used.
 
@@ -131,9 +379,8 @@ class TiRexFeatures(Estimator):
         OSError, ValueError, TypeError
             The checkpoint or the series are none.
         """
-        model, params = model_of(WHERE, self)
-        self.n_variates_ = _variates(self._rows(model, X))
-        self.model_, self.params_ = model, params
+        model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
+        self._become(model_=model, n_variates_=_variates(self._rows(model, X)), params_=params)
         return self
 
     def transform(self, X: Any) -> Values:
@@ -147,21 +394,18 @@ class TiRexFeatures(Estimator):
         Returns
         -------
         array (S, blocks * V * D)
-            float64, with the units of each variate side by side and those of the first block first. Series of a long
-            table are in the order in which their names come first.
+            float64, with the units of each variate side by side and those of the first block first.
 
         Raises
         ------
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        self._check_fitted()
         X = self._rows(self.model_, X)
-        if _variates(X) != self.n_variates_:
-            expected = f"expected {self.n_variates_}, as in fit"
-            raise ValueError(f"{WHERE}: series have {_variates(X)} variates, {expected}")
-        found: Values = self.model_.embed(self.params_, X, batch_size=self.batch_size)
-        return found
+        count = _variates(X)
+        if count != self.n_variates_:
+            raise ValueError(f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit")
+        return np.asarray(self.model_.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
         """Return `fit(X).transform(X)`; see there."""
@@ -179,17 +423,15 @@ class TiRexFeatures(Estimator):
         -------
         array of str
         """
-        self._check_fitted()
         return np.array(prediction.names(self.model_, self.n_variates_), dtype=object)
 
     def _rows(self, model: Any, X: Any) -> Any:
-        """Return series, those of a table as arrays."""
+        """Return series; a table has one in each row, or with `series_id` one for each name."""
         if self.series_id is not None:
-            items.is_table(WHERE, "X", X, series_id=self.series_id)
-            return prediction.named(WHERE, model, X, Roles(self.targets, series_id=self.series_id))[2]
-        if self.targets is not None:
-            raise ValueError(f"{WHERE}: targets is {checks.shown(self.targets)}, expected None, as series_id is")
-        return frames.table_of(WHERE, X).values if frames.has_columns(X) else X
+            items.is_table(FEATURES, "X", X, series_id=self.series_id)
+            roles = Roles(self.targets, series_id=self.series_id).checked(FEATURES)
+            return [one.values.T for one in items.read_table(FEATURES, model, X, Covariates(), roles)[1]]
+        return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -214,6 +456,7 @@ class TiRexTrainer(TrainedEstimator):
     every : int
         Batches between two looks at the validation loss, on series that are no part of training, and checkpoints.
     learning_rate : float
+        That of AdamW.
     weight_decay : float
         Decay of AdamW.
     schedule : {"cosine", "constant"}
@@ -227,6 +470,7 @@ class TiRexTrainer(TrainedEstimator):
     precision : {"float16", "bfloat16", "tf32"}, optional
         Arithmetic of training on a GPU.
     backend : str or Backend, optional
+        auto, numpy, cupy or torch; by default auto.
     dtype : {"float32", "float64"}
     callbacks : list of Callback
     checkpoints : path, optional
@@ -303,5 +547,4 @@ class TiRexTrainer(TrainedEstimator):
         NotFittedError, OSError
             There is no model yet, or a file cannot be written.
         """
-        self._check_fitted()
         tirex.save(path, self.model_, self.params_)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import mmap
 import struct
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.checks import LARGEST
+from xlstm import checkpoint
 from xlstm.data import reading
 from xlstm.interop.common import Host, package
 
@@ -49,18 +48,14 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         raise IsADirectoryError(f"{path}: a folder, expected a .keras or .weights.h5 file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    zipped = zipfile.is_zipfile(path)
-    config, blob = _unzipped(path) if zipped else (None, b"")
-    with contextlib.ExitStack() as stack:
-        try:
-            if not zipped:
-                raw = stack.enter_context(open(path, "rb"))
-                blob = stack.enter_context(mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ))
-            _check_lists(blob)
-            # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
-            file = stack.enter_context(h5py.File(h5py.h5f.open_file_image(blob) if zipped else path, "r"))
-        except (*DAMAGED, ValueError) as error:
-            raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+    config, blob = _unzipped(path) if zipfile.is_zipfile(path) else (None, path.read_bytes())
+    try:
+        _check_lists(blob)
+        # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.
+        file = h5py.File(h5py.h5f.open_file_image(blob), "r")
+    except (*DAMAGED, ValueError) as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+    with file:
         sizes: dict[int, int] = {}
         groups = _groups(file, sizes)
         declared = sum(sizes.values())  # of all arrays together, since several can be said to lie at the same place
@@ -69,7 +64,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         yield groups, config
 
 
-def _unzipped(path: Path) -> tuple[Any, Any]:
+def _unzipped(path: Path) -> tuple[Any, bytes]:
     """Return the configuration and the HDF5 file in a .keras file."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -94,7 +89,7 @@ def _entry(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
         return entry.read(declared)  # read() would unpack all there is before it cuts
 
 
-def _check_lists(blob: Any) -> None:
+def _check_lists(blob: bytes) -> None:
     """Raise ValueError if a list of free space in an HDF5 file loops, since HDF5 would follow it for ever."""
     size, steps, at = len(blob), 0, -1
     widths = blob[13:15] if blob[8:9] < b"\2" else blob[9:11]  # bytes of a number, at a place that the version sets
@@ -144,29 +139,19 @@ def array(where: str, dataset: Any) -> Host:
     h5py = library()
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{where}: is a {type(dataset).__name__}, expected an array")
-    if dataset.is_virtual or dataset.external:
-        raise ValueError(f"{where}: its data lie elsewhere, expected them in the file")
     try:
-        dtype = dataset.dtype
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{where}: has a dtype that NumPy lacks, expected float32 or float64 ({error})") from error
-    if dtype not in (np.float16, np.float32, np.float64):
-        raise ValueError(f"{where}: has dtype {dtype}, expected float32 or float64")
-    shape = dataset.shape
-    if shape is None or not 1 <= len(shape) <= 2:
-        raise ValueError(f"{where}: has shape {shape}, expected one axis or two")
-    if not all(1 <= n <= LARGEST for n in shape):
-        raise ValueError(f"{where}: has shape {shape}, expected sizes from 1 to {LARGEST}")
-    if dataset.chunks is not None:
-        raise ValueError(f"{where}: is chunked or compressed, expected it in one piece, as Keras writes it")
-    if not dataset.id.get_storage_size():
-        raise ValueError(f"{where}: declares {math.prod(shape) * dtype.itemsize} bytes, the file holds none of them")
-    try:
+        layout, dtype, shape = dataset.id.get_create_plist(), dataset.dtype, dataset.shape
+        if dtype not in (np.float16, np.float32, np.float64):
+            raise ValueError(f"has dtype {dtype}, expected float32 or float64")
+        if shape is None or not 1 <= len(shape) <= 2:
+            raise ValueError(f"has shape {shape}, expected one axis or two")
+        in_one_piece = layout.get_layout() == h5py.h5d.CONTIGUOUS and dataset.id.get_storage_size()
+        if not in_one_piece or layout.get_external_count():
+            raise ValueError("does not lie in one piece in the file, as Keras writes it")
         values: Host = dataset[()]
-    except DAMAGED as error:
-        raise ValueError(f"{where}: is not readable ({error})") from error
-    if not np.all(np.isfinite(values)):
-        raise ValueError(f"{where}: is not finite")
+    except (*DAMAGED, TypeError, ValueError) as error:  # TypeError for a dtype that NumPy lacks
+        raise ValueError(f"{where}: {error}") from error
+    checkpoint.finite(where, {"array": values})
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 

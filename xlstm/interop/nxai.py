@@ -7,7 +7,9 @@ the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -18,23 +20,24 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend
+from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.nxai_config import config_of, model_of
-from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, config_beside, files_of, places
-from xlstm.layers.blocks.backbone import xLSTMStack
+from xlstm.interop.published import BLOCKS, Host, Key, Layout, Pieces, Shape, Shards, Table, options, take, values
+from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
-STYLES = ("xlstm", "transformers")
+Config = Mapping[str, Any]
+
 HEAD = "lm_head.weight"
 
 # By our name within a block the name of theirs, or of several that lie one below the other in ours.
-MLSTM = {
+MLSTM_NAMES = {
     "norm": "xlstm_norm",
     "skip": "xlstm.learnable_skip",
     "up": "xlstm.proj_up",
@@ -44,7 +47,7 @@ MLSTM = {
     "outnorm": "xlstm.mlstm_cell.outnorm",
     "down": "xlstm.proj_down",
 }
-SLSTM = {
+SLSTM_NAMES = {
     "norm": "xlstm_norm",
     "conv": "xlstm.conv1d.conv",
     **{name: f"xlstm.{there}gate" for name, there in zip("ifzo", "fizo", strict=True)},
@@ -55,7 +58,7 @@ SLSTM = {
     "ffn.up": "ffn.proj_up",
     "ffn.down": "ffn.proj_down",
 }
-LARGE = {
+LARGE_NAMES = {
     "norm": "norm_mlstm",
     "qkvo": "mlstm_layer.q mlstm_layer.k mlstm_layer.v mlstm_layer.ogate_preact",
     "gates": "mlstm_layer.igate_preact mlstm_layer.fgate_preact",
@@ -66,6 +69,136 @@ LARGE = {
     "ffn.down": "ffn.proj_down",
 }
 FUSED = {"qkvo": "mlstm_layer.qkv_opreact", "gates": "mlstm_layer.ifgate_preact", "ffn.up": "ffn.proj_up_gate_z"}
+
+CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
+EPS = 1e-6  # of the block-stack package, which has no option for it
+
+
+def _places(where: str, name: str, value: Any) -> Any:
+    """Return numbers of blocks, or "all"."""
+    numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
+    if not (value == "all" or numbers):
+        raise TypeError(f"{where}: {name} is {shown(value)}, expected numbers of blocks or 'all'")
+    return value
+
+
+def _activation(where: str, name: str, value: Any) -> Any:
+    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, name, checks.text(where, name, value))]
+
+
+# Our name of each activation of a feed-forward layer.
+ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "relu^2": "square_relu", "sigmoid": "sigmoid", "swish": "silu"}
+ACTIVATIONS |= {"selu": "selu"}
+# Keys that have no option here, with the only value that ours amounts to.
+FIXED: dict[str, Any] = {
+    **{"round_proj_up_dim_up": True, "round_proj_up_to_multiple_of": 64, "function": "slstm"},
+    **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
+    **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
+    **{"input_shape": "BSGNH", "output_shape": "BNSH"},
+    "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
+}
+# The same of transformers: keys of older configurations.
+FIXED_OLDER: dict[str, Any] = {
+    **dict.fromkeys(("add_embedding_dropout", "add_post_norm", "add_qk_norm", "lm_head_bias"), False),
+    **{"add_post_blocks_norm": True, "quantization_config": None},
+}
+# Keys that change no result, or repeat one of the model in the configuration of a block.
+IGNORED = {
+    *("context_length", "weight_decay_on_embedding", "embedding_dim", "bias", "dropout", "hidden_size", "backend"),
+    *("bias_init", "recurrent_weight_init", "batch_size", "internal_input_shape", "constants"),
+    *("enable_automatic_mixed_precision", "dtype", *(f"dtype_{part}" for part in "brwgsa")),
+}
+IGNORED_LARGE = {
+    *("norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"),
+    *("return_last_states", "autocast_kernel_dtype", "weight_mode"),
+}
+_table = functools.partial(Table, ignored=IGNORED, fixed=FIXED, usual={})
+# The layers of a block stack.
+MLSTM = _table(
+    {
+        "num_heads": Key(checks.size, "num_heads", 4),
+        "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
+        "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
+        "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
+    }
+)
+SLSTM = _table(
+    {
+        "num_heads": Key(checks.size, "slstm_num_heads", 4),
+        "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
+    }
+)
+FEED_FORWARD = _table(
+    {
+        "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
+        "act_fn": Key(_activation, "ffn_activation", "gelu"),
+        "dropout": Key(checks.non_negative, "ffn_dropout", 0.0),
+    },
+    fixed={**FIXED, "bias": False},
+)
+# A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
+STACK = _table(
+    {
+        "num_blocks": Key(checks.size, "num_blocks", 1),
+        "embedding_dim": Key(checks.size, "size", 128),
+        "vocab_size": Key(checks.size),
+        "slstm_at": Key(_places, "slstm_at", ()),
+        "add_post_blocks_norm": Key(checks.flag, "post_norm", True),
+        "bias": Key(checks.flag, "bias", False),
+        "dropout": Key(checks.non_negative, "dropout", 0.0),
+        "tie_weights": Key(checks.flag, usual=False),
+        "add_embedding_dropout": Key(checks.flag, usual=False),
+        "mlstm_block": Table({"mlstm": MLSTM}, usual={}),
+        "slstm_block": Table({"slstm": SLSTM, "feedforward": FEED_FORWARD}, usual={}),
+    }
+)
+FLAT = STACK._replace(
+    keys={
+        **{name: key for name, key in STACK.keys.items() if isinstance(key, Key)},
+        **{name: key for name, key in MLSTM.keys.items() if name != "proj_factor"},
+        "mlstm_proj_factor": MLSTM.keys["proj_factor"],
+        "slstm_ffn_proj_factor": FEED_FORWARD.keys["proj_factor"],
+        "slstm_ffn_act": FEED_FORWARD.keys["act_fn"],
+    }
+)
+# A large model. The factors times the width are widths.
+LARGE = Table(
+    {
+        "embedding_dim": Key(checks.size, "size"),
+        "num_heads": Key(checks.size, "num_heads"),
+        "num_blocks": Key(checks.size, "num_blocks"),
+        "vocab_size": Key(checks.size),
+        "use_bias": Key(checks.flag, "bias", False),
+        "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
+        "add_out_norm": Key(checks.flag, "post_norm", True),
+        "qk_dim_factor": Key(checks.non_negative, usual=0.5),
+        "v_dim_factor": Key(checks.non_negative, usual=1.0),
+        "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # 64 there; ours follows the heads
+        "eps": Key(checks.non_negative, "eps", 1e-6),
+        "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
+        "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
+        "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
+        "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
+    },
+    IGNORED_LARGE,
+    FIXED,
+)
+# The same in transformers, where defaults differ, two keys have other names, and dozens say nothing of a model.
+TRANSFORMERS = Table(
+    {
+        **{name: key for name, key in LARGE.keys.items() if name != "add_out_norm"},  # there is a norm whatever it says
+        "embedding_dim": Key(checks.size, "size", 4096),
+        "num_blocks": Key(checks.size, "num_blocks", 32),
+        "num_heads": Key(checks.size, "num_heads", 8),
+        "vocab_size": Key(checks.size, usual=50304),
+        "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
+        "tie_word_embeddings": Key(checks.flag, usual=False),
+    },
+    ignored=None,
+    fixed=FIXED | FIXED_OLDER,
+)
+RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
+ONLY_LARGE = (LARGE.keys.keys() | IGNORED_LARGE) - FLAT.keys.keys()
 
 
 @reading.brief()
@@ -106,9 +239,9 @@ def load(
         the configuration is unknown. Names and shapes are checked before anything is read.
     """
     path = Path(path)
-    shards = Shards(path, map(Tensors, files_of(path)))
+    shards = Shards(path, map(Tensors, published.files_of(path)))
     large = any(name.startswith("backbone.") for name in shards.shapes)
-    described = config_beside(path, instead=", or config=") if config is None else config
+    described = published.config_beside(path, instead=", or config=") if config is None else config
     model, style = model_of(described, most=len(shards.shapes), large=large)
     theirs = _pieces(model, style, shards.shapes)
     published.check(theirs, shards, {HEAD, _embedding(model, style)} if model.tied else ())
@@ -118,40 +251,37 @@ def load(
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
 
 
-def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params, *, style: str = "xlstm") -> None:
-    """Write a checkpoint that the published package loads, or with `style="transformers"` transformers.
+def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params) -> None:
+    """Write a checkpoint that the published package loads.
 
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge` in the style of the package,
-        the `config.yaml` that its loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside
-        it. Each is written whole or not at all. They are replaced once all are on the disk; if the system refuses to
-        replace one of them, those before it are new already.
+        A folder, which gets `model.safetensors`, `config.json` and, for an `xLSTMLarge`, the `config.yaml` that the
+        package's loader reads; or a file `NAME.safetensors`, which gets `NAME_config.json` beside it. Each is written
+        whole or not at all. They are replaced once all are on the disk; if the system refuses to replace one of them,
+        those before it are new already.
     model : xLSTMLanguageModel
         Its backbone is an `xLSTMStack` or `xLSTMLarge`.
     params : dict
         Its parameters, on any backend.
-    style : {"xlstm", "transformers"}
-        The package whose names and configuration are written.
 
     Raises
     ------
     ValueError, TypeError
-        The other package cannot express the model, or the parameters are not those of the model.
+        The package cannot express the model, or the parameters are not those of the model.
     OSError
         The folder cannot be written to, or a file cannot be replaced.
     """
-    checks.choice(STYLES)("save", "style", style)
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, xLSTMStack | xLSTMLarge):
         raise TypeError(f"save: model is {model!r}, expected an xLSTMLanguageModel of an xLSTMStack or xLSTMLarge")
     model.namespace(params, {})
-    config = config_of(model, style)
-    arrays = exported(model, {name: to_numpy(p) for name, p in params.items()}, style)
-    file, beside = places(Path(path))
+    config = config_of(model)
+    arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
+    file, beside = published.places(Path(path))
     texts = {beside: json.dumps(config, indent=2)}
-    if beside.name == "config.json" and style == "xlstm" and isinstance(backbone, xLSTMLarge):
+    if beside.name == "config.json" and isinstance(backbone, xLSTMLarge):
         texts[beside.with_name("config.yaml")] = _yaml(config)
     published.write(file, arrays, texts)
 
@@ -173,12 +303,10 @@ def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
     raise ValueError(f"{shards.path}: {HEAD} is another array than {embedding}, expected the same as it is tied")
 
 
-def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host], style: str = "xlstm") -> dict[str, Host]:
-    """Return arrays under our names, such as parameters or their gradients, as they are there."""
-    theirs = published.exported(_pieces(model, style, {}), arrays)
-    if model.tied:  # it is there twice; transformers 5 would draw a head that is missing
-        theirs[HEAD] = theirs[_embedding(model, style)]
-    return theirs
+def exported(model: xLSTMLanguageModel, arrays: Mapping[str, Host]) -> dict[str, Host]:
+    """Return arrays under our names, such as parameters or their gradients, as they are in the package."""
+    theirs = published.exported(_pieces(model, "xlstm", {}), arrays)
+    return {**theirs, HEAD: theirs[_embedding(model, "xlstm")]} if model.tied else theirs
 
 
 def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) -> Pieces:
@@ -194,7 +322,7 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
     names["backbone.norm"] = ["backbone.out_norm" if large else "xlstm_block_stack.post_blocks_norm"]
     for k, block in enumerate(model.backbone.blocks):
         prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
-        table = LARGE if large else SLSTM if isinstance(block, sLSTMBlock) else MLSTM
+        table = LARGE_NAMES if large else SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
         if f"{prefix}{FUSED['qkvo']}.weight" in shapes:  # weights are fused there too
             table = table | FUSED
         names |= published.block(f"backbone.blocks.{k}.", prefix, table)
@@ -220,3 +348,123 @@ def _embedding(model: xLSTMLanguageModel, style: str) -> str:
     if not isinstance(model.backbone, xLSTMLarge):
         return "token_embedding.weight"
     return "backbone.embeddings.weight" if style == "transformers" else "embedding.weight"
+
+
+@reading.brief()
+def model_of(
+    config: Config, where: str = "config", most: int = BLOCKS, large: bool = False
+) -> tuple[xLSTMLanguageModel, str]:
+    """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
+
+    Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
+    With `large` it is a large model, though all keys that tell it from a block stack have been left out. Raise
+    ValueError or TypeError if it is none of theirs, has an unknown key, or a value that ours cannot express.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+    if config.get("model_type") not in (None, "xlstm"):
+        raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
+    for name in ("num_blocks", "num_hidden_layers"):
+        published.few_blocks(where, name, config.get(name), most)
+    if config.get("model_type") == "xlstm":
+        return _large(config, where, True), "transformers"
+    if large or config.keys() & ONLY_LARGE:
+        return _large(config, where, False), "xlstm"
+    return _stack(config, where), "xlstm"
+
+
+def config_of(model: xLSTMLanguageModel) -> dict[str, Any]:
+    """Return the configuration of a model in the package; raise ValueError if the package cannot express it."""
+    return _large_config(model) if isinstance(model.backbone, xLSTMLarge) else _stack_config(model)
+
+
+def _stack(config: Config, where: str) -> xLSTMLanguageModel:
+    """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
+    mlstm, slstm = config.get("mlstm_block"), config.get("slstm_block")
+    nested = mlstm is not None or slstm is not None
+    config = take(config, STACK if nested else FLAT, where)
+    chosen, dropout = options(config, STACK if nested else FLAT), config["dropout"]
+    if not nested:
+        chosen |= {f"slstm_{name}": chosen[name] for name in ("num_heads", "conv_kernel_size")}
+    elif slstm is None or slstm.get("feedforward", {}) is None:
+        chosen |= {"ffn_dropout": dropout, **({} if slstm is None else {"ffn_proj_factor": 0.0})}
+    if nested and mlstm is None:
+        chosen["slstm_at"] = "all"
+    elif nested and slstm is None and chosen["slstm_at"]:
+        raise ValueError(f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block")
+    if chosen["slstm_at"] == "all":
+        chosen["slstm_at"] = range(config["num_blocks"])
+    if chosen.get("ffn_dropout") == dropout:
+        chosen["ffn_dropout"] = None
+    backbone = xLSTMStack(**chosen, eps=EPS)
+    rate = config["dropout"] if config["add_embedding_dropout"] else 0.0
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=config["tie_weights"], embedding_dropout=rate)
+
+
+def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
+    backbone = model.backbone
+    if model.logit_cap is not None or backbone.eps != EPS:
+        came = f"logit_cap={model.logit_cap}, eps={backbone.eps}"
+        raise ValueError(f"save: the block-stack package has no {came}, expected logit_cap=None, eps={EPS}")
+    if model.embedding_dropout not in (0.0, backbone.dropout):
+        raise ValueError(f"save: embedding_dropout is {model.embedding_dropout}, expected 0 or that of the blocks")
+    every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
+    mlstm, slstm = values(backbone, MLSTM), values(backbone, SLSTM)
+    slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
+    if 1 in [block["conv1d_kernel_size"] for block, there in ((mlstm, not every), (slstm, some)) if there]:
+        raise ValueError("save: conv_kernel_size is 1, expected 2 or more as the block-stack package fails with 1")
+    slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
+    feed = None
+    if backbone.ffn_proj_factor:
+        act = next(name for name, ours in ACTIVATIONS.items() if ours == backbone.ffn_activation)
+        dropout = backbone.dropout if backbone.ffn_dropout is None else backbone.ffn_dropout
+        feed = {**values(backbone, FEED_FORWARD), "act_fn": act, "dropout": dropout}
+    return {
+        **values(backbone, STACK),
+        "context_length": CONTEXT,
+        "vocab_size": model.vocab_size,
+        "mlstm_block": None if every else {"mlstm": mlstm},
+        "slstm_block": {"slstm": slstm, "feedforward": feed} if some else None,
+        "tie_weights": model.tied,
+        "add_embedding_dropout": model.embedding_dropout > 0,
+    }
+
+
+def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
+    if transformers:
+        config = {**config, **{ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}}
+    table, cell_eps = TRANSFORMERS if transformers else LARGE, config.get("cell_norm_eps")
+    config = take(config, table, where)
+    if cell_eps is not None:
+        published.only(where, "cell_norm_eps", cell_eps, config["norm_eps"])
+    D = config["embedding_dim"]
+    backbone = xLSTMLarge(
+        **options(config, table),
+        qk_size=int(D * config["qk_dim_factor"]),
+        v_size=int(D * config["v_dim_factor"]),
+        ffn_size=round_up(math.floor(D * config["ffn_proj_factor"]), config["ffn_round_up_to_multiple_of"]),
+        post_norm_bias=False if transformers and config["use_bias"] else None,
+    )
+    tied = transformers and config["tie_word_embeddings"]
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, logit_cap=config["output_logit_soft_cap"])
+
+
+def _large_config(model: xLSTMLanguageModel) -> dict[str, Any]:
+    backbone = model.backbone
+    bias = backbone.bias if backbone.post_norm_bias is None or not backbone.post_norm else backbone.post_norm_bias
+    for name, value, expected in (
+        ("tied", model.tied, False),
+        ("embedding_dropout", model.embedding_dropout, 0.0),
+        ("post_norm_bias", bias, backbone.bias),
+    ):
+        if value != expected:
+            raise ValueError(f"save: {name} is {value}, expected {expected} as in the package's large model")
+    sizes = {"qk_dim_factor": "qk_size", "v_dim_factor": "v_size", "ffn_proj_factor": "ffn_size"}
+    config = {
+        **values(backbone, LARGE),
+        "vocab_size": model.vocab_size,
+        **{name: published.factor(backbone.size, getattr(backbone, ours)) for name, ours in sizes.items()},
+        "ffn_round_up_to_multiple_of": 1,
+        "output_logit_soft_cap": model.logit_cap,
+    }
+    return {name: value for name, value in config.items() if name != "chunk_size" or value is not None}

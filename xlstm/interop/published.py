@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm import checkpoint
-from xlstm.arrays import checks, cores
+from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.checks import shown
 from xlstm.arrays.namespace import Params
@@ -25,7 +24,6 @@ WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
 LONGEST = 255  # bytes of the name of a file
 CONFIGS = ("config.json", "config.yaml")
 BLOCKS = 1 << 10  # more than any model has
-AHEAD = 4  # arrays for each thread that are read together
 ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
 
 
@@ -101,10 +99,10 @@ def config_beside(path: Path, names: Sequence[str] = CONFIGS, instead: str = "")
     `names` are those of files in its folder, and `instead` says in messages what else would do. Raise FileNotFoundError
     if there is none, ValueError if it cannot be read, and ImportError without PyYAML.
     """
-    single = "model_config.json"  # beside a `model.safetensors` that was written as a file by itself
-    names = (*names, single) if path.is_dir() else (*(f"{path.stem}_{name}" for name in names), *names)
     folder = path if path.is_dir() else path.parent
-    for name in names:
+    # The last one is beside a `model.safetensors` that was written as a file by itself.
+    beside = [*names, "model_config.json"] if path.is_dir() else [*(f"{path.stem}_{name}" for name in names), *names]
+    for name in beside:
         if (folder / name).is_file():
             return reading.document(folder / name)
     raise FileNotFoundError(f"{path}: no configuration beside it, expected {' or '.join(names)}{instead}")
@@ -215,22 +213,11 @@ def check(pieces: Pieces, shards: Shards, spare: Iterable[str] = ()) -> None:
 
 
 def params(
-    pieces: Pieces,
-    shards: Shards,
-    shapes: Mapping[str, checks.Dims],
-    backend: str | Backend | None,
-    dtype: str | None,
+    pieces: Pieces, shards: Shards, shapes: Mapping[str, checks.Dims], backend: str | Backend | None, dtype: str | None
 ) -> Params:
-    """Read parameters of these shapes from a checkpoint that is checked, a few arrays at a time by several threads."""
+    """Read parameters of these shapes from a checkpoint that is checked, one after the other."""
     chosen = backend_of(backend, dtype or (backend.dtype if isinstance(backend, Backend) else shards.dtype))
-    size, names = cores.threads(), list(pieces)
-    arrays_here: Params = {}
-    with ThreadPoolExecutor(min(size, cores.usable())) as pool:
-        for k in range(0, len(names), AHEAD * size):
-            some = names[k : k + AHEAD * size]
-            arrays = pool.map(lambda n: _assembled(shards, pieces[n], shapes[n], chosen.dtype), some)
-            arrays_here |= {n: chosen.asarray(array) for n, array in zip(some, arrays, strict=True)}
-    return arrays_here
+    return {name: chosen.asarray(_assembled(shards, some, shapes[name], chosen.dtype)) for name, some in pieces.items()}
 
 
 def exported(pieces: Pieces, arrays: Mapping[str, Host]) -> dict[str, Host]:
@@ -297,16 +284,15 @@ def take(config: Any, table: Table, where: str) -> dict[str, Any]:
             only(where, name, value, table.fixed[name])
         elif not (name in table.keys or name.startswith("_") or table.ignored is None or name in table.ignored):
             raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(table.keys)}")
-    missing = [name for name, key in table.keys.items() if key.usual is ... and config.get(name) is None]
     result: dict[str, Any] = {}
     for name, key in table.keys.items():
         value = config.get(name, key.usual)
+        if key.usual is ... and (value is ... or value is None):
+            raise ValueError(f"{where}: {name} is missing")
         if isinstance(key, Table):
-            result[name] = None if name in missing else take(value, key, f"{where}.{name}")
+            result[name] = take(key.usual if value is None else value, key, f"{where}.{name}")
         else:
-            result[name] = None if name in missing else key.check(where, name, value)
-    if missing:
-        raise ValueError(f"{where}: {missing[0]} is missing")
+            result[name] = key.check(where, name, value)
     return result
 
 

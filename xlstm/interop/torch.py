@@ -32,10 +32,10 @@ ABSENT = {"reverse": False, "peepholes": False, "coupled_input_forget": False, "
 @reading.brief()
 def from_torch(
     state_dict_or_path: Mapping[str, Any] | str | os.PathLike[str],
-    kind: str,
+    kind: str | None = None,
     *,
-    activation: str = "tanh",
-    batch_first: bool = False,
+    activation: str | None = None,
+    batch_first: bool | None = None,
     prefix: str = "",
 ) -> tuple[Layer, Params]:
     """Read the weights of a `torch.nn.LSTM`, `GRU` or `RNN` as a layer and its parameters.
@@ -46,12 +46,13 @@ def from_torch(
     ----------
     state_dict_or_path : dict of str to tensor or array, or path
         A state dict as from `module.state_dict()`, or a safetensors file of one. Pickled files are refused.
-    kind : {"lstm", "gru", "rnn"}
-        The kind of the module.
-    activation : {"tanh", "relu"}
-        `nonlinearity` of a `torch.nn.RNN`, which its weights do not show.
-    batch_first : bool
-        `batch_first` of the module, which its weights do not show.
+    kind : {"lstm", "gru", "rnn"}, optional
+        The kind of the module, by default that which the shapes of the weights show.
+    activation : {"tanh", "relu"}, optional
+        `nonlinearity` of a `torch.nn.RNN`, which its weights do not show; by default what a file of `xlstm export`
+        says, or tanh.
+    batch_first : bool, optional
+        `batch_first` of the module, which its weights do not show; by default what such a file says, or False.
     prefix : str
         The beginning of the names of this module's weights, such as "encoder.lstm."; all others are ignored.
 
@@ -79,52 +80,34 @@ def from_torch(
     >>> layer.input_size, layer.hidden_size, layer.bias
     (2, 3, False)
     """
-    checks.choice(KINDS)("from_torch", "kind", kind)
+    checks.optional(checks.choice(KINDS))("from_torch", "kind", kind)
+    weights, metadata = _read(state_dict_or_path, prefix)
+    first = [f"{prefix}{NAMES[name]}_l0" for name in ("Wx", "Wh")]
+    for name in first:
+        if name not in weights:
+            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(weights)) or 'nothing'}")
+        checks.shape("from_torch", name, weights[name], {"gates*H": None, "size": None})
+    (rows, D), (_, P) = (weights[name].shape for name in first)
+    projected = f"{prefix}weight_hr_l0" in weights
+    kind = kind or ("lstm" if projected else kind_by_shape(rows, P))
+    if kind is None:
+        raise ValueError(f"from_torch: {first[1]} has shape {(rows, P)}, expected (4H, H), (3H, H) or (H, H)")
+    if activation is None:
+        activation = metadata.get("activation", "tanh")
+    if batch_first is None:
+        batch_first = metadata.get("batch_first") == "True"
     if activation not in ("tanh", "relu") or (activation == "relu" and kind != "rnn"):
         raise ValueError(f"from_torch: activation is {activation!r}, expected tanh, or relu of an rnn")
-    weights = _read(state_dict_or_path, prefix)
-    layer = _layer(weights, kind, activation, batch_first, prefix)
+    options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
+    options |= {"activations": activation} if activation != "tanh" else {}
+    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in weights)
+    options |= {"bidirectional": f"{prefix}weight_ih_l0_reverse" in weights, "batch_first": batch_first}
+    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in weights)
+    layer = KINDS[kind](D, rows // len(ORDER[kind]), layers, **options)
     theirs = {name: prefix + _name(name) for name in layer.shapes}
     checks.params("from_torch", weights, {theirs[name]: dims for name, dims in layer.shapes.items()})
     one_dtype("from_torch", weights)
     return layer, {name: _rows(name, weights[theirs[name]], ORDER[kind]) for name in layer.shapes}
-
-
-@reading.brief()
-def kind_of(path: str | os.PathLike[str], prefix: str = "") -> str:
-    """Return the kind of module whose weights a safetensors file holds, by the shape of its recurrent weights.
-
-    Parameters
-    ----------
-    path : path
-    prefix : str
-        Beginning of the names of the weights.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ValueError
-        The shape fits no kind, or the file is refused as by `from_torch`.
-    """
-    shapes = {name.removeprefix(prefix): s for name, s in _opened(Path(path)).shapes.items() if name.startswith(prefix)}
-    if "weight_hr_l0" in shapes:
-        return "lstm"
-    shape = shapes.get("weight_hh_l0", ())
-    kind = kind_by_shape(*shape) if len(shape) == 2 else None
-    if kind is not None:
-        return kind
-    if not shape:
-        raise ValueError(f"{path}: {prefix}weight_hh_l0 is missing, found {checks.few(sorted(shapes)) or 'nothing'}")
-    raise ValueError(f"{path}: {prefix}weight_hh_l0 has shape {shape}, expected (4H, H), (3H, H) or (H, H)")
-
-
-@reading.brief()
-def described(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file; `xlstm export` writes kind, batch_first and activation there."""
-    return _opened(Path(path)).metadata
 
 
 def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
@@ -163,51 +146,14 @@ def to_torch(layer: Layer | SequenceModel, params: Params) -> dict[str, Host]:
     return {**named, "head.weight": head[0].copy(), "head.bias": head[1].copy()}
 
 
-def _layer(weights: dict[str, Host], kind: str, activation: str, batch_first: bool, prefix: str) -> Layer:
-    """Return the layer that names and the shapes of the first weights describe; the others are not checked yet."""
-    first = []
-    for name in (f"{prefix}weight_ih_l0", f"{prefix}weight_hh_l0"):
-        if name not in weights:
-            raise ValueError(f"from_torch: {name} is missing, found {checks.few(sorted(weights)) or 'nothing'}")
-        if weights[name].ndim != 2:
-            raise ValueError(f"from_torch: {name} has shape {weights[name].shape}, expected two axes")
-        first.append(weights[name].shape)
-    (rows, D), (_, P) = first
-    gates, projected = len(ORDER[kind]), f"{prefix}weight_hr_l0" in weights
-    H = rows // gates
-    if rows % gates or not H or (not projected and H != P):
-        raise ValueError(
-            f"from_torch: weight_ih_l0 {first[0]} and weight_hh_l0 {first[1]} are not of kind {kind!r}, "
-            f"expected ({gates}H, D) and ({gates}H, H)"
-        )
-    layers = sum(re.fullmatch(r"weight_ih_l\d{1,6}", name.removeprefix(prefix)) is not None for name in weights)
-    options: dict[str, Any] = {"proj_size": P} if projected and kind == "lstm" else {}
-    options |= {"activations": activation} if activation != "tanh" else {}
-    options |= dict.fromkeys(("bias", "recurrent_bias"), f"{prefix}bias_ih_l0" in weights)
-    both = f"{prefix}weight_ih_l0_reverse" in weights
-    return KINDS[kind](D, H, layers, bidirectional=both, batch_first=batch_first, **options)
-
-
-def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> dict[str, Host]:
-    """Return the weights whose names begin with the prefix, on the host."""
+def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> tuple[dict[str, Host], Mapping[str, str]]:
+    """Return the weights whose names begin with the prefix, on the host, and the metadata of a file."""
     if isinstance(source, Mapping):
         chosen = {str(name): array for name, array in source.items() if str(name).startswith(prefix)}
-        return {name: floating("from_torch", name, array) for name, array in chosen.items()}
+        return {name: floating("from_torch", name, array) for name, array in chosen.items()}, {}
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
-    file = _opened(Path(source))
-    names = [name for name in file.shapes if name.startswith(prefix)]
-    for name in names:
-        if file.dtypes[name] not in ("F16", "F32", "F64"):
-            raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
-    arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
-    checkpoint.finite(source, arrays)
-    return arrays
-
-
-def _opened(path: Path) -> Tensors:
-    """Open a safetensors file; a pickled file is refused before anything reads it."""
-    start = b""
+    path, start = Path(source), b""
     if path.is_file():
         with path.open("rb") as raw:
             start = raw.read(9)
@@ -217,7 +163,14 @@ def _opened(path: Path) -> Tensors:
             f"{path}: a pickled file, which can run code when it is read; "
             "save it with safetensors.torch.save_file(module.state_dict(), path) instead"
         )
-    return Tensors(path)
+    file = Tensors(path)
+    names = [name for name in file.shapes if name.startswith(prefix)]
+    for name in names:
+        if file.dtypes[name] not in ("F16", "F32", "F64"):
+            raise TypeError(f"from_torch: {name} is {file.dtypes[name]}, expected F32 or F64")
+    arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
+    checkpoint.finite(source, arrays)
+    return arrays, file.metadata
 
 
 def _name(ours: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,20 +31,15 @@ class CausalConv(SameWidth, SequenceLayer):
     kernel_size : int
         Number k of steps that each y sees, the last of which is its own. Parameters are `W` (D, k) and `b` (D,). The
         state is (x,), the k - 1 steps before, (k - 1, B, D).
-    bias : bool
-        Whether there is a `b`.
     """
 
     size: int
     kernel_size: int = 4
-    _: KW_ONLY
-    bias: bool = True
 
     @property
     def weights(self) -> dict[str, Weight]:
         D, draw = {"D": self.size}, uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
-        found: dict[str, Weight] = {"W": ({**D, "k": self.kernel_size}, draw)}
-        return found | ({"b": (D, draw)} if self.bias else {})
+        return {"W": ({**D, "k": self.kernel_size}, draw), "b": (D, draw)}
 
     @functools.cached_property
     def states(self) -> State:
@@ -54,8 +49,7 @@ class CausalConv(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
-        taps, bias = self._taps(xp, p), (p["b"],) if self.bias else ()
-        y = fuse(xp, _convolved, *taps, *self._windows(xs, span.T), *bias, size=self.kernel_size)
+        y = fuse(xp, _convolved, *self._taps(xp, p), *self._windows(xs, span.T), p["b"], size=self.kernel_size)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), xs
@@ -73,13 +67,12 @@ class CausalConv(SameWidth, SequenceLayer):
         elif dstate is not None:
             dlast = add_rows(xp, self._ends(xp, span, kept), rows(xp, dstate[0]), kept.shape[0] * span.B)
             dxs += xp.reshape(dlast, kept.shape)
+        grads = {"b": column_sums(xp, dy)}
         if compiles(xp):
-            grads = {"W": total(xp, dy[..., None], windows(kept, self.kernel_size), (0, 1))}
+            grads["W"] = total(xp, dy[..., None], windows(kept, self.kernel_size), (0, 1))
         else:
             dW = summed(xp, _products, dy, *self._windows(kept, T), sums=self.kernel_size)
-            grads = {"W": xp.stack(listed(dW), axis=1)}
-        if self.bias:
-            grads["b"] = column_sums(xp, dy)
+            grads["W"] = xp.stack(listed(dW), axis=1)
         return grads, dxs[before:, ...], (dxs[:before, ...],)
 
     def _taps(self, xp: Namespace, p: Params) -> list[Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.tape import Tape
 from xlstm.layers import initializers
-from xlstm.layers.module import Weight, dropout
+from xlstm.layers.module import Weight, dropout, dropped
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
 from xlstm.recurrence.backward import run_bwd
 from xlstm.recurrence.packing import Packing, Span
@@ -35,6 +35,7 @@ class Pass:
     packing: Packing
     reverse: bool
     tape: Tape
+    mask: Array | None = None  # that of dropout of the input
 
     @property
     def gates(self) -> Array:
@@ -59,23 +60,6 @@ class Pass:
         return self.packing.unpack(xp, self.packing.mirror(xp, rows) if self.reverse else rows)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The values that all layers and directions kept."""
-
-    passes: dict[str, Pass]
-    masks: list[Array | None]  # the mask of dropout of the input of each layer
-
-    def __getattr__(self, name: str) -> Array:
-        """Return gates or a state of the only layer and direction."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if len(self.passes) > 1:
-            names = ", ".join(f"saved[{one!r}].{name}" for one in self.passes)
-            raise AttributeError(f"saved: there are several layers or directions, say {names}")
-        return getattr(next(iter(self.passes.values())), name)
-
-
 @dataclass(frozen=True, repr=False)
 class Recurrent(SequenceLayer):
     """The base of LSTM, GRU, RNN and sLSTM; `LSTM` describes the options."""
@@ -98,24 +82,28 @@ class Recurrent(SequenceLayer):
     initializer: str = "uniform"
     recompute: bool = False
 
-    STATES: ClassVar[tuple[str, ...]] = ("h",)
-    REST: ClassVar[tuple[float, ...]] = (0.0,)  # each state before the first step
-    ACTIVATIONS: ClassVar[tuple[str, ...]] = ()  # the activations of the cell by default
+    CELL: ClassVar[type[Cell]]  # its fields are options of the layer, where this has them too
 
     def __post_init__(self) -> None:
         where = type(self).__name__
         super().__post_init__()
-        initializers.recurrent(self.initializer)
         if self.bidirectional and self.reverse:
             raise ValueError(f"{where}: bidirectional and reverse exclude one another, both are True")
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1")
+        known = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
+        for option, given in self._used("activations", "clip").items():
+            if option not in known:
+                raise ValueError(f"{where}: {option} is {checks.shown(given)}, but its cell has none")
+        if not self.CELL.RECURRENT:
+            for option, given in self._used("recurrent_bias", "recurrent_dropout", "layer_norm").items():
+                raise ValueError(f"{where}: {option} is {given!r}, but its cell has no product of h")
+        object.__setattr__(self, "activations", self._activations(where))
         if self.recurrent_bias is None:
-            object.__setattr__(self, "recurrent_bias", self.bias and self._needs_recurrent_bias())
+            object.__setattr__(self, "recurrent_bias", self.bias and self._biases == 2)
         if self.recurrent_bias and not self.bias:
             raise ValueError(f"{where}: recurrent_bias and bias=False exclude one another")
         object.__setattr__(self, "zoneout", self._zoneout(where))
-        object.__setattr__(self, "activations", self._activations(where))
         if self.recompute:
             for option, given in self._used("zoneout", "recurrent_dropout", "layer_norm", "proj_size").items():
                 raise ValueError(f"{where}: recompute and {option} exclude one another, {option} is {given}")
@@ -129,7 +117,7 @@ class Recurrent(SequenceLayer):
         """Return the call that makes the layer, without the options that have their defaults."""
         usual = type(self)(self.input_size, self.hidden_size)
         defaults = {f.name: getattr(usual, f.name) for f in fields(self)[2:]}
-        defaults["recurrent_bias"] = self.bias and self._needs_recurrent_bias()
+        defaults["recurrent_bias"] = self.bias and self._biases == 2
         values = {name: getattr(self, name) for name in defaults}
         chosen = [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
         return f"{type(self).__name__}({', '.join([repr(self.input_size), repr(self.hidden_size), *chosen])})"
@@ -149,6 +137,11 @@ class Recurrent(SequenceLayer):
         return ("", "reverse.") if self.bidirectional else ("reverse.",) if self.reverse else ("",)
 
     @property
+    def STATES(self) -> tuple[str, ...]:  # noqa: N802
+        """Names of the states."""
+        return self.CELL.STATES
+
+    @property
     def state_sizes(self) -> tuple[int, ...]:
         """Widths of the states of one layer and direction."""
         return (self.hidden_size,) * len(self.STATES)
@@ -157,7 +150,7 @@ class Recurrent(SequenceLayer):
     def states(self) -> State:
         """The `Leaf` of every array of the state, each (layers * directions, B, H)."""
         before = {"layers*directions": self.num_layers * len(self.directions)}
-        leaves = zip(self.STATES, self.state_sizes, self.REST, strict=True)
+        leaves = zip(self.STATES, self.state_sizes, self.CELL.REST, strict=True)
         return tuple(Leaf(name, before, {"H": size}, rest) for name, size, rest in leaves)
 
     @property
@@ -165,41 +158,40 @@ class Recurrent(SequenceLayer):
         return len(self.directions) * self.state_sizes[0]
 
     @functools.cached_property
-    def random(self) -> bool:
-        return bool(self._used("dropout", "recurrent_dropout", "zoneout"))
-
-    @functools.cached_property
     def cells(self) -> dict[str, Cell]:
         """The cell of each direction; see `directions`."""
-        chosen = self.activations or self.ACTIVATIONS * len(self.directions)
-        n = len(self.ACTIVATIONS)
+        usual = getattr(self.CELL, "activations", ())
+        chosen, n = self.activations or usual * len(self.directions), len(usual)
         return {name: self._cell(tuple(chosen[n * k : n * (k + 1)])) for k, name in enumerate(self.directions)}
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
-        raise NotImplementedError
+        """Return the cell of a direction, with those options of the layer that it has."""
+        return self._made(self.CELL, activations=activations)  # type: ignore[no-any-return]
 
     @property
     def _output_symbol(self) -> str:
         P = "H" if self.state_sizes[0] == self.hidden_size else "P"
         return P if len(self.directions) == 1 else f"2{P}"
 
-    def _needs_recurrent_bias(self) -> bool:
-        """Return whether a bias of Wh h has another effect than one of Wx x."""
-        return False
+    @property
+    def _biases(self) -> int:
+        """2 where a bias of Wh h has another effect than one of Wx x."""
+        return next(iter(self.cells.values())).BIASES
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         """Return the shapes of the parameters of one layer and direction with an input of width D."""
         G, H = self._gates, self.hidden_size
         rows = {f"{G}H" if G > 1 else "H": G * H}
         found: dict[str, checks.Dims] = {"Wx": {**rows, **D}}
-        found["Wh"] = {**rows, "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0]}
+        if self.CELL.RECURRENT:
+            found["Wh"] = {**rows, "H" if G > 1 and self.state_sizes[0] == H else "P": self.state_sizes[0]}
         if self.bias:
             found["b"] = rows
         if self.recurrent_bias:
             found["bh"] = rows
         if self.layer_norm:
             found |= {"gx": rows, "gh": rows}
-        return found
+        return found | {name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()}
 
     @functools.cached_property
     def _gates(self) -> int:
@@ -211,7 +203,7 @@ class Recurrent(SequenceLayer):
             return np.ones(shape)
         if name == "bc":
             return np.zeros(shape)
-        return initializers.recurrent(self.initializer)(rng, name, shape, self.hidden_size)
+        return initializers.RECURRENT[self.initializer](rng, name, shape, self.hidden_size)
 
     def _zoneout(self, where: str) -> tuple[float, ...]:
         """Return the checked rate of each state."""
@@ -235,12 +227,13 @@ class Recurrent(SequenceLayer):
         if not isinstance(self.activations, str | tuple | list):
             raise TypeError(f"{where}: activations is {checks.shown(self.activations)}, expected names")
         given = (self.activations,) if isinstance(self.activations, str) else tuple(self.activations)
-        n, directions = len(self.ACTIVATIONS), len(self.directions)
+        usual, directions = self.CELL.activations, len(self.directions)
+        n = len(usual)
         if len(given) not in (n, n * directions):
             counts = f"{n}" if directions == 1 else f"{n}, or {n * directions} for both directions"
             raise ValueError(f"{where}: activations has {len(given)} names, expected {counts}")
         chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
-        return None if chosen == self.ACTIVATIONS * directions else chosen
+        return None if chosen == usual * directions else chosen
 
     @functools.cached_property
     def names(self) -> dict[str, dict[str, str]]:
@@ -256,7 +249,6 @@ class Recurrent(SequenceLayer):
         xp, packing, rng = span.xp, span.packing, span.rng
         keep = "nothing" if not span.keep else "states" if self.recompute else "all"
         passes: dict[str, Pass] = {}
-        masks: list[Array | None] = []
         ends: list[Sequence[Array]] = []
         masked = bool(self.recurrent_dropout) or any(self._zones)
         rows = packing.pack(xp, x)
@@ -264,7 +256,6 @@ class Recurrent(SequenceLayer):
             mask = None
             if k and self.dropout:
                 mask = dropout(rng, self.dropout, tuple(rows.shape), rows)
-            masks.append(mask)
             if mask is not None:
                 rows = rows * mask
             outputs = []
@@ -282,10 +273,10 @@ class Recurrent(SequenceLayer):
                 ends.append(end)
                 outputs.append(packing.mirror(xp, y) if direction else y)
                 if span.keep:
-                    passes[name] = Pass(packing, bool(direction), tape)
+                    passes[name] = Pass(packing, bool(direction), tape, mask)
             rows = outputs[0] if len(outputs) == 1 else concat(xp, outputs, 1)
         y, columns = packing.restore(xp, rows, ends)
-        return y, _together(xp, columns, packing), Kept(passes, masks)
+        return y, _together(xp, columns, packing), passes
 
     def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         """Run `backward` without checks; a dy or dstate of None is zero."""
@@ -295,14 +286,13 @@ class Recurrent(SequenceLayer):
             dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
         rows = None if dy is None else packing.pack(xp, dy)
         grads: Params = {}
-        names = list(kept.passes)
+        names, directions = list(kept), len(self.directions)
         starts: list[Sequence[Array]] = [()] * len(names)
-        directions = len(names) // len(kept.masks)
-        for k in reversed(range(len(kept.masks))):
+        for k in reversed(range(self.num_layers)):
             dx = None
             for d in range(directions):
                 at = k * directions + d
-                one = kept.passes[names[at]]
+                one = kept[names[at]]
                 P = one.tape.step.P
                 part = rows if rows is None or directions == 1 else rows[:, d * P : (d + 1) * P]
                 if part is not None and one.reverse:
@@ -315,7 +305,7 @@ class Recurrent(SequenceLayer):
                 if one.reverse:
                     below = packing.mirror(xp, below)
                 dx = below if dx is None else dx + below
-            rows = dx if kept.masks[k] is None else dx * kept.masks[k]
+            rows = dropped(dx, one.mask)
         dx, columns = packing.restore(xp, rows, starts)
         return grads, dx, _together(xp, columns, packing)
 
@@ -346,10 +336,6 @@ class Recurrent(SequenceLayer):
     def _streams(self) -> list[dict[Any, Any]]:
         """For each layer the compiled single step by dtype, which `engine.step` fills in."""
         return [{} for _ in self.names]
-
-    def pieces(self, kept: Any) -> Mapping[str, Any]:
-        """Return what each layer and direction kept, by its name."""
-        return kept.passes  # type: ignore[no-any-return]
 
     def _masks(
         self, xp: Namespace, packing: Packing, rng: np.random.Generator | None, start: Sequence[Array], rows: Array

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
-
 Values = np.ndarray[Any, Any]
 Draw = Callable[[np.random.Generator, tuple[int, ...]], Values]  # it draws initial values of a given shape
 
@@ -44,20 +42,8 @@ def _lecun(rng: np.random.Generator, name: str, shape: tuple[int, ...], H: int) 
     return rng.normal(0.0, shape[1] ** -0.5, shape) if len(shape) == 2 else np.zeros(shape)
 
 
+# How recurrent layers draw: `draw(rng, parameter, shape, H)`.
 RECURRENT = {"uniform": _uniform, "glorot": _glorot, "lecun": _lecun, "notebook": _notebook}
-
-
-def recurrent(name: str) -> Callable[..., Values]:
-    """Return the initialiser `name` of a recurrent layer: `draw(rng, parameter, shape, H)`.
-
-    Raises
-    ------
-    ValueError
-        There is no initialiser of that name.
-    """
-    if not isinstance(name, str) or name not in RECURRENT:
-        raise ValueError(f"initializer: {checks.shown(name)} is unknown, expected one of {', '.join(RECURRENT)}")
-    return RECURRENT[name]
 
 
 def powerlaw(K: int, depth: float = 0.0) -> Values:

@@ -118,7 +118,7 @@ class HeadwiseLinear(SameWidth, Module):
         kept : list
         """
         like = maps[0][1]
-        joined = not compiles(xp) or math.prod(like.shape[:-1]) > FEW
+        joined = self._together > 1 and (not compiles(xp) or math.prod(like.shape[:-1]) > FEW)
         Ws = [self._joined(xp, p["W"]) if joined else p["W"] for p, _ in maps]
         heads = [self._split(xp, x, Ws[0].shape[0]) for _, x in maps]
         y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
@@ -154,16 +154,12 @@ class HeadwiseLinear(SameWidth, Module):
     def _joined(self, xp: Namespace, W: Array) -> Array:
         """Return W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
         g, (N, K, _) = self._together, W.shape
-        if g == 1:
-            return W
         whole = xp.reshape(W, (N // g, g, K, 1, K)) * self._diagonal(xp, W)
         return xp.reshape(whole, (N // g, g * K, g * K))
 
     def _parted(self, xp: Namespace, dW: Array) -> Array:
         """Return the gradient of W from that of `_joined`."""
         g, N, K = self._together, self.num_heads, self.size // self.num_heads
-        if g == 1:
-            return dW
         blocks = xp.reshape(dW, (N // g, g, K, g, K))
         return xp.reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -184,10 +184,6 @@ class mLSTM(SequenceLayer):  # noqa: N801
         return self.hidden_size
 
     @functools.cached_property
-    def random(self) -> bool:
-        return self.dropout > 0
-
-    @functools.cached_property
     def memory(self) -> Memory:
         """The memories of a layer."""
         N = self.num_heads
@@ -239,7 +235,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             z = xp.reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
-            s, y = fuse(xp, _gated, o, h)
+            s, y = fuse(xp, gated, o, h)
             if span.keep:
                 kept[str(k)] = Kept(x, beyond, mask, q, key, v, i, f, s, h, memory)
             x = y
@@ -253,7 +249,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers - 1, -1, -1):
             one = kept[str(k)]
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
-            do, dh = fuse(xp, _gated_bwd, dy, one.o, one.h)
+            do, dh = fuse(xp, gated_bwd, dy, one.o, one.h)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
             dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
             grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
@@ -265,9 +261,6 @@ class mLSTM(SequenceLayer):  # noqa: N801
             dy = dropped(dy, one.mask)
             starts.append(start)
         return grads, dy, tuple(stack(xp, one[::-1]) for one in zip(*starts, strict=True))
-
-    def pieces(self, kept: Any) -> Mapping[str, Any]:
-        return kept  # type: ignore[no-any-return]
 
 
 class Kept(NamedTuple):
@@ -296,10 +289,12 @@ def _limited(xp: Namespace, x: Array) -> tuple[Array, Array | None]:
     return fuse(xp, clamp, x, limit=r), x
 
 
-def _gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
+def gated(xp: Namespace, o: Array, h: Array) -> tuple[Array, Array]:
+    """Return the output gate from its pre-activation, and it times h."""
     s = sigmoid(xp, o)
     return s, s * h
 
 
-def _gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> tuple[Array, Array]:
+def gated_bwd(xp: Namespace, dy: Array, s: Array, h: Array) -> tuple[Array, Array]:
+    """Return the gradients of the pre-activation and of h."""
     return sigmoid_bwd(xp, dy * h, None, s), dy * s

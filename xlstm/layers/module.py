@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,10 +21,11 @@ from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import FEED_FORWARD, FORGET
-from xlstm.layers.initializers import Draw
+from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
 STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
+RATES = ("dropout", "recurrent_dropout", "embedding_dropout", "zoneout")  # options that draw masks
 # The checks of all options of layers, by the name of an option, which means the same in every layer.
 OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),
@@ -50,6 +51,7 @@ OPTIONS: dict[str, checks.Kind] = {
     "forget_bias": checks.optional(checks.finite),
     **dict.fromkeys(("ffn_activation", "activation"), checks.choice(FEED_FORWARD)),
     "recurrent_init": checks.choice(("zeros", "uniform")),
+    "initializer": checks.choice(RECURRENT),
 }
 
 
@@ -101,7 +103,8 @@ class Module:
     @functools.cached_property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
-        return any(part.random for part in self.parts.values())
+        rates = (getattr(self, name, 0.0) for name in RATES)
+        return any(map(np.any, rates)) or any(part.random for part in self.parts.values())
 
     def init(self, seed: Seed = 0, backend: str | Backend | None = None, dtype: DType | None = None) -> Params:
         """Draw initial parameters.
@@ -175,31 +178,28 @@ class Module:
         """Return the parameters of a part, under the names that they have there."""
         return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
 
-    def through(self, xp: Namespace, prefix: str, p: Params, x: Array, kept: dict[str, Any]) -> Array:
-        """Return y of a part that has no state; what it keeps goes to `kept` under its name."""
-        y, kept[prefix] = self.parts[prefix].apply(xp, self.below(prefix, p), x)
-        return y
+    def pieces(self, kept: Any) -> dict[str, Any]:
+        """Return what was kept by parts, by name; without parts a dict has layers and directions."""
+        if not isinstance(kept, Mapping):
+            return {}
+        return {name: one for name, one in kept.items() if name in self.parts or not self.parts}
 
-    def through_bwd(
-        self, xp: Namespace, prefix: str, p: Params, kept: Mapping[str, Any], dy: Array, grads: Params
-    ) -> Array:
-        """Return dx of a part that has no state; its gradients are added to `grads`."""
-        found, dx = self.parts[prefix].apply_bwd(xp, self.below(prefix, p), kept[prefix], dy)
-        grads |= {f"{prefix}.{name}": g for name, g in found.items()}
-        return dx
-
-    def pieces(self, kept: Any) -> Mapping[str, Any]:
-        """Return what each part kept, by the part's name; nothing where this module does not keep it by parts."""
-        return {name: kept[name] for name in self.parts if name in kept} if isinstance(kept, Mapping) else {}
+    def _made(self, kind: Any, **own: Any) -> Any:
+        """Return an instance of another dataclass with those options of this one that it has."""
+        given = {f.name: getattr(self, f.name) for f in fields(self)} | own  # type: ignore[arg-type]
+        return kind(**{f.name: given[f.name] for f in fields(kind) if f.name in given})
 
     def check(self, params: Params) -> None:
         """Raise unless `params` has the names and shapes of the parameters."""
         checks.params(type(self).__name__, params, self.shapes)
 
-    def namespace(self, params: Params, arrays: Mapping[str, Array]) -> Namespace:
-        """Check the parameters, and return the namespace of all these arrays."""
+    def namespace(self, params: Params, arrays: Mapping[str, Array], wide: Collection[str] = ()) -> Namespace:
+        """Check the names and shapes of the parameters, and return the namespace of all these arrays.
+
+        Arrays whose names are in `wide` are float32 beside parameters in float16 and bfloat16.
+        """
         self.check(params)
-        return namespace(type(self).__name__, {**arrays, **params})
+        return namespace(type(self).__name__, {**arrays, **params}, frozenset(wide))
 
     def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
         """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them."""
@@ -209,6 +209,64 @@ class Module:
     def __getstate__(self) -> dict[str, Any]:
         """Return the options alone, for copies and pickles."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+
+
+class Forward:
+    """A forward pass of a module through its parts: `run("up", x)` returns y of the part `up`.
+
+    With the state of a part, `run("conv", x, state)`, it returns y and the final state. `kept` has what each part
+    keeps, under its name, unless the span says that nothing is needed.
+    """
+
+    def __init__(self, module: Module, xp: Namespace, p: Params, span: Any = None) -> None:
+        self.module, self.xp, self.p, self.span = module, xp, p, span
+        self.kept: dict[str, Any] = {}
+        self.keeps = span is None or span.keep
+
+    def __call__(self, name: str, x: Array, *state: Any) -> Any:
+        """Run a part."""
+        part, p = self.module.parts[name], self.module.below(name, self.p)
+        *found, kept = part.scan(p, x, *state, self.span) if state else part.apply(self.xp, p, x)
+        if self.keeps:
+            self.kept[name] = kept
+        return found if state else found[0]
+
+    def keep(self, **values: Any) -> None:
+        """Keep values by name."""
+        if self.keeps:
+            self.kept |= values
+
+    def dropped(self, name: str, y: Array, rate: float) -> Array:
+        """Return y through a mask of dropout, which is kept under a name; it is None where none is drawn."""
+        mask = dropout(self.span.rng, rate, tuple(y.shape), y)
+        self.keep(**{name: mask})
+        return dropped(y, mask)
+
+
+class Backward:
+    """The backward pass of a `Forward`: `run("up", dy)` returns dx of the part `up`.
+
+    With the gradient of the final state, or None, it also returns that of the initial state. `grads` has the gradients
+    of all parameters of the parts that ran.
+    """
+
+    def __init__(self, module: Module, xp: Namespace, p: Params, kept: Mapping[str, Any], span: Any = None) -> None:
+        self.module, self.xp, self.p, self.kept, self.span = module, xp, p, kept, span
+        self.grads: Params = {}
+
+    def __call__(self, name: str, dy: Array, *dstate: Any) -> Any:
+        """Differentiate a part."""
+        part, p, kept = self.module.parts[name], self.module.below(name, self.p), self.kept[name]
+        if dstate:
+            grads, *found = part.scan_bwd(p, kept, dy, *dstate, self.span)
+        else:
+            grads, *found = part.apply_bwd(self.xp, p, kept, dy)
+        self.grads |= {f"{name}.{last}": g for last, g in grads.items()}
+        return found if dstate else found[0]
+
+    def dropped(self, name: str, dy: Array) -> Array:
+        """Return a gradient through a mask that was kept."""
+        return dropped(dy, self.kept[name])
 
 
 @dataclass(eq=False)
@@ -249,11 +307,16 @@ class Saved:
         """Return a value that was kept under a name of its own."""
         if name.startswith("_"):
             raise AttributeError(name)
-        if isinstance(self.kept, Mapping):
-            if name not in self.kept:
-                raise AttributeError(f"saved: {name} is not kept, only {checks.few(self.kept)}")
+        if not isinstance(self.kept, Mapping):
+            return getattr(self.kept, name)
+        if name in self.kept:
             return self[name] if name in self.layer.parts else self.kept[name]
-        return getattr(self.kept, name)
+        if self.layer.parts:
+            raise AttributeError(f"saved: {name} is not kept, only {checks.few(self.kept)}")
+        if len(self.kept) > 1:
+            names = ", ".join(f"saved[{one!r}].{name}" for one in self.kept)
+            raise AttributeError(f"saved: there are several layers or directions, say {names}")
+        return getattr(next(iter(self.kept.values())), name)
 
     def _known(self) -> dict[str, Any]:
         """Return the values that all parts, and parts of parts, kept, by dotted names."""

@@ -102,9 +102,7 @@ class LSTM(Recurrent):
     cell_clip: float | None = None
     forget_bias: float | None = None
 
-    STATES = ("h", "c")
-    REST = (0.0, 0.0)
-    ACTIVATIONS = ("sigmoid", "tanh", "tanh")
+    CELL = lstm_options.Cell
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +119,7 @@ class LSTM(Recurrent):
         return self.proj_size or self.hidden_size, self.hidden_size
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
-        chosen = lstm_options.Cell(activations, self.clip, self.coupled_input_forget, self.cell_clip)
+        chosen = super()._cell(activations)
         plain = chosen == lstm_options.Cell() and not self.peepholes and not self.layer_norm
         return lstm.Cell() if plain else chosen
 
@@ -172,17 +170,12 @@ class GRU(Recurrent):
 
     reset_after: bool = True
 
-    ACTIVATIONS = ("sigmoid", "tanh")
+    CELL = gru.Cell
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layer_norm and not self.reset_after:
-            raise ValueError("GRU: layer_norm and reset_after=False exclude one another")
-        if self.recompute and not self.reset_after:
-            raise ValueError("GRU: recompute and reset_after=False exclude one another")
-
-    def _needs_recurrent_bias(self) -> bool:
-        return self.reset_after
+        for option in self._used("layer_norm", "recompute") if not self.reset_after else ():
+            raise ValueError(f"GRU: {option} and reset_after=False exclude one another")
 
     def _cell(self, activations: tuple[str, ...]) -> Cell:
         return (gru.Cell if self.reset_after else gru.ResetBefore)(activations, self.clip)
@@ -208,10 +201,7 @@ class RNN(Recurrent):
     ((12, 5, 8), (1, 5, 8))
     """
 
-    ACTIVATIONS = ("tanh",)
-
-    def _cell(self, activations: tuple[str, ...]) -> Cell:
-        return rnn.Cell(activations, self.clip)
+    CELL = rnn.Cell
 
 
 def _forget_bias(where: str, name: str, value: Any) -> float | str:
@@ -253,19 +243,14 @@ class sLSTM(Recurrent):  # noqa: N801
     forget_gate: str = "sigmoid"
     forget_bias: float | str = "powerlaw"
 
-    STATES = ("h", "c", "n", "m")
-    REST = slstm.Cell.REST
-    ACTIVATIONS = ("sigmoid", "tanh")
+    CELL = slstm.Cell
     CHECKS: ClassVar = {"forget_bias": _forget_bias}
     HEADED = ("hidden_size",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, given in self._used("recurrent_bias", "zoneout", "layer_norm", "clip", "activations").items():
+        for option, given in self._used("recurrent_bias", "zoneout", "layer_norm").items():
             raise ValueError(f"sLSTM: {option} is {given!r}, but an sLSTM has none")
-
-    def _cell(self, activations: tuple[str, ...]) -> Cell:
-        return slstm.Cell(self.forget_gate)
 
     def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
         K = self.hidden_size // self.num_heads
@@ -293,36 +278,6 @@ LAYERS: dict[str, type[Recurrent]] = {layer.__name__: layer for layer in (LSTM, 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Custom(Recurrent):
     """The base of the layers that `register_cell` makes."""
-
-    CELL: ClassVar[type[Cell]]
-    OPTIONS: ClassVar[tuple[str, ...]] = ()  # fields of the cell that other layers do not have as options
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = {field.name for field in dataclasses.fields(self.CELL)}  # type: ignore[arg-type]
-        for option, given in self._used("activations", "clip").items():
-            if option not in known:
-                raise ValueError(f"{type(self).__name__}: {option} is {given!r}, but its cell has no field {option}")
-        if not self.CELL.RECURRENT:
-            for option, given in self._used("recurrent_bias", "recurrent_dropout", "layer_norm").items():
-                raise ValueError(f"{type(self).__name__}: {option} is {given!r}, but its cell has no product of h")
-        self._cell(tuple(self.activations or self.ACTIVATIONS))  # a cell may check its options
-
-    def _cell(self, activations: tuple[str, ...]) -> Cell:
-        options = {name: getattr(self, name) for name in self.OPTIONS}
-        known = {field.name for field in dataclasses.fields(self.CELL)}  # type: ignore[arg-type]
-        given = {"activations": activations[: len(self.ACTIVATIONS)], "clip": self.clip}
-        return self.CELL(**options, **{name: value for name, value in given.items() if name in known})
-
-    def _needs_recurrent_bias(self) -> bool:
-        return self.CELL.BIASES == 2
-
-    def _shapes(self, D: dict[str, int]) -> dict[str, checks.Dims]:
-        found = super()._shapes(D)
-        if not self.CELL.RECURRENT:
-            del found["Wh"]
-        H = self.hidden_size
-        return found | {name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the layer by its name and its options."""
@@ -371,24 +326,15 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     states, gates = getattr(cell, "STATES", ()), getattr(cell, "GATES", ())
     if not gates or not states or states[0] != "h" or len(cell.REST) != len(states):
         raise ValueError(f"{where}: {name} needs GATES, STATES that begin with h, and a value in REST for each state")
-    options: list[tuple[str, Any, Any]] = []
-    activations: tuple[str, ...] = ()
     for field in dataclasses.fields(cell):
         if field.default is dataclasses.MISSING:
             raise ValueError(f"{where}: the field {field.name} of {name} has no default")
-        if field.name == "activations":
-            activations = tuple(field.default)
-        elif field.name != "clip":
-            options.append((field.name, field.type, dataclasses.field(default=field.default)))
-    namespace = {
-        "CELL": cell,
-        "STATES": states,
-        "REST": cell.REST,
-        "ACTIVATIONS": activations,
-        "OPTIONS": tuple(option for option, _, _ in options),
-        "__doc__": cell.__doc__,
-        "__module__": cell.__module__,
-    }
+    options = [
+        (field.name, field.type, dataclasses.field(default=field.default))
+        for field in dataclasses.fields(cell)
+        if field.name not in ("activations", "clip")
+    ]
+    namespace = {"CELL": cell, "__doc__": cell.__doc__, "__module__": cell.__module__}
     made: Any = dataclasses.make_dataclass(
         name, options, bases=(Custom,), namespace=namespace, frozen=True, kw_only=True, repr=False
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from xlstm.arrays import checks, fuse
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, namespace, plain_namespace, widened
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
 from xlstm.layers.module import Module, Saved, masks
 from xlstm.recurrence.packing import Packing, Span
@@ -116,6 +116,7 @@ class SequenceLayer(Module):
         lengths: Any = None,
         seed: Seed | None = None,
         keep: bool | None = None,
+        groups: Any = None,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of sequences.
 
@@ -141,6 +142,8 @@ class SequenceLayer(Module):
         keep : bool, optional
             Whether to keep what `backward` needs, by default as `train`. With `train=False, keep=True` gradients are
             those of the model without masks.
+        groups : object, optional
+            Sequences that belong together, in a layer that lets them see each other; see `Span`.
 
         Returns
         -------
@@ -157,20 +160,6 @@ class SequenceLayer(Module):
             An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
             numbers from 0 to T; a seed is needed and missing.
         """
-        return self._forward(params, x, state, train, lengths, seed, keep)
-
-    def _forward(
-        self,
-        params: Params,
-        x: Array,
-        state: Any,
-        train: bool,
-        lengths: Any,
-        seed: Seed | None,
-        keep: bool | None,
-        groups: Any = None,
-    ) -> tuple[Array, State, Saved | None]:
-        """Run `forward`; `groups` is for `Span`."""
         where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         params, x, start, span = self._begin(params, x, state, lengths, groups)
@@ -188,9 +177,8 @@ class SequenceLayer(Module):
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
     ) -> tuple[Params, Array, State, Span]:
         """Check the arguments of a call, and return them, x (T, B, D), the initial state and the span for inference."""
-        where, xp = type(self).__name__, plain_namespace(params, self._sizes, x, state)
-        if xp is None:
-            xp, params, x, state = self._agree(params, x, "state", state)
+        where = type(self).__name__
+        xp, params, x, state = self._agree(params, x, "state", state)
         x = self._inner(xp, x)
         T, B = x.shape[:2]
         span = Span(xp, Packing.of(where, lengths, T, B), None, False, groups, state is None)
@@ -254,21 +242,6 @@ class SequenceLayer(Module):
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
         return self.run_step(xp, params, x, start)
 
-    def along(
-        self, prefix: str, p: Params, x: Array, state: State, span: Span, kept: dict[str, Any]
-    ) -> tuple[Array, State]:
-        """Return y and the final state of a part; what it keeps goes to `kept` under its name."""
-        y, end, kept[prefix] = self.parts[prefix].scan(self.below(prefix, p), x, state, span)
-        return y, end
-
-    def along_bwd(
-        self, prefix: str, p: Params, kept: Mapping[str, Any], dy: Array, dstate: Any, span: Span, grads: Params
-    ) -> tuple[Array, State]:
-        """Return dx and the gradient by the initial state of a part; its gradients are added to `grads`."""
-        found, dx, start = self.parts[prefix].scan_bwd(self.below(prefix, p), kept[prefix], dy, dstate, span)
-        grads |= {f"{prefix}.{name}": g for name, g in found.items()}
-        return dx, start
-
     @functools.cached_property
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
@@ -283,13 +256,10 @@ class SequenceLayer(Module):
             return found, params, x, state
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
-        name = "x" if what == "state" else "dy"
-        given = {} if x is None else {name: x}
-        self.check(params)
-        parts = list(_named(where, what, state, self.states))
-        arrays = {**given, **params, **{name: part for name, _, part in parts}}
-        wide = frozenset(name for name, leaf, _ in parts if leaf.wide)
-        return namespace(where, arrays, wide), params, x, state
+        arrays = {} if x is None else {"x" if what == "state" else "dy": x}
+        parts = [(n, leaf, part) for n, leaf, part in _flat(where, what, state, self.states) if part is not None]
+        arrays |= {name: part for name, _, part in parts}
+        return self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]), params, x, state
 
     def _inner(self, xp: Namespace, x: Array, step: bool = False) -> Array:
         """Check the shape of x, and return it as (T, B, D), or as (B, D) for one step."""
@@ -322,7 +292,7 @@ def complete(
     B: int,
     params: Params,
     zero: bool = False,
-    pool: _Pool | None = None,
+    filled: Iterator[Array] | None = None,
 ) -> State:
     """Check the shapes of a state against `leaves`, and fill in the arrays that are missing.
 
@@ -338,82 +308,63 @@ def complete(
         Arrays of the dtype and on the device that missing ones get.
     zero : bool
         Whether missing arrays are zero, as those of gradients are.
-    pool : _Pool, optional
-        With a part of a state the one of the whole.
+    filled : iterator, optional
+        With a part of a state the missing arrays of the whole, in order, where each fill is a launch.
     """
     if state is not None:
         _check_container(where, what, state, leaves)
     like = next(iter(params.values()))
-    if pool is None and xp is not np and fuse.compiles(xp):
-        pool = _Pool(xp, like, zero)
-        pool.count(state, leaves, B)
+    if filled is None and xp is not np and fuse.compiles(xp):
+        missing = [leaf for _, leaf, part in _flat(where, what, state, leaves) if part is None]
+        filled = iter(_filled(xp, like, missing, B, zero))
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
         if not isinstance(leaf, Leaf):
-            parts.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, pool))
+            parts.append(complete(where, xp, f"{what}[{k}]", part, leaf, B, params, zero, filled))
             continue
         shape = (*leaf.before.values(), B, *leaf.after.values())
-        if part is None:
-            if pool is not None:
-                part = pool.take(leaf, shape)
-            else:
-                dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
-                if leaf.rest and not zero:
-                    part = xp.full(shape, leaf.rest, dtype=dtype, device=like.device)
-                else:  # NumPy makes zeros in a sixth of the time
-                    part = xp.zeros(shape, dtype=dtype, device=like.device)
+        if part is None and filled is not None:
+            part = next(filled)
+        elif part is None:
+            dtype = widened(xp, like.dtype) if leaf.wide else like.dtype
+            if leaf.rest and not zero:
+                part = xp.full(shape, leaf.rest, dtype=dtype, device=like.device)
+            else:  # NumPy makes zeros in a sixth of the time
+                part = xp.zeros(shape, dtype=dtype, device=like.device)
         elif getattr(part, "shape", None) != shape:
             checks.shape(where, f"{what} {leaf.name}", part, leaf.dims(B))
         parts.append(part)
     return tuple(parts)
 
 
-class _Pool:
-    """Arrays that a state lacks, where a fill is a launch: parts of one array for each value and dtype."""
-
-    def __init__(self, xp: Namespace, like: Array, zero: bool) -> None:
-        self.xp, self.like, self.zero = xp, like, zero
-        self._sizes: dict[Any, int] = {}  # elements of all arrays of a value and dtype
-        self._left: dict[Any, Array] = {}
-
-    def _kind(self, leaf: Leaf) -> tuple[float, Any]:
-        """Return the value and the dtype of an array that is missing."""
-        dtype = widened(self.xp, self.like.dtype) if leaf.wide else self.like.dtype
-        return 0.0 if self.zero else leaf.rest, dtype
-
-    def count(self, state: Any, leaves: State, B: int) -> None:
-        """Count the elements that the missing arrays of a state take."""
-        for k, leaf in enumerate(leaves):
-            part = state[k] if isinstance(state, tuple | list) and len(state) == len(leaves) else None
-            if not isinstance(leaf, Leaf):
-                self.count(part, leaf, B)
-            elif part is None:
-                size = math.prod([*leaf.before.values(), B, *leaf.after.values()])
-                kind = self._kind(leaf)
-                self._sizes[kind] = self._sizes.get(kind, 0) + -(-size // ALIGNED) * ALIGNED
-
-    def take(self, leaf: Leaf, shape: tuple[int, ...]) -> Array:
-        """Return an array for a leaf."""
-        value, dtype = kind = self._kind(leaf)
-        left = self._left.get(kind)
-        if left is None:
-            left = self.xp.full((self._sizes[kind],), value, dtype=dtype, device=device_of(self.like))
-        size = math.prod(shape)
-        self._left[kind] = left[-(-size // ALIGNED) * ALIGNED :]
-        return self.xp.reshape(left[:size], shape)
+def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bool) -> list[Array]:
+    """Return the arrays of leaves before the first step, as parts of one array for each value and dtype."""
+    ends: dict[Any, int] = {}  # elements of all arrays of a value and dtype
+    places = []
+    for leaf in leaves:
+        shape = (*leaf.before.values(), B, *leaf.after.values())
+        kind = 0.0 if zero else leaf.rest, widened(xp, like.dtype) if leaf.wide else like.dtype
+        start = ends.get(kind, 0)
+        ends[kind] = start + -(-math.prod(shape) // ALIGNED) * ALIGNED
+        places.append((kind, start, shape))
+    whole = {
+        (value, dtype): xp.full((size,), value, dtype=dtype, device=device_of(like))
+        for (value, dtype), size in ends.items()
+    }
+    return [xp.reshape(whole[kind][start : start + math.prod(shape)], shape) for kind, start, shape in places]
 
 
-def _named(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array]]:
-    """Yield the arrays of a state that are not missing, with their leaves and the names that errors use."""
-    if state is None:
-        return
-    _check_container(where, what, state, leaves)
-    for k, (leaf, part) in enumerate(zip(leaves, state, strict=True)):
-        if not isinstance(leaf, Leaf):
-            yield from _named(where, f"{what}[{k}]", part, leaf)
-        elif part is not None:
+def _flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
+    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing."""
+    if state is not None:
+        _check_container(where, what, state, leaves)
+    for k, leaf in enumerate(leaves):
+        part = None if state is None else state[k]
+        if isinstance(leaf, Leaf):
             yield f"{what} {leaf.name}", leaf, part
+        else:
+            yield from _flat(where, f"{what}[{k}]", part, leaf)
 
 
 def _check_container(where: str, what: str, state: Any, leaves: State) -> None:

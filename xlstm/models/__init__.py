@@ -2,9 +2,9 @@
 
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.model_files import load, save
-from xlstm.models.sequence import SavedModel, SequenceModel
+from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex.items import HorizonWarning
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
 
-__all__ = ["HorizonWarning", "SavedModel", "SequenceModel", "TiRex", "TiRex2", "load", "save", "xLSTMLanguageModel"]
+__all__ = ["HorizonWarning", "SequenceModel", "TiRex", "TiRex2", "load", "save", "xLSTMLanguageModel"]

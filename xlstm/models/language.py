@@ -17,10 +17,9 @@ from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import soft_cap, soft_cap_bwd, softmax
-from xlstm.layers.blocks.backbone import Backbone
-from xlstm.layers.blocks.block import Block
+from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.linear import Embedding, Linear, tokens_of, within
-from xlstm.layers.module import dropout, dropped
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.losses import cross_entropy
 from xlstm.models.sequence import layer
@@ -110,46 +109,39 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     def output_size(self) -> int:
         return self.vocab_size
 
-    @functools.cached_property
-    def random(self) -> bool:
-        return self.embedding_dropout > 0 or bool(self.backbone.random)
-
     @property
     def states(self) -> State:
         return self.backbone.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Run `forward` without checks, but for the values of tokens x (T, B)."""
-        xp = span.xp
-        kept: dict[str, Any] = {}
+        xp, run = span.xp, Forward(self, span.xp, p, span)
         x = span.mask(x)
         within("xLSTMLanguageModel", "tokens", self._swap(xp, x), self.vocab_size)
-        e = self.through(xp, "embedding", p, x, kept)  # (1)
-        kept["mask"] = dropout(span.rng, self.embedding_dropout, tuple(e.shape), e)  # (2)
-        y, end, kept["backbone"] = self.backbone.run(self.below("backbone", p), dropped(e, kept["mask"]), state, span)
-        logits, kept["head"] = self._head(xp, p, y)  # (4)
-        kept["logits"] = None if self.logit_cap is None else logits  # do not change those before `backward`
-        return logits, end, kept
+        e = run.dropped("mask", run("embedding", x), self.embedding_dropout)  # (1) (2)
+        y, end, backbone = self.backbone.run(self.below("backbone", p), e, state, span)  # (3)
+        logits, head = self._head(xp, p, y)  # (4)
+        run.keep(backbone=backbone, head=head, logits=None if self.logit_cap is None else logits)
+        return logits, end, run.kept
 
     def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
-        xp = span.xp
+        xp, run = span.xp, Backward(self, span.xp, p, kept, span)
         if dy is None:
             dy = span.zeros(self.vocab_size, p)
         if self.logit_cap is not None:
             capped = kept["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)
-        found, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
+        head, dy = self.head.apply_bwd(xp, self._head_weights(p), kept["head"], dy)  # (4)
         grads, dx, start = self.backbone.run_bwd(self.below("backbone", p), kept["backbone"], dy, dstate, span)  # (3)
-        dx = dropped(dx, kept["mask"])  # (2)
-        own, _ = self.parts["embedding"].apply_bwd(xp, p, kept["embedding"], dx)  # (1)
+        run("embedding", run.dropped("mask", dx))  # (2) (1)
+        found = run.grads | {f"backbone.{name}": g for name, g in grads.items()} | {"head.W": head["W"]}
         if self.tied:
-            own["W"] = own["W"] + found["W"]
-        every = {f"backbone.{name}": g for name, g in grads.items()}
-        return {**every, "embedding.W": own["W"], "head.W": found["W"]}, None, start
+            found["embedding.W"] = found["embedding.W"] + head["W"]
+        return found, None, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
         within("xLSTMLanguageModel", "tokens", x, self.vocab_size)
-        e = self.through(xp, "embedding", p, x, {})
+        e = Forward(self, xp, p)("embedding", x)
         y, end = self.backbone.run_step(xp, self.below("backbone", p), e, state)
         return self._head(xp, p, y)[0], end
 
@@ -171,17 +163,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         return cross_entropy(logits, targets, mask)
 
     def generate(
-        self,
-        params: Params,
-        prompt: Any,
-        max_tokens: int,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: Seed = 0,
-        stop: int | None = None,
-        state: Any = None,
+        self, params: Params, prompt: Any, max_tokens: int, *, state: Any = None, **options: Any
     ) -> tuple[Host, Any]:
         """Go on from a prompt; memory does not grow with the text.
 
@@ -192,18 +174,10 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             P of 1 or more.
         max_tokens : int
             How many tokens are added, at most.
-        temperature : float
-            Logits are divided by it; 0 always takes the likeliest token.
-        top_k : int, optional
-            Draw from the k likeliest tokens only.
-        top_p : float, optional
-            Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
-        seed : int or numpy.random.Generator
-            Seed of the draws.
-        stop : int, optional
-            A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
         state : optional
             State before the prompt, as from a call before; by default that before the first step.
+        **options
+            `temperature`, `top_k`, `top_p`, `seed` and `stop`, as of `stream`.
 
         Returns
         -------
@@ -217,12 +191,11 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         ValueError, TypeError
             The prompt is empty or has tokens the model does not know, or an option is out of range.
         """
-        found = [self._prompt(prompt)]
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "stop": stop}
-        for token, after in self.stream(params, prompt, max_tokens, state=state, **options):  # type: ignore[arg-type]
-            found.append(token[:, None])
+        tokens = [self._prompt(prompt)]
+        for token, after in self.stream(params, prompt, max_tokens, state=state, **options):
+            tokens.append(token[:, None])
             state = after
-        return np.concatenate(found, axis=1), state
+        return np.concatenate(tokens, axis=1), state
 
     def stream(
         self,
@@ -237,7 +210,33 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         stop: int | None = None,
         state: Any = None,
     ) -> Iterator[tuple[Host, Any]]:
-        """Yield one token (B,) and the state before it at a time; arguments are those of `generate`."""
+        """Yield one token (B,) and the state before it at a time.
+
+        Parameters
+        ----------
+        params, prompt, max_tokens, state
+            As of `generate`.
+        temperature : float
+            Logits are divided by it; 0 always takes the likeliest token.
+        top_k : int, optional
+            Draw from the k likeliest tokens only.
+        top_p : float, optional
+            Draw from the likeliest tokens that together have this probability (Holtzman et al. 2020).
+        seed : int or numpy.random.Generator
+            Seed of the draws.
+        stop : int, optional
+            A token after which a sequence ends: it is then repeated, and all ends when every sequence has.
+
+        Yields
+        ------
+        token : numpy array (B,)
+        state : tuple
+
+        Raises
+        ------
+        ValueError, TypeError
+            As of `generate`.
+        """
         sampler = Sampler(temperature, top_k, top_p, seed)
         max_tokens = checks.count("generate", "max_tokens", max_tokens)
         params = from_foreign("generate", params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from xlstm import checkpoint
@@ -11,10 +11,9 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
-from xlstm.layers.blocks.backbone import Backbone, xLSTMStack
+from xlstm.layers.blocks.block import Backbone
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.layers.blocks.mlstm_block import mLSTMBlock
-from xlstm.layers.blocks.slstm_block import sLSTMBlock
+from xlstm.layers.blocks.stack import mLSTMBlock, sLSTMBlock, xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.recurrent import LAYERS as GATED
@@ -28,9 +27,6 @@ Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock | 
 LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}  # beside the gated ones
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least
-# Options of what has a layer.
-SEQUENCE = ("output_size", "last", "inputs")
-LANGUAGE = ("vocab_size", "tied", "logit_cap", "embedding_dropout", "batch_first")
 
 
 def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
@@ -53,16 +49,15 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     """
     layer: Any = model
     head: dict[str, Any] | None = None
-    if isinstance(model, SequenceModel):
-        layer, head = model.recurrent, {name: getattr(model, name) for name in SEQUENCE}
-    elif isinstance(model, xLSTMLanguageModel):
-        layer, head = model.backbone, {name: getattr(model, name) for name in LANGUAGE}
+    if isinstance(model, SequenceModel | xLSTMLanguageModel):
+        first, *others = fields(model)
+        layer, head = getattr(model, first.name), {field.name: getattr(model, field.name) for field in others}
     if type(layer) is not _layers().get(type(layer).__name__):
         raise TypeError(
             f"save: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
             f"or one of {', '.join(_layers())}"
         )
-    _check(model, params)
+    checks.params(type(model).__name__, params, model.shapes)
     config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
     checkpoint.save(path, params, KIND, config)
 
@@ -94,7 +89,7 @@ def load(
     arrays, config = checkpoint.load(path, KIND)
     try:
         model = _described(config, len(arrays))
-        _check(model, arrays)
+        checks.params(type(model).__name__, arrays, model.shapes)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
     dtypes = {str(array.dtype) for array in arrays.values()}
@@ -127,8 +122,3 @@ def _described(config: dict[str, Any], count: int) -> Model:
         return layer  # type: ignore[no-any-return]
     kind: Any = xLSTMLanguageModel if isinstance(head, dict) and "vocab_size" in head else SequenceModel
     return reading.made("head", kind, head, layer)  # type: ignore[no-any-return]
-
-
-def _check(model: Any, params: Params) -> None:
-    """Raise ValueError unless these are the parameters of the model."""
-    checks.params(type(model).__name__, params, model.shapes)

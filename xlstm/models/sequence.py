@@ -10,16 +10,15 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
-from xlstm.layers.blocks.backbone import xLSTMStack
+from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Linear
 from xlstm.layers.matrix_memory import mLSTM
-from xlstm.layers.module import Saved
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.recurrent import LAYERS
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
 from xlstm.recurrence.packing import Span
 
-SavedModel = Saved  # the name that it had
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
 
 
@@ -86,25 +85,25 @@ class SequenceModel(SequenceLayer):
         return self.recurrent.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        kept: dict[str, Any] = {}
+        run = Forward(self, span.xp, p, span)
         if self.inputs is not None:
-            x = self.through(span.xp, "input", p, span.mask(x), kept)
-        y, end, kept["recurrent"] = self.recurrent.run(self.below("recurrent", p), x, state, span)
+            x = run("input", span.mask(x))
+        y, end, kept = self.recurrent.run(self.below("recurrent", p), x, state, span)
+        run.keep(recurrent=kept)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
             y = self._final(span.xp, end[0], span.keep) if self._has_final else _at_end(y, span)
-        y = self.through(span.xp, "head", p, y, kept)
-        return y if self.last else span.mask(y), end, kept
+        y = run("head", y)
+        return y if self.last else span.mask(y), end, run.kept
 
     def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
-        xp = span.xp
-        grads: Params = {}
+        xp, run = span.xp, Backward(self, span.xp, p, kept, span)
         if dy is None:
             dy = span.zeros(self.output_size, p)
             dy = dy[0, ...] if self.last else dy
         elif not self.last:
             dy = span.mask(dy)
-        dh: Array | None = self.through_bwd(xp, "head", p, kept, dy, grads)
+        dh = run("head", dy)
         if self.last and self._has_final:
             if dstate is None:
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
@@ -112,16 +111,15 @@ class SequenceModel(SequenceLayer):
         elif self.last:
             dh = _at_end_bwd(dh, span)
         found, dx, start = self.recurrent.run_bwd(self.below("recurrent", p), kept["recurrent"], dh, dstate, span)
-        grads |= {f"recurrent.{name}": g for name, g in found.items()}
         if self.inputs is not None:
-            dx = span.mask(self.through_bwd(xp, "input", p, kept, dx, grads))
-        return grads, dx, start
+            dx = span.mask(run("input", dx))
+        return run.grads | {f"recurrent.{name}": g for name, g in found.items()}, dx, start
 
     def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        if self.inputs is not None:
-            x = self.parts["input"].apply(xp, self.below("input", p), x)[0]
+        run = Forward(self, xp, p)
+        x = x if self.inputs is None else run("input", x)
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
-        return self.head.apply(xp, self.below("head", p), y)[0], end
+        return run("head", y), end
 
     @property
     def _has_final(self) -> bool:

@@ -5,20 +5,10 @@ a file: `save` does. Functions whose names end in `_table`, and `gradient_norms`
 return numbers and need no matplotlib.
 """
 
-from xlstm.plots.activity import (
-    Memory,
-    Saturation,
-    gates,
-    layers_of,
-    memory,
-    memory_table,
-    saturation,
-    saturation_table,
-)
+from xlstm.plots.activity import gates, layers_of, memory, memory_table, saturation, saturation_table
 from xlstm.plots.figures import save
-from xlstm.plots.networks import GradientNorm, Parameter, gradient_norms, gradients, parameter_table, parameters
+from xlstm.plots.networks import gradient_norms, gradients, parameter_table, parameters
 from xlstm.plots.results import (
-    Course,
     Fan,
     comparison,
     confusion,
@@ -31,12 +21,7 @@ from xlstm.plots.results import (
 )
 
 __all__ = [
-    "Course",
     "Fan",
-    "GradientNorm",
-    "Memory",
-    "Parameter",
-    "Saturation",
     "comparison",
     "confusion",
     "confusion_counts",

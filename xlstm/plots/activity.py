@@ -29,14 +29,13 @@ class Trace:
     name : str
         The name that the layer's parameters begin with.
     gates, states : dict of str to array (T, B, H)
+        Those of an mLSTM that serve a whole head are (T, B, N).
     shares : tuple of str
         Names of the gates whose values are shares, from 0 to 1.
     retained : array (T, B, H) or None
         The share of the old state that each unit keeps at a step; None where there is no such share.
     lengths : whole numbers (B,)
         Lengths of the sequences.
-    of_heads : tuple of str
-        Names of the gates that each serve a whole head, (T, B, N).
     """
 
     name: str
@@ -45,12 +44,10 @@ class Trace:
     shares: tuple[str, ...]
     retained: Host | None
     lengths: Host
-    of_heads: tuple[str, ...] = ()
 
     def within(self, values: Host) -> Host:
         """Return the values (n, H) of all steps before the ends of sequences."""
-        found: Host = values[np.arange(len(values))[:, None] < self.lengths]
-        return found
+        return np.asarray(values[np.arange(len(values))[:, None] < self.lengths])
 
 
 def layers_of(saved: Any) -> list[str]:
@@ -72,8 +69,8 @@ def layers_of(saved: Any) -> list[str]:
     return [trace.name for trace in traces("layers_of", saved)]
 
 
-def traces(where: str, saved: Any, part: str | None = None) -> list[Trace]:
-    """Return the traces of all layers that have gates, or of those whose name is `part` or begins with it.
+def traces(where: str, saved: Any) -> list[Trace]:
+    """Return the traces of all layers that have gates.
 
     Raises
     ------
@@ -85,13 +82,7 @@ def traces(where: str, saved: Any, part: str | None = None) -> list[Trace]:
     every = list(_each_layer(saved))
     if not every:
         raise ValueError(f"{where}: {checks.shown(saved.layer)} keeps no gates, expected a recurrent layer")
-    if part is None:
-        return every
-    chosen = [one for one in every if f"{one.name}.".startswith(f"{part}.")]
-    if not chosen:
-        known = checks.few([one.name for one in every])
-        raise ValueError(f"{where}: there is no layer {checks.shown(part)}, only {known}")
-    return chosen
+    return every
 
 
 def _each_layer(saved: Saved) -> Iterator[Trace]:
@@ -109,10 +100,10 @@ def _each_layer(saved: Saved) -> Iterator[Trace]:
 def _gated(name: str, kept: Pass, lengths: Host) -> Trace:
     cell = kept.tape.step.cell
     values = to_numpy(kept.gates)  # (T, G, B, H)
-    gates = {gate: values[:, k] for k, gate in enumerate(cell.GATES)}
+    # The one gate of a plain RNN is its state.
+    gates = {gate: values[:, k] for k, gate in enumerate(cell.GATES) if gate not in cell.STATES}
     states = {state: to_numpy(getattr(kept, state)) for state in cell.STATES}
     retained = kept.retained
-    gates = {gate: one for gate, one in gates.items() if gate not in states}  # that of a plain RNN is its state
     return Trace(name, gates, states, cell.SHARES, None if retained is None else to_numpy(retained), lengths)
 
 
@@ -123,7 +114,7 @@ def _matrix(name: str, kept: Any, memory: Any, lengths: Host) -> Trace:
     if not isinstance(kept, dict):  # an mLSTM layer, and no block, has an output gate, and h before it, as wide as y
         gates["o"], states["h"] = to_numpy(kept.o), to_numpy(kept.h)
         shares.append("o")
-    return Trace(name, gates, states, tuple(shares), gates["f"], lengths, ("log i", "f"))
+    return Trace(name, gates, states, tuple(shares), gates["f"], lengths)
 
 
 class Saturation(NamedTuple):
@@ -139,13 +130,13 @@ class Memory(NamedTuple):
     """The mean share of its old state that a unit keeps at a step, and its time constant in steps.
 
     The time constant is -1 / log(forget), after which exp(-1) of a value is left. It is infinite where everything is
-    kept, and None where the state grows, with an exponential forget gate above 1 on average.
+    kept, or the state grows, with an exponential forget gate above 1 on average.
     """
 
     layer: str
     unit: int
     forget: float
-    steps: float | None
+    steps: float
 
 
 def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
@@ -156,8 +147,7 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     saved : Saved
         As `forward` of a recurrent layer, a block, a stack or a model returned it.
     layer : str, optional
-        The name that the parameters of the layer begin with, such as "0", "1.reverse" or "recurrent.0"; by default that
-        of the only layer.
+        One of `layers_of(saved)`, such as "0", "1.reverse" or "recurrent.0"; by default the only one.
     sequence : int
         The sequence of the batch.
 
@@ -170,11 +160,12 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     ValueError, TypeError
         `saved` keeps no gates, there are several layers or none of that name, or no such sequence.
     """
-    traced = traces("gates", saved, layer)
-    if len(traced) > 1:
-        names = checks.few([one.name for one in traced])
-        raise ValueError(f"gates: there are several layers, expected one of {names} as layer")
-    (trace,) = traced
+    by_name = {trace.name: trace for trace in traces("gates", saved)}
+    if layer is None and len(by_name) == 1:
+        (layer,) = by_name
+    if layer not in by_name:
+        raise ValueError(f"gates: layer is {checks.shown(layer)}, expected one of {checks.few(by_name)}")
+    trace = by_name[layer]
     b = checks.whole(0, len(trace.lengths) - 1)("gates", "sequence", sequence)
     T = int(trace.lengths[b])
     if T == 0:
@@ -182,15 +173,10 @@ def gates(saved: Any, layer: str | None = None, sequence: int = 0) -> Any:
     every = [("gate", *item) for item in trace.gates.items()] + [("state", *item) for item in trace.states.items()]
     figure, panels = figures.panels(len(every), 2, 1.6, sharex=True)
     for k, (axes, (kind, name, values)) in enumerate(zip(panels, every, strict=True)):
-        heat = values[:T, b].T  # (H, T)
-        low, high = (0.0, 1.0) if name in trace.shares else _limits(heat)
-        box = (-0.5, T - 0.5, -0.5, len(heat) - 0.5)
-        look = {"cmap": figures.COLOURS, "aspect": "auto", "origin": "lower", "interpolation": "nearest", "extent": box}
-        bar = figure.colorbar(axes.imshow(heat, vmin=low, vmax=high, **look), ax=axes, pad=0.02)
-        bar.ax.tick_params(labelsize=figures.SMALL)
+        limits = (0, 1) if name in trace.shares else (None, None)  # without limits, those of the values
+        figures.heat_map(axes, values[:T, b].T, limits, aspect="auto", origin="lower", interpolation="nearest")
         figures.whole_numbers(axes.xaxis, axes.yaxis)
-        x, y = "time step" if k + 2 >= len(every) else "", "head" if name in trace.of_heads else "unit"
-        figures.label(axes, f"{kind} {name}", x, y)
+        figures.label(axes, f"{kind} {name}", "time step" if k + 2 >= len(every) else "", "unit")
     return figure
 
 
@@ -307,40 +293,26 @@ def memory(saved: Any) -> Any:
     ValueError, TypeError
         As `memory_table` does.
     """
-    layers: dict[str, list[float | None]] = {}
-    for row in memory_table(saved):
-        layers.setdefault(row.layer, []).append(row.steps)
-    finite = {name: [steps for steps in some if steps and math.isfinite(steps)] for name, some in layers.items()}
-    T = int(np.max(saved.span.lengths))
-    ends = np.array([T, *(steps for some in finite.values() for steps in some)])
-    bins = np.geomspace(ends.min() / 1.2, ends.max() * 1.2, BINS)
+    rows, T = memory_table(saved), int(np.max(saved.span.lengths))
+    layers = list(dict.fromkeys(row.layer for row in rows))
+    finite = [row.steps for row in rows if 0 < row.steps < math.inf]
+    bins = np.geomspace(min(T, *finite) / 1.2, max(T, *finite) * 1.2, BINS)
     figure, panels = figures.panels(len(layers), 2, 2.0, sharex=True)
-    for k, (axes, (name, known)) in enumerate(zip(panels, finite.items(), strict=True)):
-        axes.hist(known, bins, color=figures.DARK)
+    for k, (axes, name) in enumerate(zip(panels, layers, strict=True)):
+        steps = np.array([row.steps for row in rows if row.layer == name])
+        axes.hist(steps[np.isfinite(steps)], bins, color=figures.DARK)
         axes.axvline(T, color="0.2", linestyle="--", linewidth=1, label=f"longest sequence, {T} steps")
         axes.set_xscale("log")
         figures.whole_numbers(axes.yaxis)
-        left, middle = len(layers[name]) - len(known), "none forgets"
-        if known:
-            middle = f"median {np.median(known):.3g} steps"
-        title = f"{name}\n{middle}" + (f", {left} of {len(layers[name])} not shown" if left else "")
+        left = np.count_nonzero(np.isinf(steps))
+        title = f"{name}\nmedian {np.median(steps):.3g} steps" + (f", {left} of {len(steps)} infinite" if left else "")
         x, y = "time constant (steps)" if k + 2 >= len(layers) else "", "units" if k % 2 == 0 else ""
         figures.label(axes, title, x, y)
     figures.legend(figure, panels[0], loc="outside upper right")
     return figure
 
 
-def _limits(values: Host) -> tuple[float, float]:
-    """Return the ends of the scale of colours: the same on both sides of 0, or those of the values."""
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
-    end = max(-low, high)
-    return (-end, end) if low < 0 < high else (low, high)
-
-
-def _time_constant(forget: float) -> float | None:
+def _time_constant(forget: float) -> float:
     if forget <= 0:
         return 0.0
-    return math.inf if forget == 1 else -1 / math.log(forget) if forget < 1 else None
+    return math.inf if forget >= 1 else -1 / math.log(forget)

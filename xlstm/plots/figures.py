@@ -121,17 +121,18 @@ def label(axes: Any, title: str = "", x: str = "", y: str = "", size: int = TITL
 
 
 def legend(target: Any, axes: Any = None, **options: Any) -> None:
-    """Add a legend to a figure, of the lines of `axes`, or to axes, if there is anything to explain."""
+    """Add a legend to a figure, of the lines of `axes`, or to axes."""
     handles, names = (target if axes is None else axes).get_legend_handles_labels()
-    if not handles:
-        return
     for text in target.legend(handles, names, frameon=False, fontsize=SMALL, **options).get_texts():
         text.set_parse_math(False)
 
 
-def named(name: str) -> str:
-    """Return a name for a legend, which leaves out those that begin with an underscore."""
-    return f" {name}" if name.startswith("_") else name
+def heat_map(axes: Any, values: Any, limits: tuple[float | None, float | None], text: str = "", **look: Any) -> None:
+    """Draw an array as colours, with a labelled bar that shows their values."""
+    image = axes.imshow(values, cmap=COLOURS, vmin=limits[0], vmax=limits[1], **look)
+    bar = axes.figure.colorbar(image, ax=axes)
+    bar.set_label(text, fontsize=TEXT)
+    bar.ax.tick_params(labelsize=SMALL)
 
 
 def whole_numbers(*axes: Any) -> None:

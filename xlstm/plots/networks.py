@@ -52,10 +52,13 @@ def parameter_table(params: Params) -> list[Parameter]:
     Raises
     ------
     ValueError, TypeError
-        `params` is no dict of arrays or is empty, or a number in it is not finite.
+        `params` is no dict of arrays of finite numbers, or is empty.
     """
     rows = []
-    for name, values in _host("parameter_table", params).items():
+    for name, array in checks.mapping("parameters", params).items():
+        values = np.asarray(to_numpy(array))
+        if values.dtype.kind not in "fiu" or values.size == 0 or not np.all(np.isfinite(values)):
+            raise ValueError(f"parameters: {name} is {checks.shown(values)}, expected finite numbers")
         wide = values.astype(np.float64)
         numbers = (np.linalg.norm(wide), wide.mean(), wide.std(), wide.min(), wide.max())
         rows.append(Parameter(name, tuple(values.shape), *map(float, numbers)))
@@ -79,28 +82,18 @@ def parameters(params: Params) -> Any:
     ValueError, TypeError
         As `parameter_table` does; or there are more than 120.
     """
-    host = _host("parameters", params)
-    if len(host) > MOST:
-        raise ValueError(f"parameters: there are {len(host)} parameters, expected at most {MOST}; draw some at a time")
-    figure, panels = figures.panels(len(host), 3, 1.35)
-    for k, (axes, row) in enumerate(zip(panels, parameter_table(params), strict=True)):
-        axes.hist(host[row.name].reshape(-1), BINS, color=figures.DARK)
+    rows = parameter_table(params)
+    if len(rows) > MOST:
+        raise ValueError(f"parameters: there are {len(rows)} parameters, expected at most {MOST}; draw some at a time")
+    figure, panels = figures.panels(len(rows), 3, 1.35)
+    for k, (axes, row) in enumerate(zip(panels, rows, strict=True)):
+        axes.hist(to_numpy(params[row.name]).reshape(-1), BINS, color=figures.DARK)
         axes.axvline(0, color="0.3", linewidth=0.6)
         axes.locator_params(nbins=4)
         shape = " x ".join(map(str, row.shape)) or "a number"
         title = f"{textwrap.fill(row.name, LETTERS)}\n{shape}, norm {row.norm:.3g}"
-        figures.label(axes, title, "value" if k + 3 >= len(host) else "", "count" if k % 3 == 0 else "", figures.SMALL)
+        figures.label(axes, title, "value" if k + 3 >= len(rows) else "", "count" if k % 3 == 0 else "", figures.SMALL)
     return figure
-
-
-def _host(where: str, params: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    arrays = {name: np.asarray(to_numpy(values)) for name, values in checks.mapping(where, params).items()}
-    for name, values in arrays.items():
-        if values.dtype.kind not in "fiu" or values.size == 0:
-            raise TypeError(f"{where}: {name} is {checks.shown(values)}, expected an array of numbers")
-        if not np.all(np.isfinite(values)):
-            raise ValueError(f"{where}: {name} is not finite")
-    return arrays
 
 
 class GradientNorm(NamedTuple):
@@ -130,13 +123,12 @@ def gradient_norms(
     """Put a gradient at y of the last step, and return how much of it reaches each step before.
 
     The layer runs step by step, and `layer.backward` hands the gradient of the state from step to step, so these are
-    the exact gradients of backpropagation through time. A layer with a reverse direction runs as a whole, which gives
-    the gradient of x alone. Dropout and zoneout draw no masks.
+    the exact gradients of backpropagation through time. Dropout and zoneout draw no masks.
 
     Parameters
     ----------
     layer : SequenceLayer
-        A recurrent layer, block, stack or model.
+        A recurrent layer, block, stack or model, which runs in one direction.
     params : dict of str to array
     x : array (T, B, D), or (B, T, D) with `batch_first`; or whole numbers for a language model
         Three steps or more.
@@ -154,16 +146,33 @@ def gradient_norms(
     Raises
     ------
     ValueError, TypeError
-        An argument is misshapen, x has fewer than three steps, or the gradient is not finite.
+        An argument is misshapen, the layer has a reverse direction, which knows the last step from the beginning, x has
+        fewer than three steps, or the gradient is not finite.
     """
-    LAYER("gradient_norms", "layer", layer)
-    if getattr(x, "ndim", 0) < 2 or x.shape[int(layer.batch_first)] < LEAST:
-        raise ValueError(f"gradient_norms: x is {checks.shown(x)}, expected {LEAST} time steps or more")
-    run = _by_step if layer.directions == ("",) else _at_once
-    by_name = run(layer, params, x, dy, state, seed)
+    LAYER("gradients", "layer", layer)
+    if layer.directions != ("",):
+        raise ValueError(f"gradients: {checks.shown(layer)} has a reverse direction, expected a layer without one")
+    axis = int(layer.batch_first)
+    if getattr(x, "ndim", 0) < 2 or x.shape[axis] < LEAST:
+        raise ValueError(f"gradients: x is {checks.shown(x)}, expected {LEAST} time steps or more")
+    T, kept = x.shape[axis], []
+    for t in range(T):
+        one = x[:, t : t + 1, ...] if axis else x[t : t + 1, ...]
+        y, state, saved = layer.forward(params, one, state, train=False, keep=True)
+        kept.append(saved)
+    dstate, d = None, _upstream(y, dy, seed)
+    by_name: dict[tuple[str, str], Host] = {}
+    for t in range(T - 1, -1, -1):
+        _, dx, dstate = layer.backward(params, kept[t], d, dstate)
+        d = None
+        if dx is not None:
+            by_name.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
+        if t:  # before the first step there is no state of the sequence
+            for of, name, array in _leaves(layer.states, dstate):
+                by_name.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
     for (of, name), norms in by_name.items():
         if not np.all(np.isfinite(norms)):
-            raise ValueError(f"gradient_norms: the gradient of {of} is not finite{f' in layer {name}' if name else ''}")
+            raise ValueError(f"gradients: that of {of} is not finite{f' in layer {name}' if name else ''}")
     return [GradientNorm(of, name, norms, _factor(norms)) for (of, name), norms in by_name.items()]
 
 
@@ -193,7 +202,7 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, one) in enumerate((name, one) for name, one in lines if one.of == kind):
             words = " ".join(part for part in (name, f"layer {one.layer}" if one.layer else "") if part)
-            text = figures.named(f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}")
+            text = f"{words}: {one.factor:.3g}" if words else f"{one.factor:.3g}"
             look = {"markevery": max(1, len(one.norms) // 8), "markersize": 4, "linewidth": 1.4, **figures.line(k)}
             axes.plot(np.where(one.norms > 0, one.norms, np.nan), label=text, **look)
         axes.set_yscale("log")
@@ -205,50 +214,14 @@ def gradients(norms: Sequence[GradientNorm] | Mapping[str, Sequence[GradientNorm
     return figure
 
 
-def _by_step(layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int) -> dict[tuple[str, str], Host]:
-    axis = int(layer.batch_first)
-    T, kept = x.shape[axis], []
-    for t in range(T):
-        one = x[:, t : t + 1, ...] if axis else x[t : t + 1, ...]
-        y, state, saved = layer.forward(params, one, state, train=False, keep=True)
-        kept.append(saved)
-    dstate, d = None, _upstream(layer, y, dy, seed)
-    norms: dict[tuple[str, str], Host] = {}
-    for t in range(T - 1, -1, -1):
-        _, dx, dstate = layer.backward(params, kept[t], d, dstate)
-        d = None
-        if dx is not None:
-            norms.setdefault(("x", ""), np.zeros(T))[t] = _norm(dx)
-        if t:  # before the first step there is no state of the sequence
-            for of, name, array in _leaves(layer.states, dstate):
-                norms.setdefault((of, name), np.zeros(T - 1))[t - 1] = _norm(array)
-    return norms
-
-
-def _at_once(layer: Any, params: Params, x: Array, dy: Any, state: Any, seed: int) -> dict[tuple[str, str], Host]:
-    y, _, saved = layer.forward(params, x, state, train=False, keep=True)
-    if y.ndim == 3:
-        last = (slice(None), -1) if layer.batch_first else -1
-        whole = np.zeros(y.shape)
-        whole[last] = to_numpy(_upstream(layer, y[:, -1, :] if layer.batch_first else y[-1, :, :], dy, seed))
-        d = like(whole, y)
-    else:
-        d = _upstream(layer, y, dy, seed)
-    _, dx, _ = layer.backward(params, saved, d)
-    squares = to_numpy(dx).astype(np.float64) ** 2
-    return {("x", ""): np.sqrt(np.sum(squares, axis=(0, 2) if layer.batch_first else (1, 2)))}
-
-
-def _upstream(layer: Any, y: Array, dy: Any, seed: int) -> Array:
+def _upstream(y: Array, dy: Any, seed: int) -> Array:
     """Return the gradient at y of the last step, in its shape."""
-    B, size = int(y.shape[1 if y.ndim == 3 and not layer.batch_first else 0]), int(y.shape[-1])
-    if dy is None:
-        values = generator(seed, where="gradient_norms").standard_normal((B, size))
-        return like((values / np.linalg.norm(values)).reshape(y.shape), y)
-    given = to_numpy(dy)
+    B, size = math.prod(y.shape[:-1]), int(y.shape[-1])  # one step of B sequences
+    given = generator(seed, where="gradients").standard_normal((B, size)) if dy is None else to_numpy(dy)
     if given.shape != (B, size):
-        raise ValueError(f"gradient_norms: dy has shape {given.shape}, expected (B, O) = ({B}, {size})")
-    return like(given.reshape(y.shape), y)
+        raise ValueError(f"gradients: dy has shape {given.shape}, expected (B, O) = ({B}, {size})")
+    norm = np.linalg.norm(given) if dy is None else 1.0
+    return like((given / norm).reshape(y.shape), y)
 
 
 def _leaves(leaves: Any, state: Any, block: str = "") -> Iterator[tuple[str, str, Array]]:
@@ -267,8 +240,5 @@ def _norm(array: Array) -> float:
 
 
 def _factor(norms: Host) -> float:
-    """Return the mean factor a step back, between the first and the last norm."""
-    first, last = float(norms[0]), float(norms[-1])
-    if last == 0:
-        return math.nan
-    return float((first / last) ** (1 / (len(norms) - 1)))
+    """Return the mean factor a step back, between the first and the last norm; NaN if the last one is 0."""
+    return float((norms[0] / norms[-1]) ** (1 / (len(norms) - 1))) if norms[-1] else math.nan

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.data import host
 from xlstm.data.host import Values
 from xlstm.data.series import Series
 from xlstm.plots import figures
@@ -20,7 +21,7 @@ from xlstm.training.run import Trained
 Host = np.ndarray[Any, Any]
 POINTS = 2000  # of a line that are drawn
 WRITTEN = 12  # labels, up to which counts are written into the matrix
-LABELS = 200
+NAMED = 40  # labels, up to which the axes have their names
 TRUTH, FORECAST = "0.45", "tab:red"
 
 
@@ -37,8 +38,8 @@ def course(run: Any, where: str = "course") -> Course:
 
     Parameters
     ----------
-    run : path, Trained, or list of dict
-        The folder of a run, its history.jsonl, the result of `training.train`, or the lines of a history.
+    run : path or Trained
+        The folder of a run, its history.jsonl, or the result of `training.train`.
     where : str
         The caller, for errors.
 
@@ -57,31 +58,26 @@ def course(run: Any, where: str = "course") -> Course:
         lines = [{"total": k, "loss": loss} for k, loss in enumerate(run.losses, 1)]
         lines += [{"total": round(k * every), "validation": v} for k, v in enumerate(run.validations, 1)]
         name = "the run"
-    elif isinstance(run, str | os.PathLike):
-        path = Path(run)
+    else:
+        path = checks.path(where, "run", run)
         path = path / folder.HISTORY if path.is_dir() else path
         lines, name = folder.read_history(path), str(path)
-    else:
-        lines, name = checks.several(where, "run", run, "a path, a Trained, or the lines of a history", 2**28), "run"
-        if not all(isinstance(line, Mapping) and "total" in line for line in lines):
-            raise TypeError(f"{where}: run is {checks.shown(run)}, expected lines of a history, each with a total")
     result = Course(*(_column(lines, key) for key in Course._fields))
     if len(result.loss) == 0:
         raise ValueError(f"{where}: {name} has no losses, expected the history of a run that made a step")
     return result
 
 
-def curves(runs: Any, window: int | None = None) -> Any:
+def curves(runs: Any) -> Any:
     """Draw the losses, validation losses and norms of gradients of one run, or of several over each other.
 
-    Losses and norms are drawn as they are in a pale shade, and as the mean of the batches around each one.
+    Losses and norms are drawn as they are in a pale shade, and as the mean of the batches around each one, a twentieth
+    of the run.
 
     Parameters
     ----------
-    runs : path, Trained, list of dict, or dict of str to these
+    runs : path, Trained, or dict of str to these
         As for `course`; a dict has the names of several runs.
-    window : int, optional
-        The number of batches of a mean; by default a twentieth of the run. With 1 nothing is smoothed.
 
     Returns
     -------
@@ -92,22 +88,18 @@ def curves(runs: Any, window: int | None = None) -> Any:
     OSError, ValueError, TypeError
         As `course` does.
     """
-    window = checks.optional(checks.size)("curves", "window", window)
-    several = isinstance(runs, Mapping)
-    courses = {str(name): course(run, "curves") for name, run in (runs if several else {"": runs}).items()}
-    if not courses:
-        raise ValueError("curves: runs is empty, expected one run or more")
+    by_name = checks.mapping("curves", runs, "runs") if isinstance(runs, Mapping) else {"": runs}
+    courses = {str(name): course(run, "curves") for name, run in by_name.items()}
     titles = {"loss": "training loss", "validation": "validation loss", "norm": "norm of the gradient"}
     kinds = [kind for kind in titles if any(len(getattr(one, kind)) for one in courses.values())]
     figure, panels = figures.panels(len(kinds), 1, 1.9, sharex=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for k, (name, one) in enumerate(courses.items()):
-            _draw(axes, kind, getattr(one, kind), window, figures.line(k), figures.named(name) if several else "")
+            _draw(axes, kind, getattr(one, kind), figures.line(k), name)
         if kind == "norm":
             axes.set_yscale("log")
         figures.label(axes, x="batches" if kind == kinds[-1] else "", y=titles[kind])
-    if several:
-        figures.legend(figure, panels[0], loc="outside upper left", ncols=3)
+    figures.legend(figure, panels[0], loc="outside upper left", ncols=3)
     return figure
 
 
@@ -120,19 +112,14 @@ def smoothed(values: Host, window: int) -> Host:
     return means
 
 
-def _draw(axes: Any, kind: str, points: Host, window: int | None, look: dict[str, Any], name: str) -> None:
-    if len(points) == 0:
-        return
+def _draw(axes: Any, kind: str, points: Host, look: dict[str, Any], name: str) -> None:
     at, values = points.T
-    few = slice(None, None, max(1, len(at) // POINTS))
     if kind == "validation":
         axes.plot(at, values, label=name, markersize=4, linewidth=1.2, **look)
         return
-    size = max(1, len(at) // 20) if window is None else window
-    if size > 1:
-        axes.plot(at[few], values[few], color=look["color"], alpha=0.25, linewidth=0.7)
-        values = smoothed(values, size)
-    axes.plot(at[few], values[few], label=name, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
+    few, means = slice(None, None, max(1, len(at) // POINTS)), smoothed(values, len(values) // 20)
+    axes.plot(at[few], values[few], color=look["color"], alpha=0.25, linewidth=0.7)
+    axes.plot(at[few], means[few], label=name, color=look["color"], linestyle=look["linestyle"], linewidth=1.4)
 
 
 def _column(lines: Iterable[Mapping[str, Any]], key: str) -> Host:
@@ -160,28 +147,25 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
     Raises
     ------
     ValueError, TypeError
-        The arrays differ in length, are empty, or have a label that is not listed.
+        The arrays differ in length, are empty, or have a label that is not listed or labels that cannot be sorted.
     """
-    arrays = [
+    rows, columns = (
         checks.host("confusion", name, given, "labels (N,)")
         for name, given in (("truth", truth), ("predicted", predicted))
-    ]
-    if arrays[0].ndim != 1 or arrays[0].shape != arrays[1].shape or arrays[0].size == 0:
-        shapes = " and ".join(str(array.shape) for array in arrays)
+    )
+    if rows.ndim != 1 or rows.shape != columns.shape or rows.size == 0:
+        shapes = f"{rows.shape} and {columns.shape}"
         raise ValueError(f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice")
-    columns = [array.tolist() for array in arrays]
-    try:
-        known = sorted({*columns[0], *columns[1]}) if labels is None else list(labels)
-    except TypeError:
-        raise TypeError("confusion: labels are of several types, expected numbers or text") from None
-    if len(known) > LABELS or len(set(known)) < len(known):
-        raise ValueError(f"confusion: labels are {checks.few(map(str, known))}, expected at most {LABELS}, each once")
-    listed = set(known)
-    for name, column in zip(("truth", "predicted"), columns, strict=True):
-        if unknown := [label for label in column if label not in listed]:
-            shown = checks.few(map(str, known))
-            raise ValueError(f"confusion: {name} has the label {checks.shown(unknown[0])}, expected one of {shown}")
-    return known, counted(columns[0], columns[1], known)
+    pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
+    known = sorted(set(itertools.chain(*pairs))) if labels is None else list(labels)
+    place = {label: k for k, label in enumerate(known)}
+    if unknown := [label for pair in pairs for label in pair if label not in place]:
+        problem = f"the label {checks.shown(unknown[0])} is unknown, expected one of {checks.few(map(str, known))}"
+        raise ValueError(f"confusion: {problem}")
+    counts = np.zeros((len(known), len(known)), dtype=np.int64)
+    for (label, other), count in Counter(pairs).items():
+        counts[place[label], place[other]] = count
+    return known, counts
 
 
 def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -> Any:
@@ -209,30 +193,19 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
     height = min(figures.WIDTH, 2.2 + 0.45 * C)
     figure, (axes,) = figures.panels(1, 1, height)
     figure.set_size_inches(min(figures.WIDTH, height + 1 + 0.06 * max(map(len, names))), height)
-    image = axes.imshow(shares, cmap=figures.COLOURS, vmin=0, vmax=100)
-    bar = figure.colorbar(image, ax=axes)
-    bar.set_label("share of the true label (%)", fontsize=figures.TEXT)
-    bar.ax.tick_params(labelsize=figures.SMALL)
+    figures.heat_map(axes, shares, (0, 100), "share of the true label (%)")
     if C <= WRITTEN:
         for row, column in np.ndindex(C, C):
             colour = "black" if shares[row, column] > 55 else "white"
             text = f"{counts[row, column]}\n{shares[row, column]:.0f} %"
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=figures.SMALL)
-    if C <= 40:
+    if C <= NAMED:
         slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if max(map(len, names)) > 3 else {}
         figures.tick_names(axes.xaxis, names, **slanted)
         figures.tick_names(axes.yaxis, names)
     axes.spines[:].set_visible(False)
     figures.label(axes, f"{int(np.trace(counts))} of {int(counts.sum())} right", "predicted label", "true label")
     return figure
-
-
-def counted(truth: Sequence[Any], predicted: Sequence[Any], labels: Sequence[Any]) -> Host:
-    """Return how often each of the labels (rows) is taken for each (columns), (C, C); all of them are known."""
-    place = {label: k for k, label in enumerate(labels)}
-    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(counts, ([place[label] for label in truth], [place[label] for label in predicted]), 1)
-    return counts
 
 
 class Fan(NamedTuple):
@@ -242,7 +215,7 @@ class Fan(NamedTuple):
     levels: Sequence[float]
 
 
-def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead: Fan | None = None) -> Any:
+def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead: Fan) -> Any:
     """Draw one-step forecasts over the test part against the truth, and what comes after the end of the series.
 
     Parameters
@@ -252,23 +225,21 @@ def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead:
         Positions of the values that are forecast.
     forecasts : array (N,)
         The forecasts, in the series' own units.
-    ahead : Fan, optional
+    ahead : Fan
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     time = at if series.calendar is None else series.index[at]
-    is_fan = ahead is not None and len(ahead.levels) > 1
-    figure, (whole, late, *last) = figures.panels(3 if is_fan else 2, 1, 2.2)
+    figure, (whole, late, end) = figures.panels(3, 1, 2.2)
     zoom = slice(max(0, len(at) - max(24, len(at) // 5)), None)
     for axes, part, title in ((whole, slice(None), "test part"), (late, zoom, "its last fifth")):
         axes.plot(time[part], series.values[at][part], color=TRUTH, linewidth=1.2, label="truth")
         axes.plot(time[part], forecasts[part], color=FORECAST, linewidth=1.0, label="forecast, one step ahead")
         figures.label(axes, f"{series.name}: {title}", y=series.name)
-    if ahead is not None and is_fan:
-        _draw_fan(last[0], series, ahead)
-        figures.legend(last[0], loc="upper left")
+    _draw_fan(end, series, ahead)
+    figures.legend(end, loc="upper left")
     figures.legend(figure, whole, loc="outside upper right", ncols=2)
     return figure
 
@@ -299,7 +270,8 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     Parameters
     ----------
     errors : dict of str to array (horizon,)
-        Errors by the names of methods, such as `Score.model`, `Score.persistence` and `Score.autoregression`.
+        Errors by the names of methods, such as `Score.model`, `Score.persistence` and `Score.autoregression`; one that
+        is NaN is left out.
     unit : str
         The unit of the series.
     step : str
@@ -314,26 +286,19 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     Raises
     ------
     ValueError, TypeError
-        There are no errors, or they differ in length or are not finite.
+        There are no errors, or they are no numbers (horizon,).
     """
-    given = checks.mapping("forecast_errors", errors, "errors")
-    methods = {str(n): checks.host("forecast_errors", str(n), e, "numbers (horizon,)") for n, e in given.items()}
-    horizon = next(iter(methods.values())).shape
-    for name, values in methods.items():
-        if values.ndim != 1 or values.shape != horizon or values.size == 0 or values.dtype.kind not in "fiu":
-            raise ValueError(f"forecast_errors: {name} is {checks.shown(values)}, expected numbers {horizon}")
-        if not np.all(np.isfinite(values)):
-            raise ValueError(f"forecast_errors: {name} is not finite")
-    label = f"{measure} ({unit})" if unit else measure
     figure, (axes,) = figures.panels(1, 1, 3.0)
-    ahead = np.arange(1, horizon[0] + 1)
-    for k, (name, values) in enumerate(methods.items()):
-        every = max(1, horizon[0] // 12)
-        look = figures.line(k)
-        axes.plot(ahead, values, label=figures.named(name), linewidth=1.4, markersize=4, markevery=every, **look)
+    for k, (name, given) in enumerate(checks.mapping("forecast_errors", errors, "errors").items()):
+        values = host.numbers("forecast_errors", str(name), given)
+        host.check_numbers("forecast_errors", str(name), values)
+        if values.ndim != 1:
+            raise ValueError(f"forecast_errors: {name} has shape {values.shape}, expected (N,)")
+        look = {"linewidth": 1.4, "markersize": 4, "markevery": max(1, len(values) // 12), **figures.line(k)}
+        axes.plot(np.arange(1, len(values) + 1), values, label=str(name), **look)
     axes.set_ylim(bottom=0)
     figures.whole_numbers(axes.xaxis)
-    figures.label(axes, x=f"{step}s ahead", y=label)
+    figures.label(axes, x=f"{step}s ahead", y=f"{measure} ({unit})" if unit else measure)
     figures.legend(figure, axes, loc="outside upper left", ncols=3)
     return figure
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.backend import Portable
-from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import kept
@@ -43,7 +42,7 @@ class _Indices(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The way in which a batch is packed. Where all sequences are equally long, packing changes only the shape.
+    """The way in which a batch is packed. Where every sequence has T steps, packing changes only the shape.
 
     Attributes
     ----------
@@ -51,19 +50,16 @@ class Packing:
         Number of steps of the batch before packing.
     B : int
         Number of sequences.
-    steps : int
-        Length of the longest sequence, at most T.
     widths : sequence of (steps, width)
         The segments: how many steps each has, and how many sequences have these steps.
     order : array (B,) or None
-        Numbers of the sequences, the longest first; None where all are equally long.
+        Numbers of the sequences, the longest first; None where each has T steps.
     lengths : array (B,) or None
-        Length of each sequence in the order of the batch; None where all are equally long.
+        Length of each sequence in the order of the batch; None where each has T steps.
     """
 
     T: int
     B: int
-    steps: int
     widths: Widths
     order: Indices | None = None
     lengths: Indices | None = None
@@ -88,31 +84,21 @@ class Packing:
     @property
     def ends(self) -> Indices:
         """Lengths of the sequences, (B,), also where all are equal."""
-        return np.full(self.B, self.steps) if self.lengths is None else self.lengths
+        return np.full(self.B, self.T) if self.lengths is None else self.lengths
 
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
-        if self.order is None:
-            return xp.reshape(array[: self.steps, ...], (self.steps * self.B, array.shape[2]))
-        rows = reshape(array, (self.T * self.B, array.shape[2]))
-        return gather(xp, [rows], [self._indices(xp, array).pack])[0]
+        rows = xp.reshape(array, (self.T * self.B, array.shape[2]))
+        return rows if self.order is None else gather(xp, [rows], [self._indices(xp, array).pack])[0]
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
         """Unpack (N, ...) into (T, B, ...), zero past the end of a sequence."""
-        shape = (self.T, self.B, *rows.shape[1:])
-        if self.steps == self.T and self.order is None:
-            return reshape(rows, shape)
-        spare = 1 if self.order is not None else (self.T - self.steps) * self.B
-        if self.order is None:
-            return reshape(concat(xp, (rows, Filled(0.0, spare)), 0), shape)
-        if not compiles(xp):
-            rows = xp.concat((rows, xp.zeros((spare, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))))
-        return reshape(gather(xp, [rows], [self._indices(xp, rows).unpack])[0], shape)
+        return self.restore(xp, rows, ())[0]
 
     def mirror(self, xp: Namespace, rows: Array) -> Array:
         """Return rows (N, ...) with the steps of each sequence in reverse order."""
         if self.order is None:
-            steps = reshape(rows, (self.steps, self.B, *rows.shape[1:]))
+            steps = reshape(rows, (self.T, self.B, *rows.shape[1:]))
             return reshape(xp.flip(steps, axis=0), rows.shape)
         return gather(xp, [rows], [self._indices(xp, rows).mirror])[0]
 
@@ -121,24 +107,22 @@ class Packing:
         if self.order is None:
             return states
         order = self._indices(xp, states[0]).sort
-        if compiles(xp):
-            return [s.T for s in gather(xp, [s.T for s in states], [order] * len(states))]
-        return [xp.take(s, order, axis=1) for s in states]
+        return [s.T for s in gather(xp, [s.T for s in states], [order] * len(states))]
 
     def restore(
         self, xp: Namespace, rows: Array, columns: Sequence[Sequence[Array]]
     ) -> tuple[Array, Sequence[Sequence[Array]]]:
         """Unpack rows, and return the states of several layers with their columns in the order of the batch."""
+        shape = (self.T, self.B, *rows.shape[1:])
         if self.order is None:
-            shape = (self.T, self.B, *rows.shape[1:])
-            return xp.reshape(rows, shape) if self.steps == self.T else self.unpack(xp, rows), columns
+            return xp.reshape(rows, shape), columns
         at = self._indices(xp, rows)
-        if not compiles(xp):
-            return self.unpack(xp, rows), [[xp.take(s, at.unsort, axis=1) for s in states] for states in columns]
+        if not compiles(xp):  # a kernel needs no row of zeros for the steps past the end of a sequence
+            rows = xp.concat((rows, xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))))
         given = [s.T for states in columns for s in states]
         steps, *found = gather(xp, [rows, *given], [at.unpack, *[at.unsort] * len(given)])
         left = iter(found)
-        return reshape(steps, (self.T, self.B, *rows.shape[1:])), [[next(left).T for _ in states] for states in columns]
+        return reshape(steps, shape), [[next(left).T for _ in states] for states in columns]
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
@@ -151,23 +135,17 @@ class Packing:
     @functools.cached_property
     def _here(self) -> _Indices:
         assert self.order is not None
-        places, mirrored = self._places
-        N = len(places)
-        unpack = np.full(self.T * self.B, N)  # where there is no row
-        unpack[places] = np.arange(N)
-        return _Indices(places, unpack, mirrored, self.order, np.argsort(self.order))
-
-    @functools.cached_property
-    def _places(self) -> tuple[Indices, Indices]:
-        """For each packed row, its place among the rows (T*B,) of the batch, and the packed row that mirrors it."""
-        assert self.order is not None
         assert self.lengths is not None
         widths = [n for k, n in self.widths for _ in range(k)]
         starts = np.cumsum([0, *widths])[:-1]  # the first row of each step
         step = np.repeat(np.arange(len(widths)), widths)  # the step of each packed row
-        column = np.arange(len(step)) - starts[step]
-        mirrored = self.lengths[self.order[column]] - 1 - step
-        return step * self.B + self.order[column], starts[mirrored] + column
+        N = len(step)
+        column = np.arange(N) - starts[step]
+        pack = step * self.B + self.order[column]
+        unpack = np.full(self.T * self.B, N)  # where there is no row
+        unpack[pack] = np.arange(N)
+        mirror = starts[self.lengths[self.order[column]] - 1 - step] + column
+        return _Indices(pack, unpack, mirror, self.order, np.argsort(self.order))
 
 
 @dataclass(eq=False)
@@ -210,7 +188,7 @@ class Span(Portable):
     @property
     def full(self) -> bool:
         """Whether every sequence has T steps."""
-        return self.packing.lengths is None and self.packing.steps == self.packing.T
+        return self.packing.order is None
 
     @property
     def lengths(self) -> np.ndarray[Any, Any]:
@@ -250,13 +228,12 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
 def _packing(lengths: bytes, T: int, B: int) -> Packing:
     """Return the packing of B sequences with these lengths; it keeps its indices on the device for the next call."""
     found = np.frombuffer(lengths, np.int64)
-    steps = int(found.max(initial=0))
-    if steps and np.all(found == steps):
-        return Packing(T, B, steps, ((steps, B),))
+    if np.all(found == T):
+        return _even(T, B)
     order = np.argsort(-found, kind="stable")
-    widths = np.count_nonzero(found[:, None] > np.arange(steps), axis=0)  # (steps,)
+    widths = np.count_nonzero(found[:, None] > np.arange(np.max(found)), axis=0)  # (steps,)
     segments = tuple((len(list(same)), int(n)) for n, same in itertools.groupby(widths))
-    return Packing(T, B, steps, segments, order, found)
+    return Packing(T, B, segments, order, found)
 
 
 @functools.lru_cache(maxsize=16)
@@ -277,4 +254,4 @@ def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
 @functools.lru_cache
 def _even(T: int, B: int) -> Packing:
     """Return the packing of B sequences of T steps each."""
-    return Packing(T, B, T, ((T, B),))
+    return Packing(T, B, ((T, B),))

@@ -147,7 +147,11 @@ class C(Writer):
             WHOLE + "true);",
         ),
     }
-    LOOP = "for (long long unit = threadIdx.x; unit < columns; unit += blockDim.x) {", "}"
+    # Blocks along y share a row without reductions.
+    LOOP = (
+        "for (int unit = blockIdx.y * blockDim.x + threadIdx.x; unit < columns; unit += gridDim.y * blockDim.x) {",
+        "}",
+    )
     ONCE = "if (threadIdx.x == 0) {", "}"
 
 

@@ -11,7 +11,8 @@ from xlstm.training.callbacks import (
     ReduceOnPlateau,
     TensorBoard,
 )
-from xlstm.training.loop import RangeTest, evaluate, find_learning_rate, train
+from xlstm.training.feed import evaluate
+from xlstm.training.loop import RangeTest, find_learning_rate, train
 from xlstm.training.run import Trained
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated

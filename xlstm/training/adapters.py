@@ -16,6 +16,7 @@ from xlstm.arrays.namespace import Array, Params, namespace_of
 from xlstm.arrays.random import Seed, generator
 from xlstm.layers.sequence import SequenceLayer
 
+MATRICES = ("*.W", "*.Wx", "*.Wh")
 SEQUENCE = checks.instance(SequenceLayer, "a layer or a model that goes through time")
 
 
@@ -54,12 +55,7 @@ class LowRank:
     """
 
     def __init__(
-        self,
-        model: Any,
-        params: Params,
-        rank: int = 8,
-        scale: float = 1.0,
-        names: Sequence[str] = ("*.W", "*.Wx", "*.Wh"),
+        self, model: Any, params: Params, rank: int = 8, scale: float = 1.0, names: Sequence[str] = MATRICES
     ) -> None:
         where = "LowRank"
         self.model = SEQUENCE(where, "model", model)
@@ -96,11 +92,10 @@ class LowRank:
         """
         rng = generator(seed, where="LowRank")
         params: Params = {}
-        for name in self.names:
-            W = self.params[name]
-            *before, O, I = W.shape  # noqa: E741
-            params[f"{name}.A"] = like(rng.standard_normal((*before, self.rank, I)) / math.sqrt(I), W)
-            params[f"{name}.B"] = like(np.zeros((*before, O, self.rank)), W)
+        for name, dims in self.shapes.items():
+            shape = tuple(dims.values())
+            values = rng.standard_normal(shape) / math.sqrt(dims["I"]) if "I" in dims else np.zeros(shape)
+            params[name] = like(values, self.params[name.rpartition(".")[0]])
         return params
 
     def merged(self, params: Params) -> Params:
@@ -123,9 +118,9 @@ class LowRank:
         return merged
 
     @property
-    def shapes(self) -> dict[str, checks.Dims]:
+    def shapes(self) -> dict[str, dict[str, int]]:
         """Names and shapes of the A and B."""
-        shapes: dict[str, checks.Dims] = {}
+        shapes: dict[str, dict[str, int]] = {}
         for name in self.names:
             *before, O, I = self.params[name].shape  # noqa: E741
             outer = {f"{' ' * k}N": n for k, n in enumerate(before)}

@@ -194,7 +194,7 @@ class MovingAverage(Callback):
 
     def weights(self, params: Params, updates: int) -> Params:
         decay = min(self.decay, 1 - 1 / updates)
-        self.mean = optimizers.running_mean(self.mean, params, decay) if decay else params
+        self.mean = {name: decay * self.mean[name] + (1 - decay) * p for name, p in params.items()} if decay else params
         return self.mean
 
     def state(self) -> dict[str, Any]:
@@ -210,8 +210,8 @@ class ReduceOnPlateau(Callback):
     """A learning rate that shrinks when the validation loss stops improving.
 
     It is a schedule and a callback: `plateau = ReduceOnPlateau(1e-3)`, then `optim.adam(plateau)` and
-    `train(..., callbacks=[plateau])`; `train` refuses one without the other. It does as
-    `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+    `train(..., callbacks=[plateau])`. One without the other is a ValueError in the first epoch. It does as
+    `torch.optim.lr_scheduler.ReduceLROnPlateau`. A loop of your own calls its `begin` and `epoch`.
 
     Parameters
     ----------
@@ -244,17 +244,25 @@ class ReduceOnPlateau(Callback):
         ranges = {"factor": checks.real(0, 1, strict=True), "threshold": checks.rate, "floor": checks.real(0, 1)}
         checks.fields(self, lr=schedule, patience=checks.size_or_0, **ranges)
         self.begin({})
+        self.is_rate = False  # of an optimiser, which asked for it
 
     def __call__(self, step: int) -> float:
         """Return the learning rate after so many updates."""
+        if step and not self.is_callback:
+            raise ValueError("ReduceOnPlateau: it is a learning rate, expected it in callbacks of train, too")
+        self.is_rate = True
         rate: float = self.lr(step)
         return self.scale * rate
 
     def begin(self, params: Params) -> None:
         self.scale, self.best, self.bad = 1.0, math.inf, 0
+        self.is_callback = bool(params)
 
     def epoch(self, now: Progress) -> bool | None:
         assert now.validation is not None
+        if not self.is_rate:
+            expected = "expected it as the learning rate of the optimizer, too, such as optim.adam(plateau)"
+            raise ValueError(f"ReduceOnPlateau: it is in callbacks, {expected}")
         if now.validation < self.best * (1 - self.threshold):
             self.best, self.bad = now.validation, 0
         else:
@@ -264,12 +272,12 @@ class ReduceOnPlateau(Callback):
         return None
 
     def state(self) -> dict[str, Any]:
-        return {"scale": self.scale, "best": None if math.isinf(self.best) else self.best, "bad": self.bad}
+        return {"scale": self.scale, "best": self.best, "bad": self.bad}
 
     def restore(self, state: dict[str, Any]) -> None:
         where = "ReduceOnPlateau"
         self.scale = checks.non_negative(where, "scale", state["scale"])
-        self.best = math.inf if state["best"] is None else checks.any_number(where, "best", state["best"])
+        self.best = checks.any_number(where, "best", state["best"])
         self.bad = checks.size_or_0(where, "bad", state["bad"])
 
 

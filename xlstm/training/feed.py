@@ -39,15 +39,12 @@ def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
     chosen: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
     try:
-        signature = inspect.signature(chosen)
-    except ValueError:  # some functions that are not written in Python have none
-        return chosen
-    try:
-        signature.bind("y", "target", "mask")
+        inspect.signature(chosen).bind("y", "target", "mask")
+    except ValueError:  # some functions that are not written in Python have no signature
+        pass
     except TypeError:
-        raise TypeError(
-            f"{where}: loss takes {signature}, expected loss(y, target, mask) -> (loss, dy); mask may be None"
-        ) from None
+        expected = "expected loss(y, target, mask) -> (loss, dy); mask may be None"
+        raise TypeError(f"{where}: loss takes {inspect.signature(chosen)}, {expected}") from None
     return chosen
 
 
@@ -174,8 +171,32 @@ def _within_lengths(batch: Batch) -> Host:
     return np.arange(batch.x.shape[0])[:, None] < to_numpy(batch.lengths)
 
 
-def mean_loss(model: Any, params: Params, data: Batches, loss: Loss | None, stopped: Callable[[], bool]) -> float:
-    """Return the mean loss, or NaN where `stopped` says after a batch that nobody needs it any more."""
+def evaluate(
+    model: Any, params: Params, data: Batches, loss: Loss | None = None, *, stopped: Callable[[], bool] = lambda: False
+) -> float:
+    """Return the mean loss over all of `data`, with the state carried as in training.
+
+    Parameters
+    ----------
+    model : object
+        As for `train`.
+    params : dict of str to array
+    data : Batches
+    loss : callable, optional
+        As for `train`.
+    stopped : callable, optional
+        `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
+        into the dtype.
+    """
     feed = Feed.of("evaluate", model, params)
     BATCHES("evaluate", "data", data)
     loss = loss_of("evaluate", model, loss)

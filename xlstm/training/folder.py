@@ -28,12 +28,12 @@ BEST, HISTORY = "best.safetensors", "history.jsonl"
 NAME = re.compile(r"step-\d+\.safetensors")
 EVERY = 1.0  # seconds between two writes of the history
 COUNT = checks.whole(0, checks.COUNTED)
-# The numbers of a checkpoint's description: where a run stands, and the state of a step.
+PLACE = ("epoch", "done", "ended")  # by which checkpoints of a run differ
+# The numbers of a checkpoint's description: where a run is, and the state of a step.
 RULES: dict[str, checks.Kind] = {
-    **dict.fromkeys(("epoch", "epochs"), checks.count),
-    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch", "good", "batches", "optimizer_step"), COUNT),
-    **dict.fromkeys(("loss", "best"), checks.optional(checks.real(-math.inf, math.inf))),
-    **{"ended": checks.flag, "seconds": checks.non_negative, "scale": checks.above_0, "weight": checks.non_negative},
+    **{"epoch": checks.count, "ended": checks.flag, "scale": checks.above_0},
+    **dict.fromkeys(("done", "total", "updates", "skipped", "best_epoch", "good", "batches"), COUNT),
+    **dict.fromkeys(("seconds", "weight"), checks.non_negative),
 }
 # Those of a line of the history.
 ENTRY: dict[str, checks.Kind] = {
@@ -66,9 +66,8 @@ class Folder:
 
     def __init__(self, path: Path | None, keep: int) -> None:
         self.path, self.keep = path, keep
-        self.saved = -1  # batches done at the newest checkpoint on the disk
+        self.saved: dict[str, Any] = {}  # the description of the newest checkpoint on the disk
         self.problem = self.history_problem = ""  # why the last checkpoint, or lines of the history, are not there
-        self._best_is_missing = False
         self._lock: int | None = None
         self._lines: list[str] = []  # of the history, to be written about once a second
         self._next = 0.0
@@ -82,7 +81,7 @@ class Folder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
-        with contextlib.suppress(ImportError):  # not every system has locks of this kind
+        with contextlib.suppress(ImportError, OSError):  # not every system, nor every file system, has such locks
             import fcntl
 
             self._lock = os.open(self.path, os.O_RDONLY)
@@ -91,8 +90,6 @@ class Folder:
             except BlockingIOError:
                 self.close()
                 raise ValueError(f"train: another run is going on in {self.path}; choose another folder") from None
-            except OSError:  # a file system without locks
-                self.close()
 
     def close(self) -> None:
         """Let others train in the folder."""
@@ -102,56 +99,56 @@ class Folder:
 
     def check(self, origin: Checkpoint | None) -> None:
         """Raise ValueError where the folder holds checkpoints that a run from `origin` on would mix with its own."""
-        old = self.checkpoints()
-        if old and origin is None:
-            raise ValueError(
-                f"train: {self.path} holds a run already ({old[-1].name}); resume=True goes on with it, "
-                "and another folder begins a new one"
-            )
-        if old and origin is not None and _total(old[-1]) > origin.about["total"]:
-            raise ValueError(
-                f"train: {self.path} holds later checkpoints than {origin.path} ({old[-1].name}); "
-                "delete them, or choose another folder"
-            )
+        for path in self.checkpoints()[-1:]:
+            if origin is None:
+                how = "resume=True goes on with it, and another folder begins a new one"
+                raise ValueError(f"train: {self.path} holds a run already ({path.name}); {how}")
+            if _total(path) > origin.about["total"]:
+                later = f"holds later checkpoints than {origin.path} ({path.name})"
+                raise ValueError(f"train: {self.path} {later}; delete them, or choose another folder")
 
-    def save(self, total: int, about: dict[str, Any], tree: Any, best: bool, judged: bool) -> None:
-        """Write the checkpoint after `total` batches, and delete those that are not to be kept.
+    def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
+        """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of the same place.
 
         Parameters
         ----------
-        total : int
         about : dict
             All that can be read without the arrays.
         tree : dict
-        best : bool
-            Write it as the best one, too.
-        judged : bool
-            There is a best one, which is to be written again where it is missing.
+        validated : bool
+            There is a best epoch, whose checkpoint is written, too, where it is not on the disk.
         """
-        if self.path is None:
+        if self.path is None or (self.saved and all(self.saved[name] == about[name] for name in PLACE)):
             return
+        self.flush()
         value, arrays = checkpoint.pack(tree)
-        self._best_is_missing |= best or (judged and not (self.path / BEST).exists())
+        best = self.path / BEST
+        names = [self.path / f"step-{about['total']:09}.safetensors"]
+        if validated and (self.saved.get("best_epoch") != about["best_epoch"] or not best.exists()):
+            names.append(best)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in (f"step-{total:09}.safetensors", *([BEST] if self._best_is_missing else [])):
-                checkpoint.save(self.path / name, arrays, KIND, {"about": about, "value": value})
+            for name in names:
+                checkpoint.save(name, arrays, KIND, {"about": about, "value": value})
         except OSError as error:
             if not self.problem:
                 text = f"train: {error}; training goes on, and the next checkpoint tries again"
                 warnings.warn(text, RuntimeWarning, stacklevel=4)
             self.problem = str(error)
             return
-        self.saved, self.problem, self._best_is_missing = total, "", False
+        self.saved, self.problem = about, ""
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
 
     def missing(self, total: int) -> str:
         """Return what is not on the disk of a run with `total` batches, or nothing."""
-        newest = f"its newest checkpoint is that of step {self.saved}" if self.saved >= 0 else "no checkpoint was saved"
-        step = f"step {total} is not on disk ({self.problem}); {newest}" if self.problem else ""
-        history = f"the history is not on disk ({self.history_problem})" if self.history_problem else ""
-        return "; ".join(filter(None, (step, history)))
+        problems = []
+        if self.problem:
+            newest = f"its newest checkpoint is that of step {self.saved['total']}" if self.saved else "none was saved"
+            problems.append(f"step {total} is not on disk ({self.problem}); {newest}")
+        if self.history_problem:
+            problems.append(f"the history is not on disk ({self.history_problem})")
+        return "; ".join(problems)
 
     def checkpoints(self) -> list[Path]:
         """Return the numbered checkpoints, the newest last."""
@@ -178,8 +175,8 @@ class Folder:
             raise problem
         return None
 
-    def rewind(self, total: int, validations: int) -> None:
-        """Drop lines of the history after the `total`-th step and later validations, which come again.
+    def rewind(self, total: int, epoch: int) -> None:
+        """Drop lines of the history after the `total`-th step, and of validations from `epoch` on, which come again.
 
         So does what a killed process or a power cut may have left half written; a checkpoint is all that a run needs.
         """
@@ -188,12 +185,11 @@ class Folder:
         writing.clean(self.path)
         if not reading.regular(path := self.path / HISTORY).exists():
             return
-        kept, judged, blob = "", 0, path.read_bytes()
+        kept, blob = "", path.read_bytes()
         for line in blob.split(b"\n"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(TypeError, ValueError):
                 entry = _entry(line)
-                judged += "validation" in entry
-                if entry["total"] <= total and ("validation" not in entry or judged <= validations):
+                if entry["total"] <= total and ("validation" not in entry or entry["epoch"] < epoch):
                     kept += json.dumps(entry) + "\n"
         if kept.encode() != blob:
             writing.write(path, kept.encode())
@@ -270,21 +266,18 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last end of a line is not whole
         try:
             entries.append(_entry(line))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: line {number} is not readable ({error})") from error
     return entries
 
 
 def _entry(line: bytes) -> dict[str, Any]:
-    """Return what a line of a history says; ValueError if it is none. NaN comes as None."""
+    """Return what a line of a history says; ValueError or TypeError if it is none. NaN comes as None."""
     entry = reading.from_json("entry", line, unlimited=True)
     if not isinstance(entry, dict):
         raise ValueError(f"it is {checks.shown(entry)}, expected an object with a total")
-    try:
-        for name, rule in ENTRY.items():
-            rule("entry", name, entry.get(name))
-    except TypeError as error:
-        raise ValueError(str(error)) from error
+    for name, rule in ENTRY.items():
+        rule("entry", name, entry.get(name))
     return entry
 
 

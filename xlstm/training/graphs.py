@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xlstm.arrays import bernoulli, foreach, probe
-from xlstm.arrays.backend import Backend
-from xlstm.arrays.convert import BackendError
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.training import decisions
+from xlstm.training.decisions import decision
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ MOST = 8  # graphs of a run; batches of other shapes go without
 SEEN = 64  # shapes of which it is known that they came before
 MASKS = 1024  # that a step draws at most
 
-Take = Callable[["StepState", Inputs, Array], "StepState"]  # the last one is that of `decisions.given`
+Take = Callable[["StepState", Inputs, Array], "StepState"]  # the array has the numbers of `Given` and others
 
 
 @dataclass
@@ -44,27 +43,35 @@ class Graphs:
     kernels are compiled then.
     """
 
-    def __init__(self, owner: Step, home: Backend, masks: np.random.Generator | None) -> None:
+    def __init__(self, owner: Step, state: StepState) -> None:
         self.owner = owner  # of the steps that are captured, with all that they read, such as frozen weights
-        self.home, self.recorder = home, Recorder()
-        self.params: Params = {}
-        self.slots: dict[str, Params] = {}
-        self.sums: Params | None = None
-        self.device_state: Array = None
+        self.home, self.recorder = state.feed.home, Recorder()
+        xp, masks = self.home.xp, state.masks
+        self.params = _copies(xp, state.params)
+        self.slots = {slot: _copies(xp, moments) for slot, moments in state.moments.slots.items()}
+        self.sums = None if state.sums is None else _copies(xp, state.sums)
+        self.device_state = xp.asarray(state.device_state, copy=True)
         self.given: Array = None
         self.states: Array = None  # of masks
         if masks is not None:
             if not isinstance(masks.bit_generator, np.random.PCG64):
                 kind = type(masks.bit_generator).__name__
                 raise ValueError(f"Step: graph is True and seed a generator with {kind}, expected one with PCG64")
-            self.states = home.asarray(np.zeros((MASKS, bernoulli.STATE), np.uint64))
+            self.states = self.home.asarray(np.zeros((MASKS, bernoulli.STATE), np.uint64))
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
-        self.refused: BackendError | None = None  # why a step could not be captured
+        self.most = MOST  # 0 once a step could not be captured
 
-    def take(self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any], where: str) -> StepState:
+    def hold(self, owner: Step, state: StepState) -> bool:
+        """Return whether the arrays of a state are those of this object, and the steps those of its owner."""
+        same = state.params is self.params and state.moments.slots is self.slots
+        return same and owner is self.owner and (state.sums is None or state.sums is self.sums)
+
+    def take(self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Return the state after a step, whose arrays are those of this object.
+
+        There is one warning where a step cannot be captured; steps go on without new graphs then.
 
         Parameters
         ----------
@@ -74,18 +81,9 @@ class Graphs:
         state : StepState
         inputs : Inputs
         given : array
-            That of `decisions.given`, on the host.
-        where : str
-            The name of the step in errors.
-
-        Raises
-        ------
-        BackendError
-            The step before did something that cannot be captured; it was taken, and this one is not.
+            The numbers of `Given` and those of the optimiser, on the host.
         """
-        if self.refused is not None:
-            raise self.refused
-        state = self._held(state)
+        state = self._with_arrays(state)
         if self.given is None:
             self.given = self.home.asarray(np.zeros(given.shape), "float64")
         start = None if inputs.fresh else state.carried
@@ -99,37 +97,22 @@ class Graphs:
             return self._launched(self.captured[key], state, inputs, given)
         with self.recorder.rehearsal():
             after = self._done(step, state, inputs, self.home.asarray(given, "float64"))
-        if key in self.seen and len(self.captured) < MOST:
+        if key in self.seen and len(self.captured) < self.most:
             try:
                 self.captured[key] = self._capture(step, state, inputs, after.carried)
             except Exception as error:
-                problem = f"graph is True, but the step cannot be captured ({probe.first_line(error)})"
-                self.refused = BackendError(f"{where}: {problem}; graph=False goes without")
-                self.refused.__cause__ = error  # raised with the next step, as the state before this one is gone
+                problem = f"graph is True, but a step cannot be captured ({probe.first_line(error)})"
+                warnings.warn(f"Step: {problem}; steps go on without", RuntimeWarning, stacklevel=4)
+                self.most = 0
         self.seen[key] = None
         if len(self.seen) > SEEN:
             del self.seen[next(iter(self.seen))]
         return after
 
-    def _held(self, state: StepState) -> StepState:
-        """Return a state with its arrays in the places of this object."""
-        xp, slots = self.home.xp, state.moments.slots
-        if not self.params:
-            self.params = _copies(xp, state.params)
-            self.slots = {slot: _copies(xp, moments) for slot, moments in slots.items()}
-            self.device_state = xp.asarray(state.device_state, copy=True)
-        if state.params is not self.params:
-            _write(xp, self.params, state.params)
-        if slots is not self.slots:
-            for slot, arrays in slots.items():
-                _write(xp, self.slots[slot], arrays)
-        if state.device_state is not self.device_state:
-            self.device_state[...] = state.device_state
-        if self.sums is not None and state.sums is not None and state.sums is not self.sums:
-            _write(xp, self.sums, state.sums)
+    def _with_arrays(self, state: StepState) -> StepState:
+        """Return a state with the arrays of this object."""
         moments = state.moments._replace(slots=self.slots)
-        sums = state.sums if self.sums is None else self.sums
-        return state._replace(params=self.params, moments=moments, device_state=self.device_state, sums=sums)
+        return state._replace(params=self.params, moments=moments, device_state=self.device_state, sums=self.sums)
 
     def _done(self, step: Take, state: StepState, inputs: Inputs, given: Array) -> StepState:
         """Take a step in place, with the device_state in its place too."""
@@ -137,18 +120,16 @@ class Graphs:
         self.device_state[...] = after.device_state
         if self.sums is None:
             self.sums = after.sums
-        moments = after.moments._replace(slots=self.slots)
-        return after._replace(params=self.params, moments=moments, device_state=self.device_state, sums=self.sums)
+        return self._with_arrays(after)
 
     def _capture(self, step: Take, state: StepState, inputs: Inputs, end: Any) -> _Captured:
         """Capture a step, which has just been taken and has left the model in the state `end`."""
         if _kinds(end) not in self.places:
-            self.places[_kinds(end)] = _rebuilt(end, [a.copy(order="K") for a in _leaves(end)])
+            self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
-        mask = None if inputs.mask is None else inputs.mask.copy(order="K")
-        fixed = inputs._replace(x=inputs.x.copy(order="K"), target=inputs.target.copy(order="K"), mask=mask)
+        fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
         later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
-        state = self._held(state)._replace(masks=later, carried=None if state.carried is None else place)
+        state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
         graph = self.recorder.capture(lambda: self._leave(place, self._done(step, state, fixed, self.given).carried))
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
@@ -156,7 +137,7 @@ class Graphs:
     def _leave(self, place: Any, end: Any) -> None:
         """Put the state of the model after a step into its place, unless the step could not be taken."""
         for old, new in zip(_leaves(place), _leaves(end), strict=True):
-            fuse(self.home.xp, _unless_failed, old, new, decisions.value(self.device_state, "failed"), out=old)
+            fuse(self.home.xp, _unless_failed, old, new, decision(self.device_state, "failed"), out=old)
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
@@ -174,30 +155,10 @@ class Graphs:
         return state._replace(carried=known.start)
 
 
-def unless_failed(xp: Namespace, device_state: Array, old: Any, new: Any) -> Any:
-    """Return the state of the model after a step, or that before it where the step, or one before, could not be taken.
-
-    There is nothing to keep where the states differ in shape, as at the beginning.
-    """
-    if _kinds(old) != _kinds(new):
-        return new
-    pairs = zip(_leaves(old), _leaves(new), strict=True)
-    return _rebuilt(new, [fuse(xp, _unless_failed, *pair, decisions.value(device_state, "failed")) for pair in pairs])
-
-
 def _copies(xp: Namespace, arrays: Params) -> Params:
     """Return copies of arrays, each contiguous."""
     whole = [a if a.flags.c_contiguous else a.copy(order="C") for a in arrays.values()]
     return dict(zip(arrays, foreach.copies(xp, whole), strict=True))
-
-
-def _write(xp: Namespace, to: Params, arrays: Params) -> None:
-    """Copy arrays to the places of others of the same names."""
-    foreach.apply(xp, _second, [list(to.values()), [arrays[name] for name in to]], into=(0,))
-
-
-def _second(xp: Namespace, old: Array, new: Array) -> Array:
-    return new
 
 
 def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
@@ -213,16 +174,11 @@ def _leaves(tree: Any) -> Iterator[Array]:
         yield tree
 
 
-def _rebuilt(tree: Any, arrays: list[Array]) -> Any:
-    """Return a state with other arrays."""
-    left = iter(arrays)
-
-    def rebuilt(part: Any) -> Any:
-        if isinstance(part, tuple | list):
-            return tuple(map(rebuilt, part))
-        return None if part is None else next(left)
-
-    return rebuilt(tree)
+def _copied(tree: Any) -> Any:
+    """Return a copy of a state of a model."""
+    if isinstance(tree, tuple | list):
+        return tuple(map(_copied, tree))
+    return None if tree is None else tree.copy(order="K")
 
 
 def _kinds(tree: Any) -> Hashable:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +16,11 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.precision import Mixed
 from xlstm.training import optimizers, schedules
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ReduceOnPlateau
-from xlstm.training.feed import Loss, loss_of, mean_loss
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
+from xlstm.training.feed import Loss
 from xlstm.training.folder import Folder
 from xlstm.training.run import Run, Trained
-from xlstm.training.steps import MIXED, OPTIMIZER, Step
-
-DATA = checks.optional(BATCHES)
+from xlstm.training.steps import Step
 
 
 def train(
@@ -117,39 +114,37 @@ def train(
         the parameter.
     ValueError
         `data` or `validation` yields no batch or none with a target that counts, or numbers in a batch are not finite
-        or do not fit into the dtype. The folder holds another run. A `ReduceOnPlateau` is a callback but not the
-        learning rate of the optimiser, or the reverse.
+        or do not fit into the dtype. The folder holds another run.
     TypeError, ValueError, BackendError
         A `precision` that does not go with the weights, or a device that does not have it. `graph` where the weights
-        are not on CuPy, or a step cannot be captured.
+        are not on CuPy.
     OSError
         The folder cannot be written to, or a checkpoint cannot be read, before training begins.
     Interrupted, Terminated
         Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
         KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
     """
-    chosen = _callbacks(callbacks, patience, clip, averaging, progress)
+    chosen: list[Callback] = [] if clip is None else [Clip(clip)]
+    chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
+    chosen += [] if patience is None else [EarlyStopping(patience)]
+    chosen += _callbacks([] if progress is None else [progress], "progress") + _callbacks(callbacks)
+    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=chosen, accumulate=accumulate, graph=graph)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
-    _check_rates(OPTIMIZER("train", "optimizer", optimizer), chosen)
-    MIXED("train", "precision", precision)
-    BATCHES("train", "data", data)
-    DATA("train", "validation", validation)
-    for name, given in {"data": data, "validation": validation}.items():
-        if given is not None and len(given) == 0:
+    named = {"data": data} | ({} if validation is None else {"validation": validation})
+    for name, batches in named.items():
+        if len(BATCHES("train", name, batches)) == 0:
             raise ValueError(f"train: {name} has no batches")
     if epochs is None and steps is None:
         raise ValueError("train: epochs and steps are None, expected one of them")
-    epochs, steps = (
-        checks.COUNTED if most is None else checks.count("train", name, most)
-        for name, most in (("epochs", epochs), ("steps", steps))
-    )
+    most = {name: checks.optional(checks.count)("train", name, n) for name, n in (("epochs", epochs), ("steps", steps))}
     every = checks.optional(checks.count)("train", "every", every)
-    origin = resume if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
-    loss, accumulate = loss_of("train", model, loss), checks.count("train", "accumulate", accumulate)
-    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=chosen, accumulate=accumulate, graph=graph)
-    folder = _folder(checkpoints, checks.count("train", "keep", keep), origin)
-    run = Run(step, data, validation, epochs, steps, every, folder)
+    origin = bool(resume) if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
+    if checkpoints is None and origin is True:
+        raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
+    path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
+    folder = Folder(path, checks.count("train", "keep", keep))
+    run = Run(step, data, validation, most["epochs"] or checks.COUNTED, most["steps"] or checks.COUNTED, every, folder)
     try:
         run.begin(params, seed)
         run.resume(origin)
@@ -158,100 +153,15 @@ def train(
         folder.close()
 
 
-def check_run(
-    callbacks: Iterable[Callback | Callable[[Progress], object]],
-    checkpoints: str | os.PathLike[str] | None,
-    resume: bool,
-) -> None:
-    """Raise, as `train` would, where it could not begin with these arguments; make the folder."""
-    _callbacks(callbacks)
-    folder = _folder(checkpoints, 1, resume)
-    try:
-        folder.begin()
-        if not resume:
-            folder.check(None)
-    finally:
-        folder.close()
-
-
-def _folder(checkpoints: str | os.PathLike[str] | None, keep: int, resume: bool | Path) -> Folder:
-    """Return the folder of a run, which keeps nothing where `checkpoints` is None."""
-    if checkpoints is None and resume and not isinstance(resume, Path):
-        raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
-    return Folder(None if checkpoints is None else checks.path("train", "checkpoints", checkpoints), keep)
-
-
-def _callbacks(
-    given: Iterable[Callback | Callable[[Progress], object]],
-    patience: int | None = None,
-    clip: float | None = None,
-    averaging: float = 0.0,
-    progress: Callable[[Progress], object] | None = None,
-) -> list[Callback]:
-    """Return all callbacks, those that keywords of `train` stand for among them."""
+def _callbacks(given: Any, name: str = "callbacks") -> list[Callback]:
+    """Return a list of callbacks and functions as callbacks; errors call it `name`."""
     chosen: list[Callback] = []
-    if clip is not None:
-        chosen.append(Clip(checks.above_0("train", "clip", clip)))
-    if checks.rate("train", "averaging", averaging):
-        chosen.append(MovingAverage(averaging))
-    if patience is not None:
-        chosen.append(EarlyStopping(checks.count("train", "patience", patience)))
-    if progress is not None:
-        chosen.append(Each(checks.function("train", "progress", progress)))
-    for k, callback in enumerate(checks.several("train", "callbacks", given, "a list of callbacks", 1000)):
+    for k, callback in enumerate(checks.several("train", name, given, "a list of callbacks", 1000)):
         if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
             shown = checks.shown(callback)
-            raise TypeError(f"train: callbacks[{k}] is {shown}, expected a training.Callback or a function")
+            raise TypeError(f"train: {name}[{k}] is {shown}, expected a training.Callback or a function")
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     return chosen
-
-
-def _check_rates(optimizer: optimizers.Optimizer, callbacks: Sequence[Callback]) -> None:
-    """Raise ValueError unless each `ReduceOnPlateau` in a learning rate is among the callbacks, and the reverse.
-
-    A function of your own is not looked into: it may ask a `ReduceOnPlateau` for its rate.
-    """
-    rates = [rate for schedule in optimizer.schedules for rate in _rates(schedule)]
-    plateaus = [rate for rate in rates if isinstance(rate, ReduceOnPlateau)]
-    known = rates and all(isinstance(rate, ReduceOnPlateau) or schedules.is_plain(rate) for rate in rates)
-    if any(all(rate is not callback for callback in callbacks) for rate in plateaus):
-        problem = "optimizer has a ReduceOnPlateau as its learning rate, expected it in callbacks, too"
-        raise ValueError(f"train: {problem}: it changes after each validation")
-    given = [callback for callback in callbacks if isinstance(callback, ReduceOnPlateau)]
-    if known and any(all(rate is not callback for rate in plateaus) for callback in given):
-        problem = "callbacks has a ReduceOnPlateau, expected it as the learning rate of optimizer, too"
-        raise ValueError(f"train: {problem}, such as optim.adam(plateau)")
-
-
-def _rates(schedule: schedules.Schedule) -> list[schedules.Schedule]:
-    """Return what follows the warm-ups of a schedule, and the rates that are in it where it is a `ReduceOnPlateau`."""
-    rate = schedules.warmed(schedule)
-    return [rate, *_rates(rate.lr)] if isinstance(rate, ReduceOnPlateau) else [rate]
-
-
-def evaluate(model: Any, params: Params, data: Batches, loss: Loss | None = None) -> float:
-    """Return the mean loss over all of `data`, with the state carried as in training.
-
-    Parameters
-    ----------
-    model : object
-        As for `train`.
-    params : dict of str to array
-    data : Batches
-    loss : callable, optional
-        As for `train`.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    ValueError
-        `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
-        into the dtype.
-    """
-    return mean_loss(model, params, data, loss, lambda: False)
 
 
 class RangeTest(NamedTuple):

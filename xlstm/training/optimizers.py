@@ -43,7 +43,6 @@ __all__ = [
     "cosine",
     "global_norm",
     "rmsprop",
-    "running_mean",
     "sgd",
     "step_decay",
     "warmup",
@@ -97,16 +96,12 @@ class Optimizer(NamedTuple):
     parts : Parts, optional
         `update` in two parts, for steps of training that do not wait for a GPU. An optimiser of your own may leave them
         out, and its steps then wait.
-    schedules : tuple of Schedule
-        Its learning rates, by which `train` sees whether a `ReduceOnPlateau` among them is a callback, too. An
-        optimiser of your own may leave them out.
     """
 
     init: Callable[[Params], OptimState]
     update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
     frozen: Callable[[str], bool] = _none
     parts: Parts | None = None
-    schedules: tuple[Schedule, ...] = ()
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -136,7 +131,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
     options = {"decay": decay, "momentum": momentum, "nesterov": nesterov}
-    return _Rule("sgd", schedule("sgd", "lr", lr), ("v",) if momentum else (), _sgd, options).pair()
+    return _optimizer(_Rule("sgd", schedule("sgd", "lr", lr), ("v",) if momentum else (), _sgd, options))
 
 
 def rmsprop(
@@ -168,7 +163,7 @@ def rmsprop(
     decay = checks.squared("rmsprop", "weight_decay", weight_decay)
     options = {"decay": decay, "alpha": alpha, "eps": eps, "momentum": momentum}
     slots = ("s", "v") if momentum else ("s",)
-    return _Rule("rmsprop", schedule("rmsprop", "lr", lr), slots, _rmsprop, options).pair()
+    return _optimizer(_Rule("rmsprop", schedule("rmsprop", "lr", lr), slots, _rmsprop, options))
 
 
 def adam(
@@ -223,28 +218,6 @@ def adamw(
     return _make_adam("adamw", lr, betas, eps, weight_decay, decoupled=True)
 
 
-def running_mean(mean: Params, params: Params, decay: float) -> Params:
-    """Return the exponential moving average of weights, decay mean + (1 - decay) params (Polyak & Juditsky 1992).
-
-    Parameters
-    ----------
-    mean, params : dict of str to array
-    decay : float
-        From 0, which gives `params`, to 1, which gives `mean`.
-
-    Returns
-    -------
-    dict of str to array
-
-    Raises
-    ------
-    ValueError, TypeError
-        `decay` is no number from 0 to 1.
-    """
-    decay = checks.real(0, 1)("running_mean", "decay", decay)
-    return {name: decay * mean[name] + (1 - decay) * p for name, p in params.items()}
-
-
 def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Optimizer:
     """Make an optimiser that treats parameters by their names: some at rates of their own, some not at all.
 
@@ -273,15 +246,14 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
     >>> optimizer.frozen("embedding.W")
     True
     """
-    kind = checks.instance(Optimizer, "an optimiser, or None to freeze parameters")
-    for pattern, optimizer in checks.mapping("by_name", rules, "rules").items():
-        checks.optional(kind)("by_name", f"rules[{checks.shown(pattern)}]", optimizer)
-    kind("by_name", "otherwise", otherwise)
+    checks.mapping("by_name", rules, "rules")
+    for pattern, optimizer in [*rules.items(), ("*", otherwise)]:
+        known = isinstance(optimizer, Optimizer) and optimizer.parts is not None
+        if not known and (optimizer is not None or otherwise is None):
+            expected = "an optimiser with parts, or None to freeze parameters"
+            raise TypeError(f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected {expected}")
     rule = _ByName((*rules, "*"), (*rules.values(), otherwise))
-    parts = [optimizer.parts for optimizer in rule.optimizers if optimizer is not None]
-    whole = Parts(sum(part.width for part in parts if part), rule.numbers, rule.apply) if all(parts) else None
-    rates = [optimizer.schedules for optimizer in rule.optimizers if optimizer is not None]
-    return Optimizer(rule.init, rule.update, rule.frozen, whole, sum(rates, ()) if all(rates) else ())
+    return _optimizer(rule, rule.frozen)
 
 
 @accepts_foreign
@@ -379,7 +351,20 @@ def _make_adam(
     b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(rates))
     eps, decay = checks.non_negative(where, "eps", eps), checks.squared(where, "weight_decay", weight_decay)
     options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
-    return _Rule(where, schedule(where, "lr", lr), ("m", "v"), _adam, options).pair()
+    return _optimizer(_Rule(where, schedule(where, "lr", lr), ("m", "v"), _adam, options))
+
+
+def _optimizer(rule: _Rule | _ByName, frozen: Callable[[str], bool] = _none) -> Optimizer:
+    parts = Parts(len(rule.numbers(0)), rule.numbers, rule.apply)
+    return Optimizer(rule.init, functools.partial(_update, rule), frozen, parts)
+
+
+def _update(rule: _Rule | _ByName, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+    params, grads = from_foreign(rule.where, (params, grads))
+    if not isinstance(state, OptimState):
+        raise TypeError(f"{rule.where}: state is {checks.shown(state)}, expected what init or update gave")
+    new, slots = rule.apply(params, grads, state.slots, rule.numbers(state.step))
+    return new, OptimState(state.step + 1, slots)
 
 
 @dataclass(frozen=True)
@@ -395,22 +380,11 @@ class _Rule:
     formula: Callable[..., Any]
     options: dict[str, Any]
 
-    def pair(self) -> Optimizer:
-        parts = Parts(3 if self.formula is _adam else 1, self.numbers, self.apply)
-        return Optimizer(self.init, self.update, parts=parts, schedules=(self.lr,))
-
     def init(self, params: Params) -> OptimState:
         params = from_foreign(self.where, params)
         checks.mapping(self.where, params)
         xp = namespace(self.where, params)
         return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in self.slots})
-
-    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
-        params, grads = from_foreign(self.where, (params, grads))
-        if not isinstance(state, OptimState):
-            raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
-        new, slots = self.apply(params, grads, state.slots, self.numbers(state.step))
-        return new, OptimState(state.step + 1, slots)
 
     def numbers(self, step: int) -> tuple[float, ...]:
         """Return the numbers of the formula that change from update to update, after `step` updates."""
@@ -422,15 +396,14 @@ class _Rule:
         params: Params,
         grads: Params,
         slots: Slots,
-        numbers: Sequence[Any],
+        numbers: Any,
         done: Array | None = None,
         in_place: bool = False,
     ) -> tuple[Params, Slots]:
         """Update by these numbers, as `Parts` says."""
         self._check(params, grads, slots)
-        columns = [
-            [arrays[name] for name in params] for arrays in (params, grads, *(slots[slot] for slot in self.slots))
-        ]
+        sources = (params, grads, *(slots[slot] for slot in self.slots))
+        columns = [[arrays[name] for name in params] for arrays in sources]
         formula, into = self.formula, (0, *range(2, len(columns))) if in_place else ()
         if done is not None:
             formula, numbers = _unless_0(formula), (*numbers, done)
@@ -443,13 +416,11 @@ class _Rule:
         where = self.where
         checks.mapping(where, params)
         checks.mapping(where, grads, "gradients")
-        if grads.keys() != params.keys():
-            odd = min(grads.keys() ^ params.keys(), key=str)
+        for odd in grads.keys() ^ params.keys():
             raise ValueError(f"{where}: {odd} is in only one of params and grads")
-        if slots.keys() != set(self.slots):
-            raise ValueError(f"{where}: the state has moments {sorted(slots)}, expected {sorted(self.slots)}")
-        if any(moments.keys() != params.keys() for moments in slots.values()):
-            raise ValueError(f"{where}: the state has moments of other parameters than params and grads")
+        if slots.keys() != set(self.slots) or any(moments.keys() != params.keys() for moments in slots.values()):
+            expected = f"expected {sorted(self.slots)} of the same parameters"
+            raise ValueError(f"{where}: the state has moments {sorted(slots)}, {expected}")
         namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         for name, g in grads.items():
             if g.shape != params[name].shape:
@@ -519,6 +490,12 @@ class _ByName:
     patterns: tuple[str, ...]
     optimizers: tuple[Optimizer | None, ...]
 
+    where = "by_name"
+
+    @property
+    def parts(self) -> list[Parts | None]:
+        return [None if optimizer is None else optimizer.parts for optimizer in self.optimizers]
+
     def place(self, name: str) -> int:
         """Return the number of the pattern that decides for a parameter."""
         return next(k for k, pattern in enumerate(self.patterns) if fnmatch.fnmatchcase(name, pattern))
@@ -527,51 +504,37 @@ class _ByName:
         optimizer = self.optimizers[self.place(name)]
         return optimizer is None or optimizer.frozen(name)
 
+    def share(self, k: int, arrays: Params) -> Params:
+        """Return the arrays for which the k-th pattern decides."""
+        return {name: a for name, a in arrays.items() if self.place(name) == k}
+
     def init(self, params: Params) -> OptimState:
         checks.mapping("by_name", params)
-        used = {self.place(name) for name in params}
-        for k, pattern in enumerate(self.patterns[:-1]):
-            if k not in used:
+        slots: Slots = {}
+        for k, (pattern, optimizer) in enumerate(zip(self.patterns, self.optimizers, strict=True)):
+            part = self.share(k, params)
+            if not part and k + 1 < len(self.patterns):
                 raise ValueError(f"by_name: no parameter matches {checks.shown(pattern)} first: {checks.few(params)}")
-        return OptimState(0, self._each(lambda k, one, part, *_: (part, one.init(part).slots), params, {}, {})[1])
-
-    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
-        def run(k: int, one: Optimizer, part: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
-            new, after = one.update(part, grads, OptimState(state.step, slots))
-            return new, after.slots
-
-        new, slots = self._each(run, params, grads, state.slots)
-        return new, OptimState(state.step + 1, slots)
+            if part and optimizer is not None:
+                slots |= {f"{k}.{slot}": moments for slot, moments in optimizer.init(part).slots.items()}
+        return OptimState(0, slots)
 
     def numbers(self, step: int) -> tuple[float, ...]:
         """Return the numbers of all optimisers, one after the other."""
-        parts = [one.parts for one in self.optimizers if one is not None and one.parts is not None]
-        return tuple(number for part in parts for number in part.numbers(step))
+        return tuple(n for part in self.parts if part for n in part.numbers(step))
 
     def apply(
         self, params: Params, grads: Params, slots: Slots, numbers: Sequence[Any], *how: Any
     ) -> tuple[Params, Slots]:
         """Update by the numbers of all optimisers."""
-
-        def run(k: int, one: Optimizer, part: Params, grads: Params, slots: Slots) -> tuple[Params, Slots]:
-            assert one.parts is not None
-            first = sum(before.parts.width for before in self.optimizers[:k] if before and before.parts)
-            return one.parts.apply(part, grads, slots, numbers[first : first + one.parts.width], *how)
-
-        return self._each(run, params, grads, slots)
-
-    def _each(
-        self, run: Callable[..., tuple[Params, Slots]], params: Params, grads: Params, slots: Slots
-    ) -> tuple[Params, Slots]:
-        """Return parameters and moments after `run(k, optimizer, params, grads, slots)` of each on its share."""
-        new, after = dict(params), Slots()
-        for k, one in enumerate(self.optimizers):
-            part = {name: p for name, p in params.items() if self.place(name) == k}
-            if one is None or not part:
+        new, after, first = dict(params), Slots(), 0
+        for k, part in enumerate(self.parts):
+            if part is None:
                 continue
-            its_grads = {name: grads[name] for name in part if name in grads}
+            its_numbers, first = numbers[first : first + part.width], first + part.width
             its_slots = {name.removeprefix(f"{k}."): s for name, s in slots.items() if name.startswith(f"{k}.")}
-            updated, moments = run(k, one, part, its_grads, its_slots)
-            new |= updated
-            after |= {f"{k}.{slot}": arrays for slot, arrays in moments.items()}
+            if its_params := self.share(k, params):
+                updated, moments = part.apply(its_params, self.share(k, grads), its_slots, its_numbers, *how)
+                new |= updated
+                after |= {f"{k}.{slot}": arrays for slot, arrays in moments.items()}
         return new, after

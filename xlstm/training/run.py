@@ -29,7 +29,7 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batches
 from xlstm.precision import Scaling
 from xlstm.training.callbacks import Callback, Progress, has
-from xlstm.training.feed import Inputs, mean_loss
+from xlstm.training.feed import Inputs, evaluate
 from xlstm.training.folder import Checkpoint, Folder, find
 from xlstm.training.optimizers import OptimState
 from xlstm.training.steps import Step, StepState, Taken
@@ -37,7 +37,7 @@ from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
 ARRAYS = ("params", "carried", "sums")  # of the state of a step, as a checkpoint has them
 COUNTS = ("weight", "batches", "updates")  # of the state of a step
-PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # where a run stands
+PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # where a run is
 log = logging.getLogger("xlstm.training")
 
 
@@ -92,7 +92,6 @@ class Run:
     losses: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
     start: float = field(default_factory=time.perf_counter)  # earlier by the seconds before a checkpoint
-    saved_at: Any = None  # where training stood at the last attempt to save it
 
     def __post_init__(self) -> None:
         self.callbacks = list(self.step.callbacks)
@@ -140,7 +139,7 @@ class Run:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
-        self.folder.rewind(self.total, len(self.validations))
+        self.folder.rewind(self.total, self.epoch)
 
     def train(self) -> Trained:
         """Train until the end, or until a signal or a callback stops it."""
@@ -157,12 +156,12 @@ class Run:
                 raise
             finally:
                 self.folder.flush()
-        missing, trained = self.folder.missing(self.total), self._result()
+        trained = self._result()
         if not received:
             return trained
         at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
         how = "it keeps no checkpoints" if self.folder.path is None else f"resume=True goes on from {self.folder.path}"
-        message = f"train: stopped after {at} by signal {received[0]}; {missing or how}"
+        message = f"train: stopped after {at} by signal {received[0]}; {trained.unsaved or how}"
         log.warning(message)
         raise (Interrupted if received[0] == signal.SIGINT else Terminated)(message, trained, received[0])
 
@@ -194,7 +193,7 @@ class Run:
         self.ended = self._asks("epoch")
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
-            self._save(improved)
+            self._save()
         return False
 
     def _count(self, taken: Taken) -> None:
@@ -217,7 +216,7 @@ class Run:
 
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
-        loss = mean_loss(self.step.model, self.judged, data, self.step.loss, lambda: bool(received))
+        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=lambda: bool(received))
         if received:
             return False
         if not math.isfinite(loss):
@@ -233,20 +232,11 @@ class Run:
         """Tell all callbacks of the end of a step or epoch; return whether one says, by True or NumPy's, to stop."""
         if not self.callbacks:
             return False
-        now = Progress(
-            self.epoch,
-            min(self.epochs, -(-self.steps // max(1, len(self.data)))),
-            self.done,
-            len(self.data),
-            self.losses[-1],
-            self.validations[-1] if self.validations else None,
-            self.lowest if self.validations else None,
-            self.seconds,
-            self.best_epoch,
-            self.norm,
-            self.total,
-            self.judged,
-        )
+        epochs = min(self.epochs, -(-self.steps // max(1, len(self.data))))
+        place = (self.epoch, epochs, self.done, len(self.data))
+        validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
+        losses = (self.losses[-1], validation, best)
+        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged)
         answers = [getattr(callback, event)(now) for callback in self.callbacks]
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
@@ -254,65 +244,63 @@ class Run:
         unsaved = self.folder.missing(self.total)
         if unsaved:
             warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
-        return Trained(
-            self.best if self.validations else self.judged,
-            self.losses,
-            self.validations,
-            self.best_epoch,
-            self.epoch <= self.epochs and self.total < self.steps,
-            self.seconds,
-            self.skipped,
-            unsaved,
-        )
+        best = self.best if self.validations else self.judged
+        stopped = self.epoch <= self.epochs and self.total < self.steps
+        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved)
+        return Trained(best, self.losses, self.validations, *how)
 
-    def _save(self, improved: bool = False) -> None:
+    def _save(self) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""
-        at = (self.epoch, self.done, self.ended)
-        if self.folder.path is None or (at == self.saved_at and not self.folder.problem):
+        if self.folder.path is None:
             return
-        self.saved_at = at
-        self.folder.flush()
-        self.folder.save(self.total, _about(self), _tree(self), improved, bool(self.validations))
+        state = self.state
+        about = {
+            **self.settings,
+            **{name: getattr(self, name) for name in (*PLACES, "total", "seconds")},
+            **{name: getattr(state, name) for name in COUNTS},
+            **state.scaling._asdict(),
+        }
+        tree = {
+            **{name: getattr(state, name) for name in ARRAYS},
+            "slots": state.moments.slots,
+            "masks": None if state.masks is None else state.masks.bit_generator.state,
+            "order": self.order_before if self.done else self.order.bit_generator.state,
+            "best": self.best,
+            "judged": self.judged,
+            "losses": np.array(self.losses),
+            "validations": np.array(self.validations),
+            "callbacks": [callback.state() for callback in self.remembering],
+        }
+        self.folder.save(about, tree, bool(self.validations))
 
     @functools.cached_property
-    def first_batches(self) -> dict[str, str | None]:
-        """The numbers that tell data apart."""
-        data = {"first batch": self.data, "first batch of validation": self.validation}
-        return {name: None if one is None else first_batch(one) for name, one in data.items()}
-
-
-def _tree(run: Run) -> dict[str, Any]:
-    """Return the arrays and states from which a run goes on."""
-    return {
-        **{name: getattr(run.state, name) for name in ARRAYS},
-        "slots": run.state.moments.slots,
-        "masks": None if run.state.masks is None else run.state.masks.bit_generator.state,
-        "order": run.order_before if run.done else run.order.bit_generator.state,
-        "best": run.best,
-        "judged": run.judged,
-        "losses": np.array(run.losses),
-        "validations": np.array(run.validations),
-        "callbacks": [callback.state() for callback in run.remembering],
-    }
-
-
-def _about(run: Run) -> dict[str, Any]:
-    """Return what a checkpoint says of its run: first what a run that goes on has to share."""
-    return {
-        **_settings(run),
-        **{name: getattr(run, name) for name in (*PLACES, "epochs", "total", "seconds")},
-        **{name: getattr(run.state, name) for name in COUNTS},
-        **run.state.scaling._asdict(),
-        "optimizer_step": run.state.moments.step,
-        "loss": run.losses[-1] if run.losses else None,
-        "best": run.lowest if run.validations else None,
-    }
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers of a run, apart from the arrays; a run that goes on has to share it."""
+        step, data = self.step, {"first batch": self.data, "first batch of validation": self.validation}
+        return {
+            "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+            "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
+            "dtype": self.state.feed.home.dtype,
+            "precision": None if step.precision is None else repr(step.precision),
+            "accumulate": step.accumulate,
+            "seed": self.seed,
+            "optimizer": _text(getattr(step.optimizer.init, "__self__", step.optimizer.init)),
+            "loss function": _text(getattr(step.loss, "__func__", step.loss)),
+            "callbacks": [
+                _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
+                for callback in self.callbacks
+                if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
+            ],
+            "moments": sorted(self.state.moments.slots),
+            "steps": len(self.data),
+            **{name: None if one is None else first_batch(one) for name, one in data.items()},
+        }
 
 
 def _restore(run: Run, origin: Checkpoint) -> None:
     """Let a run go on from a checkpoint; ValueError if it is one of another run, or damaged."""
     about, home = origin.about, run.state.feed.home
-    for name, expected in _settings(run).items():
+    for name, expected in run.settings.items():
         there = about.get(name)
         if there != expected:
             if isinstance(there, str) and isinstance(expected, str):  # what is shown begins shortly before they differ
@@ -322,11 +310,19 @@ def _restore(run: Run, origin: Checkpoint) -> None:
             raise ValueError(f"train: {origin.path} is of another run: {is_not}")
     try:
         held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
-        _check(run, held, about["total"])
+        params = run.state.params
+        alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
+        alike["slots"] = run.state.moments.slots
+        alike["losses"] = np.broadcast_to(0.0, about["total"])
+        alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
+        if held["sums"] is not None:
+            alike["sums"] = {name: params[name] for name in held["sums"]}
+        for name, like in alike.items():
+            checkpoint.check_alike(name, held[name], like)
         run.state = run.state._replace(
             **{name: held[name] for name in ARRAYS},
             **{name: about[name] for name in COUNTS},
-            moments=OptimState(about["optimizer_step"], held["slots"]),
+            moments=OptimState(about["updates"], held["slots"]),
             scaling=Scaling(about["scale"], about["good"]),
         )
         if run.state.masks is not None:
@@ -342,42 +338,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
     except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
         raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
     if origin.path.parent == run.folder.path:
-        run.folder.saved, run.saved_at = run.total, (run.epoch, run.done, run.ended)
-
-
-def _check(run: Run, held: dict[str, Any], total: int) -> None:
-    """Raise an error unless the arrays of a checkpoint can be those of a run."""
-    params = run.state.params
-    for name in ("params", "best", "judged"):
-        checkpoint.check_alike(name, held[name], params)
-    checkpoint.check_alike("slots", held["slots"], run.state.moments.slots)
-    if held["sums"] is not None:
-        checkpoint.check_alike("sums", held["sums"], {name: params[name] for name in held["sums"]})
-    for name, count in (("losses", total), ("validations", held["validations"].size)):
-        checkpoint.check_alike(name, held[name], np.broadcast_to(0.0, count))
-
-
-def _settings(run: Run) -> dict[str, Any]:
-    """Return what decides the numbers of a run, apart from the arrays."""
-    step = run.step
-    return {
-        "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
-        "parameters": {name: list(p.shape) for name, p in run.state.params.items()},
-        "dtype": run.state.feed.home.dtype,
-        "precision": None if step.precision is None else repr(step.precision),
-        "accumulate": step.accumulate,
-        "seed": run.seed,
-        "optimizer": _text(getattr(step.optimizer.init, "__self__", step.optimizer.init)),
-        "loss function": _text(getattr(step.loss, "__func__", step.loss)),
-        "callbacks": [
-            _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
-            for callback in run.callbacks
-            if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
-        ],
-        "moments": sorted(run.state.moments.slots),
-        "steps": len(run.data),
-        **run.first_batches,
-    }
+        run.folder.saved = about
 
 
 def _text(value: Any) -> str:

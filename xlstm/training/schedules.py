@@ -113,19 +113,6 @@ def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
     return value
 
 
-def warmed(given: Schedule) -> Schedule:
-    """Return what follows the warm-ups of a schedule, or the schedule where it has none."""
-    while isinstance(given, functools.partial) and given.func is _warmup:
-        given = given.keywords["then"]
-    return given
-
-
-def is_plain(given: Schedule) -> bool:
-    """Return whether a schedule is made of those above, which look at nothing but the number of updates."""
-    base = warmed(given)
-    return isinstance(base, functools.partial) and base.func in (_constant, _step_decay, _cosine)
-
-
 # The schedules are partial applications of these functions, so that they can be pickled and copied.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,24 +23,14 @@ from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import decisions, optimizers
 from xlstm.training.callbacks import Callback
-from xlstm.training.decisions import Decided
+from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Graphs, unless_failed
+from xlstm.training.graphs import Graphs
 
 OPTIMIZER = checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
+NOT_FINITE = "the loss or the norm of the gradient is not finite"
 AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
-
-
-class Pending(NamedTuple):
-    """An enqueued step, kept for replay where it turns out that it could not be taken."""
-
-    where: str
-    batch: Batch
-    carried: Any  # the state of the model before it; None where a graph changes it, which keeps that of a failed step
-    masks: Any  # that of the generator before it
-    numbers: tuple[float, ...]  # of its update
-    updates: int  # before it, where all before it were taken
 
 
 class StepState(NamedTuple):
@@ -67,10 +58,9 @@ class StepState(NamedTuple):
     feed : Feed
         The way of batches onto the device of the parameters.
     device_state : array or None
-        The numbers above as the GPU has them, on CuPy; see `Decided`.
-    pending : tuple of Pending
-        Steps that the host has not looked at yet. Until then `scaling`, `weight`, `batches` and `updates` are those of
-        a run in which every step is taken.
+        What the GPU decided, on CuPy; see `Decided`.
+    pending : tuple of str
+        The names of steps that the host has not looked at yet.
     graphs : Graphs or None
         CUDA graphs of steps, which have the arrays of this state and change them.
     """
@@ -86,7 +76,7 @@ class StepState(NamedTuple):
     masks: np.random.Generator | None
     feed: Feed
     device_state: Array | None = None
-    pending: tuple[Pending, ...] = ()
+    pending: tuple[str, ...] = ()
     graphs: Graphs | None = None
 
 
@@ -132,7 +122,7 @@ class Step:
         Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for: `loss`, `norm` and
         `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or 32 steps later.
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
-        optimiser without `parts`, and where scaled gradients are accumulated.
+        optimiser without `parts`, and where gradients are scaled, as in float16.
     graph : bool
         Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
         batch comes with the same shapes, lengths, options, kind of start (fresh or not) and place in an update (see
@@ -200,13 +190,9 @@ class Step:
         if self.precision is not None:
             feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
-        graphs = None
-        if self.graph:
-            if not compiles(feed.home.xp):
-                raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
-            graphs = Graphs(self, feed.home, masks)
-        moments = self.optimizer.init(params)
-        return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, graphs=graphs)
+        if self.graph and not compiles(feed.home.xp):
+            raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
+        return StepState(params, self.optimizer.init(params), None, scaling, None, 0.0, 0, 0, masks, feed)
 
     def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:
         """Take a step.
@@ -233,14 +219,18 @@ class Step:
         inputs = batch if isinstance(batch, Inputs) else state.feed.inputs(batch, where)
         if not compiles(state.feed.home.xp) or self.optimizer.parts is None:
             return self._watched(state, inputs, where)
-        if len(state.pending) == AHEAD:
+        if self._waits or len(state.pending) == AHEAD:
             state = self.settle(state)
-        state = self._enqueued(state, inputs, where)
+        before = None if state.masks is None else state.masks.bit_generator.state
+        enqueued = self._enqueued(state, inputs)
         if self._waits:
-            state, decided = self._settled(state)
-            return state, Taken(decided.loss, decided.norm, bool(decided.updated))
-        device_state = state.feed.home.xp.asarray(state.device_state, copy=True) if self.graph else state.device_state
-        return state, Taken(*(decisions.value(device_state, name) for name in ("loss", "norm", "updated")))
+            return self._awaited(state, enqueued, inputs, where, before)
+        device_state = enqueued.device_state
+        if self.graph:  # which changes it
+            device_state = state.feed.home.xp.asarray(device_state, copy=True)
+        loss, norm, counts = (decisions.decision(device_state, name) for name in ("loss", "norm", "counts"))
+        taken = Taken(loss, norm, counts if enqueued.batches == 0 else False)
+        return enqueued._replace(pending=(*state.pending, where)), taken
 
     def settle(self, state: StepState) -> StepState:
         """Wait for all steps that were asked for, and return the state with the numbers that are known then.
@@ -256,9 +246,14 @@ class Step:
         Raises
         ------
         FloatingPointError
-            One of the steps could not be taken; the error names it and a parameter, as the step does where it waits.
+            One of the steps could not be taken; the error names it.
         """
-        return self._settled(state)[0] if state.pending else state
+        if not state.pending:
+            return state
+        failed = int(Decided(*to_numpy(state.device_state).tolist()).failed)
+        if failed:
+            raise FloatingPointError(f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why")
+        return state._replace(pending=())
 
     @property
     def _scales(self) -> bool:
@@ -268,12 +263,7 @@ class Step:
     @property
     def _waits(self) -> bool:
         """Whether the host waits for each step on a GPU."""
-        return self.wait or (self.accumulate > 1 and self._scales)
-
-    @property
-    def _overwrites(self) -> bool:
-        """Whether steps that nobody has looked at yet change the state of the model in its place."""
-        return self.graph and not self.wait
+        return self.wait or self._scales
 
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
@@ -302,63 +292,71 @@ class Step:
         params, moments = self.optimizer.update(params, grads, state.moments)
         return state._replace(params=params, moments=moments, updates=state.updates + 1), Taken(loss, size, True)
 
-    def _enqueued(self, state: StepState, inputs: Inputs, where: str) -> StepState:
+    def _enqueued(self, state: StepState, inputs: Inputs) -> StepState:
         """Enqueue a step on a GPU; the state after it has the counts of a step that was taken."""
+        home, total = state.feed.home, state.weight + inputs.weight
         if state.device_state is None:
-            known = Decided(updates=state.updates, weight=state.weight, batches=state.batches)
-            device_state = decisions.begin(state.feed.home, known._replace(**state.scaling._asdict()))
-            state = state._replace(device_state=device_state)
-        numbers = self.optimizer.parts.numbers(state.updates)  # type: ignore[union-attr]
-        masks = None if state.masks is None else state.masks.bit_generator.state
-        carried = None if self._overwrites else state.carried
-        pending = (*state.pending, Pending(where, inputs.host, carried, masks, numbers, state.updates))
-        # Where the device decides whether a step counts as an update, the numbers depend on the steps before it.
-        rows, room = (pending, AHEAD) if self._scales and not self.wait else (pending[-1:], 1)
-        given = decisions.given(inputs.weight, rows[0].updates, [step.numbers for step in rows], room)
+            state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
+        forgiven = after(self.precision, state.scaling, False) is not None
+        first = Given(len(state.pending) + 1, state.scaling.scale, forgiven, inputs.weight, total or 1.0)
+        given = np.array([*first, *self.optimizer.parts.numbers(state.updates)])  # type: ignore[union-attr]
         if self.graph:
             graphs = state.graphs
-            if graphs is None or graphs.owner is not self:
-                graphs = Graphs(self, state.feed.home, state.masks)
-            state = graphs.take(self._in_place, state, inputs, given, where)._replace(graphs=graphs)
+            if graphs is None or not graphs.hold(self, state):
+                graphs = Graphs(self, state)
+            step = functools.partial(self._arrays, in_place=True)
+            state = graphs.take(step, state, inputs, given)._replace(graphs=graphs)
         else:
-            state = self._arrays(state, inputs, state.feed.home.asarray(given, "float64"))
-        if state.batches + 1 == self.accumulate:
-            moments = state.moments._replace(step=state.moments.step + 1)
-            state = state._replace(moments=moments, updates=state.updates + 1, weight=0.0, batches=0)
-        else:
-            state = state._replace(weight=state.weight + inputs.weight, batches=state.batches + 1)
-        return state._replace(pending=pending)
+            state = self._arrays(state, inputs, home.asarray(given, "float64"))
+        if state.batches + 1 < self.accumulate:
+            return state._replace(weight=total, batches=state.batches + 1)
+        moments = state.moments._replace(step=state.moments.step + 1)
+        return state._replace(moments=moments, updates=state.updates + 1, sums=None, weight=0.0, batches=0)
 
-    def _in_place(self, state: StepState, inputs: Inputs, given: Array) -> StepState:
-        return self._arrays(state, inputs, given, in_place=True)
+    def _awaited(
+        self, state: StepState, enqueued: StepState, inputs: Inputs, where: str, masks: Any
+    ) -> tuple[StepState, Taken]:
+        """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator before it."""
+        decided = Decided(*to_numpy(enqueued.device_state).tolist())
+        if decided.failed:  # no array of the state before has changed: the step is taken again to see why
+            if self.graph:
+                enqueued.device_state[...] = 0.0  # type: ignore[index]
+            if state.masks is not None:
+                state = state._replace(masks=copy.deepcopy(state.masks))
+                state.masks.bit_generator.state = masks  # type: ignore[union-attr]
+            self._watched(state, inputs, where)
+            raise FloatingPointError(f"{where}: {NOT_FINITE}")
+        scaling = after(self.precision, state.scaling, math.isfinite(decided.norm)) or state.scaling
+        enqueued = enqueued._replace(scaling=scaling)
+        taken = Taken(decided.loss, decided.norm, enqueued.batches == 0 and bool(decided.counts))
+        if not decided.counts:
+            counts = {name: getattr(state, name) for name in ("sums", "weight", "batches", "updates")}
+            enqueued = enqueued._replace(moments=enqueued.moments._replace(step=state.moments.step), **counts)
+        return enqueued, taken
 
     def _arrays(self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False) -> StepState:
         """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
 
         With `in_place` parameters, moments and sums of gradients are changed where they are.
         """
-        xp, device_state = state.feed.home.xp, state.device_state
-        scale = decisions.value(device_state, "scale") if self._scales else 1.0
-        loss, carried, _, grads = self._gradients(state, inputs, scale)
+        first, numbers = Given(*given[: len(Given._fields)]), list(given[len(Given._fields) :])
+        loss, carried, _, grads = self._gradients(state, inputs, first.scale if self._scales else 1.0)
         norm = optimizers.global_norm(grads)
-        device_state = decisions.decide(xp, device_state, loss, norm, given, self.precision, self.accumulate)
-        counts, updated = (decisions.value(device_state, name) for name in ("counts", "updated"))
-        if not self.wait:
-            carried = unless_failed(xp, device_state, state.carried, carried)
+        device_state = decisions.decide(state.feed.home.xp, state.device_state, loss, norm, first)
+        counts = decisions.decision(device_state, "counts")
         state = state._replace(carried=carried, device_state=device_state)
         if self.accumulate > 1:
-            state = state._replace(sums=_added(state, grads, given[0], counts, in_place=in_place))
+            state = state._replace(sums=_added(state, grads, first.targets, counts, in_place=in_place))
             if state.batches + 1 < self.accumulate:
                 return state
-            grads = _each(_mean, [state.sums], (decisions.value(device_state, "total"),))
+            grads = _each(_mean, [state.sums], (first.total,))
             norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
         parts, moments = self.optimizer.parts, state.moments
         assert parts is not None
         grads = from_foreign("train", grads)  # those of a callback
-        numbers = decisions.numbers(given, parts.width, device_state)
-        params, slots = parts.apply(state.params, grads, moments.slots, numbers, updated, in_place)
+        params, slots = parts.apply(state.params, grads, moments.slots, numbers, counts, in_place)
         return state._replace(params=params, moments=moments._replace(slots=slots))
 
     def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
@@ -372,37 +370,6 @@ class Step:
             grads = self.model.backward(used, saved, lowered(dy, low, scale))[0]
             grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             return value, carried, used, raised(grads, dtype, scale)
-
-    def _settled(self, state: StepState) -> tuple[StepState, Decided]:
-        """Wait, and return the state with what the host knows then."""
-        device_state: Array = state.device_state
-        decided, pending = decisions.read(device_state), state.pending
-        scaling = Scaling(decided.scale, int(decided.good))
-        if decided.failed:
-            before = int(decided.steps) - len(pending)
-            if self.graph and self._waits and len(pending) == 1:  # the device_state is that of the state before, too
-                device_state[...] = decisions.begin(state.feed.home, decided._replace(failed=0.0))
-            self._explain(state._replace(scaling=scaling), pending[int(decided.failed) - before - 1])
-        updates, sums = int(decided.updates), state.sums if decided.batches else None
-        moments = state.moments._replace(step=state.moments.step + updates - state.updates)
-        state = state._replace(moments=moments, scaling=scaling, updates=updates, sums=sums, pending=())
-        return state._replace(weight=decided.weight, batches=int(decided.batches)), decided
-
-    def _explain(self, state: StepState, step: Pending) -> None:
-        """Raise what a step that could not be taken raises where the host waits for it: nothing changed since then."""
-        masks = copy.deepcopy(state.masks)
-        if masks is not None:
-            masks.bit_generator.state = step.masks
-        state = state._replace(carried=state.carried if self._overwrites else step.carried, masks=masks)
-        state.feed.check(step.where, step.batch, everything=True)
-        lost = FloatingPointError(f"{step.where}: the loss or the norm of the gradient is not finite")
-        try:
-            self._watched(state, state.feed.inputs(step.batch, step.where), step.where)
-        except FloatingPointError:
-            raise
-        except Exception as error:  # a batch of another shape came since then, and left its own state of the model
-            raise lost from error
-        raise lost
 
 
 def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
@@ -423,11 +390,9 @@ def _added(state: StepState, grads: Params, weight: Any, *counts: Array, in_plac
 
     The first of an update begins new sums, in the places of the old ones with `in_place`.
     """
-    first = state.batches == 0
-    if state.sums is None or (first and not in_place):
-        return _each(_weighted, [grads], (weight,), first=True)
-    into = (1,) if in_place else ()
-    return _each(_weighted, [grads, state.sums], (weight,) if first else (weight, *counts), into, first=first)
+    sums = grads if state.sums is None else state.sums  # the first does not look at them
+    into = (1,) if in_place and state.sums is not None else ()
+    return _each(_weighted, [grads, sums], (weight, *counts), into, first=state.batches == 0)
 
 
 def _each(
@@ -440,12 +405,11 @@ def _each(
     return {name: listed(result)[0] for name, result in zip(names, results, strict=True)}
 
 
-def _weighted(xp: Namespace, g: Array, *rest: Any, first: bool) -> Array:
-    if first:
-        return rest[-1] * g
-    sums, weight, *counts = rest
-    added = sums + weight * g
-    return xp.where(counts[0] > 0, added, sums) if counts else added
+def _weighted(xp: Namespace, g: Array, sums: Array, weight: Any, *counts: Array, first: bool) -> Array:
+    added = weight * g if first else sums + weight * g
+    if not counts:
+        return added
+    return xp.where(counts[0] > 0, added, xp.zeros_like(sums) if first else sums)
 
 
 def _mean(xp: Namespace, sums: Array, total: Any) -> Array:

@@ -1,8 +1,9 @@
 """The text of a kernel: a template of this folder, the sizes it is made for, and the cell as C made from its trace.
 
-The templates have the schedule, the exchange and the memory, and no formula. The cell comes in as structs and functions
-for one unit of one sequence: State goes from step to step, Constant is the same at all steps, Fetched is read and
-Result is written at each step. The function `step` is the trace of the cell; the other functions move numbers.
+The templates have the schedule, the exchange and the memory, and no formula. Into a kernel of all steps the cell comes
+as structs and functions for one unit of one sequence: State goes from step to step, Constant is the same at all steps,
+Fetched is read and Result is written at each step. The function `step` is the trace of the cell; the other functions
+move numbers. A kernel of one step has one function, for all units of a sequence.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar
 
 from xlstm.arrays import device
 from xlstm.arrays.rows import SYNC
+from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows
 from xlstm.tracing.reductions import RowWriter
@@ -27,30 +29,9 @@ KINDS = ("forward", "slim", "lean", "again", "backward")
 FACTORS = ("factor", "factor_bwd")
 BACK = ("backward", "factor_bwd")
 ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
-BLOCK = 256  # threads of a block of a kernel without a loop
+MOST = 256  # threads at most of a block of a kernel without a loop
 LOOP = "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
 STEP = "long long row0, int count"
-DTYPES = {"int": "int32", "unsigned": "uint32", "long long": "int64", "void": ""}  # of C types
-DTYPES |= {"float": "float32", "double": "float64", "half_t": "float16", "bf16_t": "bfloat16"}
-
-
-class Parameter(NamedTuple):
-    """A parameter of a kernel: its name, and the dtype of the array that it takes, "" where any will do."""
-
-    name: str
-    dtype: str
-
-
-class Source(NamedTuple):
-    """A kernel that can be compiled."""
-
-    name: str
-    text: str
-    arrays: tuple[str, ...]  # its arguments after those of the schedule, in order; the cell's numbers come last
-    shared: int = 0  # bytes of dynamic shared memory
-    blocks: int = 0  # that work together; 0 for any number of them
-    cluster: bool = False  # whether they are a cluster
-    parameters: tuple[Parameter, ...] = ()
 
 
 @functools.cache
@@ -59,9 +40,8 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> So
     sizes = {
         **{"WIDTH": tiling.width, "HEADS": tiling.heads, "UNITS": tiling.units, "BLOCKS": tiling.blocks},
         **{"NB": tiling.columns, "M": tiling.M, "K": tiling.K, "THREADS": tiling.threads},
-        **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "COLUMNS_AT_ONCE": tiling.at_once},
-        "K_LANES": tiling.lanes,
-        "SCALE_CHUNKS": tiling.same_scale,
+        "GATES": step.before["zx"],
+        **{"WARPS_M": tiling.warps_m, "CHUNKS_KEPT": tiling.kept, "SCALE_CHUNKS": tiling.same_scale},
         **{"CLUSTER": int(tiling.cluster), "MMA": tiling.arithmetic.mma, "TF32": int(tiling.arithmetic.tf32)},
         "ARRANGE": ARRANGE,
         "CLUSTER_DIMENSIONS": f"__cluster_dims__({tiling.blocks}, 1, 1)" if tiling.cluster else "",
@@ -69,7 +49,8 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> So
     }
     schedule = "backward.cu" if kind == "backward" else "forward.cu"
     files = ("factors.cuh", "product.cuh", "exchange.cuh", "cells.cuh", schedule)
-    made = _source(step, kind, tiling.arithmetic, sizes, files, keep_h)
+    cell = _Loop(step, kind, tiling.arithmetic.real, keep_h)
+    made = _source(cell, f"xlstm_{kind}", LOOP, tiling.arithmetic, sizes, files)
     return made._replace(shared=tiling.shared, blocks=tiling.blocks, cluster=tiling.cluster)
 
 
@@ -77,35 +58,30 @@ def loop(step: Pointwise, kind: str, tiling: Tiling, keep_h: bool = False) -> So
 def pointwise(
     step: Pointwise, kind: str, arithmetic: Arithmetic, heads: int, width: int, keep_h: bool = False
 ) -> Source:
-    """Return the kernel of one step without the product of h; where it takes means, a block has one sequence."""
-    rows = step.before["zh"]
-    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": BLOCK, "ROWS": rows, "BACKWARD": int(kind in BACK)}
-    return _source(step, kind, arithmetic, sizes, ("units.cu" if step.reduces else "pointwise.cu",), keep_h)
+    """Return the kernel of one step without the product of h; each block has one sequence."""
+    sizes = {"WIDTH": width, "HEADS": heads, "THREADS": threads_of(heads * width), "ROWS": step.before["zh"]}
+    cell = _Step(step, kind, arithmetic.real, keep_h)
+    return _source(cell, f"xlstm_{kind}_step", STEP, arithmetic, sizes, ("step.cu",))
+
+
+def threads_of(units: int) -> int:
+    """Return the threads of a block of a kernel without a loop: a power of two."""
+    return min(MOST, 1 << max(5, (units - 1).bit_length()))
 
 
 def _source(
-    step: Pointwise, kind: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...], keep_h: bool
+    cell: _Loop | _Step, name: str, schedule: str, a: Arithmetic, sizes: Mapping[str, object], files: tuple[str, ...]
 ) -> Source:
-    loop = "MMA" in sizes
-    made = _Units if step.reduces else _Cell
-    cell, name = made(step, kind, a.real, loop, keep_h), f"xlstm_{kind}{'' if loop else '_step'}"
     names = [array for _, array in cell.arrays]
-    arguments = ", ".join([LOOP if loop else STEP, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
+    arguments = ", ".join([schedule, *(f"{type_} a_{array}" for type_, array in cell.arrays)])
     defines = {
-        **{"REAL": a.real, "IO": a.io, "operand_t": a.operand, "GATES": step.before["zx"], "KERNEL": name, **sizes},
+        **{"REAL": a.real, "IO": a.io, "operand_t": a.io, "KERNEL": name, **sizes},
         **{"PARAMETERS": arguments, "ARRAYS": f"{{{', '.join(f'a_{array}' for array in names)}}}"},
         "ALL": "(HEADS * WIDTH)",  # units of all heads
     }
     lines = [f"#define {key} {value}" for key, value in defines.items()]
     text = "\n".join([*lines, file("device.cuh"), cell.text(), *(file(part) for part in files)])
-    return Source(name, text, tuple(names), parameters=tuple(_parameter(one, a) for one in arguments.split(", ")))
-
-
-def _parameter(declared: str, a: Arithmetic) -> Parameter:
-    """Return a parameter from its declaration, such as "const IO* a_zx"."""
-    type_, _, name = declared.replace("const ", "").replace(" __restrict__", "").rpartition(" ")
-    type_ = type_.removesuffix("*")
-    return Parameter(name.removeprefix("a_"), DTYPES[{"IO": a.io, "REAL": a.real}.get(type_, type_)])
+    return Source(name, text, tuple(names))
 
 
 @functools.cache
@@ -117,7 +93,7 @@ def file(name: str) -> str:
 
 
 class _Cell:
-    """A cell in a kernel of one kind: the arrays of the kernel, and the C functions.
+    """A cell in a kernel of one kind: the arrays of the kernel, and what is C of them.
 
     Arrays are named as in `engines/pointwise.py`, the cell's own parameters, biases and numbers with the prefix `p_`. A
     kernel reads the states, backward their gradients, from `before_` + name and leaves them in `after_` + name. Where
@@ -125,7 +101,9 @@ class _Cell:
     array library made of h or of dz. `drop` and `inner` have a row for each sequence of the step.
     """
 
-    def __init__(self, step: Pointwise, kind: str, real: str, loop: bool, keep_h: bool) -> None:
+    loop: ClassVar[bool]
+
+    def __init__(self, step: Pointwise, kind: str, real: str, keep_h: bool) -> None:
         self.kind, self.real, self.back = kind, real, kind in BACK
         inputs, around = step.after if self.back else step.before, step.around
         lean = step.lean if kind in ("slim", "lean") else step.forward
@@ -148,18 +126,27 @@ class _Cell:
         kept += ("h",) if keep_h and kind in ("forward", "slim") else ()
         made = ("dz", "dzh", "da") if self.back else step.saved
         self.results: Rows = dict.fromkeys(kept) | {name: outputs[name] for name in made if name in outputs}
-        io = "IO" if loop or kind == "again" else "REAL"
+        io = "IO" if self.loop or kind == "again" else "REAL"
         self.factor = ("factor",) if "factor" in outputs else ()
         self.ends = () if kind == "again" or self.factor else self.states  # the states that the kernel leaves
         read = [*self.fetched, *(name for name in self.constant if name not in self.numbers), *self.beside]
         self.arrays = [  # types and names
-            *(("const IO* __restrict__", name) for name in (*read, *(() if loop else ("product",)))),
+            *(("const IO* __restrict__", name) for name in (*read, *(() if self.loop else ("product",)))),
             *((f"const {io}*", f"before_{name}") for name in self.states),
             *(("IO*", name) for name in self.results),
             *((f"{io}*", f"after_{name}") for name in self.ends),
             *(("IO*", f"after_{name}") for name in self.factor),
             *(("REAL", name) for name in self.numbers),
         ]
+
+    def struct_of_arrays(self) -> str:
+        return _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays))
+
+
+class _Loop(_Cell):
+    """A cell in a kernel of all steps: functions for one unit of one sequence."""
+
+    loop = True
 
     def text(self) -> str:
         """Return the structs and functions."""
@@ -170,14 +157,12 @@ class _Cell:
         constants += [f"k.{name}[0] = a.{name};" for name in self.numbers]
         start = [f"s.{name} = widen(a.before_{name}[at * ALL + unit]);" for name in self.states]
         start += [f"s.{name} = widen(a.{name}[at * ALL + unit]);" for name in self.beside]
-        start += ["s.h = 0;"] if "h" not in self.states else []
-        finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in (*self.ends, *self.factor)]
-        before = "widen(a.before_h[at])" if "h" in self.states else "REAL(0)"
-        first = f"return {before}{' * widen(a.drop[at])' if 'drop' in self.beside else ''};"
+        finish = [f"narrow(a.after_{name}[at * ALL + unit], s.{name});" for name in self.ends]
+        first = f"return widen(a.before_h[at]){' * widen(a.drop[at])' if 'drop' in self.beside else ''};"
         return "\n".join(
             [
-                self._struct_of_arrays(),
-                _struct("State", (f"REAL {name}" for name in (*self.inside, *self.beside, *self.factor))),
+                self.struct_of_arrays(),
+                _struct("State", (f"REAL {name}" for name in (*self.inside, *self.beside))),
                 _struct("Constant", _fields("REAL", self.constant)),
                 _struct("Fetched", _fields("IO", self.fetched)),
                 _struct("Result", _fields("IO", self.results)),
@@ -197,7 +182,7 @@ class _Cell:
     def _step(self) -> list[str]:
         before, after = ["State after = s;"], ["s = after;"]
         if self.back:  # s.h is the gradient of h that does not pass through the product
-            before += [f"dh = {self._gradient('dh', 's.h', 'widen(f.dy[0])')};", "after.h = 0;"]
+            before += [f"dh = {self._masked('dh')} + s.h + widen(f.dy[0]);", "after.h = 0;"]
         else:
             kept = {"h": self._masked("s.h")}
             before += [f"narrow(r.{n}[0], {kept.get(n, f's.{n}')});" for n in self.inside if n in self.results]
@@ -206,15 +191,6 @@ class _Cell:
 
     def _masked(self, h: str) -> str:
         return f"{h} * s.drop" if "drop" in self.beside else h
-
-    def _gradient(self, product: str, other: str, dy: str) -> str:
-        """Return the gradient of h from that by its product, that which goes past it, and that of y."""
-        if "h" not in self.states:  # before its projection
-            return product
-        return f"{self._masked(product)} + {other} + {dy}"
-
-    def _struct_of_arrays(self) -> str:
-        return _struct("Arrays", (f"{type_.removesuffix(' __restrict__')} {name}" for type_, name in self.arrays))
 
     def _load(self, name: str, row: int | None) -> str:
         if name in self.fetched:
@@ -230,8 +206,6 @@ class _Cell:
         return f"s.{name}"
 
     def _store(self, name: str, row: int | None, value: str) -> str:
-        if name == "factor":
-            return f"after.factor = {value};"
         if name in self.results and name not in self.inside:
             passed_on = f" dz[{row}] = {value};" if name == self.passed_on else ""
             return f"narrow(r.{name}[{row or 0}], {value});{passed_on}"
@@ -239,8 +213,10 @@ class _Cell:
         return f"after.{to} = {value};"
 
 
-class _Units(_Cell):
-    """A cell that takes means along its units, in a kernel of one step in which a block has one sequence."""
+class _Step(_Cell):
+    """A cell in a kernel of one step: a block has one sequence, so that means along units can be taken."""
+
+    loop = False
 
     def text(self) -> str:
         """Return the structs, and the function of a sequence."""
@@ -248,7 +224,7 @@ class _Units(_Cell):
         single = {name for name in inputs if f"p_{name}" in self.numbers}
         body = RowWriter(C(self.lines, self._load, self._store, self.real), single, everywhere=True).body()
         head = "sync_units(const Arrays& a, long long row, long long column, double* memory)"
-        return "\n".join([SYNC, self._struct_of_arrays(), _function(head, ["const int columns = ALL;", *body])])
+        return "\n".join([SYNC, self.struct_of_arrays(), _function(head, ["const int columns = ALL;", *body])])
 
     def _load(self, name: str, row: int | None) -> str:
         at = "column * ALL + unit"
@@ -262,9 +238,11 @@ class _Units(_Cell):
             return f"widen(a.product[(column * ROWS + {row}) * ALL + unit])"
         if name in self.beside:
             return f"widen(a.{name}[{at}])"
-        if self.back and name == "dh":
-            dy = f"widen(a.dy[{_place(None, None)}])"
-            return self._gradient(f"widen(a.product[{at}])", f"widen(a.before_h[{at}])", dy)
+        if self.back and name == "dh":  # by its product, by what goes past it, and by y
+            product = f"widen(a.product[{at}])"
+            if "h" not in self.states:  # before its projection
+                return product
+            return f"{self._masked(product)} + widen(a.before_h[{at}]) + widen(a.dy[{_place(None, None)}])"
         return f"widen(a.before_{name[1:] if self.back else name}[{at}])"
 
     def _masked(self, h: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from xlstm.arrays import checks
+from xlstm.arrays.namespace import HALVES
 from xlstm.engines.cuda import tiling
 from xlstm.engines.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
 from xlstm.engines.pointwise import Pointwise
@@ -46,7 +47,8 @@ class Choice(NamedTuple):
         return self.forward.time + self.backward.time
 
 
-def use(path: str | None = None, precision: str | None = None) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def use(path: str | None = None, precision: str | None = None) -> Iterator[None]:
     """Say how recurrent layers run on CuPy arrays, within a `with`.
 
     Parameters
@@ -67,11 +69,6 @@ def use(path: str | None = None, precision: str | None = None) -> contextlib.Abs
     """
     checks.optional(checks.choice(("auto", *PATHS)))("use", "path", path)
     checks.optional(checks.choice(PRECISIONS))("use", "precision", precision)
-    return _use(path, precision)
-
-
-@contextlib.contextmanager
-def _use(path: str | None, precision: str | None) -> Iterator[None]:
     before = _told.get()
     token = _told.set((path or before[0], precision or before[1]))
     try:
@@ -99,7 +96,6 @@ def told() -> tuple[str, str]:
 
 @functools.cache
 def choose(
-    who: str,
     asked: tuple[str, str],
     step: Pointwise | None,
     why: str,
@@ -113,8 +109,6 @@ def choose(
 
     Parameters
     ----------
-    who : str
-        The name that an error begins with.
     asked : (str, str)
         The path and the precision that were asked for, from `told`.
     step : Pointwise or None
@@ -134,9 +128,8 @@ def choose(
         made = Choice(name, ARITHMETIC[dtype])
         if not refused and name not in LAUNCHES:
             assert step is not None
-            plain = ARITHMETIC.get(f"{dtype} plain", ARITHMETIC[dtype])
             exact = precision if device.capability >= TF32 else "float32"  # more digits than were asked for
-            a = plain if name == "plain" else ARITHMETIC[TENSOR.get((dtype, exact), dtype)]
+            a = ARITHMETIC[dtype if name == "plain" else TENSOR.get((dtype, exact), dtype)]
             ways = [tiling.best(kind, step, width, heads, B, a, device, name == "cluster") for kind in tiling.PASSES]
             made = Choice(name, a, ways[0], ways[1])
             if None in ways:
@@ -158,7 +151,7 @@ def choose(
         others |= dict.fromkeys(found, f"{path} was asked for")
     else:
         raise ValueError(
-            f"{who}: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
+            f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
         )
     others.pop(path)
     return found[path]._replace(others=others)
@@ -171,6 +164,8 @@ def _refuses(path: str, dtype: str, device: Device) -> str:
         return f"{sm}, bfloat16 needs sm_{TF32}"
     if path != "pointwise" and device.capability < LOOPS:
         return f"{sm}, which needs sm_{LOOPS}"
+    if path == "plain" and dtype in HALVES:
+        return f"ordinary arithmetic is not used for {dtype}"
     if path in ("grid", "cluster"):
         if dtype == "float64":
             return "tensor cores are not used for float64"

@@ -6,11 +6,12 @@ They have the arguments and results of `chunkwise` and `chunkwise_bwd` in `cells
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import probe
+from xlstm.arrays import device
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_formulas as formulas
@@ -27,13 +28,6 @@ POINTERS = (
     "inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
 NUMBERS = ("T", "groups", "chunks")
-ARRAYS = np.dtype(
-    [
-        *((name, "i8", (4,)) for name in VIEWS),
-        *((name, "u8") for name in POINTERS.split()),
-        *((name, "i8") for name in NUMBERS),
-    ]
-)
 
 
 class Saved(NamedTuple):
@@ -60,46 +54,29 @@ class Kernels(NamedTuple):
 
     def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
         """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
-        made, number = source(kind, *self), arrays["q"].device.id
-        table = np.zeros((), ARRAYS)
-        for name, a in arrays.items():
-            if name in NUMBERS:
-                table[name] = a
-            elif name in VIEWS:
-                along = [a.strides[axis] // a.itemsize for axis in (2, 0, 1)]
-                table[name] = a.data.ptr, *along
-            elif a is not None:
-                table[name] = a.data.ptr
-        with probe.cupy().cuda.Device(number):
-            try:
-                kernel = _compiled(number, made.name, made.text, made.shared)
-                kernel((blocks * made.tiles,), (THREADS,), (table,), shared_mem=made.shared)
-            except Exception as error:
-                reason = f"{made.name} was not launched ({probe.first_line(error)})"
-                raise launch.CudaError(f"cuda: {reason}; {launch.OTHERWISE}") from error
-
-    def tiles(self, kind: str) -> int:
-        """Return the tiles of a kernel."""
-        return source(kind, *self).tiles
+        kernel, tiles = source(kind, *self)
+        views = [_view(arrays.get(name)) for name in VIEWS]
+        pointers = [_pointer(arrays.get(name)) for name in POINTERS.split()]
+        table = device.struct([*itertools.chain(*views), *pointers, *(arrays[name] for name in NUMBERS)])
+        launch.launch(kernel, (blocks * tiles, 1), THREADS, (table,))
 
 
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
     """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
-    runtime = launch.runtime(xp, q)
-    if runtime is None:
+    card = launch.device(xp, q)
+    if card is None:
         return None
     (path, precision), (B, N, T, K) = told(), q.shape
     dtype, V = dtype_name(q.dtype), v.shape[-1]
     way = WAYS.get((dtype, precision if dtype == "float32" else "float32"))
     if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
         return None
-    device = runtime.device
-    if device.capability < (MMA if dtype == "float16" else TF32):
+    if card.capability < (MMA if dtype == "float16" else TF32):
         return None
     most = 16 // q.itemsize
     pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
     found = Kernels(way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return found if _most_shared(found) <= device.shared else None
+    return found if _most_shared(found) <= card.shared else None
 
 
 def chunkwise(
@@ -140,7 +117,7 @@ def chunkwise_bwd(
     new = functools.partial(_new, xp, q)
     of_steps = [_flat(xp, a, T)[..., None] for a in (den, s, logs.b, logs.r)]
     dh_h, ds = by_rows(xp, _rows_bwd, dh, h, *of_steps, limit=limit_of(xp, wide), dtype=np.dtype(wide))
-    inner = new((made.tiles("states_bwd"), B, N, chunks + 1), wide)
+    inner = new((source("states_bwd", *made)[1], B, N, chunks + 1), wide)
     grads = {name: new((T, B, N, F), q.dtype) for name, F in (("dq", K), ("dk", K), ("dv", V))}
     gates = {name: new((T, B, N), i.dtype) for name in ("di", "df")}
     starts = {"dC0": new((B, N, K, V), wide), "dn0": new((B, N, K), wide), "dm0": new((B, N), wide)}
@@ -173,6 +150,15 @@ def _rows_bwd(
     return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
 
 
+def _pointer(a: Array | None) -> int:
+    return 0 if a is None else a.data.ptr
+
+
+def _view(a: Array | None) -> list[int]:
+    """Return the address of an array (B, N, T, ...), and the steps in elements along time, sequences and heads."""
+    return [_pointer(a), *(0 if a is None else a.strides[axis] // a.itemsize for axis in (2, 0, 1))]
+
+
 def _new(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return xp.empty(shape, dtype=dtype, device=device_of(like))
 
@@ -198,13 +184,4 @@ def _packed(a: Array, pack: int) -> Array:
 @functools.cache
 def _most_shared(made: Kernels) -> int:
     """Return the bytes of shared memory that the kernel with most of it takes."""
-    return max(source(kind, *made).shared for kind in KINDS)
-
-
-@functools.cache
-def _compiled(device: int, name: str, text: str, shared: int) -> Any:
-    """Return a kernel for a device, which is the current one."""
-    kernel = probe.cupy().RawKernel(text, name, options=launch.OPTIONS, backend="nvrtc")
-    if shared > 48 * 1024:
-        kernel.max_dynamic_shared_size_bytes = shared
-    return kernel
+    return max(source(kind, *made)[0].shared for kind in KINDS)

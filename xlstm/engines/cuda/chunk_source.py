@@ -14,6 +14,7 @@ import numpy as np
 from xlstm.arrays import device
 from xlstm.arrays.fuse import traced
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
+from xlstm.engines.cuda.launch import Source
 from xlstm.tracing.writers import C
 
 THREADS = 256
@@ -58,23 +59,14 @@ class Shape(NamedTuple):
     pack: int  # neighbours in memory that are read at once
 
 
-class Source(NamedTuple):
-    """A kernel that can be compiled: its name and text, the bytes of its shared memory, and what a block has."""
-
-    name: str
-    text: str
-    shared: int
-    tiles: int  # of a chunk's work, or of a state, each of a block of its own
-
-
 def steps(chunk: int) -> int:
     """Return the steps of a chunk of the kernels, from those that were asked for."""
     return next(L for L in (16, 32, LARGEST) if chunk <= L or L == LARGEST)
 
 
 @functools.cache
-def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source:
-    """Return a kernel."""
+def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> tuple[Source, int]:
+    """Return a kernel, and the tiles of a chunk's work, or of a state, each of which has a block of its own."""
     heads, K, V, L, pack = shape
     name = f"xlstm_chunk_{kind}"
     wide = way.planes == 1
@@ -116,7 +108,7 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> Source
     found, options = by_name(forget), {"root": K**-0.5, "eps": eps, **options_of(np.dtype("float32"))}
     parts += [_file("arrays.cuh"), *(_function(one, found[one], options) for one in FORMULAS[kind])]
     parts += [_file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
-    return Source(name, "\n".join(parts), planned, blocks)
+    return Source(name, "\n".join(parts), shared=planned), blocks
 
 
 def _tile(size: int) -> int:

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
-from xlstm.arrays.constants import Home
-from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
 from xlstm.engines.cuda.kernels import Kernels, Single, contiguous, plan
-from xlstm.engines.cuda.launch import Grid
+from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
@@ -40,12 +39,12 @@ class Cuda:
         TypeError
             The arrays are bfloat16, and operations of CuPy would make float32 of them.
         """
-        runtime = launch.runtime(step.xp, step.Wh)
-        if runtime is None:
+        device = launch.device(step.xp, step.Wh)
+        if device is None:
             return "it runs arrays of CuPy"
         if not widths or widths[0][1] == 0:
             return "there is no step"
-        _, choice, why = plan(step, widths, runtime)
+        _, choice, why = plan(step, widths, device)
         if choice.path != "loop":
             return ""
         if dtype_name(step.Wh.dtype) == "bfloat16":
@@ -63,8 +62,8 @@ class Cuda:
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
         """Run one step: return h and the state after it in new arrays, or None where there is no kernel for it."""
-        runtime = launch.runtime(step.xp, step.Wh)
-        if runtime is None or told()[0] == "loop" or plan(step, [(1, x.shape[0])], runtime)[0] is None:
+        device = launch.device(step.xp, step.Wh)
+        if device is None or told()[0] == "loop" or plan(step, [(1, x.shape[0])], device)[0] is None:
             return None
         return Single(step, x).run(state)
 
@@ -95,7 +94,7 @@ class CudaTape(Kernels, Tape):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle it without what belongs to the device and to the process."""
-        return {name: a for name, a in super().__getstate__().items() if name not in ("runtime", "function")}
+        return {name: a for name, a in super().__getstate__().items() if name not in ("device", "function")}
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
@@ -189,15 +188,15 @@ class CudaTape(Kernels, Tape):
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
-        made, run, xp = cell_source.loop(self.function, kind, tiling, self.keep_h), self.runtime.launch, self.step.xp
-        where = device_of(self.Wh)
+        source, xp, where = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, device_of(self.Wh)
         arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
-        run(made, ARRANGE, Grid(tiling.arrangers, 1, ARRANGERS, 32), [self.Wh, arranged])
+        arrange = Source(ARRANGE, source.text, shared=32)
+        launch.launch(arrange, (tiling.arrangers, 1), ARRANGERS, [self.Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
-        at_once = groups if tiling.cluster else min(groups, self.runtime.device.sms // tiling.blocks)
+        at_once = groups if tiling.cluster else min(groups, self.device.sms // tiling.blocks)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = kept(_offsets(xp, tuple(self.widths), Home(where)))
+            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), where)
         if not tiling.cluster:
             exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
         for group in range(0, groups, at_once):
@@ -205,8 +204,8 @@ class CudaTape(Kernels, Tape):
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=where)
             numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in made.arrays)]
-            run(made, made.name, Grid(tiling.blocks, count, tiling.threads, tiling.shared), given)
+            given = [offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in source.arrays)]
+            launch.launch(source, (tiling.blocks, count), tiling.threads, given)
 
     # A pass with kernels of its own for every step, and with what the array library multiplies between them. States are
     # (B, H), and those of h (B, P).
@@ -297,12 +296,6 @@ class CudaTape(Kernels, Tape):
             row += k * n
             ends.insert(0, self.y[row - n + more : row, :])  # the longest come first
         return ends[0] if len(ends) == 1 else concat(self.step.xp, ends, 0)
-
-
-@functools.lru_cache(maxsize=32)
-def _offsets(xp: Namespace, widths: tuple[tuple[int, int], ...], home: Home) -> Array:
-    """Return the first row of every step, on the device."""
-    return xp.asarray(starts_of(widths).astype(np.int32), device=home.device)
 
 
 CUDA = Cuda()

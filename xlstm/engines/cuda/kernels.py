@@ -13,9 +13,8 @@ from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
 from xlstm.cells.normalization import layer_norm
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
-from xlstm.engines.cuda.cell_source import BLOCK
 from xlstm.engines.cuda.choice import Choice, choose, told
-from xlstm.engines.cuda.launch import Grid, Runtime
+from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import Around, Pointwise, Rows, pointwise
 from xlstm.engines.tape import Widths
 
@@ -41,7 +40,7 @@ class Kernels:
     def prepare(self, widths: Widths) -> None:
         """Make the arrays that kernels are given in every launch."""
         step = self.step
-        self.choice: Choice = plan(step, widths, self.runtime)[1]
+        self.choice: Choice = plan(step, widths, self.device)[1]
         self.heads, self.width = heads_of(step)
         self.real = REAL[self.choice.arithmetic.real]
         self.Wh = contiguous(step.Wh)
@@ -58,9 +57,9 @@ class Kernels:
             self.constants["drop"] = self.given(step.masks.drop.T)  # (B, P)
 
     @functools.cached_property
-    def runtime(self) -> Runtime:
+    def device(self) -> Device:
         """The device of the arrays."""
-        found = launch.runtime(self.step.xp, self.step.Wh)
+        found = launch.device(self.step.xp, self.step.Wh)
         assert found is not None
         return found
 
@@ -95,10 +94,11 @@ class Kernels:
     def launch_step(self, kind: str, arrays: dict[str, Any], row0: int, count: int, keep_h: bool = False) -> None:
         if count == 0:  # CuPy launches one block where there is to be none
             return
-        made = cell_source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
-        grid = Grid(count if self.function.reduces else -(-count * self.step.H // BLOCK), 1, BLOCK)
-        given = [np.int64(row0), np.int32(count), *(arrays[name] for name in made.arrays)]
-        self.runtime.launch(made, made.name, grid, given)
+        source = cell_source.pointwise(self.function, kind, self.choice.arithmetic, self.heads, self.width, keep_h)
+        given = [np.int64(row0), np.int32(count), *(arrays[name] for name in source.arrays)]
+        threads = cell_source.threads_of(self.step.H)
+        blocks = count, 1 if self.function.reduces else -(-self.step.H // threads)
+        launch.launch(source, blocks, threads, given)
 
     @property
     def projected(self) -> Array:
@@ -181,12 +181,12 @@ class Single(Kernels):
         return [h, h, *found]
 
 
-def plan(step: Step, widths: Widths, runtime: Runtime) -> tuple[Pointwise | None, Choice, str]:
+def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, Choice, str]:
     """Return the functions of a step, or None; the path that it takes; and why it has no functions."""
     found = function_of(step)
     why = "" if found is not None else f"no kernel does {_obstacle(step) or 'this cell'}"
     (heads, width), dtype = heads_of(step), dtype_name(step.Wh.dtype)
-    return found, choose("cuda", told(), found, why, dtype, width, heads, widths[0][1], runtime.device), why
+    return found, choose(told(), found, why, dtype, width, heads, widths[0][1], device), why
 
 
 def function_of(step: Step) -> Pointwise | None:

@@ -1,6 +1,6 @@
 // The product of weights that stay on the chip with a few columns, V (K, NB), by one block.
 //
-// MMA = 0: ordinary arithmetic multiplies them; all weights are in registers, or with CHUNKS_KEPT = 0 in shared memory.
+// MMA = 0: ordinary arithmetic multiplies them; all weights are in shared memory.
 // MMA = 1: tensor cores multiply them (2: float32 as two float16, see factors.cuh); weights are fragments in registers, those
 // beyond CHUNKS_KEPT of each warp in shared memory.
 //
@@ -16,11 +16,10 @@ DEVICE REAL weight(const IO* Wh, int head, int block, int row, int k);  // 0 out
 
 constexpr int WARPS = THREADS / 32, WARPS_K = WARPS / WARPS_M;
 constexpr int TILES = M / 16 / WARPS_M, CHUNKS = K * SIZE / 64 / WARPS_K;  // of a warp
-constexpr int COLUMNS = NB / 8;
 constexpr int SPARE = CHUNKS - CHUNKS_KEPT;
 // Rows are dealt to tiles so that a lane has some next to each other: both of its rows of a tile, or of two.
 constexpr int TOGETHER = TILES % 2 ? 2 : 4;
-constexpr int SUMS = MMA == 1 && TILES * COLUMNS_AT_ONCE <= 2 ? 2 : 1;  // with few tiles, so that no product waits for another
+constexpr int SUMS = MMA == 1 && TILES <= 2 ? 2 : 1;  // with few tiles, so that no product waits for another
 #if MMA == 2
 // Chunks with the same scale, of which a sum is made; and those from shared memory in a turn of a loop, for the compiler
 // begins as many sums as it finds, and finds no registers for more.
@@ -30,7 +29,7 @@ constexpr int TURN = SPARE < 6 ? SPARE + !SPARE : SPARE % 4 ? SPARE % 2 ? 1 : 2 
 constexpr int TURN = SPARE ? SPARE : 1;
 #endif
 constexpr int WEIGHT_BYTES = WARPS * TILES * SPARE * 1024;
-static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % (8 * COLUMNS_AT_ONCE) == 0, "tiles");
+static_assert(M % (16 * WARPS_M) == 0 && K * SIZE % (64 * WARPS_K) == 0 && NB % 8 == 0, "tiles");
 
 DEVICE int first_row(int warp, int tiles, int lane) {
     return ((warp % WARPS_M + tiles * WARPS_M) * 8 + lane / 4) * TOGETHER;
@@ -76,12 +75,12 @@ template <class Put>
 DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, const float* scales, Put put) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M;
 #pragma unroll 1
-    for (int at = 0; at < COLUMNS; at += COLUMNS_AT_ONCE) {
-        float c[TILES][COLUMNS_AT_ONCE][SUMS][4] = {};
+    for (int at = 0; at < NB / 8; at++) {
+        float c[TILES][SUMS][4] = {};
         auto add = [&](auto chunks, int first_chunk, auto weights_of) {
             constexpr int COUNT = sizeof(*chunks);
 #if MMA == 2
-            float sums[TILES][COLUMNS_AT_ONCE][4];  // that have not been multiplied by their scale
+            float sums[TILES][4];  // that have not been multiplied by their scale
 #endif
 #pragma unroll
             for (int j = 0; j < COUNT; j++) {
@@ -89,31 +88,26 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
                 if (j % 4 == 3) sync_warp();  // nothing is loaded before: of all chunks at once it takes too many registers
 #endif
                 const int chunk = part * CHUNKS + first_chunk + j;
-                uint4 v[COLUMNS_AT_ONCE];
-#pragma unroll
-                for (int n = 0; n < COLUMNS_AT_ONCE; n++) v[n] = V[((at + n) * 8 + lane / 4) * V_ROW + chunk * 4 + lane % 4];
+                const uint4 v = V[(at * 8 + lane / 4) * V_ROW + chunk * 4 + lane % 4];
 #pragma unroll
                 for (int i = 0; i < TILES; i++) {
                     uint4 first, second;
                     weights_of(i, j, first, second);
-#pragma unroll
-                    for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
 #if MMA == 1
-                        mma(operand_t(), c[i][n][0], first, v[n].x, v[n].y);
-                        mma(operand_t(), c[i][n][SUMS - 1], second, v[n].z, v[n].w);
+                    mma(operand_t(), c[i][0], first, v.x, v.y);
+                    mma(operand_t(), c[i][SUMS - 1], second, v.z, v.w);
 #else
-                        float(&sum)[4] = sums[i][n];
-                        if (j % SPAN == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0;
-                        mma(half_t(), sum, second, v[n].x, v[n].y);  // the smallest first
-                        mma(half_t(), sum, first, v[n].z, v[n].w);
-                        mma(half_t(), sum, first, v[n].x, v[n].y);
-                        if (j % SPAN == SPAN - 1 || j == COUNT - 1) {
-                            const float* down = scales + chunk * NB + (at + n) * 8 + lane % 4 * 2;
+                    float(&sum)[4] = sums[i];
+                    if (j % SPAN == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0;
+                    mma(half_t(), sum, second, v.x, v.y);  // the smallest first
+                    mma(half_t(), sum, first, v.z, v.w);
+                    mma(half_t(), sum, first, v.x, v.y);
+                    if (j % SPAN == SPAN - 1 || j == COUNT - 1) {
+                        const float* down = scales + chunk * NB + at * 8 + lane % 4 * 2;
 #pragma unroll
-                            for (int e = 0; e < 4; e++) c[i][n][0][e] += sum[e] * down[e % 2];
-                        }
-#endif
+                        for (int e = 0; e < 4; e++) c[i][0][e] += sum[e] * down[e % 2];
                     }
+#endif
                 }
             }
         };
@@ -131,113 +125,19 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
 #pragma unroll
         for (int i = 0; i < TILES; i += TOGETHER / 2) {
             const int row = first_row(warp, i / (TOGETHER / 2), lane);
+            Pack<REAL, TOGETHER> sums[2];  // of two columns
 #pragma unroll
-            for (int n = 0; n < COLUMNS_AT_ONCE; n++) {
-                Pack<REAL, TOGETHER> sums[2];  // of two columns
-#pragma unroll
-                for (int e = 0; e < 2 * TOGETHER; e++) {
-                    const float(&parts)[SUMS][4] = c[i + e / 4][n];
+            for (int e = 0; e < 2 * TOGETHER; e++) {
+                const float(&parts)[SUMS][4] = c[i + e / 4];
 #if MMA == 2
-                    sums[e % 2].value[e / 2] = parts[0][e % 4] * weights.down[i + e / 4];
+                sums[e % 2].value[e / 2] = parts[0][e % 4] * weights.down[i + e / 4];
 #else
-                    sums[e % 2].value[e / 2] = SUMS == 1 ? parts[0][e % 4] : parts[0][e % 4] + parts[SUMS - 1][e % 4];
+                sums[e % 2].value[e / 2] = SUMS == 1 ? parts[0][e % 4] : parts[0][e % 4] + parts[SUMS - 1][e % 4];
 #endif
-                }
-                const int column = (at + n) * 8 + lane % 4 * 2;
-                put(part, row, column, sums[0]);
-                put(part, row, column + 1, sums[1]);
             }
-        }
-    }
-}
-
-#elif CHUNKS_KEPT
-
-// A thread has ROWS rows next to each other of each tile, and every K_LANES-th four k of those of its warp: K_LANES
-// neighbouring lanes share rows. A lane reads four k of a column for 4 ROWS TILES products. In the end the lanes that share
-// rows add their sums, each those of some columns.
-constexpr int ROWS = 4, TOGETHER = ROWS, AT_ONCE = 8;  // columns
-constexpr int WARPS_K = THREADS / 32 / WARPS_M, ROW_LANES = 32 / K_LANES;
-constexpr int TILES = M / (WARPS_M * ROW_LANES * ROWS), WEIGHT_BYTES = 0;
-static_assert(TILES * WARPS_M * ROW_LANES * ROWS == M && CHUNKS_KEPT * WARPS_K * K_LANES * 4 == K, "tiles");
-
-DEVICE int first_row(int warp, int tile, int lane) {
-    return ((warp % WARPS_M * TILES + tile) * ROW_LANES + lane / K_LANES) * ROWS;
-}
-
-struct Weights {
-    float kept[TILES][CHUNKS_KEPT][ROWS][4];
-};
-
-DEVICE void place(int vector, int element, int& row, int& k) {
-    const int lane = vector % 32, r = vector / 32 % ROWS, j = vector / (32 * ROWS) % CHUNKS_KEPT;
-    const int i = vector / (32 * ROWS * CHUNKS_KEPT) % TILES, warp = vector / (32 * ROWS * CHUNKS_KEPT * TILES);
-    row = first_row(warp, i, lane) + r;
-    k = ((warp / WARPS_M * CHUNKS_KEPT + j) * K_LANES + lane % K_LANES) * 4 + element;
-}
-
-DEVICE void load_weights(Weights& weights, uint4*, const uint4* arranged, int block) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint4* from = arranged + (long long)block * VECTORS + warp * TILES * CHUNKS_KEPT * ROWS * 32 + lane;
-#pragma unroll
-    for (int i = 0; i < TILES; i++) {
-#pragma unroll
-        for (int j = 0; j < CHUNKS_KEPT; j++) {
-#pragma unroll
-            for (int r = 0; r < ROWS; r++) {
-                const Words w = {from[((i * CHUNKS_KEPT + j) * ROWS + r) * 32]};
-#pragma unroll
-                for (int e = 0; e < 4; e++) weights.kept[i][j][r][e] = w.element[e];
-            }
-        }
-    }
-}
-
-// Calls put(part, row, column, values) for all elements, ROWS of them from `row` on, in WARPS_K parts to be added.
-template <class Put>
-DEVICE void product(const Weights& weights, const uint4*, const uint4* V, const float*, Put put) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, part = warp / WARPS_M, share = lane % K_LANES;
-    const uint4* from = V + part * CHUNKS_KEPT * K_LANES + share;
-#pragma unroll 1
-    for (int at = 0; at < NB; at += AT_ONCE) {
-        Pack<float, ROWS> sums[TILES][AT_ONCE] = {};
-#pragma unroll
-        for (int j = 0; j < CHUNKS_KEPT; j++) {
-#pragma unroll
-            for (int n = 0; n < AT_ONCE; n++) {
-                const Words v = {from[(at + n) * V_ROW + j * K_LANES]};
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-#pragma unroll
-                    for (int i = 0; i < TILES; i++) {
-#pragma unroll
-                        for (int r = 0; r < ROWS; r++) sums[i][n].value[r] += weights.kept[i][j][r][e] * v.element[e];
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (int far = K_LANES / 2; far; far /= 2) {  // each of two lanes goes on with half of the columns
-            const bool upper = share & far;
-            const int half = AT_ONCE / K_LANES * far;
-#pragma unroll
-            for (int i = 0; i < TILES; i++) {
-#pragma unroll
-                for (int n = 0; n < half; n++) {
-#pragma unroll
-                    for (int r = 0; r < ROWS; r++) {
-                        const float low = sums[i][n].value[r], high = sums[i][n + half].value[r];
-                        const float other = float_of(from_lane_xor(bits_of(upper ? low : high), far));
-                        sums[i][n].value[r] = (upper ? high : low) + other;
-                    }
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < TILES; i++) {
-#pragma unroll
-            for (int n = 0; n < AT_ONCE / K_LANES; n++)
-                put(part, first_row(warp, i, lane), at + share * (AT_ONCE / K_LANES) + n, sums[i][n]);
+            const int column = at * 8 + lane % 4 * 2;
+            put(part, row, column, sums[0]);
+            put(part, row, column + 1, sums[1]);
         }
     }
 }

@@ -83,8 +83,7 @@ class Arithmetic(NamedTuple):
     name: str
     io: str  # C type of arrays
     real: str  # C type in which the cell is computed
-    operand: str  # C type of the factors of the recurrent product
-    size: int  # bytes of an operand
+    size: int  # bytes of a number in an array
     mma: int  # 0: without tensor cores, 1: with them, 2: with a float32 as two float16
     tf32: bool
     peak: str  # the field of Peaks that it is measured by
@@ -98,14 +97,12 @@ class Arithmetic(NamedTuple):
 ARITHMETIC = {
     a.name: a
     for a in (
-        Arithmetic("float64", "double", "double", "double", 8, 0, False, "float64", 0.5),
-        Arithmetic("float32", "float", "float", "float", 4, 0, False, "float32", 0.7),
-        Arithmetic("3xfp16", "float", "float", "float", 4, 2, False, "half", 0.32),
-        Arithmetic("tf32", "float", "float", "float", 4, 1, True, "tf32", 1.0),
-        Arithmetic("float16", "half_t", "float", "half_t", 2, 1, False, "half", 1.0),
-        Arithmetic("bfloat16", "bf16_t", "float", "bf16_t", 2, 1, False, "half", 1.0),
-        Arithmetic("float16 plain", "half_t", "float", "float", 4, 0, False, "float32", 0.7),
-        Arithmetic("bfloat16 plain", "bf16_t", "float", "float", 4, 0, False, "float32", 0.7),
+        Arithmetic("float64", "double", "double", 8, 0, False, "float64", 0.5),
+        Arithmetic("float32", "float", "float", 4, 0, False, "float32", 0.7),
+        Arithmetic("3xfp16", "float", "float", 4, 2, False, "half", 0.32),
+        Arithmetic("tf32", "float", "float", 4, 1, True, "tf32", 1.0),
+        Arithmetic("float16", "half_t", "float", 2, 1, False, "half", 1.0),
+        Arithmetic("bfloat16", "bf16_t", "float", 2, 1, False, "half", 1.0),
     )
 }
 SYNC = {True: 0.6, False: 1.2}  # microseconds of a step, in a cluster and through global memory: estimates
@@ -118,8 +115,7 @@ CELLS = 4  # cells of a thread at most, beside tensor cores
 COLUMNS = (8, 16, 24, 32, 48, 64, 96, 128)  # sequences of a block
 # Registers of a thread for weights, sums and what it keeps of its cells, by the products of a pair. None of the kernels
 # that the tests compile spills with these.
-REGISTERS = {0: 180, 1: 206, 2: 166}
-ROWS = 4  # of a thread and tile, without tensor cores
+REGISTERS = {1: 206, 2: 166}
 
 
 @dataclass(frozen=True)
@@ -142,15 +138,13 @@ class Tiling:
     threads: int
     warps_m: int  # warps that share the rows; the others share K
     kept: int  # chunks of K, of each tile of a warp, in registers
-    at_once: int  # tiles of columns that a warp multiplies at once
-    lanes: int = 1  # of a warp that share K, without tensor cores
 
     @property
     def weights(self) -> int:
         """Bytes of a block's weights in shared memory."""
         size = self.arithmetic.size
         if not self.arithmetic.mma:
-            return 0 if self.kept else self.M * (self.K * size + 16)
+            return self.M * (self.K * size + 16)
         return self.M * self.K * size - self.threads // 32 * (self.M // 16 // self.warps_m) * self.kept * KB
 
     @property
@@ -179,20 +173,15 @@ class Tiling:
         """Microseconds of a step of the whole batch, an estimate."""
         a, M, K, columns = self.arithmetic, self.M, self.K, self.columns
         near = M * columns * K * a.size * 1.25  # bytes from shared memory
-        if not a.mma and self.kept:  # as long as a row of shared memory takes, however few bytes of it are read
-            near = self.threads // 32 * self.kept * columns * 128.0
         if a.mma:
-            near = float(self.weights * (columns // 8 // self.at_once) + self.warps_m * K * a.size * columns)
+            near = float(self.weights * (columns // 8) + self.warps_m * K * a.size * columns)
         if self.kind == "forward":
             near += 2 * self._parts * M * columns * a.real_size
             between = self.blocks * columns * self.units * a.size
         else:
             between = 2 * M * columns * a.real_size
         cells = -(-self.units * columns // self.threads) * CELL
-        product = 2 * M * K * columns / self.rate
-        if self.kept and not a.mma:  # then lanes add their sums: four instructions for each that is passed on
-            product *= 1 + (1 - 1 / self.lanes) / self.kept
-        cost = SYNC[self.cluster] + max(product, near / MEMORY) + between / BETWEEN + cells
+        cost = SYNC[self.cluster] + max(2 * M * K * columns / self.rate, near / MEMORY) + between / BETWEEN + cells
         return cost * self.waves
 
     @property
@@ -272,9 +261,9 @@ def _blocks(width: int, a: Arithmetic, device: Device, cluster: bool) -> list[tu
         return [(units, blocks) for units, blocks in ways if units * (blocks - 1) < width]  # the last one has work
     choices = (4, 8, 12, 16, 24, 32, 48, 64) if not a.mma else (8, 16, 32, 48, 64) if a.mma == 1 else (16, 32, 48, 64)
     ways = [(units, -(-width // units)) for units in choices]
-    # Where there are many blocks, there are as many as give every warp the same number of tiles.
-    even = [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
-    return even if a.mma else list(dict.fromkeys([*ways, *even]))
+    if a.mma:  # where there are many blocks, there are as many as give every warp the same number of tiles
+        ways = [(units, _up(blocks, 8) if blocks > 8 else blocks) for units, blocks in ways]
+    return ways
 
 
 def _divisions(
@@ -285,14 +274,12 @@ def _divisions(
     M, K = gates * units, blocks * units
     if kind == "backward":
         M, K = K, M
+    if not a.mma:
+        yield M, _up(K, chunk), 32 * WARPS, 1, 0
+        return
     inputs = step.after if kind == "backward" else step.before
     read = [rows or 1 for name, rows in inputs.items() if name not in ("zh", "drop", *step.numbers)]
     values = sum(read) + len(step.carried) + 1 + step.around.drop  # that a thread keeps for each of its cells
-    if not a.mma:
-        yield M, _up(K, chunk), 32 * WARPS, 1, 0, 1
-        if a.size == 4:
-            yield from _in_registers(kind, M, K, units * columns, values)
-        return
     tiles, rest = divmod(M, 16)
     if rest:  # eight units of one or three gates
         return
@@ -302,38 +289,24 @@ def _divisions(
         ways = [(m, WARPS // m) for m in (1, 2, 4, 8) if tiles % m == 0 and tiles // m >= least]
     else:
         ways = [(max(m for m in range(1, WARPS + 1) if tiles % m == 0), 1)]
-    for (warps_m, warps_k), at_once in itertools.product(ways, (1, 2)):
+    for warps_m, warps_k in ways:
         deep, warps = _up(K, chunk * warps_k), warps_m * warps_k
         own, chunks = tiles // warps_m, deep // chunk // warps_k
         cells = -(-units * columns // (32 * warps))
-        sums = 2 if a.mma == 2 or own * at_once <= 2 else 1
+        sums = 2 if a.mma == 2 or own <= 2 else 1
         # Beside its values a cell takes room for what it writes and where the next one lies.
-        left = REGISTERS[a.mma] - 4 * own * at_once * sums - 24 * (at_once - 1) - (cells * (values + 12) - 12)
+        left = REGISTERS[a.mma] - 4 * own * sums - (cells * (values + 12) - 12)
         if a.mma == 2:  # the compiler begins sums before it ends others
             ahead = 16 if kind == "forward" and own != 2 else 0
-            left -= 10 * (cells - 1) + 8 * (at_once - 1) + ahead
+            left -= 10 * (cells - 1) + ahead
         kept = min(chunks, left // (8 * own))
         if kept < chunks or a.mma == 2:  # those from shared memory pass through registers, too
             kept = min(chunks - 2 * (a.mma == 2 and own == 2), (left - 8) // (8 * own))
         if a.mma == 2 and chunks - kept > 5:  # they come two in a turn
             kept -= (chunks - kept) % 2
         # With more sums at once the compiler finds no registers.
-        if kept >= 1 and own * at_once <= 8 and cells <= CELLS and columns // 8 % at_once == 0:
-            yield M, deep, 32 * warps, warps_m, kept, at_once
-
-
-def _in_registers(kind: str, M: int, K: int, work: int, values: int) -> Iterator[tuple[int, ...]]:
-    """Yield the ways to keep all weights in registers without tensor cores; `work` is the number of a block's cells."""
-    for warps_m, lanes in itertools.product(range(1, WARPS + 1), (1, 2, 4, 8)):
-        warps_k = 1 if kind == "backward" else WARPS // warps_m
-        tiles, rest = divmod(M * lanes, 32 * ROWS * warps_m)
-        threads = 32 * warps_m * warps_k
-        deep = _up(K, 4 * lanes * warps_k)
-        kept = deep // (4 * lanes * warps_k)
-        cells = -(-work // threads)
-        left = REGISTERS[0] - 8 * ROWS * tiles - (cells * (values + 12) - 12)
-        if not rest and 4 * ROWS * tiles * kept <= left and cells <= CELLS:
-            yield M, deep, threads, warps_m, kept, 1, lanes
+        if kept >= 1 and own <= 8 and cells <= CELLS:
+            yield M, deep, 32 * warps, warps_m, kept
 
 
 def _up(n: int, to: int) -> int:

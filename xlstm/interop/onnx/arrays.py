@@ -1,7 +1,8 @@
 """Arrays that write ONNX: a namespace of the array API whose functions add nodes to a graph.
 
-A layer that runs on these arrays writes what it computes, so that no formula stands here. The batch may have any size:
-in shapes `BATCH` stands for it, a prime number that divides no other size.
+A layer that runs on these arrays writes what it computes, so that no formula stands here. The batch may have any size,
+and so may the number of steps of a recurrent layer: in shapes `BATCH` and `TIME` stand for them, prime numbers that
+divide no other size.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from xlstm.interop.common import Host
 from xlstm.interop.onnx.onnx_files import library
 
-BATCH = 2**31 - 1
+BATCH, TIME = 2**31 - 1, 2**31 - 19
 AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
 SMALL = 64  # numbers of a constant that is looked for among those there are
@@ -37,7 +38,7 @@ class Graph:
         self.constants: dict[str, Host] = {} if outer is None else outer.constants
         self.device: Any = object() if outer is None else outer.device
         self._count: list[int] = [0] if outer is None else outer._count
-        self._known: dict[tuple[Any, ...], str] = {} if outer is None else outer._known
+        self._known: dict[Any, str] = {} if outer is None else outer._known
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -53,18 +54,18 @@ class Graph:
         self._count[0] += 1
         return f"v{self._count[0]}"
 
-    def node(self, op_type: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
-        """Add a node, and return the names of its outputs."""
-        names = [self.name() for _ in range(outputs)]
+    def node(self, op_type: str, inputs: Sequence[str], outputs: int | list[str] = 1, **attributes: Any) -> list[str]:
+        """Add a node with outputs of these names, or so many outputs, and return their names."""
+        names = outputs if isinstance(outputs, list) else [self.name() for _ in range(outputs)]
         self.nodes.append(library().helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))
         return names
 
-    def enter(self, values: Any, dtype: Any = None) -> str:
-        """Return the name of a constant; small ones are there once."""
+    def enter(self, values: Any, dtype: Any = None, name: str = "") -> str:
+        """Return the name of a constant; small ones that have none of their own are there once."""
         host = np.array(values, dtype, order="C")
-        key = (host.dtype.str, host.shape, host.tobytes()) if host.size < SMALL else (len(self.constants),)
+        key = name or ((host.dtype.str, host.shape, host.tobytes()) if host.size < SMALL else len(self.constants))
         if key not in self._known:
-            self._known[key] = name = f"c{len(self.constants)}"
+            self._known[key] = name = name or f"constant{len(self.constants)}"
             self.constants[name] = host
         return self._known[key]
 
@@ -200,10 +201,6 @@ exp, log, tanh, sqrt, abs, maximum, minimum, where = (
 )
 
 
-def expm1(x: Array) -> Array:
-    return _pointwise("Sub", exp(x), 1)
-
-
 def log1p(x: Array) -> Array:
     return log(_pointwise("Add", x, 1))
 
@@ -222,11 +219,12 @@ def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> 
 
 
 def reshape(x: Array, shape: Sequence[int]) -> Array:
-    """Return x in another shape, in which the axis of the batch is what the others leave."""
+    """Return x in another shape; an open size stays in its place (0), or is what the other sizes leave (-1)."""
     shape = tuple(int(n) for n in shape)
     if shape == x.shape:
         return x
-    numbers = [-1 if n and n % BATCH == 0 else n for n in shape]
+    places = [0 if x.shape[k : k + 1] == (n,) else -1 for k, n in enumerate(shape)]
+    numbers = [place if n and (n % BATCH == 0 or n % TIME == 0) else n for n, place in zip(shape, places, strict=True)]
     return _node("Reshape", [x, current().enter(numbers, int64)], shape, x.dtype)
 
 
@@ -307,10 +305,6 @@ def full_like(x: Array, value: float, dtype: Any = None, device: Any = None) -> 
 
 def zeros_like(x: Array, dtype: Any = None) -> Array:
     return full_like(x, 0.0, dtype)
-
-
-def ones_like(x: Array, dtype: Any = None) -> Array:
-    return full_like(x, 1.0, dtype)
 
 
 def arange(*bounds: Any, dtype: Any = None, device: Any = None) -> Array:

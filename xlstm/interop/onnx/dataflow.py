@@ -4,23 +4,26 @@ Exporters put copies, transposes and reshapes between the layers of a stack, com
 make states of constants. Each operator that they use has a rule here; of another one's output only the name is known.
 
 An axis is the tuple of the factors that it joins, without those of size 1: Y (T, B, directions*H) has the axes (T,),
-(B,) and (directions, H). A size is a number and the factors of unknown size that multiply it, so that a shape that is
-computed while the model runs can be compared with the one that it must have.
+(B,) and (directions, H). A size that the model leaves open is a large number that its name gives, so that a shape that
+is computed while the model runs can be computed here, and compared with the one that it must have.
 """
 
 from __future__ import annotations
 
-import graphlib
+import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays.checks import few, shown
-from xlstm.interop.onnx.onnx_files import RANK, Constants, library
+from xlstm.arrays.checks import shown
+from xlstm.interop.onnx.onnx_files import Constants, library
 
 DOMAINS = ("", "ai.onnx")
+RANK = 8  # axes of a tensor, and numbers of a shape, more than a recurrent layer has anywhere
+OPEN = 2**63  # a size that the model leaves open is at least so large, and whatever a file holds is smaller
+LONGEST = 256  # bits of a number that is computed: T * B * directions * H has less, whatever the model leaves open
 WHOLE, NUMBERS = (6, 7), (1, 6, 7, 10, 11)  # types: INT32 and INT64, and FLOAT, FLOAT16 and DOUBLE too
 LITERALS = {"value_int": "i8", "value_ints": "i8", "value_float": "f4", "value_floats": "f4"}  # of a Constant node
 # How many inputs of a node give its values. The other inputs, and all of Shape's, give no more than sizes or positions.
@@ -36,20 +39,20 @@ class Factor(NamedTuple):
     """A part of an axis."""
 
     name: str
-    size: int | None  # None where the model leaves it open
+    size: int
 
 
 Axis = tuple[Factor, ...]
-Size = tuple[int, tuple[str, ...]]  # a number, and the factors of unknown size that multiply it
-ZERO: Size = (0, ())
-REST: Size = (-1, ())
 
 
-def size_of(axis: Iterable[Factor]) -> Size:
+def open_size(name: Any) -> int:
+    """Return the number that stands for a size which the model leaves open; its name is bytes where it is no text."""
+    return OPEN + int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:7], "big")
+
+
+def size_of(axis: Iterable[Factor]) -> int:
     """Return the product of factors."""
-    factors = list(axis)
-    known = math.prod(f.size for f in factors if f.size is not None)
-    return known, tuple(sorted(f.name for f in factors if f.size is None))
+    return math.prod(factor.size for factor in axis)
 
 
 class Value(NamedTuple):
@@ -60,8 +63,8 @@ class Value(NamedTuple):
     tensor: Any = None
     root: str = ""  # the tensor that it is a new arrangement of, all its elements in it once
     axes: tuple[Axis, ...] | None = None
-    numbers: tuple[Size, ...] | None = None  # a few whole numbers
-    parts: tuple[Any, ...] = ()  # sizes and constants in which all its values are
+    numbers: tuple[int, ...] | None = None  # a few whole numbers
+    parts: tuple[Any, ...] = ()  # numbers and constants in which all its values are
     from_inputs: bool = False  # whether its values, and not only its shape, depend on inputs of the model
     from_layers: bool = False  # whether they depend on the outputs of layers that are read
 
@@ -72,51 +75,44 @@ class Value(NamedTuple):
             return f"computed by a node {shown(self.node.op_type)[1:-1]}, {shown(self.name)}"
         if self.tensor is not None:
             return f"a constant, {shown(self.name)}"
-        if self.from_inputs:
-            return f"an input of the model, {shown(self.name)}"
-        return f"{shown(self.name)}, which nothing in the model defines"
+        return f"an input of the model, {shown(self.name)}"
 
 
-Reader = Callable[[int, dict[str, Value]], tuple[Axis, ...]]
+class Values(dict[str, Value]):
+    """Tensors by name; of one that is missing, such as the constants of a graph within a node, no more is known."""
+
+    def __missing__(self, name: str) -> Value:
+        return Value(name)
 
 
-def values_of(where: str, graph: Any, constants: Constants, layers: Iterable[int], read: Reader) -> dict[str, Value]:
-    """Return the tensors of a graph by name.
+Reader = Callable[[int, Values], tuple[Axis, ...]]
+
+
+def values_of(graph: Any, constants: Constants, layers: Iterable[int], read: Reader) -> Values:
+    """Return the tensors of a graph, whose nodes are in order.
 
     `read` takes the number of a node, one of `layers`, and the values before it, and returns the axes of its Y.
-    Raise ValueError if a name is defined twice, or nodes depend on one another in a circle.
     """
-    values: dict[str, Value] = {}
-
-    def define(name: str, value: Value) -> None:
-        if name in values:
-            raise ValueError(f"{where}: {shown(name)} is defined twice")
-        values[name] = value
-
-    for tensor in graph.initializer:
-        define(tensor.name, _constant(tensor.name, tensor, constants))
+    values = Values({tensor.name: _constant(tensor.name, tensor, constants) for tensor in graph.initializer})
     declared = {entry.name: _declared(entry) for entry in (*graph.value_info, *graph.input)}
-    for name in (entry.name for entry in graph.input):
-        if name not in values:  # an initializer of that name is its default
-            values[name] = Value(name, root=name, axes=declared[name], from_inputs=True)
+    for name in (entry.name for entry in graph.input):  # an initializer of that name is its default
+        values.setdefault(name, Value(name, root=name, axes=declared[name], from_inputs=True))
     layers = set(layers)
-    for k in _in_order(where, graph.node):
-        node = graph.node[k]
-        count = VALUES.get(node.op_type) if node.domain in DOMAINS else None
-        sources = [values[name] for name in _names(node, count) if name in values]
-        fed, behind = any(v.from_inputs for v in sources), k in layers or any(v.from_layers for v in sources)
-        outputs = [
-            Value(n, node, root=n, axes=declared.get(n), from_inputs=fed, from_layers=behind) for n in node.output
-        ]
+    for k, node in enumerate(graph.node):
+        known = node.domain in DOMAINS
+        sources = [values[name] for name in names_into(node, VALUES.get(node.op_type) if known else None)]
+        from_inputs = any(source.from_inputs for source in sources)
+        from_layers = k in layers or any(source.from_layers for source in sources)
+        for name in filter(None, node.output):
+            axes = declared.get(name)
+            values[name] = Value(name, node, None, name, axes, from_inputs=from_inputs, from_layers=from_layers)
+        first = next(iter(node.output), "")
         if k in layers:
             axes = read(k, values)
-            outputs[:1] = [one._replace(axes=axes) for one in outputs[:1]]
-        elif outputs and node.domain in DOMAINS:
-            inputs = [values.get(name, Value(name)) for name in node.input[:RANK]]
-            outputs[0] = _computed(node, outputs[0], inputs, constants)
-        for name, value in zip(node.output, outputs, strict=True):
-            if name:
-                define(name, value)
+            if first:
+                values[first] = values[first]._replace(axes=axes)
+        elif known and first:
+            values[first] = _computed(node, values, constants)
     return values
 
 
@@ -129,18 +125,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
                 yield from subgraphs(inner)
 
 
-def _in_order(where: str, nodes: Sequence[Any]) -> list[int]:
-    """Return the numbers of nodes, each behind those that it depends on."""
-    producers = {name: k for k, node in enumerate(nodes) for name in node.output if name}
-    needed = {k: {producers[n] for n in _names(node) if n in producers} for k, node in enumerate(nodes)}
-    try:
-        return list(graphlib.TopologicalSorter(needed).static_order())
-    except graphlib.CycleError as error:
-        circle = few(next(iter(nodes[k].output)) for k in error.args[1])
-        raise ValueError(f"{where}: the nodes of {circle} depend on one another in a circle") from None
-
-
-def _names(node: Any, count: int | None = None) -> Iterator[str]:
+def names_into(node: Any, count: int | None = None) -> Iterator[str]:
     """Yield the names that go into a node, the first `count` of its inputs and those of graphs inside it."""
     yield from node.input[:count]
     for graph in subgraphs(node):
@@ -150,152 +135,113 @@ def _names(node: Any, count: int | None = None) -> Iterator[str]:
 
 def _declared(entry: Any) -> tuple[Axis, ...] | None:
     """Return the axes that the file declares for a tensor, None where it says nothing of them."""
-    dims = entry.type.tensor_type.shape.dim[:RANK]
-    sizes = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
-    axes = tuple(() if n == 1 else (Factor(f"{entry.name} {k}", n),) for k, n in enumerate(sizes))
-    return axes or None
+    axes: list[Axis] = []
+    for k, dim in enumerate(entry.type.tensor_type.shape.dim[:RANK]):
+        name = f"{entry.name} {k}"
+        size = dim.dim_value if dim.dim_value > 0 else open_size(dim.dim_param or name)
+        axes.append(() if size == 1 else (Factor(name, size),))
+    return tuple(axes) or None
 
 
 def _constant(name: str, tensor: Any, constants: Constants) -> Value:
     """Return a constant, with its numbers if these are a few whole ones."""
     numbers = None
     if tensor.data_type in WHOLE and len(tensor.dims) < 2 and math.prod(tensor.dims) <= RANK:
-        numbers = tuple((int(n), ()) for n in constants.values(name, tensor).ravel())
+        numbers = tuple(map(int, constants.values(name, tensor).ravel()))
     return Value(name, tensor=tensor, root=name, numbers=numbers, parts=(tensor,))
 
 
-def _computed(node: Any, whole: Value, inputs: list[Value], constants: Constants) -> Value:
-    """Return `whole`, the first output of a node, with all that follows from its inputs."""
-    operation = _Operation(node.op_type, {entry.name: entry for entry in node.attribute}, inputs)
-    attributes = operation.attributes
+def _computed(node: Any, values: Values, constants: Constants) -> Value:
+    """Return the first output of a node, with all that follows from its inputs."""
+    whole, inputs = values[node.output[0]], [values[name] for name in node.input[:RANK]]
+    attributes = {entry.name: library().helper.get_attribute_value(entry) for entry in node.attribute}
     if node.op_type == "ConstantOfShape":
-        return whole._replace(parts=(attributes["value"].t if "value" in attributes else ZERO,))
+        return whole._replace(parts=(attributes.get("value", 0),))
     if node.op_type == "Constant":
-        for name, entry in attributes.items():
-            if name == "value":
-                return _constant(whole.name, entry.t, constants)
+        for name, value in attributes.items():
             if name in LITERALS:
-                array = np.asarray(library().helper.get_attribute_value(entry), LITERALS[name])
-                return _constant(whole.name, library().numpy_helper.from_array(array), constants)
-    training = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
-    if not inputs or training or (node.op_type == "Cast" and operation.integer("to") not in NUMBERS):
+                value = library().numpy_helper.from_array(np.asarray(value, LITERALS[name]))
+            return _constant(whole.name, value, constants) if name in ("value", *LITERALS) else whole
+    training = node.op_type == "Dropout" and len(inputs) > 2 and inputs[2].name
+    if not inputs or training or (node.op_type == "Cast" and attributes["to"] not in NUMBERS):
         return whole
-    first = inputs[0]
     if node.op_type == "Identity":
-        return first
-    axes, numbers = operation.axes(), operation.numbers()
-    parts: tuple[Any, ...] = ()
+        return inputs[0]
+    numbers, axes = _numbers(node.op_type, attributes, inputs), _axes(node.op_type, attributes, inputs)
+    parts: tuple[Any, ...] = numbers or ()
     if node.op_type in KEEPING:
-        parts = first.parts or first.numbers or ()
+        parts = inputs[0].parts
     elif node.op_type == "Concat" and all(one.parts for one in inputs) and len(inputs) == len(node.input):
         parts = tuple(part for one in inputs for part in one.parts)
-    if axes is not None and len(axes) <= RANK:
-        whole = whole._replace(root=first.root, axes=axes)
-    few_numbers = numbers if numbers is not None and len(numbers) <= RANK else None
-    return whole._replace(numbers=few_numbers, parts=parts if len(parts) <= RANK else ())
+    if axes is not None:
+        whole = whole._replace(root=inputs[0].root, axes=axes)
+    if numbers is not None and (len(numbers) > RANK or any(n.bit_length() > LONGEST for n in numbers)):
+        numbers = None
+    return whole._replace(numbers=numbers, parts=parts if len(parts) <= RANK else ())
 
 
-class _Operation(NamedTuple):
-    """A node's operator, its attributes, and the first of its inputs."""
-
-    op_type: str
-    attributes: dict[str, Any]
-    inputs: list[Value]
-
-    def axes(self) -> tuple[Axis, ...] | None:
-        """Return the axes to which the elements of the first input move, None if that is not known."""
-        axes = self.inputs[0].axes
-        if axes is None:
-            return None
-        rank = len(axes)
-        match self.op_type:
-            case "Dropout":
-                return axes
-            case "Transpose":
-                perm = self._integers(RANK, "perm")
-                return tuple(axes[k] for k in perm) if sorted(perm) == list(range(rank)) else None
-            case "Reshape" if len(self.inputs) == 2 and self.inputs[1].numbers is not None:
-                return self._reshaped(axes, list(self.inputs[1].numbers))
-            case "Squeeze":
-                places = self._places(rank)
-                if not places or any(axes[k] for k in places):
-                    return None
-                return tuple(axis for k, axis in enumerate(axes) if k not in places)
-            case "Unsqueeze":
-                places, rest = self._places(rank + len(self._integers(1, "axes"))), iter(axes)
-                return tuple(() if k in places else next(rest) for k in range(rank + len(places))) if places else None
+def _axes(op_type: str, attributes: dict[str, Any], inputs: list[Value]) -> tuple[Axis, ...] | None:
+    """Return the axes to which the elements of the first input move, None if that is not known."""
+    axes = inputs[0].axes
+    if axes is None:
         return None
-
-    def _places(self, rank: int) -> set[int]:
-        """Return the axes that a node names, all of them different; empty if there are others."""
-        places = self._integers(1, "axes")
-        axes = {k % rank for k in places if -rank <= k < rank}
-        return axes if len(axes) == len(places) else set()
-
-    def _reshaped(self, axes: tuple[Axis, ...], sizes: list[Size]) -> tuple[Axis, ...] | None:
-        factors = [factor for axis in axes for factor in axis]
-        if not self.integer("allowzero"):
-            if any(n == ZERO and k >= len(axes) for k, n in enumerate(sizes)):
-                return None
-            sizes = [size_of(axes[k]) if n == ZERO else n for k, n in enumerate(sizes)]
-        rest = sizes.index(REST) if REST in sizes else len(sizes)
-        front, behind = _joined(factors, sizes[:rest]), _joined(factors, sizes[:rest:-1], -1)
-        if front is None or behind is None or (factors and rest == len(sizes)):
-            return None
-        middle = [tuple(factors)] if rest < len(sizes) else []
-        return (*front, *middle, *(axis[::-1] for axis in reversed(behind)))
-
-    def numbers(self) -> tuple[Size, ...] | None:
-        """Return the whole numbers that a node computes from shapes and constants, None if they are not known."""
-        first, *others = self.inputs
-        if self.op_type == "Shape" and first.axes is not None:
-            return tuple(map(size_of, first.axes))[self.integer("start") : self.integer("end")]
-        sizes = first.numbers
-        if sizes is None or any(one.numbers is None for one in others):
-            return None
-        match self.op_type:
-            case "Concat" if self.integer("axis") == 0:
-                return sizes + tuple(n for one in others for n in one.numbers or ())
-            case "Mul" if len(others) == len(sizes) == len(others[0].numbers or ()) == 1:
-                (n, unknown), (m, more) = sizes[0], (others[0].numbers or ())[0]
-                known = abs(n * m) < 2**63 and len(unknown + more) <= RANK
-                return ((n * m, tuple(sorted(unknown + more))),) if known else None
-            case "Gather" if not self.integer("axis"):
-                places = self._integers(1)
-                return tuple(sizes[k] for k in places) if all(-len(sizes) <= k < len(sizes) for k in places) else None
-            case "Slice":
-                starts, ends = self._integers(1, "starts"), self._integers(2, "ends")
-                along, steps = self._integers(3, "axes", [0]), self._integers(4, "steps", [1])
-                one = (len(starts), len(ends), along, steps) == (1, 1, [0], [1])
-                return sizes[starts[0] : ends[0]] if one else None
-            case "Cast" if self.integer("to") in WHOLE:
-                return sizes
-            case "Reshape" if others and others[0].numbers == (REST,):
-                return sizes
-            case "Reshape" | "Squeeze" | "Unsqueeze" if len(sizes) == 1:
-                return sizes
-        return None
-
-    def _integers(self, position: int, attribute: str = "", default: Sequence[int] = ()) -> list[int]:
-        """Return whole numbers that are an input, or an attribute in older opsets; empty if they are not known."""
-        if len(self.inputs) > position and self.inputs[position].name:
-            numbers = self.inputs[position].numbers or ()
-            return [] if any(unknown for _, unknown in numbers) else [n for n, _ in numbers]
-        return list(self.attributes[attribute].ints[: RANK + 1] if attribute in self.attributes else default)
-
-    def integer(self, attribute: str) -> int | None:
-        """Return an attribute that is a whole number, None if it is not there."""
-        return int(self.attributes[attribute].i) if attribute in self.attributes else None
+    rank = len(axes)
+    match op_type:
+        case "Dropout":
+            return axes
+        case "Transpose" if sorted(perm := attributes.get("perm", ())) == list(range(rank)):
+            return tuple(axes[k] for k in perm)
+        case "Squeeze":
+            places = _operand(inputs, 1, attributes, "axes")
+            if places and all(-rank <= k < rank and not axes[k] for k in places):
+                return tuple(axis for k, axis in enumerate(axes) if k not in places and k - rank not in places)
+        case "Reshape" if len(inputs) == 2 and inputs[1].numbers is not None:
+            return _reshaped(axes, list(inputs[1].numbers), attributes.get("allowzero") == 1)
+    return None
 
 
-def _joined(factors: list[Factor], sizes: Sequence[Size], step: int = 1) -> list[Axis] | None:
-    """Take factors for axes of these sizes, from the front or with step -1 from behind; None if they do not fit."""
-    axes: list[Axis] = []
+def _reshaped(axes: tuple[Axis, ...], sizes: list[int], allow_zero: bool) -> tuple[Axis, ...] | None:
+    """Return the factors of axes as axes of other sizes, None if they do not fit."""
+    factors = [factor for axis in axes for factor in axis]
+    if not allow_zero:
+        sizes = [size_of(axes[k]) if n == 0 and k < len(axes) else n for k, n in enumerate(sizes)]
+    if -1 in sizes and 0 not in sizes:
+        sizes[sizes.index(-1)] = size_of(factors) // -math.prod(sizes)
+    joined: list[Axis] = []
     for size in sizes:
         axis: list[Factor] = []
         while size_of(axis) != size:
             if not factors:
                 return None
-            axis.append(factors.pop(0 if step == 1 else -1))
-        axes.append(tuple(axis))
-    return axes
+            axis.append(factors.pop(0))
+        joined.append(tuple(axis))
+    return None if factors else tuple(joined)
+
+
+def _numbers(op_type: str, attributes: dict[str, Any], inputs: list[Value]) -> tuple[int, ...] | None:
+    """Return the whole numbers that a node computes from shapes and constants, None if they are not known."""
+    if op_type == "Shape" and inputs[0].axes is not None:
+        return tuple(map(size_of, inputs[0].axes))[attributes.get("start") : attributes.get("end")]
+    lists = [one.numbers for one in inputs if one.numbers is not None]
+    if len(lists) < len(inputs):
+        return None
+    first = lists[0]
+    match op_type:
+        case "Concat":
+            return tuple(n for numbers in lists for n in numbers)
+        case "Mul" if len(first) == len(lists[1]) == 1:
+            return (first[0] * lists[1][0],)
+        case "Gather" if all(-len(first) <= k < len(first) for k in lists[1]):
+            return tuple(first[k] for k in lists[1])
+        case "Slice" if lists[3:] in ([], [(0,)], [(0,), (1,)]) and attributes.get("axes", [0]) == [0]:
+            starts, ends = _operand(inputs, 1, attributes, "starts"), _operand(inputs, 2, attributes, "ends")
+            return first[starts[0] : ends[0]] if len(starts) == len(ends) == 1 else None
+        case "Cast" | "Reshape" | "Squeeze" | "Unsqueeze" if op_type == "Cast" or len(first) == 1:
+            return first
+    return None
+
+
+def _operand(inputs: list[Value], position: int, attributes: dict[str, Any], name: str) -> tuple[int, ...]:
+    """Return positions that are an input, or an attribute in older opsets; empty if they are not known."""
+    numbers = inputs[position].numbers if len(inputs) > position else attributes.get(name)
+    return tuple(numbers) if numbers and max(numbers) < OPEN else ()

@@ -1,23 +1,35 @@
-"""A layer, or a layer with a linear head, as an ONNX model."""
+"""Layers and models as ONNX: recurrent layers as ONNX's own nodes, other networks by Scan.
+
+A network runs on arrays that write nodes, and a recurrence within it becomes ONNX's Scan.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import writing
+from xlstm.engines import engine
+from xlstm.engines.cell_step import Step
+from xlstm.engines.tape import Widths
 from xlstm.interop.common import Exported, Host, Layer, prepared
-from xlstm.interop.onnx import scanning
+from xlstm.interop.onnx import arrays
+from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
+from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.recurrent import GRU, LSTM
+from xlstm.layers.sequence import complete
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
+from xlstm.recurrence.packing import Packing, Span
 
 INPUTS = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
 DIRECTIONS = {"forward": ("",), "reverse": ("reverse.",), "bidirectional": ("", "reverse.")}
@@ -99,141 +111,77 @@ def to_onnx(
     ((12, 5, 8), (1, 5, 8))
     """
     newest = library().defs.onnx_opset_version()
+    if not OLDEST <= opset <= newest:
+        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
     if isinstance(layer, TiRex | TiRex2):
         if lengths:
             kind = type(layer).__name__
             raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
         layer.check(params)
-        _check_opset(opset, newest)
         usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
         tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
-        return _finished(scanning.network(layer, params, tokens, opset), opset, path)
-    if tokens is not None:
+        model = _network(layer, params, tokens, opset)
+    elif tokens is not None:
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
-    exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
-    _check_opset(opset, newest)
-    last = isinstance(layer, SequenceModel) and layer.last
-    return _finished(_graph(exported, layer.output_size, last, state, lengths), opset, path)
-
-
-def _check_opset(opset: int, newest: int) -> None:
-    if not OLDEST <= opset <= newest:
-        raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-
-
-def _finished(graph: Any, opset: int, path: str | os.PathLike[str] | None) -> Any:
-    """Return the checked model of a graph, which is written to a path."""
-    onnx = library()
-    versions = [onnx.helper.make_opsetid("", opset)]
-    ir_version = onnx.helper.find_min_ir_version_for(versions)
-    model = onnx.helper.make_model(graph, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
-    onnx.checker.check_model(model, full_check=True)
+    else:
+        exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
+        last = isinstance(layer, SequenceModel) and layer.last
+        model = _recurrent_network(exported, last, state, lengths, opset)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-class _Builder:
-    """A graph in the making: its nodes and constants."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Host] = {}
-
-    def node(self, op_type: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        """Add a node, named as its first output, which it returns."""
-        self.nodes.append(library().helper.make_node(op_type, inputs, outputs, name=outputs[0], **attributes))
-        return outputs[0]
-
-    def constant(self, name: str, values: Any, dtype: Any = np.int64) -> str:
-        """Add a constant, and return its name."""
-        self.constants[name] = np.array(values, dtype, order="C")
-        return name
-
-
-def _graph(exported: Exported, output_size: int, last: bool, state: bool, lengths: bool) -> Any:
-    """Return the graph of a layer and its head; with `last` the head sees the final state of the last layer only."""
-    helper, layer, b = library().helper, exported.layer, _Builder()
-    outer: list[int | str] = ["batch", "time"] if layer.batch_first else ["time", "batch"]
-    states: list[int | str] = [layer.num_layers * len(layer.directions), "batch", layer.hidden_size]
-
-    def value(name: str, dims: list[int | str], kind: str = "FLOAT") -> Any:
-        return helper.make_tensor_value_info(name, getattr(library().TensorProto, kind), dims)
-
-    inputs = [value("x", [*outer, layer.input_size])]
-    inputs += [value(f"{s}0", states) for s in layer.STATES if state]
-    inputs += [value("lengths", ["batch"], "INT32")] if lengths else []
-    x = b.node("Transpose", ["x"], "x.time_first", perm=[1, 0, 2]) if layer.batch_first else "x"
-    y, ends = _stack(b, exported, x, state, lengths)
-    for s, names in ends.items():
-        b.node("Concat", names, s, axis=0)
-    if last:
-        outer = ["batch"]
-        turned = b.node("Transpose", [ends["h"][-1]], "h.turned", perm=[1, 0, 2])
-        y = b.node("Reshape", [turned, b.constant("h.shape", [0, layer.output_size])], "h.last")
-    elif layer.batch_first:
-        y = b.node("Transpose", [y], "y.batch_first", perm=[1, 0, 2])
-    if exported.head is not None:
-        W, bias = exported.head
-        product = b.node("MatMul", [y, b.constant("head.W", W.T, np.float32)], "head.Wx")
-        y = b.node("Add", [product, b.constant("head.b", bias, np.float32)], "head.y")
-        y = _masked(b, y, layer.batch_first) if lengths and not last else y
-    b.node("Identity", [y], "y")
-    outputs = [value("y", [*outer, output_size]), *(value(s, states) for s in layer.STATES)]
-    constants = [library().numpy_helper.from_array(array, name) for name, array in b.constants.items()]
+def _recurrent_network(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
+    """Return the model of a layer and its head; with `last` the head sees the final state of the last layer only."""
+    layer, graph = exported.layer, Graph(opset)
+    n, H, first = len(layer.directions), layer.hidden_size, layer.batch_first
+    x = Array("x", (*((BATCH, TIME) if first else (TIME, BATCH)), layer.input_size), np.float32)
+    starts = {s: Array(f"{s}0", (layer.num_layers * n, BATCH, H), np.float32) for s in layer.STATES if state}
+    steps = [Array("lengths", (BATCH,), np.int32)] if lengths else []
+    ends: dict[str, list[Array]] = {s: [] for s in layer.STATES}
+    with graph.open():
+        y = arrays.permute_dims(x, (1, 0, 2)) if first else x
+        for k in range(layer.num_layers):
+            start = {s: a[k * n : (k + 1) * n] for s, a in starts.items()}
+            named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
+            named |= {"X": y.name, **{f"initial_{s}": a.name for s, a in start.items()}}
+            if lengths:
+                named["sequence_lens"] = "lengths"
+            outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
+            graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
+            y = Array(outputs[0], (TIME, n, BATCH, H), np.float32)
+            y = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (TIME, BATCH, n * H))
+            for s, name in zip(layer.STATES, outputs[1:], strict=True):
+                end = Array(name, (n, BATCH, H), np.float32)
+                # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
+                ends[s].append(arrays.where((steps[0] > 0)[None, :, None], end, start.get(s, 0.0)) if lengths else end)
+        if last:
+            y = arrays.reshape(arrays.permute_dims(ends["h"][-1], (1, 0, 2)), (BATCH, n * H))
+        if exported.head is not None:
+            y = y @ arrays.constant(exported.head[0].T, np.float32) + arrays.constant(exported.head[1], np.float32)
+            y = arrays.where(_within(graph, x, steps[0], int(first)), y, 0.0) if lengths and not last else y
+        if first and not last:
+            y = arrays.permute_dims(y, (1, 0, 2))
+        results = {"y": y, **{s: arrays.concat(some) for s, some in ends.items()}}
     name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
-    return helper.make_graph(b.nodes, name, inputs, outputs, constants)
+    return _closed(graph, [x, *starts.values(), *steps], results, name)
 
 
-def _masked(b: _Builder, y: str, batch_first: bool) -> str:
-    """Add zeros in the place of predictions past the end of a sequence, and return their name."""
-    T = b.node("Gather", [b.node("Shape", ["x"], "x.sizes"), b.constant("time", int(batch_first))], "steps.count")
-    T = b.node("Cast", [T], "steps.end", to=library().TensorProto.INT32)
-    zero, one = b.constant("zero", 0, np.int32), b.constant("one", 1, np.int32)
-    sides = [b.node("Range", [zero, T, one], "steps"), "lengths"]  # of (T, 1) < (B,), or (T,) < (B, 1)
-    sides[batch_first] = b.node("Unsqueeze", [sides[batch_first], b.constant("column", [1])], "steps.column")
-    there = b.node("Unsqueeze", [b.node("Less", sides, "steps.there"), b.constant("each", [2])], "steps.each")
-    return b.node("Where", [there, y, b.constant("nothing", 0, np.float32)], "head.kept")
+def _within(graph: Graph, x: Array, lengths: Array, axis: int) -> Array:
+    """Return whether steps of x, whose time is this axis, are before the end of their sequence (T, B, 1)."""
+    (shape,) = graph.node("Shape", [x.name])
+    (T,) = graph.node("Gather", [shape, graph.enter(axis, np.int64)])
+    (steps,) = graph.node("Range", [graph.enter(0, np.int64), T, graph.enter(1, np.int64)])
+    within: Array = Array(steps, (TIME,), np.int64)[:, None] < lengths
+    return within[..., None]
 
 
-def _stack(b: _Builder, exported: Exported, x: str, state: bool, lengths: bool) -> tuple[str, dict[str, list[str]]]:
-    """Add all layers on `x` (T, B, D).
-
-    Return the names of the output (T, B, directions*H) and of the final states of each layer.
-    """
-    layer = exported.layer
-    n, layers = len(layer.directions), range(layer.num_layers)
-    starts: dict[str, list[str]] = {s: [f"{s}0.{k}" if state else "" for k in layers] for s in layer.STATES}
-    if state:
-        sizes = b.constant("state.sizes", [n] * len(layers))
-        for s, names in starts.items():
-            b.node("Split", [f"{s}0", sizes], *names, axis=0)
-    if lengths:
-        longer = b.node("Greater", ["lengths", b.constant("zero", 0, np.int32)], "lengths.longer")
-        b.node("Unsqueeze", [longer, b.constant("state.axes", [0, 2])], "lengths.any")  # (1, B, 1)
-        b.constant("state.none", 0, np.float32)
-    ends: dict[str, list[str]] = {s: [] for s in layer.STATES}
-    for k in layers:
-        named = {"X": x, "sequence_lens": "lengths" if lengths else ""}
-        for name, arrays in _packed(exported, k).items():
-            named[name] = b.constant(f"{k}.{name}", arrays, np.float32)
-        named |= {f"initial_{s}": names[k] for s, names in starts.items()}
-        inputs = [named.get(name, "") for name in INPUTS]
-        while not inputs[-1]:
-            inputs.pop()
-        finals = [f"{k}.{s}" for s in layer.STATES]
-        y = b.node(type(layer).__name__, inputs, f"{k}.Y", *finals, **_attributes(layer))
-        for s, final in zip(layer.STATES, finals, strict=True):
-            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
-            kept = [starts[s][k] or "state.none"]
-            ends[s].append(b.node("Where", ["lengths.any", final, *kept], f"{final}.kept") if lengths else final)
-        if n == 1:
-            x = b.node("Squeeze", [y, b.constant("Y.axes", [1])], f"{k}.y")
-        else:
-            turned = b.node("Transpose", [y], f"{k}.Y.turned", perm=[0, 2, 1, 3])
-            x = b.node("Reshape", [turned, b.constant("Y.shape", [0, 0, layer.output_size])], f"{k}.y")
-    return x, ends
+def _inputs(named: Mapping[str, str]) -> list[str]:
+    """Return the names of a node's inputs in their order, without those behind the last one that is there."""
+    last = max(INPUTS.index(name) for name in named)
+    return [named.get(name, "") for name in INPUTS[: last + 1]]
 
 
 def _packed(exported: Exported, k: int) -> dict[str, list[Host]]:
@@ -284,3 +232,118 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
         for key, value in zip(attributes, (FUNCTIONS[name], *values), strict=False):
             attributes[key].append(value)
     return {key: values for key, values in attributes.items() if values}
+
+
+class _Scan:
+    """The engine for arrays that write ONNX: the cell of a step in the body of a Scan."""
+
+    name = "onnx"
+
+    def refuses(self, step: Step, widths: Widths) -> str:
+        """Return why it cannot run a step, or ""."""
+        if step.xp is not arrays:
+            return "it writes ONNX"
+        return f"no Scan does {step.obstacle}" if step.obstacle or step.own else ""
+
+    def forward(
+        self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
+    ) -> tuple[Array, list[Array], Any]:
+        """Write all steps; see `Engine`."""
+        ((T, B),) = widths
+        G, H, outer = step.G, step.H, arrays.current()
+        zx = arrays.reshape(x if "Wx" not in step.w else x @ step.w["Wx"].T, (T, B, G * H))
+        starts = [s.T for s in state]
+        body = Graph(outer.opset, outer)
+        with body.open():
+            before = [Array(body.name(), s.shape, s.dtype) for s in starts]
+            now = Array(body.name(), (B, G * H), zx.dtype)
+            sums = [arrays.permute_dims(arrays.reshape(now, (B, G, H)), (1, 0, 2)), _recurrent(step, before[0])]
+            for k, name in enumerate(("b", "bh")):
+                if name in step.added:
+                    sums[k] = sums[k] + arrays.reshape(step.w[name], (G, 1, H))
+            results = step.cell.gates(arrays, *sums, *before)[: len(before)]
+            after = [arrays.reshape(a, s.shape) for a, s in zip(results, before, strict=True)]
+        graph = _subgraph(body, [*before, now], [*after, after[0]])
+        names = [a.name for a in (*starts, zx)]
+        *ends, y = outer.node("Scan", names, len(before) + 1, body=graph, num_scan_inputs=1)
+        after = [Array(name, s.shape, s.dtype).T for name, s in zip(ends, starts, strict=True)]
+        return arrays.reshape(Array(y, (T, B, H), zx.dtype), (T * B, H)), after, None
+
+    def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
+        """Refuse: a graph has no gradients."""
+        raise NotImplementedError
+
+
+def _recurrent(step: Step, h: Array) -> Array:
+    """Return the products of h (B, H), (G, B, H)."""
+    B, (G, H), Wh = h.shape[0], (step.G, step.H), step.w["Wh"]
+    if Wh.ndim == 2:
+        return arrays.permute_dims(arrays.reshape(h @ Wh.T, (B, G, H)), (1, 0, 2))
+    N, K = Wh.shape[1:3]
+    by_head = arrays.reshape(arrays.permute_dims(Wh, (1, 3, 0, 2)), (N, K, G * K))
+    z = arrays.permute_dims(arrays.reshape(h, (B, N, K)), (1, 0, 2)) @ by_head  # (N, B, G K)
+    return arrays.reshape(arrays.permute_dims(arrays.reshape(z, (N, B, G, K)), (2, 1, 0, 3)), (G, B, H))
+
+
+@contextlib.contextmanager
+def _engine() -> Iterator[None]:
+    """Let recurrences of arrays that write ONNX run."""
+    scan: Any = _Scan()
+    engine.ENGINES.insert(0, scan)
+    try:
+        yield
+    finally:
+        engine.ENGINES.remove(scan)
+
+
+def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
+    """Return the model of a network with the batch first, for so many tokens of each sequence of any batch."""
+    graph = Graph(opset)
+    x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
+    span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
+    (shape,) = graph.node("Shape", ["tokens"])
+    graph.node("Slice", [shape, *(graph.enter([k], "int64") for k in (0, 1))], ["batch"])
+    with graph.open(), _engine():
+        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
+        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+        y, _, _ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
+        y = arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))
+    return _closed(graph, [x], {"y": y}, type(model).__name__)
+
+
+def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
+    """Return the checked model of a graph, with outputs of these names."""
+    onnx = library()
+    for output, array in outputs.items():
+        graph.node("Identity", [array.name], [output])
+    ends = [Array(output, array.shape, array.dtype) for output, array in outputs.items()]
+    proto = _subgraph(graph, inputs, ends, name)
+    used = {name for node in proto.node for name in names_into(node)}
+    constants = [onnx.numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used]
+    proto.initializer.extend(constants)
+    versions = [onnx.helper.make_opsetid("", graph.opset)]
+    ir_version = onnx.helper.find_min_ir_version_for(versions)
+    model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
+    """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
+    named = [a.name for a in outputs]
+    for k, one in enumerate(named):
+        if one in named[:k] or any(one == a.name for a in inputs):
+            named[k] = graph.node("Identity", [one])[0]
+    needed, nodes = set(named), []
+    for node in reversed(graph.nodes):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed |= set(names_into(node))
+    results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
+    return library().helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
+
+
+def _value(name: str, array: Array) -> Any:
+    helper = library().helper
+    dims = [{BATCH: "batch", TIME: "time"}.get(n, n) for n in array.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)

@@ -1,24 +1,21 @@
 """Reading ONNX files that may be wrong or malicious: the model, and the values of its constants.
 
 Two bytes of a file can be an empty message, which takes hundreds of bytes in memory. So the fields of a file are
-counted before protobuf reads it. Sizes of tensors are compared with the bytes that are there before memory is taken.
+counted before protobuf reads it. The package's checker refuses what is no sound model.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from xlstm.arrays.checks import shown
 from xlstm.interop.common import Host, package
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 FIELDS, SPACING = 200_000, 100  # a file may have so many fields, or one for so many of its bytes
-RANK = 8  # axes of a tensor, more than a recurrent layer has anywhere
+LONGEST = 1 << 18  # bytes of the name or the value of an entry, such as the path of a file with external data
 SHARED = 32 << 20  # bytes that nodes which share their weights may take beyond what is there
-TYPES = ("FLOAT", "INT32", "INT64", "FLOAT16", "DOUBLE")
 
 
 def library() -> Any:
@@ -40,11 +37,20 @@ def parsed(path: Path) -> Any:
         model.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has moved between its versions
         raise ValueError(f"{path}: not a readable ONNX model ({error})") from error
+    check(str(path), str(path))
     return model
 
 
+def check(where: str, model: Any) -> None:
+    """Raise ValueError unless a model, or the one at a path, is sound: its nodes in order, its names unique."""
+    try:
+        library().checker.check_model(model)
+    except Exception as error:  # that of the checker, or those of a text that is no UTF-8
+        raise ValueError(f"{where}: not a sound ONNX model ({error})") from None
+
+
 def _count_fields(data: bytes, descriptor: Any) -> None:
-    """Raise ValueError if a message has too many fields, those of messages in it among them.
+    """Raise ValueError if a message has too many fields, those of messages in it among them, or too long an entry.
 
     Whatever is malformed is left to protobuf, which stops there.
     """
@@ -65,6 +71,8 @@ def _count_fields(data: bytes, descriptor: Any) -> None:
                 messages.append((field.message_type, min(position + length, end)))
             elif wire == 2:
                 position += length
+                if length > LONGEST and descriptor.name == "StringStringEntryProto":
+                    raise ValueError(f"an entry has {length} bytes, expected at most {LONGEST}")
         count += 1
         if count > most:
             raise ValueError(f"it has more than {most} fields, out of proportion to its {len(data)} bytes")
@@ -85,74 +93,27 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 class Constants:
     """A reader of tensors that counts the bytes it has read, of a model of `size` bytes.
 
-    Files of external data are in `folder`, unless it is None. In messages, `what` is the name of a tensor, behind that
-    of the file and of the node that it belongs to.
+    Files of external data are in `folder`, unless it is None.
     """
 
     def __init__(self, folder: Path | None, size: int) -> None:
-        self._folder, self._there, self._taken = folder, size, 0
-        self._files: set[Path] = set()
-
-    def shape(self, what: str, tensor: Any) -> tuple[int, ...]:
-        """Return the declared shape of a tensor; raise ValueError if it has too many axes."""
-        if len(tensor.dims) > RANK:
-            raise ValueError(f"{what} has {len(tensor.dims)} axes, expected {RANK} at most")
-        return tuple(tensor.dims)
+        self._folder, self._sizes, self._read = folder, {"": size}, 0
 
     def values(self, what: str, tensor: Any) -> Host:
-        """Return the values of a tensor; raise ValueError if it is damaged."""
-        onnx = library()
-        names = {number: name for name, number in onnx.TensorProto.DataType.items()}
-        kind, shape = names.get(tensor.data_type, tensor.data_type), self.shape(what, tensor)
-        if kind not in TYPES:
-            raise ValueError(f"{what} has data type {kind}, expected FLOAT, DOUBLE or FLOAT16")
-        if min(shape, default=0) < 0:
-            raise ValueError(f"{what} has shape {shape}, expected none below 0")
-        size = math.prod(shape) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            blob = self._external(what, tensor, size)
-            tensor = onnx.TensorProto(dims=shape, data_type=tensor.data_type, raw_data=blob)
+        """Return the values of a tensor, which messages call `what`; raise ValueError if it is damaged."""
+        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+        if locations and self._folder is None:
+            raise ValueError(f"{what} is external data in {shown(locations[0])}, expected a model with its path")
         try:
-            array: Host = onnx.numpy_helper.to_array(tensor)
-        except (ValueError, OverflowError) as error:
-            raise ValueError(f"{what} of shape {shape} is damaged ({error})") from error
-        self._taken += size  # nodes that share a tensor, or a place in a file, each take their own
-        most = 4 * self._there + SHARED
-        if self._taken > most:
+            array: Host = library().numpy_helper.to_array(tensor, str(self._folder or ""))
+            self._sizes |= {name: Path(self._folder or "", name).stat().st_size for name in locations}
+        except Exception as error:  # the package onnx has a dozen for what may be wrong
+            raise ValueError(f"{what} of shape {tuple(tensor.dims)} is damaged ({error})") from error
+        self._read += array.nbytes  # nodes that share a tensor, or a place in a file, each take their own
+        there = sum(self._sizes.values())
+        if self._read > 4 * there + SHARED:
             raise ValueError(
-                f"{what} is too much: with it constants take {self._taken} bytes, as nodes share them, "
-                f"expected at most {most} of {self._there} bytes of files"
+                f"{what} is too much: with it constants take {self._read} bytes, as nodes share them, "
+                f"expected at most {4 * there + SHARED} of {there} bytes of files"
             )
         return array
-
-    def _external(self, what: str, tensor: Any, size: int) -> bytes:
-        """Return bytes from another file: a plain relative path that stays in the model's folder."""
-
-        def refuse(problem: str, expected: str) -> NoReturn:
-            raise ValueError(f"{what} is external data {problem}, expected {expected}")
-
-        about = {entry.key: str(entry.value) for entry in tensor.external_data}  # bytes, where it is no text
-        location = about.get("location", "")
-        if self._folder is None:
-            refuse(f"in {shown(location)}", "a model with its path, so that the file can be found")
-        home, path = self._folder.resolve(), self._folder
-        if re.fullmatch(r"[^\\:\0]{1,1000}", location):
-            path = self._folder.joinpath(location).resolve()
-        if path == self._folder or not path.is_relative_to(home):
-            refuse(f"in {shown(location)}", "a relative path inside the model's folder")
-        if not path.is_file():
-            raise FileNotFoundError(f"{what} is external data in {shown(location)}, which is no file")
-        for key in ("offset", "length"):
-            if not re.fullmatch(r"-?\d{1,20}", about.setdefault(key, str(size if key == "length" else 0)), re.ASCII):
-                refuse(f"with {key} {shown(about[key])}", "a whole number")
-        there, offset, length = path.stat().st_size, int(about["offset"]), int(about["length"])
-        if length != size:
-            refuse(f"of {length} bytes", f"{size} for shape {tuple(tensor.dims)}")
-        if offset < 0 or offset + size > there:
-            refuse(f"at bytes {offset} to {offset + size} of {shown(location)}", f"a place in its {there}")
-        if path not in self._files:
-            self._files.add(path)
-            self._there += there
-        with open(path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)

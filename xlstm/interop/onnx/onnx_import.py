@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,16 +20,17 @@ from xlstm.arrays.checks import few, shown
 from xlstm.arrays.namespace import Params
 from xlstm.cells import activations
 from xlstm.data import reading
-from xlstm.interop.common import Host, Layer, one_dtype, single, stacked
-from xlstm.interop.onnx.dataflow import DOMAINS, ZERO, Axis, Factor, Size, Value, size_of, subgraphs, values_of
+from xlstm.interop.common import Host, Layer, floating, one_dtype, single, stacked
+from xlstm.interop.onnx.dataflow import DOMAINS, Axis, Factor, Values, open_size, size_of, subgraphs, values_of
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
-from xlstm.interop.onnx.onnx_files import Constants, library, parsed
+from xlstm.interop.onnx.onnx_files import Constants, check, library, parsed
 
 OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
 LAYERS = 1000  # of a stack, at most
 MOST = 6  # values of an attribute: an LSTM has three activations for each direction
 GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
-STATES = ("initial_h", "initial_c")
+LENGTHS = "sequence_lens"
+GIVEN = (LENGTHS, "initial_h", "initial_c")  # inputs that a call gives, or that are left out
 BY_THEIRS = {theirs.lower(): ours for ours, theirs in FUNCTIONS.items()}
 # Attributes of few values, of which the first is the default.
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -88,47 +89,33 @@ def from_onnx(
     >>> layer.num_layers, params["1.Wx"].shape
     (2, (24, 8))
     """
-    path, model = None, path_or_model
-    if not isinstance(model, library().ModelProto):
-        path = Path(path_or_model)
-        model = parsed(path)
-    where = "from_onnx" if path is None else str(path)
-    graph, constants = _checked(where, model), Constants(path and path.parent, model.ByteSize())
+    where, model, folder = "from_onnx", path_or_model, None
+    if isinstance(model, library().ModelProto):
+        check(where, model)
+    else:
+        where, model, folder = str(Path(model)), parsed(Path(model)), Path(model).parent
+    opset = next((entry.version for entry in model.opset_import if entry.domain in DOMAINS), 0)
+    if opset < OLDEST:
+        raise ValueError(f"{where}: opset is {opset}, expected {OLDEST} or newer")
+    graph, constants = model.graph, Constants(folder, model.ByteSize())
     chosen = _chosen(where, graph, node)
     nodes: dict[int, Node] = {}
 
-    def read(k: int, values: dict[str, Value]) -> tuple[Axis, ...]:
-        nodes[k] = _declared(where, graph.node[k], values, constants)
+    def read(k: int, values: Values) -> tuple[Axis, ...]:
+        nodes[k] = _read(where, graph.node[k], values, constants)
         return nodes[k].axes
 
-    values = values_of(where, graph, constants, chosen, read)
-    stack = [nodes[k] for k in chosen]
-    names = [_name(one.proto) for one in stack]
-    try:
-        _check(where, values, constants, stack)
-    except _UnprovenError as error:
+    values = values_of(graph, constants, chosen, read)
+    stack, names = [nodes[k] for k in chosen], [_name(graph.node[k]) for k in chosen]
+    if problem := _problem(values, constants, stack):
         several = f"nodes {few(names)}" if node is not None else "there are several recurrent nodes and they"
         expected = "" if node is not None else f", expected node=... to choose from {few(names)}"
-        raise ValueError(f"{where}: {several} make no stack{expected}; {error}") from None
-    source = values.get(stack[0].inputs["X"], Value("")).node
-    turned = getattr(source, "op_type", "") == "Transpose" and [1, 0, 2] in [list(a.ints) for a in source.attribute]
-    batch_first = stack[0].batch_first or (node is None and turned)
-    layer, params = stacked(where, names, [one.layer(batch_first, constants) for one in stack])
+        raise ValueError(f"{where}: {several} make no stack{expected}; {problem}")
+    layer, params = stacked(where, names, [(one.layer, one.params) for one in stack])
     one_dtype(where, params, ValueError)
-    return layer, params
-
-
-def _checked(where: str, model: Any) -> Any:
-    """Return the main graph; raise ValueError if the model is too old, or gives an operator another meaning."""
-    opsets = [entry.version for entry in model.opset_import if entry.domain in DOMAINS]
-    if not opsets or not model.graph.node:
-        raise ValueError(f"{where}: not an ONNX model, it has no opset or no nodes")
-    if opsets[0] < OLDEST:
-        raise ValueError(f"{where}: opset is {opsets[0]}, expected {OLDEST} or newer")
-    for function in model.functions:
-        if function.domain in DOMAINS:
-            raise ValueError(f"{where}: the model defines an operator {shown(function.name)} of ONNX anew")
-    return model.graph
+    source = values[stack[0].inputs["X"]].node
+    turned = getattr(source, "op_type", "") == "Transpose" and [1, 0, 2] in [list(a.ints) for a in source.attribute]
+    return replace(layer, batch_first=stack[0].batch_first or (node is None and turned)), params
 
 
 def _chosen(where: str, graph: Any, node: str | Sequence[str] | None) -> list[int]:
@@ -163,104 +150,86 @@ def _name(node: Any) -> str:
 
 
 class Node(NamedTuple):
-    """A recurrent node as it is declared, before weights are read."""
+    """A recurrent node: a layer by itself."""
 
     where: str  # the file and the node, for messages
     label: str
-    proto: Any
-    attributes: dict[str, Any]
     inputs: dict[str, str]  # names of the inputs that are there, by their names in ONNX
-    weights: dict[str, Any]  # the tensors of those that are constants
+    y: str  # the name of the output
     axes: tuple[Axis, ...]  # of Y
-
-    @property
-    def batch_first(self) -> bool:
-        """Whether X and Y have the batch first."""
-        return bool(self.attributes["layout"] == 1)
+    batch_first: bool  # in X and Y
+    layer: Layer
+    params: Params
 
     def outer(self, batch_first: bool) -> tuple[Axis, Axis]:
         """Return the axes of time and batch in the order of a layout."""
         T, B = (self.axes[1], self.axes[0]) if self.batch_first else (self.axes[0], self.axes[2])
         return (B, T) if batch_first else (T, B)
 
-    def layer(self, batch_first: bool, constants: Constants) -> tuple[Layer, Params]:
-        """Read the weights, and return one layer and its parameters."""
-        kind, attributes = self.proto.op_type.lower(), self.attributes
-        arrays: dict[str, Host] = {}
-        for name, tensor in self.weights.items():
-            values = constants.values(f"{self.where}: {name}", tensor)
-            if values.dtype.kind != "f":
-                raise ValueError(f"{self.where}: {name} has dtype {values.dtype}, expected floating-point numbers")
-            arrays[name] = values.astype(np.float32) if values.dtype == np.float16 else values
-        options: dict[str, Any] = {"peepholes": "P" in arrays} if kind == "lstm" else {}
-        for theirs, ours in (("input_forget", "coupled_input_forget"), ("linear_before_reset", "reset_after")):
-            if theirs in attributes:
-                options[ours] = attributes[theirs] == 1
-        if "clip" in attributes:
-            options["clip"] = shortest(attributes["clip"])
-        if attributes.get("activations"):
-            options["activations"] = _activations(self.where, attributes)
-        params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
-        if "B" in arrays:
-            params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
-        if "P" in arrays:
-            params["p"] = arrays["P"]
-        if attributes.get("input_forget") == 1:  # the rows of the forget gate, the third, are not used
-            H = arrays["R"].shape[-1]
-            params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
-        directions = DIRECTIONS[attributes["direction"]]
-        options |= {"reverse": directions == ("reverse.",), "batch_first": batch_first}
-        parts = [{name: array[d].copy() for name, array in params.items()} for d in range(len(directions))]
-        return single(kind, parts, **options)
 
-
-def _declared(where: str, proto: Any, values: dict[str, Value], constants: Constants) -> Node:
-    """Check what a node declares; raise ValueError if attributes, inputs or shapes are wrong."""
+def _read(where: str, proto: Any, values: Values, constants: Constants) -> Node:
+    """Read a node; raise ValueError or TypeError if attributes, inputs or shapes are wrong."""
     label = f"{proto.op_type} {shown(_name(proto))}"
     where = f"{where}: {label}"
     inputs = {name: source for name, source in zip(INPUTS, proto.input, strict=False) if source}
-    for name in "XWR":
-        if name not in inputs:
-            raise ValueError(f"{where}: input {name} is missing, expected X, W and R")
     attributes = _attributes(where, proto)
-    weights, shapes = {}, {}
+    arrays: dict[str, Host] = {}
     for name in (name for name in "WRBP" if name in inputs):
-        value = values.get(inputs[name], Value(inputs[name]))
+        value = values[inputs[name]]
         if value.tensor is None:
             raise ValueError(f"{where}: {name} is {value.described}, expected an initializer or a Constant")
-        weights[name], shapes[name] = value.tensor, constants.shape(f"{where}: {name}", value.tensor)
-    H = attributes.get("hidden_size", shapes["R"][-1] if shapes["R"] else 0)
-    D = shapes["W"][-1] if shapes["W"] else 0
-    for name, size in (("hidden_size", H), ("input_size", D)):
-        checks.size(where, name, size)
-    G, directions = GATE_COUNTS[proto.op_type], len(DIRECTIONS[attributes["direction"]])
+        arrays[name] = floating(where, name, constants.values(f"{where}: {name}", value.tensor))
+    D, H = (arrays[name].shape[-1] if arrays[name].ndim else 0 for name in "WR")
+    H = checks.size(where, "hidden_size", attributes.get("hidden_size", H))
+    G, directions = GATE_COUNTS[proto.op_type], DIRECTIONS[attributes["direction"]]
     rows = {f"{G}H": G * H}
     expected = {"W": {**rows, "D": D}, "R": {**rows, "H": H}, "B": {f"{2 * G}H": 2 * G * H}, "P": {"3H": 3 * H}}
-    for name, shape in shapes.items():
-        checks.shape(where, name, SimpleNamespace(shape=shape), {"directions": directions, **expected[name]})
-    x = values.get(inputs["X"], Value(inputs["X"])).axes
-    outer = x[:2] if x is not None and len(x) == 3 else ((Factor(f"{label} 0", None),), (Factor(f"{label} 1", None),))
-    inner = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in (("directions", directions), ("H", H)))
-    each, features = inner
-    axes = (*outer, each, features) if attributes["layout"] == 1 else (outer[0], each, outer[1], features)
-    return Node(where, label, proto, attributes, inputs, weights, axes)
+    for name, array in arrays.items():
+        checks.shape(where, name, array, {"directions": len(directions), **expected[name]})
+    x = values[inputs["X"]].axes
+    if x is None or len(x) != 3:
+        x = tuple((Factor(name, open_size(name)),) for name in (f"{label} 0", f"{label} 1"))
+    sizes = {"directions": len(directions), "H": H}
+    each, features = (() if n == 1 else (Factor(f"{label} {name}", n),) for name, n in sizes.items())
+    batch_first = attributes["layout"] == 1
+    axes = (*x[:2], each, features) if batch_first else (x[0], each, x[1], features)
+    layer, params = _layer(where, proto.op_type.lower(), attributes, arrays, directions)
+    return Node(where, label, inputs, next(iter(proto.output), ""), axes, batch_first, layer, params)
+
+
+def _layer(
+    where: str, kind: str, attributes: dict[str, Any], arrays: dict[str, Host], directions: tuple[str, ...]
+) -> tuple[Layer, Params]:
+    """Return one layer and its parameters."""
+    options: dict[str, Any] = {"reverse": directions == ("reverse.",)}
+    if kind == "lstm":
+        options |= {"peepholes": "P" in arrays, "coupled_input_forget": attributes["input_forget"] == 1}
+    elif kind == "gru":
+        options["reset_after"] = attributes["linear_before_reset"] == 1
+    if "clip" in attributes:
+        options["clip"] = shortest(attributes["clip"])
+    if attributes.get("activations"):
+        options["activations"] = _activations(where, attributes)
+    params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
+    if "B" in arrays:
+        params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
+    if "P" in arrays:
+        params["p"] = arrays["P"]
+    if attributes["input_forget"] == 1:  # the rows of the forget gate, the third, are not used
+        H = arrays["R"].shape[-1]
+        params = {name: np.delete(array, slice(2 * H, 3 * H), axis=1) for name, array in params.items()}
+    parts = [{name: array[d].copy() for name, array in params.items()} for d in range(len(directions))]
+    return single(kind, parts, **options)
 
 
 def _attributes(where: str, proto: Any) -> dict[str, Any]:
     """Return attributes by name, and the defaults of those of few values."""
-    onnx = library()
+    attributes = {name: choices[0] for name, choices in CHOICES.items()}
     for entry in proto.attribute:
-        if (count := len(entry.strings) + len(entry.floats)) > MOST:
-            raise ValueError(f"{where}: attribute {few([entry.name])} has {count} values, expected {MOST} at most")
-    try:
-        onnx.checker.check_node(proto)
-    except onnx.checker.ValidationError as error:
-        raise ValueError(f"{where}: {error}") from None
-    known = onnx.defs.get_schema(proto.op_type).attributes
-    attributes = {name: choices[0] for name, choices in CHOICES.items() if name in known}
-    for entry in proto.attribute:
-        value = onnx.helper.get_attribute_value(entry)
+        value = library().helper.get_attribute_value(entry)
         if isinstance(value, list):
+            if len(value) > MOST:
+                raise ValueError(f"{where}: attribute {entry.name} has {len(value)} values, expected {MOST} at most")
             value = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in value]
         elif isinstance(value, bytes):
             value = value.decode(errors="replace")
@@ -302,60 +271,47 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-class _UnprovenError(ValueError):
-    """The graph alone does not say it."""
-
-
-def _check(where: str, values: dict[str, Value], constants: Constants, nodes: list[Node]) -> None:
-    """Raise ValueError unless nodes can be the layers of one stack.
+def _problem(values: Values, constants: Constants, nodes: list[Node]) -> str:
+    """Return why the graph does not show that nodes are the layers of one stack, "" if it does.
 
     A node's X has to be Y of the node before, with directions and features joined in one axis. An initial state
-    and lengths have to be the default, or values that a call gives.
+    and lengths have to be the default, or values that a call gives; raise ValueError if they are not.
     """
     for before, node in pairwise(nodes):
-        x, (y, *_) = values.get(node.inputs["X"], Value(node.inputs["X"])), before.proto.output or [""]
-        if x.root != y:
-            source = values.get(x.root, x)
-            raise _UnprovenError(
-                f"X of {node.label} is {source.described}, which is not known to be Y of {before.label}"
-            )
+        x = values[node.inputs["X"]]
+        if x.root != before.y:
+            described = values[x.root].described if x.root else x.described
+            return f"X of {node.label} is {described}, which is not known to be Y of {before.label}"
         directions, H = before.axes[2 if before.batch_first else 1], before.axes[3]
         if x.axes != (*before.outer(node.batch_first), directions + H):
             outer = "batch, time" if node.batch_first else "time, batch"
-            expected = f"expected ({outer}, directions*H)"
-            raise _UnprovenError(f"X of {node.label} has the axes of Y of {before.label} in another order, {expected}")
-    lengths = {_state(where, values, constants, node, "sequence_lens") for node in nodes}
-    for node, name in ((node, name) for node in nodes for name in STATES):
-        _state(where, values, constants, node, name)
-    if len(lengths) > 1:
-        raise _UnprovenError("sequence_lens is not the same for all of them")
-    for k, node in enumerate(nodes):
-        for what in ("sequence_lens", *STATES, *(["X"] if k == 0 else [])):
-            if what in node.inputs and values.get(node.inputs[what], Value("")).from_layers:
-                raise _UnprovenError(f"{what} of {node.label} depends on what they compute")
+            order = f"expected ({outer}, directions*H)"
+            return f"X of {node.label} has the axes of Y of {before.label} in another order, {order}"
+    states = {(node.label, name): _state(values, constants, node, name) for node in nodes for name in GIVEN}
+    if len({name for (_, kind), name in states.items() if kind == LENGTHS}) > 1:
+        return f"{LENGTHS} is not the same for all of them"
+    inputs = {**states, (nodes[0].label, "X"): nodes[0].inputs["X"]}
+    behind = [f"{kind} of {label}" for (label, kind), name in inputs.items() if values[name].from_layers]
+    return f"{behind[0]} depends on what they compute" if behind else ""
 
 
-def _state(where: str, values: dict[str, Value], constants: Constants, node: Node, what: str) -> str:
+def _state(values: Values, constants: Constants, node: Node, name: str) -> str:
     """Return the name of lengths or of a state that a call gives, "" for the default; ValueError if it is neither."""
-    if what not in node.inputs:
+    if name not in node.inputs:
         return ""
-    value = values.get(node.inputs[what], Value(node.inputs[what]))
+    value, what = values[node.inputs[name]], f"{node.where}: {name}"
     if value.from_inputs:
         return value.name
-    words = "0" if what in STATES else "the number of time steps"
-    default: Size = ZERO if what in STATES else size_of(node.outer(False)[0])
-    parts = value.parts or value.numbers or (None,)
-    if all(_holds_only(f"{node.where}: {what}", part, default, constants) for part in parts):
+    default = 0 if name != LENGTHS else size_of(node.outer(False)[0])
+    if value.parts and all(_holds_only(what, part, default, constants) for part in value.parts):
         return ""
+    words = "0" if name != LENGTHS else "the number of time steps"
     problem = f"{value.described}, of constants that are not known to be"
     if value.tensor is not None:
         problem = "a constant other than"
-    raise ValueError(f"{node.where}: {what} is {problem} {words}, which a layer cannot hold, expected an input")
+    raise ValueError(f"{what} is {problem} {words}, which a layer cannot hold, expected an input")
 
 
-def _holds_only(what: str, part: Any, expected: Size, constants: Constants) -> bool:
-    """Say whether a part, a size or a tensor, has no other value than the expected size."""
-    if part is None or isinstance(part, tuple):
-        return bool(part == expected)
-    array = constants.values(what, part)
-    return all((n, ()) == expected for n in (array.min().item(), array.max().item())) if array.size else True
+def _holds_only(what: str, part: Any, expected: int, constants: Constants) -> bool:
+    """Say whether a part, a number or a tensor, has no other value than the expected one."""
+    return bool(part == expected) if isinstance(part, int) else bool(np.all(constants.values(what, part) == expected))

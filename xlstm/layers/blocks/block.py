@@ -1,4 +1,4 @@
-"""The residual blocks of xLSTM: their options, and feed-forward layers: gated ones, y = (act(x G^T) * (x U^T)) D^T
+"""The bases of residual blocks and of stacks, and feed-forward layers: gated ones, y = (act(x G^T) * (x U^T)) D^T
 (Dauphin et al. 2017; Shazeer 2020), and residual ones, y = act(x H^T) O^T + x R^T (Das et al. 2023)."""
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import numpy as np
-
 from xlstm.arrays import checks
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
@@ -17,7 +15,7 @@ from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
-from xlstm.layers.module import Module, SameWidth, Weight, dropout, dropped
+from xlstm.layers.module import Backward, Forward, Module, SameWidth, Weight
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
@@ -26,7 +24,11 @@ MULTIPLE = 64  # inner widths are multiples of this
 
 @dataclass(frozen=True)
 class Block(SameWidth, SequenceLayer):
-    """The base of the blocks of a stack; a block knows how many there are, and which of them it is."""
+    """The base of the blocks of a stack: x' = x + mix(norm(x)); y = x' + ffn(ffn_norm(x')).
+
+    A subclass gives `mix` and `mix_bwd`, and the parts `norm`, `ffn_norm` and `ffn`; the last two may be missing. A
+    block knows how many there are, and which of them it is.
+    """
 
     size: int
     num_heads: int = 4
@@ -42,78 +44,95 @@ class Block(SameWidth, SequenceLayer):
             where = type(self).__name__
             raise ValueError(f"{where}: index is {self.index}, expected less than num_blocks, {self.num_blocks}")
 
-    @functools.cached_property
-    def random(self) -> bool:
-        return self.dropout > 0
+    @property
+    def ffn_rate(self) -> float:
+        """Rate of dropout of what the feed-forward layer adds."""
+        return 0.0
 
     @property
     def _small(self) -> float:
         """Standard deviation of initial weights (Nguyen & Salazar 2019)."""
         return math.sqrt(2 / (5 * self.size))
 
-    @staticmethod
-    def _drop(rng: np.random.Generator | None, y: Array, rate: float) -> tuple[Array, Array | None]:
-        """Return y through a mask of dropout, and the mask, which is None where none is drawn."""
-        mask = dropout(rng, rate, tuple(y.shape), y)
-        return (y if mask is None else y * mask), mask
-
-
-class MixerBlock(Block):
-    """The base of blocks that mix time, and then have a feed-forward layer: x' = x + mix(norm(x)); y = x' +
-    ffn(ffn_norm(x')).
-
-    A subclass gives `mix` and `mix_bwd`, and the parts `norm`, `ffn_norm` and `ffn`; the last two may be missing.
-    """
-
-    @property
-    def ffn_rate(self) -> float:
-        """Rate of dropout of what the feed-forward layer adds."""
-        return 0.0
-
-    def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
-        """Return what is added to x, from its norm u, and the final state; `mix_bwd` needs what goes to `kept`."""
+    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+        """Return what is added to x, from its norm u, and the final state."""
         raise NotImplementedError
 
-    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
-        """Return the gradients of u and of the initial state; those of parameters are added to `grads`."""
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+        """Return the gradients of u and of the initial state; dstate is None where it is zero."""
         raise NotImplementedError
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        kept: dict[str, Any] = {}
-        x, end = self.over_time(p, x, state, span, kept)
-        if not span.keep:
-            kept.clear()
-        return self.at_each_step(p, x, span, kept), end, kept
+        run = Forward(self, span.xp, p, span)
+        x, end = self.over_time(run, x, state)
+        return self.at_each_step(run, x), end, run.kept
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        grads: Params = {}
-        dy = self.at_each_step_bwd(p, kept, dy, span, grads)
-        du, start = self.mix_bwd(p, kept, dy, dstate, span, grads)  # (2)
-        return grads, dy + self.through_bwd(span.xp, "norm", p, kept, du, grads), start  # (1)
+        run = Backward(self, span.xp, p, kept, span)
+        dy = self.at_each_step_bwd(run, dy)
+        du, start = self.mix_bwd(run, dy, dstate)  # (2)
+        return run.grads, dy + run("norm", du), start  # (1)
 
-    def over_time(self, p: Params, x: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
+    def over_time(self, run: Forward, x: Array, state: State) -> tuple[Array, State]:
         """Return x with what mixes time added, and the final state."""
-        u = self.through(span.xp, "norm", p, x, kept)  # (1)
-        m, end = self.mix(p, u, state, span, kept)  # (2)
+        m, end = self.mix(run, run("norm", x), state)  # (1) (2)
         return x + m, end
 
-    def at_each_step(self, p: Params, x: Array, span: Span, kept: dict[str, Any]) -> Array:
+    def at_each_step(self, run: Forward, x: Array) -> Array:
         """Return x with the feed-forward layer added, which looks at each step by itself."""
-        xp = span.xp
-        kept["ffn_mask"] = None
         if "ffn" not in self.parts:
             return x
-        w = self.through(xp, "ffn", p, self.through(xp, "ffn_norm", p, x, kept), kept)  # (3)
-        w, kept["ffn_mask"] = self._drop(span.rng, w, self.ffn_rate)  # (4)
-        return x + w
+        return x + run.dropped("ffn_mask", run("ffn", run("ffn_norm", x)), self.ffn_rate)  # (3) (4)
 
-    def at_each_step_bwd(self, p: Params, kept: Any, dy: Array, span: Span, grads: Params) -> Array:
+    def at_each_step_bwd(self, run: Backward, dy: Array) -> Array:
         """Return the gradient of x from that of `at_each_step`."""
-        xp = span.xp
         if "ffn" not in self.parts:
             return dy
-        dw = self.through_bwd(xp, "ffn", p, kept, dropped(dy, kept["ffn_mask"]), grads)  # (4) (3)
-        return dy + self.through_bwd(xp, "ffn_norm", p, kept, dw, grads)
+        return dy + run("ffn_norm", run("ffn", run.dropped("ffn_mask", dy)))  # (4) (3)
+
+
+class Backbone(SameWidth, SequenceLayer):
+    """Blocks on top of each other, and a norm. Subclasses have the fields `size` and `num_blocks`.
+
+    Parameters are `blocks.{k}....` and `norm.w`; the state is a tuple of the states of the blocks.
+    """
+
+    num_blocks: int
+
+    @functools.cached_property
+    def blocks(self) -> list[Any]:
+        """The blocks, the first at the input."""
+        raise NotImplementedError
+
+    @property
+    def norm(self) -> Any:
+        """The norm after the last block, or None."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        found = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
+        return found | ({} if self.norm is None else {"norm": self.norm})
+
+    @functools.cached_property
+    def states(self) -> State:
+        return tuple(block.states for block in self.blocks)
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        run, ends = Forward(self, span.xp, p, span), []
+        for k, start in enumerate(state):
+            x, end = run(f"blocks.{k}", x, start)
+            ends.append(end)
+        return run("norm", x) if "norm" in self.parts else x, tuple(ends), run.kept
+
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+        run, starts = Backward(self, span.xp, p, kept, span), []
+        if "norm" in self.parts:
+            dy = run("norm", dy)
+        for k in range(self.num_blocks - 1, -1, -1):
+            dy, start = run(f"blocks.{k}", dy, None if dstate is None else dstate[k])
+            starts.append(start)
+        return run.grads, dy, tuple(starts[::-1])
 
 
 class GatesOfHeads(Linear):
@@ -188,19 +207,17 @@ class GatedFeedForward(SameWidth, Module):
         }
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        kept: dict[str, Any] = {}
-        z = self.through(xp, "up", p, x, kept)  # (1)
+        run = Forward(self, xp, p)
+        z = run("up", x)  # (1)
         gate, value = z[..., : self.hidden_size], z[..., self.hidden_size :]
         a, u = fuse(xp, _gated, gate, value, activation=self.activation)  # (2)
-        y = self.through(xp, "down", p, u, kept)  # (3)
-        return y, {**kept, "gate": gate, "value": value, "a": a}
+        return run("down", u), {**run.kept, "gate": gate, "value": value, "a": a}  # (3)
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
-        grads: Params = {}
-        du = self.through_bwd(xp, "down", p, kept, dy, grads)  # (3)
-        one = (kept[name] for name in ("gate", "value", "a"))
-        dz = concat(xp, fuse(xp, _gated_bwd, du, *one, activation=self.activation), -1)  # (2)
-        return grads, self.through_bwd(xp, "up", p, kept, dz, grads)  # (1)
+        run = Backward(self, xp, p, kept)
+        du = run("down", dy)  # (3)
+        dz = fuse(xp, _gated_bwd, du, kept["gate"], kept["value"], kept["a"], activation=self.activation)  # (2)
+        return run.grads, run("up", concat(xp, dz, -1))  # (1)
 
 
 @dataclass(frozen=True)
@@ -226,20 +243,20 @@ class ResidualFeedForward(Module):
         return {"hidden": Linear(I, U), "output": Linear(U, O), "residual": Linear(I, O)}
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        kept: dict[str, Any] = {}
-        z = self.through(xp, "hidden", p, x, kept)  # (1)
+        run = Forward(self, xp, p)
+        z = run("hidden", x)  # (1)
         a = fuse(xp, FEED_FORWARD[self.activation].fwd, z)  # (2)
-        y = self.through(xp, "output", p, a, kept)  # (3)
-        y += self.through(xp, "residual", p, x, kept)  # (4)
-        return y, {**kept, "z": z, "a": a}
+        y = run("output", a)  # (3)
+        y += run("residual", x)  # (4)
+        return y, {**run.kept, "z": z, "a": a}
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
-        grads: Params = {}
-        dx = self.through_bwd(xp, "residual", p, kept, dy, grads)  # (4)
-        da = self.through_bwd(xp, "output", p, kept, dy, grads)  # (3)
+        run = Backward(self, xp, p, kept)
+        dx = run("residual", dy)  # (4)
+        da = run("output", dy)  # (3)
         dz = fuse(xp, FEED_FORWARD[self.activation].bwd, da, kept["z"], kept["a"])  # (2)
-        dx += self.through_bwd(xp, "hidden", p, kept, dz, grads)  # (1)
-        return grads, dx
+        dx += run("hidden", dz)  # (1)
+        return run.grads, dx
 
 
 def _gated(xp: Namespace, gate: Array, value: Array, activation: str) -> tuple[Array, Array]:

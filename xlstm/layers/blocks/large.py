@@ -10,19 +10,18 @@ from typing import Any
 from xlstm.arrays import checks
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.cells.activations import sigmoid, sigmoid_bwd, soft_cap, soft_cap_bwd
-from xlstm.layers.blocks.backbone import Backbone
-from xlstm.layers.blocks.block import MULTIPLE, GatedFeedForward, GatesOfHeads, MixerBlock, round_up
+from xlstm.arrays.namespace import Array
+from xlstm.cells.activations import soft_cap, soft_cap_bwd
+from xlstm.layers.blocks.block import MULTIPLE, Backbone, Block, GatedFeedForward, GatesOfHeads, round_up
 from xlstm.layers.linear import Linear
-from xlstm.layers.matrix_memory import Memory
+from xlstm.layers.matrix_memory import Memory, gated, gated_bwd
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import State
-from xlstm.recurrence.packing import Span
 
 
 @dataclass(frozen=True)
-class LargeBlock(MixerBlock):
+class LargeBlock(Block):
     """An mLSTM and a feed-forward layer, each added to x; `xLSTMLarge` describes the options.
 
     u = RMSNorm(x); q, k, v, o~, i~ and f~ are maps of u; x' = x + down(sigmoid(o~) norm(mLSTM(q, k, v, cap(i~),
@@ -65,42 +64,31 @@ class LargeBlock(MixerBlock):
     def states(self) -> State:
         return self.memory.states
 
-    def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
-        xp = span.xp
-        N, K, V = self.num_heads, self.qk_size, self.v_size
-        qkvo = self.through(xp, "qkvo", p, u, kept)  # (1)
+    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+        xp, N, K, V = run.xp, self.num_heads, self.qk_size, self.v_size
+        qkvo, gates = run("qkvo", u), run("gates", u)  # (1) (2)
         q, k, v, o = qkvo[..., :K], qkvo[..., K : 2 * K], qkvo[..., 2 * K : 2 * K + V], qkvo[..., 2 * K + V :]
-        gates = self.through(xp, "gates", p, u, kept)  # (2)
         if self.gate_cap is not None:
             gates = fuse(xp, soft_cap, gates, cap=self.gate_cap)  # (3)
-        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, span)  # (4)
-        n = self.through(xp, "outnorm", p, h, kept)  # (5)
-        s, sn = fuse(xp, _gated, o, n)  # (6)
-        kept |= {"capped": gates, "memory": memory, "n": n, "s": s}
-        return self.through(xp, "down", p, sn, kept), end  # (7)
+        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state, run.span)  # (4)
+        n = run("outnorm", h)  # (5)
+        s, sn = fuse(xp, gated, o, n)  # (6)
+        run.keep(capped=gates, memory=memory, n=n, s=s)
+        return run("down", sn), end  # (7)
 
-    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
-        xp = span.xp
-        dsn = self.through_bwd(xp, "down", p, kept, dy, grads)  # (7)
-        do, dn = fuse(xp, _gated_bwd, dsn, kept["s"], kept["n"])  # (6)
-        dh = self.through_bwd(xp, "outnorm", p, kept, dn, grads)  # (5)
-        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, span)  # (4)
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+        xp, kept = run.xp, run.kept
+        dsn = run("down", dy)  # (7)
+        do, dn = fuse(xp, gated_bwd, dsn, kept["s"], kept["n"])  # (6)
+        dh = run("outnorm", dn)  # (5)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, dstate, run.span)  # (4)
         dgates = concat(xp, (di, df), -1)
         if self.gate_cap is not None:
             capped = kept["capped"]  # in the place of its argument, too, which is not used
             dgates = fuse(xp, soft_cap_bwd, dgates, capped, capped, cap=self.gate_cap)  # (3)
-        du = self.through_bwd(xp, "gates", p, kept, dgates, grads)  # (2)
-        du += self.through_bwd(xp, "qkvo", p, kept, concat(xp, (dq, dk, dv, do), -1), grads)  # (1)
+        du = run("gates", dgates)  # (2)
+        du += run("qkvo", concat(xp, (dq, dk, dv, do), -1))  # (1)
         return du, start
-
-
-def _gated(xp: Namespace, o: Array, n: Array) -> tuple[Array, Array]:
-    s = sigmoid(xp, o)
-    return s, s * n
-
-
-def _gated_bwd(xp: Namespace, dsn: Array, s: Array, n: Array) -> tuple[Array, Array]:
-    return sigmoid_bwd(xp, dsn * n, None, s), dsn * s
 
 
 @dataclass(frozen=True)

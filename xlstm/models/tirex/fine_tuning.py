@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
+from xlstm.data.covariates import Covariates
 from xlstm.data.panels import Roles
 from xlstm.data.series import synthetic
 from xlstm.models.tirex import items, transforms
@@ -57,7 +58,7 @@ class PatchWindows:
     Parameters
     ----------
     model : TiRex or TiRex2
-    series : array (L,) or (S, L), or list of arrays (L,)
+    series : array (L,) or (S, L), or list of arrays (L,), or list of Item
         Each of two values or more; NaN is a missing value. For TiRex-2 also (S, V, L), and (V, L) in a list: items of V
         targets.
     horizon : int, optional
@@ -91,14 +92,14 @@ class PatchWindows:
     def __post_init__(self) -> None:
         where = "PatchWindows"
         checks.fields(self, model=MODEL, batch_size=checks.size, **SIZES)
-        _, series = items.read_items(where, self.model, self.series, self.past, self.future)
-        since = [0] * len(series)
-        if self.since is not None:
-            numbers = checks.several(where, "since", self.since, "one number for each series", checks.LARGEST)
-            since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(numbers)]
-            if len(since) != len(series):
-                expected = f"expected one for each of {len(series)} series"
-                raise ValueError(f"{where}: since has {len(since)} numbers, {expected}")
+        series = self.series
+        if not (isinstance(series, list) and all(isinstance(one, Item) for one in series)):
+            _, series = items.read_items(where, self.model, series, self.past, self.future)
+        numbers = [0] * len(series) if self.since is None else self.since
+        numbers = checks.several(where, "since", numbers, "one number for each series", checks.LARGEST)
+        since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(numbers)]
+        if len(since) != len(series):
+            raise ValueError(f"{where}: since has {len(since)} numbers, expected one for each of {len(series)} series")
         if (self.horizon or self.model.patch_size) >= self.model.context:
             expected = f"expected less than {self.model.context}, the context"
             raise ValueError(f"{where}: horizon is {self.horizon}, {expected}")
@@ -208,18 +209,11 @@ def read_training(
     """Return series, of a table or of arrays, with their covariates."""
     arrays = {"series": series, "past": past, "future": future}
     if items.is_table(where, "series", series, targets=targets, series_id=series_id):
-        table = items.Table.of(where, model, series, Roles(targets, past, future, None, series_id))
-        ends = [(one, len(one.values)) for one in table.series]
+        roles = Roles(targets, past, future, None, series_id).checked(where)
+        _, read = items.read_table(where, model, series, Covariates(), roles)
+        ends = [(one, len(one.values)) for one in read]
         arrays = dict.fromkeys(arrays) | items.arguments(model, ends)
     return items.read_items(where, model, **arrays)[1]
-
-
-def windows_of(model: Any, series: Sequence[Item], **options: Any) -> PatchWindows:
-    """Return windows over items."""
-    if not model.COVARIATES:
-        return PatchWindows(model, [one.target[0] for one in series], **options)
-    past, future = ([one[k] if len(one[k]) else None for one in series] for k in (1, 2))
-    return PatchWindows(model, [one.target for one in series], past=past, future=future, **options)
 
 
 def tune(

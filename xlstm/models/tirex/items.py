@@ -322,22 +322,6 @@ def arguments(model: Any, ends: Sequence[tuple[TimeSeries, int]], steps: int = 0
     }
 
 
-def distinct_levels(where: str, quantiles: Any, trained: Sequence[float]) -> tuple[float, ...]:
-    """Return levels of quantiles that become columns; raise as `levels_of`, or where there is one twice."""
-    levels = transforms.levels_of(where, quantiles, trained)
-    if len(set(levels)) < len(levels):
-        raise ValueError(f"{where}: quantiles is {checks.shown(quantiles)}, expected each level once")
-    return levels
-
-
-def table_forecast(
-    given: Given, series: Sequence[TimeSeries], median: Values, q: Values, levels: tuple[float, ...], passed: int = 0
-) -> Forecast:
-    """Return the median (S, H, C) and quantiles (S, H, C, Q), after `passed` more rows, in the kind of the series."""
-    named = given.like(list(q), series, [f" {level:g}" for level in levels], passed)
-    return Forecast(named, given.like(list(median), series, passed=passed), levels)
-
-
 class Pretrained(NamedTuple):
     """A TiRex with its parameters, and the keywords of its forecasts of tables and of time series."""
 
@@ -348,7 +332,9 @@ class Pretrained(NamedTuple):
     def after(self, given: Given, series: Sequence[TimeSeries], steps: int) -> Forecast:
         """Return forecasts after the ends of series, in the kind that the series came in."""
         median, q = self._at([(one, len(one.values)) for one in series], steps)
-        return table_forecast(given, series, median, q, self.options["quantiles"])
+        levels = self.options["quantiles"]
+        named = given.like(list(q), series, [f" {level:g}" for level in levels])
+        return Forecast(named, given.like(list(median), series), levels)
 
     def forecast(self, series: TimeSeries, origins: Sequence[int], steps: int) -> tuple[Values, Values]:
         """Return the median (M, H, C) and quantiles (M, H, C, Q) after the rows before each origin."""
@@ -370,7 +356,7 @@ def forecast_table(
     """Run `forecast` of a model, which describes the arguments, on a table."""
     where = type(model).__name__
     horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
-    levels = distinct_levels(where, quantiles, model.quantiles)
+    levels = transforms.levels_of(where, quantiles, model.quantiles)
     if later is not None and not (roles.future and frames.has_columns(later)):
         expected = "a table" if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
@@ -379,33 +365,3 @@ def forecast_table(
         raise TypeError(f"{where}: later is None, expected {expected}")
     given, series = read_table(where, model, table, Covariates(future=later), roles, horizon, later="later")
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)
-
-
-class Table(NamedTuple):
-    """A table as it was given, its series, and the checked roles of its columns."""
-
-    given: Given
-    series: list[TimeSeries]
-    roles: Roles
-
-    @classmethod
-    def of(cls, where: str, model: Any, table: Any, roles: Roles) -> Table:
-        """Return the series of a table for a model; errors are those of `forecast`, and name the caller, `where`."""
-        roles = roles.checked(where)
-        return cls(*read_table(where, model, table, Covariates(), roles), roles)
-
-    @property
-    def columns(self) -> list[Values]:
-        """Each target of each series by itself, (L,)."""
-        return [column for one in self.series for column in one.values.T]
-
-    def following(self, where: str, rows: Any, passed: int) -> Values:
-        """Return more rows of the table, (B, n), by the columns; see `data.panels.following`."""
-        more = panels.following(where, "values", self.given, self.series, self.roles, rows, passed)
-        return np.concatenate([one.T for one in more])
-
-    def forecast(self, q: Values, trained: Sequence[float], levels: tuple[float, ...], passed: int) -> Forecast:
-        """Return quantiles (B, H, Q) of trained levels, after `passed` more rows, as tables of other levels."""
-        q = q.reshape(len(self.series), -1, *q.shape[1:]).swapaxes(1, 2)  # (S, H, C, Q)
-        median = transforms.between(q, trained, MEDIAN)[..., 0]
-        return table_forecast(self.given, self.series, median, transforms.between(q, trained, levels), levels, passed)

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
-from xlstm.data import frames
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
-from xlstm.layers.blocks.backbone import Backbone
-from xlstm.layers.blocks.block import MULTIPLE, ResidualFeedForward, round_up
+from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
+from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, State
 from xlstm.losses import pinball
 from xlstm.models.tirex import fine_tuning, items, prediction
@@ -62,12 +60,13 @@ class PatchNetwork(Backbone):
         "scale_eps": checks.non_negative,
     }
     COVARIATES: ClassVar[bool] = False  # whether a forecast takes some
+    horizon: int = 0  # steps that are forecast at least
     _symbol = "2P"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("context", "horizon"):
-            steps = getattr(self, name, 0)
+            steps = getattr(self, name)
             if steps % self.patch_size:
                 expected = f"a multiple of patch_size, {self.patch_size}"
                 raise ValueError(f"{type(self).__name__}: {name} is {steps}, expected {expected}")
@@ -101,20 +100,15 @@ class PatchNetwork(Backbone):
         return {"input": first, **super().parts, "output": last}
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        kept: dict[str, Any] = {}
-        h = self.through(span.xp, "input", p, x, kept)
-        if not span.keep:
-            kept.clear()
-        h, end, more = super().scan(p, h, state, span)
-        kept |= more
-        return self.through(span.xp, "output", p, h, kept), end, kept
+        run = Forward(self, span.xp, p, span)
+        h, end, kept = super().scan(p, run("input", x), state, span)
+        return run("output", h), end, run.kept | kept
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        grads: Params = {}
-        dh = self.through_bwd(span.xp, "output", p, kept, dy, grads)
-        found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
-        grads |= found
-        return grads, self.through_bwd(span.xp, "input", p, kept, dh, grads), start
+        run = Backward(self, span.xp, p, kept, span)
+        found, dh, start = super().scan_bwd(p, kept, run("output", dy), dstate, span)
+        dx = run("input", dh)
+        return found | run.grads, dx, start
 
     def hidden(self, params: Params, tokens: Array, state: Any = None, **rows: Any) -> tuple[list[Array], State]:
         """Run for inference without the layers after the last block, and return the output of every block.
@@ -134,17 +128,16 @@ class PatchNetwork(Backbone):
         state : tuple
         """
         params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
-        levels, ends = zip(*self._levels(params, x, start, span, range(self.num_blocks)), strict=True)
+        run = Forward(self, span.xp, params, span)
+        levels, ends = zip(*self._levels(run, x, start, range(self.num_blocks)), strict=True)
         return [self._swap(span.xp, h) for h in levels], ends[1:]
 
-    def _levels(
-        self, p: Params, x: Array, start: State, span: Span, blocks: Iterable[int]
-    ) -> Iterator[tuple[Array, State]]:
+    def _levels(self, run: Forward, x: Array, start: State, blocks: Iterable[int]) -> Iterator[tuple[Array, State]]:
         """Yield what the first block is given and (), then the output and the state of each of some blocks."""
-        h = self.through(span.xp, "input", p, x, {})
+        h = run("input", x)
         yield h, ()
         for k in blocks:
-            h, end = self.along(f"blocks.{k}", p, h, start[k], span, {})
+            h, end = run(f"blocks.{k}", h, start[k])
             yield h, end
 
     @property
@@ -160,15 +153,7 @@ class PatchNetwork(Backbone):
         """Return what there is to be warned of where a forecast has so many steps."""
         return ""
 
-    def embed(
-        self,
-        params: Params,
-        series: Any,
-        *,
-        batch_size: int = 64,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-    ) -> Any:
+    def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
         """Return the embeddings of series, as features for other models.
 
         The outputs of each block, after the tokens that hold values of a series, are averaged over these tokens and
@@ -178,39 +163,23 @@ class PatchNetwork(Backbone):
         Parameters
         ----------
         params : dict of str to array
-        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L), or table
-            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count. In a
-            table of pandas, Polars or PyArrow each column of numbers is a series, or with `series_id` each name there
-            is one, whose targets are its variates. Rows that are missing between dates are missing values.
+        series : array (L,), (S, L) or (S, V, L), or list of arrays (L,) or (V, L)
+            Each variate is by itself. NaN is a missing value; of a longer series the last `context` values count.
         batch_size : int
             Rows that the network sees at once, at most.
-        targets : list of str, optional
-            With a table the columns that are read, by default all.
-        series_id : str, optional
-            With a table the column that tells several series apart.
 
         Returns
         -------
-        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series, or table
-            float64, on the host. For a table it is a table of its library with a row for each series, in the order in
-            which they come first: the name, in the column `series_id` or "series", and the features, such as
-            "block3_unit17", or "block3_variate1_unit17" of several variates.
+        array (S, num_blocks * V * D), or (num_blocks * V * D,) of one series
+            float64, on the host.
 
         Raises
         ------
         TypeError, ValueError
-            The series or the parameters are none, or series differ in their number of variates; a column is as
-            `forecast` does not take it.
-        ImportError
-            There is a table, and the package narwhals is not installed.
+            The series or the parameters are none, or series differ in their number of variates.
         """
         where = f"{type(self).__name__}.embed"
         batch_size = checks.size(where, "batch_size", batch_size)
-        if items.is_table(where, "series", series, targets=targets, series_id=series_id):
-            column, names, rows = prediction.named(where, self, series, Roles(targets, series_id=series_id))
-            vectors = prediction.features(where, self, params, rows, batch_size).T
-            units = dict(zip(prediction.names(self, len(rows[0])), vectors, strict=True))
-            return frames.plain_like(series, {column: names, **units})
         read = items.read_arrays(where, series, 2)
         features = prediction.features(where, self, params, read.rows, batch_size)
         return features[0] if read.single else features
@@ -323,23 +292,15 @@ class PatchNetwork(Backbone):
         cuts = [L - int(share * L) for L in lengths]
         sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
         first = [one.until(cut) for one, cut in zip(whole, cuts, strict=True)]
-        data = fine_tuning.windows_of(self, first, **sizes)
-        later = fine_tuning.windows_of(self, whole, since=cuts, **sizes) if share else None
+        data = fine_tuning.PatchWindows(self, first, **sizes)
+        later = fine_tuning.PatchWindows(self, whole, since=cuts, **sizes) if share else None
         optimizer = optimizers.adamw(learning_rate, weight_decay=weight_decay)
         options |= {"epochs": epochs, "validation": later, "seed": seed}
         return fine_tuning.tune(self, params, data, weights, rank, optimizer, **options)
 
-    def stream(
-        self,
-        params: Params,
-        series: Any,
-        *,
-        renew: int | None = None,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-    ) -> Stream:
+    def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
         """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
-        return Stream(self, params, series, renew, targets=targets, series_id=series_id)
+        return Stream(self, params, series, renew)
 
     def _groups(self, x: Array) -> Groups | None:
         """Return the groups of the rows of x (B, T, 2P)."""
@@ -390,15 +351,15 @@ class PatchNetwork(Backbone):
             As for `forward`.
         """
         params, x, start, span = self._begin(params, x, state, groups=groups)
-        xp, top = span.xp, self.num_blocks - 1
-        h, _ = collections.deque(self._levels(params, x, start, span, range(top)), maxlen=1).pop()
-        block, p = self.blocks[top], self.below(f"blocks.{top}", params)
-        h, _ = block.over_time(p, h, start[top], span, {})
-        h = block.at_each_step(p, h[tokens, ...], span, {})
-        h = h if rows is None else take(xp, h, rows)
-        for name in ("norm", "output"):
-            h = self.through(xp, name, params, h, {}) if name in self.parts else h
-        return self._swap(xp, self._parted(xp, h))
+        run, top = Forward(self, span.xp, params, span), self.num_blocks - 1
+        h, _ = collections.deque(self._levels(run, x, start, range(top)), maxlen=1).pop()
+        block = self.blocks[top]
+        within = Forward(block, span.xp, self.below(f"blocks.{top}", params), span)
+        h, _ = block.over_time(within, h, start[top])
+        h = block.at_each_step(within, h[tokens, ...])
+        h = h if rows is None else take(span.xp, h, rows)
+        h = run("norm", h) if "norm" in self.parts else h
+        return self._swap(span.xp, self._parted(span.xp, run("output", h)))
 
     def _parted(self, xp: Namespace, y: Array) -> Array:
         """Return (..., Q P) as (..., Q, P)."""

@@ -6,7 +6,7 @@ from the state after as many of them as all of its rows begin with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,9 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Params, device_of, namespace_of
 from xlstm.cells.normalization import normalize
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
 from xlstm.layers.sequence import Leaf, State
-from xlstm.models.tirex import items, transforms
-from xlstm.models.tirex.items import Rows
+from xlstm.models.tirex import transforms
+from xlstm.models.tirex.items import Item, Rows
 from xlstm.models.tirex.variates import Groups
 
 # Rows at once by default: with 4 a CPU takes 1.2 times as long, and 30 to 45 MB less; with 32 hardly less time.
@@ -118,34 +117,55 @@ def _repeated(state: State, leaves: State, rows: int) -> State:
 
 
 def predict(
-    cache: PrefixStateCache, rows_of: Callable[[int], Rows], count: int, first: int, patches: int, batch_size: int
-) -> Iterator[tuple[int, Rows, Values]]:
-    """Yield the number of each entry, its rows, and quantiles (V, patches P, Q) of its targets.
+    cache: PrefixStateCache,
+    given: Sequence[Item],
+    steps: Sequence[int],
+    context: int,
+    batch_size: int | None,
+    rollout: int = checks.LARGEST,
+    differencing: bool = False,
+) -> list[Values]:
+    """Return quantiles (V, steps, Q) of the targets of each item.
 
     Parameters
     ----------
     cache : PrefixStateCache
         It has the model and the parameters.
-    rows_of : function
-        It returns the rows of an entry by its number, of whole patches.
-    count : int
-        Number of entries.
-    first : int
-        The token whose output is the first of so many patches.
-    batch_size : int
+    given : sequence of Item
+    steps : sequence of int
+        Steps to forecast of each item.
+    context : int
+        Values before them in a window; whole patches are taken.
+    batch_size : int, optional
         Rows at once, at most.
+    rollout : int
+        Patches that are predicted from one window, at most; a later window has so many values less.
+    differencing : bool
+        Replace targets with a trend by their changes.
     """
     model: Any = cache.model
     P, scaler = model.patch_size, model.scaler
+    context += -context % P
+    first = context // P - 1  # the token whose output is the first of the patches
+    counts = [-(-n // P) for n in steps]
+    patches = min(rollout, max(counts))
+    ahead = max(model.horizon, patches * P)
+    windows = [(k, done) for k, n in enumerate(counts) for done in range(0, n, patches)]
+
+    def rows_of(window: int) -> Rows:
+        k, done = windows[window]
+        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P, differencing)
+
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}  # of each its number, its lead and its rows
-    for k in range(count):
+    for k in range(len(windows)):
         rows = rows_of(k)
         known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
         lead = 0 if known else min(transforms.leading(row, P, first) for row in rows.x)
         kinds.setdefault((known, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
+    outputs: dict[int, tuple[Rows, Values]] = {}  # quantiles (V, patches P, Q) of each window, and its rows
     for (known, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
-        for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
+        for batch, lead in cache.batches(leads, sizes, batch_size or cache.batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
             rows = Rows.joined(parts)
             units = scaler.units(rows.x)
@@ -160,9 +180,16 @@ def predict(
                 Groups.of(type(model).__name__, len(tokens), **rows.marks) if known or grouped else None,
             )
             y = scaler.restored(on_host(y), units.of(rows.targets))
-            q = y.reshape(len(y), -1, y.shape[-1])
             ends = np.cumsum([len(part.latest) for part in parts])
-            yield from zip((numbers[k] for k in batch), parts, np.split(q, ends[:-1]), strict=True)
+            split = np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
+            outputs |= zip((numbers[k] for k in batch), zip(parts, split, strict=True), strict=True)
+    left, results = iter(range(len(windows))), []
+    for n, count in zip(steps, counts, strict=True):
+        (rows, *_), split = zip(*(outputs[next(left)] for _ in range(0, count, patches)), strict=True)
+        q = np.concatenate(split, axis=1)[:, :n]
+        results.append(model.calibrated(q))
+        results[-1][rows.summed] = transforms.summed(q[rows.summed], rows.latest[rows.summed])
+    return results
 
 
 def on_host(y: Any) -> Values:
@@ -174,17 +201,6 @@ def names(model: Any, variates: int) -> list[str]:
     """Return the names of features: "block3_unit17", and of several variates "block3_variate1_unit17"."""
     each = [f"_variate{v}" for v in range(variates)] if variates > 1 else [""]
     return [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in each for d in range(model.size)]
-
-
-def named(where: str, model: Any, table: Any, roles: Roles) -> tuple[str, np.ndarray[Any, Any], list[Values]]:
-    """Return the column of names, the names, and the series (V, L) of a table.
-
-    They are those that `series_id` names, with all of their targets, or else each column by itself.
-    """
-    read = items.Table.of(where, model, table, roles)
-    if read.given.id_name:
-        return read.given.id_name, np.array(read.given.labels), [one.values.T for one in read.series]
-    return "series", np.array(read.given.names), [column[None] for column in read.columns]
 
 
 def features(where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int) -> Values:

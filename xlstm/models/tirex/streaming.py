@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,12 +10,10 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like
 from xlstm.arrays.namespace import Params
-from xlstm.data import frames, panels
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
 from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, transforms
-from xlstm.models.tirex.items import Forecast, HorizonWarning, Series, Table
+from xlstm.models.tirex.items import Forecast, HorizonWarning, Series
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host
 from xlstm.models.tirex.transforms import Units
 
@@ -50,45 +47,22 @@ class Stream:
     model : TiRex or TiRex2
     params : dict of str to array
         They are not to be changed in place.
-    series : array (L,), (B, L), or list of arrays (L,), or table
-        The values so far; NaN is a missing value. Each column of numbers of a table of pandas, Polars or PyArrow is a
-        series, or several with `series_id`; where rows have dates, all end with the same one.
+    series : array (L,), (B, L), or list of arrays (L,)
+        The values so far; NaN is a missing value.
     renew : int, optional
         After so many new values a window is read again, with units of its own; by default after an eighth of `context`.
         With 0 that is never done, while there are forecasts often enough.
-    targets : list of str, optional
-        With a table the columns to forecast, by default all.
-    series_id : str, optional
-        With a table the column that tells several series apart.
 
     Raises
     ------
     TypeError, ValueError
-        The series or the parameters are none; a column is as `forecast` does not take it, or series of a table end with
-        different dates.
-    ImportError
-        There is a table, and the package narwhals is not installed.
+        The series or the parameters are none.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        params: Params,
-        series: Any,
-        renew: int | None = None,
-        *,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
-    ) -> None:
+    def __init__(self, model: Any, params: Params, series: Any, renew: int | None = None) -> None:
         self.model, self._where = model, f"{type(model).__name__}.stream"
         self.renew = checks.size_or_0(self._where, "renew", model.context // RENEWED if renew is None else renew)
         self._cache = PrefixStateCache(model, params)
-        self._table: Table | None = None
-        if items.is_table(self._where, "series", series, targets=targets, series_id=series_id):
-            self._table = Table.of(self._where, model, series, Roles(targets, series_id=series_id))
-            panels.check_ends(self._where, self._table.given, self._table.series)
-            columns = self._table.columns
-            series = columns if len(columns) > 1 else columns[0]
         read = items.read_arrays(self._where, series, 1)
         self._single = read.single
         self._seen = np.stack([transforms.last(row[0], model.context) for row in read.rows])  # (B, C)
@@ -100,32 +74,25 @@ class Stream:
 
         Parameters
         ----------
-        values : array (B,) or (B, n); of one series a number or (n,); or table
-            The next value of each series, or the next n; NaN where one is missing. Where the series came as a table
-            these are more rows of it, in any order if they have dates: a series without a row for a date has a missing
-            value there. An array has the targets of the first series, then those of the second, and so on.
+        values : array (B,) or (B, n); of one series a number or (n,)
+            The next value of each series, or the next n; NaN where one is missing.
 
         Raises
         ------
         TypeError, ValueError
-            There are not as many rows as series, or these are no numbers; rows of a table are not the next ones.
+            There are not as many rows as series, or these are no numbers.
         """
         where, B = self._where, len(self._seen)
-        if frames.has_columns(values):
-            if self._table is None:
-                raise TypeError(f"{where}: values is a table, expected an array, as the series were no table")
-            new = self._table.following(where, values, self.count)
-        else:
-            expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
-            host = checks.host(where, "values", values, expected)
-            if host.dtype.kind not in "fiubO":
-                raise TypeError(f"{where}: values is {checks.shown(values)}, expected numbers {expected}")
-            new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
-            if new.ndim != 2 or len(new) != B:
-                raise ValueError(f"{where}: values has shape {host.shape}, expected {expected}")
-            if not new.shape[1]:
-                return
-            new = np.concatenate(items.read_arrays(where, list(new), 1).rows)
+        expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
+        host = checks.host(where, "values", values, expected)
+        if host.dtype.kind not in "fiubO":
+            raise TypeError(f"{where}: values is {checks.shown(values)}, expected numbers {expected}")
+        new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
+        if new.ndim != 2 or len(new) != B:
+            raise ValueError(f"{where}: values has shape {host.shape}, expected {expected}")
+        if not new.shape[1]:
+            return
+        new = np.concatenate(items.read_arrays(where, list(new), 1).rows)
         self._seen = np.concatenate((self._seen, new), axis=1)[:, -self.model.context :]
         self.count += new.shape[1]
 
@@ -141,7 +108,7 @@ class Stream:
         Returns
         -------
         Forecast
-            Its quantiles are (B, H, Q), or (H, Q) of one series, or tables as of `forecast` of the model.
+            Its quantiles are (B, H, Q), or (H, Q) of one series.
 
         Raises
         ------
@@ -155,8 +122,7 @@ class Stream:
         """
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
-        check = transforms.levels_of if self._table is None else items.distinct_levels
-        levels = check(self._where, quantiles, model.quantiles)
+        levels = transforms.levels_of(self._where, quantiles, model.quantiles)
         if beyond := model.beyond(horizon):
             warnings.warn(f"{self._where}: {beyond}", HorizonWarning, stacklevel=2)
         phase = self._now()
@@ -166,8 +132,6 @@ class Stream:
             ahead.append(self._run(np.zeros((len(self._seen), more, model.input_size)), phase.state)[0])
         y = model.scaler.restored(np.concatenate(ahead, axis=1), phase.units)
         q = model.calibrated(y.reshape(len(y), -1, y.shape[-1])[:, :horizon])
-        if self._table is not None:
-            return self._table.forecast(q, model.quantiles, levels, self.count)
         return Series([], [1] * len(q), self._single).forecast(q[:, None], model.quantiles, levels)
 
     def _now(self) -> Phase:

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-import numpy as np
-
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data.panels import Roles
 from xlstm.layers.norm import RMSNorm
 from xlstm.models.tirex import items, prediction, transforms
-from xlstm.models.tirex.items import Forecast, HorizonWarning, Item, Rows
+from xlstm.models.tirex.items import Forecast, HorizonWarning
 from xlstm.models.tirex.patch_network import QUANTILES, PatchNetwork
 from xlstm.models.tirex.prediction import PrefixStateCache
 from xlstm.models.tirex.variates import NORM_EPS, TiRexBlock
@@ -170,36 +168,22 @@ class TiRex(PatchNetwork):
             roles = Roles(targets, series_id=series_id)
             options = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
             return items.forecast_table(self, params, series, horizon, roles, None, quantiles, **options)
-        horizon = checks.size(where, "horizon", horizon)
+        horizon, rollout = checks.size(where, "horizon", horizon), checks.size(where, "rollout", rollout)
         batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
-        rollout = checks.size(where, "rollout", rollout)
         resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
-        read = items.read_arrays(where, series, 1)
+        read, given = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
-        rates = [1.0 if resample is None else transforms.rate_of(row[0], horizon) for row in read.rows]
-        rows = [transforms.downsampled(row[0], rate)[None] for row, rate in zip(read.rows, rates, strict=True)]
-        P, C, steps = self.patch_size, self.context, [math.ceil(horizon * rate) for rate in rates]
-        counts = [-(-n // P) for n in steps]  # patches to forecast of each series
-        windows = [(k, done) for k, n in enumerate(counts) for done in range(0, n, rollout)]
-        if any(done * P >= C for _, done in windows):
-            problem = f"the last steps come from windows of {C} values that hold none of the series"
-            warnings.warn(f"TiRex: {problem}, and know neither its level nor its scale", HorizonWarning, stacklevel=2)
-        patches = min(rollout, max(counts))  # of each window; more patches are missing at its end
-
-        def rows_of(k: int) -> Rows:
-            series, done = windows[k]
-            ahead = (done + patches - 1) * P
-            none = np.empty((0, rows[series].shape[1]))
-            return Rows.of(Item(rows[series], none, none), 0, ahead, C + (patches - 1) * P - ahead, False)
-
-        predicted: list[Any] = [None] * len(windows)
-        first, rows_at_once = C // P - 1, batch_size or cache.batch_size
-        for k, _, q in prediction.predict(cache, rows_of, len(windows), first, patches, rows_at_once):
-            predicted[k] = q[0]
-        left = iter(predicted)
-        whole = [np.concatenate([next(left) for _ in range(0, n, rollout)]) for n in counts]
-        ahead = [
-            transforms.upsampled(q[:n], rate, horizon)[None] for q, n, rate in zip(whole, steps, rates, strict=True)
+        rates = [1.0 if resample is None else transforms.rate_of(one.target[0], horizon) for one in given]
+        slow = [
+            one._replace(target=transforms.downsampled(one.target[0], r)[None])
+            for one, r in zip(given, rates, strict=True)
         ]
-        return read.forecast(ahead, self.quantiles, levels)
+        steps = [math.ceil(horizon * rate) for rate in rates]
+        last = -(-max(steps) // self.patch_size) - 1
+        if (last - last % rollout) * self.patch_size >= self.context:
+            problem = f"the last steps come from windows of {self.context} values that hold none of the series"
+            warnings.warn(f"TiRex: {problem}, and know neither its level nor its scale", HorizonWarning, stacklevel=2)
+        predicted = prediction.predict(cache, slow, steps, self.context, batch_size, rollout)
+        q = [transforms.upsampled(one[0], rate, horizon)[None] for one, rate in zip(predicted, rates, strict=True)]
+        return read.forecast(q, self.quantiles, levels)

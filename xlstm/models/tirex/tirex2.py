@@ -17,7 +17,7 @@ from xlstm.layers.module import Saved
 from xlstm.layers.norm import RMSNorm
 from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, prediction, transforms
-from xlstm.models.tirex.items import Forecast, HorizonWarning, Item, Rows
+from xlstm.models.tirex.items import Forecast, HorizonWarning, Item
 from xlstm.models.tirex.patch_network import QUANTILES, PatchNetwork
 from xlstm.models.tirex.prediction import PrefixStateCache
 from xlstm.models.tirex.transforms import Scaler
@@ -194,7 +194,7 @@ class TiRex2(PatchNetwork):
         together = self._groups(x, groups, targets, known)
         if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
-        return self._forward(params, x, state, train, lengths, seed, keep, together)
+        return super().forward(params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together)
 
     def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
         if groups is None and targets is None and known is None:
@@ -313,33 +313,12 @@ class TiRex2(PatchNetwork):
         if beyond := self.beyond(horizon):
             warnings.warn(f"{where}: {beyond}", HorizonWarning, stacklevel=2)
         context = self.context if pad else min(self.context, max(row.shape[1] for row in read.rows))
-        run = functools.partial(self._predict, cache, horizon, context, changes, batch_size or cache.batch_size)
+
+        def run(given: Sequence[Item]) -> list[Values]:
+            steps = [horizon] * len(given)
+            return prediction.predict(cache, given, steps, context, batch_size, differencing=changes)
+
         q = run(given)
         if opposite is not None:
             q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run([-item for item in given]), strict=True)]
         return read.forecast(q, self.quantiles, levels)
-
-    def _predict(
-        self,
-        cache: PrefixStateCache,
-        horizon: int,
-        context: int,
-        differencing: bool,
-        batch_size: int,
-        given: Sequence[Item],
-    ) -> list[Values]:
-        """Return quantiles (V, H, Q) of the targets of each item, all steps at once."""
-        P = self.patch_size
-        patches = -(-horizon // P)
-        ahead = max(self.horizon, patches * P)
-        context += -context % P  # whole patches
-
-        def rows_of(k: int) -> Rows:
-            return Rows.of(given[k], horizon, ahead, context, differencing)
-
-        results: list[Any] = [None] * len(given)
-        for k, rows, q in prediction.predict(cache, rows_of, len(given), context // P - 1, patches, batch_size):
-            results[k] = self.calibrated(q[:, :horizon])
-            steps = q[rows.summed, :horizon]
-            results[k][rows.summed] = transforms.summed(steps, rows.latest[rows.summed])
-        return results

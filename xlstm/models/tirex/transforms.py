@@ -174,7 +174,7 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
     Raises
     ------
     TypeError, ValueError
-        They are no numbers, or one lies outside of the trained ones.
+        They are no numbers, one lies outside of the trained ones, or one is there twice.
     """
     if levels is None:
         return tuple(trained)
@@ -185,6 +185,8 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
         if not trained[0] <= numbers[k] <= trained[-1]:
             problem = f"expected {trained[0]:g} to {trained[-1]:g}, the range that the model was trained for"
             raise ValueError(f"{where}: quantiles[{k}] is {numbers[k]:g}, {problem}")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{where}: quantiles is {checks.shown(levels)}, expected each level once")
     return tuple(numbers)
 
 

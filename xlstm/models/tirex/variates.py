@@ -16,11 +16,11 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
 from xlstm.cells.activations import FEED_FORWARD, softmax, softmax_bwd
 from xlstm.cells.normalization import normalize_root, normalize_root_bwd
-from xlstm.layers.blocks.block import GatedFeedForward, MixerBlock
+from xlstm.layers.blocks.block import Block, GatedFeedForward
 from xlstm.layers.blocks.large import LargeBlock
-from xlstm.layers.blocks.slstm_block import Recurrence, sLSTMBlock
-from xlstm.layers.linear import HeadwiseLinear, Linear
-from xlstm.layers.module import SameWidth
+from xlstm.layers.blocks.stack import Recurrence, sLSTMBlock
+from xlstm.layers.linear import Linear
+from xlstm.layers.module import Backward, Forward, SameWidth
 from xlstm.layers.norm import MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
 from xlstm.recurrence.packing import Packing, Span
@@ -143,41 +143,39 @@ class VariateMixer(SameWidth, SequenceLayer):
         return ()
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        xp, groups = span.xp, span.groups
+        xp, groups, run = span.xp, span.groups, Forward(self, span.xp, p, span)
         if groups is None or not len(groups.rows):
             return x, (), None
-        kept: dict[str, Any] = {}
         a = take(xp, x, groups.rows)  # (1)
-        u = self.through(xp, "norm", p, a, kept)  # (2)
-        q, k, v = (self._heads(xp, self.through(xp, name, p, u, kept)) for name in "qkv")  # (3)
+        u = run("norm", a)  # (2)
+        q, k, v = (self._heads(xp, run(name, u)) for name in "qkv")  # (3)
         if self.qk_norm:
             eps = float(finfo(xp, x.dtype).eps)
             (q, qr), (k, kr) = (normalize_root(xp, h, -1, eps) for h in (q, k))  # (4)
-            kept["qk"] = q, qr, k, kr
-        heads = []
-        kept["sets"] = []
+            run.keep(qk=(q, qr, k, kr))
+        heads, sets = [], []
         for some, seen in self._sets(xp, groups, x):
-            sets = [self._by_set(xp, b[:, some, ...], seen) for b in (q, k, v)]
-            h, one = attention(xp, sets[0], sets[1], sets[2], seen)  # (5)
+            parts = [self._by_set(xp, b[:, some, ...], seen) for b in (q, k, v)]
+            h, kept = attention(xp, parts[0], parts[1], parts[2], seen)  # (5)
             heads.append(self._by_row(xp, h))
-            kept["sets"].append(one)
-        a = a + self.through(xp, "o", p, xp.concat(heads, axis=1), kept)  # (6)
-        z = self.through(xp, "up", p, self.through(xp, "ffn_norm", p, a, kept), kept)  # (7)
+            sets.append(kept)
+        a = a + run("o", xp.concat(heads, axis=1))  # (6)
+        z = run("up", run("ffn_norm", a))  # (7)
         s = fuse(xp, FEED_FORWARD[self.activation].fwd, z)  # (8)
-        a = a + self.through(xp, "down", p, s, kept)  # (9)
-        return put(xp, x, a, groups.rows), (), {**kept, "z": z, "s": s}  # (10)
+        a = a + run("down", s)  # (9)
+        run.keep(sets=sets, z=z, s=s)
+        return put(xp, x, a, groups.rows), (), run.kept  # (10)
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, groups = span.xp, span.groups
         if kept is None:
             return {name: xp.zeros_like(a) for name, a in p.items()}, dy, ()
-        grads: Params = {}
+        run = Backward(self, xp, p, kept, span)
         da = take(xp, dy, groups.rows)  # (10)
-        ds = self.through_bwd(xp, "down", p, kept, da, grads)  # (9)
+        ds = run("down", da)  # (9)
         dz = fuse(xp, FEED_FORWARD[self.activation].bwd, ds, kept["z"], kept["s"])  # (8)
-        dz = self.through_bwd(xp, "up", p, kept, dz, grads)  # (7)
-        da = da + self.through_bwd(xp, "ffn_norm", p, kept, dz, grads)
-        dh = self._heads(xp, self.through_bwd(xp, "o", p, kept, da, grads))  # (6)
+        da = da + run("ffn_norm", run("up", dz))  # (7)
+        dh = self._heads(xp, run("o", da))  # (6)
         found = []
         for (some, seen), one in zip(self._sets(xp, groups, dy), kept["sets"], strict=True):
             parts = attention_bwd(xp, self._by_set(xp, dh[:, some, ...], seen), one)  # (5)
@@ -189,9 +187,9 @@ class VariateMixer(SameWidth, SequenceLayer):
                 xp.reshape(normalize_root_bwd(xp, self._heads(xp, d), n, r, -1), d.shape)
                 for d, n, r in ((dq, q, qr), (dk, k, kr))
             )
-        du = sum(self.through_bwd(xp, name, p, kept, d, grads) for name, d in (("q", dq), ("k", dk), ("v", dv)))  # (3)
-        da = da + self.through_bwd(xp, "norm", p, kept, du, grads)  # (2)
-        return grads, put(xp, dy, da, groups.rows), ()  # (1)
+        du = run("q", dq) + run("k", dk) + run("v", dv)  # (3)
+        da = da + run("norm", du)  # (2)
+        return run.grads, put(xp, dy, da, groups.rows), ()  # (1)
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, R, D) as (T, R, N, K)."""
@@ -249,8 +247,8 @@ class TiRexBlock(sLSTMBlock):
         depth = self.index / max(1, self.num_blocks - 1)
         cell = Recurrence(D, N, self.recurrent_init, depth, forget_limit=self.forget_limit, rounded=self.rounded)
         return {
+            **super().parts,
             "norm": norm,
-            **dict.fromkeys("ifzo", HeadwiseLinear(D, N, std=self._small)),
             "cell": cell,
             "outnorm": MultiHeadNorm(D, num_heads=N, eps=self.head_eps, residual=self.head_residual),
             "ffn_norm": norm,
@@ -259,7 +257,7 @@ class TiRexBlock(sLSTMBlock):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multivariate(MixerBlock if TYPE_CHECKING else object):  # type: ignore[misc]
+class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     """A mixin for the blocks of TiRex-2: rows whose future is known are mixed in both directions of time, and rows that
     belong together by a `VariateMixer` after the feed-forward layer.
 
@@ -277,40 +275,37 @@ class Multivariate(MixerBlock if TYPE_CHECKING else object):  # type: ignore[mis
         both = Linear(2 * D, D, bias=False, std=self._small)
         return {**super().parts, "combination": both, "mixer": mixer}
 
-    def at_each_step(self, p: Params, x: Array, span: Span, kept: dict[str, Any]) -> Array:
-        x = super().at_each_step(p, x, span, kept)
-        return self.along("mixer", p, x, (), span, kept)[0]
+    def at_each_step(self, run: Forward, x: Array) -> Array:
+        return run("mixer", super().at_each_step(run, x), ())[0]
 
-    def at_each_step_bwd(self, p: Params, kept: Any, dy: Array, span: Span, grads: Params) -> Array:
-        dy, _ = self.along_bwd("mixer", p, kept, dy, None, span, grads)
-        return super().at_each_step_bwd(p, kept, dy, span, grads)
+    def at_each_step_bwd(self, run: Backward, dy: Array) -> Array:
+        return super().at_each_step_bwd(run, run("mixer", dy, None)[0])
 
-    def mix(self, p: Params, u: Array, state: State, span: Span, kept: dict[str, Any]) -> tuple[Array, State]:
-        y, end = super().mix(p, u, state, span, kept)
-        if span.groups is None or not len(span.groups.known):
+    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+        y, end = super().mix(run, u, state)
+        xp, groups = run.xp, run.span.groups
+        if groups is None or not len(groups.known):
             return y, end
-        xp, known = span.xp, span.groups.known
-        back, kept["reverse"] = self._reverse(span), {}
-        rest = complete("", xp, "state", None, self.states, back.B, p)
-        r, _ = super().mix(p, xp.flip(take(xp, u, known), axis=0), rest, back, kept["reverse"])  # (1)
+        known, back = groups.known, Forward(self, xp, run.p, self._reverse(run.span))
+        rest = complete("", xp, "state", None, self.states, back.span.B, run.p)
+        r, _ = super().mix(back, xp.flip(take(xp, u, known), axis=0), rest)  # (1)
+        run.keep(reverse=back.kept)
         both = xp.concat((take(xp, y, known), xp.flip(r, axis=0)), axis=-1)  # (2)
-        return put(xp, y, self.through(xp, "combination", p, both, kept), known), end  # (3)
+        return put(xp, y, run("combination", both), known), end  # (3)
 
-    def mix_bwd(self, p: Params, kept: Any, dy: Array, dstate: Any, span: Span, grads: Params) -> tuple[Array, State]:
-        xp = span.xp
-        if "reverse" not in kept:
-            grads["combination.W"] = xp.zeros_like(p["combination.W"])
-            du, start = super().mix_bwd(p, kept, dy, dstate, span, grads)
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+        xp = run.xp
+        if "reverse" not in run.kept:
+            run.grads["combination.W"] = xp.zeros_like(run.p["combination.W"])
+            du, start = super().mix_bwd(run, dy, dstate)
             return du, start
-        known = span.groups.known
-        dboth = self.through_bwd(xp, "combination", p, kept, take(xp, dy, known), grads)  # (3)
+        known = run.span.groups.known
+        dboth = run("combination", take(xp, dy, known))  # (3)
         dy = put(xp, dy, dboth[..., : self.size], known)  # (2)
-        du, start = super().mix_bwd(p, kept, dy, dstate, span, grads)
-        again: Params = {}
-        dr = xp.flip(dboth[..., self.size :], axis=0)  # (2)
-        dr, _ = super().mix_bwd(p, kept["reverse"], dr, None, self._reverse(span), again)  # (1)
-        for name, g in again.items():
-            grads[name] = grads[name] + g
+        du, start = super().mix_bwd(run, dy, dstate)
+        back = Backward(self, xp, run.p, run.kept["reverse"], self._reverse(run.span))
+        dr, _ = super().mix_bwd(back, xp.flip(dboth[..., self.size :], axis=0), None)  # (2) (1)
+        run.grads |= {name: run.grads[name] + g for name, g in back.grads.items()}
         return put(xp, du, take(xp, du, known) + xp.flip(dr, axis=0), known), start  # (1)
 
     def _reverse(self, span: Span) -> Span:

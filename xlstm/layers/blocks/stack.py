@@ -1,0 +1,401 @@
+"""The blocks and the stack of the xLSTM paper (Beck et al. 2024, section 2.4 and appendix A.4)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar
+
+from xlstm.arrays import checks, foreach
+from xlstm.arrays.concat import concat
+from xlstm.arrays.fuse import fuse, summed
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.cells import slstm
+from xlstm.cells.activations import silu, silu_bwd
+from xlstm.engines import engine
+from xlstm.engines.cell_step import Masks, Step
+from xlstm.layers import initializers
+from xlstm.layers.blocks.block import Backbone, Block, GatedFeedForward, GatesOfHeads, widened
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.gated import Pass
+from xlstm.layers.linear import HeadwiseLinear, Linear
+from xlstm.layers.matrix_memory import Memory
+from xlstm.layers.module import Backward, Forward, Weight
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State, complete
+from xlstm.recurrence.backward import run_bwd
+from xlstm.recurrence.packing import Span
+
+
+@dataclass(frozen=True)
+class mLSTMBlock(Block):  # noqa: N801
+    """A block that projects up, convolves, remembers in matrices, projects down, and adds the result to x.
+
+    (a, z) = up(LayerNorm(x)); c = silu(conv(a)); q and k are maps of c and v of a, by blocks; i~ and f~ are maps of
+    [q, k, v]; h = mLSTM(q, k, v, i~, f~); y = x + down((norm(h) + skip c) silu(z)). The state is ((x,), (C, n, m)):
+    that of the convolution, then that of the memories.
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    num_heads : int
+        Number N of heads.
+    conv_kernel_size : int
+        Number of steps that the convolution sees.
+    proj_factor : float
+        The inner width F is this times D, rounded up to a multiple of 64.
+    qkv_block_size : int
+        Width of the blocks that q, k and v are projected in.
+    bias : bool
+        Whether the projections up, down, and to q, k and v have biases.
+    eps : float
+        Number that is added to the denominator of h; the published package has 1e-6.
+    chunk_size : int, optional
+        Number of steps that are computed together; the default follows the width of heads. It changes the speed, and
+        results only by rounding.
+    dropout : float
+        Rate of dropout of what is added to x.
+    num_blocks, index : int
+        The number of blocks in the stack, on which initial weights depend, and the place of this one.
+    """
+
+    _: KW_ONLY
+    proj_factor: float = 2.0
+    qkv_block_size: int = 4
+    bias: bool = False
+    eps: float = 0.0
+    chunk_size: int | None = None
+
+    CHECKS: ClassVar = {"conv_kernel_size": checks.size}
+    HEADED = ("inner",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.inner % self.qkv_block_size:
+            expected = f"expected a divisor of the inner width, {self.inner}"
+            raise ValueError(f"mLSTMBlock: qkv_block_size is {self.qkv_block_size}, {expected}")
+
+    @property
+    def inner(self) -> int:
+        """The inner width F."""
+        return widened("mLSTMBlock", "proj_factor", self.proj_factor, self.size)
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """The memories of all heads."""
+        K = self.inner // self.num_heads
+        return Memory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        D, F, N, std = self.size, self.inner, self.num_heads, self._small
+        heads = HeadwiseLinear(F, F // self.qkv_block_size, bias=self.bias, std=std)
+        return {
+            "norm": LayerNorm(D, residual=True),
+            "up": Linear(D, 2 * F, bias=self.bias, std=std),
+            "conv": CausalConv(F, self.conv_kernel_size),
+            "q": heads,
+            "k": heads,
+            "v": heads,
+            "gates": GatesOfHeads(3 * F, N),
+            "outnorm": MultiHeadNorm(F, num_heads=N, residual=True),
+            "down": Linear(F, D, bias=self.bias, std=2 / (self.num_blocks * math.sqrt(D))),
+        }
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        return {"skip": ({"F": self.inner}, initializers.constant(1.0))}
+
+    @functools.cached_property
+    def states(self) -> State:
+        return self.parts["conv"].states, self.memory.states
+
+    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+        xp, F, N = run.xp, self.inner, self.num_heads
+        az = run("up", u)  # (2)
+        a, z = az[..., :F], az[..., F:]
+        cc, conv_end = run("conv", a, state[0])  # (3)
+        c = fuse(xp, silu, cc)  # (4)
+        q, k, v = run("q", c), run("k", c), run("v", a)  # (5)
+        gates = run("gates", concat(xp, (q, k, v), -1))  # (6)
+        h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], run.span)  # (7)
+        n = run("outnorm", h)
+        s, g, sg = fuse(xp, _skipped, n, run.p["skip"], c, z)  # (8) (9)
+        run.keep(z=z, cc=cc, c=c, memory=memory, s=s, g=g)
+        return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
+
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+        xp, F, kept, skip = run.xp, self.inner, run.kept, run.p["skip"]
+        conv_end, end = (None, None) if dstate is None else dstate
+        c, g = kept["c"], kept["g"]
+        dsg = run("down", run.dropped("mask", dy))  # (11) (10)
+        dz, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, dsg, kept["s"], kept["z"], g, skip, c)  # (9) (8)
+        dh = run("outnorm", ds)
+        (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, run.span)  # (7)
+        dqkv = run("gates", concat(xp, (di, df), -1))  # (6)
+        dc += run("q", dq + dqkv[..., :F])  # (5)
+        dc += run("k", dk + dqkv[..., F : 2 * F])
+        da = run("v", dv + dqkv[..., 2 * F :])
+        dcc = fuse(xp, silu_bwd, dc, kept["cc"], c)  # (4)
+        more, conv_start = run("conv", dcc, conv_end)  # (3)
+        return run("up", concat(xp, (da + more, dz), -1)), (conv_start, start)  # (2)
+
+
+def _skipped(xp: Namespace, n: Array, skip: Array, c: Array, z: Array) -> tuple[Array, Array, Array]:
+    s, g = n + skip * c, silu(xp, z)  # (8) (9)
+    return s, g, s * g
+
+
+def _skipped_bwd(
+    xp: Namespace, dsg: Array, s: Array, z: Array, g: Array, skip: Array, c: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Return the gradients of z, n, c and the skip weights, the last row by row."""
+    ds = dsg * g
+    return silu_bwd(xp, dsg * s, z, g), ds, ds * skip, ds * c  # (9) (8)
+
+
+@dataclass(frozen=True)
+class sLSTMBlock(Block):  # noqa: N801
+    """A convolution and an sLSTM, then a feed-forward layer; the result of either is added to x.
+
+    u = LayerNorm(x); c = silu(conv(u)); i~ and f~ are maps of c, z~ and o~ of u, by heads; x' = x + norm(sLSTM(i~, f~,
+    z~, o~)); y = x' + feedforward(LayerNorm(x')). The state is ((x,), (h, c, n, m)): that of the convolution, then that
+    of the sLSTM, in which each array is (B, D).
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    num_heads : int
+        Number N of heads.
+    conv_kernel_size : int
+        Number of steps that the convolution sees; with 0 there is none, and i~ and f~ are maps of u.
+    ffn_proj_factor : float
+        The width of the feed-forward layer is this times D, rounded up to a multiple of 64; with 0 there is none.
+    ffn_activation : str
+        Activation of the `GatedFeedForward`.
+    recurrent_init : {"zeros", "uniform"}
+        Initial recurrent weights: 0 as in the published package, or U(-1/sqrt(D), 1/sqrt(D)).
+    dropout : float
+        Rate of dropout of the sLSTM's h.
+    ffn_dropout : float, optional
+        Rate of dropout of what the feed-forward layer adds, by default `dropout`.
+    num_blocks, index : int
+        The number of blocks in the stack and the place of this one, on which initial forget biases depend.
+    """
+
+    _: KW_ONLY
+    ffn_proj_factor: float = 1.3
+    ffn_activation: str = "gelu"
+    recurrent_init: str = "zeros"
+    ffn_dropout: float | None = None
+
+    HEADED = ("size",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._wide  # noqa: B018 (this checks it)
+
+    @property
+    def _wide(self) -> int:
+        """Width of the feed-forward layer."""
+        return widened("sLSTMBlock", "ffn_proj_factor", self.ffn_proj_factor, self.size)
+
+    @property
+    def ffn_rate(self) -> float:
+        return self.dropout if self.ffn_dropout is None else self.ffn_dropout
+
+    @functools.cached_property
+    def random(self) -> bool:
+        return self.dropout > 0 or self.ffn_rate > 0
+
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        D, N = self.size, self.num_heads
+        heads = HeadwiseLinear(D, N, std=self._small)
+        found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
+        if self.conv_kernel_size:
+            found["conv"] = CausalConv(D, self.conv_kernel_size)
+        found |= dict.fromkeys("ifzo", heads)
+        found["cell"] = Recurrence(D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1))
+        found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
+        if self.ffn_proj_factor:
+            found["ffn_norm"] = LayerNorm(D, residual=True)
+            found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
+        return found
+
+    @functools.cached_property
+    def states(self) -> State:
+        return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
+
+    def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
+        c, conv_end = u, ()
+        if self.conv_kernel_size:
+            cc, conv_end = run("conv", u, state[0])  # (1)
+            c = fuse(run.xp, silu, cc)  # (2)
+            run.keep(cc=cc, c=c)
+        maps = [(self.below(g, run.p), c if g in "if" else u) for g in "ifzo"]
+        gates, kept = self.parts["i"].beside(run.xp, maps)  # (3)
+        run.keep(**dict(zip("ifzo", kept, strict=True)))
+        h, end = run("cell", gates, state[1])  # (4)
+        return run("outnorm", run.dropped("mask", h, self.dropout)), (conv_end, end)  # (5) (6)
+
+    def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
+        D, kept = self.size, run.kept
+        conv_end, cell_end = (None, None) if dstate is None else dstate
+        dh = run.dropped("mask", run("outnorm", dy))  # (6) (5)
+        dgates, cell_start = run("cell", dh, cell_end)  # (4)
+        di, df, dz, do = (run(g, dgates[..., j * D : (j + 1) * D]) for j, g in enumerate("ifzo"))  # (3)
+        dc, du, conv_start = di + df, dz + do, ()
+        if self.conv_kernel_size:
+            dcc = fuse(run.xp, silu_bwd, dc, kept["cc"], kept["c"])  # (2)
+            dc, conv_start = run("conv", dcc, conv_end)  # (1)
+        return du + dc, (conv_start, cell_start)
+
+
+@dataclass(frozen=True)
+class Recurrence(SequenceLayer):
+    """The sLSTM from the products of x, i f z o, (T, B, 4D); parameters are `Wh` (4, N, K, K) and `b` (4D,).
+
+    With `rounded` the products, `Wh` and all states are rounded to bfloat16, which takes float32.
+    """
+
+    size: int
+    num_heads: int
+    recurrent_init: str
+    depth: float
+    _: KW_ONLY
+    forget_limit: float | None = None
+    rounded: bool = False
+
+    @functools.cached_property
+    def cell(self) -> slstm.Cell:
+        """The cell."""
+        return (slstm.Rounded if self.rounded else slstm.Cell)(forget_limit=self.forget_limit)
+
+    @property
+    def input_size(self) -> int:
+        return 4 * self.size
+
+    @property
+    def output_size(self) -> int:
+        return self.size
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        N, K = self.num_heads, self.size // self.num_heads
+        Wh = {"4": 4, "N": N, "K": K, "K ": K}
+        bound = 0.0 if self.recurrent_init == "zeros" else self.size**-0.5
+        b = initializers.slstm_bias(N, K, initializers.powerlaw(K, self.depth))
+        return {"Wh": (Wh, initializers.uniform(bound)), "b": ({"4D": 4 * self.size}, lambda rng, shape: b)}
+
+    @functools.cached_property
+    def states(self) -> State:
+        pairs = zip(self.cell.STATES, self.cell.REST, strict=True)
+        return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
+
+    @functools.cached_property
+    def _engines(self) -> dict[Any, Any]:
+        """The engines chosen before, which `engine.choose` fills in."""
+        return {}
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        xp, packing = span.xp, span.packing
+        if self.rounded:
+            if x.dtype != xp.float32:
+                raise TypeError(f"rounding: arrays are {x.dtype}, expected float32, which is rounded to bfloat16")
+            x, p = slstm.to_bfloat16(xp, x), {**p, "Wh": slstm.to_bfloat16(xp, p["Wh"])}
+        start = packing.sort(xp, [s.T for s in state])
+        kept = "all" if span.keep else "nothing"
+        step = Step(xp, self.cell, p, Masks())
+        chosen = engine.choose(step, packing.widths, self._engines)
+        h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
+        y, (end,) = packing.restore(xp, h, [packed_end])
+        return y, tuple(foreach.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
+
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+        xp, packing = span.xp, span.packing
+        if dstate is None:
+            dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
+        ends = packing.sort(xp, [d.T for d in dstate])
+        grads, dx, start = run_bwd(kept.tape, packing.pack(xp, dy), ends)
+        dx, (start,) = packing.restore(xp, dx, [start])
+        return grads, dx, tuple([d.T for d in start])
+
+
+@dataclass(frozen=True)
+class xLSTMStack(Backbone):  # noqa: N801
+    """mLSTM and sLSTM blocks in any order (Beck et al. 2024), then a LayerNorm.
+
+    Parameters
+    ----------
+    size : int
+        Width D of x and y.
+    num_blocks : int
+        Number of blocks.
+    slstm_at : sequence of int
+        The places of sLSTM blocks, counted from 0; all other blocks are mLSTM blocks.
+    num_heads : int
+        Number of heads of every block.
+    conv_kernel_size, proj_factor, qkv_block_size, bias, eps, chunk_size
+        Options of `mLSTMBlock`.
+    slstm_num_heads, slstm_conv_kernel_size, ffn_proj_factor, ffn_activation, recurrent_init, ffn_dropout
+        Options of `sLSTMBlock`; the first two are by default those of mLSTM blocks.
+    dropout : float
+        Rate of dropout of every block.
+    post_norm : bool
+        Whether there is a norm after the last block.
+    """
+
+    size: int
+    num_blocks: int
+    slstm_at: Sequence[int] = ()
+    num_heads: int = 4
+    _: KW_ONLY
+    conv_kernel_size: int = 4
+    proj_factor: float = 2.0
+    qkv_block_size: int = 4
+    bias: bool = False
+    eps: float = 0.0
+    chunk_size: int | None = None
+    slstm_num_heads: int | None = None
+    slstm_conv_kernel_size: int | None = None
+    ffn_proj_factor: float = 1.3
+    ffn_activation: str = "gelu"
+    recurrent_init: str = "zeros"
+    dropout: float = 0.0
+    ffn_dropout: float | None = None
+    post_norm: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
+        inside = checks.whole(0, self.num_blocks - 1)
+        numbers = [inside("xLSTMStack", f"slstm_at[{k}]", place) for k, place in enumerate(places)]
+        if len(set(numbers)) != len(numbers):
+            raise ValueError(f"xLSTMStack: slstm_at is {checks.shown(tuple(numbers))}, expected each block once")
+        object.__setattr__(self, "slstm_at", tuple(sorted(numbers)))
+        if numbers and self.slstm_num_heads is not None:
+            checks.heads("xLSTMStack", self.slstm_num_heads, "slstm_num_heads", size=self.size)
+        for is_slstm in {bool(numbers), len(numbers) == self.num_blocks}:
+            self._block(0, is_slstm)  # checks its options
+
+    @functools.cached_property
+    def blocks(self) -> list[Any]:
+        places = set(self.slstm_at)
+        return [self._block(k, k in places) for k in range(self.num_blocks)]
+
+    def _block(self, k: int, is_slstm: bool) -> Any:
+        """Return block k."""
+        if not is_slstm:
+            return self._made(mLSTMBlock, index=k)
+        heads = self.num_heads if self.slstm_num_heads is None else self.slstm_num_heads
+        width = self.conv_kernel_size if self.slstm_conv_kernel_size is None else self.slstm_conv_kernel_size
+        return self._made(sLSTMBlock, index=k, num_heads=heads, conv_kernel_size=width)
+
+    @property
+    def norm(self) -> Any:
+        return LayerNorm(self.size, residual=True) if self.post_norm else None
