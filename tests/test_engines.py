@@ -1,7 +1,6 @@
 """Which engine runs a recurrence: the choice, an engine that is asked for, and why an engine refuses."""
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,8 +151,7 @@ STEPS = {  # with each option, by what an engine calls it
 @pytest.mark.parametrize("words", STEPS)
 def test_every_engine_says_why_it_refuses(monkeypatch, words):
     """The option by name; two options together are both named."""
-    device = SimpleNamespace(device=Device("a small one", 90, 8, 232448, 16))
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: device)
+    monkeypatch.setattr(launch, "device", lambda xp, like: Device("a small one", 90, 8, 232448, 16))
     step = STEPS[words]
     for one in engine.ENGINES:
         why = one.refuses(step, WIDTHS)

@@ -227,9 +227,18 @@ def pack_panels(a: Any, start: int, K: int, first: int, last: int, panels: Any) 
 
 
 def rows_times_vector(W: Any, x: Any, y: Any) -> None:
-    """Set y = W @ x; sums are in the order that is quickest."""
-    for i in range(U(y.shape[0])):
-        found = F(0)
-        for k in range(U(x.shape[0])):
-            found += W[i, k] * x[k]
-        y[i] = found
+    """Set y = W @ x, four rows at a time; sums are in the order that is quickest."""
+    whole, high, wide = U(y.shape[0] // 4 * 4), U(y.shape[0]), U(x.shape[0])
+    for i in range(U(0), whole, U(4)):
+        a, b, c, d = F(0), F(0), F(0), F(0)
+        for k in range(wide):
+            a += W[i, k] * x[k]
+            b += W[i + U(1), k] * x[k]
+            c += W[i + U(2), k] * x[k]
+            d += W[i + U(3), k] * x[k]
+        y[i], y[i + U(1)], y[i + U(2)], y[i + U(3)] = a, b, c, d
+    for i in range(whole, high):
+        a = F(0)
+        for k in range(wide):
+            a += W[i, k] * x[k]
+        y[i] = a
