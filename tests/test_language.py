@@ -215,13 +215,3 @@ def test_text_comes_in_whole_characters():
     assert stream.rest() == ""
     assert stream.push(0xC3) == ""
     assert stream.rest() == "\ufffd"
-
-
-def test_tokenizer(tmp_path):
-    tokenizers = pytest.importorskip("tokenizers")
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    inner.save(str(tmp_path / "tokenizer.json"))
-    codec = text.codec(tmp_path)
-    assert codec.encode("b a") == [1, 0]
-    assert codec.decode([0, 1]) == "a b"

@@ -198,7 +198,8 @@ class Streams:
         """
         ids = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else numbers("Streams", "tokens", tokens)
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ValueError(f"Streams: tokens has dtype {ids.dtype} and shape {ids.shape}, expected whole numbers (N,)")
+            kind = f"dtype {ids.dtype} and shape {ids.shape}"
+            raise ValueError(f"Streams: tokens has {kind}, expected whole numbers (N,)")
         return cls(ids[:-1], ids[1:], batch_size, length)
 
     def __len__(self) -> int:

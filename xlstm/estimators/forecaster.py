@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, Unpack
 
 import numpy as np
 
+from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.namespace import Array, DType, Params
@@ -392,6 +393,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         """
         self.checked()
         backend = backend_of(self.backend, self.dtype)
+        precisions.named(self.precision, backend)  # raises where the backend does not have it
         given = panels.given("Forecaster", values, Covariates(**covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [read_series("Forecaster", given.values, given.covariates, self.horizon, look) for look in looks]

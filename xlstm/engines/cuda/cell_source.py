@@ -1,8 +1,9 @@
 """The text of a kernel: a template of this folder, the sizes it is made for, and the cell as C made from its trace.
 
-The templates have the schedule, the exchange and the memory, and no formula. The cell comes in as structs and functions
-for one unit of one sequence: State goes from step to step, Constant is the same at all steps, Fetched is read and
-Result is written at each step. The function `step` is the trace of the cell; the other functions move numbers.
+The templates have the schedule, the exchange and the memory, and no formula. Into a kernel of all steps the cell comes
+as structs and functions for one unit of one sequence: State goes from step to step, Constant is the same at all steps,
+Fetched is read and Result is written at each step. The function `step` is the trace of the cell; the other functions
+move numbers. A kernel of one step has one function, for all units of a sequence.
 """
 
 from __future__ import annotations

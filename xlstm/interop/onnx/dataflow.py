@@ -101,9 +101,11 @@ def values_of(graph: Any, constants: Constants, layers: Iterable[int], read: Rea
     for k, node in enumerate(graph.node):
         known = node.domain in DOMAINS
         sources = [values[name] for name in names_into(node, VALUES.get(node.op_type) if known else None)]
-        fed, behind = any(v.from_inputs for v in sources), k in layers or any(v.from_layers for v in sources)
+        from_inputs = any(source.from_inputs for source in sources)
+        from_layers = k in layers or any(source.from_layers for source in sources)
         for name in filter(None, node.output):
-            values[name] = Value(name, node, None, name, declared.get(name), from_inputs=fed, from_layers=behind)
+            axes = declared.get(name)
+            values[name] = Value(name, node, None, name, axes, from_inputs=from_inputs, from_layers=from_layers)
         first = next(iter(node.output), "")
         if k in layers:
             axes = read(k, values)
