@@ -116,17 +116,15 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     if not np.all(np.isfinite(static)):
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
-    place, rows, ahead = np.arange(N), N, max(0, len(future) - N)
+    ahead, features = max(0, len(future) - N), 0
     if calendar is not None:
-        place, rows = calendar.place, len(calendar.dates)
-        if len(place) != N:
-            raise ValueError(f"{where}: dates has {len(place)} rows, expected {N}, as many as the series")
-    values, past = _placed(values, place, rows), _placed(past, place, rows)
-    if future.shape[1]:
-        future = _placed(future, np.concatenate((place, rows + np.arange(ahead))), rows + ahead)
-    else:
-        future = np.empty((rows + more, 0))
-    features = 0
+        if len(calendar.place) != N:
+            raise ValueError(f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
+        begin = int(calendar.place[begin])
+        values, past = calendar.placed(values), calendar.placed(past)
+        future = np.concatenate((calendar.placed(future[:N]), future[N:]))
+    if not future.shape[1]:
+        future = np.empty((len(values) + more, 0))
     if calendar is not None and look:
         later = calendars.after(calendar._replace(zone=None), max(more, ahead))
         of_dates = calendars.features(np.concatenate((calendar.dates, later)), calendar.seconds)
@@ -134,7 +132,6 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     known = carry_forward(values)
     if gaps:
         return TimeSeries(values, _begun(known), past, future, static, calendar, features)
-    begin = int(place[begin])
     parts = (values, known, carry_forward(past), carry_forward(future))
     values, known, past, future = (part[begin:] for part in parts)
     return TimeSeries(values, known, past, future, static, calendar, features, begin)
@@ -154,13 +151,6 @@ def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: boo
     if np.any(np.isinf(rows)) or (not gaps and np.any(np.all(np.isnan(rows[: begin + 1]), axis=0))):
         raise ValueError(f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers")
     return rows
-
-
-def _placed(values: Values, place: Any, rows: int) -> Values:
-    """Put rows on the steps of a calendar; those that are missing become gaps."""
-    full = np.full((rows, values.shape[1]), np.nan)
-    full[place] = values
-    return full
 
 
 def _begun(known: Values) -> Values:

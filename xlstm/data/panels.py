@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from xlstm.data.calendars import Calendar
 from xlstm.data.covariates import Covariates, TimeSeries
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
+
+BySeries = Mapping[Any, Columns]
 
 
 class Roles(NamedTuple):
@@ -152,7 +154,7 @@ def given(
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
-    after = {}
+    after: BySeries = {}
     if beside.future is not None:
         after = _by_series(f"{where}: {later}", beside.future, roles, roles.future)
     used = [*roles.past, *roles.future, *roles.static]
@@ -162,7 +164,19 @@ def given(
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
         raise ValueError(f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
-    names, series, every, rows = [*fitted] or names, [], [], []
+    return of_columns(where, read, roles, [*fitted] or names, after, later)._replace(table=values)
+
+
+def of_columns(
+    where: str,
+    read: Mapping[Any, Columns],
+    roles: Roles,
+    names: Sequence[str],
+    after: Mapping[Any, Columns],
+    later: str,
+) -> Given:
+    """Return series with targets `names` of the columns of each, and of those `after` them, as `given` does."""
+    series, every, rows = [], [], []
     for label, columns in read.items():
         series.append(numbers_of(where, columns, names))
         past, future, static = (numbers_of(where, columns, some) for some in (roles.past, roles.future, roles.static))
@@ -179,11 +193,11 @@ def given(
             raise ValueError(f"{where}: static columns {checks.few(roles.static)} have gaps or change within a series")
         parts = ((past, roles.past), (future, roles.future), (static[0], roles.static))
         every.append(Covariates._make([*(part if some else None for part, some in parts), calendar]))
-    flat, labels = [False] * len(series), list(read)
-    return Given(series, every, False, flat, names, values, labels, roles.id_name, rows)
+    flat = [False] * len(series)
+    return Given(series, every, False, flat, names, labels=list(read), id_name=roles.id_name, rows=rows)
 
 
-def _by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> dict[Any, Columns]:
+def _by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
     """Return the columns of all series by their names."""
     columns = frames.table_of(where, table, only, without=roles.id_name)
     if not roles.id_name:
