@@ -134,22 +134,6 @@ def test_a_full_disk_takes_back_what_was_appended(tmp_path):
         writing.append("/dev/full", "line\n")
 
 
-def test_an_error_among_several_files_changes_none(tmp_path):
-    paths = [tmp_path / name for name in ("weights", "index")]
-    for path in paths:
-        path.write_text("old")
-
-    def write():
-        with writing.foreach(*paths) as (weights, _):
-            weights.write_text("new")
-            raise ValueError("half way")
-
-    with pytest.raises(ValueError, match="half way"):
-        write()
-    assert [path.read_text() for path in paths] == ["old", "old"]
-    assert sorted(os.listdir(tmp_path)) == ["index", "weights"]
-
-
 def test_an_interrupt_between_two_files_waits_for_the_second(tmp_path, monkeypatch):
     paths = [tmp_path / name for name in ("weights", "index")]
     replace, moves = os.replace, []

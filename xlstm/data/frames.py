@@ -233,17 +233,12 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
     return nw, frame, is_column
 
 
-def _is_numeric(nw: Any, dtype: Any) -> bool:
-    """Return whether cells of a dtype are numbers, as truth values are, too."""
-    return bool(dtype.is_numeric() or dtype == nw.Boolean)
-
-
 def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
     """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are no numbers."""
     column = checks.shown(str(name))
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
-    if not _is_numeric(nw, cells.dtype):
+    if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
         raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected numbers; leave it out or encode it")
     try:
         numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)

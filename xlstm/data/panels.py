@@ -167,14 +167,7 @@ def given(
     return of_columns(where, read, roles, [*fitted] or names, after, later)._replace(table=values)
 
 
-def of_columns(
-    where: str,
-    read: Mapping[Any, Columns],
-    roles: Roles,
-    names: Sequence[str],
-    after: Mapping[Any, Columns],
-    later: str,
-) -> Given:
+def of_columns(where: str, read: BySeries, roles: Roles, names: Sequence[str], after: BySeries, later: str) -> Given:
     """Return series with targets `names` of the columns of each, and of those `after` them, as `given` does."""
     series, every, rows = [], [], []
     for label, columns in read.items():
