@@ -471,8 +471,6 @@ def test_tables_in_tables_out(library, dated):
     )
     with pytest.raises(ValueError, match="columns have 2 rows, expected 3, or index="):
         table_like(given, {"p": np.ones(2)})
-    with pytest.raises(ValueError, match=r"columns and index have shapes \[\(2,\), \(3,\)\]"):
-        table_like(given, {"p": np.ones(2), "q": np.ones(3)})
 
 
 @pytest.mark.parametrize(("zone", "hour"), [(None, 0), ("Europe/Berlin", -1), ("America/New_York", 5)])

@@ -74,13 +74,13 @@ def test_what_cannot_be_replaced_is_named(tmp_path):
     (tmp_path / "file").write_text("file")
     os.mkfifo(tmp_path / "pipe")
     for path, error, words in (
-        (tmp_path / "folder", IsADirectoryError, "it is a folder"),
+        (tmp_path / "folder", OSError, "it is not a regular file"),
         (tmp_path / "absent" / "m", FileNotFoundError, "No such file"),
         (tmp_path / "file" / "m", NotADirectoryError, "Not a directory"),
         (tmp_path / "pipe", OSError, "not a regular file"),
         (Path("/dev/full"), OSError, "not a regular file"),
         (Path("/proc/m"), OSError, ""),
-        (Path("/"), IsADirectoryError, "it is a folder"),
+        (Path("/"), OSError, "it is not a regular file"),
         (tmp_path / ("n" * 300), OSError, "File name too long"),
     ):
         for call in (writing.check, lambda path: writing.write(path, b"new")):

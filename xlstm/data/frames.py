@@ -162,10 +162,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     where = "table_like"
     nw, frame, is_column = _frame(where, given)
     arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
-    rows = {column.shape for column in arrays.values()} | (set() if index is None else {(len(index),)})
-    if len(rows) != 1 or len(min(rows)) != 1:
-        raise ValueError(f"{where}: columns and index have shapes {sorted(rows)}, expected one shape (N,)")
-    (length,) = min(rows)
+    length = max(map(len, arrays.values()))
     native, space = nw.to_native(frame), nw.get_native_namespace(frame)
     labels = _index_of(nw, frame)
     dated = _date_column(where, nw, frame) if labels is None else None

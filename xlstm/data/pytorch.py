@@ -131,7 +131,7 @@ class TorchFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = reading.existing(Path(path), "file of PyTorch")
+        self.path = path = reading.regular(Path(path))
         self._size = path.stat().st_size
         self._latest: tuple[Storage, Host] | None = None
         try:

@@ -68,18 +68,9 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file; OSError for a pipe or a device, whose reader might wait for ever."""
+    """Return the path of a file; OSError for a folder, a pipe or a device, whose reader might wait for ever."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return path
-
-
-def existing(path: Path, kind: str) -> Path:
-    """Return the path of a file of some kind; IsADirectoryError or FileNotFoundError where it is none."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected a {kind}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     return path
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.data.batches import Batch, orders
-from xlstm.data.host import Host, Values, check_numbers, finite, numbers
+from xlstm.data.host import Host, Values, finite, numbers
 
 
 def carry_forward(values: Values) -> Values:
@@ -26,7 +26,7 @@ def carry_forward(values: Values) -> Values:
     -------
     array (N,) or (N, C)
     """
-    check_numbers("carry_forward", "values", values)
+    values = numbers("carry_forward", "values", values)
     if values.ndim not in (1, 2):
         raise ValueError(f"carry_forward: values has shape {values.shape}, expected (N,) or (N, C)")
     rows = np.arange(len(values)).reshape(-1, *(1,) * (values.ndim - 1))

@@ -47,7 +47,7 @@ class Tensors:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = reading.existing(Path(path), "safetensors file")
+        self.path = path = reading.regular(Path(path))
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
