@@ -297,7 +297,7 @@ def test_initial_values():
         (lambda: xlstm.mLSTM(2, 4, dropout=0.1), "mLSTM: dropout is 0.1 but acts between layers"),
         (lambda: xlstm.mLSTM(2, 4, forget_gate="x"), "mLSTM: forget_gate is 'x', expected one of sigmoid, exponential"),
         (lambda: xlstm.mLSTMBlock(4, 3), "mLSTMBlock: inner is 64, expected a multiple of num_heads, 3"),
-        (lambda: xlstm.mLSTMBlock(4, 1, qkv_block_size=5), "qkv_block_size is 5, expected a divisor of .* 64"),
+        (lambda: xlstm.mLSTMBlock(4, 1, qkv_block_size=5), "inner is 64, expected a multiple of qkv_block_size, 5"),
         (lambda: xlstm.sLSTMBlock(5, 2), "sLSTMBlock: size is 5, expected a multiple of num_heads, 2"),
         (lambda: xlstm.xLSTMStack(4, 2, [2], 2), "slstm_at.0. is 2, expected at most 1"),
         (lambda: xlstm.xLSTMStack(4, 2, [1, 1], 2), r"slstm_at is \(1, 1\), expected each block once"),

@@ -22,7 +22,7 @@ from xlstm.recurrence.packing import Span
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class SequenceModel(SequenceLayer):
     """A recurrent layer with a linear head.
 
@@ -53,10 +53,6 @@ class SequenceModel(SequenceLayer):
     def __post_init__(self) -> None:
         checks.fields(self, recurrent=layer, inputs=checks.optional(checks.size))
         super().__post_init__()
-
-    def __repr__(self) -> str:
-        shown = f"recurrent={self.recurrent!r}, output_size={self.output_size}, last={self.last}"
-        return f"SequenceModel({shown}{'' if self.inputs is None else f', inputs={self.inputs}'})"
 
     @property
     def batch_first(self) -> bool:

@@ -74,9 +74,7 @@ class mLSTMBlock(Block):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.inner % self.qkv_block_size:
-            expected = f"expected a divisor of the inner width, {self.inner}"
-            raise ValueError(f"mLSTMBlock: qkv_block_size is {self.qkv_block_size}, {expected}")
+        checks.heads("mLSTMBlock", self.qkv_block_size, "qkv_block_size", inner=self.inner)
 
     @property
     def inner(self) -> int:
@@ -207,10 +205,6 @@ class sLSTMBlock(Block):  # noqa: N801
     @property
     def ffn_rate(self) -> float:
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
-
-    @functools.cached_property
-    def random(self) -> bool:
-        return self.dropout > 0 or self.ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:

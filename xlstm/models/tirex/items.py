@@ -143,10 +143,6 @@ class Item(NamedTuple):
         start = 0 if most is None else max(0, end - most)
         return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
 
-    def __neg__(self) -> Item:
-        """Return the item with the opposite sign."""
-        return Item(-self.target, -self.past, -self.future)
-
 
 def read_items(
     where: str, model: Any, series: Any, past: Any = None, future: Any = None, horizon: int = 0
@@ -203,10 +199,6 @@ class Rows(NamedTuple):
         Which rows are forecast.
     known : bool array (R,)
         Which are covariates with values among the steps to forecast.
-    summed : bool array (V,)
-        Which of the targets are replaced by their changes.
-    latest : array (V,)
-        The last value of each target, or 0.
     groups : whole numbers (R,)
         The item of each row.
     """
@@ -214,12 +206,10 @@ class Rows(NamedTuple):
     x: Values
     targets: Mask
     known: Mask
-    summed: Mask
-    latest: Values
     groups: np.ndarray[Any, Any]
 
     @classmethod
-    def of(cls, item: Item, horizon: int, ahead: int, context: int, differencing: bool) -> Rows:
+    def of(cls, item: Item, horizon: int, ahead: int, context: int) -> Rows:
         """Return the rows of an item.
 
         Parameters
@@ -231,23 +221,14 @@ class Rows(NamedTuple):
             Steps at the end of the window that are forecast or left over.
         context : int
             Steps before them, those of the window.
-        differencing : bool
-            Replace targets with a trend by their changes, of which the first is 0, even where it is missing.
         """
-        width, V = context + ahead, len(item.target)
-        summed = [differencing and transforms.has_trend(row) for row in item.target]
-        rows = [
-            np.concatenate(([0.0], np.diff(row))) if changes else row
-            for row, changes in zip(item.target, summed, strict=True)
-        ]
-        x = [transforms.last(row, width, ahead) for row in (*rows, *item.past)]
+        width = context + ahead
+        x = [transforms.last(row, width, ahead) for row in (*item.target, *item.past)]
         end = item.target.shape[1] + horizon
         x += [transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row))) for row in item.future]
-        windows, targets = np.stack(x), np.arange(len(x)) < V
+        windows, targets = np.stack(x), np.arange(len(x)) < len(item.target)
         known = ~targets & np.any(~np.isnan(windows[:, context:]), axis=1)
-        present = [row[~np.isnan(row)] for row in item.target]
-        latest = np.array([row[-1] if len(row) else 0.0 for row in present])
-        return cls(windows, targets, known, np.array(summed), latest, np.zeros(len(x), np.int64))
+        return cls(windows, targets, known, np.zeros(len(x), np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -357,11 +338,9 @@ def forecast_table(
     where = type(model).__name__
     horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
     levels = transforms.levels_of(where, quantiles, model.quantiles)
-    if later is not None and not (roles.future and frames.has_columns(later)):
-        expected = "a table" if roles.future else "None, as future names no column"
+    if not (frames.has_columns(later) if roles.future else later is None):
+        ahead = f"a table with the {horizon} rows ahead of the columns of future"
+        expected = ahead if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
-    if roles.future and later is None:
-        expected = f"a table with the {horizon} rows ahead of the columns of future"
-        raise TypeError(f"{where}: later is None, expected {expected}")
     given, series = read_table(where, model, table, Covariates(future=later), roles, horizon, later="later")
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)

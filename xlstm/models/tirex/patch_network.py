@@ -17,12 +17,11 @@ from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, State
 from xlstm.losses import pinball
 from xlstm.models.tirex import fine_tuning, items, prediction
-from xlstm.models.tirex.fine_tuning import Tuned
 from xlstm.models.tirex.streaming import Stream
 from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import Groups, take
 from xlstm.recurrence.packing import Span
-from xlstm.training import optimizers
+from xlstm.training import Trained, optimizers
 
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -221,39 +220,35 @@ class PatchNetwork(Backbone):
         rank: int = 8,
         epochs: int = 10,
         learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
         batch_size: int = 32,
         stride: int | None = None,
         validation_fraction: float = 0.2,
         seed: int = 0,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
         **options: Any,
-    ) -> Tuned:
+    ) -> Trained:
         """Train on series, with the pinball loss of the patch after each token.
 
         Parameters
         ----------
         params : dict of str to array
             They are not changed.
-        series : array (L,) or (S, L), or list of arrays (L,), or table
+        series : array (L,) or (S, L), or list of arrays (L,)
             As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or item is by itself.
-        past, future : array, or list, or names of columns of a table, optional
+        past, future : array, or list, optional
             Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The targets and covariates
             of an item see each other as in a forecast.
-        weights : {"all", "head", "adapters", "lora"}
+        weights : {"all", "head", "adapters"}
             Which are trained: all parameters, the layer after the last block, or low-rank changes of all matrices,
-            which are `training.LowRank` and have two names here. Those of TiRex-2 that these data do not use stay:
-            variate mixers without an item of two rows or more, and `combination` without covariates that are known in
-            advance.
+            which are `training.LowRank`. Those of TiRex-2 that these data do not use have no gradient and stay: variate
+            mixers without an item of two rows or more, and `combination` without covariates that are known in advance.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int
             Rank of the changes.
         epochs : int
             Passes over all windows.
-        learning_rate, weight_decay : float
-            Those of AdamW.
+        learning_rate : float
+            That of Adam.
         batch_size : int
             Windows at once; one has as many rows as its item has targets and covariates.
         stride : int, optional
@@ -262,24 +257,18 @@ class PatchNetwork(Backbone):
             The share of each series, at its end, that is not trained on: the parameters are those of the epoch with the
             least loss there. With 0 they are the last ones.
         seed : int
-        targets : list of str, optional
-            With a table the columns to train on, by default all that have no other role.
-        series_id : str, optional
-            With a table the column that tells several series apart.
         **options
             Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and `checkpoints`.
 
         Returns
         -------
-        Tuned
+        Trained
+            Its `params` are all parameters of the model; adapters are merged into them.
 
         Raises
         ------
         TypeError, ValueError
-            An argument is out of range, series are too short, or covariates do not fit; a column is as `forecast` does
-            not take it.
-        ImportError
-            There is a table, and the package narwhals is not installed.
+            An argument is out of range, series are too short, or covariates do not fit.
         FloatingPointError, OSError, Interrupted, Terminated
             As of `training.train`.
         """
@@ -287,14 +276,14 @@ class PatchNetwork(Backbone):
         self.namespace(params, {})
         checks.choice(fine_tuning.WEIGHTS)(where, "weights", weights)
         share = checks.rate(where, "validation_fraction", validation_fraction)
-        whole = fine_tuning.read_training(where, self, series, past, future, targets, series_id)
+        _, whole = items.read_items(where, self, series, past, future)
         lengths = [one.target.shape[1] for one in whole]
         cuts = [L - int(share * L) for L in lengths]
         sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
         first = [one.until(cut) for one, cut in zip(whole, cuts, strict=True)]
         data = fine_tuning.PatchWindows(self, first, **sizes)
         later = fine_tuning.PatchWindows(self, whole, since=cuts, **sizes) if share else None
-        optimizer = optimizers.adamw(learning_rate, weight_decay=weight_decay)
+        optimizer = optimizers.adam(learning_rate)
         options |= {"epochs": epochs, "validation": later, "seed": seed}
         return fine_tuning.tune(self, params, data, weights, rank, optimizer, **options)
 

@@ -123,7 +123,6 @@ def predict(
     context: int,
     batch_size: int | None,
     rollout: int = checks.LARGEST,
-    differencing: bool = False,
 ) -> list[Values]:
     """Return quantiles (V, steps, Q) of the targets of each item.
 
@@ -140,8 +139,6 @@ def predict(
         Rows at once, at most.
     rollout : int
         Patches that are predicted from one window, at most; a later window has so many values less.
-    differencing : bool
-        Replace targets with a trend by their changes.
     """
     model: Any = cache.model
     P, scaler = model.patch_size, model.scaler
@@ -154,7 +151,7 @@ def predict(
 
     def rows_of(window: int) -> Rows:
         k, done = windows[window]
-        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P, differencing)
+        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
 
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}  # of each its number, its lead and its rows
     for k in range(len(windows)):
@@ -162,7 +159,7 @@ def predict(
         known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
         lead = 0 if known else min(transforms.leading(row, P, first) for row in rows.x)
         kinds.setdefault((known, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
-    outputs: dict[int, tuple[Rows, Values]] = {}  # quantiles (V, patches P, Q) of each window, and its rows
+    outputs: dict[int, Values] = {}  # quantiles (V, patches P, Q) of each window
     for (known, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
         for batch, lead in cache.batches(leads, sizes, batch_size or cache.batch_size, grouped):
@@ -180,27 +177,17 @@ def predict(
                 Groups.of(type(model).__name__, len(tokens), **rows.marks) if known or grouped else None,
             )
             y = scaler.restored(on_host(y), units.of(rows.targets))
-            ends = np.cumsum([len(part.latest) for part in parts])
+            ends = np.cumsum([np.count_nonzero(part.targets) for part in parts])
             split = np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
-            outputs |= zip((numbers[k] for k in batch), zip(parts, split, strict=True), strict=True)
-    left, results = iter(range(len(windows))), []
-    for n, count in zip(steps, counts, strict=True):
-        (rows, *_), split = zip(*(outputs[next(left)] for _ in range(0, count, patches)), strict=True)
-        q = np.concatenate(split, axis=1)[:, :n]
-        results.append(model.calibrated(q))
-        results[-1][rows.summed] = transforms.summed(q[rows.summed], rows.latest[rows.summed])
-    return results
+            outputs |= zip((numbers[k] for k in batch), split, strict=True)
+    left = iter(range(len(windows)))
+    each = [[outputs[next(left)] for _ in range(0, count, patches)] for count in counts]
+    return [np.concatenate(split, axis=1)[:, :n] for split, n in zip(each, steps, strict=True)]
 
 
 def on_host(y: Any) -> Values:
     """Return outputs (B, T, Q, P) of the network in float64 on the host, (B, T, P, Q)."""
     return to_numpy(y).astype(np.float64).swapaxes(2, 3)
-
-
-def names(model: Any, variates: int) -> list[str]:
-    """Return the names of features: "block3_unit17", and of several variates "block3_variate1_unit17"."""
-    each = [f"_variate{v}" for v in range(variates)] if variates > 1 else [""]
-    return [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in each for d in range(model.size)]
 
 
 def features(where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int) -> Values:

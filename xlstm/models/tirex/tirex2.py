@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed
@@ -304,21 +306,30 @@ class TiRex2(PatchNetwork):
         horizon = checks.size(where, "horizon", horizon)
         batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
         flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
-        changes = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
-        pad = checks.flag(where, "pad_context", pad_context)
+        differencing = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
+        checks.flag(where, "pad_context", pad_context)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, given = items.read_items(where, self, series, past, future, horizon)
         opposite = transforms.opposite(self.quantiles) if flip else None
         cache = PrefixStateCache.of(where, self, params, starts)
         if beyond := self.beyond(horizon):
             warnings.warn(f"{where}: {beyond}", HorizonWarning, stacklevel=2)
-        context = self.context if pad else min(self.context, max(row.shape[1] for row in read.rows))
+        context = self.context if pad_context else min(self.context, max(row.shape[1] for row in read.rows))
+        trends = [np.array([differencing and transforms.has_trend(row) for row in item.target]) for item in given]
 
-        def run(given: Sequence[Item]) -> list[Values]:
-            steps = [horizon] * len(given)
-            return prediction.predict(cache, given, steps, context, batch_size, differencing=changes)
+        def run(sign: int) -> list[Values]:
+            signed = [Item(*(sign * rows for rows in item)) for item in given]
+            seen = [
+                item._replace(target=np.where(trend[:, None], transforms.changes(item.target), item.target))
+                for item, trend in zip(signed, trends, strict=True)
+            ]
+            predicted, results = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size), []
+            for q, item, trend in zip(predicted, signed, trends, strict=True):
+                results.append(self.calibrated(q))
+                results[-1][trend] = transforms.summed(q[trend], item.target[trend])
+            return results
 
-        q = run(given)
+        q = run(1)
         if opposite is not None:
-            q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run([-item for item in given]), strict=True)]
+            q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run(-1), strict=True)]
         return read.forecast(q, self.quantiles, levels)
