@@ -1,28 +1,24 @@
-"""Training of a TiRex on series: windows of which each token is to predict the next patch, and what is trained."""
+"""Windows over series, for the training of a TiRex: each token of one is to predict the next patch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
 from xlstm.data.series import synthetic
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Item, Rows
-from xlstm.training import LowRank, Trained, optimizers, train
 
 Numbers = np.ndarray[Any, Any]
 MODEL = checks.having("patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2")
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 UNSEEN = 7  # the seed of synthetic series that no run of training draws
-BODY = ("input.*", "blocks.*", "norm.*")  # all before the last layer
-WEIGHTS = ("all", "head", "adapters")
 
 
 @dataclass(frozen=True)
@@ -172,17 +168,3 @@ class SyntheticPatches:
             drawn = synthetic(rng, self.batch_size, length)
             data = PatchWindows(model, drawn, self.horizon, length, self.batch_size)
             yield next(data.batches(None if fixed else rng))
-
-
-def tune(
-    model: Any, params: Params, data: PatchWindows, weights: str, rank: int, optimizer: Any, **options: Any
-) -> Trained:
-    """Train the parameters that one of `WEIGHTS` names on windows, and return all parameters of the model."""
-    if weights == "head":
-        optimizer = optimizers.by_name(dict.fromkeys(BODY), optimizer)
-    if weights != "adapters":
-        return train(model, params, data, optimizer, **options)
-    matrices = [name for name in params if name.endswith((".W", ".Wh"))]
-    adapters = LowRank(model, params, rank, names=matrices)
-    trained = train(adapters, adapters.init(options["seed"]), data, optimizer, **options)
-    return replace(trained, params=adapters.merged(trained.params))

@@ -12,7 +12,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
 from xlstm.data import frames, panels
-from xlstm.data.covariates import Covariates, TimeSeries, read_series
+from xlstm.data.covariates import Covariates, TimeSeries, is_several, read_series
 from xlstm.data.host import LARGEST, Values
 from xlstm.data.panels import Given, Roles
 from xlstm.models.tirex import transforms
@@ -78,7 +78,7 @@ def read_arrays(where: str, series: Any, most: int) -> Series:
     """
     if isinstance(series, np.ndarray) and series.dtype == object and series.ndim == 1:
         series = list(series)
-    if not isinstance(series, list | tuple) or (len(series) and not any(_axes(one) for one in series)):
+    if not is_several(series):
         array = _numbers(where, "series", series, FORMS[most])
         if array.ndim == 1:
             return Series([_row(where, "series", array, 1)], [1], True)
@@ -90,12 +90,6 @@ def read_arrays(where: str, series: Any, most: int) -> Series:
     arrays = [_numbers(where, f"series[{k}]", one, FORMS[most]) for k, one in enumerate(series)]
     rows = [_row(where, f"series[{k}]", one, most) for k, one in enumerate(arrays)]
     return Series(rows, [one.ndim for one in arrays], False)
-
-
-def _axes(one: Any) -> int:
-    """Return the number of axes of an entry of a list, or 1 where it is another list."""
-    listed = isinstance(one, list | tuple | range) or hasattr(one, "__array__")
-    return len(one.shape) if hasattr(one, "shape") else int(listed)
 
 
 def _numbers(where: str, name: str, given: Any, expected: str) -> Values:

@@ -85,11 +85,10 @@ class Stream:
         where, B = self._where, len(self._seen)
         expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
         host = checks.host(where, "values", values, expected)
-        if host.dtype.kind not in "fiubO":
-            raise TypeError(f"{where}: values is {checks.shown(values)}, expected numbers {expected}")
-        new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
-        if new.ndim != 2 or len(new) != B:
+        outer = () if self._single else (B,)
+        if host.ndim > len(outer) + 1 or host.shape[: len(outer)] != outer:
             raise ValueError(f"{where}: values has shape {host.shape}, expected {expected}")
+        new = host.reshape(B, -1)
         if not new.shape[1]:
             return
         new = np.concatenate(items.read_arrays(where, list(new), 1).rows)
