@@ -242,9 +242,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         params = from_foreign("generate", params)
         self.namespace(params, {})
         host = self._prompt(prompt)
-        stop = checks.optional(checks.integer)("generate", "stop", stop)
-        if stop is not None and not 0 <= stop < self.vocab_size:
-            raise ValueError(f"generate: stop is {stop}, expected a token from 0 to {self.vocab_size - 1}")
+        stop = checks.optional(checks.whole(0, self.vocab_size - 1))("generate", "stop", stop)
         backend = backend_like(next(iter(params.values())))
         logits, state = self._read(params, backend.asarray(host), state)
         return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
@@ -311,12 +309,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         """Return logits of y, and what the head keeps."""
         logits, kept = self.head.apply(xp, self._head_weights(params), y)
         return (logits if self.logit_cap is None else fuse(xp, soft_cap, logits, cap=self.logit_cap)), kept
-
-    def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Change between the user's order of time and batch and (T, B, ...); None, a gradient by tokens, stays."""
-        if array is None or not self.batch_first:
-            return array
-        return xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
 
 
 class Sampler:

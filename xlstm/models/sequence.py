@@ -88,7 +88,8 @@ class SequenceModel(SequenceLayer):
         run.keep(recurrent=kept)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
-            y = self._final(span.xp, end[0], span.keep) if self._has_final else _at_end(y, span)
+            has_final = isinstance(self.recurrent, Recurrent)
+            y = self._final(span.xp, end[0], span.keep) if has_final else _at_end(y, span)
         y = run("head", y)
         return y if self.last else span.mask(y), end, run.kept
 
@@ -100,7 +101,7 @@ class SequenceModel(SequenceLayer):
         elif not self.last:
             dy = span.mask(dy)
         dh = run("head", dy)
-        if self.last and self._has_final:
+        if self.last and isinstance(self.recurrent, Recurrent):
             if dstate is None:
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
             dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
@@ -116,11 +117,6 @@ class SequenceModel(SequenceLayer):
         x = x if self.inputs is None else run("input", x)
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
-
-    @property
-    def _has_final(self) -> bool:
-        """Whether the layer has a final hidden state."""
-        return isinstance(self.recurrent, Recurrent)
 
     def _output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)

@@ -12,7 +12,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
 from xlstm.data import frames, panels
-from xlstm.data.covariates import Covariates, TimeSeries, is_several, read_series
+from xlstm.data.covariates import Covariates, TimeSeries, read_series
 from xlstm.data.host import LARGEST, Values
 from xlstm.data.panels import Given, Roles
 from xlstm.models.tirex import transforms
@@ -78,7 +78,8 @@ def read_arrays(where: str, series: Any, most: int) -> Series:
     """
     if isinstance(series, np.ndarray) and series.dtype == object and series.ndim == 1:
         series = list(series)
-    if not is_several(series):
+    first = series[0] if isinstance(series, list | tuple) and len(series) else 0.0
+    if not isinstance(first, list | tuple | range) and not np.ndim(first):
         array = _numbers(where, "series", series, FORMS[most])
         if array.ndim == 1:
             return Series([_row(where, "series", array, 1)], [1], True)

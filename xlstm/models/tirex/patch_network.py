@@ -148,9 +148,8 @@ class PatchNetwork(Backbone):
         """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
         return q
 
-    def beyond(self, horizon: int) -> str:
-        """Return what there is to be warned of where a forecast has so many steps."""
-        return ""
+    def warn(self, where: str, horizon: int) -> None:
+        """Warn, on behalf of the method `where`, of more steps than the model was trained for."""
 
     def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
         """Return the embeddings of series, as features for other models.

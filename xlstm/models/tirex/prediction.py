@@ -107,12 +107,12 @@ def _repeated(state: State, leaves: State, rows: int) -> State:
     """Return a state of so many rows, each of which is as the first one of another state."""
     parts: list[Any] = []
     for part, leaf in zip(state, leaves, strict=True):
-        if not isinstance(leaf, Leaf):
+        if isinstance(leaf, Leaf):
+            xp = namespace_of(part)
+            first = xp.zeros(rows, dtype=xp.int64, device=device_of(part))
+            parts.append(xp.take(part, first, axis=len(leaf.before)))
+        else:
             parts.append(_repeated(part, leaf, rows))
-            continue
-        xp, shape = namespace_of(part), (*leaf.before.values(), rows, *leaf.after.values())
-        zeros = xp.zeros(shape, dtype=part.dtype, device=device_of(part))
-        parts.append(zeros + part[(*(slice(None) for _ in leaf.before), slice(0, 1), ...)])
     return tuple(parts)
 
 
@@ -136,12 +136,13 @@ def predict(
     context : int
         Values before them in a window; whole patches are taken.
     batch_size : int, optional
-        Rows at once, at most.
+        Rows at once, at most; it is checked here.
     rollout : int
         Patches that are predicted from one window, at most; a later window has so many values less.
     """
     model: Any = cache.model
     P, scaler = model.patch_size, model.scaler
+    batch_size = checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size) or cache.batch_size
     context += -context % P
     first = context // P - 1  # the token whose output is the first of the patches
     counts = [-(-n // P) for n in steps]
@@ -162,7 +163,7 @@ def predict(
     outputs: dict[int, Values] = {}  # quantiles (V, patches P, Q) of each window
     for (known, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
-        for batch, lead in cache.batches(leads, sizes, batch_size or cache.batch_size, grouped):
+        for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
             rows = Rows.joined(parts)
             units = scaler.units(rows.x)

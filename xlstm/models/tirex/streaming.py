@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data.host import Values
 from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, transforms
-from xlstm.models.tirex.items import Forecast, HorizonWarning, Series
+from xlstm.models.tirex.items import Forecast, Series
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host
 from xlstm.models.tirex.transforms import Units
 
@@ -122,8 +121,7 @@ class Stream:
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
         levels = transforms.levels_of(self._where, quantiles, model.quantiles)
-        if beyond := model.beyond(horizon):
-            warnings.warn(f"{self._where}: {beyond}", HorizonWarning, stacklevel=2)
+        model.warn(self._where, horizon)
         phase = self._now()
         ahead = [phase.y]
         more = -(-horizon // model.patch_size) - 1

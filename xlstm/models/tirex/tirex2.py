@@ -141,11 +141,10 @@ class TiRex2(PatchNetwork):
     def calibrated(self, q: Values) -> Values:
         return transforms.calibrated(q)
 
-    def beyond(self, horizon: int) -> str:
-        if horizon <= self.horizon:
-            return ""
-        trained = f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
-        return f"{trained}; those after them may be poor"
+    def warn(self, where: str, horizon: int) -> None:
+        if horizon > self.horizon:
+            trained = f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
+            warnings.warn(f"{where}: {trained}; those after them may be poor", HorizonWarning, stacklevel=3)
 
     @property
     def norm(self) -> Any:
@@ -303,7 +302,6 @@ class TiRex2(PatchNetwork):
             roles = Roles(targets, past, future, None, series_id)
             return items.forecast_table(self, params, series, horizon, roles, later, quantiles, **options)
         horizon = checks.size(where, "horizon", horizon)
-        batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
         flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
         differencing = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
         checks.flag(where, "pad_context", pad_context)
@@ -311,8 +309,7 @@ class TiRex2(PatchNetwork):
         read, given = items.read_items(where, self, series, past, future, horizon)
         opposite = transforms.opposite(self.quantiles) if flip else None
         cache = PrefixStateCache.of(where, self, params, starts)
-        if beyond := self.beyond(horizon):
-            warnings.warn(f"{where}: {beyond}", HorizonWarning, stacklevel=2)
+        self.warn(where, horizon)
         context = self.context if pad_context else min(self.context, max(row.shape[1] for row in read.rows))
         trends = [np.array([differencing and transforms.has_trend(row) for row in item.target]) for item in given]
 
