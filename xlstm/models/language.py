@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -77,11 +77,11 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     embedding_dropout: float = 0.0
     batch_first: bool = True
 
+    CHECKS: ClassVar = {"backbone": layer}
     _output_symbol = "V"
 
     def __post_init__(self) -> None:
         where = "xLSTMLanguageModel"
-        checks.fields(self, backbone=layer)
         super().__post_init__()
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,6 +20,14 @@ from xlstm.layers.sequence import Derivatives, SequenceLayer, State, complete
 from xlstm.recurrence.packing import Span
 
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
+
+
+def layer(where: str, name: str, value: Any) -> Any:
+    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
+    if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
+        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -48,11 +56,8 @@ class SequenceModel(SequenceLayer):
     last: bool = False
     inputs: int | None = None
 
+    CHECKS: ClassVar = {"recurrent": layer, "inputs": checks.optional(checks.size)}
     _output_symbol = "O"
-
-    def __post_init__(self) -> None:
-        checks.fields(self, recurrent=layer, inputs=checks.optional(checks.size))
-        super().__post_init__()
 
     @property
     def batch_first(self) -> bool:
@@ -157,14 +162,6 @@ def _at_end_bwd(d: Array, span: Span) -> Array:
     xp = span.xp
     at = constants.copied(xp, np.arange(span.T)[:, None] == span.lengths - 1, device_of(d))
     return fuse.where(xp, at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
-
-
-def layer(where: str, name: str, value: Any) -> Any:
-    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
-    if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
-        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
-        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
-    return value
 
 
 def layer_of(

@@ -368,9 +368,7 @@ class xLSTMStack(Backbone):  # noqa: N801
         super().__post_init__()
         places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
         inside = checks.whole(0, self.num_blocks - 1)
-        numbers = [inside("xLSTMStack", f"slstm_at[{k}]", place) for k, place in enumerate(places)]
-        if len(set(numbers)) != len(numbers):
-            raise ValueError(f"xLSTMStack: slstm_at is {checks.shown(tuple(numbers))}, expected each block once")
+        numbers = {inside("xLSTMStack", f"slstm_at[{k}]", place) for k, place in enumerate(places)}
         object.__setattr__(self, "slstm_at", tuple(sorted(numbers)))
         if numbers and self.slstm_num_heads is not None:
             checks.heads("xLSTMStack", self.slstm_num_heads, "slstm_num_heads", size=self.size)
