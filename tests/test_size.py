@@ -21,10 +21,10 @@ PACKAGES = {
     "arrays": 1_790,
     "cells": 1_160,
     "cli": 1_780,
-    "data": 2_060,
-    "engines": 4_350,
+    "data": 1_980,
+    "engines": 3_820,
     "estimators": 1_720,
-    "interop": 2_320,
+    "interop": 2_150,
     "layers": 1_900,
     "models": 1_820,
     "plots": 560,
@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_700,
 }
 CUDA = 1_410
-TESTS = 19_030
+TESTS = 18_560
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

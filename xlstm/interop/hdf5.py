@@ -41,8 +41,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     or declares more than it holds.
     """
     h5py = library()
-    reading.existing(path, ".keras or .weights.h5 file")
-    config, blob = _unzipped(path) if zipfile.is_zipfile(path) else (None, path.read_bytes())
+    config, blob = _unzipped(path) if zipfile.is_zipfile(reading.regular(path)) else (None, path.read_bytes())
     try:
         _check_lists(blob)
         # h5py.File of an io.BytesIO would not do: a size beyond 2^63 is an OverflowError there.

@@ -82,7 +82,7 @@ def from_keras(
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
+    OSError
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus or misshapen, layers form no stack, a layer has an option that is

@@ -61,11 +61,11 @@ def from_torch(
     layer : LSTM, GRU or RNN
         It has `recurrent_bias` if there are biases, since PyTorch has two.
     params : dict of str to numpy.ndarray
-        The same bits; float16 becomes float32.
+        The same bits; float16, and bfloat16 of a file, become float32.
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
+    OSError
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the file is

@@ -26,8 +26,7 @@ def library() -> Any:
 
 def parsed(path: Path) -> Any:
     """Return the model in a file; raise ValueError if it is none, or has too many fields for its size."""
-    reading.existing(path, "file of ONNX")
-    if path.stat().st_size > LARGEST:
+    if reading.regular(path).stat().st_size > LARGEST:
         raise ValueError(f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}")
     model, data = library().ModelProto(), path.read_bytes()
     try:

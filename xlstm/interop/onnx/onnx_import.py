@@ -68,7 +68,7 @@ def from_onnx(
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
+    OSError
         There is no such file, or none with the external data it names.
     ValueError
         It is no ONNX model; there is no such node, or there are several and nothing in the model proves that they
