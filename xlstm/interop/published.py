@@ -109,10 +109,8 @@ def config_beside(path: Path, names: Sequence[str] = CONFIGS, instead: str = "")
 
 def files_of(path: Path, instead: str = "") -> list[Path]:
     """Return the safetensors files of a checkpoint; `instead` says in messages what else would do."""
-    if path.is_file():
-        return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        return [path]
     index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
     if whole.is_file():
         return [whole]
