@@ -98,14 +98,11 @@ class Folder:
             self._lock = None
 
     def check(self, origin: Checkpoint | None) -> None:
-        """Raise ValueError where the folder holds checkpoints that a run from `origin` on would mix with its own."""
+        """Raise ValueError unless `origin` is the newest checkpoint in the folder, or there is none."""
         for path in self.checkpoints()[-1:]:
-            if origin is None:
-                how = "resume=True goes on with it, and another folder begins a new one"
+            if origin is None or origin.path != path:
+                how = "resume=True goes on with it where it can be read, and another folder begins a new one"
                 raise ValueError(f"train: {self.path} holds a run already ({path.name}); {how}")
-            if _total(path) > origin.about["total"]:
-                later = f"holds later checkpoints than {origin.path} ({path.name})"
-                raise ValueError(f"train: {self.path} {later}; delete them, or choose another folder")
 
     def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
         """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of the same place.
@@ -232,15 +229,6 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     if most > total or about["best_epoch"] > epoch or (about["ended"] and done):
         raise ValueError(f"{path}: not a sound checkpoint, epoch {epoch}, step {done} does not go with the rest of it")
     return Checkpoint(Path(path), about, value, arrays)
-
-
-def find(where: str | os.PathLike[str]) -> Checkpoint:
-    """Return the checkpoint to resume from: a file, or the newest one of a folder; raises as `read` does."""
-    path = Path(where)
-    newest = Folder(path, 1).newest() if path.is_dir() else read(path)
-    if newest is None:
-        raise FileNotFoundError(f"{path}: holds no checkpoint (step-*.safetensors) to resume from")
-    return newest
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

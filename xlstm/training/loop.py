@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -12,10 +12,10 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.random import Seed
 from xlstm.data.batches import BATCHES, Batches
 from xlstm.precision import Mixed
-from xlstm.training import optimizers, schedules
+from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
 from xlstm.training.feed import Loss
 from xlstm.training.folder import Folder
@@ -40,7 +40,7 @@ def train(
     checkpoints: str | os.PathLike[str] | None = None,
     every: int | None = None,
     keep: int = 3,
-    resume: bool | str | os.PathLike[str] = False,
+    resume: bool = False,
     graph: bool = False,
     patience: int | None = None,
     clip: float | None = None,
@@ -89,12 +89,12 @@ def train(
         Batches between two checkpoints; by default there is one after each epoch. There is always one at the end.
     keep : int
         The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
-    resume : bool or path
-        Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
-        a folder. Arguments that decide the numbers are to be those of the run, and the error names one that is not:
-        the model, the first batch of the data, the optimiser, the loss, the seed, the precision, `accumulate`, and
-        callbacks that change gradients or weights or have a state. `epochs` and `steps` may be more, with them the
-        steps of a `cosine`, and `patience`, functions, and how often checkpoints are written may change.
+    resume : bool
+        Go on from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide the numbers are to be
+        those of the run, and the error names one that is not: the model, the first batch of the data, the optimiser,
+        the loss, the seed, the precision, `accumulate`, and callbacks that change gradients or weights or have a state.
+        `epochs` and `steps` may be more, with them the steps of a `cosine`, and `patience`, functions, and how often
+        checkpoints are written may change.
     graph : bool
         Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
         with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's
@@ -139,15 +139,14 @@ def train(
         raise ValueError("train: epochs and steps are None, expected one of them")
     most = {name: checks.optional(checks.count)("train", name, n) for name, n in (("epochs", epochs), ("steps", steps))}
     every = checks.optional(checks.count)("train", "every", every)
-    origin = bool(resume) if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
-    if checkpoints is None and origin is True:
+    if checks.flag("train", "resume", resume) and checkpoints is None:
         raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
     path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
     folder = Folder(path, checks.count("train", "keep", keep))
     run = Run(step, data, validation, most["epochs"] or checks.COUNTED, most["steps"] or checks.COUNTED, every, folder)
     try:
         run.begin(params, seed)
-        run.resume(origin)
+        run.resume(resume)
         return run.train()
     finally:
         folder.close()
@@ -187,7 +186,7 @@ def find_learning_rate(
     model: Any,
     params: Params,
     data: Batches,
-    optimizer: Callable[[schedules.Schedule], optimizers.Optimizer] = optimizers.adam,
+    optimizer: Callable[[optimizers.Schedule], optimizers.Optimizer] = optimizers.adam,
     *,
     low: float = 1e-6,
     high: float = 1.0,
@@ -232,26 +231,22 @@ def find_learning_rate(
     steps = checks.whole(10, checks.COUNTED)(where, "steps", steps)
     if high <= low:
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
-    BATCHES(where, "data", data)
     checks.function(where, "optimizer", optimizer)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
-    step = Step(model, optimizer(lambda done: float(rates[min(done, steps - 1)])), loss=loss)
-    state = step.init(params, seed)
     means: list[float] = []
     mean, smooth, lowest, skipped = 0.0, 0.9, math.inf, steps // 10  # in the first tenth the mean is of few losses
-    order = generator(seed, stream=1, where=where)
-    epochs = (state.feed.batches(data, where, ": batch", order) for _ in itertools.count())
-    for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps), 1):
-        try:
-            state, taken = step(state, batch, f"{where}: step {number}")
-        except FloatingPointError:  # it has diverged
-            break
-        mean = smooth * mean + (1 - smooth) * taken.loss
-        means.append(mean / (1 - smooth**number))
-        if number > skipped:
+
+    def diverges(now: Progress) -> bool:
+        nonlocal mean, lowest
+        mean = smooth * mean + (1 - smooth) * now.loss
+        means.append(mean / (1 - smooth**now.total))
+        if now.total > skipped:
             lowest = min(lowest, means[-1])
-        if means[-1] > 4 * lowest:
-            break
+        return means[-1] > 4 * lowest
+
+    growing = optimizer(lambda done: float(rates[min(done, steps - 1)]))
+    with contextlib.suppress(FloatingPointError):  # it has diverged
+        train(model, params, data, growing, steps=steps, loss=loss, seed=seed, progress=diverges)
     if len(means) < max(3, skipped + 1):
         rate = rates[len(means)]
         raise ValueError(f"{where}: the loss diverges after {len(means)} steps, at a rate of {rate:g}; lower low")

@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from xlstm.data.batches import Batches
 from xlstm.precision import Scaling
 from xlstm.training.callbacks import Callback, Progress, has
 from xlstm.training.feed import Inputs, evaluate
-from xlstm.training.folder import Checkpoint, Folder, find
+from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.optimizers import OptimState
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated, deferred
@@ -131,9 +130,9 @@ class Run:
                 checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
         self.folder.begin()
 
-    def resume(self, resume: bool | Path) -> None:
-        """Go on from a checkpoint, where that is asked for and there is one."""
-        origin = find(resume) if isinstance(resume, Path) else self.folder.newest() if resume else None
+    def resume(self, resume: bool) -> None:
+        """Go on from the newest checkpoint, where that is asked for and there is one."""
+        origin = self.folder.newest() if resume else None
         self.folder.check(origin)
         if origin is not None:
             _restore(self, origin)
@@ -337,8 +336,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         run.start -= about["seconds"]
     except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
         raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
-    if origin.path.parent == run.folder.path:
-        run.folder.saved = about
+    run.folder.saved = about
 
 
 def _text(value: Any) -> str:
