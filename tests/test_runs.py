@@ -380,7 +380,6 @@ def stopped(tmp_path_factory):
     return newest(folder), options
 
 
-@pytest.mark.filterwarnings("ignore:train. .*not a sound")
 @pytest.mark.parametrize(("place", "value", "words"), WRONG)
 def test_descriptions_and_values_are_checked(tmp_path, stopped, place, value, words):
     """Those of a checkpoint whose digest is right."""

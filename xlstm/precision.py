@@ -10,7 +10,7 @@ loop shows how `lowered`, `raised` and `after` are used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -130,16 +130,16 @@ def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
 
     The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale may be a 0-d array.
     """
-    return _cast(arrays, dtype, scale, up=False)
+    return _cast(arrays, dtype, scale, _multiplied)
 
 
 def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> Any:
     """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the reverse of `lowered`."""
-    return _cast(arrays, dtype, scale, up=True)
+    return _cast(arrays, dtype, scale, _divided)
 
 
-def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
-    """Divide by the scale in the new dtype, or multiply in the old one."""
+def _cast(arrays: Any, dtype: str, scale: float | Array, function: Callable[..., Array]) -> Any:
+    """Return `function(xp, array, scale, dtype)` of arrays, which may be those that there are."""
     parts: Params = arrays if isinstance(arrays, dict) else {"": arrays}
     if not parts:
         return arrays
@@ -147,7 +147,6 @@ def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
     target = dtype_of(xp, dtype)
     if isinstance(scale, float) and scale == 1 and all(a.dtype == target for a in parts.values()):
         return arrays
-    function = _divided if up else _multiplied
     if compiles(xp):
         rows = foreach.apply(xp, function, [list(parts.values())], (scale,), dtype=np.dtype(target))
         results = {name: a for name, (a,) in zip(parts, rows, strict=True)}

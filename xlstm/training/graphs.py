@@ -227,7 +227,8 @@ class Graphs:
             for old, new in zip(_leaves(known.start), _leaves(state.carried), strict=True):
                 old[...] = new
         known.graph.launch()
-        return state._replace(carried=known.start)
+        step = state.moments.step + (state.batches + 1 == self.owner.accumulate)
+        return state._replace(carried=known.start, moments=state.moments._replace(step=step))
 
 
 def _copies(xp: Namespace, arrays: Params) -> Params:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -186,9 +185,8 @@ class Step:
             These are no parameters of a model, or a `precision` does not go with them.
         """
         params = from_foreign("train", params)
-        feed, scaling = Feed.of("train", self.model, params), Scaling()
-        if self.precision is not None:
-            feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()
+        feed = Feed.of("train", self.model, params, self.precision)
+        scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.graph and not compiles(feed.home.xp):
             raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
@@ -219,18 +217,19 @@ class Step:
         inputs = batch if isinstance(batch, Inputs) else state.feed.inputs(batch, where)
         if not compiles(state.feed.home.xp) or not isinstance(self.optimizer, ByRules):
             return self._watched(state, inputs, where)
-        if self._waits or len(state.pending) == AHEAD:
+        waits = self.wait or self._scales
+        if waits or len(state.pending) == AHEAD:
             state = self.settle(state)
         before = None if state.masks is None else state.masks.bit_generator.state
         enqueued = self._enqueued(state, inputs)
-        if self._waits:
+        if waits:
             return self._awaited(state, enqueued, inputs, where, before)
         device_state = enqueued.device_state
         if self.graph:  # which changes it
             device_state = state.feed.home.xp.asarray(device_state, copy=True)
         loss, norm, counts = (decision(device_state, name) for name in ("loss", "norm", "counts"))
-        taken = Taken(loss, norm, counts if enqueued.batches == 0 else False)
-        return enqueued._replace(pending=(*state.pending, where)), taken
+        after_it = self._counted(enqueued, inputs)._replace(pending=(*state.pending, where))
+        return after_it, Taken(loss, norm, counts if after_it.batches == 0 else False)
 
     def settle(self, state: StepState) -> StepState:
         """Wait for all steps that were asked for, and return the state with the numbers that are known then.
@@ -260,11 +259,6 @@ class Step:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
 
-    @property
-    def _waits(self) -> bool:
-        """Whether the host waits for each step on a GPU."""
-        return self.wait or self._scales
-
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
         feed, scaling = state.feed, state.scaling
@@ -287,7 +281,7 @@ class Step:
         return state, Taken(loss, size, state.batches == 0)
 
     def _enqueued(self, state: StepState, inputs: Inputs) -> StepState:
-        """Enqueue a step on a GPU; the state after it has the counts of a step that was taken."""
+        """Enqueue a step on a GPU; the state after it has the counts from before it."""
         assert isinstance(self.optimizer, ByRules)
         home, total = state.feed.home, state.weight + inputs.weight
         if state.device_state is None:
@@ -295,17 +289,13 @@ class Step:
         forgiven = after(self.precision, state.scaling, False) is not None
         first = Given(len(state.pending) + 1, state.scaling.scale, forgiven, inputs.weight, total or 1.0)
         given = np.array([*first, *self.optimizer.numbers(state.updates)])
-        step = state.moments.step
-        if self.graph:
-            graphs = state.graphs
-            if graphs is None or not graphs.hold(self, state):
-                graphs = Graphs(self, state)
-            state = graphs.take(functools.partial(self._arrays, in_place=True), state, inputs, given)
-            state = state._replace(graphs=graphs)
-        else:
-            state = self._arrays(state, inputs, home.asarray(given, "float64"))
-        state = self._counted(state, inputs)
-        return state._replace(moments=state.moments._replace(step=step + (state.batches == 0)))
+        if not self.graph:
+            return self._arrays(state, inputs, home.asarray(given, "float64"))
+        graphs = state.graphs
+        if graphs is None or not graphs.hold(self, state):
+            graphs = Graphs(self, state)
+        step = functools.partial(self._arrays, in_place=True)
+        return graphs.take(step, state, inputs, given)._replace(graphs=graphs)
 
     def _counted(self, state: StepState, inputs: Inputs) -> StepState:
         """Return the state with the counts after a step that was taken."""
@@ -349,11 +339,11 @@ class Step:
             raise FloatingPointError(f"{where}: {NOT_FINITE}")
         scaling = after(self.precision, state.scaling, math.isfinite(decided.norm)) or state.scaling
         enqueued = enqueued._replace(scaling=scaling)
-        taken = Taken(decided.loss, decided.norm, enqueued.batches == 0 and bool(decided.counts))
         if not decided.counts:
-            counts = {name: getattr(state, name) for name in ("sums", "weight", "batches", "updates")}
-            enqueued = enqueued._replace(moments=enqueued.moments._replace(step=state.moments.step), **counts)
-        return enqueued, taken
+            moments = enqueued.moments._replace(step=state.moments.step)
+            return enqueued._replace(moments=moments, sums=state.sums), Taken(decided.loss, decided.norm, False)
+        enqueued = self._counted(enqueued, inputs)
+        return enqueued, Taken(decided.loss, decided.norm, enqueued.batches == 0)
 
     def _arrays(self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False) -> StepState:
         """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
