@@ -28,7 +28,7 @@ from xlstm.arrays.backend import Backend, backend
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.random import generator
 from xlstm.cli import info
-from xlstm.cli.console import INTERRUPTED, OPEN, err, out, table, tell
+from xlstm.cli.console import OPEN, out, table, tell
 from xlstm.data import writing
 from xlstm.models.sequence import layer_of
 from xlstm.plots import figures
@@ -107,25 +107,19 @@ SIZES += [Size(128, 64, 256, 256), Size(128, 64, 512, 512)]
 
 
 class Case(NamedTuple):
-    """A layer to time, forward and backward, or else (`train` is False) forward alone."""
+    """A layer to time, forward and backward."""
 
     layer: str
     size: Size
     dtype: str = "float32"
-    train: bool = True
-
-    @property
-    def what(self) -> str:
-        """The passes that are timed, in words."""
-        return "forward and backward" if self.train else "inference"
 
     @property
     def operations(self) -> float:
-        """Operations of the matrix products: 2 for each weight and step, and twice as many again backward."""
+        """Floating-point operations of the matrix products: 2 for each weight and step, and 4 backward."""
         T, B, D, H = self.size
         shapes = layer_of("bench", self.layer, D, H).shapes.values()
         weights = sum(math.prod(n or 0 for n in dims.values()) for dims in shapes if len(dims) == 2)
-        return 2.0 * weights * T * B * (3 if self.train else 1)
+        return 6.0 * weights * T * B
 
     def __str__(self) -> str:
         return f"{self.layer} {self.size} {self.dtype}"
@@ -136,11 +130,11 @@ class Row(NamedTuple):
 
     case: Case
     backend: str
-    device: str
     timing: Timing
+    ratio: float  # its median time over that of the first backend
+    device: str
     product_speed: float  # operations a second of a large product, measured in the same run
     peak: int | None  # bytes
-    ratio: float  # its median time over that of the first backend
 
     @property
     def name(self) -> str:
@@ -153,14 +147,9 @@ class Row(NamedTuple):
         return self.case.size.B / self.timing.median
 
     @property
-    def operations(self) -> float:
-        """Floating-point operations of the matrix products."""
-        return self.case.operations
-
-    @property
     def speed(self) -> float:
         """Operations a second."""
-        return self.operations / self.timing.median
+        return self.case.operations / self.timing.median
 
     def as_json(self) -> str:
         """Return a line with everything."""
@@ -180,7 +169,6 @@ def bench(
     dtype: Annotated[list[str] | None, Option(help="float32, float64 or float16, repeatable.")] = None,
     backends: Annotated[list[str] | None, Option("--backend", help="numpy, cupy, torch or torch.nn.")] = None,
     files: Annotated[list[Path] | None, Option("--import", help="Python file that registers cells.")] = None,
-    inference: Annotated[bool, Option("--inference", help="A forward pass only, which keeps nothing.")] = False,
     rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 9,
     results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
     plot: Annotated[Path | None, Option("--plot", help="Picture to draw; needs matplotlib.")] = None,
@@ -194,7 +182,7 @@ def bench(
         load(file)
     layers, dtypes = [*dict.fromkeys(layers or ["lstm"])], [*dict.fromkeys(dtype or ["float32"])]
     every = itertools.product(layers, dtypes, dict.fromkeys(size or SIZES))
-    cases = [Case(layer, one, kind, not inference) for layer, kind, one in every]
+    cases = [Case(layer, one, kind) for layer, kind, one in every]
     cases.sort(key=lambda case: (layers.index(case.layer), dtypes.index(case.dtype), case.operations))
     if plot is not None:
         figures.check(plot)
@@ -206,19 +194,13 @@ def bench(
     out.print(f"threads: {cores.threads()}, compiled loops: {info.compiled()}")
     rows: list[Row] = []
     try:
-        with err.status("") as status:
-            for k, case in enumerate(cases, 1):
-                status.update(f"{k}/{len(cases)} {case}")
-                if not err.is_terminal:
-                    err.print(f"{k}/{len(cases)} {case}")
-                timed = measure(case, [*usable], rounds)
-                rows += timed
-                if results is not None:
-                    writing.append(results, "".join(row.as_json() for row in timed))
-    except KeyboardInterrupt:
-        tell("interrupted, what was measured until then:")
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
+        for k, case in enumerate(cases, 1):
+            tell(f"{k}/{len(cases)} {case}")
+            timed = measure(case, [*usable], rounds)
+            rows += timed
+            if results is not None:
+                writing.append(results, "".join(row.as_json() for row in timed))
+    finally:  # also after an interrupt
         if rows:
             _print_rows(rows)
     if not rows:
@@ -279,24 +261,22 @@ def prepared(name: str, case: Case) -> tuple[Callable[[], None], Backend]:
 def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
     """Return the rows of a case, without those that have no such dtype or layer, and those that fail, with a note."""
     calls: dict[str, Callable[[], None]] = {}
-    homes: dict[str, Backend] = {}
-    peaks: dict[str, int | None] = {}
+    devices: dict[str, tuple[str, float, int | None]] = {}
     for name in names:
         try:
-            work, homes[name] = prepared(name, case)
+            work, home = prepared(name, case)
             work()
-            product_speed(homes[name])
-            peaks[name] = peak_memory(work, homes[name])
+            devices[name] = str(home), product_speed(home), peak_memory(work, home)
         except TypeError:
             continue
         except (MemoryError, RuntimeError) as error:
-            err.print(f"note: {case}: without {name}, {error}")
+            tell(f"note: {case}: without {name}, {error}")
             continue
         calls[name] = work
     rows: list[Row] = []
     for name, times in interleave(calls, rounds).items() if calls else ():
         ratio = times.median / (rows[0].timing if rows else times).median
-        rows.append(Row(case, name, str(homes[name]), times, product_speed(homes[name]), peaks[name], ratio))
+        rows.append(Row(case, name, times, ratio, *devices[name]))
     return rows
 
 
@@ -326,9 +306,8 @@ def call(case: Case, home: Backend) -> Callable[[], None]:
     x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
 
     def work() -> None:
-        _, _, saved = layer.forward(params, x, train=case.train)
-        if saved is not None:
-            layer.backward(params, saved, dy)
+        _, _, saved = layer.forward(params, x, train=True)
+        layer.backward(params, saved, dy)
         home.synchronize()
 
     return work
@@ -343,15 +322,12 @@ def torch_call(case: Case, home: Backend) -> Callable[[], None]:
     rng = generator(0)
     x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
     layer = getattr(torch.nn, TORCH_LAYERS[case.layer])(D, H).to(x)
-    x.requires_grad_(case.train)
+    x.requires_grad_()
 
     def work() -> None:
-        with torch.set_grad_enabled(case.train):
-            y, _ = layer(x)
-        if case.train:
-            layer.zero_grad(set_to_none=True)
-            x.grad = None
-            y.backward(dy)
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        layer(x)[0].backward(dy)
         home.synchronize()
 
     return work
@@ -374,7 +350,7 @@ def _print_rows(rows: list[Row]) -> None:
     """Print times, a table for each layer and dtype with a row for each size and backend."""
     names = ("T,B,D,H", "timed", "ms", "seq/s", "GFLOP/s", "share", "peak MB", "ratio")
     for layer, dtype in dict.fromkeys((row.case.layer, row.case.dtype) for row in rows):
-        title = f"{layer} {dtype}, {rows[0].case.what}: median time of a call, ratio to {rows[0].name}"
+        title = f"{layer} {dtype}, forward and backward: median time of a call, ratio to {rows[0].name}"
         cells = []
         for row in rows:
             if (row.case.layer, row.case.dtype) == (layer, dtype):
@@ -397,7 +373,7 @@ def crossover(rows: Sequence[Row]) -> list[str]:
     others = dict.fromkeys((r.case.layer, r.case.dtype, r.backend) for r in rows if r.backend != first)
     for layer, dtype, name in others:
         some = [r for r in rows if (r.case.layer, r.case.dtype, r.backend) == (layer, dtype, name)]
-        some.sort(key=lambda r: r.operations)
+        some.sort(key=lambda r: r.case.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
         if since is not None:

@@ -346,14 +346,14 @@ def comparison(rows: Sequence[Any]) -> Any:
     for (layer, dtype), axes in zip(kinds, panels, strict=True):
         some = [row for row in rows if (row.case.layer, row.case.dtype) == (layer, dtype)]
         for k, name in enumerate(dict.fromkeys((row.name, row.device) for row in some)):
-            line = sorted((row.operations, row.sequences) for row in some if (row.name, row.device) == name)
+            line = sorted((row.case.operations, row.sequences) for row in some if (row.name, row.device) == name)
             axes.plot(*zip(*line, strict=True), label=", ".join(name), **figures.line(k))
         axes.set_xscale("log")
         axes.set_yscale("log")
-        sizes = {row.operations: ",".join(map(str, row.case.size)) for row in some}
+        sizes = {row.case.operations: ",".join(map(str, row.case.size)) for row in some}
         axes.set_xticks([*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=figures.SMALL)
         axes.set_xticks([], minor=True)
         x = "T,B,D,H, placed by the floating-point operations of a call"
-        figures.label(axes, f"{layer} {dtype}, {some[0].case.what}", x, "sequences a second")
+        figures.label(axes, f"{layer} {dtype}, forward and backward", x, "sequences a second")
         figures.legend(axes)
     return figure
