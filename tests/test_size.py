@@ -21,7 +21,7 @@ PACKAGES = {
     "arrays": 1_790,
     "cells": 1_160,
     "cli": 1_780,
-    "data": 2_060,
+    "data": 1_980,
     "engines": 3_820,
     "estimators": 1_720,
     "interop": 2_320,
@@ -30,7 +30,7 @@ PACKAGES = {
     "plots": 560,
     "recurrence": 220,
     "tracing": 330,
-    "training": 1_700,
+    "training": 1_610,
 }
 CUDA = 1_410
 TESTS = 18_560

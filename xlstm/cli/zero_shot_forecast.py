@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
@@ -15,48 +15,17 @@ from xlstm.cli.configuration import BackendOption, JsonOption, QuietOption, Tabl
 from xlstm.cli.console import Report, err, put, tell
 from xlstm.cli.predict import check_output
 from xlstm.cli.sources import find_model
-from xlstm.data import calendars
-from xlstm.data.calendars import Calendar
+from xlstm.data import panels
 from xlstm.data.csv_file import Dialect
-from xlstm.data.frames import Columns, places_of
+from xlstm.data.frames import places_of
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles, dates_of, numbers_of
+from xlstm.data.panels import Given, Roles, numbers_of
 from xlstm.data.series import Series
 from xlstm.data.table import as_csv, opened, read_groups, write_table
 from xlstm.estimators import ZeroShotForecaster
 from xlstm.plots import figures
 
 PANELS = 12  # of a picture at most
-
-
-class Part(NamedTuple):
-    """One series of a table.
-
-    Attributes
-    ----------
-    name : str
-        Empty where the table is one series.
-    targets : array (N, C)
-        Up to the last row that has one.
-    past : array (N, P)
-    future : array (N + more, F)
-    calendar : Calendar or None
-    """
-
-    name: str
-    targets: Values
-    past: Values
-    future: Values
-    calendar: Calendar | None
-
-    def series(self, c: int, name: str) -> Series:
-        """Return a target as a series, to label and to draw."""
-        dates, name = self.calendar, f"{self.name} {name}".strip()
-        if dates is None:
-            return Series(name, self.targets[:, c], np.arange(1, len(self.targets) + 1))
-        placed = np.full(len(dates.dates), np.nan)
-        placed[dates.place] = self.targets[:, c]
-        return Series(name, placed, dates.dates, dates)
 
 
 @with_options()
@@ -86,17 +55,18 @@ def forecast(
     levels = None if quantiles is None else _levels(quantiles)
     forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon)
     roles = Roles(target, past, future, None, series_id).checked(str(table))
-    parts, names = _read(table, roles, dialect)
+    given = _read(table, roles, dialect)
+    covariates, names = given.covariates, given.names
     model = forecaster.fit().model_
     levels = levels or [*model.quantiles]
     known = sorted({*levels, 0.5})
     ahead = forecaster.set_params(quantiles=known).predict_quantiles(
-        [part.targets for part in parts],
-        past=[part.past for part in parts] if roles.past else None,
-        future=[part.future for part in parts] if roles.future else None,
-        dates=None if parts[0].calendar is None else [part.calendar for part in parts],
+        list(given.values),
+        past=[one.past for one in covariates] if roles.past else None,
+        future=[one.future for one in covariates] if roles.future else None,
+        dates=None if covariates[0].dates is None else [one.dates for one in covariates],
     )
-    columns = _columns(parts, names, series_id, ahead, known, levels)
+    columns = _columns(given, ahead, known, levels)
     report = Report(as_json)
     if output is not None:
         write_table(output, columns)
@@ -104,7 +74,7 @@ def forecast(
     elif not as_json:
         put(as_csv(columns))
     if picture is not None:
-        series = [part.series(c, name) for part in parts for c, name in enumerate(names)]
+        series = [_series(given, k, c) for k in range(len(ahead)) for c in range(len(names))]
         fans = [plots.Fan(one[:, c], known) for one in ahead for c in range(len(names))]
         plots.save(plots.fans(series[:PANELS], fans[:PANELS]), picture)
         if len(series) > PANELS:
@@ -121,8 +91,8 @@ def _levels(text: str) -> list[float]:
         raise ValueError(f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9") from None
 
 
-def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str]]:
-    """Return the series of a table and the names of their targets, by default all other columns that hold a number.
+def _read(path: Path, roles: Roles, dialect: Dialect) -> Given:
+    """Return the series of a table, whose targets are by default all other columns that hold a number.
 
     Rows at the end of a series without a target are those of what is known in advance. A warning names the columns that
     are left out.
@@ -149,45 +119,40 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     left = [name for name in opened(path, dialect).names if name not in used]
     if left and not roles.targets:
         tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    return [_part(path, name, columns, names, roles) for name, columns in groups.items()], names
+    series, after = {}, {}
+    for label, columns in groups.items():
+        there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
+        if not len(there):
+            raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
+        end = int(there[-1]) + 1
+        series[label], after[label] = columns.take(slice(end)), columns.take(slice(end, None))
+    return panels.of_columns(str(path), series, roles, names, after if roles.future else {}, "the table")
 
 
-def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: Roles) -> Part:
-    """Return a series of the columns of a table."""
-    targets, past, future = (numbers_of(str(path), columns, some) for some in (names, roles.past, roles.future))
-    where = f"{path}: {name or 'the table'}"
-    there = np.flatnonzero(np.any(~np.isnan(targets), axis=1))
-    if not len(there):
-        raise ValueError(f"{where} has no value to forecast from")
-    end = int(there[-1]) + 1
-    dates = dates_of(columns)
-    calendar = None if dates is None else calendars.calendar_of(where, dates[:end], columns.zone)
-    if calendar is not None and future.shape[1] and len(future) > end:
-        later, expected = dates[end:], calendars.after(calendar, len(future) - end)
-        wrong = np.flatnonzero(later.astype(expected.dtype) != expected)
-        if wrong.size:
-            row = wrong[0]
-            raise ValueError(f"{where} has a row for {later[row]}, expected {expected[row]}, the next step")
-    return Part(name, targets[:end], past[:end], future, calendar)
+def _series(given: Given, k: int, c: int) -> Series:
+    """Return a target of a series, to label and to draw."""
+    name, values = f"{given.labels[k]} {given.names[c]}".strip(), given.values[k][:, c]
+    calendar = given.covariates[k].dates
+    if calendar is None:
+        return Series(name, values, np.arange(1, len(values) + 1))
+    return Series(name, calendar.placed(values[:, None])[:, 0], calendar.dates, calendar)
 
 
 def _columns(
-    parts: Sequence[Part],
-    names: Sequence[str],
-    series_id: str | None,
+    given: Given,
     ahead: Sequence[Values],
     known: Sequence[float],
     levels: Sequence[float],
 ) -> dict[str, list[Any]]:
     """Return the columns of a long table: the series, the time, and for each target its median and its quantiles.
 
-    `ahead` has quantiles (H, C, Q) of the levels `known` for each part; of these `levels` become columns.
+    `ahead` has quantiles (H, C, Q) of the levels `known` for each series; of these `levels` become columns.
     """
     steps, columns = len(ahead[0]), {}
-    if series_id is not None:
-        columns[series_id] = [part.name for part in parts for _ in range(steps)]
-    columns["time"] = [label for part in parts for label in part.series(0, "").after(steps)]
-    for c, name in enumerate(names):
+    if given.id_name:
+        columns[given.id_name] = [label for label in given.labels for _ in range(steps)]
+    columns["time"] = [label for k in range(len(ahead)) for label in _series(given, k, 0).after(steps)]
+    for c, name in enumerate(given.names):
         for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
             columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
     return columns

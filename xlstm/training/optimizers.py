@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.foreign import accepts_foreign, from_foreign
-from xlstm.arrays.fuse import listed
+from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
 from xlstm.cells.activations import clamp
 from xlstm.checkpoint import check_alike
@@ -367,6 +367,9 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
     norm = global_norm(grads) if norm is None else norm
+    if not compiles(xp):
+        scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
+        return {name: g * scale for name, g in grads.items()}
     results = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
@@ -445,6 +448,12 @@ def _place(patterns: tuple[str, ...], name: str) -> int:
     return next(k for k, pattern in enumerate(patterns) if fnmatch.fnmatchcase(name, pattern))
 
 
+@functools.lru_cache(64)
+def _groups(patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the names that each pattern is the first to match."""
+    return tuple(tuple(n for n in names if _place(patterns, n) == k) for k in range(len(patterns)))
+
+
 @dataclass(frozen=True)
 class ByRules(Optimizer):
     """Rules for the parameters whose names their patterns match first; a rule that is None freezes them.
@@ -462,9 +471,9 @@ class ByRules(Optimizer):
     def init(self, params: Params) -> OptimState:
         params = from_foreign(self.where, params)
         checks.mapping(self.where, params)
-        xp, matched = namespace(self.where, params), {_place(self.patterns, name) for name in params}
-        for k, pattern in enumerate(self.patterns[:-1]):
-            if k not in matched:
+        xp = namespace(self.where, params)
+        for pattern, names in zip(self.patterns[:-1], _groups(self.patterns, tuple(params)), strict=False):
+            if not names:
                 expected = f"expected names among {checks.few(params)}"
                 raise ValueError(f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}")
         moments = self._by_slot(params)
@@ -490,12 +499,14 @@ class ByRules(Optimizer):
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
         namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
-        grads, moving = ({n: a for n, a in arrays.items() if not self.frozen(n)} for arrays in (grads, params))
+        if None in self.rules:
+            grads, moving = ({n: a for n, a in arrays.items() if not self.frozen(n)} for arrays in (grads, params))
+        else:
+            moving = params
         check_alike(f"{self.where}: gradients", grads, moving)
         check_alike(f"{self.where}: moments", slots, self._by_slot(params))
         new, after, first = dict(params), {slot: Params() for slot in slots}, 0
-        for k, rule in enumerate(self.rules):
-            names = [name for name in params if _place(self.patterns, name) == k]
+        for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
             width = 0 if rule is None else rule.width
             its_numbers, first = tuple(numbers[first : first + width]), first + width
             if rule is None or not names:
@@ -513,10 +524,9 @@ class ByRules(Optimizer):
     def _by_slot(self, params: Params) -> Slots:
         """Return the parameters that have a moment, by slot."""
         by_slot: Slots = {}
-        for name, p in params.items():
-            rule = self.rules[_place(self.patterns, name)]
-            for slot in () if rule is None else rule.slots:
-                by_slot.setdefault(slot, {})[name] = p
+        for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
+            for slot in rule.slots if rule is not None and names else ():
+                by_slot.setdefault(slot, {}).update((name, params[name]) for name in names)
         return by_slot
 
 
