@@ -30,7 +30,7 @@ PACKAGES = {
     "plots": 560,
     "recurrence": 220,
     "tracing": 330,
-    "training": 1_700,
+    "training": 1_610,
 }
 CUDA = 1_410
 TESTS = 18_560
