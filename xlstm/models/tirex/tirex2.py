@@ -98,6 +98,7 @@ class TiRex2(PatchNetwork):
     differencing: bool = True
 
     COVARIATES: ClassVar[bool] = True
+    _has_groups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         where = "TiRex2"
