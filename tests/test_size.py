@@ -24,13 +24,13 @@ PACKAGES = {
     "data": 1_980,
     "engines": 3_820,
     "estimators": 1_720,
-    "interop": 2_150,
-    "layers": 1_900,
-    "models": 1_820,
+    "interop": 2_320,
+    "layers": 1_890,
+    "models": 1_750,
     "plots": 560,
     "recurrence": 220,
     "tracing": 330,
-    "training": 1_700,
+    "training": 1_610,
 }
 CUDA = 1_410
 TESTS = 18_560

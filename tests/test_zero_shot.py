@@ -284,6 +284,7 @@ def test_columns_of_fit_are_those_of_later_tables(x):
         ({}, {"future": np.ones(5)}, ValueError, "future has 2 rows after the series, expected 4"),
         ({"checkpoint": ONE}, {"past": np.ones(3)}, ValueError, "past and future have 1 columns, expected none: TiRex"),
         ({"checkpoint": (3, {})}, {}, TypeError, "model is 3, expected a TiRex or a TiRex2"),
+        ({"checkpoint": (3,)}, {}, ValueError, "checkpoint has 1 parts, expected a model and its parameters"),
         ({"checkpoint": "absent"}, {}, OSError, "absent"),
         ({"options": 3}, {}, TypeError, "options is 3, expected a dict of name to value"),
         ({"quantiles": [0.5, 0.1]}, {}, ValueError, r"quantiles is \[0.5, 0.1\], expected rising numbers"),

@@ -91,9 +91,8 @@ def _settings(path: Path) -> dict[str, Any]:
     if (options := reading.regular(path / OPTIONS)).exists():
         text = json.dumps(from_toml(options), default=str)
         return {k: v for k, v in reading.from_json(str(options), text, unlimited=True).items() if k not in SHOWN}
-    if not folder.Folder(path, 1).checkpoints():
-        return {}
-    about = folder.find(path).about
+    newest = folder.Folder(path, 1).newest()
+    about = {} if newest is None else newest.about
     return {name: about[name] for name in SETTINGS if name in about}
 
 

@@ -15,8 +15,7 @@ from xlstm.data import host
 from xlstm.data.host import Values
 from xlstm.data.series import Series
 from xlstm.plots import figures
-from xlstm.training import folder
-from xlstm.training.run import Trained
+from xlstm.training import Trained, folder
 
 Host = np.ndarray[Any, Any]
 POINTS = 2000  # of a line that are drawn
