@@ -37,7 +37,8 @@ def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
     N, G, K, _ = V.shape
     of_h, weights = (N, G * -(-K // columns), K), []
     for _ in range(parts):
-        weights.append((Vx, V, aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)))
+        packed = aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)
+        weights.append((Vx, V, *packed))
     return weights
 
 
