@@ -77,7 +77,7 @@ def dialect_of(
     return Dialect(date_format, decimal, encoding)
 
 
-def with_options(
+def command(
     estimator: type[Any] | None = None, run_of: Callable[..., Any] | None = None
 ) -> Callable[[Command], Command]:
     """Give a command options in the place of its `dialect` (those of CSV files), its `run` and its `**settings`.
@@ -90,8 +90,8 @@ def with_options(
         It makes the `run` of a command; its parameters are options. The command runs within `run.accounted()`.
     """
 
-    def decorate(command: Command) -> Command:
-        parameters = inspect.signature(command, eval_str=True).parameters
+    def decorate(function: Command) -> Command:
+        parameters = inspect.signature(function, eval_str=True).parameters
         makers: dict[str, Any] = {"dialect": dialect_of} if "dialect" in parameters else {}
         if run_of is not None:
             makers["run"] = run_of
@@ -105,13 +105,13 @@ def with_options(
                     option = _option(name, hints[name], parameter.default, words.get(name, ""))
                     settings[name] = parameter.replace(annotation=option)
 
-        @functools.wraps(command)
+        @functools.wraps(function)
         def run(**values: Any) -> None:
             arguments = {
                 name: maker(**{key: values.pop(key) for key in options[name]}) for name, maker in makers.items()
             }
             with arguments["run"].accounted() if "run" in arguments else contextlib.nullcontext():
-                command(**arguments, **values)
+                function(**arguments, **values)
 
         every = declared | settings | {key: parameter for some in options.values() for key, parameter in some.items()}
         run.__signature__ = inspect.Signature([parameter.replace(kind=KEYWORD) for parameter in every.values()])  # type: ignore[attr-defined]

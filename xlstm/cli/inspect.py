@@ -14,15 +14,14 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
-from xlstm.cli.configuration import ColumnOption, JsonOption, with_options
+from xlstm.cli.configuration import ColumnOption, JsonOption, command
 from xlstm.cli.console import Report, printable
-from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
+from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, dated, load_model
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
 from xlstm.data.table import read_table
-from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
-from xlstm.models import model_files
+from xlstm.estimators import Forecaster, TextModel
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.networks import MOST
 
@@ -38,7 +37,7 @@ class Seen(NamedTuple):
     x: Any
 
 
-@with_options()
+@command()
 def inspect(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[Path | None, Argument(help="Series of a forecaster, a text, or a table.")] = None,
@@ -79,27 +78,27 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
     OSError, ValueError, TypeError
         A file is missing or not readable, or the data do not fit the model.
     """
-    model, kind = find_model("inspect", model)
-    check_options(model, kind, dialect, column)
-    if kind == FORECASTER:
-        fitted = Forecaster.load(model, "numpy")
-        if data is None:
-            return Seen(fitted.model_, fitted.params_, None)
+    loaded = load_model("inspect", model)
+    file, kind, fitted, network, params = loaded
+    language = fitted is None and isinstance(network, xLSTMLanguageModel)
+    check_options(file, LANGUAGE if language else kind, dialect, column=column)
+    x: Any = None
+    if data is None:
+        pass
+    elif isinstance(fitted, Forecaster):
         series = read_series(data, column, usual=fitted.name, dialect=dialect)
         with dated(series, fitted.calendar_) as dates:
-            return Seen(fitted.model_, fitted.params_, fitted.windows(series.values, **dates)[-steps:])
-    if kind == TEXT:
-        writer = TextModel.load(model, "numpy")
-        return Seen(writer.model_, writer.params_, data and _tokens(writer.codec_, data, steps))
-    if kind in (CLASSIFIER, REGRESSOR):
-        estimator = (SequenceClassifier if kind == CLASSIFIER else SequenceRegressor).load(model, "numpy")
-        return Seen(estimator.model_, estimator.params_, data and _sequences(model, estimator, data, steps, dialect))
-    network, params = model_files.load(model, "numpy")
-    if isinstance(network, xLSTMLanguageModel):
-        check_options(model, "language model", dialect, column)
-        tokens = None if data is None else _tokens(text.codec(model), data, steps)
-        return Seen(network, params, tokens if tokens is None or network.batch_first else tokens.T)
-    return Seen(network, params, data and _table(network, params, data, steps, dialect))
+            x = fitted.windows(series.values, **dates)[-steps:]
+    elif isinstance(fitted, TextModel):
+        x = _tokens(fitted.codec_, data, steps)
+    elif language:
+        tokens = _tokens(text.codec(file), data, steps)
+        x = tokens if network.batch_first else tokens.T
+    elif fitted is None:
+        x = _table(network, params, data, steps, dialect)
+    else:
+        x = _sequences(loaded, data, steps, dialect)
+    return Seen(network, params, x)
 
 
 def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
@@ -140,19 +139,12 @@ def _tokens(codec: Any, data: Path, steps: int) -> Any:
     return np.array(_enough(data, tokens, "tokens"))[None]
 
 
-def _sequences(model: Path, estimator: Any, data: Path, steps: int, dialect: Dialect) -> Any:
+def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the network sees them."""
-    if {"features", "label"} <= estimator.note_.keys():
-        X = Layout.kept(model, estimator.note_).read(data, dialect, labels=False).sequences
-    else:
-        values = read_table(data, **vars(dialect)).values
-        X = values if estimator.table_ else [values]
-    try:
-        rows = estimator.prepared(X)
-    except ValueError as error:
-        raise ValueError(f"{data}: {error}") from error
-    x = np.stack(rows[:steps], axis=1) if estimator.table_ else rows[0][:steps, None]  # (T, B, D)
-    return backend_like(next(iter(estimator.params_.values()))).asarray(_enough(data, x, "steps"))
+    layout, estimator = Layout.kept(loaded), loaded.estimator
+    rows = estimator.prepared(layout.read(data, dialect, labels=False)[0])
+    x = rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)  # (T, B, D)
+    return backend_like(next(iter(loaded.params.values()))).asarray(_enough(data, x, "steps"))
 
 
 def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialect) -> Any:

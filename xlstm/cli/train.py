@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import shlex
 import sys
 import time
@@ -18,15 +17,7 @@ from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays.backend import backend_of
-from xlstm.cli.configuration import (
-    BackendOption,
-    ColumnOption,
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    as_toml,
-    with_options,
-)
+from xlstm.cli.configuration import BackendOption, ColumnOption, ConfigOption, JsonOption, QuietOption, as_toml, command
 from xlstm.cli.console import Report, code, interrupted, message_of, progress, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
@@ -77,14 +68,10 @@ class Run(Report):
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
         self.saved: list[Path] = []
-        if resume and not self.keeps:
-            raise ValueError("train: --resume goes with `xlstm train forecast`; `xlstm train` keeps no run")
-        if output.exists() and not output.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is a file, expected a folder", str(output))
-        if output.is_dir():
+        if output.exists():
             writing.check(self.file)
         if resume and not self.checkpoints:
-            raise ValueError(f"{output}: holds no run to resume; without --resume one begins")
+            raise ValueError(f"{output}: holds no run to resume; `xlstm train KIND` begins one without --resume")
         if self.checkpoints and not resume:
             problem = "holds a run already; --resume goes on with it, and --output names another folder"
             raise ValueError(f"{output}: {problem}")
@@ -145,7 +132,7 @@ class Run(Report):
             raise typer.Exit(code(error) if stopped else 1) from None
 
 
-@with_options(Settings, Run)
+@command(Settings, Run)
 def train_forecast(
     run: Run,
     table: Annotated[Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
@@ -197,7 +184,7 @@ def train_forecast(
     run.end(trained, window=model.window_, **values)
 
 
-@with_options(TextModel, Run)
+@command(TextModel, Run)
 def train_text(
     run: Run,
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
@@ -215,7 +202,7 @@ def train_text(
     run.end(model.trained_, steps=steps, **judged, sample=text)
 
 
-@with_options(SequenceClassifier, Run)
+@command(SequenceClassifier, Run)
 def train_classify(
     run: Run,
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
@@ -232,16 +219,16 @@ def train_classify(
     With --sequence each row is a step of a sequence, in order of time. Without it each row is a sequence of numbers.
     """
     layout = Layout.of(table, label, sequence, columns, dialect)
-    data = layout.read(table, dialect)
-    rows, test = held_out(data.labels, test_fraction, settings["seed"])
-    model = run.fit(SequenceClassifier(**settings), data.part(rows), data.labels[rows], note=asdict(layout))
+    sequences, _, labels = layout.read(table, dialect)
+    rows, test = held_out(labels, test_fraction, settings["seed"])
+    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout))
     epochs = model.n_iter_
     run.print(f"trained: {epochs} epochs on {len(rows)} sequences in {model.trained_.seconds:.1f} s")
-    judged = of_labels(run, model, data.part(test), data.labels[test]) if len(test) else {}
+    judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(model.trained_, epochs=epochs, **judged)
 
 
-@with_options(TiRexTrainer, Run)
+@command(TiRexTrainer, Run)
 def train_tirex(run: Run, **settings: Any) -> None:
     """Train a small TiRex on synthetic series, from random weights to a checkpoint that forecasts any series.
 
