@@ -137,6 +137,11 @@ class Row(NamedTuple):
     peak: int | None  # bytes
 
     @property
+    def kind(self) -> str:
+        """The layer with its dtype."""
+        return f"{self.case.layer} {self.case.dtype}"
+
+    @property
     def name(self) -> str:
         """The thing that was timed, in words."""
         return WORDS[self.backend]
@@ -349,11 +354,11 @@ def product_speed(home: Backend) -> float:
 def _print_rows(rows: list[Row]) -> None:
     """Print times, a table for each layer and dtype with a row for each size and backend."""
     names = ("T,B,D,H", "timed", "ms", "seq/s", "GFLOP/s", "share", "peak MB", "ratio")
-    for layer, dtype in dict.fromkeys((row.case.layer, row.case.dtype) for row in rows):
-        title = f"{layer} {dtype}, forward and backward: median time of a call, ratio to {rows[0].name}"
+    for kind in dict.fromkeys(row.kind for row in rows):
+        title = f"{kind}, forward and backward: median time of a call, ratio to {rows[0].name}"
         cells = []
         for row in rows:
-            if (row.case.layer, row.case.dtype) == (layer, dtype):
+            if row.kind == kind:
                 speed = (f"{row.timing.median * 1e3:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}")
                 memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
                 share = f"{row.speed / row.product_speed:.0%}"
@@ -370,9 +375,8 @@ def crossover(rows: Sequence[Row]) -> list[str]:
     from beyond that.
     """
     lines, first = [], rows[0].backend
-    others = dict.fromkeys((r.case.layer, r.case.dtype, r.backend) for r in rows if r.backend != first)
-    for layer, dtype, name in others:
-        some = [r for r in rows if (r.case.layer, r.case.dtype, r.backend) == (layer, dtype, name)]
+    for kind, name in dict.fromkeys((r.kind, r.backend) for r in rows if r.backend != first):
+        some = [r for r in rows if (r.kind, r.backend) == (kind, name)]
         some.sort(key=lambda r: r.case.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
@@ -383,5 +387,5 @@ def crossover(rows: Sequence[Row]) -> list[str]:
             where = f"at T,B,D,H = {sizes}, but not at the largest size"
         else:
             where = "at no size measured"
-        lines.append(f"{layer} {dtype}: {WORDS[name]} is faster than {WORDS[first]} {where}")
+        lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
@@ -29,14 +29,6 @@ FOLDER = Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
 
 
-class Seen(NamedTuple):
-    """A network, its parameters, and the data that it is shown, time first, or None."""
-
-    network: Any
-    params: Params
-    x: Any
-
-
 @command()
 def inspect(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
@@ -51,11 +43,11 @@ def inspect(
     """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
-    seen = read(model, data, column, steps, dialect)
+    network, params, x = read(model, data, column, steps, dialect)
     folder = FOLDER if output is None and not as_json else output
-    tables, pictures, notes = _look(seen, draw=folder is not None)
+    tables, pictures, notes = _look(network, params, x, draw=folder is not None)
     report = Report(as_json)
-    report.print(f"holds: {seen.network}")
+    report.print(f"holds: {network}")
     parameters = tables["parameters"]
     report.print(f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays")
     for note in notes:
@@ -67,11 +59,13 @@ def inspect(
                 plots.save(figure, folder / f"{name.replace(' of ', '-').replace(' ', '-')}.{kind}")
         report.print(f"wrote: {len(pictures)} pictures as PNG and SVG to {folder}")
     rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
-    report.finish(model=str(seen.network), **rows)
+    report.finish(model=str(network), **rows)
 
 
-def read(model: Path, data: Path | None, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Seen:
-    """Read a model file, and the data that the model is shown: at most `steps` steps.
+def read(
+    model: Path, data: Path | None, column: str | None, steps: int, dialect: Dialect = PLAIN
+) -> tuple[Any, Params, Any]:
+    """Return a network, its parameters, and the data that it is shown: at most `steps` steps, or None without data.
 
     Raises
     ------
@@ -98,22 +92,22 @@ def read(model: Path, data: Path | None, column: str | None, steps: int, dialect
         x = _table(network, params, data, steps, dialect)
     else:
         x = _sequences(loaded, data, steps, dialect)
-    return Seen(network, params, x)
+    return network, params, x
 
 
-def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
+def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
     """Return rows of numbers and figures of a model by their headings, and the reasons why some are missing."""
-    names = list(seen.network.shapes)  # from the input to the output; a file has them in the order of the alphabet
-    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: seen.params[name] for name in names})}
+    names = list(network.shapes)  # from the input to the output; a file has them in the order of the alphabet
+    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: params[name] for name in names})}
     pictures, notes = {}, []
     for k in range(0, len(names) if draw else 0, MOST):
-        some = {name: seen.params[name] for name in names[k : k + MOST]}
+        some = {name: params[name] for name in names[k : k + MOST]}
         pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
-    if seen.x is not None:
-        _, _, saved = seen.network.forward(seen.params, seen.x, train=False, keep=True)
+    if x is not None:
+        _, _, saved = network.forward(params, x, train=False, keep=True)
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
-        norms = functools.partial(plots.gradient_norms, seen.network, seen.params, seen.x)
+        norms = functools.partial(plots.gradient_norms, network, params, x)
         for name, numbers, figure in (
             ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
             ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),

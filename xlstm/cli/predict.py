@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -25,6 +25,7 @@ from xlstm.data.series import Series, read_series
 from xlstm.data.table import as_csv, check_table, opened, read_groups, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
 from xlstm.estimators.evaluation import Score
+from xlstm.estimators.text_model import text_of_tokens
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
@@ -160,14 +161,21 @@ def forecast(
         future=[part.future for part in parts] if roles.future else None,
         dates=None if parts[0].calendar is None else [part.calendar for part in parts],
     )
-    columns = _columns(parts, names, series_id, ahead, known, levels)
+    steps = len(ahead[0])
+    columns: dict[str, list[Any]] = {}
+    if series_id is not None:
+        columns[series_id] = [part.name for part in parts for _ in range(steps)]
+    columns["time"] = [label for part in parts for label in part.after(steps)]
+    for c, name in enumerate(names):
+        for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
+            columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
     report = Report(as_json)
     if output is not None:
         write_table(output, columns)
         report.print(f"forecasts: {output}")
     elif not as_json:
         put(as_csv(columns))
-    about = {"model": type(model).__name__, "horizon": len(ahead[0]), "quantiles": levels}
+    about = {"model": type(model).__name__, "horizon": steps, "quantiles": levels}
     report.finish(**about, output=None if output is None else str(output), forecasts=columns)
 
 
@@ -229,28 +237,6 @@ def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: 
     return Part(name, targets[:end], past[:end], future, calendar)
 
 
-def _columns(
-    parts: Sequence[Part],
-    names: Sequence[str],
-    series_id: str | None,
-    ahead: Sequence[Values],
-    known: Sequence[float],
-    levels: Sequence[float],
-) -> dict[str, list[Any]]:
-    """Return the columns of a long table: the series, the time, and for each target its median and its quantiles.
-
-    `ahead` has quantiles (H, C, Q) of the levels `known` for each part; of these `levels` become columns.
-    """
-    steps, columns = len(ahead[0]), {}
-    if series_id is not None:
-        columns[series_id] = [part.name for part in parts for _ in range(steps)]
-    columns["time"] = [label for part in parts for label in part.after(steps)]
-    for c, name in enumerate(names):
-        for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
-            columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
-    return columns
-
-
 def generate(
     model: Annotated[Path, Argument(help="Model file or folder, or a published xLSTM checkpoint.")],
     prompt: Annotated[str, Option(help="Text, or tokens such as '3 1 4' if there is no tokenizer.json.")],
@@ -275,7 +261,7 @@ def generate(
         network, params = _language_model(model, kind, backend, dtype)
         codec = text.codec(model, as_bytes)
         drawn = network.stream(params, [codec.encode(prompt)], max_tokens, stop=stop, **draws)
-        gap, pieces = codec.GAP, _text_of_tokens(codec, drawn)
+        gap, pieces = codec.GAP, text_of_tokens(codec, drawn)
     put(f"{prompt}{gap}")  # as it is: not everything that looks like markup is
     for piece in pieces:
         put(piece)
@@ -292,14 +278,6 @@ def _language_model(file: Path, kind: str, backend: str, dtype: str | None) -> t
     if not isinstance(model, xLSTMLanguageModel):
         raise ValueError(f"{file}: holds {model}, expected a language model; xlstm export and inspect take it")
     return model, params
-
-
-def _text_of_tokens(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:
-    """Yield the text of tokens."""
-    stream = text.Stream(codec)
-    for token, _ in drawn:
-        yield stream.push(int(token[0]))
-    yield stream.rest()
 
 
 @command()

@@ -197,11 +197,9 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
     Raises
     ------
     ValueError
-        There is one class, or no class has enough sequences for the fraction.
+        No class has enough sequences for the fraction.
     """
     counts = Counter(sorted(labels.tolist()))
-    if len(counts) < 2:
-        raise ValueError(f"classify: all labels are {checks.few(counts)}, expected two classes or more")
     rng = np.random.default_rng(seed)
     held = [rng.permutation(np.flatnonzero(labels == one))[: round(fraction * n)] for one, n in counts.items()]
     test = np.sort(np.concatenate(held))

@@ -132,7 +132,7 @@ class Run(Report):
             raise typer.Exit(code(error) if stopped else 1) from None
 
 
-@command(Settings, Run)
+@command(Settings)
 def train_forecast(
     run: Run,
     table: Annotated[Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
@@ -184,7 +184,7 @@ def train_forecast(
     run.end(trained, window=model.window_, **values)
 
 
-@command(TextModel, Run)
+@command(TextModel)
 def train_text(
     run: Run,
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
@@ -202,7 +202,7 @@ def train_text(
     run.end(model.trained_, steps=steps, **judged, sample=text)
 
 
-@command(SequenceClassifier, Run)
+@command(SequenceClassifier)
 def train_classify(
     run: Run,
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
@@ -228,7 +228,7 @@ def train_classify(
     run.end(model.trained_, epochs=epochs, **judged)
 
 
-@command(TiRexTrainer, Run)
+@command(TiRexTrainer)
 def train_tirex(run: Run, **settings: Any) -> None:
     """Train a small TiRex on synthetic series, from random weights to a checkpoint that forecasts any series.
 
