@@ -2,9 +2,8 @@
 
 python -m bench.threads [--json FILE]
 
-A call is on one core where no worker took a piece of any of its jobs. Calls are counted apart in which the
-worker slept on, which is a defect; in the others it was woken, and the system gave it no time. The default number of
-rounds has 1,008 calls of xlstm. Nothing else should run.
+A call is on one core where no worker took a piece of any of its jobs. The default number of rounds has 1,008 calls of
+xlstm. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import xlstm
 from bench import peers, run
@@ -25,28 +25,26 @@ SHAPES = {(100, 32, 64, 128): 26, LARGE[0]: 2}  # calls in a round
 
 
 class Counts:
-    """How many calls there were, and how many of them no worker joined, awake or asleep.
+    """How many calls there were, and how many of them no worker joined.
 
     Attributes
     ----------
-    jobs : list of (bool, bool)
-        Whether a worker joined each job of this call, and whether one that was to help slept all the time.
+    joined : list of bool
+        Whether a worker joined each job of this call.
     """
 
     def __init__(self) -> None:
-        self.calls = self.one_core = self.asleep = 0
-        self.jobs: list[tuple[bool, bool]] = []
+        self.calls = self.one_core = 0
+        self.joined: list[bool] = []
 
     def end(self) -> None:
         """Count the call that has ended."""
-        joined, asleep = (any(found) for found in zip(*self.jobs, strict=True)) if self.jobs else (True, False)
         self.calls += 1
-        self.one_core += not joined
-        self.asleep += asleep and not joined
-        self.jobs.clear()
+        self.one_core += bool(self.joined) and not any(self.joined)
+        self.joined.clear()
 
     def __str__(self) -> str:
-        return f"on one core {self.one_core} of {self.calls} calls, in {self.asleep} of them the worker slept on"
+        return f"on one core {self.one_core} of {self.calls} calls"
 
 
 @contextlib.contextmanager
@@ -54,12 +52,10 @@ def watched(counts: Counts) -> Iterator[None]:
     """Note of each job meanwhile who took part."""
     lead = team._lead
 
-    def noted(calls: list[team.Call], helpers: int, pieces: int, apart: bool) -> None:
-        slept = int(workers.queue[work_queue.SLEPT])
-        lead(calls, helpers, pieces, apart)
+    def noted(rows: Any, helpers: int) -> None:
+        lead(rows, helpers)
         left = int(workers.queue[work_queue.OPEN]) >> 2 * work_queue.SHIFT  # places for helpers that nobody took
-        asleep = workers.queue[work_queue.SLEEPERS :][:helpers].any() and workers.queue[work_queue.SLEPT] == slept
-        counts.jobs.append((left < helpers, bool(asleep)))
+        counts.joined.append(left < helpers)
 
     team._lead = noted
     try:
@@ -105,10 +101,9 @@ def main() -> None:
             timings, counts = measure({"xlstm": mine, **found}, options.rounds, count)
             results = {name: asdict(timing) for name, timing in timings.items()}
             for name, one in zip(("xlstm", "xlstm, in turn"), counts, strict=True):
-                results[name] |= {"one_core": one.one_core, "asleep": one.asleep}
+                results[name] |= {"one_core": one.one_core}
                 total.calls += one.calls
                 total.one_core += one.one_core
-                total.asleep += one.asleep
             name = f"{case}{'' if train else ', inference'}"
             run.record("threads", name, results, "seconds", options.json, missing, asdict(case))
             for how, one in zip(("alone", "in turn"), counts, strict=True):

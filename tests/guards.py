@@ -134,7 +134,7 @@ class Compiled:
         _nrt_python.c_helpers["MemInfo_alloc_aligned"] = address  # for what links kept code
 
     def functions(self, made: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what `jit.functions` makes, with functions that are guarded."""
+        """Return what `jit.functions` or `jit.shared` makes, with functions that are guarded."""
         from numba.core.dispatcher import Dispatcher
 
         with EMPTY:
@@ -236,7 +236,6 @@ PRODUCTS = (
 # The same of products with few rows, which fill their slivers, and with one: one block of K, and two.
 FEW_ROWS = ((1, 41, 70), (2, 20, 70), (31, 6, 70), (32, 41, 33), (63, 1100, 129))
 CHUNKS = ((5, 1, 1), (21, 3, 17), (40, 33, 65))  # T, K and V of an mLSTM
-NO_STEP = "def step():\n    pass\n"
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
@@ -280,37 +279,16 @@ def run_case(compiled: Compiled, rng: np.random.Generator, more: bool, case: tup
 
 
 def run_products(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
-    """Add products of two matrices each to an array, the factors transposed or not."""
-    from xlstm.engines.numba import tiled_matmul
-
-    guards = compiled.guards
-    ways = list(itertools.product((False, True), repeat=2))
-    for (M, K, N), turned, guards.flush in itertools.product(PRODUCTS, ways, FLUSH):
-        shapes = [shape[::-1] if turn else shape for shape, turn in zip(((M, K), (K, N)), turned, strict=True)]
-        values = [rng.standard_normal((2, *shape)).astype(dtype) for shape in (*shapes, (M, N))]
-        blocks = [guards.take(value.nbytes) for value in values]
-        a, b, out = (block.array(value) for block, value in zip(blocks, values, strict=True))
-        for place, value in zip((a, b, out), values, strict=True):
-            place[...] = value
-        a, b = (x.swapaxes(1, 2) if turn else x for x, turn in zip((a, b), turned, strict=True))
-        expected = {"out": out + a @ b}
-        with EMPTY, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tiled_matmul, "SMALL", 0)
-            patch.setattr(tiled_matmul, "NARROW", 0)
-            assert tiled_matmul.run(a, b, out) is out
-        same({"out": out}, expected, dtype, M, K, N, turned)
-        for block in (*blocks, *compiled.drain()):
-            guards.give(block, "products_of_batch")
-
-
-def run_few_rows(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
-    """Multiply few rows by many, which stay as they are, in one block and in two."""
+    """Multiply matrices in all ways: the left factor or its transposed, with right ones by rows or by columns."""
     from xlstm.engines.numba import jit, packed_products
 
-    for (M, K, N), compiled.guards.flush in itertools.product(FEW_ROWS, FLUSH):
-        a, W = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (N, K)))
-        (found,) = packed_products.products(jit.functions(dtype, NO_STEP), [(a, W.T)])
-        same({"out": found}, {"out": a @ W.T}, dtype, M, K, N)
+    guarded = compiled.functions(jit.shared, dtype)
+    for (M, K, N), compiled.guards.flush in itertools.product((*PRODUCTS, *FEW_ROWS), FLUSH):
+        a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (K, N)))
+        by_columns, transposed = np.asfortranarray(b), np.ascontiguousarray(a.T).T
+        pairs = [(a, b), (a, by_columns), (transposed, b), (transposed, b[:, :1])]
+        for (left, right), found in zip(pairs, packed_products.products(guarded, pairs), strict=True):
+            same({"out": found}, {"out": left @ right}, dtype, M, K, N)
 
 
 def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
@@ -358,21 +336,22 @@ def in_turn(calls: list[Any], work: int) -> None:
             function(*given, first, last)
 
 
-def one_by_one(guards: Guards, function: Callable[..., None], given: list[tuple[Any, ...]]) -> None:
+def one_by_one(guards: Guards, jobs: list[Any], size: int) -> None:
     """Do what threads would do together, the last first where arrays start with a page."""
-    for own in given if guards.flush == "end" else given[::-1]:
-        function(*own)
+    for function, pieces in jobs:
+        for arguments, first, last in pieces if guards.flush == "end" else pieces[::-1]:
+            function(*arguments, first, last)
 
 
 def main(kind: str) -> None:
     """Run all cases of the dtype of a kind; the last lines have the functions that were called, and the arrays made."""
-    from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products, tiled_matmul
+    from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products
 
     faulthandler.enable()
     compiled = Compiled()
     compiled.allocate()
     jit.functions = functools.partial(compiled.functions, jit.functions)
-    packed_products.share = tiled_matmul.share = chunks.share = in_turn
+    packed_products.share = chunks.share = in_turn
     numba_engine.entered = functools.partial(compiled.enter, numba_engine.entered)
     numba_engine.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
@@ -385,7 +364,6 @@ def main(kind: str) -> None:
     sys.stdout.write("products\n")
     sys.stdout.flush()
     run_products(compiled, rng, dtype)
-    run_few_rows(compiled, rng, dtype)
     sys.stdout.write("chunks\n")
     sys.stdout.flush()
     run_chunks(compiled, rng, dtype)

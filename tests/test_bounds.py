@@ -18,12 +18,10 @@ FUNCTIONS = {
     "forward",
     "backward",
     "pack",
-    "pack_transposed",
-    "pack_blocks",
     "product_of_rows",
     "product_of_few_rows",
-    "product_of_vector",
     "products_over_rows",
+    "vector_over_rows",
 }
 
 

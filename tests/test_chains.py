@@ -7,7 +7,6 @@ import xlstm
 from xlstm.arrays import cores
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.fuse import fuse, summed
-from xlstm.arrays.matmul import matmul
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import FEED_FORWARD, sigmoid
 from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
@@ -84,33 +83,11 @@ def test_arrays_in_any_order_of_memory(size, ran, rng):
     a, b = rng.standard_normal((40, 60, 50)).transpose(1, 2, 0), rng.standard_normal((60, 50, 80))[..., ::2]
     found = fuse(np, product, a, np.ascontiguousarray(b))  # columns of a are not those of b
     np.testing.assert_array_equal(found, a * b)
-    c = rng.standard_normal((60, 40, 50)).transpose(0, 2, 1)
-    found = fuse(np, product, c, c)
-    np.testing.assert_array_equal(found, c * c)
-    assert found.strides == c.strides
     wide = rng.standard_normal((300, 2, 64))
     np.testing.assert_array_equal(fuse(np, product, wide[..., 32:], wide[..., :32]), wide[..., 32:] * wide[..., :32])
-    assert ran == [False, True, True]
+    assert ran == [False, True]
     np.testing.assert_array_equal(fuse(np, product, wide[::-1], wide), wide[::-1] * wide)
     assert ran[-1] is False
-
-
-def test_a_place_for_the_result(size, ran, rng):
-    a, b = rng.standard_normal((2, 200, 100))
-    room = np.zeros((200, 150))
-    assert np.shares_memory(fuse(np, product, a, b, out=room[:, 20:120]), room)
-    np.testing.assert_array_equal(room[:, 20:120], a * b)
-    assert not room[:, :20].any()
-    assert not room[:, 120:].any()
-    expected = a * b
-    assert fuse(np, product, a, b, out=a) is a
-    np.testing.assert_array_equal(a, expected)
-    assert ran == [True, True]
-    expected = a[:-1] * a[1:]
-    fuse(np, product, a[:-1], a[1:], out=a[1:])  # each row would be read after it is written
-    np.testing.assert_array_equal(a[1:], expected)
-    narrow = np.zeros((200, 100), "f4")
-    np.testing.assert_array_equal(fuse(np, product, b, b, out=narrow), (b * b).astype("f4"))
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE], ids=str)
@@ -194,15 +171,3 @@ def test_layers_with_and_without(size, monkeypatch, rng, block):
 
 def leaves(state):
     return [a for part in state for a in leaves(part)] if isinstance(state, tuple) else [state]
-
-
-@pytest.mark.parametrize(
-    "shapes", [((700, 130), (130, 170)), ((5, 400, 80), (5, 80, 90)), ((1, 900, 90), (1, 90, 140))]
-)
-def test_products_on_several_threads(monkeypatch, rng, shapes):
-    a, b = (rng.standard_normal(shape) for shape in shapes)
-    for count in ("1", "2", "3"):
-        monkeypatch.setenv(cores.VARIABLE, count)
-        np.testing.assert_allclose(matmul(np, a, b), a @ b, rtol=1e-12, atol=1e-12)
-        transposed = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
-        np.testing.assert_allclose(matmul(np, transposed, b), a @ b, rtol=1e-12, atol=1e-12)

@@ -44,8 +44,8 @@ class Work:
         assert all(np.array_equal(a, b) for a, b in zip(self.results(), self.expected, strict=True))
 
 
-parts = Work(128, 128, 6, (2, 1, 1))
-whole = Work(512, 8, 6, (1, 1, 2))
+parts = Work(128, 128, 6, (2, 1))
+whole = Work(512, 8, 6, (1, 2))
 """
 
 
@@ -301,46 +301,48 @@ def test_an_interrupt_while_the_first_call_compiles(tmp_path):
     )
 
 
-class TestHeldSignals:
-    @pytest.fixture(autouse=True)
-    def handlers(self):
-        """Handlers of two signals note that they were called; afterwards all is as it was."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.called = []
-        for number in before:
-            signal.signal(number, self.handle)
-        yield
-        for number, handler in before.items():
-            signal.signal(number, handler)
+@pytest.fixture
+def called():
+    """The signals of which handlers were called, of which there are two meanwhile."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    found = []
 
-    def handle(self, number, frame):
-        self.called.append(number)
+    def handle(number, frame):
+        found.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def test_each_is_delivered_once_at_the_end_of_the_outermost_block(self):
-        @held()
-        def call():
-            with held():
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-                    signal.raise_signal(number)
-            assert not self.called
-            raise ZeroDivisionError
+    for number in before:
+        signal.signal(number, handle)
+    yield found
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
-        with pytest.raises(KeyboardInterrupt) as found:
-            call()
-        assert isinstance(found.value.__context__, ZeroDivisionError)
-        assert sorted(self.called) == [signal.SIGINT, signal.SIGTERM]
-        assert signal.getsignal(signal.SIGINT) == self.handle
 
-    @pytest.mark.parametrize("other", [signal.SIG_IGN, signal.SIG_DFL])
-    def test_those_without_a_handler_are_left_alone(self, other):
-        signal.signal(signal.SIGTERM, other)
+def test_held_signals_are_delivered_once_at_the_end_of_the_outermost_block(called):
+    handler = signal.getsignal(signal.SIGINT)
+
+    @held()
+    def call():
         with held():
-            assert signal.getsignal(signal.SIGTERM) is other
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+                signal.raise_signal(number)
+        assert not called
+        raise ZeroDivisionError
+
+    with pytest.raises(KeyboardInterrupt) as found:
+        call()
+    assert isinstance(found.value.__context__, ZeroDivisionError)
+    assert sorted(called) == [signal.SIGINT, signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.usefixtures("called")
+@pytest.mark.parametrize("other", [signal.SIG_IGN, signal.SIG_DFL])
+def test_what_is_no_handler_in_python_is_left_alone(other):
+    signal.signal(signal.SIGTERM, other)
+    with held():
         assert signal.getsignal(signal.SIGTERM) is other
-
-    def test_a_handler_that_is_set_within_stays(self):
-        with held():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is other
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # set within the block

@@ -26,7 +26,6 @@ def write(path, text):
         ("0::/a", {"a/cpu.max": "max 100000"}, math.inf),
         ("0::/a", {}, math.inf),
         ("0::/a", {"a/cpu.max": "nonsense"}, math.inf),
-        ("0::/a", {"a/cpu.max": ""}, math.inf),
         ("0::/a", {"a/cpu.max": "100000 0"}, math.inf),
     ],
 )

@@ -1,14 +1,13 @@
 """Which engine runs a recurrence: the choice, an engine that is asked for, and why an engine refuses."""
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from tests.layers import alone, inputs_of, make, run
+from tests.layers import alone, inputs_of, make
 from xlstm.cells import gru, lstm, lstm_options
 from xlstm.engines import engine
 from xlstm.engines.cell_step import Masks, Step
@@ -40,28 +39,19 @@ def compiling(monkeypatch):
     monkeypatch.delenv(jit.VARIABLE, raising=False)
 
 
-def test_every_engine_has_a_name_of_its_own_and_the_last_takes_everything():
-    assert [one.name for one in engine.ENGINES] == ["cuda", "numba", "array_api"]
-
-
 @pytest.mark.usefixtures("compiling")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_engine_that_is_asked_for_runs(rng, kind):
-    """Forward, and backward in the engine that forward took; the numbers are the same."""
+    """Forward, and backward in the engine that forward took."""
     layer = layer_of(kind)
     params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
     usual = "numba" if jit.failure() is None else "array_api"
-    found = {}
     for name in ("array_api", usual):
         with engine.use(name):
             assert engine_of(layer, params, x) == name
-            found[name] = run(layer, params, x, state, [5, 0, 2])
             _, _, saved = layer.forward(params, x, state)
         assert saved.kept["0"].tape.engine.name == name
         layer.backward(params, saved, np.ones((5, 3, 6)))
-    assert engine_of(layer, params, x) == usual
-    for name, array in found["array_api"].items():
-        np.testing.assert_allclose(found[usual][name], array, rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 @needs_numba
@@ -143,51 +133,32 @@ def test_an_engine_of_another_library_or_without_its_package_is_refused(rng, mon
         layer.forward({name: strict.asarray(p) for name, p in params.items()}, strict.asarray(x))
 
 
-def steps():
-    """A step with each option, by what an engine calls it."""
-    w = {"Wx": np.ones((24, 3)), "Wh": np.ones((24, 6))}
-    cell, drop = lstm.Cell(), np.ones((6, 2))
-    return {
-        "": Step(np, cell, w, Masks()),
-        "zoneout": Step(np, cell, w, Masks(None, (0.3, None))),
-        "recurrent dropout": Step(np, cell, w, Masks(drop)),
-        "a projection": Step(np, cell, {**w, "Wh": np.ones((24, 4)), "Whr": np.ones((4, 6))}, Masks()),
-        "layer normalisation": Step(
-            np,
-            lstm_options.Cell(),
-            w | {"gx": np.ones(24), "gh": np.ones(24), "gc": np.ones(6), "bc": np.ones(6)},
-            Masks(),
-        ),
-        "a product within the cell": Step(
-            np, gru.ResetBefore(), {"Wx": np.ones((18, 3)), "Wh": np.ones((18, 6))}, Masks()
-        ),
-    }
+W = {"Wx": np.ones((24, 3)), "Wh": np.ones((24, 6))}
+GAINS = {"gx": np.ones(24), "gh": np.ones(24), "gc": np.ones(6), "bc": np.ones(6)}
+STEPS = {  # with each option, by what an engine calls it
+    "": Step(np, lstm.Cell(), W, Masks()),
+    "zoneout": Step(np, lstm.Cell(), W, Masks(None, (0.3, None))),
+    "recurrent dropout": Step(np, lstm.Cell(), W, Masks(np.ones((6, 2)))),
+    "a projection": Step(np, lstm.Cell(), {**W, "Wh": np.ones((24, 4)), "Whr": np.ones((4, 6))}, Masks()),
+    "layer normalisation": Step(np, lstm_options.Cell(), W | GAINS, Masks()),
+    "a product within the cell": Step(np, gru.ResetBefore(), {name: w[:18] for name, w in W.items()}, Masks()),
+    "float16": Step(np, lstm.Cell(), {name: w.astype("f2") for name, w in W.items()}, Masks()),
+}
 
 
 @needs_numba
 @pytest.mark.usefixtures("compiling")
-@pytest.mark.parametrize("words", steps())
+@pytest.mark.parametrize("words", STEPS)
 def test_every_engine_says_why_it_refuses(monkeypatch, words):
     """The option by name; two options together are both named."""
-    device = SimpleNamespace(device=Device("a small one", 90, 8, 232448, 16))
-    monkeypatch.setattr(launch, "runtime", lambda xp, like: device)
-    step = steps()[words]
+    monkeypatch.setattr(launch, "device", lambda xp, like: Device("a small one", 90, 8, 232448, 16))
+    step = STEPS[words]
     for one in engine.ENGINES:
         why = one.refuses(step, WIDTHS)
         takes = not words or one.name in ("array_api", "cuda")
         assert bool(why) != takes, (one.name, why)
         assert takes or words in why
-    if words not in ("", "zoneout"):
+    if words not in ("", "zoneout", "float16"):
         both = Step(np, step.cell, step.layer_w, step.masks._replace(zoneout=(0.3, None)))
         assert f"zoneout and {words}" in NUMBA.refuses(both, WIDTHS)
         assert CUDA.refuses(both, WIDTHS) == ("no kernel does zoneout of a projection" if "proj" in words else "")
-
-
-@needs_numba
-@pytest.mark.usefixtures("compiling")
-def test_other_reasons():
-    half = Step(np, lstm.Cell(), {"Wx": np.ones((24, 3), "f2"), "Wh": np.ones((24, 6), "f2")}, Masks())
-    assert NUMBA.refuses(half, WIDTHS) == "no compiled loop has float16"
-    assert engine.choose(half, WIDTHS, {}).name == "array_api"
-    assert engine.choose(steps()[""], WIDTHS, {}).name == "numba"
-    assert engine.choose(steps()["zoneout"], [], {}).name == "array_api"

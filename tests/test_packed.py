@@ -7,6 +7,7 @@ import xlstm
 from tests.conftest import force, make_backend
 from tests.layers import inputs_of, run
 from xlstm.arrays import cores
+from xlstm.arrays.matmul import matmul
 from xlstm.cells import rnn
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.numba import jit, workers
@@ -14,11 +15,6 @@ from xlstm.engines.numba import jit, workers
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
 PAD = 64
-
-
-def functions(dtype):
-    """The compiled functions of a dtype, with a step that does nothing."""
-    return jit.functions(dtype, "def step():\n    pass\n")
 
 
 def guarded(values):
@@ -31,37 +27,34 @@ def guarded(values):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
     """And nothing before or after an array is read or written, since a NaN would reach the result."""
-    compiled = functions(dtype)
+    compiled = jit.shared(dtype)
     assert compiled.COLUMNS * np.dtype(dtype).itemsize == 2 * length
     for n in (*range(1, 14), 17, 24, 33):
-        gates, heads, K, width = (int(rng.integers(1, most)) for most in (5, 3, 40, 70))
-        weights, _ = guarded(rng.standard_normal((gates, heads, width, K)).astype(dtype))
-        gates, W = gates * heads, weights.swapaxes(0, 1).reshape(-1, width, K)
+        gates, K, width = (int(rng.integers(1, most)) for most in (9, 40, 70))
+        W, _ = guarded(rng.standard_normal((gates, width, K)).astype(dtype))
         a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
         out, intact = guarded(np.full((gates, n, width), 3.0, dtype))
         packed, whole = guarded(np.full((gates * -(-width // compiled.COLUMNS), K, compiled.COLUMNS), 5.0, dtype))
         slivers = packed.shape[0]
+        again = np.empty_like(packed)
+        turned, far = np.ascontiguousarray(W.swapaxes(1, 2)), K * width
         for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
-            compiled.pack_transposed(weights, packed, first, last)
+            compiled.pack(W.reshape(-1), 0, True, far, K, width, packed, first, last)
+            compiled.pack(turned.reshape(-1), 0, False, far, width, width, again, first, last)
         assert whole()
+        np.testing.assert_array_equal(again, packed)
         expected = a @ W.swapaxes(1, 2)
         scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
-        for add, before, far in ((False, 0.0, False), (True, expected, True)):
-            compiled.product(
-                *(a.reshape(-1), 0, K, 1, n, packed, 0, slivers),
-                *(out.reshape(-1), 0, width, n * width, width, add, far),
-            )
+        for add, before in ((False, 0.0), (True, expected)):
+            to = 0, width, n * width, width
+            compiled.product(a.reshape(-1), (0, K, 1, n), packed, (0, slivers), out.reshape(-1), to, add)
             assert intact()
             assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
-        again = np.empty_like(packed)
-        for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
-            compiled.pack(np.ascontiguousarray(weights.swapaxes(2, 3)), again, first, last)
-        np.testing.assert_array_equal(again, packed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_products_over_rows(rng, length, dtype):
-    compiled = functions(dtype)
+    compiled = jit.shared(dtype)
     for N, M, widths in ((1, 1, (1, 1)), (7, 13, (3, 40)), (300, 25, (33, 64)), (700, 50, (1, 2))):
         a, _ = guarded(rng.standard_normal((N, M)).astype(dtype))
         bs = tuple(guarded(rng.standard_normal((N, width)).astype(dtype))[0] for width in widths)
@@ -82,12 +75,9 @@ def test_packed_weights_begin_with_a_cache_line(rng, dtype):
     for H in (1, 3, 19, 64, 130):
         w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
         step = Step(np, rnn.Cell(("tanh",)), w, Masks())
-        compiled = functions(dtype)
-        packed = [packed_products.for_gradients(step, compiled)]
-        for size in (1, 2):
-            ((_, Wx, _, Wh),) = packed_products.for_states(step, compiled, (1, 1, size))
-            packed += [Wx, Wh]
-        assert all(a.size and a.ctypes.data % 64 == 0 for a in packed)
+        columns = jit.shared(dtype).COLUMNS
+        for packed in (packed_products.for_gradients(step, columns, 2), packed_products.for_states(step, columns, 2)):
+            assert all(a.size and a.ctypes.data % 64 == 0 for one in packed for a in one[len(one) // 2 :])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -101,30 +91,15 @@ def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
     width = 45 if threads == 1 else 143  # a right factor with more columns than the left one has rows stays as it is
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, width)))
     given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
-    (out,) = packed_products.products(functions(dtype), [(a, given)])
+    (out,) = packed_products.products(jit.shared(dtype), [(a, given)])
     assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_of_few_rows(rng, length, dtype):
-    """With the left factor packed, in one block or in two, for parts of the columns, and nothing beside them."""
-    compiled = functions(dtype)
-    for n, K, width, blocks in ((1, 3, 5, 1), (13, 40, 70, 2), (64, 6, 200, 1), (35, 18, 130, 2)):
-        a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
-        W, _ = guarded(rng.standard_normal((width, K)).astype(dtype))
-        out, intact = guarded(np.full((n, width), 3.0, dtype))
-        compiled.product_of_few_rows(compiled.PRODUCT, W, a, blocks, out, width // 3, width)
-        assert np.all(out[:, : width // 3] == 3)
-        compiled.product_of_few_rows(compiled.PRODUCT, W, a, blocks, out, 0, width // 3)
-        assert intact()
-        assert np.all(np.abs(out - a @ W.T) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(W).T, 1))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
-def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, dtype, n):
+@pytest.mark.parametrize("n", [2, 7, 200])
+def test_products_outside_of_loops(rng, monkeypatch, dtype, n):
     """Threads share them, and the bits do not depend on how many there are."""
-    from xlstm.engines.numba import tiled_matmul
+    from xlstm.engines.numba import packed_products
 
     monkeypatch.setenv(jit.VARIABLE, "1")
     W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((2099, 502), (n, 502)))
@@ -132,32 +107,26 @@ def test_products_of_few_rows_or_columns_with_a_large_matrix(rng, monkeypatch, d
     found = []
     for count in ("1", "3"):
         monkeypatch.setenv(cores.VARIABLE, count)
-        rows, columns = tiled_matmul.run(x, W.T), tiled_matmul.run(W, x.T)
+        rows, columns = packed_products.matmul(x, W.T), packed_products.matmul(W, x.T)
         for product in (rows, columns.T):
             assert np.all(np.abs(product - x @ W.T) <= 4 * ROUNDING[dtype] * scale)
         found.append((rows.tobytes(), columns.tobytes()))
     assert found[0] == found[1]
-    assert tiled_matmul.run(x, np.ascontiguousarray(W.T)) is None  # it would have to be packed, which takes longer
-    assert tiled_matmul.run(x, W[:99].T) is None  # it is near
-    x, W = (np.ones(shape, dtype) for shape in ((n, 30_000), (60, 30_000)))
-    assert tiled_matmul.run(x, W.T) is None  # there are few rows on both sides
 
 
-def test_places_beyond_two_to_the_31(rng):
-    """Arrays of 8 GB of which a few pages are used."""
-    compiled, n, K, width = functions("float32"), 3, 5, 7
-    at = 2**31 + 123
-    try:
-        a, out = np.zeros(at + n * K, np.float32), np.zeros(at + n * width, np.float32)
-    except MemoryError:
-        pytest.skip("the system gives no memory that is not used")
-    a[at:] = rng.standard_normal(n * K)
-    W = rng.standard_normal((1, 1, width, K)).astype(np.float32)
-    packed = np.empty((-(-width // compiled.COLUMNS), K, compiled.COLUMNS), np.float32)
-    compiled.pack_transposed(W, packed, 0, packed.shape[0])
-    compiled.product(a, at, K, 1, n, packed, 0, packed.shape[0], out, at, width, 0, width, False, False)
-    np.testing.assert_allclose(out[at:].reshape(n, width), a[at:].reshape(n, K) @ W[0, 0].T, rtol=1e-5, atol=1e-6)
-    assert not out[:1000].any()
+def test_products_that_are_left_to_numpy(rng, monkeypatch):
+    from xlstm.engines.numba import packed_products
+
+    monkeypatch.setenv(jit.VARIABLE, "1")
+    W, x, few = (rng.standard_normal(shape) for shape in ((2099, 502), (200, 502), (3, 502)))
+    others = [(few, np.ascontiguousarray(W.T)), (few, W[:99].T), (x[:9, :9], W[:9, :9].T)]  # to be packed, near, small
+    others += [(x.astype("f4"), W.T), (x.astype(int), W.T.astype(int)), (x[:, ::2], W[:, ::2].T), (x[None], W.T)]
+    assert packed_products.matmul(x, W.T) is not None
+    assert [packed_products.matmul(a, b) for a, b in others] == [None] * len(others)
+    with pytest.raises(ValueError, match="matmul"):
+        matmul(np, x, W)
+    monkeypatch.setenv(jit.VARIABLE, "0")
+    assert matmul(np, x, W.T).shape == (200, 2099)
 
 
 @pytest.mark.parametrize("plan", ["parts", "shared"])
@@ -181,7 +150,7 @@ def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
 
 
 def test_each_piece_is_taken_once():
-    loops = functions("float32")
+    loops = jit.shared("float32")
     for size in (1, 2, 3, 8):
         for pieces in (0, 1, 2, 7, 16):
             counts = np.zeros(size + 1, np.int64)

@@ -35,50 +35,36 @@ def test_as_arrays(be, dtype):
     agree(to_numpy(sigmoid(be.xp, be.asarray(x, dtype))), expected, dtype)
 
 
+def by_numba(function, x):
+    """A function of the array, as a compiled loop runs it."""
+    from xlstm.engines.numba.codegen import kernel
+
+    y = np.empty_like(x)
+    kernel(str(x.dtype), lambda xp, x: {"y": function(xp, x)}, {"x": None}).loops.step(
+        0, 0, 0, 0, 0, 0, 0, x.size, x, y
+    )
+    return y
+
+
 @DTYPES
 def test_compiled_by_numba(dtype):
+    """And what it is made of, exp, tanh and log1p, to the smallest and the largest, as NumPy's."""
     pytest.importorskip("numba")
-    from xlstm.engines.numba.codegen import kernel
-
     x, expected = grid(dtype)
-    y = np.empty_like(x)
-    kernel(dtype, lambda xp, x: {"y": sigmoid(xp, x)}, {"x": None}).loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
-    agree(y, expected, dtype)
-
-
-@DTYPES
-def test_exponentials_compiled_by_numba(dtype):
-    """All of them, to the smallest and the largest, as NumPy's."""
-    pytest.importorskip("numba")
-    from xlstm.engines.numba.codegen import kernel
-
-    info = np.finfo(dtype)
-    x = np.linspace(np.log(float(info.smallest_subnormal)) - 2, np.log(float(info.max)), 5001).astype(dtype)[:-1]
-    x = np.concatenate([x, np.array([0, np.inf, -np.inf, np.nan, info.max, -info.max], dtype)])
-    y = np.empty_like(x)
-    kernel(dtype, lambda xp, x: {"y": xp.exp(x)}, {"x": None}).loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
-    with np.errstate(over="ignore"):
-        expected = np.exp(x)
-    np.testing.assert_allclose(y, expected, rtol=4 * info.eps, atol=info.smallest_subnormal)
-
-
-@DTYPES
-def test_logarithms_compiled_by_numba(dtype):
-    """log1p, to the smallest and the largest, as NumPy's."""
-    pytest.importorskip("numba")
-    from xlstm.engines.numba.codegen import kernel
-
+    agree(by_numba(sigmoid, x), expected, dtype)
     info = np.finfo(dtype)
     small = np.exp(np.linspace(np.log(float(info.smallest_subnormal)), 0, 5001))
-    special = [0, -1, -2, np.inf, -np.inf, np.nan, info.max, info.tiny, -info.tiny]
-    x = np.concatenate([small, -small, np.linspace(-1, 8, 5001)[1:], 1 / small[small > 1 / info.max], special]).astype(
-        dtype
+    exponents = np.linspace(np.log(float(info.smallest_subnormal)) - 2, np.log(float(info.max)), 5001)[:-1]
+    special = [0, -1, -2, np.inf, -np.inf, np.nan, info.max, -info.max, info.tiny, -info.tiny]
+    values = np.concatenate(
+        [small, -small, exponents, np.linspace(-30, 30, 6001), 1 / small[small > 1 / info.max], special]
     )
-    y = np.empty_like(x)
-    kernel(dtype, lambda xp, x: {"y": xp.log1p(x)}, {"x": None}).loops.step(0, 0, 0, 0, 0, 0, 0, x.size, x, y)
-    with np.errstate(all="ignore"):
-        expected = np.log1p(x)
-    np.testing.assert_allclose(y, expected, rtol=2 * info.eps, atol=info.smallest_subnormal)
+    values = values.astype(dtype)
+    for name, units in (("exp", 4), ("tanh", 3), ("log1p", 2)):
+        found = by_numba(lambda xp, x, name=name: getattr(xp, name)(x), values)
+        with np.errstate(all="ignore"):
+            exact = getattr(np, name)(values.astype(np.longdouble)).astype(dtype)
+        np.testing.assert_allclose(found, exact, rtol=units * info.eps, atol=info.smallest_subnormal, err_msg=name)
 
 
 @DTYPES

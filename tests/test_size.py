@@ -22,7 +22,7 @@ PACKAGES = {
     "cells": 1_160,
     "cli": 1_780,
     "data": 2_060,
-    "engines": 4_350,
+    "engines": 3_820,
     "estimators": 1_720,
     "interop": 2_320,
     "layers": 1_900,
@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_700,
 }
 CUDA = 1_410
-TESTS = 19_030
+TESTS = 18_560
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

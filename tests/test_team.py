@@ -1,8 +1,6 @@
 """Calls of compiled functions that several threads share."""
 
-import collections
 import time
-from types import FunctionType
 
 import numpy as np
 import pytest
@@ -27,14 +25,7 @@ def count(seen, more, negative, first, last):
 
 
 @numba.njit(nogil=True)
-def fill(seen, value):
-    """Set all to a number."""
-    for k in range(seen.size):
-        seen[k] = value
-
-
-@numba.njit(nogil=True)
-def wait_for_the_other(counts):
+def wait_for_the_other(counts, first, last):
     """Note in the first call of two whether the other one begins before this one ends."""
     if shared_memory.count_up(counts, 0):
         return
@@ -77,47 +68,41 @@ def test_all_is_done_once(sizes, unit):
             assert not rows[:, 1:].any()
 
 
-def test_calls_that_stay_whole():
-    rooms = [np.zeros(5, np.int64) for _ in range(9)]
-    team.together(fill, [(room, k) for k, room in enumerate(rooms)])
-    for k, room in enumerate(rooms):
-        assert (room == k).all()
-
-
 def test_arrays_of_a_subclass():
     """numpy.memmap is one."""
 
     class Own(np.ndarray):
         pass
 
-    seen = np.zeros(2, np.int64).view(Own)
-    team.together(fill, [(seen[:1], 3), (seen[1:], 3)])
-    np.testing.assert_array_equal(seen, 3)
+    one, seen, _ = call(9)
+    n, function, (_, *others), unit = one
+    team.share([(n, function, (seen.view(Own), *others), unit)], 1 << 40)
+    assert (seen == 1).all()
 
 
 def test_a_worker_takes_part():
     """Two calls wait for each other, so that one thread alone would not end well."""
     for _ in range(20):  # a worker may be late
         counts = np.zeros(2, np.int64)
-        team.together(wait_for_the_other, [(counts,)] * 2)
+        team.together([(wait_for_the_other, [((counts,), 0, 0)] * 2)], 2)
         if counts[1]:
             return
     pytest.fail("no worker took a call")
 
 
-def test_a_worker_that_falls_asleep_just_before_a_job_comes_is_woken(monkeypatch):
-    employ = workers.employ
-
-    def slowly(*given):
-        found = employ(*given)
-        time.sleep(0.1)  # a worker that waits sleeps after a millisecond
-        return found
-
-    monkeypatch.setattr(workers, "employ", slowly)
-    for _ in range(3):
+def test_a_worker_that_sleeps_is_woken():
+    for _ in range(20):  # a worker may be late
+        one, _, _ = call(9)
+        team.share([one], 1 << 40)
+        deadline = time.monotonic() + 60
+        while not workers.workers[0].asleep and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.01)  # it looks once more
         counts = np.zeros(2, np.int64)
-        team.together(wait_for_the_other, [(counts,)] * 2)
-        assert counts[1], "no worker took a call"
+        team.together([(wait_for_the_other, [((counts,), 0, 0)] * 2)], 2)
+        if counts[1]:
+            return
+    pytest.fail("no worker took a call")
 
 
 @pytest.mark.parametrize("cores_usable", [1, 2])
@@ -132,7 +117,7 @@ def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
 
 def test_no_more_workers_join_than_are_wanted():
     compiled = team._compiled()
-    room = np.zeros(workers.SIZE, np.int64)
+    room = np.zeros_like(workers.queue)
     assert not compiled.join(room)
     room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT)
     assert compiled.join(room)
@@ -140,83 +125,3 @@ def test_no_more_workers_join_than_are_wanted():
     room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT) | 3  # all pieces are taken
     assert not compiled.join(room)
     assert not compiled.take(room)
-
-
-class StopError(Exception):
-    """A function is where a test stops it."""
-
-
-def advance(name, shared, done, *arguments):
-    """Do the next operation of a function of `work_queue`, which runs uncompiled; those in `done` were done before.
-
-    Returns None, or where the function cannot do one: "sleeps", "works" on a piece, or "returned".
-    """
-    again = iter(done)
-
-    def operation(act):
-        def call(*given):
-            for result in again:
-                return result
-            done.append(act(*given))
-            raise StopError
-
-        return call
-
-    def set_to(_, at, value):
-        shared[at] = value
-        return 0
-
-    def swap(_, at, old, new):
-        fits = shared[at] == old
-        shared[at] = new if fits else shared[at]
-        return fits
-
-    def acquire(lock):
-        if not shared["free"]:
-            raise StopError("sleeps")
-        shared["free"] -= 1
-        return 0
-
-    def work(*_):
-        raise StopError("works")
-
-    acts = {
-        "count_of": lambda _, at: shared[at],
-        "count_up": lambda _, at: set_to(_, at, shared[at] + 1),
-        "put": set_to,
-        "swap": swap,
-        "acquire": acquire,
-        "release": lambda lock: set_to(None, "free", shared["free"] + 1),
-    }
-    names = vars(work_queue) | {key: operation(act) for key, act in acts.items()}
-    names |= {"TURNS": 1, "let_others_run": lambda: None, "take" if name == "help_others" else "part": work}
-    for own in ("wake", "wanted", "join", "lead", "take", "help_others"):
-        if names[own] is not work:
-            names[own] = FunctionType(getattr(work_queue, own).__code__, names)
-    try:
-        names[name](collections.defaultdict(int), *arguments)
-    except StopError as stop:
-        return str(stop) or None
-    return "returned"
-
-
-def orders(calls, shared, done):
-    """Yield how two threads end, in every order of their operations."""
-    ends = []
-    for k, (name, *arguments) in enumerate(calls):
-        now, own = shared.copy(), [list(one) for one in done]
-        end = advance(name, now, own[k], *arguments)
-        ends.append(end)
-        if end is None:
-            yield from orders(calls, now, own)
-    if None not in ends:
-        yield tuple(ends)
-
-
-def test_no_order_of_a_leader_and_a_worker_loses_a_call():
-    """Whatever comes first, a worker that is about to sleep ends up with the job."""
-    leader = ("lead", 0, 1, False, 1, 9)
-    worker = ("help_others", work_queue.SLEEPERS, 7)  # at a lock with the address 7
-    found = collections.Counter(orders([leader, worker], collections.defaultdict(int), [[], []]))
-    assert found.keys() == {("works", "works")}
-    assert found.total() > 100

@@ -170,7 +170,7 @@ def test_steps_beyond_two_to_the_31(monkeypatch, rng, kind):
 @pytest.mark.parametrize("kind", ["rows", "over rows", "one column"])
 def test_products_beyond_two_to_the_31(rng, kind):
     """The last rows of products of matrices whose rows before have more than 2^31 numbers."""
-    functions = jit.functions("float32", "def step():\n    pass\n")
+    functions = jit.shared("float32")
     n, K, width = 2**31 // 5 + 100, 7, 1 if kind == "one column" else 6
     a = untouched((n, K), "float32") if kind == "rows" else untouched((K, n), "float32").T
     a[-50:] = rng.standard_normal((50, K))
@@ -187,17 +187,3 @@ def test_products_beyond_two_to_the_31(rng, kind):
     np.testing.assert_allclose(out[-50:], a[-50:] @ b, rtol=1e-5, atol=1e-5)
     assert not out[:100].any()
     assert not out[-100:-50].any()
-
-
-@linux
-def test_weights_beyond_two_to_the_31(rng):
-    """The last columns of a product with packed weights of more than 2^31 numbers."""
-    functions = jit.functions("float32", "def step():\n    pass\n")
-    n, K, columns = 3, 5, functions.COLUMNS
-    slivers = 2**31 // (K * columns) + 10
-    width = slivers * columns
-    packed, out = untouched((slivers, K, columns), "float32"), untouched(n * width, "float32")
-    a = rng.standard_normal((n, K)).astype("float32")
-    packed[-1] = rng.standard_normal((K, columns))
-    functions.product(a.reshape(-1), 0, K, 1, n, packed, slivers - 1, slivers, out, 0, width, 0, width, False, False)
-    np.testing.assert_allclose(out.reshape(n, width)[:, -columns:], a @ packed[-1], rtol=1e-5, atol=1e-5)

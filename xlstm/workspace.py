@@ -12,18 +12,9 @@ import ctypes
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace, device_of
-
 __all__ = ["release"]
 
 np.empty(31 << 20, dtype=np.uint8)  # once for the process, and never written to
-
-
-def empty(xp: Namespace, shape: tuple[int, ...], like: Array) -> Array:
-    """Return an array with any contents, of the dtype and on the device of `like`."""
-    if xp is np:
-        return np.empty(shape, like.dtype)
-    return xp.empty(shape, dtype=like.dtype, device=device_of(like))
 
 
 def release() -> None:

@@ -66,10 +66,6 @@ def replaced(change):
     return lambda path: path.write_bytes(change(path.read_bytes()))
 
 
-def flipped(at):
-    return replaced(lambda data: data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
-
-
 class Bomb:
     def __reduce__(self):
         return os._exit, (66,)
@@ -85,45 +81,25 @@ def instead(make):
     return damage
 
 
-def a_full_folder(path):
-    path.mkdir()
-    (path / "file").touch()
-
-
 def of_another_function(path):
     call("triple")
     (other,) = path.parent.glob("*.triple-*")
     path.write_bytes(other.read_bytes())
 
 
-def a_link_to_a_copy(path):
-    path.rename(path.parent / "copy")
-    path.symlink_to("copy")
-
-
-def too_large(path):
-    os.truncate(path, 1 << 40)  # has holes, and no digest of it is made
-
-
 DAMAGE = {
     "removed": lambda path: path.unlink(),
     "empty": replaced(lambda data: b""),
-    **{f"cut at {n}": replaced(lambda data, n=n: data[:n]) for n in (31, 32, -1)},
-    **{f"flipped at {n}": flipped(n) for n in (0, 32, -1)},
-    "longer": replaced(lambda data: data + b"\0"),
-    "pickle": replaced(lambda data: pickle.dumps(Bomb())),
     "pickle after the digest": replaced(lambda data: data[:32] + pickle.dumps(Bomb())),
     "pickle with its digest": replaced(
         lambda data: hashlib.sha256(pickle.dumps(Bomb())).digest() + pickle.dumps(Bomb())
     ),
     "of another function": of_another_function,
-    "too large": too_large,
+    "too large": lambda path: os.truncate(path, 1 << 40),  # it has holes, and no digest of it is made
     "that all may write": lambda path: path.chmod(0o666),
-    "a link to a copy": a_link_to_a_copy,
     "a link to itself": instead(lambda path: path.symlink_to(path.name)),
     "a pipe": instead(os.mkfifo),
     "a folder": instead(lambda path: path.mkdir()),
-    "a full folder": instead(a_full_folder),
 }
 
 
@@ -138,22 +114,16 @@ def test_damaged_files_are_thrown_away_and_made_again(cache, kind):
     assert not list(cache.glob("*.tmp"))
 
 
-def test_files_without_permission(cache):
-    call()
-    (path,) = cache.iterdir()
-    path.chmod(0)
-    assert call() == (3.0, os.geteuid() == 0)  # whom permissions do not stop
-    assert call() == (3.0, True)
-
-
 def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
     call()
     monkeypatch.setattr("xlstm.engines.numba.codecache.VERSIONS", ("another",))
     assert call() == (3.0, False)
-    assert len(list(cache.iterdir())) == 2
-    monkeypatch.setattr("xlstm.engines.numba.codecache.LIMIT", 1)  # too small for any
+    old, _ = sizes = [path.stat().st_size for path in cache.iterdir()]
+    assert len(sizes) == 2
+    monkeypatch.setattr("xlstm.engines.numba.codecache.LIMIT", old * 3 // 2)  # large enough for one of them
     call("triple")
-    assert not list(cache.iterdir())
+    (path,) = cache.iterdir()
+    assert "triple" in path.name
 
 
 def test_code_of_other_options_is_not_loaded(monkeypatch):
@@ -180,10 +150,9 @@ def test_a_full_disk_leaves_nothing(cache, monkeypatch):
     assert private.read(cache, "name", 100) == b"old"
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o1777])
-def test_a_folder_that_others_may_write_to_is_left_alone(cache, mode):
+def test_a_folder_that_others_may_write_to_is_left_alone(cache):
     call()
-    cache.chmod(mode)
+    cache.chmod(0o777)
     (path,) = cache.iterdir()
     before = path.read_bytes()
     assert call() == (3.0, False)
@@ -233,4 +202,3 @@ def test_processes_that_compile_at_the_same_time(cache):
     assert [process.communicate(timeout=100)[0] for process in processes] == ["3.0 4.5\n"] * 2
     assert sorted(path.name.split(".")[1].split("-")[0] for path in cache.iterdir()) == ["double", "triple"]
     assert call() == (3.0, True)
-    assert call("triple") == (4.5, True)

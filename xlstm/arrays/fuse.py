@@ -19,7 +19,7 @@ from xlstm.tracing.writers import C
 
 CUPY = "array_api_compat.cupy"
 
-# `loops(function, arrays, out, sums, options)` runs a function over large NumPy arrays as one compiled loop, or returns
+# `loops(function, arrays, sums, options)` runs a function over large NumPy arrays as one compiled loop, or returns
 # None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
 
@@ -65,7 +65,7 @@ def fuse(
         On CuPy, where the function is not element by element.
     """
     if xp.__name__ != CUPY:  # `compiles` would be one more call, which small arrays feel
-        found = looped(xp, function, arrays, out, 0, options)
+        found = looped(xp, function, arrays, 0, options) if out is None else None
         if found is not None:
             return found
         found = function(xp, *arrays, **options)
@@ -82,19 +82,18 @@ def looped(
     xp: Namespace,
     function: Callable[..., Any],
     arrays: tuple[Array, ...],
-    out: Array | None,
     sums: int,
     options: dict[str, Any],
 ) -> Any:
     """Return what `loops` returns, and None for arrays that are not NumPy's."""
     if xp is not np or loops is None:
         return None
-    return loops(function, arrays, out, sums, options)
+    return loops(function, arrays, sums, options)
 
 
 def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
     """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
-    found = looped(xp, function, arrays, None, sums, options)
+    found = looped(xp, function, arrays, sums, options)
     if found is not None:
         return found
     found = listed(fuse(xp, function, *arrays, **options))
@@ -112,7 +111,7 @@ def with_numbers(
     """
     if xp is np and loops is not None:
         given = [np.asarray(number, arrays[0].dtype) for number in numbers]
-        found = looped(xp, function, (*arrays, *given), None, 0, options)
+        found = looped(xp, function, (*arrays, *given), 0, options)
         if found is not None:
             return found
     return function(xp, *arrays, *numbers, **options)

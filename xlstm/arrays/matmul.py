@@ -21,11 +21,8 @@ LIMIT = 2**31  # sizes for cuBLAS are less
 PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
 
 
-# Multiplies NumPy arrays, and may add the product to an array, as `matmul` does, or returns None where that is no work
-# for it. An engine that compiles sets it.
-compiled: Callable[[Array, Array, Array | None], Array | None] | None = None
-# Sets each `out` of (a, b, out) to a product, as `multiply_each` does, or returns False.
-compiled_into: Callable[[Sequence[tuple[Array, Array, Array]]], bool] | None = None
+# Multiplies NumPy arrays, or returns None where that is no work for it. An engine that compiles sets it.
+compiled: Callable[[Array, Array], Array | None] | None = None
 
 
 class Operand(NamedTuple):
@@ -71,12 +68,12 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
         On CuPy, where shapes do not fit.
     """
     if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
-        found = compiled(A, B, add) if xp is np and compiled is not None else None
-        if found is not None:
-            return found
+        found = compiled(A, B) if xp is np and compiled is not None else None
+        if found is None:
+            found = A @ B
         if add is None:
-            return A @ B if dtype is None else astype(xp, A @ B, dtype)
-        add += A @ B
+            return found if dtype is None else astype(xp, found, dtype)
+        add += found
         return add
     way = plan(A.shape, strides(A), B.shape, strides(B))
     shape = (*way.batch, way.sizes[0], way.sizes[2])
@@ -129,12 +126,11 @@ def multiply_each(xp: Namespace, triples: Sequence[tuple[Array, Array, Array]]) 
     triples : sequence of (array (n, M, K), array (n, K, N), array (n, M, N))
         The rows of an `out` are contiguous; those of its matrices may have other numbers between them.
     """
-    if fuse.compiles(xp):
-        for a, b, out in triples:
+    for a, b, out in triples:
+        if fuse.compiles(xp):
             multiply(a, b, out)
-    elif compiled_into is None or not compiled_into(triples):
-        for a, b, out in triples:
-            out[...] = matmul(xp, a, b)
+        else:
+            out[...] = a @ b
 
 
 def product(xp: Namespace, A: Array, B: Array) -> Array:

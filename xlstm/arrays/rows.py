@@ -67,7 +67,7 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back
     found = _launched(function, arrays, options) if fuse.compiles(xp) else None
-    found = fuse.looped(xp, function, arrays, None, 0, options) if found is None else found
+    found = fuse.looped(xp, function, arrays, 0, options) if found is None else found
     return function(xp, *arrays, **options) if found is None else found
 
 

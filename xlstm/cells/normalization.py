@@ -87,7 +87,7 @@ def normed(xp: Namespace, function: Any, x: Array, *arrays: Array, **options: An
     """
     if xp is not np:
         return _within(xp, function, x, *arrays, **options)
-    found = looped(xp, function, (x, *arrays), None, 0, {**options, "limit": None})
+    found = looped(xp, function, (x, *arrays), 0, {**options, "limit": None})
     if found is None:
         with np.errstate(over="ignore", invalid="ignore"):
             found = function(xp, x, *arrays, limit=None, **options)

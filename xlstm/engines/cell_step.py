@@ -20,9 +20,8 @@ class Masks(NamedTuple):
     """The masks of one layer and direction; None where there are none."""
 
     drop: Array | None = None  # (P, B), by which h is multiplied before Wh, the same at all steps
-    zoneout: tuple[
-        Array | float | None, ...
-    ] = ()  # of each state, rows (N, H) or one number: the share of the old state
+    # Of each state, rows (N, H) or one number: the share of the old state.
+    zoneout: tuple[Array | float | None, ...] = ()
 
 
 class Step:
@@ -79,25 +78,18 @@ class Step:
         return tuple([(name, p.shape[0] if p.ndim == 3 else None) for name, p in self.own.items()])
 
     @property
-    def obstacle(self) -> str:
-        """The options that make a step more than the cell beside the product of h, in words."""
-        if self.bare and not self.own:
-            return ""
-        other = self.product_obstacle
-        return " and ".join(["zoneout"] * self.zoneout + [other] * bool(other))
-
-    @property
     def zones(self) -> tuple[tuple[str, bool], ...]:
         """The states with zoneout, and whether their share is one number instead of a mask."""
         pairs = zip(self.cell.STATES, self.masks.zoneout, strict=False)
         return tuple([(name, isinstance(share, float)) for name, share in pairs if share is not None])
 
     @property
-    def product_obstacle(self) -> str:
-        """The options that make a step more than one function of units beside the product of h, in words."""
+    def obstacle(self) -> str:
+        """The options that make a step more than the cell beside the product of h, in words."""
         if self.bare and not self.own:
             return ""
         there = {
+            "zoneout": self.zoneout,
             "recurrent dropout": self.masks.drop is not None,
             "a projection": self.Whr is not None,
             "layer normalisation": "gh" in self.w,

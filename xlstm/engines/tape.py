@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm import workspace
+from xlstm import workspace  # noqa: F401  # it settles how the C allocator keeps the memory of passes
 from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import product
@@ -250,8 +250,8 @@ class Gradients:
         if found is None:
             R = gradient.shape[0]
             shape = (self.N, R) if self.flat else (R, self.N)
-            made = workspace.empty(self.xp, shape, self.like)
-            self.arrays[name] = found = made.T if self.flat else made
+            room = self.xp.empty(shape, dtype=self.like.dtype, device=self.like.device)
+            self.arrays[name] = found = room.T if self.flat else room
         found[:, rows] = gradient
         return gradient
 

@@ -15,13 +15,13 @@ from xlstm.arrays.namespace import Array
 from xlstm.cells.mlstm_chunks import Logs
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.numba import chunk_loops, jit
-from xlstm.engines.numba.team import address, share
-from xlstm.engines.numba.tiled_matmul import DTYPES
+from xlstm.engines.numba.packed_products import DTYPES
+from xlstm.engines.numba.team import share
 from xlstm.tracing.writers import Python
 
-PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops.copy_rows)
 SUMS = (chunk_loops.inner, chunk_loops.maximum_bwd)  # in the order that is quickest
-COUNTED = (chunk_loops.as_rows, chunk_loops.as_columns, chunk_loops.chunks, chunk_loops.chunks_bwd)
+PLAIN = (chunk_loops.scaled, chunk_loops.sum_of_rows, chunk_loops.copy_rows)
+COUNTED = (chunk_loops.chunks, chunk_loops.chunks_bwd)
 NUMBERS = ("root", "eps")  # options of formulas that are arguments here
 SMALL = 1 << 18  # multiplications below which NumPy's calls cost less than to compile the loops
 
@@ -75,9 +75,9 @@ def chunkwise(
     h, m = _steps_first(B, N, T, V, dtype), np.empty((B, N), dtype)
     m0 = np.ascontiguousarray(m0)
     compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
-    ordered = (m0, logf, logs.b, logs.w, logs.most, logs.r, logs.m, states, s, den, m)
-    sizes = np.array([N, T, K, V, W, count, L, K * W if keep else 0])
-    arguments = (compiled.PRODUCT, sizes, *_tables((q, k, v, i, f, h), ordered), np.array([K**-0.5, eps]))
+    sizes = N, T, K, V, count, L, K * W if keep else 0
+    tables = *_views((q, k, v, i, f, h)), _flat(logs), _flat((m0, logf, states, s, den, m))
+    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
     share([(B * N, compiled.chunks, arguments, 1)], _work(B, N, T, L, K, V))
     end = states[:, :, -1]
     saved = Saved(inputs, logf.reshape(B, N, count * L)[..., :T], h, logs, states, s, den) if keep else None
@@ -98,9 +98,9 @@ def chunkwise_bwd(dh: Array, dstate: Sequence[Array] | None, saved: Saved, eps: 
     grads = [_steps_first(B, N, T, width, dtype) for width in (K, K, V)]
     grads += [_steps_first(B, N, T, 1, dtype)[..., 0] for _ in (i, f)]
     compiled = _compiled(DTYPES[dtype], forget, jit.shape(DTYPES[dtype]))
-    ordered = (logf, logs.b, logs.w, logs.most, logs.r, logs.m, states, s, den, dC, dm)
-    sizes = np.array([N, T, K, V, V + 1, count, L, dstate is not None or eps != 0])
-    arguments = (compiled.PRODUCT, sizes, *_tables((q, k, v, f, h, dh, *grads), ordered), np.array([K**-0.5, eps]))
+    sizes = N, T, K, V, count, L, int(dstate is not None or eps != 0)
+    tables = *_views((q, k, v, f, h, dh, *grads)), _flat(logs), _flat((logf, states, s, den, dC, dm))
+    arguments = compiled.PRODUCT, sizes, *tables, np.array([K**-0.5, eps])
     share([(B * N, compiled.chunks_bwd, arguments, 1)], 2 * _work(B, N, T, L, K, V))
     return [*grads, dC[..., :V], dC[..., V], dm]
 
@@ -121,10 +121,14 @@ def _steps_first(B: int, N: int, T: int, width: int, dtype: Any) -> Array:
     return np.empty((T, B, N, width), dtype).transpose(1, 2, 0, 3)
 
 
-def _tables(views: Sequence[Array], arrays: Sequence[Array]) -> tuple[Array, Array]:
-    """Return the addresses of arrays (B, N, T, ...) with their strides, and those of others."""
-    strides = [[address(a), *(step // a.itemsize for step in a.strides[:3])] for a in views]
-    return np.array(strides), np.array([address(a) for a in arrays])
+def _views(arrays: Sequence[Array]) -> tuple[Array, tuple[Array, ...]]:
+    """Return the strides of arrays (B, N, T, ...), in numbers, and the first number of each."""
+    far = [[step // a.itemsize for step in a.strides[:3]] for a in arrays]
+    return np.array(far), tuple(a[(0, 0, *[slice(1)] * (a.ndim - 2))].reshape(1) for a in arrays)
+
+
+def _flat(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(a.reshape(-1) for a in arrays)
 
 
 @functools.cache
@@ -132,9 +136,9 @@ def _compiled(dtype: str, forget: str, shape: Any) -> ModuleType:
     """Return a module with the loops for a dtype and a forget gate."""
     with jit.lock:
         formulas = _formulas(dtype, forget)
-        sources = [inspect.getsource(one) for one in (*PLAIN, *SUMS, *COUNTED)]
-        found = jit.generated(jit.shared(dtype), "\n".join([*formulas.values(), *sources]))
-        found.__dict__.update({name: value for name, value in vars(jit.formulas()).items() if name not in vars(found)})
+        common = jit.shared(dtype)
+        text = common.__name__ + inspect.getsource(chunk_loops)
+        found = jit.new_module(text, vars(common), "\n".join(formulas.values()))
         jit.bind(found, tuple(getattr(found, name) for name in formulas))
         jit.bind(found, PLAIN)
         jit.bind(found, SUMS, jit.FLAGS | {"reassoc"})

@@ -5,7 +5,7 @@ this user may read or write; where that cannot be (see `private.folder`), nothin
 for itself. Numba's own cache is not used: it loads whatever lies in its folder, damaged or not. A file is named after
 all that its code depends on, the text of the module, the types of the arguments, the processor and the versions of
 Python, NumPy, Numba and llvmlite, so that code of other versions is never loaded. Together the files have at most
-`LIMIT` bytes: writing removes those that were not used for the longest time, among them those of other versions.
+`LIMIT` bytes: writing removes the oldest, among them those of other versions.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def cached(function: Callable[..., Any], **options: Any) -> Any:
 
     It belongs to a module that `jit` makes, whose name depends on all of its text.
     """
-    made = numba.njit(function, **options)
-    made._cache = Cache(f"{function.__module__}.{function.__qualname__}")
-    made.compile = held_signals.held()(made.compile)
-    return made
+    compiled = numba.njit(function, **options)
+    compiled._cache = Cache(f"{function.__module__}.{function.__qualname__}")
+    compiled.compile = held_signals.held()(compiled.compile)
+    return compiled
 
 
 def describe() -> str:
@@ -66,7 +66,7 @@ class Cache(NullCache):  # type: ignore[misc]
         """Return the kept code for arguments of these types, or None where there is none."""
         try:
             data = private.read(_folder(), self._name(sig, target_context.codegen()), LIMIT)
-        except OSError:
+        except OSError:  # there is no folder of our own
             data = None
         if data is None:
             _say()
@@ -82,7 +82,11 @@ class Cache(NullCache):  # type: ignore[misc]
         with contextlib.suppress(OSError):
             folder = _folder()
             private.write(folder, self._name(sig, result.codegen), data)
-            private.bound(folder, PREFIX, LIMIT)
+            left = LIMIT
+            for path in sorted(folder.glob(f"{PREFIX}*"), key=lambda path: path.lstat().st_mtime, reverse=True):
+                left -= path.lstat().st_size
+                if left < 0:
+                    path.unlink()
 
     def _name(self, sig: Any, codegen: Any) -> str:
         key = repr((self.function, sig, codegen.magic_tuple(), VERSIONS))

@@ -37,8 +37,6 @@ class Kernels(NamedTuple):
     forward: Kernel
     lean: Kernel  # forward that keeps nothing
     backward: Kernel
-    apart: bool  # the gradient of the product of h is not that of x
-    direct: bool  # h before the step has a gradient of its own
 
 
 def kernels(cell: Cell, dtype: str, own: tuple[tuple[str, int | None], ...], added: tuple[str, ...]) -> Kernels | None:
@@ -66,8 +64,6 @@ def _kernels(
         kernel(dtype, step.forward, step.before, given, at, after, step.numbers),
         kernel(dtype, step.lean, step.before, given, at, after, step.numbers),
         kernel(dtype, step.backward, step.after, ("dz", "dzh", "dh0", "dh"), later, {}, step.numbers),
-        "dzh" in step.gradients,
-        "dh0" in step.gradients,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -22,33 +22,25 @@ def held() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         received[number] = frame
 
-    def end() -> None:
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is note:
-                signal.signal(number, handler)
-        while received:
-            number, frame = received.popitem()
-            handlers[number](number, frame)
-
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in signal.valid_signals():
-                if callable(handler := signal.getsignal(number)):
-                    handlers[number] = handler
-                    signal.signal(number, note)
+            for one in signal.valid_signals():
+                if callable(handler := signal.getsignal(one)):
+                    handlers[one] = handler
+                    signal.signal(one, note)
         yield
     finally:
-        surely(end)
-
-
-def surely(end: Callable[[], None]) -> None:
-    """Call `end` until it is through, whatever a signal handler raises meanwhile; raise its last error afterwards."""
-    late: BaseException | None = None
-    while True:
-        try:
-            end()
-            break
-        except BaseException as error:
-            late = error
-    if late is not None:
-        raise late
+        late: BaseException | None = None
+        while handlers or received:  # whatever a handler raises meanwhile
+            try:
+                for number, handler in handlers.items():
+                    if signal.getsignal(number) is note:
+                        signal.signal(number, handler)
+                while received:
+                    number, interrupted = received.popitem()
+                    handlers[number](number, interrupted)
+                break
+            except BaseException as error:
+                late = error
+        if late is not None:
+            raise late

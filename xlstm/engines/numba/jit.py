@@ -14,8 +14,8 @@ import linecache
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Sequence
-from types import FunctionType, ModuleType
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from xlstm.arrays.probe import first_line
@@ -66,7 +66,7 @@ def functions(dtype: str, step: str) -> ModuleType:
     ----------
     dtype : {"float32", "float64"}
     step : str
-        The source of functions `step` and `step_at`, which may call tanh, exp, F and the module math.
+        The source of functions `step` and `step_at`, which may call F, the module math, and what `formulas` has.
     """
     with lock:
         return _functions(dtype, step, shape(dtype))
@@ -74,12 +74,9 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 def shape(dtype: str) -> Any:
     """Return the vectors that code is compiled for, a `vectors.Shape`."""
-    return _vectors().shape(dtype)
+    from xlstm.engines.numba import vectors
 
-
-@functools.cache
-def _vectors() -> ModuleType:
-    return importlib.import_module("xlstm.engines.numba.vectors")
+    return vectors.shape(dtype)
 
 
 def shared(dtype: str) -> ModuleType:
@@ -89,8 +86,8 @@ def shared(dtype: str) -> ModuleType:
 
 
 # Functions of `products.py` and `loops.py` that make arrays, and those whose sums are in the order that is quickest.
-COUNTED = ("room", "products_over_rows", "product_of_few_rows", "products_of_batch")
-SUMS = ("rows_times_vector", "column_of_product")
+COUNTED = ("room", "packed_in", "products_over_rows", "product_of_few_rows")
+SUMS = ("rows_times_vector",)
 FLAGS = {"contract", "nsz"}
 
 
@@ -99,45 +96,25 @@ def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
     from xlstm.engines.numba import vectors
 
     common = _shared(dtype, shape)
-    found = generated(common, step)
+    found = new_module(common.__name__, vars(common), step)
     bind(found, (found.step,), counted=True, inline=True)
-    own = tuple(f for f in vars(found).values() if isinstance(f, FunctionType) and f.__module__ == found.__name__)
-    bind(found, (*own, loops.forward_step), counted=True)
+    bind(found, (found.step_at, loops.forward_step), counted=True)
     found.__dict__["step_address"] = functools.cache(lambda: vectors.address(found.step_at, vectors.step_type()))
-    return found
-
-
-def generated(common: ModuleType, source: str) -> ModuleType:
-    """Return a module with the names of another one and of a source, whose functions are yet to be compiled."""
-    found = new_module(common.__name__ + source)
-    found.__dict__.update({name: value for name, value in vars(common).items() if not name.startswith("__")})
-    name = f"<{found.__name__}>"
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # for what Numba says
-    exec(compile(source, name, "exec"), found.__dict__)
     return found
 
 
 @functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
-    import math
+    from xlstm.engines.numba import vectors
 
-    import numba
-    import numpy as np
-
-    from xlstm.engines.numba import shared_memory, vectors
-
-    text = "".join(inspect.getsource(module) for module in (maths, products, vectors, shared_memory, loops))
-    found = new_module(f"{dtype} {shape}{text}")
-    found.__dict__.update(U=np.uintp, INT=np.int64, np=np, math=math, carray=numba.carray)
-    pointer = shared_memory.at4 if dtype == "float32" else shared_memory.at8
-    shared = ("address_of", "count_up", "count_of", "let_others_run")
-    found.__dict__.update(
-        vectors.tiles(dtype, shape), pointer=pointer, **{name: vars(shared_memory)[name] for name in shared}
-    )
-    for module in (products, loops):
-        found.__dict__.update({name: getattr(module, name) for name in module.SIZES})
-    bind_maths(found, dtype)
-    own = {name: f for module in (products, loops) for name, f in vars(module).items() if isinstance(f, FunctionType)}
+    sources = [vars(products), vars(loops)]
+    names = {name: value for source in sources for name, value in source.items() if isinstance(value, int)}
+    maths = vars(formulas())
+    size = 4 if dtype == "float32" else 8
+    names |= {**maths, **vectors.tiles(dtype, shape), "F": maths[f"F{size}"], "pointer": maths[f"at{size}"]}
+    text = "".join(inspect.getsource(module) for module in (products, vectors, loops))
+    found = new_module(f"{formulas().__name__} {dtype} {shape}{text}", names)
+    own = {name: f for source in sources for name, f in source.items() if isinstance(f, FunctionType)}
     bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_step")])
     bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
     bind(found, [own[name] for name in COUNTED], counted=True)
@@ -145,14 +122,44 @@ def _shared(dtype: str, shape: Any) -> ModuleType:
     return found
 
 
-def new_module(text: str) -> ModuleType:
-    """Return an empty module, which Numba looks for among the imported ones.
+@functools.cache
+def formulas() -> ModuleType:
+    """Return a module with exp, tanh and log1p, and F, which makes a number of a dtype, as traces are written.
 
-    It is named after all that its functions depend on: their text, and this file, which compiles them.
+    Their names end with the bytes of a number: F4, tanh4 and so on, or F8.
     """
-    text += inspect.getsource(sys.modules[__name__])
-    name = f"xlstm_{hashlib.sha256(text.encode()).hexdigest()[:32]}"
-    sys.modules[name] = found = ModuleType(name)
+    text, names = inspect.getsource(maths), dict[str, Any]()
+    for dtype, bits in (("float32", "single"), ("float64", "double")):
+        own = new_module(f"{text}{dtype}", maths.constants(dtype))
+        for name in ("series", "atanh"):
+            bind(own, (getattr(maths, f"{name}_{bits}"),))
+            setattr(own, name, getattr(own, f"{name}_{bits}"))
+        bind(own, (maths.tanh, maths.exp, maths.log1p))
+        names |= {f"{name}{own.F().itemsize}": getattr(own, name) for name in ("F", "tanh", "exp", "log1p")}
+    return new_module(text, names)
+
+
+def new_module(text: str, names: Mapping[str, Any] = MappingProxyType({}), source: str = "") -> ModuleType:
+    """Return a module, which Numba looks for among the imported ones, with the functions of a source, not yet compiled.
+
+    It has other names and those that all have, and is named after all that its functions depend on: a text, the source,
+    and this file, which compiles them.
+    """
+    import math
+
+    import numba
+    import numpy as np
+
+    from xlstm.engines.numba import shared_memory
+
+    whole = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_memory)) + text + source
+    found = ModuleType(f"xlstm_{hashlib.sha256(whole.encode()).hexdigest()[:32]}")
+    sys.modules[found.__name__] = found
+    found.__dict__.update(np=np, math=math, U=np.uintp, INT=np.int64, carray=numba.carray, **shared_memory.INTRINSICS)
+    found.__dict__.update({name: value for name, value in names.items() if not name.startswith("__")})
+    name = f"<{found.__name__}>"
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # for what Numba says
+    exec(compile(source, name, "exec"), found.__dict__)
     return found
 
 
@@ -181,39 +188,6 @@ def bind(
         options = {"error_model": "numpy", "no_cfunc_wrapper": True, "_nrt": counted, "forceinline": inline}
         compiled = cached(bound, nogil=True, fastmath=set(flags), **options)
         setattr(module, function.__name__, compiled)
-
-
-def bind_maths(module: ModuleType, dtype: str) -> None:
-    """Compile exp, tanh and log1p for a dtype; they and F, which makes a number of it, are names of the module.
-
-    So are F4, tanh4 and so on, or F8, by the bytes of a number, as traces are written.
-    """
-    names, bits = module.__dict__, "single" if dtype == "float32" else "double"
-    names.update(maths.constants(dtype))
-    for name in ("series", "atanh"):
-        bind(module, (getattr(maths, f"{name}_{bits}"),))
-        names[name] = names[f"{name}_{bits}"]
-    bind(module, (maths.tanh, maths.exp, maths.log1p))
-    names.update({f"{name}{names['F']().itemsize}": names[name] for name in ("F", "tanh", "exp", "log1p")})
-
-
-@functools.cache
-def formulas() -> ModuleType:
-    """Return a module with the names of both dtypes by which traces are written."""
-    import math
-
-    import numba
-    import numpy as np
-
-    from xlstm.engines.numba import shared_memory
-
-    found = new_module("".join(inspect.getsource(module) for module in (maths, shared_memory)))
-    for dtype in ("float32", "float64"):
-        own = new_module(f"{found.__name__} {dtype}")
-        bind_maths(own, dtype)
-        found.__dict__.update({name: value for name, value in vars(own).items() if name[-1:] in "48"})
-    found.__dict__.update(at4=shared_memory.at4, at8=shared_memory.at8, carray=numba.carray, U=np.uintp, math=math)
-    return found
 
 
 def _after_fork() -> None:

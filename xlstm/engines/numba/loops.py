@@ -10,8 +10,6 @@ Every thread runs the whole loop. The work of a step has two parts, products and
 into pieces which threads take one by one (`take`), until none is left; then they wait until the last piece is done.
 So nobody waits for a thread that has not begun or that the system holds up, but for the piece that it has; and the bits
 of a result do not depend on who does a piece. Weights are packed as `products.py` says.
-
-Heads do not meet in a loop, so a thread may also run the units from `low` to `high`, which are those of whole heads.
 """
 
 from __future__ import annotations
@@ -23,15 +21,13 @@ import numpy as np
 F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
 INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
-MOST = 12  # rows of the largest tile; below, how many slivers the smaller tiles take
-SLIVERS1 = SLIVERS2 = SLIVERS4 = SLIVERS6 = 1
+MOST = 12  # rows of the largest tile
+SLIVERS2 = 4  # slivers of the widest one
 UNITS = 1024  # of the cell in a piece
-PATIENCE = 2000  # times that a waiting thread asks before it lets others have the core
-SIZES = ("UNITS", "PATIENCE")
 
 
 stand_in: Any = None
-rows_times_vector = pack_transposed = call_product = stand_in  # of `products.py` and `vectors.py`
+rows_times_vector = pack = call_product = stand_in  # of `products.py` and `vectors.py`
 count_up = count_of = let_others_run = stand_in  # of `shared_memory.py`
 # The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry, saved, first, last,
 # *arrays)`. In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other
@@ -59,11 +55,25 @@ def take(counts: Any, at: int, k: int, size: int, pieces: int) -> int:
 
 def wait(counts: Any, at: int, size: int, pieces: int) -> None:
     """Wait until all pieces are done, of which `counts` has the number after those of `take`."""
-    asked = 0
     while size > 1 and count_of(counts, at + size) < pieces:
-        asked += 1
-        if asked > PATIENCE:
-            let_others_run()
+        let_others_run()
+
+
+def pack_together(W: Any, turned: bool, far: int, width: int, packed: Any, k: int, size: int, counts: Any) -> None:
+    """Pack matrices as thread k of `size`, which share the work; rows or columns of a matrix follow each other.
+
+    `counts` is that of the last parts of a loop, one for each array that is packed.
+    """
+    flat, lead = W.reshape(W.size), W.shape[-1]
+    pieces = 4 * size
+    while True:
+        piece = take(counts, 0, k, size, pieces)
+        if piece < 0:
+            break
+        slivers = packed.shape[0]
+        pack(flat, INT(0), turned, far, lead, width, packed, slivers * piece // pieces, slivers * (piece + 1) // pieces)
+        count_up(counts, size)
+    wait(counts, 0, size, pieces)
 
 
 def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
@@ -71,105 +81,58 @@ def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
 
     A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
     """
-    left = n % MOST
-    group = SLIVERS6
-    if left == 1:
-        group = SLIVERS1
-    elif left == 2:
-        group = SLIVERS2
-    elif left in (3, 4):
-        group = SLIVERS4
-    elif left == 0 or left > 6:
-        group = 1
-    group = (heads * slivers // (4 * size) + group) // group * group
+    least = (heads * slivers + 4 * size - 1) // (4 * size)
+    group = (least + SLIVERS2 - 1) // SLIVERS2 * SLIVERS2
     across, rows = (slivers + group - 1) // group, max(n, 1)
     if heads * across < size:
         rows = ((n + size - 1) // size + MOST - 1) // MOST * MOST
     return group, rows, across * ((n + rows - 1) // rows)
 
 
-def count_pieces(n: int, H: int, low: int, high: int) -> int:
-    """Return into how many pieces the cell's work on some units of n sequences is cut."""
-    return (n * H + UNITS - 1) // UNITS if high - low == H else n
+def product_piece(where: int, piece: int, cuts: Any, rows: Any, n: int, b: Any, out: Any, add: bool) -> None:
+    """Do a piece of a product of n rows, as `product` in `products.py`, whose address is `where`.
 
-
-def units_of(piece: int, first: int, n: int, H: int, low: int, high: int) -> tuple[int, int]:
-    """Return the first unit and the end of a piece of the cell's work on n sequences from `first` on."""
-    if high - low == H:
-        return first * H + piece * UNITS, first * H + min(n * H, (piece + 1) * UNITS)
-    return (first + piece) * H + low, (first + piece) * H + high
-
-
-def product_piece(
-    where: int,
-    piece: int,
-    group: int,
-    rows: int,
-    a: Any,
-    at: int,
-    row: int,
-    n: int,
-    b: Any,
-    out: Any,
-    place: int,
-    line: int,
-    gate: int,
-    width: int,
-    add: bool,
-) -> None:
-    """Do a piece of a product, which has `rows` rows and `group` slivers; its function lies at `where`."""
+    `cuts` has the slivers and the rows of a piece; `rows` the array a, where its rows begin, and how far they are
+    apart; and `out` the array, place, line, gate and width of the result.
+    """
+    (group, height), (a, at, row), (out, place, line, gate, width) = cuts, rows, out
     slivers = b.shape[0]
     across = (slivers + group - 1) // group
-    q, i = piece % across * group, piece // across * rows
-    some, stop = min(rows, n - i), min(q + group, slivers)
-    from_row, to = at + i * row, place + i * line
-    call_product(where, a, from_row, row, 1, some, b, q, stop, out, to, line, gate, width, add, False)
+    q, i = piece % across * group, piece // across * height
+    some, stop = min(height, n - i), min(q + group, slivers)
+    call_product(where, a, (at + i * row, row, 1, some), b, (q, stop), out, (place + i * line, line, gate, width), add)
 
 
-def forward(
-    where: int,
-    cell: int,
-    k: int,
-    size: int,
-    first: int,
-    last: int,
-    low: int,
-    high: int,
-    counts: Any,
-    table: Any,
-    numbers: Any,
-    x: Any,
-    hs: Any,
-    starts: Any,
-    Vx: Any,
-    Wx: Any,
-    V: Any,
-    Wh: Any,
-    zx: Any,
-    zh: Any,
-    lean: bool,
-) -> None:
-    """Run all steps of some units of the sequences from `first` to `last` as thread k of `size`.
+def forward(step: Any, team: Any, arrays: Any, weights: Any, lean: bool, first: int, last: int) -> None:
+    """Run all steps of the sequences from `first` to `last`.
 
-    Wx and Wh are packed, and Wx has the columns of these units alone. Unless Vx (G, 1, units, D) and V (G, heads, K, K)
-    are empty, the others are room for these, of which a thread packs its own heads. hs has h of the sequences of the
-    first step, and then takes that after every step. The products of x are made for as many steps as zx (G, rows * H)
-    holds. If `lean`, the states but h have two places, of which a step reads one and writes the other: with one place a
-    step would overwrite what it reads, and LLVM would make no vectors. `where` is the address of `products.product`,
-    and `cell` that of the step, which takes `table` and `numbers` as `codegen.kernel` says.
+    Parameters
+    ----------
+    step : tuple
+        The addresses of `products.product` and of the step of the cell, and the table and the numbers that the latter
+        takes, as `codegen.kernel` says.
+    team : tuple
+        The number of this thread among so many, and the counts that they share.
+    arrays : tuple
+        x; hs, which has h of the sequences of the first step, and then takes that after every step; starts; and room
+        for the products of x, (G, rows * H) for as many steps as that holds, and of h.
+    weights : tuple
+        Vx (1, G, H, D) and V (heads, G, K, K), and room for them packed, Wx (slivers, D, columns) and Wh (heads,
+        slivers, K, columns). Without weights of x, x has the products already.
+    lean : bool
+        The states but h have two places, of which a step reads one and writes the other: with one place a step would
+        overwrite what it reads, and LLVM would make no vectors.
     """
+    (where, cell, table, numbers), (k, size, counts), (x, hs, starts, zx, zh) = step, team, arrays
+    Vx, V, Wx, Wh = weights
     (H, D), flat, n0 = (hs.shape[1], x.shape[1]), hs.reshape(hs.size), starts[1] - starts[0]
-    slivers, K = Wh.shape[1], Wh.shape[2]
-    heads, start_head, some_units = (high - low) // K, low // K, high - low
-    steps, only = starts.size - 1, Wh[0]
-    if V.size:
-        every = Wh.reshape(Wh.shape[0] * slivers, K, Wh.shape[3])
-        pack_transposed(V, every, start_head * slivers, (start_head + heads) * slivers)
-        if Vx.size:
-            pack_transposed(Vx, Wx, INT(0), Wx.shape[0])
-    line = 0 if size == 1 else counts.size // (2 * steps)
+    (heads, slivers, K, columns), steps, only = Wh.shape, starts.size - 1, Wh[0]
+    line = 0 if size == 1 else counts.size // (2 * steps + 2)
     if size > 1 and count_of(counts, (2 * steps - 1) * line + size) > 0:
         return  # the others are at the last part
+    pack_together(Vx, True, H * D, H, Wx, k, size, counts[2 * steps * line :])
+    every = Wh.reshape(heads * slivers, K, columns)
+    pack_together(V, True, K * K, K, every, k, size, counts[(2 * steps + 1) * line :])
     xs, zxs, zhs = x.reshape(x.size), zx.reshape(zx.size), zh.reshape(zh.size)
     until = origin = rows = group = height = some = wide = tall = 0
     for t in range(steps):
@@ -195,28 +158,28 @@ def forward(
             if piece < 0:
                 break
             if piece >= few:
-                head, piece = start_head + (piece - few) // some, (piece - few) % some
-                place, W = first * H + head * K, only if Wh.shape[0] == 1 else Wh[head]
-                product_piece(
-                    where, piece, group, height, flat, before * H + place, H, n, W, zhs, place, H, zh.shape[1], K, False
-                )
+                head, piece = (piece - few) // some, (piece - few) % some
+                place, W = first * H + head * K, only if heads == 1 else Wh[head]
+                rows_h, to = (flat, before * H + place, H), (zhs, place, H, zh.shape[1], K)
+                product_piece(where, piece, (group, height), rows_h, n, W, to, False)
             elif Wx.shape[0]:
-                row, place, gate = (origin + first) * D, first * H + low, zx.shape[1]
-                product_piece(where, piece, wide, tall, xs, row, D, fresh, Wx, zxs, place, H, gate, some_units, False)
+                rows_x, to = (xs, (origin + first) * D, D), (zxs, first * H, H, zx.shape[1], H)
+                product_piece(where, piece, (wide, tall), rows_x, fresh, Wx, to, False)
             else:
                 for g in range(zh.shape[0]):
                     for s in range(first, first + fresh):
-                        at_gate, to = (origin + s) * D + g * H + low, g * zx.shape[1] + s * H + low
-                        copy(xs, at_gate, zxs, to, some_units)
+                        at_x, place = U((origin + s) * D + g * H), U(g * zx.shape[1] + s * H)
+                        for j in range(U(H)):
+                            zxs[place + j] = xs[at_x + j]
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
-        pieces, at = count_pieces(n, H, low, high), (2 * t + 1) * line
+        pieces, at = (n * H + UNITS - 1) // UNITS, (2 * t + 1) * line
         p, q = (t % 2 * n0, (t + 1) % 2 * n0) if lean else (before, starts[t] + n0)
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            begin, end = units_of(piece, first, n, H, low, high)
+            begin, end = first * H + piece * UNITS, first * H + min(n * H, (piece + 1) * UNITS)
             j, r = (starts[t] - origin) * H, starts[t] * H
             call_step(cell, j, before * H, r + n0 * H, p * H, q * H, r, begin, end, table, numbers)
             count_up(counts, at + size)
@@ -236,54 +199,45 @@ def forward_step(x: Any, Wx: Any, Wh: Any, h: Any, *arrays: Any) -> None:
     step(0, 0, H, 0, H, 0, 0, H, zx, zh, h, *arrays)
 
 
-def backward(
-    where: int,
-    cell: int,
-    k: int,
-    size: int,
-    first: int,
-    last: int,
-    low: int,
-    high: int,
-    counts: Any,
-    table: Any,
-    numbers: Any,
-    dy: Any,
-    starts: Any,
-    Wh: Any,
-    dZ: Any,
-    dQ: Any,
-    dz: Any,
-    dzh: Any,
-    direct: bool,
-    dh: Any,
-) -> None:
-    """Differentiate all steps of some units of the sequences from `first` to `last` as thread k of `size`.
+def backward(step: Any, team: Any, arrays: Any, weights: Any, direct: bool, first: int, last: int) -> None:
+    """Differentiate all steps of the sequences from `first` to `last`.
 
-    dh and the gradients of the other states are those of the final state, and become those of the initial one. dQ
-    takes the gradients of the products of h, or is empty where these are those of x. If `direct`, the cell has a
-    gradient of h before the step, which it writes to dh. Wh (heads, parts, ...) is packed for products with the
-    gradients of all gates, or with those of one after the other where there are several heads.
+    Parameters
+    ----------
+    step, team
+        As of `forward`.
+    arrays : tuple
+        dy, which may be empty; starts; dZ for the gradients of the products of x; dQ for those of the products of h, or
+        empty where these are the same; room for both of one step; and dh, the gradient of the final h, which becomes
+        that of the initial one, as those of the other states do.
+    weights : tuple
+        V, the weights of h, and Wh (heads, parts, ...), room for them, for products with the gradients of all gates, or
+        with those of one after the other where there are several heads.
+    direct : bool
+        The cell has a gradient of h before the step, which it writes to dh.
     """
-    (parts, slivers), (G, R) = Wh.shape[1:3], (dz.shape[0], dZ.shape[1])
-    H, n0 = R // G, starts[1] - starts[0]
-    K = H // Wh.shape[0]
-    heads, start_head = (high - low) // K, low // K
-    line = 0 if size == 1 else counts.size // (2 * (starts.size - 1))
+    (where, cell, table, numbers), (k, size, counts), (dy, starts, dZ, dQ, dz, dzh, dh) = step, team, arrays
+    V, Wh = weights
+    (heads, parts, slivers, depth, columns), (G, R) = Wh.shape, (dz.shape[0], dZ.shape[1])
+    H, n0, steps = R // G, starts[1] - starts[0], starts.size - 1
+    K = H // heads
+    line = 0 if size == 1 else counts.size // (2 * steps + 2)
     if size > 1 and count_of(counts, line + size) > 0:
         return  # the others are at the last part
+    every = Wh.reshape(heads * parts * slivers, depth, columns)
+    pack_together(V, False, depth * K, K, every, k, size, counts[2 * steps * line :])
     rows = group = height = some = 0
     rows_h = dQ.reshape(dQ.size) if dQ.size else dZ.reshape(dZ.size)
-    for t in range(starts.size - 2, -1, -1):
+    for t in range(steps - 1, -1, -1):
         n, before = min(last, starts[t + 1] - starts[t]) - first, starts[t - 1] + n0 if t else 0
         if n <= 0:
             continue
-        pieces, r, at = count_pieces(n, H, low, high), starts[t] * H, 2 * t * line
+        pieces, r, at = (n * H + UNITS - 1) // UNITS, starts[t] * H, 2 * t * line
         while True:
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            begin, end = units_of(piece, first, n, H, low, high)
+            begin, end = first * H + piece * UNITS, first * H + min(n * H, (piece + 1) * UNITS)
             if dy.size:
                 add(dy, r, dh, begin, end)
             call_step(cell, 0, 0, 0, before * H, 0, r, begin, end, table, numbers)
@@ -300,21 +254,14 @@ def backward(
             piece = take(counts, at, k, size, pieces)
             if piece < 0:
                 break
-            head, piece = start_head + piece // some, piece % some
+            head, piece = piece // some, piece % some
             place = first * H + head * K
             for part in range(parts):
-                start, more = (starts[t] + first) * R + part * H + head * K, part > 0 or direct
-                W = Wh[head, part]
-                product_piece(where, piece, group, height, rows_h, start, R, n, W, dh, place, H, INT(0), K, more)
+                rows_d = rows_h, (starts[t] + first) * R + part * H + head * K, R
+                to, more = (dh, place, H, INT(0), K), part > 0 or direct
+                product_piece(where, piece, (group, height), rows_d, n, Wh[head, part], to, more)
             count_up(counts, at + size)
         wait(counts, at, size, pieces)
-
-
-def copy(rows: Any, at: int, to: Any, place: int, n: int) -> None:
-    """Copy n numbers of an array, from one place on, to another array."""
-    at, place = U(at), U(place)
-    for i in range(U(n)):
-        to[place + i] = rows[at + i]
 
 
 def add(rows: Any, at: int, to: Any, first: int, last: int) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator, Sequence
-from ctypes import addressof, c_char
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +13,16 @@ from xlstm.arrays import cores, fuse
 from xlstm.arrays import matmul as array_products
 from xlstm.arrays.namespace import Array, Params
 from xlstm.engines.cell_step import Step
-from xlstm.engines.numba import chains, codegen, jit, tiled_matmul
+from xlstm.engines.numba import chains, codegen, jit, packed_products
 from xlstm.engines.numba.codegen import Kernel, Kernels
-from xlstm.engines.numba.packed_products import contiguous, for_gradients, for_states, products, units_of
+from xlstm.engines.numba.packed_products import DTYPES, contiguous, for_gradients, for_states, products
 from xlstm.engines.numba.team import address, together
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
 # Rows of x whose products are made at once: of several steps, where a step has few.
 ROWS = 48
-# A thread has at least so many multiplications at a step, some 5 us, beside which waiting for the others is little.
-STEP = 1 << 19
+# A thread has at least so many multiplications at a step, some 2 us, beside which waiting for the others is little.
+STEP = 1 << 17
 # Up to so many weights the threads share the batch, at least COLUMNS sequences each: weights stay in the cache of a
 # core, and nothing goes from one to another. With more of them they share the products of each step.
 NEAR, COLUMNS = 1 << 20, 8
@@ -32,7 +32,6 @@ LINE = 8  # numbers of a cache line: threads that count in one wait for each oth
 # Up to so many recurrent weights a step of one sequence runs in a compiled call; BLAS has the products of a larger one
 # on all cores.
 SMALL = 10**6
-DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
 NO_ROWS = {dtype: np.empty((0, 0), dtype) for dtype in DTYPES}
 
 
@@ -88,7 +87,8 @@ class NumbaTape(Tape):
         The states but h, in rows as `hs` has them; none are kept of inference.
     saved : dict of str to array (rows, N, H) or (N, H)
         Arrays that the cell saved.
-    shares : Division
+    shares : (int, int)
+        Parts of the batch, and threads that share each step.
     """
 
     def __init__(self, engine: Any, step: Step, widths: Widths, x: Array, h0: Array) -> None:
@@ -97,7 +97,7 @@ class NumbaTape(Tape):
         self.carry: dict[str, Array] = {}
         self.saved: dict[str, Array] = {}
         self.starts = starts_of(tuple(widths))
-        self.shares = division(step.Wh.size, self.first, self.starts.size - 1, step.Wh.shape[1] if step.heads else 1)
+        self.shares = division(step.Wh.size, self.first, self.starts.size - 1)
 
     @property
     def kernels(self) -> Kernels:
@@ -107,8 +107,7 @@ class NumbaTape(Tape):
 
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
-        step, lean = self.step, keep == "nothing"
-        compiled: Kernels = step.compiled or kernels(step)
+        step, lean, compiled = self.step, keep == "nothing", self.kernels
         kernel = compiled.forward if keep == "all" else compiled.lean
         H, G, first, N, dtype = step.H, step.G, self.first, self.x.shape[0], self.x.dtype
         for name, start in zip(compiled.step.carried, state[1:], strict=True):
@@ -118,10 +117,9 @@ class NumbaTape(Tape):
             for name, rows in compiled.step.saved.items():
                 self.saved[name] = np.empty((N, H) if rows is None else (rows, N, H), dtype)
         zx, zh = np.empty((G, max(first, min(N, ROWS)) * H), dtype), np.empty((G, first * H), dtype)
-        arguments = for_states(step, kernel.loops, self.shares)
-        for k, weights in enumerate(arguments):
-            arguments[k] = self.x, self.hs, self.starts, *weights, zx, zh, lean
-        self._run(kernel, "forward", arguments, {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved})
+        weights = for_states(step, kernel.loops.COLUMNS, self.shares[0])
+        arrays = {"zx": zx, "zh": zh, "h": self.hs, **self.carry, **self.saved}
+        self._run(kernel, kernel.loops.forward, arrays, (self.x, self.hs, self.starts, zx, zh), weights, lean)
         if len(self.widths) == 1:  # the rows of `hs` and `carry` with the state of each sequence at its own end
             at = N
             place = (self.starts.size - 1) % 2 * first if lean else at
@@ -145,40 +143,39 @@ class NumbaTape(Tape):
         dZ = np.empty((N, step.R), dtype)
         gradients.arrays["zx"], dQ = dZ.T, NO_ROWS[dtype]
         dz = dzh = np.empty((step.G, first * step.H), dtype)
-        if kernels.apart:
+        if "dzh" in kernels.step.gradients:
             dQ, dzh = np.empty_like(dZ), np.empty_like(dz)
             gradients.arrays["zh"] = dQ.T
         dy = NO_ROWS[dtype] if dy is None else contiguous(dy)
         arrays = {"dz": dz, "dzh": dzh, "dh0": dh, "dh": dh, **self.carry, **self._whole()}
         arrays |= {f"d{name}": d for name, d in zip(self.carry, dcarry, strict=True)}
-        W = for_gradients(step, kernels.backward.loops)
-        arguments = [(dy, self.starts, W, dZ, dQ, dz, dzh, kernels.direct, dh.reshape(-1))] * self.shares.heads
-        self._run(kernels.backward, "backward", arguments, arrays)
+        kernel = kernels.backward
+        weights = for_gradients(step, kernel.loops.COLUMNS, self.shares[0])
+        own = dy, self.starts, dZ, dQ, dz, dzh, dh.reshape(-1)
+        self._run(kernel, kernel.loops.backward, arrays, own, weights, "dh0" in kernels.step.gradients)
         return gradients, [d.T for d in (dh, *dcarry)]
 
-    def _run(self, kernel: Kernel, loop: str, arguments: Sequence[tuple[Any, ...]], arrays: dict[str, Array]) -> None:
-        """Run a loop on as many threads as its steps are worth; `arrays` has those of the step by name.
+    def _run(
+        self, kernel: Kernel, loop: Any, named: dict[str, Array], arrays: tuple[Array, ...], weights: Any, flag: bool
+    ) -> None:
+        """Run a loop on as many threads as its steps are worth; `named` has the arrays of the step.
 
-        `arguments` has the loop's own arguments for each part of the heads.
+        `weights` has those of each part of the batch.
         """
-        steps, step, first, (parts, heads, size) = self.starts.size - 1, self.step, self.first, self.shares
+        steps, first, (parts, size) = self.starts.size - 1, self.first, self.shares
         if steps == 0:
             return
-        arrays.update(constants(step, first))
-        loops = kernel.loops
-        call, own = getattr(loops, loop), (loops.PRODUCT, loops.step_address())
-        table = entered(list(map(arrays.__getitem__, kernel.arrays)), kernel.rows)
-        numbers = np.array(list(map(step.cell.numbers.__getitem__, kernel.numbers)), np.float64)
-        if parts == heads == size == 1:
-            call(*own, 0, 1, 0, first, 0, step.H, np.zeros(2, np.int64), table, numbers, *arguments[0])
-        elif parts == heads == 1:
-            counts = np.zeros(2 * steps * -(-(size + 1) // LINE) * LINE, np.int64)  # of both parts of every step
-            shared = (size, 0, first, 0, step.H, counts, table, numbers, *arguments[0])
-            together(call, [(*own, k, *shared) for k in range(size)])
-        else:
-            pairs = itertools.product(spans(self.widths, parts), units_of(step, heads))
-            each = [(*own, 0, 1, *span, *units, np.zeros(2, np.int64), table, numbers) for span, units in pairs]
-            together(call, [(*one, *arguments[k % heads]) for k, one in enumerate(each)])
+        named.update(constants(self.step, first))
+        table = entered(list(map(named.__getitem__, kernel.arrays)), kernel.rows)
+        numbers = np.array(list(map(self.step.cell.numbers.__getitem__, kernel.numbers)), np.float64)
+        step = kernel.loops.PRODUCT, kernel.loops.step_address(), table, numbers
+        # Counts of both parts of every step, and of the packing of two arrays; a thread alone has no others to count.
+        room = 2 if size == 1 else 2 * (steps + 1) * -(-(size + 1) // LINE) * LINE
+        pieces = []
+        for packed, span in zip(weights, spans(self.widths, parts), strict=False):
+            counts = np.zeros(room, np.int64)
+            pieces += [((step, (k, size, counts), arrays, packed, flag), *span) for k in range(size)]
+        together([(loop, pieces)], len(pieces))
 
     def products(self, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
         """Return the products a @ b of matrices, each over all steps."""
@@ -187,72 +184,46 @@ class NumbaTape(Tape):
     @property
     def segments(self) -> list[Kept]:
         """The kept values by segments; those of the cell are made again where they were not kept."""
-        return list(self._segments())
-
-    def _segments(self) -> Iterator[Kept]:
-        first, H = self.first, self.step.H
+        first, H, saved, found = self.first, self.step.H, self._whole(), []
         for segment in segments(tuple(self.widths)):
             k, n, at = segment
             before = self.starts[np.searchsorted(self.starts, at) - 1] + first if at else 0
             carry = []
             for c in self.carry.values():
-                rows = slice(first + at, first + at + k * n)
-                whole = (
-                    c[before : rows.stop]
-                    if rows.start == before + n
-                    else np.concatenate((c[before : before + n], c[rows]))
-                )
-                carry.append(whole.reshape(k + 1, n, H).swapaxes(1, 2))
-            saved = None
-            if self.saved:
-                steps = {name: a[..., at : at + k * n, :] for name, a in self.saved.items()}
-                steps = {name: a.reshape(*a.shape[:-2], k, n, H) for name, a in steps.items()}
-                saved = self.kernels.step.restore(
-                    {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
-                )
-            yield self.complete(Kept(segment, carry, saved))
+                rows = np.concatenate((c[before : before + n], c[first + at : first + at + k * n]))
+                carry.append(rows.reshape(k + 1, n, H).swapaxes(1, 2))
+            steps = {name: a[..., at : at + k * n, :].reshape(*a.shape[:-2], k, n, H) for name, a in saved.items()}
+            by_steps = {name: np.moveaxis(a, -3, 0).swapaxes(-1, -2) for name, a in steps.items()}
+            found.append(Kept(segment, carry, self.kernels.step.restore(by_steps)))
+        return found
 
     def _whole(self) -> dict[str, Array]:
-        """Return what the cell saved, which is made again where it was not kept."""
+        """Return what the cell saved, from one more pass where it was not kept."""
         if self.saved or not self.kernels.step.saved:
             return self.saved
-        H, N = self.step.H, self.x.shape[0]
-        rows = self.kernels.step.saved
-        made = {name: np.empty((N, H) if r is None else (r, N, H), self.x.dtype) for name, r in rows.items()}
-        for kept in self._segments():
-            k, n, at = kept.segment.k, kept.segment.n, kept.segment.at
-            for name, a in kept.saved._asdict().items():
-                if a is not None:
-                    a = np.moveaxis(a.swapaxes(-1, -2), 0, -3)
-                    made[f"s_{name}"][..., at : at + k * n, :] = a.reshape(*a.shape[:-3], k * n, H)
-        return made
+        again = copy.copy(self)
+        again.hs, again.carry, again.saved = self.hs.copy(), {}, {}
+        again.forward([a[: self.first].T for a in (self.hs, *self.carry.values())], "all")
+        return again.saved
 
 
-class Division(NamedTuple):
-    """How threads divide a pass: into how many parts of the batch and of the heads, or how many share each step."""
+def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
+    """Return into how many parts threads divide the batch of a layer with so many recurrent weights.
 
-    parts: int = 1
-    heads: int = 1
-    size: int = 1
-
-
-def division(weights: int, sequences: int, steps: int, heads: int) -> Division:
-    """Return how threads divide a pass of a layer with so many recurrent weights."""
+    The second number is that of the threads which share each step, where they do not divide the batch.
+    """
     most, work = cores.given(), weights * sequences  # raises an error of the setting, however small the work is
     if work * steps <= LARGE:
-        return Division()
+        return 1, 1
     most = most or cores.usable()
-    if heads > 1:  # each thread has the weights of its heads alone
-        heads = min(heads, most)
-        return Division(max(1, min(most // heads, sequences // COLUMNS)), heads)
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
-    return Division(parts) if parts > 1 else Division(size=min(most, max(1, work // STEP)))
+    return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
 
 
 def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
     """Divide the sequences into at most `parts` ranges of about equal work; return the first and the end of each."""
     B = widths[0][1]
-    if len(widths) == 1:
+    if len(widths) == 1 or parts == 1:
         cuts = [B * part // parts for part in range(parts + 1)]
     else:
         steps = np.zeros(B, dtype=np.int64)  # of each sequence
@@ -266,13 +237,7 @@ def spans(widths: Widths, parts: int) -> list[tuple[int, int]]:
 
 def entered(arrays: Sequence[Array], rows: Sequence[int]) -> Array:
     """Return the table of a step, (arrays, 2): the address of each array, which must outlive it, and a row's length."""
-    table = np.empty((len(arrays), 2), np.int64)
-    for k, (a, count) in enumerate(zip(arrays, rows, strict=True)):
-        try:  # as `address` does, whose calls, one an array, were a fifth of those of a small pass
-            table[k] = addressof(c_char.from_buffer(a)), a.size // count
-        except (TypeError, ValueError):  # it is read-only
-            table[k] = address(a), a.size // count
-    return table
+    return np.array([(address(a), a.size // count) for a, count in zip(arrays, rows, strict=True)], np.int64)
 
 
 def constants(step: Step, n: int) -> dict[str, Any]:
@@ -327,5 +292,4 @@ class Stream:
 
 NUMBA = Numba()
 fuse.loops = chains.run
-array_products.compiled = tiled_matmul.run
-array_products.compiled_into = tiled_matmul.run_into
+array_products.compiled = packed_products.matmul

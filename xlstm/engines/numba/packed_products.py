@@ -1,8 +1,9 @@
-"""Packed matrices for compiled loops: the weights of a pass, and products over all steps."""
+"""Products of packed matrices: the weights of a pass, products over all steps, and those outside of loops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from ctypes import addressof, c_char
 from types import ModuleType
 from typing import Any
@@ -11,73 +12,67 @@ import numpy as np
 
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.cell_step import Step
+from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import Call, share
 
+DTYPES = {np.dtype(name): name for name in ("float32", "float64")}
 NONE = {dtype: np.empty((1, 0, 0, 0), dtype) for dtype in (SINGLE, DOUBLE)}
 DEEP = 1024  # rows of the second factor of a product for which rows of the first one stay in the cache of a core
 FEW = 128  # rows of the left factor of a product up to which it is packed, and not the right one
 LINE = 64  # bytes of a cache line, with which packed weights begin, so that no vector lies in two
 NARROW = 8  # rows or columns below which a tile is mostly empty, and a product takes as long as one of so many
 COPY = 32  # multiplications that take as long as to copy a number
-# So many rows or slivers stay together where threads share them, and blocks of rows where there are many.
-ROWS, SLIVERS, BLOCK, MANY = 24, 4, 96, 1024
+SMALL = 1 << 16  # multiplications below which NumPy's call costs less
+# Numbers of a matrix from which on tiles are quicker than BLAS though they are mostly empty, since it comes from far
+# memory; and the rows (or columns, where it is the right factor) below which BLAS is quicker all the same.
+FAR, LONG = 1 << 18, 512
+ROWS, SLIVERS = 24, 4  # so many rows or slivers stay together where threads share them
 
 
-def units_of(step: Step, parts: int) -> list[tuple[int, int]]:
-    """Return the first of the units of each part of the heads, and their end."""
-    heads = step.Wh.shape[1] if step.heads else 1
-    K = step.H // heads
-    return [(K * (heads * k // parts), K * (heads * (k + 1) // parts)) for k in range(parts)]
+def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
+    """Return the weights of `loops.forward`, for each part of the batch; there may be no weights of x."""
+    V, x, H = recurrent(step), step.w.get("Wx"), step.H
+    Vx = NONE[V.dtype] if x is None else contiguous(x).reshape(1, step.G, H, -1)
+    of_x = 0 if x is None else step.G * -(-H // columns), Vx.shape[3]
+    N, G, K, _ = V.shape
+    of_h = N, G * -(-K // columns), K
+    return [(Vx, V, aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)) for _ in range(parts)]
 
 
-def for_states(step: Step, compiled: ModuleType, shares: tuple[int, int, int]) -> list[Any]:
-    """Return the weights of `loops.forward`, Vx, Wx, V and Wh, for each part of the heads.
-
-    If no thread needs the weights of another one, the threads pack them. Vx and Wx are empty where x are the products
-    already.
-    """
-    (parts, heads, size), columns, x, found = shares, compiled.COLUMNS, step.w.get("Wx"), list[Any]()
-    V = contiguous(step.Wh if step.heads else step.Wh.reshape(step.G, 1, step.H, step.H))
-    none, (G, N, K, _), apart = NONE[V.dtype], V.shape, parts * size == 1
-    if apart:
-        Wh = _aligned(G * N * -(-K // columns), K, columns, V.dtype)
-    else:
-        Wh, V = _packed(compiled, compiled.pack_transposed, V, K), none
-    Wh = Wh.reshape(N, -1, K, columns)
-    for low, high in ((0, step.H),) if heads == 1 else units_of(step, heads):
-        Vx, Wx, n = none, none[0], high - low
-        if x is not None:
-            Vx = contiguous(x.reshape(G, 1, step.H, -1)[:, :, low:high])
-            if apart:
-                Wx = _aligned(G * -(-n // columns), Vx.shape[3], columns, V.dtype)
-            else:
-                Vx, Wx = none, _packed(compiled, compiled.pack_transposed, Vx, n)
-        found.append((Vx, Wx, V, Wh))
-    return found
+def for_gradients(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
+    """Return the weights of `loops.backward`, for each part of the batch."""
+    V = recurrent(step)
+    if not step.heads:
+        V = V.reshape(1, 1, step.R, step.H)
+    N, G, depth, K = V.shape
+    return [(V, aligned(V.dtype, N, G, -(-K // columns), depth, columns)) for _ in range(parts)]
 
 
-def for_gradients(step: Step, compiled: ModuleType) -> Array:
-    """Return Wh for products with the gradients of all gates, (1, 1, slivers, R, columns).
-
-    With several heads it is for those of one head and gate, (heads, G, slivers, K, columns).
-    """
-    W = step.Wh if step.heads else step.Wh.reshape(1, 1, step.R, step.H)
-    packed = _packed(compiled, compiled.pack, W, W.shape[3])
-    return packed.reshape(W.shape[1], W.shape[0], -1, *packed.shape[1:])
+def recurrent(step: Step) -> Array:
+    """Return the weights of h, (heads, G, K, K)."""
+    return contiguous(step.Wh.swapaxes(0, 1)) if step.heads else contiguous(step.Wh).reshape(1, step.G, step.H, step.H)
 
 
-def _packed(compiled: ModuleType, pack: Callable[[Array, Array], None], W: Array, width: int) -> Array:
-    """Return matrices (gates, heads, ..., ...) packed, each with so many columns for its product."""
-    columns, (gates, heads, rows, wide) = compiled.COLUMNS, W.shape
-    packed = _aligned(gates * heads * -(-width // columns), rows * wide // width, columns, W.dtype)
-    share([(packed.shape[0], pack, (contiguous(W), packed), SLIVERS)], COPY * packed.size)
-    return packed
-
-
-def _aligned(slivers: int, K: int, columns: int, dtype: np.dtype[Any]) -> Array:
+def aligned(dtype: np.dtype[Any], *shape: int) -> Array:
     """Return an array with any contents, which begins with a cache line."""
-    room = np.empty(slivers * K * columns * dtype.itemsize + LINE, np.uint8)
-    return np.ndarray((slivers, K, columns), dtype, room, -addressof(c_char.from_buffer(room.data)) % LINE)
+    room = np.empty(math.prod(shape) * dtype.itemsize + LINE, np.uint8)
+    return np.ndarray(shape, dtype, room, -addressof(c_char.from_buffer(room.data)) % LINE)
+
+
+def matmul(a: Array, b: Array) -> Array | None:
+    """Return a @ b of two matrices, or None where this is no work for compiled tiles.
+
+    BLAS's threads ask for work for 0.1 s after each product, on cores that whatever comes next needs.
+    """
+    dtype, flags, others = DTYPES.get(a.dtype), a.flags, b.flags
+    if dtype is None or a.dtype != b.dtype or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
+        return None
+    (M, K), N, least = a.shape, b.shape[1], NARROW
+    if flags.c_contiguous and others.f_contiguous and max(M, N) >= LONG and K * max(M, N) >= FAR:
+        least = 2
+    if M * K * N < SMALL or min(M, N) < least or not (flags.c_contiguous or flags.f_contiguous) or not jit.enabled():
+        return None
+    return products(jit.shared(dtype), [(a, b)])[0]
 
 
 def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list[Array]:
@@ -97,43 +92,30 @@ def products(compiled: ModuleType, pairs: Sequence[tuple[Array, Array]]) -> list
         elif b.shape[1] == 1:
             calls.append((a.shape[0], compiled.vector_over_rows, (contiguous(a.T), contiguous(b), out), ROWS))
         else:
-            _, bs, rooms = together.setdefault(id(a), (a, [], []))
+            _, bs, results = together.setdefault(id(a), (a, [], []))
             bs.append(contiguous(b))
-            rooms.append(out)
-    for a, bs, rooms in together.values():
+            results.append(out)
+    for a, bs, results in together.values():
         # Every part packs all of the right factors, so each thread has one.
-        calls.append((a.shape[0], compiled.products_over_rows, (contiguous(a.T), tuple(bs), tuple(rooms)), 0))
+        calls.append((a.shape[0], compiled.products_over_rows, (contiguous(a.T), tuple(bs), tuple(results)), 0))
     share(calls, work)
     return outs
 
 
 def _of_rows(compiled: ModuleType, a: Array, b: Array, out: Array) -> Call:
-    """Return the call of a product with contiguous a: b is packed, or a if it is small, or none with a vector."""
-    a = contiguous(a)
-    if 1 in out.shape and b.flags.f_contiguous:
-        W, x = (a, b) if b.shape[1] == 1 else (contiguous(b.T), a)
-        return out.size, compiled.product_of_vector, (W, contiguous(x).reshape(-1), out.reshape(-1)), ROWS
-    if a.shape[0] <= min(FEW, b.shape[1]) and b.flags.f_contiguous:
-        few = compiled.product_of_few_rows
-        return b.shape[1], few, (compiled.PRODUCT, contiguous(b.T), a, _blocks(a.shape[1]), out), 0
-    unit = BLOCK if a.shape[0] >= MANY else 0
-    return a.shape[0], compiled.product_of_rows, (compiled.PRODUCT, a, _by_blocks(compiled, b), out), unit
-
-
-def _by_blocks(compiled: ModuleType, b: Array) -> Array:
-    """Return a matrix packed by equal blocks of its rows; one whose columns are contiguous is packed as it lies."""
-    turned, (K, width) = b.flags.f_contiguous and not b.flags.c_contiguous, b.shape
-    blocks, slivers = _blocks(K), -(-width // compiled.COLUMNS)
-    packed = _aligned(blocks * slivers, K // blocks, compiled.COLUMNS, b.dtype)
-    given = (contiguous(b.T if turned else b), turned, slivers, packed)
-    share([(packed.shape[0], compiled.pack_blocks, given, SLIVERS)], COPY * packed.size)
-    return packed.reshape(blocks, -1, *packed.shape[1:])
-
-
-def _blocks(K: int) -> int:
-    """Return the number of equal blocks of K rows, of at most DEEP each unless K has no such divisor."""
-    least = -(-K // DEEP)
-    return 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
+    """Return the call of a product with contiguous a: b is packed by blocks of its rows, or a if it is small."""
+    a, turned, (K, width) = contiguous(a), b.flags.f_contiguous and not b.flags.c_contiguous, b.shape
+    least = -(-K // DEEP)  # equal blocks, of at most DEEP rows each unless K has no such divisor
+    blocks = 1 if least == 1 else next((n for n in range(least, 2 * least) if K % n == 0), 1)
+    b = contiguous(b.T if turned else b)
+    if a.shape[0] <= min(FEW, width) and turned:
+        return width, compiled.product_of_few_rows, (compiled.PRODUCT, b, a, blocks, out), 0
+    packed = aligned(b.dtype, blocks, -(-width // compiled.COLUMNS), K // blocks, compiled.COLUMNS)
+    slivers = packed.reshape(-1, *packed.shape[2:])
+    far = K // blocks * (1 if turned else width)
+    lies = b.reshape(-1), 0, turned, far, K if turned else width, width
+    share([(slivers.shape[0], compiled.pack, (*lies, slivers), SLIVERS)], COPY * packed.size)
+    return a.shape[0], compiled.product_of_rows, (compiled.PRODUCT, a, packed, out), ROWS
 
 
 def contiguous(a: Array) -> Array:

@@ -17,40 +17,22 @@ from numba.extending import intrinsic
 ORDER = "seq_cst"
 
 
-@intrinsic
-def at4(context, address):  # type: ignore[no-untyped-def]
-    """Return the address of a float32 as a pointer."""
-    return _pointer(types.float32, ir.FloatType())
+def pointer_to(number: Any, real: Any) -> Any:
+    """Return a function that returns the address of a number as a pointer."""
+
+    @intrinsic
+    def pointer(context, address):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], real.as_pointer())
+
+        return types.CPointer(number)(types.int64), generate
+
+    return pointer
 
 
-@intrinsic
-def at8(context, address):  # type: ignore[no-untyped-def]
-    """Return the address of a float64 as a pointer."""
-    return _pointer(types.float64, ir.DoubleType())
-
-
-@intrinsic
-def at_integer(context, address):  # type: ignore[no-untyped-def]
-    """Return the address of an int64 as a pointer."""
-    return _pointer(types.int64, ir.IntType(64))
-
-
-@intrinsic
-def address_of(context, array):  # type: ignore[no-untyped-def]
-    """Return the address of the first number of an array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        return builder.ptrtoint(data, ir.IntType(64))
-
-    return types.int64(array), generate
-
-
-def _pointer(number: Any, real: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], real.as_pointer())
-
-    return types.CPointer(number)(types.int64), generate
+at4 = pointer_to(types.float32, ir.FloatType())
+at8 = pointer_to(types.float64, ir.DoubleType())
+at_integer = pointer_to(types.int64, ir.IntType(64))
 
 
 @intrinsic
@@ -94,30 +76,14 @@ def _at(operate: Callable[..., Any]) -> Any:
 @intrinsic
 def let_others_run(context):  # type: ignore[no-untyped-def]
     """Give the core to another thread that waits for one, where the system has such a call."""
-    return types.void(), _call("sched_yield" if hasattr(os, "sched_yield") else "")
-
-
-@intrinsic
-def acquire(context, lock):  # type: ignore[no-untyped-def]
-    """Take a lock of Python's by its address, without the interpreter; sleep until it is free."""
-    return types.void(types.int64), _call("PyThread_acquire_lock", 1)
-
-
-@intrinsic
-def release(context, lock):  # type: ignore[no-untyped-def]
-    """Release a lock of Python's by its address, whichever thread has it."""
-    return types.void(types.int64), _call("PyThread_release_lock")
-
-
-def _call(name: str, *flags: int) -> Any:
-    """Return what generates a call of a C function, if it has a name, with addresses and then flags."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        given = [builder.inttoptr(address, cgutils.voidptr_t) for address in arguments]
-        given += [ir.Constant(ir.IntType(32), flag) for flag in flags]
-        kind = ir.FunctionType(ir.IntType(32), [value.type for value in given])
-        if name:
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+        if hasattr(os, "sched_yield"):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
         return context.get_dummy_value()
 
-    return generate
+    return types.void(), generate
+
+
+INTRINSICS = {name: value for name, value in globals().items() if type(value) is type(put)}

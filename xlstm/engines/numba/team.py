@@ -27,9 +27,11 @@ PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
 
-# The number n of what a call does, its compiled function, which is called as `function(*given, first, last)`, what is
-# given (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a thread.
+# The number n of what a call does, its compiled function, which is called as `function(*arguments, first, last)`, the
+# arguments (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a
+# thread.
 Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
+Piece = tuple[tuple[Any, ...], int, int]  # arguments, and then `first` and `last`
 
 
 def share(calls: Sequence[Call], work: int) -> None:
@@ -41,41 +43,51 @@ def share(calls: Sequence[Call], work: int) -> None:
         A function had no memory; results are incomplete.
     """
     size = cores.threads() if work > LARGE else 1
-    helpers = workers.employ(size - 1, _compiled().help_others) if size > 1 else 0
-    if not helpers:
-        for n, function, given, _ in calls:
-            function(*given, 0, n)
+    if size == 1:
+        for n, function, arguments, _ in calls:
+            function(*arguments, 0, n)
         return
-    calls = [(n, function, given, unit or max(1, -(-n // size))) for n, function, given, unit in calls]
-    fewest = min(-(-n // unit) for n, _, _, unit in calls)
-    _lead(calls, helpers, max(size, min(PIECES * size, work // WORTH, fewest)), False)
+    most = max(size, min(PIECES * size, work // WORTH) // len(calls))
+    jobs = []
+    for n, function, arguments, unit in calls:
+        unit = unit or max(1, -(-n // size))
+        units = -(-n // unit)
+        pieces = max(1, min(units, most))
+        cuts = [min(n, units * k // pieces * unit) for k in range(pieces + 1)]
+        jobs.append((function, [(arguments, first, last) for first, last in itertools.pairwise(cuts)]))
+    together(jobs, size)
 
 
-def together(function: Callable[..., None], given: Sequence[tuple[Any, ...]]) -> None:
-    """Call a compiled function with several lists of arguments, on as many threads.
+def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: int) -> None:
+    """Call compiled functions, each for several pieces of its work, on as many threads as `size` says.
 
     Raises
     ------
     MemoryError
         A function had no memory; results are incomplete.
     """
-    helpers = workers.employ(len(given) - 1, _compiled().help_others) if len(given) > 1 else 0
-    if helpers:
-        _lead([(1, function, own, 1) for own in given], helpers, len(given), True)
-    else:
-        for own in given:
-            function(*own)
+    helpers = workers.employ(size - 1, _compiled().help_others) if size > 1 else 0
+    if not helpers:
+        for function, pieces in jobs:
+            for arguments, first, last in pieces:
+                function(*arguments, first, last)
+        return
+    rows, tables = array.array("q"), {}
+    for function, pieces in jobs:
+        for arguments, first, last in pieces:
+            key = id(function), id(arguments)
+            if key not in tables:
+                numbers: list[int] = []
+                entry = _entry(function, _enter(arguments, numbers))
+                tables[key] = entry, array.array("q", numbers)
+            entry, table = tables[key]
+            rows.extend((entry, table.buffer_info()[0], first, last))
+    _lead(rows, helpers)
 
 
-def _lead(calls: Sequence[Call], helpers: int, pieces: int, apart: bool) -> None:
-    """Do calls with so many helpers, in pieces of all of them, or each by itself, without a first and a last one."""
-    job, tables = array.array("q"), []
-    for n, function, given, unit in calls:
-        numbers: list[int] = []
-        entry = _entry(function, _enter(given, numbers), not apart)
-        tables.append(table := array.array("q", numbers))
-        job.extend((entry, table.buffer_info()[0], n, unit))
-    if _compiled().lead(workers.queue, job.buffer_info()[0], len(calls), apart, helpers, pieces):
+def _lead(rows: array.array[int], helpers: int) -> None:
+    """Do the pieces of a job with so many helpers."""
+    if _compiled().lead(workers.queue, rows.buffer_info()[0], helpers, len(rows) // 4):
         raise MemoryError("a compiled function of xlstm had no memory")
 
 
@@ -94,10 +106,7 @@ def _enter(given: tuple[Any, ...], numbers: list[int]) -> tuple[Any, ...]:
     """
     kinds: list[Any] = []
     for value in given:
-        if type(value) is int:
-            numbers.append(value)
-            kinds.append(int)
-        elif isinstance(value, np.ndarray):
+        if isinstance(value, np.ndarray):
             if not value.flags.c_contiguous:
                 raise ValueError("an array of a call is not contiguous")
             numbers.append(address(value))
@@ -115,7 +124,8 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
     """Return the source that makes an argument again, from the next places of a table."""
     if isinstance(kind, tuple) and kind and isinstance(kind[0], np.dtype):
         dtype, axes = kind
-        first = f"{dtype.str[1:]}(table[{next(places)}])"
+        pointer = {"f4": "at4", "f8": "at8", "i8": "at_integer"}[dtype.str[1:]]
+        first = f"{pointer}(table[{next(places)}])"
         return f"carray({first}, ({''.join(f'table[{next(places)}], ' for _ in range(axes))}))"
     if isinstance(kind, tuple):
         return f"({''.join(_expression(one, places) + ', ' for one in kind)})"
@@ -123,7 +133,7 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
 
 
 @functools.cache
-def _entry(function: Any, kind: tuple[Any, ...], ranged: bool) -> int:
+def _entry(function: Any, kind: tuple[Any, ...]) -> int:
     """Return the address of a function that takes the address of its arguments, and calls another one with them."""
     from numba import types
 
@@ -132,35 +142,22 @@ def _entry(function: Any, kind: tuple[Any, ...], ranged: bool) -> int:
     places = itertools.count()
     arguments = "".join(_expression(one, places) + ", " for one in kind)
     source = f"""def entry(at, first, last):
-    table = carray(i8(at), ({next(places)},))
-    function({arguments}{"first, last" if ranged else ""})
+    table = carray(at_integer(at), ({next(places)},))
+    function({arguments}first, last)
 """
-    found = jit.new_module(f"{function.__module__}.{function.__name__}{source}")
-    found.__dict__.update(_common(), function=function)
-    exec(source, found.__dict__)
+    found = jit.new_module(f"{function.__module__}.{function.__name__}", {"function": function}, source)
     jit.bind(found, (found.entry,), counted=True)
     return int(vectors.address(found.entry, types.void(*[types.int64] * 3)))
-
-
-def _common() -> dict[str, Any]:
-    import numba
-
-    from xlstm.engines.numba import shared_memory
-
-    return {"carray": numba.carray, "f4": shared_memory.at4, "f8": shared_memory.at8, "i8": shared_memory.at_integer}
 
 
 @functools.cache
 def _compiled() -> ModuleType:
     """Return the functions of `work_queue.py`, compiled."""
-    from xlstm.engines.numba import shared_memory, vectors
+    from xlstm.engines.numba import vectors
 
-    found = jit.new_module("".join(inspect.getsource(module) for module in (work_queue, shared_memory, vectors)))
-    places = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
-    found.__dict__.update(_common(), **places, integers=shared_memory.at_integer, call_part=vectors.call_part)
-    names = ("count_up", "count_of", "put", "swap", "let_others_run", "acquire", "release")
-    found.__dict__.update({name: getattr(shared_memory, name) for name in names})
-    own = tuple(f for name, f in vars(work_queue).items() if isinstance(f, FunctionType) and name not in vars(found))
-    jit.bind(found, own, counted=True)
-    found.help_others(workers.queue, 0, 0)  # compiled here, and not by a worker
+    names = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
+    text = "".join(inspect.getsource(module) for module in (work_queue, vectors))
+    found = jit.new_module(text, names | {"call_part": vectors.call_part})
+    jit.bind(found, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True)
+    found.help_others(workers.queue)  # compiled here, and not by a worker
     return found

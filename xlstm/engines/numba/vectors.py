@@ -19,8 +19,8 @@ VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = (16, 32, 64)
 # Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none waits for the last.
 # AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for batches of few sequences.
-WIDE = ((1, 8), (2, 8), (4, 4), (6, 4), (8, 2), (12, 2))
-NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
+WIDE = ((2, 8), (4, 4), (8, 2), (12, 2))
+NARROW = ((2, 4), (4, 2), (6, 2))
 
 
 class Shape(NamedTuple):
@@ -42,19 +42,11 @@ def shape(dtype: str) -> Shape:
     given = os.environ.get(VARIABLE, "")
     if given and given not in map(str, BYTES):
         raise ValueError(f"{VARIABLE}: {given!r}, expected one of {', '.join(map(str, BYTES))}")
-    size = int(given or _bytes())
-    registers = WIDE if size == 64 or _neon() else NARROW
-    return Shape(size // (4 if dtype == "float32" else 8), registers)
-
-
-@functools.cache
-def _bytes() -> int:
     features = binding.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx2") and features.get("fma") else 16
-
-
-def _neon() -> bool:
-    return platform.machine().lower() in ("aarch64", "arm64")
+    size = 64 if features.get("avx512f") else 32 if features.get("avx2") and features.get("fma") else 16
+    size = int(given or size)
+    registers = WIDE if size == 64 or platform.machine().lower() in ("aarch64", "arm64") else NARROW
+    return Shape(size // (4 if dtype == "float32" else 8), registers)
 
 
 def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
@@ -62,12 +54,16 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     most = shape.tiles[-1][0]
     found = {f"tile{rows}": tile(dtype, shape.lanes, rows, vectors) for rows, vectors in shape.tiles}
     found |= {f"SLIVERS{rows}": vectors // 2 for rows, vectors in shape.tiles}
-    found["tile"], found["tile_half"] = found[f"tile{most}"], tile(dtype, shape.lanes, most, 1)
+    found["tile"] = found[f"tile{most}"]
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
-    found |= {"call_product": call_product, "call_step": call_step}
-    columns = 2 * shape.lanes
-    found |= {"copy_panel": copier(most), "copy_sliver": copier(columns), "copy_turned": turner(shape.lanes)}
-    return found | {"MOST": most, "COLUMNS": columns, "LANES": shape.lanes}
+    return found | {
+        "copy_turned": turner(shape.lanes),
+        "call_product": call_product,
+        "call_step": call_step,
+        "MOST": most,
+        "COLUMNS": 2 * shape.lanes,
+        "LANES": shape.lanes,
+    }
 
 
 def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
@@ -87,8 +83,7 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     ----------
     dtype : {"float32", "float64"}
     lanes, rows, vectors : int
-        The tile has `rows` rows of `vectors` vectors of `lanes` numbers; `vectors` is even, or 1 for the first half of
-        a sliver.
+        The tile has `rows` rows of `vectors` vectors of `lanes` numbers; `vectors` is even.
     """
 
     @intrinsic
@@ -97,27 +92,9 @@ def tile(dtype: str, lanes: int, rows: int, vectors: int) -> Any:
     ):
         n = types.int64
         signature = types.void(a, n, n, n, n, b, n, n, out, n, n, n, n, n, types.boolean)
-        return signature, functools.partial(_generate, _Tile(dtype, lanes, rows, vectors))
+        return signature, functools.partial(_generate, dtype, lanes, rows, vectors)
 
     return compute
-
-
-def copier(count: int) -> Any:
-    """Return a function for compiled code that copies `count` numbers side by side: `copy(a, at, out, place)`."""
-
-    @intrinsic
-    def copy(context, a, at, out, place):  # type: ignore[no-untyped-def]
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            (source, size), (target, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 2))
-            vector = ir.VectorType(source.type.pointee, count).as_pointer()
-            value = builder.load(builder.bitcast(builder.gep(source, [arguments[1]]), vector))
-            value.align = size
-            builder.store(value, builder.bitcast(builder.gep(target, [arguments[3]]), vector)).align = size
-            return context.get_dummy_value()
-
-        return types.void(a, types.int64, out, types.int64), generate
-
-    return copy
 
 
 def turner(count: int) -> Any:
@@ -163,19 +140,14 @@ def _numbers(context: Any, builder: Any, signature: Any, arguments: Any, k: int)
     return data, data.type.pointee.get_abi_alignment(context.target_data)
 
 
-class _Tile(NamedTuple):
-    dtype: str
-    lanes: int
-    rows: int
-    vectors: int
-
-
-def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+def _generate(
+    dtype: str, lanes: int, rows: int, vectors: int, context: Any, builder: Any, signature: Any, arguments: Any
+) -> Any:
     """Write the instructions of `tile`."""
     a, at, row, pace, count, b, q, ahead, out, place, line, gate, width, per, add = arguments
     i64, i32 = ir.IntType(64), ir.IntType(32)
-    real = ir.FloatType() if tile.dtype == "float32" else ir.DoubleType()
-    vector, lanes, sliver = ir.VectorType(real, tile.lanes), tile.lanes, 2 * tile.lanes
+    real = ir.FloatType() if dtype == "float32" else ir.DoubleType()
+    vector, sliver = ir.VectorType(real, lanes), 2 * lanes
     (a, size), (b_data, _), (out, _) = (_numbers(context, builder, signature, arguments, k) for k in (0, 5, 8))
     slivers, K = cgutils.unpack_tuple(builder, context.make_array(signature.args[5])(context, builder, b).shape, 3)[:2]
 
@@ -190,18 +162,18 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
 
     # Where rows of a and of the result begin, and slivers of b and of the result.
     last = builder.sub(count, number(1))
-    chosen = [least(number(i), last) for i in range(tile.rows)]
+    chosen = [least(number(i), last) for i in range(rows)]
     # Opaque, or LLVM computes each address from the one before, which takes units from the arithmetic.
     inputs = [_opaque(builder, builder.gep(a, [builder.add(at, times(i, row))])) for i in chosen]
     lines = [builder.add(place, times(i, line)) for i in chosen]
-    taken = range((tile.vectors + 1) // 2)
+    taken = range(vectors // 2)
     numbers = [least(builder.add(q, number(j)), builder.sub(slivers, number(1))) for j in taken]
     weights = [builder.gep(b_data, [times(times(j, K), number(sliver))]) for j in numbers]
     gates = [builder.sdiv(j, per) for j in numbers]
     firsts = [times(builder.sub(j, times(g, per)), number(sliver)) for j, g in zip(numbers, gates, strict=True)]
     columns = [builder.add(times(g, gate), c) for g, c in zip(gates, firsts, strict=True)]
     rests = [builder.sub(width, c) for c in firsts]  # columns that there are from the first of a sliver on
-    cells = [(i, v) for i in range(tile.rows) for v in range(tile.vectors)]
+    cells = [(i, v) for i in range(rows) for v in range(vectors)]
 
     def pointer(i: int, v: int) -> Any:
         index = builder.add(builder.add(lines[i], columns[v // 2]), number(v % 2 * lanes))
@@ -209,12 +181,12 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
 
     whole = ir.Constant(ir.IntType(1), 1)
     for rest in rests:
-        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(min(2, tile.vectors) * lanes)))
+        whole = builder.and_(whole, builder.icmp_signed(">=", rest, number(sliver)))
 
     def masks() -> list[Any]:
         places = ir.VectorType(i32, lanes)
         found = []
-        for v in range(tile.vectors):
+        for v in range(vectors):
             rest = builder.trunc(builder.sub(rests[v // 2], number(v % 2 * lanes)), i32)
             found.append(
                 builder.icmp_signed("<", ir.Constant(places, list(range(lanes))), _splat(builder, rest, places))
@@ -228,62 +200,53 @@ def _generate(tile: _Tile, context: Any, builder: Any, signature: Any, arguments
     def intrinsic_of(kind: str, returns: Any, *given: Any) -> Any:
         return cgutils.get_or_insert_function(builder.module, ir.FunctionType(returns, given), f"llvm.{kind}")
 
-    def loaded(full: bool) -> list[Any]:
-        if full:
-            found = [builder.load(pointer(*cell)) for cell in cells]
-            for value in found:
-                value.align = size
+    def read(spot: Any, allowed: Any) -> Any:
+        if allowed is None:
+            found = builder.load(spot)
+            found.align = size
             return found
         load = intrinsic_of(f"masked.load.{masked}", vector, vector.as_pointer(), i32, mask, vector)
-        allowed, zero = masks(), ir.Constant(vector, [0.0] * lanes)
-        return [builder.call(load, [pointer(i, v), ir.Constant(i32, size), allowed[v], zero]) for i, v in cells]
+        return builder.call(load, [spot, ir.Constant(i32, size), allowed, zero])
 
-    def stored(full: bool) -> None:
-        values = [builder.load(room) for room in rooms]
-        if full:
-            for cell, value in zip(cells, values, strict=True):
-                builder.store(value, pointer(*cell)).align = size
+    def write(value: Any, spot: Any, allowed: Any) -> None:
+        if allowed is None:
+            builder.store(value, spot).align = size
             return
         store = intrinsic_of(f"masked.store.{masked}", ir.VoidType(), vector, vector.as_pointer(), i32, mask)
-        allowed = masks()
-        for (i, v), value in zip(cells, values, strict=True):
-            builder.call(store, [value, pointer(i, v), ir.Constant(i32, size), allowed[v]])
+        builder.call(store, [value, spot, ir.Constant(i32, size), allowed])
 
     zero = ir.Constant(vector, [0.0] * lanes)
     rooms = [cgutils.alloca_once(builder, vector) for _ in cells]  # LLVM makes registers of them
     for room in rooms:
         builder.store(zero, room)
     fma = intrinsic_of(f"fmuladd.{name}", vector, vector, vector, vector)  # two instructions where there is no such one
-    fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), ir.IntType(8).as_pointer(), i32, i32, i32)
     byte = ir.IntType(8).as_pointer()
-
-    def ask(address: Any, write: int, near: int) -> None:
-        builder.call(fetch, [builder.bitcast(address, byte), *(ir.Constant(i32, x) for x in (write, near, 1))])
-
-    with builder.if_then(add):
-        for cell in cells:
-            ask(pointer(*cell), 1, 3)
+    fetch = intrinsic_of("prefetch.p0i8", ir.VoidType(), byte, i32, i32, i32)
     with cgutils.for_range(builder, K, intp=i64) as loop:
-        if tile.vectors <= 2:
-            ask(builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)]), 0, 2)
+        if vectors == 2:
+            spot = builder.gep(weights[0], [builder.add(times(loop.index, number(lanes)), ahead)])
+            builder.call(fetch, [builder.bitcast(spot, byte), *(ir.Constant(i32, x) for x in (0, 2, 1))])
         near = times(loop.index, number(sliver))
         values = []
-        for v in range(tile.vectors):
+        for v in range(vectors):
             spot = builder.gep(weights[v // 2], [builder.add(near, number(v % 2 * lanes))])
             values.append(builder.load(builder.bitcast(spot, vector.as_pointer())))
             values[-1].align = size
-        for i in range(tile.rows):
+        for i in range(rows):
             factor = _splat(builder, builder.load(builder.gep(inputs[i], [times(loop.index, pace)])), vector)
-            for v in range(tile.vectors):
-                room = rooms[i * tile.vectors + v]
+            for v in range(vectors):
+                room = rooms[i * vectors + v]
                 builder.store(builder.call(fma, [factor, values[v], builder.load(room)]), room)
     with builder.if_else(whole, likely=True) as branches:
         for full, branch in zip((True, False), branches, strict=True):
             with branch:
+                allowed = [None] * vectors if full else masks()
+                spots = [(pointer(i, v), allowed[v]) for i, v in cells]
                 with builder.if_then(add):
-                    for value, room in zip(loaded(full), rooms, strict=True):
-                        builder.store(builder.fadd(builder.load(room), value), room)
-                stored(full)
+                    for spot, room in zip(spots, rooms, strict=True):
+                        builder.store(builder.fadd(builder.load(room), read(*spot)), room)
+                for spot, room in zip(spots, rooms, strict=True):
+                    write(builder.load(room), *spot)
     return context.get_dummy_value()
 
 
@@ -296,15 +259,13 @@ def address(function: Any, signature: Any) -> int:
 
 def product_type(dtype: str) -> Any:
     """Return the types of the arguments of `products.product`."""
-    real, n = getattr(types, dtype), types.int64
-    row, packed = types.Array(real, 1, "C"), types.Array(real, 3, "C")
-    return types.void(row, n, n, n, n, packed, n, n, row, n, n, n, n, types.boolean, types.boolean)
+    flat, packed = (types.Array(getattr(types, dtype), axes, "C") for axes in (1, 3))
+    two, four = (types.UniTuple(types.int64, count) for count in (2, 4))
+    return types.void(flat, four, packed, two, flat, four, types.boolean)
 
 
 @intrinsic
-def call_product(  # type: ignore[no-untyped-def]
-    context, where, a, at, row, pace, n, b, first, stop, out, place, line, gate, width, add, far
-):
+def call_product(context, where, a, rows, b, slivers, out, to, add):  # type: ignore[no-untyped-def]
     """Call `products.product` by its address.
 
     If others called it by its name, Numba would compile it again in each of them, a second each time.
@@ -348,14 +309,14 @@ def _call_by_address(signature: Any, failed: Any = types.void) -> Any:
     return failed(types.int64, *signature.args), generate
 
 
-def _opaque(builder: Any, value: Any) -> Any:
-    """Return a value of which LLVM does not know how it was computed."""
-    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
-
-
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
     """Return a vector of one value."""
     nothing = ir.Constant(vector, ir.Undefined)
     one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
     everywhere = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
     return builder.shuffle_vector(one, nothing, everywhere)
+
+
+def _opaque(builder: Any, value: Any) -> Any:
+    """Return a value of which LLVM does not know how it was computed."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)

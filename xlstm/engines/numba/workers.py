@@ -1,7 +1,7 @@
-"""Worker threads of the process: they help with calls of compiled code, and sleep within it while there are none.
+"""Worker threads of the process: they help with calls of compiled code, and sleep while there are none.
 
-Signal handlers may run layers and raise errors at any moment, so nothing here waits for a lock; what must not be done
-halfway is one operation of a list, which is atomic. A fork needs no preparation: the child begins without workers.
+Signal handlers may run layers and raise errors at any moment, so nothing here holds a lock. A fork needs no
+preparation: the child begins without workers.
 """
 
 from __future__ import annotations
@@ -11,71 +11,58 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import numpy as np
 
 from xlstm.arrays import cores
 
-SLEEPERS, SIZE = 40, 40 + 1024  # the first place of `queue` for a worker, and the number of places
-
-# The numbers that threads share work by (`work_queue.py`), in cache lines of their own, and a place for each worker
-# that sleeps. It is never given back: a worker may look at it until the process ends.
-queue = np.zeros(SIZE, np.int64)
+# The numbers that threads share work by (`work_queue.py`), in cache lines of their own. They are never given back: a
+# worker may look at them until the process ends.
+queue = np.zeros(40, np.int64)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(queue))
 
 
-class Worker:
-    """A daemon thread that helps with calls."""
+class Worker(threading.Thread):
+    """A daemon thread that helps with calls, and sleeps at a bell when there were none for a while."""
 
-    def __init__(self) -> None:
-        self._claims = [True]  # until a thread has begun: to take from a list is atomic
+    def __init__(self, help_others: Callable[..., None]) -> None:
+        super().__init__(name="xlstm", daemon=True)
+        self.help_others, self.bell, self.asleep = help_others, SimpleQueue[None](), False
 
-    @property
-    def begun(self) -> bool:
-        """Whether a thread works."""
-        return not self._claims
-
-    def run(self, help_others: Callable[..., None], place: int) -> None:
-        """Work in this thread, unless another one has begun to."""
-        try:
-            self._claims.pop()
-        except IndexError:
-            return
-        help_others(queue, SLEEPERS + place, _held_lock())
+    def run(self) -> None:
+        """Help until the process ends."""
+        while True:
+            self.help_others(queue)
+            self.asleep = True
+            self.help_others(queue)  # with the call of a thread that has just seen it awake
+            self.bell.get()
+            self.asleep = False
 
 
 workers: list[Worker] = []
 
 
 def employ(wanted: int, help_others: Callable[..., None]) -> int:
-    """Return the number of workers: at most as many as are wanted, and one less than there are cores.
+    """Return the number of workers, which are awake: at most as many as are wanted, and one less than there are cores.
 
-    They are started when they are needed first, and run a function of `work_queue.py` until the process ends. An
-    interrupt may have left one whose thread was not started; it is started now. When the process ends, threads stand
-    still and none can be started.
+    They are started when they are needed first, and run a function of `work_queue.py` again and again. An interrupt may
+    leave one that is never asked again. When the process ends, threads stand still and none can be started.
     """
     if wanted <= 0 or sys.is_finalizing():
         return 0
-    wanted = min(wanted, cores.usable() - 1, SIZE - SLEEPERS)
-    while len(workers) < wanted:
-        workers.append(Worker())
+    wanted = min(wanted, cores.usable() - 1)
     try:
-        for place, worker in enumerate(workers[:wanted]):
-            if not worker.begun:
-                given = help_others, place
-                threading.Thread(target=worker.run, args=given, name="xlstm", daemon=True).start()
+        while len(workers) < wanted:
+            worker = Worker(help_others)
+            worker.start()
+            workers.append(worker)
     except RuntimeError:  # there can be no more threads
-        wanted = sum(worker.begun for worker in workers[:wanted])
+        wanted = len(workers)
+    for worker in workers[:wanted]:
+        if worker.asleep:
+            worker.bell.put(None)
     return wanted
-
-
-def _held_lock() -> int:
-    """Return the address of a lock that is held, which compiled code can use without the interpreter."""
-    api = ctypes.pythonapi
-    api.PyThread_allocate_lock.restype = ctypes.c_void_p
-    lock = int(api.PyThread_allocate_lock())
-    api.PyThread_acquire_lock(ctypes.c_void_p(lock), 1)
-    return lock
 
 
 def _forget() -> None:
