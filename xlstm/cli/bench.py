@@ -260,7 +260,9 @@ def prepared(name: str, case: Case) -> tuple[Callable[[], None], Backend]:
     home = home_of(name, case.dtype)
     if home.name == "torch":
         probe.torch().set_num_threads(cores.threads())
-    return (torch_call if name == TORCH else call)(case, home), home
+    rng, (T, B, D, H) = generator(0), case.size
+    x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
+    return (torch_call if name == TORCH else call)(case, home, x, dy), home
 
 
 def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
@@ -303,12 +305,10 @@ def peak_memory(work: Callable[[], object], home: Backend) -> int | None:
         tracemalloc.stop()
 
 
-def call(case: Case, home: Backend) -> Callable[[], None]:
+def call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
     """Return the work of a case, finished when it returns; on a CPU, in as many threads as xlstm may use."""
-    T, B, D, H = case.size
-    layer: Any = layer_of("bench", case.layer, D, H)
-    params, rng = layer.init(0, home), generator(0)
-    x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
+    layer: Any = layer_of("bench", case.layer, case.size.D, case.size.H)
+    params = layer.init(0, home)
 
     def work() -> None:
         _, _, saved = layer.forward(params, x, train=True)
@@ -318,15 +318,11 @@ def call(case: Case, home: Backend) -> Callable[[], None]:
     return work
 
 
-def torch_call(case: Case, home: Backend) -> Callable[[], None]:
+def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
     """Return the work of a case in `torch.nn`, with the gradients that xlstm gives; TypeError without such a layer."""
     if case.layer not in TORCH_LAYERS:
         raise TypeError(f"{TORCH}: has no {case.layer}")
-    torch = probe.torch()
-    T, B, D, H = case.size
-    rng = generator(0)
-    x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
-    layer = getattr(torch.nn, TORCH_LAYERS[case.layer])(D, H).to(x)
+    layer = getattr(probe.torch().nn, TORCH_LAYERS[case.layer])(case.size.D, case.size.H).to(x)
     x.requires_grad_()
 
     def work() -> None:

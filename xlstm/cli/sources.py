@@ -63,7 +63,7 @@ def find_model(command: str, path: Path, foreign: bool = False) -> tuple[Path, s
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     file = path / MODEL if (path / MODEL).is_file() else path
-    if foreign and not _is_ours(file):
+    if foreign and not checkpoint.is_ours(file):
         return path, ""
     kind = checkpoint.kind_of(file)
     commands = COMMANDS.get(kind, ())
@@ -80,13 +80,6 @@ def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
         return Loaded(file, kind, None, *model_files.load(file, backend))
     estimator: Any = ESTIMATORS[kind].load(file, backend)
     return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
-
-
-def _is_ours(file: Path) -> bool:
-    try:
-        return checkpoint.is_ours(file)
-    except (OSError, TypeError, ValueError):
-        return False
 
 
 def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: object) -> None:

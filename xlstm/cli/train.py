@@ -98,6 +98,11 @@ class Run(Report):
                 self._save(model, note)  # the best so far
                 raise
         self._save(model, note)  # before anything else can go wrong
+        self.trained = trained = model.trained_
+        early = ", stopped early" if trained.stopped_early else ""
+        skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
+        parts = f"{len(trained.losses)} batches in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
+        self.print(f"trained: {parts}{early}{skipped}")
         return model
 
     def _save(self, model: Any, note: dict[str, Any] | None) -> None:
@@ -106,11 +111,11 @@ class Run(Report):
         if self.keeps:
             writing.write(self.output / OPTIONS, as_toml(self.context).encode())
 
-    def end(self, trained: Any, **values: Any) -> None:
+    def end(self, **values: Any) -> None:
         """Print where the model is, or as JSON the values with what is said of any training."""
         self.print(f"model: {self.file}")
         seconds = time.perf_counter() - self.start
-        self.finish(model=str(self.file), seconds=seconds, unsaved=trained.unsaved, **values)
+        self.finish(model=str(self.file), seconds=seconds, unsaved=self.trained.unsaved, **values)
 
     @contextlib.contextmanager
     def accounted(self) -> Iterator[None]:
@@ -168,11 +173,7 @@ def train_forecast(
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     extent = f"{len(series.values)} {series.step}s from {series.labels[0]} to {series.labels[-1]}"
     run.print(f"series: {series.name}, {extent}{gaps}{note}")
-    trained = run.fit(model, series.values, **dates).trained_
-    early = ", stopped early" if trained.stopped_early else ""
-    skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
-    epochs = f"{len(trained.validations)} epochs in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
-    run.print(f"trained: {epochs}{early}{skipped}; with a window of {model.window_}")
+    run.fit(model, series.values, **dates)
     score, values = of_forecasts(run, model, series)
     if figures.available():
         fan = plots.Fan(model.predict_quantiles(series.values, **dates), model.quantiles)
@@ -181,7 +182,7 @@ def train_forecast(
         run.print(f"picture: {run.output / PICTURE}")
     else:
         run.print("picture: none, matplotlib is not installed (pip install matplotlib)")
-    run.end(trained, window=model.window_, **values)
+    run.end(window=model.window_, **values)
 
 
 @command(TextModel)
@@ -194,12 +195,11 @@ def train_text(
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
     whole = read_text(file)
     model = run.fit(TextModel(**settings), whole)
-    steps = _batches(run, model.trained_)
     judged = {} if model.held_out_ is None else of_text(run, model, model.held_out_, "held out")
     text = model.generate(whole[:1], sample, seed=model.seed) if sample else ""
     if text:
         run.print(f"sample:\n{text}")
-    run.end(model.trained_, steps=steps, **judged, sample=text)
+    run.end(steps=len(model.trained_.losses), **judged, sample=text)
 
 
 @command(SequenceClassifier)
@@ -222,10 +222,8 @@ def train_classify(
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])
     model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout))
-    epochs = model.n_iter_
-    run.print(f"trained: {epochs} epochs on {len(rows)} sequences in {model.trained_.seconds:.1f} s")
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
-    run.end(model.trained_, epochs=epochs, **judged)
+    run.end(epochs=model.n_iter_, **judged)
 
 
 @command(TiRexTrainer)
@@ -236,15 +234,8 @@ def train_tirex(run: Run, **settings: Any) -> None:
     shown. `xlstm forecast` takes the model.
     """
     model = run.fit(TiRexTrainer(**settings))
-    steps = _batches(run, model.trained_)
     data = SyntheticPatches(model.model_, 8, model.horizon, model.batch_size)
     loss = evaluate(model.model_, model.params_, data)
     first = evaluate(model.model_, model.model_.init(model.seed, model.backend, model.dtype), data)
     run.print(f"pinball loss on other series: {loss:.4f} in their scaled units; with random weights {first:.4f}")
-    run.end(model.trained_, steps=steps, loss=loss, random_loss=first)
-
-
-def _batches(run: Run, trained: Any) -> int:
-    """Print how many batches were trained on, and return the number."""
-    run.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s")
-    return len(trained.losses)
+    run.end(steps=len(model.trained_.losses), loss=loss, random_loss=first)
