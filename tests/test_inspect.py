@@ -9,6 +9,7 @@ import pytest
 import xlstm
 from xlstm import models
 from xlstm.cli.inspect import read
+from xlstm.cli.sources import load_model
 from xlstm.data.series import bundled
 from xlstm.data.table import write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
@@ -84,7 +85,7 @@ def test_classifiers(run, tmp_path, sequence):
     classifier.save(tmp_path / "m", {"features": [*"wxyz"], "label": "kind", "sequence": sequence})
     rows = json.loads(run("m", "c.csv", "--json").stdout)["gradients"]
     assert [len(row["norms"]) for row in rows] == ([5, 4, 4] if sequence else [4, 3, 3])
-    x = read(tmp_path / "m", tmp_path / "c.csv", None, 30)[2]
+    x = read(load_model("inspect", tmp_path / "m"), tmp_path / "c.csv", None, 30)
     assert x.shape == ((5, 1, 4) if sequence else (4, 30, 1))
     assert abs(x).max() < 9
     classifier.save(tmp_path / "m")

@@ -20,7 +20,7 @@ PACKAGES = {
     "": 560,
     "arrays": 1_790,
     "cells": 1_160,
-    "cli": 1_630,
+    "cli": 1_620,
     "data": 2_060,
     "engines": 3_820,
     "estimators": 1_720,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +21,6 @@ from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
 from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, TextModel
-from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
@@ -43,11 +41,13 @@ def inspect(
     """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
-    network, params, x = read(model, data, column, steps, dialect)
+    loaded = load_model("inspect", model)
+    check_options(loaded.file, loaded.kind, dialect, column=column)
+    x = None if data is None else read(loaded, data, column, steps, dialect)
     folder = FOLDER if output is None and not as_json else output
-    tables, pictures, notes = _look(network, params, x, draw=folder is not None)
+    tables, pictures, notes = _look(loaded.network, loaded.params, x, draw=folder is not None)
     report = Report(as_json)
-    report.print(f"holds: {network}")
+    report.print(f"holds: {loaded.network}")
     parameters = tables["parameters"]
     report.print(f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays")
     for note in notes:
@@ -59,40 +59,30 @@ def inspect(
                 plots.save(figure, folder / f"{name.replace(' of ', '-').replace(' ', '-')}.{kind}")
         report.print(f"wrote: {len(pictures)} pictures as PNG and SVG to {folder}")
     rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
-    report.finish(model=str(network), **rows)
+    report.finish(model=str(loaded.network), **rows)
 
 
-def read(
-    model: Path, data: Path | None, column: str | None, steps: int, dialect: Dialect = PLAIN
-) -> tuple[Any, Params, Any]:
-    """Return a network, its parameters, and the data that it is shown: at most `steps` steps, or None without data.
+def read(loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Any:
+    """Return the data that a model is shown, at most `steps` steps.
 
     Raises
     ------
     OSError, ValueError, TypeError
-        A file is missing or not readable, or the data do not fit the model.
+        The file is missing or not readable, or the data do not fit the model.
     """
-    loaded = load_model("inspect", model)
-    file, kind, fitted, network, params = loaded
-    language = fitted is None and isinstance(network, xLSTMLanguageModel)
-    check_options(file, LANGUAGE if language else kind, dialect, column=column)
-    x: Any = None
-    if data is None:
-        pass
-    elif isinstance(fitted, Forecaster):
+    file, _, fitted, network, params = loaded
+    if isinstance(fitted, Forecaster):
         series = read_series(data, column, usual=fitted.name, dialect=dialect)
         with dated(series, fitted.calendar_) as dates:
-            x = fitted.windows(series.values, **dates)[-steps:]
-    elif isinstance(fitted, TextModel):
-        x = _tokens(fitted.codec_, data, steps)
-    elif language:
+            return fitted.windows(series.values, **dates)[-steps:]
+    if isinstance(fitted, TextModel):
+        return _tokens(fitted.codec_, data, steps)
+    if fitted is not None:
+        return _sequences(loaded, data, steps, dialect)
+    if loaded.kind == LANGUAGE:
         tokens = _tokens(text.codec(file), data, steps)
-        x = tokens if network.batch_first else tokens.T
-    elif fitted is None:
-        x = _table(network, params, data, steps, dialect)
-    else:
-        x = _sequences(loaded, data, steps, dialect)
-    return network, params, x
+        return tokens if network.batch_first else tokens.T
+    return _table(network, params, data, steps, dialect)
 
 
 def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
@@ -107,11 +97,10 @@ def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, l
         _, _, saved = network.forward(params, x, train=False, keep=True)
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
-        norms = functools.partial(plots.gradient_norms, network, params, x)
         for name, numbers, figure in (
             ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
             ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
-            ("gradients", norms, plots.gradients),
+            ("gradients", lambda: plots.gradient_norms(network, params, x), plots.gradients),
         ):
             try:
                 tables[name] = numbers()

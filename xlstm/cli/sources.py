@@ -22,6 +22,7 @@ from xlstm.data.series import Series
 from xlstm.data.table import by_name, names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
+from xlstm.models.language import xLSTMLanguageModel
 from xlstm.training import folder
 
 Host = np.ndarray[Any, Any]
@@ -77,7 +78,8 @@ def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
     """Return what a model file holds; raises as `find_model` and as the loader of its kind do."""
     file, kind = find_model(command, path)
     if kind not in ESTIMATORS:
-        return Loaded(file, kind, None, *model_files.load(file, backend))
+        network, params = model_files.load(file, backend)
+        return Loaded(file, LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind, None, network, params)
     estimator: Any = ESTIMATORS[kind].load(file, backend)
     return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
 
