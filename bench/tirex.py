@@ -45,11 +45,17 @@ AGREE = 2e-2  # of a row's largest value: TiRex-1's package rounds to bfloat16 i
 
 
 def checkpoints(folder: Path, series: Sequence[int]) -> None:
-    """Write random checkpoints and series."""
+    """Write random checkpoints and series. The package of TiRex-1 loads a checkpoint that PyTorch wrote."""
+    import torch
+    from safetensors.torch import load_file
+
     first, second = TiRex(512, 12), TiRex2(512, RECIPE)
     rng = np.random.default_rng(0)
-    (folder / "first" / "TiRex").mkdir(parents=True)
-    tirex.save(folder / "first" / "TiRex" / "model.ckpt", first, first.init(0, "numpy"))
+    there = folder / "first" / "TiRex"
+    tirex.save(there, first, first.init(0, "numpy"))
+    config, arrays = json.loads((there / "config.json").read_text()), load_file(there / "model.safetensors")
+    state = {name if "_patch_embedding." in name else f"block_stack.{name}": a for name, a in arrays.items()}
+    torch.save({"hyper_parameters": config, "state_dict": state}, there / "model.ckpt")
     tirex.save(folder / "second", second, second.init(0, "numpy"))
     for rows in series:
         np.save(folder / f"series{rows}.npy", np.cumsum(rng.standard_normal((rows, CONTEXT), np.float32), axis=1))

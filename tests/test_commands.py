@@ -344,7 +344,7 @@ WRONG = [
     (["train", "text"], "Missing argument"),
     (["train", "text", "binary"], "binary: not UTF-8 text (invalid start byte at byte 0)"),
     (["train", "text", "a.txt", "--resume"], "xlstm-text: holds no run to resume"),
-    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is a folder"),
+    (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is not a regular file"),
     (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
     (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
     (["train", "classify", "long.csv", "--label", "kind", "--columns", "kind"], "expected different columns"),

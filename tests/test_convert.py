@@ -68,7 +68,7 @@ def test_the_command_line(tmp_path):
     source, _ = saved(tmp_path, SequenceModel(xlstm.GRU(2, 3, 2), 1))
     result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx"])
     assert result.exit_code == 0, result.output
-    assert "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False)" in result.output
+    assert "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False" in result.output
     result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
     assert result.exit_code == 0, result.output
     assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3, num_layers=2)\n"

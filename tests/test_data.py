@@ -274,7 +274,6 @@ REFUSED = {
         ((np.ones(10), np.ones(10), 2, 2), ValueError, r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
     ],
     Streams.of_tokens: [
-        (("abc", 2, 5), TypeError, r"tokens is a text, expected whole numbers; text.encode\(\)"),
         ((np.ones(5), 2, 5), ValueError, r"tokens has dtype float64 and shape \(5,\), expected whole numbers"),
     ],
     Sequences: [
@@ -292,7 +291,7 @@ REFUSED = {
     SeriesWindows: [
         (([np.ones((9, 2)), np.ones((9, 1))], 4), ValueError, r"series have \[1, 2\] columns, expected one"),
         (([np.ones(9), np.array([1, np.inf, 1])], 4), ValueError, r"series\[1\]\[1\] is inf"),
-        (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no values in column 1"),
+        (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no value in column 1"),
         (([np.ones(4), np.ones(2)], 4), ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
         ((np.ones((9, 1)), 4, 1, [1]), ValueError, r"targets\[0\] is 1, expected at most 0"),
     ],
@@ -472,8 +471,6 @@ def test_tables_in_tables_out(library, dated):
     )
     with pytest.raises(ValueError, match="columns have 2 rows, expected 3, or index="):
         table_like(given, {"p": np.ones(2)})
-    with pytest.raises(ValueError, match=r"columns and index have shapes \[\(2,\), \(3,\)\]"):
-        table_like(given, {"p": np.ones(2), "q": np.ones(3)})
 
 
 @pytest.mark.parametrize(("zone", "hour"), [(None, 0), ("Europe/Berlin", -1), ("America/New_York", 5)])
@@ -536,25 +533,39 @@ def test_tables_as_series_and_columns_as_targets(library):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_the_columns_of_a_file(tmp_path, suffix):
+def test_tables_that_are_written_and_read(tmp_path, suffix):
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
     path = tmp_path / f"t.{suffix}"
-    files.write_table(path, {"day": DAYS, "a": [1, None, 3], "b": [4, 5, 6], "name": ["x", "y", "z"]})
-    for columns, expected in ((["b", "a"], [[4, 1], [5, np.nan], [6, 3]]), (["day", "a"], [[1], [np.nan], [3]])):
-        found = read_table(str(path), columns)
-        assert (found.names, found.index_name) == ([name for name in columns if name != "day"], "day")
+    columns = {"day": DAYS, "a": [1, None, -2.5e-9], "b": [4, 5, 6], "name": ["x", "y", "z"]}
+    files.write_table(path, columns)
+    for names, expected in (
+        (["b", "a"], [[4, 1], [5, np.nan], [6, -2.5e-9]]),
+        (["day", "a"], [[1], [np.nan], [-2.5e-9]]),
+    ):
+        found = read_table(str(path), names)
+        assert (found.names, found.index_name) == ([name for name in names if name != "day"], "day")
         np.testing.assert_array_equal(found.values, expected)
         np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
-    for columns, error, words in (
-        (None, (TypeError, ValueError), "column '?name'? holds .*, expected"),
-        (["c"], ValueError, "column 'c' is not in the header, which has day, a, b, name"),
-        ("a", TypeError, "columns is 'a', expected a list of names"),
+    file = files.opened(path)
+    assert (file.names, file.dated) == ([*columns], ["day"])
+    assert (names_of(path, "name").tolist(), names_of(path, "b").tolist()) == (["x", "y", "z"], ["4", "5", "6"])
+    for read, column, error, words in (
+        (read_table, None, (TypeError, ValueError), "column '?name'? holds .*, expected"),
+        (read_table, ["c"], ValueError, "column 'c' is not in the header, which has day, a, b, name"),
+        (read_table, "a", TypeError, "columns is 'a', expected a list of names"),
+        (names_of, "c", ValueError, "column 'c' is not in the header, which has day, a, b, name"),
+        (names_of, "a", ValueError, "column 'a' is empty in row 2"),
     ):
         with pytest.raises(error, match=rf"t\.{suffix}.*{words}"):
-            read_table(path, columns)
+            read(path, column)
     with pytest.raises(FileNotFoundError):
         read_table(tmp_path / f"none.{suffix}")
+    files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
+    assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
+    files.write_table(path, {"note": ["x", "y"]})
+    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
+        read_series(path)
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
@@ -593,51 +604,11 @@ def names_of(path, column):
     return files.names_in(files.opened(path), column)
 
 
-COLUMNS = {"name": ["a", "b"], "label": [1, 2], "day": [datetime.date(2024, 1, 1)] * 2, "x": [0.1, -2.5e-9]}
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_tables_that_are_written_and_read(tmp_path, suffix):
-    if suffix == "parquet":
-        pytest.importorskip("pyarrow")
-    path = tmp_path / f"t.{suffix}"
-    files.write_table(path, COLUMNS)
-    file = files.opened(path)
-    assert (file.names, file.dated) == ([*COLUMNS], ["day"])
-    assert names_of(path, "name").tolist() == ["a", "b"]
-    assert names_of(path, "label").tolist() == ["1", "2"]
-    np.testing.assert_array_equal(file.numbers(["x", "label"]), [[0.1, 1], [-2.5e-9, 2]])
-    for read in (names_of, lambda path, name: file.numbers([name])):
-        with pytest.raises(ValueError, match="column 'z' is not in the header, which has name, label, day, x"):
-            read(path, "z")
-    with pytest.raises((ValueError, TypeError), match="name"):
-        file.numbers(["name"])
-    files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
-    assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
-    files.write_table(path, {"note": ["x", "y"]})
-    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
-        read_series(path)
-    files.write_table(path, {"a": ["x", ""], "b": [1, 2]})
-    with pytest.raises(ValueError, match=rf"t\.{suffix}: column 'a' is empty in row 2"):
-        names_of(path, "a")
-
-
 def test_tables_that_cannot_be_written(tmp_path):
     for name, words in {"t.txt": "ends in '.txt', expected .csv or .parquet", "no/t.csv": "no/t.csv"}.items():
         with pytest.raises((ValueError, OSError), match=words):
             files.check_table(tmp_path / name)
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("unit", ["D", "us"])
-def test_series_of_parquet_files(tmp_path, unit):
-    """As those of a CSV file: dates, missing rows as gaps, the one column of numbers."""
-    pytest.importorskip("pyarrow")
-    months = np.array(["2024-01-01", "2024-02-01", "2024-04-01", "2024-05-01", "2024-06-01"], f"datetime64[{unit}]")
-    files.write_table(tmp_path / "t.parquet", {"day": months.tolist(), "v": [1.0, 2.0, 4.0, None, 6.0]})
-    found = read_series(tmp_path / "t.parquet")
-    np.testing.assert_array_equal(found.values, [1, 2, np.nan, 4, np.nan, 6])
-    assert (found.name, found.labels[:2], found.step, found.gaps) == ("v", ["2024-01-01", "2024-02-01"], "month", 2)
 
 
 def test_threads_of_pyarrow_hold_no_file_of_python(tmp_path, monkeypatch):

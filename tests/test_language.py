@@ -152,7 +152,7 @@ def test_sampling():
         ("generate", [[1]], {"temperature": -1.0}, "temperature is -1"),
         ("generate", [[1]], {"temperature": 1.0, "top_k": 0}, "top_k is 0"),
         ("generate", [[1]], {"temperature": 1.0, "top_p": 1.5}, "top_p is 1.5, expected at most 1"),
-        ("generate", [[1]], {"stop": 5}, "stop is 5, expected a token from 0 to 4"),
+        ("generate", [[1]], {"stop": 5}, "stop is 5, expected at most 4"),
         ("generate", [[1]], {"top_k": 3}, "temperature 0 takes the likeliest token"),
     ],
 )

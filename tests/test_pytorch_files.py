@@ -1,4 +1,4 @@
-"""PyTorch's checkpoints, read and written without it: every kind of tensor, and what is refused."""
+"""PyTorch's checkpoints, read without it: every kind of tensor, and what is refused."""
 
 import collections
 import io
@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from tests.attacks.bounds import refusal
-from tests.attacks.damage import torch_file, zipped_entries
+from tests.attacks.damage import checkpoint_of_torch, opcodes, state, storage, tensor, torch_file, zipped_entries
 from xlstm.data import pytorch, reading
-from xlstm.data.pytorch import TorchFile, opcodes
+from xlstm.data.pytorch import TorchFile
 
 PLAIN = {"a": [1, -5, 2**40, 0.5, True, None, "\u00e9"], "b": {"c": (), "d": {}, "e": []}, "f": -(2**62)}
-ARRAYS = {"x": np.arange(12.0, dtype="float32").reshape(3, 4), "y": np.zeros((0, 3)), "z": np.array(2, dtype="int64")}
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -30,26 +29,12 @@ def test_tensors_of_torch(tmp_path, protocol):
     torch.save({"state_dict": state, "hyper": PLAIN}, tmp_path / "m", pickle_protocol=protocol)
     file = TorchFile(tmp_path / "m")
     assert file.content["hyper"] == PLAIN
-    assert file.shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name, tensor in state.items():
-        expected = (tensor.float() if name == "bfloat16" else tensor).numpy()
+    assert file.shapes == {name: tuple(one.shape) for name, one in state.items()}
+    for name, one in state.items():
+        expected = (one.float() if name == "bfloat16" else one).numpy()
         found = file.read([name])[name]
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
-
-
-def test_written_files_are_read_here_and_by_torch(tmp_path):
-    torch = pytest.importorskip("torch")
-    pytorch.save(tmp_path / "m", {"hyper": PLAIN}, ARRAYS)
-    here, there = TorchFile(tmp_path / "m"), torch.load(tmp_path / "m", weights_only=True)
-    assert here.content["hyper"] == there["hyper"] == PLAIN
-    for name, array in here.read(ARRAYS).items():
-        assert (array.dtype, array.shape) == (ARRAYS[name].dtype, ARRAYS[name].shape)
-        np.testing.assert_array_equal(array, ARRAYS[name])
-        np.testing.assert_array_equal(there["state_dict"][name].numpy(), array)
-    torch.save(there["state_dict"], tmp_path / "m")  # by itself
-    found = TorchFile(tmp_path / "m").read(ARRAYS)
-    assert all(np.array_equal(found[name], array) for name, array in ARRAYS.items())
 
 
 @pytest.mark.parametrize("value", [PLAIN, [], {}, collections.OrderedDict(a=1, b=[2])])
@@ -115,24 +100,6 @@ def test_plain_values_are_bounded():
     assert reading.plain({"a": (1, [2.5])}) == {"a": [1, [2.5]]}
 
 
-def storage(kind="FloatStorage", name="0", numel=6, module="torch"):
-    """The part of a pickle that stands for a storage."""
-    identity = opcodes("storage") + pytorch.named(module, kind) + b"".join(map(opcodes, (name, "cpu", numel)))
-    return b"(" + identity + b"tQ"
-
-
-def tensor(shape=(2, 3), strides=(3, 1), offset=0, where=None):
-    view = b"".join(map(opcodes, (offset, shape, strides, False, None)))
-    return REBUILD + b"(" + (where or storage()) + view + b"tR"
-
-
-def state(**tensors):
-    """A checkpoint whose entry `state_dict` has the tensors."""
-    items = b"".join(opcodes(name) + tensor for name, tensor in tensors.items())
-    return b"}" + opcodes("state_dict") + b"}(" + items + b"us."
-
-
-REBUILD = pytorch.named("torch._utils", "_rebuild_tensor_v2")
 STORED = {"data/0": bytes(24)}
 FILES = {
     "wrong storage": (tensor(where=storage("Linear")), STORED, "it names 'torch.Linear'"),
@@ -152,7 +119,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_bad_tensors_are_refused(tmp_path, name):
     value, entries, words = FILES[name]
-    (tmp_path / "m").write_bytes(torch_file(state(x=value), entries))
+    (tmp_path / "m").write_bytes(torch_file(state({"x": value}), entries))
     with pytest.raises(ValueError, match=words) as caught:
         TorchFile(tmp_path / "m")
     assert "with PyTorch, convert it once: c = torch.load(PATH, weights_only=True)" in str(caught.value)
@@ -161,16 +128,16 @@ def test_bad_tensors_are_refused(tmp_path, name):
 def test_storages_are_not_counted_twice(tmp_path):
     """Tensors that lie at the same place may not be larger together than the file, unless they are the same."""
     many = {f"x{k}": tensor((6 - k % 2,), (1,), k % 2) for k in range(1000)}
-    (tmp_path / "m").write_bytes(torch_file(state(**many), STORED))
+    (tmp_path / "m").write_bytes(torch_file(state(many), STORED))
     assert len(TorchFile(tmp_path / "m").shapes) == 1000
     wide = {f"x{k}": tensor((1000 - k,), (1,), k, storage(numel=1000)) for k in range(500)}
-    (tmp_path / "m").write_bytes(torch_file(state(**wide), {"data/0": bytes(4000)}))
+    (tmp_path / "m").write_bytes(torch_file(state(wide), {"data/0": bytes(4000)}))
     with pytest.raises(ValueError, match="its tensors declare 1501000 bytes, the file has"):
         TorchFile(tmp_path / "m")
 
 
 def test_other_zips_are_refused(tmp_path):
-    path, content = tmp_path / "m", state(x=tensor())
+    path, content = tmp_path / "m", state({"x": tensor()})
     twice = io.BytesIO()
     with zipfile.ZipFile(twice, "w") as archive:
         archive.writestr("a/x", b"")
@@ -187,16 +154,17 @@ def test_other_zips_are_refused(tmp_path):
         path.write_bytes(blob)
         with pytest.raises(ValueError, match=words):
             TorchFile(path)
-    with pytest.raises(IsADirectoryError, match="a folder"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         TorchFile(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="none"):
         TorchFile(tmp_path / "none")
 
 
 def test_every_bit_counts(tmp_path):
     """Whichever bit of the file is flipped, it is refused, or read as it was."""
     path = tmp_path / "m"
-    pytorch.save(path, {"hyper": PLAIN}, {"x": ARRAYS["x"], "part": np.arange(300.0)})
+    arrays = {"x": np.arange(12.0, dtype="float32").reshape(3, 4), "part": np.arange(300.0)}
+    path.write_bytes(checkpoint_of_torch(arrays, {"hyper": PLAIN}))
     blob, refused = path.read_bytes(), 0
     whole = TorchFile(path).read(["x", "part"])
     for bit in random.Random(0).sample(range(8 * len(blob)), 400):

@@ -448,7 +448,7 @@ class Remembers(Callback):
 REFUSED = [
     (ValueError, {"resume": True, "folder": None}, "checkpoints names no folder"),
     (ValueError, {"resume": False}, "holds a run already .step-000000015.safetensors.; resume=True goes on"),
-    (FileNotFoundError, {"resume": "nowhere", "folder": None}, "nowhere: no such file"),
+    (FileNotFoundError, {"resume": "nowhere", "folder": None}, "No such file or directory: 'nowhere'"),
     (ValueError, {"accumulate": 2}, "of another run: its accumulate is 1, expected 2"),
     (ValueError, {"validation": None}, "its first batch of validation is '........', expected None"),
     (ValueError, {"averaging": 0.5}, r"its callbacks is \[\], expected \['MovingAverage\(decay=0.5\)'\]"),

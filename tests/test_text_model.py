@@ -134,7 +134,7 @@ def test_prompts_that_are_refused(fitted, call, words):
 
 
 def test_files_that_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match="No such file"):
         TextModel.load(tmp_path / "m")
     for kind, words in (("model", "kind is 'model', expected 'text model'"), ("text model", "not a sound text model")):
         checkpoint.save(tmp_path / "m", {"vocabulary": np.ones(3, "uint8")}, kind, {"settings": {"units": 3}})

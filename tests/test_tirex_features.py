@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tests.conftest import DATA, make_backend
-from tests.tables import LIBRARIES, long_columns, table
 from tests.tirex import tokens
 from xlstm.arrays.convert import to_numpy
 from xlstm.estimators import TiRexFeatures
@@ -91,25 +90,11 @@ def test_a_table_has_a_row_for_each_series(rng):
         features.fit(pandas.DataFrame({"a": ["x", "y"]}))
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_transformer_takes_long_tables(rng, library):
-    """Its rows are in the order in which names come first, as those of the labels are to be."""
-    x = rng.standard_normal((30, 3))
-    given = table(library, long_columns(x, "days", (30, 20)))
-    features = TiRexFeatures(**OPTIONS, series_id="shop", targets="sales").fit(given)
-    expected = TiRexFeatures(**OPTIONS).fit_transform([x[:, 0], x[:20, 1]])
-    np.testing.assert_array_equal(features.transform(given), expected)
-    both = TiRexFeatures(**OPTIONS, series_id="shop").fit(given)
-    assert both.n_variates_ == 2
-    assert both.get_feature_names_out()[4] == "block0_variate1_unit0"
-
-
 @pytest.mark.parametrize(
     ("options", "shape", "message"),
     [
         ({"checkpoint": (1, {})}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
         (OPTIONS, (9,), "X is one series, expected several"),
-        ({**OPTIONS, "series_id": "a"}, (2, 9), "series_id is 'a', expected None, as X is no table"),
     ],
 )
 def test_what_does_not_fit_is_named(options, shape, message):

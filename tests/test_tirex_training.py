@@ -7,7 +7,6 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from tests.tables import LIBRARIES, long_columns, table
 from xlstm.data.series import synthetic
 from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex import PatchWindows, SyntheticPatches
@@ -130,28 +129,28 @@ def series_of(rng, count=4, n=120):
 
 
 @pytest.mark.parametrize("model", [MODEL, SECOND], ids=["TiRex", "TiRex2"])
-@pytest.mark.parametrize("weights", ["all", "head", "lora"])
+@pytest.mark.parametrize("weights", ["all", "head", "adapters"])
 def test_fine_tuning_lowers_the_held_out_loss(rng, model, weights):
     """On series that it did not see, too; and it changes what it is to change."""
     series = series_of(rng)
     series[0][5:9] = np.nan
     params = model.init(0, "numpy")
-    options = {"weights": weights, "horizon": 4, "learning_rate": 1e-2, "epochs": 3, "rank": 2, "weight_decay": 0.01}
+    options = {"weights": weights, "horizon": 4, "learning_rate": 1e-2, "epochs": 3, "rank": 2}
     tuned = model.fine_tune(params, series, **options)
     later = PatchWindows(model, series_of(rng, 1), horizon=4)
     before, after = evaluate(model, params, later), evaluate(model, tuned.params, later)
     assert after < 0.9 * before
-    assert len(tuned.trained.validations) == 3
-    assert min(tuned.trained.validations) == tuned.trained.validations[tuned.trained.best_epoch - 1]
+    assert len(tuned.validations) == 3
+    assert min(tuned.validations) == tuned.validations[tuned.best_epoch - 1]
     changed = {name for name in params if not np.array_equal(params[name], tuned.params[name])}
+    used = {name for name in params if ".mixer." not in name and ".combination." not in name}
     if weights == "head":
         assert changed == {name for name in params if name.startswith("output.")}
-    elif weights == "lora":
-        assert set(tuned.trained.params) == {f"{name}.{end}" for name in changed for end in "AB"}
+    elif weights == "adapters":
+        assert changed == {name for name in used if name.endswith((".W", ".Wh")) and min(params[name].shape[-2:]) > 2}
     else:
-        used = {name for name in params if ".mixer." not in name and ".combination." not in name}
         assert changed == used
-    assert model.fine_tune(params, series, **options).trained.losses == tuned.trained.losses
+    assert model.fine_tune(params, series, **options).losses == tuned.losses
 
 
 def items_of(rng):
@@ -169,8 +168,6 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
     params = SECOND.init(0, "numpy", "float64")
     data = PatchWindows(SECOND, series, horizon=2 + 2 * hidden, stride=40, **beside)
     (batch,) = data.batches()
-    assert data.grouped
-    assert data.known
     seen, read = [], TiRex2.read
     monkeypatch.setattr(TiRex2, "read", lambda *args: seen.append((args[2], args[-1])) or read(*args))
     ahead = 2 + 2 * hidden  # the steps of the patches that are hidden, and of the one after
@@ -200,14 +197,14 @@ def test_windows_of_groups_are_those_of_forecasts(monkeypatch, rng, hidden):
     np.testing.assert_allclose(batch.target[:-1, targets], np.nan_to_num(expected), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("weights", ["all", "head", "lora"])
+@pytest.mark.parametrize("weights", ["all", "head", "adapters"])
 @pytest.mark.parametrize("known", [True, False])
 def test_what_is_trained_with_groups(rng, weights, known):
     """Variate mixers too, and `combination` where covariates are known in advance."""
     series, beside = items_of(rng)
     params = SECOND.init(0, "numpy")
     beside = beside if known else {"past": beside["past"]}
-    options = {"weights": weights, "horizon": 4, "learning_rate": 1e-2, "epochs": 1, "rank": 2, "weight_decay": 0.01}
+    options = {"weights": weights, "horizon": 4, "learning_rate": 1e-2, "epochs": 1, "rank": 2}
     tuned = SECOND.fine_tune(params, series, **beside, **options)
     changed = {name for name in params if not np.array_equal(params[name], tuned.params[name])}
     still = {name for name in params if ".combination." in name and not known}
@@ -225,22 +222,6 @@ def test_other_groups_are_other_data(rng):
     x = rng.standard_normal((2, 30))
     found = {first_batch(PatchWindows(SECOND, series, stride=40)) for series in (x, x[None])}
     assert len(found) == 2
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_tables_have_groups(library, rng):
-    """Columns with roles are what arrays of items are, with and without names of series."""
-    params, x = SECOND.init(0, "numpy"), rng.standard_normal((60, 3))
-    columns = long_columns(x, "days", (60, 50)) | {"more": rng.standard_normal(110), "past": rng.standard_normal(110)}
-    roles = {"targets": ["sales", "more"], "past": "past", "future": "price", "series_id": "shop"}
-    found = SECOND.fine_tune(params, table(library, columns), epochs=1, **roles)
-    parts = [{name: column[columns["shop"] == shop] for name, column in columns.items()} for shop in ("north", "south")]
-    series = [np.stack([part["sales"], part["more"]]) for part in parts]
-    beside = {"past": [part["past"] for part in parts], "future": [part["price"] for part in parts]}
-    assert found.trained.losses == SECOND.fine_tune(params, series, epochs=1, **beside).trained.losses
-    wide = table(library, {"b": x[:, 1], "a": x[:, 0]})
-    expected = SECOND.fine_tune(params, [x[:, [1, 0]].T], epochs=1)
-    assert SECOND.fine_tune(params, wide, epochs=1).trained.losses == expected.trained.losses
 
 
 def test_a_tiny_model_learns_from_synthetic_series():
@@ -271,10 +252,9 @@ def test_synthetic_series(rng):
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        (MODEL, {"weights": "some"}, "weights is 'some', expected one of all, head, adapters, lora"),
+        (MODEL, {"weights": "some"}, "weights is 'some', expected one of all, head, adapters"),
         (MODEL, {"validation_fraction": 1.0}, "validation_fraction is 1.0"),
         (MODEL, {"past": np.ones(50)}, "TiRex.fine_tune: past is an array .*, expected None: TiRex takes no cov"),
-        (MODEL, {"series_id": "a"}, "TiRex.fine_tune: series_id is 'a', expected None, as series is no table"),
         (SECOND, {"past": np.ones(49)}, "TiRex2.fine_tune: past has 49 steps, expected 50, as many as the series"),
         (SECOND, {"future": np.ones(49)}, "TiRex2.fine_tune: future has 49 steps, expected 50 or more, those of the"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import random
 import re
 import zipfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import load_file
@@ -18,7 +20,7 @@ from safetensors.numpy import load_file
 import xlstm
 from xlstm import checkpoint
 from xlstm.cli import export_import
-from xlstm.data import pytorch, text
+from xlstm.data import text
 from xlstm.interop import nxai, tirex
 from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, model_files
@@ -26,6 +28,7 @@ from xlstm.models.sequence import SequenceModel
 
 Content = dict[str, bytes]  # files of a folder by their names
 WEIGHTS = "model.safetensors"
+KINDS = {"float32": "FloatStorage", "float64": "DoubleStorage"}
 MARK = "@hostile@"  # in a structure: the hostile value of the number that follows
 HOSTILE = [
     *("null", "true", "false", "NaN", "Infinity", "0", "-1", "1", "2", "0.5", "1e-320", "1e30", "1e308", "1e400"),
@@ -67,7 +70,7 @@ def sound(folder: Path) -> dict[str, Content]:
     tirex.save(folder / "second", second, second.init(backend="numpy"))
     arrays = load_file(folder / "second" / WEIGHTS)
     copies = {name.replace("fwd", "rev"): a for name, a in arrays.items()}
-    pytorch.save(at["tirex2 pickled"] / "model.ckpt", {}, arrays | copies)
+    (at["tirex2 pickled"] / "model.ckpt").write_bytes(checkpoint_of_torch(arrays | copies))
     config = json.loads((folder / "second" / "config.json").read_text())
     (at["tirex2 pickled"] / "model-config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (at["tokenizer"] / "tokenizer.json").write_text(json.dumps(tokenizer()))
@@ -218,6 +221,44 @@ def zipped(config: bytes, weights: bytes) -> bytes:
 def torch_file(pickled: bytes, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
     """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
     return zipped_entries({"data.pkl": pickled, **entries}, method)
+
+
+def checkpoint_of_torch(arrays: dict[str, np.ndarray], content: dict[str, Any] | None = None) -> bytes:
+    """A checkpoint of PyTorch with plain values, and arrays that each have a storage."""
+    tensors = {}
+    for k, (name, array) in enumerate(arrays.items()):
+        strides = tuple(step // array.itemsize for step in array.strides)
+        tensors[name] = tensor(array.shape, strides, 0, storage(KINDS[str(array.dtype)], str(k), array.size))
+    pickled = state(tensors, content)
+    return torch_file(pickled, {f"data/{k}": array.tobytes() for k, array in enumerate(arrays.values())})
+
+
+def opcodes(value: Any) -> bytes:
+    """A plain value as a part of a pickle: its pickle without the opcodes that begin and end one."""
+    return pickle.dumps(value, 2)[2:-1]
+
+
+def named(module: str, name: str) -> bytes:
+    """The name of a class or a function as a part of a pickle."""
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def storage(kind: str = "FloatStorage", name: str = "0", numel: int = 6, module: str = "torch") -> bytes:
+    """The part of a pickle that stands for a storage."""
+    identity = opcodes("storage") + named(module, kind) + b"".join(map(opcodes, (name, "cpu", numel)))
+    return b"(" + identity + b"tQ"
+
+
+def tensor(shape: Any = (2, 3), strides: Any = (3, 1), offset: int = 0, where: bytes | None = None) -> bytes:
+    """The part of a pickle that stands for a tensor."""
+    view = b"".join(map(opcodes, (offset, shape, strides, False, None)))
+    return named("torch._utils", "_rebuild_tensor_v2") + b"(" + (where or storage()) + view + b"tR"
+
+
+def state(tensors: dict[str, bytes], content: dict[str, Any] | None = None) -> bytes:
+    """The pickle of a checkpoint of plain values, whose entry `state_dict` has the tensors."""
+    items = b"".join(opcodes(name) + tensor for name, tensor in tensors.items())
+    return opcodes(content or {}) + opcodes("state_dict") + b"}(" + items + b"us."
 
 
 def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
@@ -15,12 +15,10 @@ from xlstm.arrays.namespace import Params
 from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, QuietOption, TableOption, command
 from xlstm.cli.console import Report, err, printable, put, table, tell
 from xlstm.cli.sources import Layout, Loaded, check_options, dated, find_model, load_model, read_text
-from xlstm.data import calendars, text
-from xlstm.data.calendars import Calendar
+from xlstm.data import panels, text
 from xlstm.data.csv_file import Dialect
-from xlstm.data.frames import Columns, places_of
-from xlstm.data.host import Values
-from xlstm.data.panels import Roles, dates_of, numbers_of
+from xlstm.data.frames import places_of
+from xlstm.data.panels import Given, Roles, numbers_of
 from xlstm.data.series import Series, read_series
 from xlstm.data.table import as_csv, check_table, opened, read_groups, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
@@ -101,32 +99,6 @@ def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence
     return columns | {f"p({label})": shares[:, k].tolist() for k, label in enumerate(classifier.classes_)}
 
 
-class Part(NamedTuple):
-    """One series of a table.
-
-    Attributes
-    ----------
-    name : str
-        Empty where the table is one series.
-    targets : array (N, C)
-        Up to the last row that has one.
-    past : array (N, P)
-    future : array (N + more, F)
-    calendar : Calendar or None
-    """
-
-    name: str
-    targets: Values
-    past: Values
-    future: Values
-    calendar: Calendar | None
-
-    def after(self, steps: int) -> list[str]:
-        """Return the labels of the rows after the last one."""
-        rows = np.arange(len(self.targets))
-        return Series(self.name, self.targets[:, 0], rows, self.calendar).after(steps)
-
-
 @command()
 def forecast(
     checkpoint: Annotated[Path, Argument(help="Folder or file of a published checkpoint of TiRex.")],
@@ -151,22 +123,24 @@ def forecast(
     levels = None if quantiles is None else _levels(quantiles)
     forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon)
     roles = Roles(target, past, future, None, series_id).checked(str(table))
-    parts, names = _read(table, roles, dialect)
+    given = _read(table, roles, dialect)
+    covariates, calendars = given.covariates, [one.dates for one in given.covariates]
     model = forecaster.fit().model_
     levels = levels or [*model.quantiles]
     known = sorted({*levels, 0.5})
     ahead = forecaster.set_params(quantiles=known).predict_quantiles(
-        [part.targets for part in parts],
-        past=[part.past for part in parts] if roles.past else None,
-        future=[part.future for part in parts] if roles.future else None,
-        dates=None if parts[0].calendar is None else [part.calendar for part in parts],
+        list(given.values),
+        past=[one.past for one in covariates] if roles.past else None,
+        future=[one.future for one in covariates] if roles.future else None,
+        dates=None if calendars[0] is None else calendars,
     )
     steps = len(ahead[0])
     columns: dict[str, list[Any]] = {}
     if series_id is not None:
-        columns[series_id] = [part.name for part in parts for _ in range(steps)]
-    columns["time"] = [label for part in parts for label in part.after(steps)]
-    for c, name in enumerate(names):
+        columns[series_id] = [label for label in given.labels for _ in range(steps)]
+    series = [Series("", one[:, 0], one[:, 0], dates) for one, dates in zip(given.values, calendars, strict=True)]
+    columns["time"] = [label for one in series for label in one.after(steps)]
+    for c, name in enumerate(given.names):
         for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
             columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
     report = Report(as_json)
@@ -187,8 +161,8 @@ def _levels(text: str) -> list[float]:
         raise ValueError(f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9") from None
 
 
-def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[str]]:
-    """Return the series of a table and the names of their targets, by default all other columns that hold a number.
+def _read(path: Path, roles: Roles, dialect: Dialect) -> Given:
+    """Return the series of a table, whose targets are by default all other columns that hold a number.
 
     Rows at the end of a series without a target are those of what is known in advance. A warning names the columns that
     are left out.
@@ -215,26 +189,14 @@ def _read(path: Path, roles: Roles, dialect: Dialect) -> tuple[list[Part], list[
     left = [name for name in opened(path, dialect).names if name not in used]
     if left and not roles.targets:
         tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    return [_part(path, name, columns, names, roles) for name, columns in groups.items()], names
-
-
-def _part(path: Path, name: str, columns: Columns, names: Sequence[str], roles: Roles) -> Part:
-    """Return a series of the columns of a table."""
-    targets, past, future = (numbers_of(str(path), columns, some) for some in (names, roles.past, roles.future))
-    where = f"{path}: {name or 'the table'}"
-    there = np.flatnonzero(np.any(~np.isnan(targets), axis=1))
-    if not len(there):
-        raise ValueError(f"{where} has no value to forecast from")
-    end = int(there[-1]) + 1
-    dates = dates_of(columns)
-    calendar = None if dates is None else calendars.calendar_of(where, dates[:end], columns.zone)
-    if calendar is not None and future.shape[1] and len(future) > end:
-        later, expected = dates[end:], calendars.after(calendar, len(future) - end)
-        wrong = np.flatnonzero(later.astype(expected.dtype) != expected)
-        if wrong.size:
-            row = wrong[0]
-            raise ValueError(f"{where} has a row for {later[row]}, expected {expected[row]}, the next step")
-    return Part(name, targets[:end], past[:end], future, calendar)
+    series, after = {}, {}
+    for label, columns in groups.items():
+        there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
+        if not len(there):
+            raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
+        end = int(there[-1]) + 1
+        series[label], after[label] = columns.take(slice(end)), columns.take(slice(end, None))
+    return panels.of_columns(str(path), series, roles, names, after if roles.future else {}, "the table")
 
 
 def generate(

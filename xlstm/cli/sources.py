@@ -16,10 +16,10 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.csv_file import PLAIN, Dialect
-from xlstm.data.frames import places_of
+from xlstm.data.frames import grouped, places_of
 from xlstm.data.host import SeriesError
 from xlstm.data.series import Series
-from xlstm.data.table import by_name, names_in, opened
+from xlstm.data.table import names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -176,7 +176,7 @@ class Layout:
         read = names_in(file, self.label) if labels else np.array([""] * len(values))
         if self.sequence is None:
             return values, [str(row) for row in range(1, len(values) + 1)], read
-        groups = by_name(names_in(file, self.sequence))
+        groups = grouped(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
                 raise ValueError(

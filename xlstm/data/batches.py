@@ -116,14 +116,12 @@ class Windows:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, shuffled by `rng` or in order without it."""
-        order = np.arange(len(self.x)) if rng is None else rng.permutation(len(self.x))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            target, mask = self.target[rows], None if self.mask is None else self.mask[rows]
+        for rows in orders(len(self.x), self.batch_size, rng):
+            arrays = (self.x, self.target, self.mask, self.lengths)
+            x, target, mask, lengths = (None if array is None else array[rows] for array in arrays)
             if self.every_step:
-                target, mask = _time_first(target), None if mask is None else _time_first(mask)
-            lengths = None if self.lengths is None else self.lengths[rows]
-            yield Batch(_time_first(self.x[rows]), target, mask, True, lengths)
+                target, mask = _time_first(target), _time_first(mask)
+            yield Batch(_time_first(x), target, mask, True, lengths)
 
 
 @dataclass(frozen=True)
@@ -198,14 +196,11 @@ class Streams:
         >>> bytes(batch.x[:, 0]), bytes(batch.target[:, 0])
         (b'he', b'el')
         """
-        if isinstance(tokens, str):
-            raise TypeError("Streams: tokens is a text, expected whole numbers; text.encode() has one token a byte")
-        found = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else numbers("Streams", "tokens", tokens)
-        if found.ndim != 1 or found.dtype.kind not in "iu":
-            raise ValueError(
-                f"Streams: tokens has dtype {found.dtype} and shape {found.shape}, expected whole numbers (N,)"
-            )
-        return cls(found[:-1], found[1:], batch_size, length)
+        ids = np.frombuffer(tokens, np.uint8) if isinstance(tokens, bytes) else numbers("Streams", "tokens", tokens)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            kind = f"dtype {ids.dtype} and shape {ids.shape}"
+            raise ValueError(f"Streams: tokens has {kind}, expected whole numbers (N,)")
+        return cls(ids[:-1], ids[1:], batch_size, length)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -303,24 +298,20 @@ class Sequences:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, in batches of similar lengths that `rng` shuffles, or in order without it."""
-        for rows in self._places(rng):
-            x, target = _padded(self.sequences, rows), self._of(self.target, rows)
-            mask = None if self.mask is None else self._of(self.mask, rows)
-            yield Batch(x, target, mask, True, self.lengths[rows])
+        batches = orders(len(self.lengths), self.batch_size, None)
+        if rng is not None:
+            pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
+            order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+            batches = [order[batches[k]] for k in rng.permutation(len(batches))]
+        for rows in batches:
+            target, mask = self._chosen(self.target, rows), self._chosen(self.mask, rows)
+            yield Batch(_padded(self.sequences, rows), target, mask, True, self.lengths[rows])
 
-    def _of(self, given: Any, rows: Host) -> Host:
-        """Return the targets, or the masks, of some of the sequences."""
-        found: Host = _padded(given, rows) if self.every_step else given[rows]
-        return found
-
-    def _places(self, rng: np.random.Generator | None) -> list[Host]:
-        """Return the numbers of the sequences in each batch."""
-        if rng is None:
-            return _pieces(np.arange(len(self.lengths)), self.batch_size)
-        pools = _pieces(rng.permutation(len(self.lengths)), self.bucket * self.batch_size)
-        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        batches = _pieces(order, self.batch_size)
-        return [batches[k] for k in rng.permutation(len(batches))]
+    def _chosen(self, values: Any, rows: Host) -> Any:
+        """Return the targets or the masks of some of the sequences."""
+        if values is None:
+            return None
+        return _padded(values, rows) if self.every_step else values[rows]
 
 
 @dataclass(frozen=True)
@@ -387,8 +378,8 @@ def _is_input(x: Host, ndim: int) -> bool:
     return x.ndim == ndim or (x.ndim == ndim - 1 and x.dtype.kind in "iu")
 
 
-def _time_first(array: Host) -> Host:
-    return np.ascontiguousarray(np.swapaxes(array, 0, 1))
+def _time_first(array: Host | None) -> Host | None:
+    return None if array is None else np.ascontiguousarray(np.swapaxes(array, 0, 1))
 
 
 def _arrays(name: str, given: Any, kind: checks.Kind, lengths: Host | None = None) -> list[Host]:
@@ -419,8 +410,10 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     return found
 
 
-def _pieces(order: Host, size: int) -> list[Host]:
-    return [order[start : start + size] for start in range(0, len(order), size)]
+def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]:
+    """Return the numbers of the examples in each batch of `size`, shuffled by `rng` or in order without it."""
+    order = np.arange(count) if rng is None else rng.permutation(count)
+    return [order[start : start + size] for start in range(0, count, size)]
 
 
 def _padded(arrays: list[Host], rows: Host) -> Host:

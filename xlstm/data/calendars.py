@@ -44,6 +44,12 @@ class Calendar(NamedTuple):
         """The usual time from a step to the next."""
         return float(np.median(np.diff(self.dates.astype("datetime64[s]")).astype(np.float64)))
 
+    def placed(self, values: Values) -> Values:
+        """Return rows (N, C) on the steps of the calendar; those that are missing become gaps."""
+        full = np.full((len(self.dates), values.shape[1]), np.nan)
+        full[self.place] = values
+        return full
+
     def ticks(self, dates: Dates) -> Counts:
         """Return the numbers of the units that dates lie in."""
         if self.unit == "B":

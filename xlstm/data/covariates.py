@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -11,7 +11,7 @@ from xlstm.arrays import checks
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar
 from xlstm.data.host import Values, columns, series
-from xlstm.data.series_windows import carry_forward
+from xlstm.data.series_windows import carry_forward, first_row
 
 
 class TimeSeries(NamedTuple):
@@ -57,13 +57,6 @@ class Covariates(NamedTuple):
     future: Any = None
     static: Any = None
     dates: Any = None
-
-    @classmethod
-    def of(cls, where: str, given: Mapping[str, Any]) -> Covariates:
-        """Return keywords of a caller as what they stand for; raise TypeError where one is unknown."""
-        if unknown := given.keys() - set(cls._fields):
-            raise TypeError(f"{where}: {min(unknown)} is no argument, expected some of {', '.join(cls._fields)}")
-        return cls(**given)
 
     def each(self, where: str, number: int) -> list[Covariates]:
         """Return the covariates of each of several series."""
@@ -113,23 +106,9 @@ def read_series(
     return read
 
 
-def is_several(values: Any) -> bool:
-    """Return whether an argument is a list of series, and not one series."""
-    return isinstance(values, list | tuple) and any(axes(one) > 0 for one in values[:1])
-
-
-def axes(values: Any) -> int:
-    """Return the number of axes of an array or a list."""
-    return 1 if isinstance(values, range) else np.ndim(values)
-
-
 def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool) -> TimeSeries:
     values = series(where, value)
-    N, there = len(values), ~np.isnan(values)
-    begin = 0 if gaps else int(np.max(np.argmax(there, axis=0)))
-    if not gaps and not np.all(np.any(there, axis=0)):
-        column = int(np.argmin(np.any(there, axis=0)))
-        raise ValueError(f"{where}: the series has no value in column {column}, expected some")
+    N, begin = len(values), 0 if gaps else first_row(f"{where}: the series", values)
     past, future = (_covariates(where, name, getattr(covariates, name), N, begin, gaps) for name in ("past", "future"))
     static: Values = np.empty(0)
     if covariates.static is not None:
@@ -137,17 +116,15 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     if not np.all(np.isfinite(static)):
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
-    place, rows, ahead = np.arange(N), N, max(0, len(future) - N)
+    ahead, features = max(0, len(future) - N), 0
     if calendar is not None:
-        place, rows = calendar.place, len(calendar.dates)
-        if len(place) != N:
-            raise ValueError(f"{where}: dates has {len(place)} rows, expected {N}, as many as the series")
-    values, past = _placed(values, place, rows), _placed(past, place, rows)
-    if future.shape[1]:
-        future = _placed(future, np.concatenate((place, rows + np.arange(ahead))), rows + ahead)
-    else:
-        future = np.empty((rows + more, 0))
-    features = 0
+        if len(calendar.place) != N:
+            raise ValueError(f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
+        begin = int(calendar.place[begin])
+        values, past = calendar.placed(values), calendar.placed(past)
+        future = np.concatenate((calendar.placed(future[:N]), future[N:]))
+    if not future.shape[1]:
+        future = np.empty((len(values) + more, 0))
     if calendar is not None and look:
         later = calendars.after(calendar._replace(zone=None), max(more, ahead))
         of_dates = calendars.features(np.concatenate((calendar.dates, later)), calendar.seconds)
@@ -155,8 +132,8 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     known = carry_forward(values)
     if gaps:
         return TimeSeries(values, _begun(known), past, future, static, calendar, features)
-    begin = int(place[begin])
-    values, known, past, future = (rows[begin:] for rows in (values, known, carry_forward(past), carry_forward(future)))
+    parts = (values, known, carry_forward(past), carry_forward(future))
+    values, known, past, future = (part[begin:] for part in parts)
     return TimeSeries(values, known, past, future, static, calendar, features, begin)
 
 
@@ -174,13 +151,6 @@ def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: boo
     if np.any(np.isinf(rows)) or (not gaps and np.any(np.all(np.isnan(rows[: begin + 1]), axis=0))):
         raise ValueError(f"{where}: {name} begins with a gap or is infinite somewhere, expected finite numbers")
     return rows
-
-
-def _placed(values: Values, place: Any, rows: int) -> Values:
-    """Put rows on the steps of a calendar; those that are missing become gaps."""
-    full = np.full((rows, values.shape[1]), np.nan)
-    full[place] = values
-    return full
 
 
 def _begun(known: Values) -> Values:

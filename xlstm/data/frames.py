@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 LIBRARIES = ("pandas", "polars", "pyarrow", "modin", "cudf")
 
 
@@ -79,7 +80,7 @@ def has_columns(given: Any) -> bool:
     return is_table(given) and hasattr(given, "columns")
 
 
-def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Columns:
+def table_of(where: str, given: Any, only: Sequence[str] | None = None, without: str = "") -> Columns:
     """Return the columns of a table as numbers.
 
     A column of dates, and the index of pandas, are labels of the rows and not among the numbers.
@@ -92,6 +93,8 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
         A table or one column of pandas, Polars, PyArrow, or another library that narwhals knows.
     only : list of str, optional
         The columns of numbers to read, in which there may be nothing but missing values of any kind; by default all.
+    without : str
+        A column that is left out of all.
 
     Returns
     -------
@@ -109,7 +112,7 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None) -> Colum
     """
     nw, frame, _ = _frame(where, given)
     places_of(where, frame.columns, only or ())
-    wanted = {*frame.columns} if only is None else {*only}
+    wanted = {*frame.columns} - {without} if only is None else {*only}
     dated = _date_column(where, nw, frame)
     names = [name for name in frame.columns if name in wanted and name != dated]
     if not names or len(frame) == 0:
@@ -159,10 +162,7 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     where = "table_like"
     nw, frame, is_column = _frame(where, given)
     arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
-    rows = {column.shape for column in arrays.values()} | (set() if index is None else {(len(index),)})
-    if len(rows) != 1 or len(min(rows)) != 1:
-        raise ValueError(f"{where}: columns and index have shapes {sorted(rows)}, expected one shape (N,)")
-    (length,) = min(rows)
+    length = max(map(len, arrays.values()))
     native, space = nw.to_native(frame), nw.get_native_namespace(frame)
     labels = _index_of(nw, frame)
     dated = _date_column(where, nw, frame) if labels is None else None
@@ -184,39 +184,22 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     return table
 
 
-def groups(where: str, given: Any, column: str) -> dict[Any, Any]:
-    """Return the rows of a table by the values of a column, which the tables of the groups do not have.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for errors.
-    given : table
-        As for `table_of`.
-    column : str
-
-    Returns
-    -------
-    dict of object to table
-        In the order in which the values come first.
-
-    Raises
-    ------
-    ValueError
-        There is no such column, or it has missing values.
-    TypeError, ImportError
-        As for `table_of`.
-    """
-    nw, frame, _ = _frame(where, given)
+def rows_by(where: str, given: Any, column: str) -> dict[Any, Rows]:
+    """Return the rows of a table that have each value of a column; ValueError where it is not there or has gaps."""
+    _, frame, _ = _frame(where, given)
     places_of(where, frame.columns, [column])
     labels = frame.get_column(column)
     if labels.is_null().any():
         raise ValueError(f"{where}: column {checks.shown(column)} has missing values, expected the name of a group")
-    found = labels.unique(maintain_order=True).to_list()
-    parts = {label: frame.filter(nw.col(column) == label).drop(column) for label in found}
-    if _index_of(nw, frame) is None:  # nor are its parts, though pandas keeps the numbers of their rows
-        parts = {label: nw.maybe_reset_index(part) for label, part in parts.items()}
-    return {label: nw.to_native(part) for label, part in parts.items()}
+    return grouped(labels.to_list())
+
+
+def grouped(labels: Iterable[Any]) -> dict[Any, Rows]:
+    """Return the numbers of the rows that have each label, in the order in which the labels come first."""
+    rows = defaultdict(list)
+    for row, label in enumerate(labels):
+        rows[label].append(row)
+    return {label: np.array(places) for label, places in rows.items()}
 
 
 def places_of(where: str, names: Iterable[Any], wanted: Sequence[str], of: str = "the table") -> list[int]:
@@ -247,17 +230,12 @@ def _frame(where: str, given: Any) -> tuple[Any, Any, bool]:
     return nw, frame, is_column
 
 
-def _is_numeric(nw: Any, dtype: Any) -> bool:
-    """Return whether cells of a dtype are numbers, as truth values are, too."""
-    return bool(dtype.is_numeric() or dtype == nw.Boolean)
-
-
 def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> Any:
     """Return the cells of a column as float64 (N,), NaN where one is missing; raise where they are no numbers."""
     column = checks.shown(str(name))
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
-    if not _is_numeric(nw, cells.dtype):
+    if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
         raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected numbers; leave it out or encode it")
     try:
         numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)

@@ -23,9 +23,11 @@ def numbers(where: str, name: str, given: Any) -> Host:
     A NumPy array stays as it is. Lists, tables, and arrays that CuPy or another library with DLPack or
     `__cuda_array_interface__` holds are copied.
     """
-    found = _array(where, name, given, "an array of real numbers")
-    check_numbers(where, name, found)
-    return found
+    array = _array(where, name, given, "an array of real numbers")
+    checks.unmasked(where, name, array)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")
+    return array
 
 
 def weights(where: str, name: str, given: Any) -> Host:
@@ -52,15 +54,6 @@ def _array(where: str, name: str, given: Any, expected: str) -> Host:
     if isinstance(given, type) or not (hasattr(given, "__dlpack__") or is_foreign(given)):
         raise TypeError(f"{where}: {name} is {checks.shown(given)}, expected {expected}")
     return to_numpy(given)
-
-
-def check_numbers(where: str, name: str, array: Any) -> None:
-    """Raise unless `array` is a NumPy array of real numbers."""
-    checks.unmasked(where, name, array)
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{where}: {name} is a {type(array).__name__}, expected a NumPy array")
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{where}: {name} has dtype {str(array.dtype)[: checks.SHOWN]}, expected real numbers")
 
 
 def finite(where: str, name: str, array: Host, dtype: str = "float64", counts: Host | None = None) -> None:

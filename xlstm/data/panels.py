@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, covariates, frames
+from xlstm.data import calendars, frames
 from xlstm.data.calendars import Calendar
 from xlstm.data.covariates import Covariates, TimeSeries
 from xlstm.data.frames import Columns
 from xlstm.data.host import Values
+
+BySeries = Mapping[Any, Columns]
 
 
 class Roles(NamedTuple):
@@ -78,8 +80,6 @@ class Given(NamedTuple):
     id_name : str
     rows : list of array
         For each series of the table labels of its rows that are no dates; empty where rows have none.
-    zone : str or None
-        The time zone of its dates.
     """
 
     values: Sequence[Any]
@@ -91,7 +91,6 @@ class Given(NamedTuple):
     labels: Sequence[Any] = ()
     id_name: str = ""
     rows: Sequence[Any] = ()
-    zone: str | None = None
 
     @property
     def ids(self) -> list[str]:
@@ -148,21 +147,29 @@ def given(
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
     if not frames.is_table(values):
-        if not covariates.is_several(values):
-            return Given([values], [beside], True, [covariates.axes(values) == 1])
-        return Given(values, beside.each(where, len(values)), False, [covariates.axes(one) == 1 for one in values])
+        several = isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
+        series = values if several else [values]
+        every = beside.each(where, len(series)) if several else [beside]
+        return Given(series, every, not several, [np.ndim(one) == 1 for one in series])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
-    after = {} if beside.future is None else tables_of(f"{where}: {later}", beside.future, roles)
+    after: BySeries = {}
+    if beside.future is not None:
+        after = _by_series(f"{where}: {later}", beside.future, roles, roles.future)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
-    read = {label: frames.table_of(where, part, only) for label, part in tables_of(where, values, roles).items()}
+    read = _by_series(where, values, roles, only)
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
         raise ValueError(f"{where}: the targets of the table are {few(names)}, expected {few(fitted)}, as in fit")
-    names, series, every, rows = [*fitted] or names, [], [], []
+    return of_columns(where, read, roles, [*fitted] or names, after, later)._replace(table=values)
+
+
+def of_columns(where: str, read: BySeries, roles: Roles, names: Sequence[str], after: BySeries, later: str) -> Given:
+    """Return series with targets `names` of the columns of each, and of those `after` them, as `given` does."""
+    series, every, rows = [], [], []
     for label, columns in read.items():
         series.append(numbers_of(where, columns, names))
         past, future, static = (numbers_of(where, columns, some) for some in (roles.past, roles.future, roles.static))
@@ -173,20 +180,22 @@ def given(
         elif columns.index is not None:
             rows.append(columns.index)
         if label in after:
-            more = frames.table_of(f"{where}: {later}", after[label], roles.future)
-            ahead = _next_rows(where, later, more, roles.future, calendar, columns.zone)
+            ahead = _next_rows(where, later, after[label], roles.future, calendar, columns.zone)
             future = np.concatenate((future, ahead))
         if np.any(static != static[:1]):  # as missing values are
             raise ValueError(f"{where}: static columns {checks.few(roles.static)} have gaps or change within a series")
         parts = ((past, roles.past), (future, roles.future), (static[0], roles.static))
         every.append(Covariates._make([*(part if some else None for part, some in parts), calendar]))
-    flat, labels = [False] * len(series), list(read)
-    return Given(series, every, False, flat, names, values, labels, roles.id_name, rows, columns.zone)
+    flat = [False] * len(series)
+    return Given(series, every, False, flat, names, labels=list(read), id_name=roles.id_name, rows=rows)
 
 
-def tables_of(where: str, table: Any, roles: Roles) -> Mapping[Any, Any]:
-    """Return the tables of all series by their names."""
-    return frames.groups(where, table, roles.id_name) if roles.id_name else {"": table}
+def _by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
+    """Return the columns of all series by their names."""
+    columns = frames.table_of(where, table, only, without=roles.id_name)
+    if not roles.id_name:
+        return {"": columns}
+    return {label: columns.take(rows) for label, rows in frames.rows_by(where, table, roles.id_name).items()}
 
 
 def dates_of(columns: Columns) -> Any:

@@ -13,14 +13,14 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays.checks import shown
-from xlstm.data import reading, writing
+from xlstm.data import reading
 from xlstm.data.tensors import DTYPES, Host, check_shape, widened
 
 STORAGES = {
@@ -131,7 +131,7 @@ class TorchFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = reading.existing(Path(path), "file of PyTorch")
+        self.path = path = reading.regular(Path(path))
         self._size = path.stat().st_size
         self._latest: tuple[Storage, Host] | None = None
         try:
@@ -222,41 +222,6 @@ def loads(blob: bytes, storage: Callable[[Any], Any]) -> Any:
     except UNREADABLE as error:
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(f"its pickle is damaged, or holds more than plain values and tensors ({problem})") from error
-
-
-def save(path: str | os.PathLike[str], content: Mapping[str, Any], arrays: Mapping[str, Host]) -> None:
-    """Write a checkpoint that torch.load reads, whole or not at all: plain values, and arrays as `state_dict`."""
-    hosts = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    state = [opcodes(name) + _tensor_opcodes(str(k), host) for k, (name, host) in enumerate(hosts.items())]
-    items = pickle.EMPTY_DICT + pickle.MARK + b"".join(state) + pickle.SETITEMS
-    blob = opcodes(dict(content)) + opcodes("state_dict") + items + pickle.SETITEM + pickle.STOP
-    with writing.whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.PROTO + b"\x02" + blob)
-        archive.writestr("archive/byteorder", "little")
-        for k, host in enumerate(hosts.values()):
-            archive.writestr(f"archive/data/{k}", host.tobytes())
-        archive.writestr("archive/version", "3\n")
-
-
-def _tensor_opcodes(entry: str, host: Host) -> bytes:
-    """Return the part of a pickle that makes the tensor of an array, whose numbers are in an entry of the file."""
-    kind = next(kind for kind, dtype in STORAGES.items() if np.dtype(DTYPES[dtype]) == host.dtype and dtype != "BF16")
-    storage = pickle.MARK + opcodes("storage") + named("torch", f"{kind}Storage") + opcodes(entry) + opcodes("cpu")
-    storage += opcodes(host.size) + pickle.TUPLE + pickle.BINPERSID
-    view = (0, host.shape, tuple(step // host.itemsize for step in host.strides), False)
-    hooks = named("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-    arguments = pickle.MARK + storage + b"".join(map(opcodes, view)) + hooks + pickle.TUPLE
-    return named("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
-
-
-def opcodes(value: Any) -> bytes:
-    """Return a plain value as a part of a pickle: its pickle without the opcodes that begin and end one."""
-    return pickle.dumps(value, 2)[2:-1]
-
-
-def named(module: str, name: str) -> bytes:
-    """Return the name of a class or a function as a part of a pickle."""
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
 def _dict(value: Any) -> dict[Any, Any]:

@@ -68,18 +68,9 @@ def document(path: Path) -> dict[str, Any]:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file; OSError for a pipe or a device, whose reader might wait for ever."""
+    """Return the path of a file; OSError for a folder, a pipe or a device, whose reader might wait for ever."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return path
-
-
-def existing(path: Path, kind: str) -> Path:
-    """Return the path of a file of some kind; IsADirectoryError or FileNotFoundError where it is none."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected a {kind}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     return path
 
 
@@ -97,14 +88,13 @@ def from_json(where: str, given: bytes | str, unlimited: bool = False) -> Any:
 
     NaN and infinity, which JSON does not have, are an error, or None where numbers are `unlimited`.
     """
-    constant = (lambda text: None) if unlimited else _real
+    constant = (lambda text: None) if unlimited else float
     try:
         text = given if isinstance(given, str) else given.decode("utf-8")
         most = VALUES + len(text) // 20
         if sum(map(text.count, ",[{")) > most:
             raise ValueError(f"it has more than {most} values")
-        value = json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=constant, object_pairs_hook=_once)
-        return plain(value, most)
+        return plain(json.loads(text, parse_constant=constant, object_pairs_hook=_once), most)
     except RecursionError:
         raise ValueError(f"{where}: not readable JSON (it is nested more than {DEEPEST} deep)") from None
     except ValueError as error:
@@ -155,19 +145,8 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
         raise ValueError(f"it holds a {type(value).__name__}, expected numbers, texts, lists and dicts")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"a number is {value}, expected a finite one")
-    return value
-
-
-def _whole(text: str) -> int:
-    if len(text) > DIGITS:
-        raise ValueError(f"a number has {len(text)} digits, expected at most {DIGITS}")
-    return int(text)
-
-
-def _real(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"a number is {shown(text)}, expected a finite one")
+    if isinstance(value, int) and abs(value) >= 10**DIGITS:
+        raise ValueError(f"a whole number has more than {DIGITS} digits")
     return value
 
 

@@ -172,8 +172,7 @@ def read_series(path: AnyPath, column: str | None = None, usual: str | None = No
     calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
         return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
-    full = np.full(len(calendar.dates), np.nan)
-    full[calendar.place] = values
+    full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
     return Series(name, full, calendar.dates, calendar, f"{missing} rows missing from the file" if missing else "")
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Batch
-from xlstm.data.host import Host, Values, check_numbers, finite, numbers
+from xlstm.data.batches import Batch, orders
+from xlstm.data.host import Host, Values, finite, numbers
 
 
 def carry_forward(values: Values) -> Values:
@@ -26,12 +26,20 @@ def carry_forward(values: Values) -> Values:
     -------
     array (N,) or (N, C)
     """
-    check_numbers("carry_forward", "values", values)
+    values = numbers("carry_forward", "values", values)
     if values.ndim not in (1, 2):
         raise ValueError(f"carry_forward: values has shape {values.shape}, expected (N,) or (N, C)")
     rows = np.arange(len(values)).reshape(-1, *(1,) * (values.ndim - 1))
     last = np.maximum.accumulate(np.where(np.isnan(values), 0, rows), axis=0)
     return np.take_along_axis(values, last, axis=0)
+
+
+def first_row(where: str, values: Values) -> int:
+    """Return the first row (N, C) at which every column has or had a value; ValueError if a column has none."""
+    there = ~np.isnan(values)
+    for column in np.flatnonzero(~np.any(there, axis=0)):
+        raise ValueError(f"{where} has no value in column {column}, expected some")
+    return int(np.max(np.argmax(there, axis=0)))
 
 
 class Split(NamedTuple):
@@ -145,7 +153,7 @@ class SeriesWindows:
             column = checks.whole(0, columns.pop() - 1)
             targets = [column("SeriesWindows", f"targets[{k}]", one) for k, one in enumerate(listed)]
             object.__setattr__(self, "targets", targets)
-        firsts = [*map(_first, names, series)]
+        firsts = [first_row(f"SeriesWindows: {name}", one) for name, one in zip(names, series, strict=True)]
         lengths = [len(one) for one in series]
         starts = [
             border + np.arange(first, length - self.window - self.horizon + 1, self.stride)
@@ -171,11 +179,10 @@ class SeriesWindows:
         x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets) with `flat`. The mask
         is None where no target of any stretch is missing.
         """
-        order = self.starts if rng is None else rng.permutation(self.starts)
         columns = np.arange(self._rows.shape[1]) if self.targets is None else self.targets
         past, ahead = np.arange(self.window), self.window + np.arange(self.horizon)
-        for begin in range(0, len(order), self.batch_size):
-            starts = order[begin : begin + self.batch_size]
+        for chosen in orders(len(self.starts), self.batch_size, rng):
+            starts = self.starts[chosen]
             rows = starts[:, None] + ahead
             target = self._rows[rows[:, :, None], columns]
             mask = None if self._observed is None else self._observed[rows]
@@ -193,11 +200,3 @@ def _rows(name: str, given: Any) -> Host:
     rows = rows if rows.dtype.kind == "f" else rows.astype(np.float64)
     finite("SeriesWindows", name, rows, counts=~np.isnan(rows))
     return rows if rows.ndim == 2 else rows[:, None]
-
-
-def _first(name: str, rows: Host) -> int:
-    """Return the first row at which every column has or had a value."""
-    there = ~np.isnan(rows)
-    for column in np.flatnonzero(~np.any(there, axis=0)):
-        raise ValueError(f"SeriesWindows: {name} has no values in column {column}")
-    return int(np.max(np.argmax(there, axis=0)))

@@ -13,7 +13,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.data import calendars, parquet_file, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
-from xlstm.data.frames import Columns
+from xlstm.data.frames import Columns, grouped
 from xlstm.data.parquet_file import ParquetFile, is_parquet
 from xlstm.data.writing import AnyPath
 
@@ -100,14 +100,7 @@ def read_groups(
     found = file.columns([name for name in file.numeric if name != column] if columns is None else columns)
     if column is None:
         return {"": _rising(file, found)}
-    return {name: _rising(file, found, rows) for name, rows in by_name(names_in(file, column)).items()}
-
-
-def by_name(names: Names) -> dict[str, Names]:
-    """Return the rows that have each name (N,), in the order in which the names come first."""
-    found, first, inverse = np.unique(names, return_index=True, return_inverse=True)
-    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-    return {str(found[k]): rows[k] for k in np.argsort(first)}
+    return {name: _rising(file, found, rows) for name, rows in grouped(names_in(file, column)).items()}
 
 
 def names_in(file: CsvFile | ParquetFile, column: str) -> Names:

@@ -47,7 +47,7 @@ class Tensors:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = reading.existing(Path(path), "safetensors file")
+        self.path = path = reading.regular(Path(path))
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
@@ -66,17 +66,11 @@ class Tensors:
     def _read(self, name: str) -> Host:
         shape, dtype, start = self.shapes[name], self.dtypes[name], self._starts[name]
         array = np.empty(math.prod(shape), DTYPES[dtype])
-        buffer, done = array.view(np.uint8).data, 0
-        while done < array.nbytes:  # several threads may read one file at the same time
-            if hasattr(os, "preadv"):
-                some = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
-            else:  # Windows
-                with ONE:
-                    self._file.seek(start + done)
-                    some = self._file.readinto(buffer[done:])
-            if not some:
-                raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
-            done += some
+        with ONE:  # several threads may read one file at the same time
+            self._file.seek(start)
+            size = self._file.readinto(array.view(np.uint8).data)
+        if size < array.nbytes:
+            raise ValueError(f"{self.path}: {name} ends early, the file has changed while it was read")
         return widened(array, dtype).reshape(shape)
 
     def mapped(self, name: str) -> Host | None:

@@ -107,7 +107,7 @@ class Tokenizer(Codec):
                 self._inner.no_padding()  # a prompt is one text, as long as it is
                 self._inner.no_truncation()
                 self.size = int(self._inner.get_vocab_size())
-                if self._inner.num_special_tokens_to_add(is_pair=False) > ADDED:
+                if self._inner.num_special_tokens_to_add(is_pair=False) > ADDED:  # a template repeats lists of tokens
                     raise ValueError(f"it adds more than {ADDED} tokens to a text")
 
     def encode(self, text: str) -> list[int]:

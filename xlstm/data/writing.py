@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from xlstm.data import reading
 from xlstm.engines.numba.held_signals import held
 
 PATIENCE = 1.0  # seconds to wait for others who write several files into a folder
@@ -114,14 +115,9 @@ def _create(temporary: Path, path: Path) -> int:
 
 def _mode(path: Path) -> int | None:
     """Return the mode of a file that can be replaced, or None where there is none yet."""
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):  # or a link to nowhere
+    if not path.exists():  # nor does the link lead to a file
         return None
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    mode = os.stat(reading.regular(path)).st_mode
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected", str(path))
     return stat.S_IMODE(mode) & 0o777

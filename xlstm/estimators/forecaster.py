@@ -394,7 +394,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        given = panels.given("Forecaster", values, Covariates.of("Forecaster", covariates), self._roles())
+        given = panels.given("Forecaster", values, Covariates(**covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [read_series("Forecaster", given.values, given.covariates, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
@@ -438,9 +438,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     ) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
         s, scaling = self.test_predictor_.settings, self.scaling_
-        given = panels.given(
-            "Forecaster", values, Covariates.of("Forecaster", covariates), self._roles(), self._names()
-        )
+        given = panels.given("Forecaster", values, Covariates(**covariates), self._roles(), self._names())
         ahead = max(steps, s.horizon)
         several = read_series("Forecaster", given.values, given.covariates, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]

@@ -15,14 +15,14 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.panels import Given, Roles
+from xlstm.data.panels import Given
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
-from xlstm.models.tirex import PrefixStateCache, SyntheticPatches, TiRex, TiRex2, items, prediction
+from xlstm.models.tirex import PrefixStateCache, SyntheticPatches, TiRex, TiRex2, items
 from xlstm.models.tirex.items import Pretrained
 from xlstm.models.tirex.transforms import levels_of
 from xlstm.training import Trained
@@ -273,7 +273,7 @@ class ZeroShotForecaster(SeriesEstimator):
     ) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(FORECASTER, "name", self.name)
-        known, fitted = Covariates.of(FORECASTER, covariates), self._names() if fitted is None else fitted
+        known, fitted = Covariates(**covariates), self._names() if fitted is None else fitted
         given, several = items.read_table(FORECASTER, network.model, values, known, self._roles(), steps, fitted)
         for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)
@@ -299,6 +299,11 @@ class ZeroShotForecaster(SeriesEstimator):
         options = CHECKS["options"](FORECASTER, "options", self.options) or {}
         own = {"batch_size": self.batch_size, "quantiles": quantiles, "starts": starts}
         return Pretrained(model, params, own | options)
+
+
+def _rows(X: Any) -> Any:
+    """Return series; a table has one in each row."""
+    return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
 
 
 def _variates(X: Any) -> int:
@@ -328,10 +333,6 @@ class TiRexFeatures(Estimator):
         By default that of the checkpoint.
     batch_size : int
         Series that the network sees at once, at most.
-    series_id : str, optional
-        The column of long tables that tells series apart; without it a table has a row for each series.
-    targets : list of str, optional
-        With `series_id` the columns that are read, by default all; they are the variates of a series.
 
     Attributes
     ----------
@@ -355,8 +356,6 @@ class TiRexFeatures(Estimator):
     dtype: DType | None = None
     _: KW_ONLY
     batch_size: int = 64
-    series_id: str | None = None
-    targets: str | Sequence[str] | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Load the checkpoint.
@@ -364,8 +363,7 @@ class TiRexFeatures(Estimator):
         Parameters
         ----------
         X : array (S, L) or (S, V, L), list of S arrays (L,) or (V, L), or table
-            Series, of which NaN are missing values. A table has a row for each series, or with `series_id` a row for
-            each step of each series.
+            Series, of which NaN are missing values. A table has a row for each series.
         y : object, optional
             It is not used.
 
@@ -380,7 +378,7 @@ class TiRexFeatures(Estimator):
             The checkpoint or the series are none.
         """
         model, params = load_model(FEATURES, self.checkpoint, self.backend, self.dtype)
-        self._become(model_=model, n_variates_=_variates(self._rows(model, X)), params_=params)
+        self._become(model_=model, n_variates_=_variates(_rows(X)), params_=params)
         return self
 
     def transform(self, X: Any) -> Values:
@@ -401,11 +399,11 @@ class TiRexFeatures(Estimator):
         NotFittedError, ValueError, TypeError
             `fit` was not called, or the series do not fit.
         """
-        X = self._rows(self.model_, X)
+        model, X = self.model_, _rows(X)
         count = _variates(X)
         if count != self.n_variates_:
             raise ValueError(f"{FEATURES}: series have {count} variates, expected {self.n_variates_}, as in fit")
-        return np.asarray(self.model_.embed(self.params_, X, batch_size=self.batch_size))
+        return np.asarray(model.embed(self.params_, X, batch_size=self.batch_size))
 
     def fit_transform(self, X: Any, y: Any = None) -> Values:
         """Return `fit(X).transform(X)`; see there."""
@@ -423,15 +421,10 @@ class TiRexFeatures(Estimator):
         -------
         array of str
         """
-        return np.array(prediction.names(self.model_, self.n_variates_), dtype=object)
-
-    def _rows(self, model: Any, X: Any) -> Any:
-        """Return series; a table has one in each row, or with `series_id` one for each name."""
-        if self.series_id is not None:
-            items.is_table(FEATURES, "X", X, series_id=self.series_id)
-            roles = Roles(self.targets, series_id=self.series_id).checked(FEATURES)
-            return [one.values.T for one in items.read_table(FEATURES, model, X, Covariates(), roles)[1]]
-        return frames.table_of(FEATURES, X).values if frames.has_columns(X) else X
+        model, count = self.model_, self.n_variates_
+        variates = [f"_variate{v}" for v in range(count)] if count > 1 else [""]
+        names = [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in variates for d in range(model.size)]
+        return np.array(names, dtype=object)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -17,7 +17,7 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
-from xlstm.data import pytorch, reading
+from xlstm.data import reading
 from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
@@ -196,9 +196,8 @@ def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) ->
     Parameters
     ----------
     path : path
-        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads them; a file
-        `NAME.safetensors`, which gets `NAME_config.json` beside it; or for TiRex-1 a file `NAME.ckpt`, as its package
-        reads it. Each file is written whole or not at all.
+        A folder, which gets `model.safetensors` and `config.json`, as the package of TiRex-2 reads them, or a file
+        `NAME.safetensors`, which gets `NAME_config.json` beside it. Each file is written whole or not at all.
     model : TiRex or TiRex2
     params : dict
         Its parameters, on any backend.
@@ -216,10 +215,7 @@ def save(path: str | os.PathLike[str], model: TiRex | TiRex2, params: Params) ->
     config = config_of(model)
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
     if path.suffix in PICKLED:
-        if not isinstance(model, TiRex):
-            raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors for a TiRex2")
-        pytorch.save(path, {HYPER: config}, {_pickled(name): a for name, a in arrays.items()})
-        return
+        raise ValueError(f"save: path is {path}, expected a folder or NAME.safetensors")
     file, beside = published.places(path)
     published.write(file, arrays, {beside: json.dumps(config, indent=2)})
 
@@ -238,11 +234,6 @@ def _own_config(pickled: TorchFile) -> Mapping[str, Any] | None:
 def exported(model: TiRex | TiRex2, arrays: Mapping[str, Host]) -> dict[str, Host]:
     """Return arrays under our names, such as parameters or their gradients, as they are there."""
     return published.exported(_pieces(model), arrays)
-
-
-def _pickled(name: str) -> str:
-    """Return the name of an array in the pickled checkpoint of TiRex-1."""
-    return name if name.startswith(tuple(EDGES.values())) else STACK + name
 
 
 def canonical(name: str) -> str:

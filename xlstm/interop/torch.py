@@ -65,7 +65,7 @@ def from_torch(
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
+    OSError
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the file is

@@ -320,12 +320,10 @@ class Recurrent(SequenceLayer):
             after.append(found)
         new = x is not after[-1][0]  # all arrays are
         y = x if new else xp.asarray(x, copy=True)
-        if new:
-            stacked = [[s[None, ...] for s in one] for one in zip(*after, strict=True)]
-            return y, tuple([one[0] if len(one) == 1 else concat(xp, one, 0) for one in stacked])
-        if len(after) == 1:  # to stack one array takes longer, which counts in a stream
-            return y, tuple([xp.asarray(s[None, ...], copy=True) for s in after[0]])
-        return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
+        if len(after) > 1:
+            return y, tuple([stack(xp, states) for states in zip(*after, strict=True)])
+        states = [s[None, ...] for s in after[0]]  # to stack one array takes longer, which counts in a stream
+        return y, tuple(states if new else [xp.asarray(s, copy=True) for s in states])
 
     @functools.cached_property
     def _engines(self) -> dict[str, dict[Any, Any]]:

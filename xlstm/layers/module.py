@@ -25,7 +25,7 @@ from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
 STREAM = 2  # the stream of a seed that masks are drawn from; 0 draws weights, 1 orders batches
-RATES = ("dropout", "recurrent_dropout", "embedding_dropout", "zoneout")  # options that draw masks
+RATES = ("dropout", "ffn_dropout", "recurrent_dropout", "embedding_dropout", "zoneout")  # options that draw masks
 # The checks of all options of layers, by the name of an option, which means the same in every layer.
 OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(("input_size", "hidden_size", "output_size", "size", "kernel_size", "vocab_size"), checks.size),

@@ -109,7 +109,10 @@ def _normed(
 ) -> tuple[Array, Array, Array]:
     """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the bias."""
     n, r = scaled(xp, x, formula, -1, eps, limit)
-    return n, r, _scale(xp, n, _gain(w, residual), *bias)
+    y = n * _gain(w, residual)
+    for b in bias:
+        y += b
+    return n, r, y
 
 
 def _normed_bwd(
@@ -118,13 +121,6 @@ def _normed_bwd(
     """Return the gradients of a row, and of the gain by this row."""
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
     return formula(xp, dn, n, r, -1), dw
-
-
-def _scale(xp: Namespace, n: Array, gain: Array, *bias: Array) -> Array:
-    y = n * gain
-    for b in bias:
-        y += b
-    return y
 
 
 def _scale_bwd(xp: Namespace, dy: Array, n: Array, gain: Array) -> tuple[Array, Array]:

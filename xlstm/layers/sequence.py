@@ -279,8 +279,10 @@ class SequenceLayer(Module):
         return {**outer, self._output_symbol: self.output_size}
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Change an array from the user's order of time and batch to (T, B, ...), or back."""
-        return xp.permute_dims(array, (1, 0, *range(2, array.ndim))) if self.batch_first else array
+        """Change an array from the user's order of time and batch to (T, B, ...), or back; None stays."""
+        if array is None or not self.batch_first:
+            return array
+        return xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
 
 
 def complete(

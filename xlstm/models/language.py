@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -77,11 +77,11 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
     embedding_dropout: float = 0.0
     batch_first: bool = True
 
+    CHECKS: ClassVar = {"backbone": layer}
     _output_symbol = "V"
 
     def __post_init__(self) -> None:
         where = "xLSTMLanguageModel"
-        checks.fields(self, backbone=layer)
         super().__post_init__()
         if self.backbone.batch_first:
             raise ValueError(f"{where}: the backbone has batch_first=True, expected time first")
@@ -242,9 +242,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         params = from_foreign("generate", params)
         self.namespace(params, {})
         host = self._prompt(prompt)
-        stop = checks.optional(checks.integer)("generate", "stop", stop)
-        if stop is not None and not 0 <= stop < self.vocab_size:
-            raise ValueError(f"generate: stop is {stop}, expected a token from 0 to {self.vocab_size - 1}")
+        stop = checks.optional(checks.whole(0, self.vocab_size - 1))("generate", "stop", stop)
         backend = backend_like(next(iter(params.values())))
         logits, state = self._read(params, backend.asarray(host), state)
         return self._go_on(params, logits, state, max_tokens, sampler, stop, backend)
@@ -311,12 +309,6 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         """Return logits of y, and what the head keeps."""
         logits, kept = self.head.apply(xp, self._head_weights(params), y)
         return (logits if self.logit_cap is None else fuse(xp, soft_cap, logits, cap=self.logit_cap)), kept
-
-    def _swap(self, xp: Namespace, array: Array) -> Array:
-        """Change between the user's order of time and batch and (T, B, ...); None, a gradient by tokens, stays."""
-        if array is None or not self.batch_first:
-            return array
-        return xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
 
 
 class Sampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +22,15 @@ from xlstm.recurrence.packing import Span
 CELLS = ("lstm", "gru", "rnn", "slstm", "mlstm", "xlstm")
 
 
-@dataclass(frozen=True, repr=False)
+def layer(where: str, name: str, value: Any) -> Any:
+    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
+    if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
+        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
+        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
+    return value
+
+
+@dataclass(frozen=True)
 class SequenceModel(SequenceLayer):
     """A recurrent layer with a linear head.
 
@@ -48,15 +56,8 @@ class SequenceModel(SequenceLayer):
     last: bool = False
     inputs: int | None = None
 
+    CHECKS: ClassVar = {"recurrent": layer, "inputs": checks.optional(checks.size)}
     _output_symbol = "O"
-
-    def __post_init__(self) -> None:
-        checks.fields(self, recurrent=layer, inputs=checks.optional(checks.size))
-        super().__post_init__()
-
-    def __repr__(self) -> str:
-        shown = f"recurrent={self.recurrent!r}, output_size={self.output_size}, last={self.last}"
-        return f"SequenceModel({shown}{'' if self.inputs is None else f', inputs={self.inputs}'})"
 
     @property
     def batch_first(self) -> bool:
@@ -92,7 +93,8 @@ class SequenceModel(SequenceLayer):
         run.keep(recurrent=kept)
         if self.last:
             # The hidden state after the last step is the final state: its gradient goes in there.
-            y = self._final(span.xp, end[0], span.keep) if self._has_final else _at_end(y, span)
+            has_final = isinstance(self.recurrent, Recurrent)
+            y = self._final(span.xp, end[0], span.keep) if has_final else _at_end(y, span)
         y = run("head", y)
         return y if self.last else span.mask(y), end, run.kept
 
@@ -104,7 +106,7 @@ class SequenceModel(SequenceLayer):
         elif not self.last:
             dy = span.mask(dy)
         dh = run("head", dy)
-        if self.last and self._has_final:
+        if self.last and isinstance(self.recurrent, Recurrent):
             if dstate is None:
                 dstate = complete("backward", xp, "dstate", None, self.states, span.B, p, zero=True)
             dstate, dh = (dstate[0] + self._final_bwd(xp, dh), *dstate[1:]), None
@@ -120,11 +122,6 @@ class SequenceModel(SequenceLayer):
         x = x if self.inputs is None else run("input", x)
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
-
-    @property
-    def _has_final(self) -> bool:
-        """Whether the layer has a final hidden state."""
-        return isinstance(self.recurrent, Recurrent)
 
     def _output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)
@@ -165,14 +162,6 @@ def _at_end_bwd(d: Array, span: Span) -> Array:
     xp = span.xp
     at = constants.copied(xp, np.arange(span.T)[:, None] == span.lengths - 1, device_of(d))
     return fuse.where(xp, at[:, :, None], d[None, ...], xp.zeros_like(d[None, ...]))
-
-
-def layer(where: str, name: str, value: Any) -> Any:
-    """Return a layer or a stack that a model can be made of; a model, which has a head, is refused."""
-    if not isinstance(value, SequenceLayer) or hasattr(value, "head"):
-        expected = "an xLSTMStack, xLSTMLarge, LSTM, GRU, RNN, sLSTM or mLSTM"
-        raise TypeError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
-    return value
 
 
 def layer_of(

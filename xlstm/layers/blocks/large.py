@@ -146,9 +146,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
         for name, size in usual.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
-        assert self.qk_size is not None
-        assert self.v_size is not None
-        checks.heads("xLSTMLarge", self.num_heads, qk_size=self.qk_size, v_size=self.v_size)
+        checks.heads("xLSTMLarge", self.num_heads, **{name: getattr(self, name) for name in ("qk_size", "v_size")})
 
     @functools.cached_property
     def blocks(self) -> list[Any]:

@@ -74,9 +74,7 @@ class mLSTMBlock(Block):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.inner % self.qkv_block_size:
-            expected = f"expected a divisor of the inner width, {self.inner}"
-            raise ValueError(f"mLSTMBlock: qkv_block_size is {self.qkv_block_size}, {expected}")
+        checks.heads("mLSTMBlock", self.qkv_block_size, "qkv_block_size", inner=self.inner)
 
     @property
     def inner(self) -> int:
@@ -207,10 +205,6 @@ class sLSTMBlock(Block):  # noqa: N801
     @property
     def ffn_rate(self) -> float:
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
-
-    @functools.cached_property
-    def random(self) -> bool:
-        return self.dropout > 0 or self.ffn_rate > 0
 
     @functools.cached_property
     def parts(self) -> dict[str, Any]:
@@ -374,9 +368,7 @@ class xLSTMStack(Backbone):  # noqa: N801
         super().__post_init__()
         places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
         inside = checks.whole(0, self.num_blocks - 1)
-        numbers = [inside("xLSTMStack", f"slstm_at[{k}]", place) for k, place in enumerate(places)]
-        if len(set(numbers)) != len(numbers):
-            raise ValueError(f"xLSTMStack: slstm_at is {checks.shown(tuple(numbers))}, expected each block once")
+        numbers = {inside("xLSTMStack", f"slstm_at[{k}]", place) for k, place in enumerate(places)}
         object.__setattr__(self, "slstm_at", tuple(sorted(numbers)))
         if numbers and self.slstm_num_heads is not None:
             checks.heads("xLSTMStack", self.slstm_num_heads, "slstm_num_heads", size=self.size)

@@ -1,47 +1,24 @@
-"""Training of a TiRex on series: windows of which each token is to predict the next patch, and what is trained."""
+"""Windows over series, for the training of a TiRex: each token of one is to predict the next patch."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
-from xlstm.data.covariates import Covariates
-from xlstm.data.panels import Roles
 from xlstm.data.series import synthetic
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Item, Rows
-from xlstm.training import LowRank, Trained, optimizers, train
 
 Numbers = np.ndarray[Any, Any]
 MODEL = checks.having("patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2")
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
 UNSEEN = 7  # the seed of synthetic series that no run of training draws
-MIXERS, DIRECTIONS = "*.mixer.*", "*.combination.*"  # parameters for rows that belong together, and for known ones
-BODY = ("input.*", "blocks.*", "norm.*")  # all before the last layer
-WEIGHTS = ("all", "head", "adapters", "lora")
-
-
-class Tuned(NamedTuple):
-    """Fine-tuned parameters.
-
-    Attributes
-    ----------
-    params : dict of str to array
-        The parameters of the model; those of adapters are merged.
-    trained : Trained
-        How training went; `trained.params` are what was trained, of adapters their own parameters.
-    """
-
-    params: Params
-    trained: Trained
 
 
 @dataclass(frozen=True)
@@ -110,16 +87,6 @@ class PatchWindows:
         object.__setattr__(self, "_items", series)
         object.__setattr__(self, "_ends", np.array(ends, dtype=np.int64).reshape(-1, 2))
 
-    @property
-    def grouped(self) -> bool:
-        """Whether a window has several rows."""
-        return any(sum(len(rows) for rows in one) > 1 for one in self._items)
-
-    @property
-    def known(self) -> bool:
-        """Whether there are covariates that are known in advance."""
-        return any(len(one.future) for one in self._items)
-
     def _places(self, L: int, since: int) -> Sequence[int]:
         """Return how many values lie before the last patch of each window of a series, the latest first."""
         P = self.model.patch_size
@@ -147,7 +114,7 @@ class PatchWindows:
         for (k, end), n in zip(ends, hidden, strict=True):
             item, visible = self._items[k], max(1, end - n * P)
             ahead = end + P - visible
-            parts.append(Rows.of(item.until(visible, model.context), ahead, ahead, width - ahead, differencing=False))
+            parts.append(Rows.of(item.until(visible, model.context), ahead, ahead, width - ahead))
             y = np.full(parts[-1].x.shape, np.nan)
             for row, target in zip(y, item.target, strict=False):  # rows of covariates have no targets
                 row[:] = transforms.last(target[: end + P], width, max(0, end + P - len(target)))
@@ -201,34 +168,3 @@ class SyntheticPatches:
             drawn = synthetic(rng, self.batch_size, length)
             data = PatchWindows(model, drawn, self.horizon, length, self.batch_size)
             yield next(data.batches(None if fixed else rng))
-
-
-def read_training(
-    where: str, model: Any, series: Any, past: Any, future: Any, targets: Any, series_id: Any
-) -> list[Item]:
-    """Return series, of a table or of arrays, with their covariates."""
-    arrays = {"series": series, "past": past, "future": future}
-    if items.is_table(where, "series", series, targets=targets, series_id=series_id):
-        roles = Roles(targets, past, future, None, series_id).checked(where)
-        _, read = items.read_table(where, model, series, Covariates(), roles)
-        ends = [(one, len(one.values)) for one in read]
-        arrays = dict.fromkeys(arrays) | items.arguments(model, ends)
-    return items.read_items(where, model, **arrays)[1]
-
-
-def tune(
-    model: Any, params: Params, data: PatchWindows, weights: str, rank: int, optimizer: Any, **options: Any
-) -> Tuned:
-    """Train on windows; those of `WEIGHTS` that the data do not use stay as they are."""
-    unused = [*([] if data.grouped else [MIXERS]), *([] if data.known else [DIRECTIONS])]
-    frozen = [one for one in {"all": unused, "head": BODY}.get(weights, ()) if fnmatch.filter(params, one)]
-    if frozen:
-        optimizer = optimizers.by_name(dict.fromkeys(frozen), optimizer)
-    if weights not in ("adapters", "lora"):
-        trained = train(model, params, data, optimizer, **options)
-        return Tuned(trained.params, trained)
-    still = {name for one in unused for name in fnmatch.filter(params, one)}
-    matrices = [name for name in params if name.endswith((".W", ".Wh")) and name not in still]
-    adapters = LowRank(model, params, rank, names=matrices)
-    trained = train(adapters, adapters.init(options["seed"]), data, optimizer, **options)
-    return Tuned(adapters.merged(trained.params), trained)

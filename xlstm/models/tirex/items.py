@@ -78,7 +78,8 @@ def read_arrays(where: str, series: Any, most: int) -> Series:
     """
     if isinstance(series, np.ndarray) and series.dtype == object and series.ndim == 1:
         series = list(series)
-    if not isinstance(series, list | tuple) or (len(series) and not any(_axes(one) for one in series)):
+    first = series[0] if isinstance(series, list | tuple) and len(series) else 0.0
+    if not isinstance(first, list | tuple | range) and not np.ndim(first):
         array = _numbers(where, "series", series, FORMS[most])
         if array.ndim == 1:
             return Series([_row(where, "series", array, 1)], [1], True)
@@ -90,12 +91,6 @@ def read_arrays(where: str, series: Any, most: int) -> Series:
     arrays = [_numbers(where, f"series[{k}]", one, FORMS[most]) for k, one in enumerate(series)]
     rows = [_row(where, f"series[{k}]", one, most) for k, one in enumerate(arrays)]
     return Series(rows, [one.ndim for one in arrays], False)
-
-
-def _axes(one: Any) -> int:
-    """Return the number of axes of an entry of a list, or 1 where it is another list."""
-    listed = isinstance(one, list | tuple | range) or hasattr(one, "__array__")
-    return len(one.shape) if hasattr(one, "shape") else int(listed)
 
 
 def _numbers(where: str, name: str, given: Any, expected: str) -> Values:
@@ -142,10 +137,6 @@ class Item(NamedTuple):
         """Return the last `most` steps of the item, or all, as it was before step `end`, with what is known later."""
         start = 0 if most is None else max(0, end - most)
         return Item(self.target[:, start:end], self.past[:, start:end], self.future[:, start:])
-
-    def __neg__(self) -> Item:
-        """Return the item with the opposite sign."""
-        return Item(-self.target, -self.past, -self.future)
 
 
 def read_items(
@@ -203,10 +194,6 @@ class Rows(NamedTuple):
         Which rows are forecast.
     known : bool array (R,)
         Which are covariates with values among the steps to forecast.
-    summed : bool array (V,)
-        Which of the targets are replaced by their changes.
-    latest : array (V,)
-        The last value of each target, or 0.
     groups : whole numbers (R,)
         The item of each row.
     """
@@ -214,12 +201,10 @@ class Rows(NamedTuple):
     x: Values
     targets: Mask
     known: Mask
-    summed: Mask
-    latest: Values
     groups: np.ndarray[Any, Any]
 
     @classmethod
-    def of(cls, item: Item, horizon: int, ahead: int, context: int, differencing: bool) -> Rows:
+    def of(cls, item: Item, horizon: int, ahead: int, context: int) -> Rows:
         """Return the rows of an item.
 
         Parameters
@@ -231,23 +216,14 @@ class Rows(NamedTuple):
             Steps at the end of the window that are forecast or left over.
         context : int
             Steps before them, those of the window.
-        differencing : bool
-            Replace targets with a trend by their changes, of which the first is 0, even where it is missing.
         """
-        width, V = context + ahead, len(item.target)
-        summed = [differencing and transforms.has_trend(row) for row in item.target]
-        rows = [
-            np.concatenate(([0.0], np.diff(row))) if changes else row
-            for row, changes in zip(item.target, summed, strict=True)
-        ]
-        x = [transforms.last(row, width, ahead) for row in (*rows, *item.past)]
+        width = context + ahead
+        x = [transforms.last(row, width, ahead) for row in (*item.target, *item.past)]
         end = item.target.shape[1] + horizon
         x += [transforms.last(row[:end], width, ahead - horizon + max(0, end - len(row))) for row in item.future]
-        windows, targets = np.stack(x), np.arange(len(x)) < V
+        windows, targets = np.stack(x), np.arange(len(x)) < len(item.target)
         known = ~targets & np.any(~np.isnan(windows[:, context:]), axis=1)
-        present = [row[~np.isnan(row)] for row in item.target]
-        latest = np.array([row[-1] if len(row) else 0.0 for row in present])
-        return cls(windows, targets, known, np.array(summed), latest, np.zeros(len(x), np.int64))
+        return cls(windows, targets, known, np.zeros(len(x), np.int64))
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -357,11 +333,9 @@ def forecast_table(
     where = type(model).__name__
     horizon, roles = checks.size(where, "horizon", horizon), roles.checked(where)
     levels = transforms.levels_of(where, quantiles, model.quantiles)
-    if later is not None and not (roles.future and frames.has_columns(later)):
-        expected = "a table" if roles.future else "None, as future names no column"
+    if not (frames.has_columns(later) if roles.future else later is None):
+        ahead = f"a table with the {horizon} rows ahead of the columns of future"
+        expected = ahead if roles.future else "None, as future names no column"
         raise TypeError(f"{where}: later is {checks.shown(later)}, expected {expected}")
-    if roles.future and later is None:
-        expected = f"a table with the {horizon} rows ahead of the columns of future"
-        raise TypeError(f"{where}: later is None, expected {expected}")
     given, series = read_table(where, model, table, Covariates(future=later), roles, horizon, later="later")
     return Pretrained(model, params, {**options, "quantiles": levels}).after(given, series, horizon)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import collections
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks
@@ -16,14 +16,16 @@ from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, r
 from xlstm.layers.module import Backward, Forward
 from xlstm.layers.sequence import Derivatives, State
 from xlstm.losses import pinball
-from xlstm.models.tirex import fine_tuning, items, prediction
-from xlstm.models.tirex.fine_tuning import Tuned
+from xlstm.models.tirex import items, prediction
+from xlstm.models.tirex.fine_tuning import PatchWindows
 from xlstm.models.tirex.streaming import Stream
 from xlstm.models.tirex.transforms import Scaler
 from xlstm.models.tirex.variates import Groups, take
 from xlstm.recurrence.packing import Span
-from xlstm.training import optimizers
+from xlstm.training import LowRank, Trained, optimizers, train
 
+BODY = ("input.*", "blocks.*", "norm.*")  # all parameters before the last layer
+WEIGHTS = ("all", "head", "adapters")
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -102,11 +104,12 @@ class PatchNetwork(Backbone):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         run = Forward(self, span.xp, p, span)
         h, end, kept = super().scan(p, run("input", x), state, span)
-        return run("output", h), end, run.kept | kept
+        return self._parted(span.xp, run("output", h)), end, run.kept | kept
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         run = Backward(self, span.xp, p, kept, span)
-        found, dh, start = super().scan_bwd(p, kept, run("output", dy), dstate, span)
+        dh = run("output", span.xp.reshape(dy, (span.T, span.B, self.output_size)))
+        found, dh, start = super().scan_bwd(p, kept, dh, dstate, span)
         dx = run("input", dh)
         return found | run.grads, dx, start
 
@@ -128,17 +131,13 @@ class PatchNetwork(Backbone):
         state : tuple
         """
         params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
-        run = Forward(self, span.xp, params, span)
-        levels, ends = zip(*self._levels(run, x, start, range(self.num_blocks)), strict=True)
-        return [self._swap(span.xp, h) for h in levels], ends[1:]
-
-    def _levels(self, run: Forward, x: Array, start: State, blocks: Iterable[int]) -> Iterator[tuple[Array, State]]:
-        """Yield what the first block is given and (), then the output and the state of each of some blocks."""
-        h = run("input", x)
-        yield h, ()
-        for k in blocks:
-            h, end = run(f"blocks.{k}", h, start[k])
-            yield h, end
+        run, ends = Forward(self, span.xp, params, span), []
+        levels = [run("input", x)]
+        for k in range(self.num_blocks):
+            h, end = run(f"blocks.{k}", levels[-1], start[k])
+            levels.append(h)
+            ends.append(end)
+        return [self._swap(span.xp, h) for h in levels], tuple(ends)
 
     @property
     def scaler(self) -> Scaler:
@@ -149,9 +148,8 @@ class PatchNetwork(Backbone):
         """Return quantiles (R, H, Q) of rows that are no differences, as a forecast has them."""
         return q
 
-    def beyond(self, horizon: int) -> str:
-        """Return what there is to be warned of where a forecast has so many steps."""
-        return ""
+    def warn(self, where: str, horizon: int) -> None:
+        """Warn, on behalf of the method `where`, of more steps than the model was trained for."""
 
     def embed(self, params: Params, series: Any, *, batch_size: int = 64) -> Values:
         """Return the embeddings of series, as features for other models.
@@ -221,39 +219,35 @@ class PatchNetwork(Backbone):
         rank: int = 8,
         epochs: int = 10,
         learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
         batch_size: int = 32,
         stride: int | None = None,
         validation_fraction: float = 0.2,
         seed: int = 0,
-        targets: str | Sequence[str] | None = None,
-        series_id: str | None = None,
         **options: Any,
-    ) -> Tuned:
+    ) -> Trained:
         """Train on series, with the pinball loss of the patch after each token.
 
         Parameters
         ----------
         params : dict of str to array
             They are not changed.
-        series : array (L,) or (S, L), or list of arrays (L,), or table
+        series : array (L,) or (S, L), or list of arrays (L,)
             As for `forecast`, also of items (V, L) of several targets for TiRex-2. Each series or item is by itself.
-        past, future : array, or list, or names of columns of a table, optional
+        past, future : array, or list, optional
             Covariates of TiRex-2, as for its `forecast`; `future` may end with the series. The targets and covariates
             of an item see each other as in a forecast.
-        weights : {"all", "head", "adapters", "lora"}
+        weights : {"all", "head", "adapters"}
             Which are trained: all parameters, the layer after the last block, or low-rank changes of all matrices,
-            which are `training.LowRank` and have two names here. Those of TiRex-2 that these data do not use stay:
-            variate mixers without an item of two rows or more, and `combination` without covariates that are known in
-            advance.
+            which are `training.LowRank`. Those of TiRex-2 that these data do not use have no gradient and stay: variate
+            mixers without an item of two rows or more, and `combination` without covariates that are known in advance.
         horizon : int, optional
             Steps to learn to forecast, by default a patch; see `PatchWindows`.
         rank : int
             Rank of the changes.
         epochs : int
             Passes over all windows.
-        learning_rate, weight_decay : float
-            Those of AdamW.
+        learning_rate : float
+            That of Adam.
         batch_size : int
             Windows at once; one has as many rows as its item has targets and covariates.
         stride : int, optional
@@ -262,41 +256,41 @@ class PatchNetwork(Backbone):
             The share of each series, at its end, that is not trained on: the parameters are those of the epoch with the
             least loss there. With 0 they are the last ones.
         seed : int
-        targets : list of str, optional
-            With a table the columns to train on, by default all that have no other role.
-        series_id : str, optional
-            With a table the column that tells several series apart.
         **options
             Further arguments of `training.train`, such as `patience`, `clip`, `callbacks` and `checkpoints`.
 
         Returns
         -------
-        Tuned
+        Trained
+            Its `params` are all parameters of the model; adapters are merged into them.
 
         Raises
         ------
         TypeError, ValueError
-            An argument is out of range, series are too short, or covariates do not fit; a column is as `forecast` does
-            not take it.
-        ImportError
-            There is a table, and the package narwhals is not installed.
+            An argument is out of range, series are too short, or covariates do not fit.
         FloatingPointError, OSError, Interrupted, Terminated
             As of `training.train`.
         """
         where = f"{type(self).__name__}.fine_tune"
         self.namespace(params, {})
-        checks.choice(fine_tuning.WEIGHTS)(where, "weights", weights)
+        checks.choice(WEIGHTS)(where, "weights", weights)
         share = checks.rate(where, "validation_fraction", validation_fraction)
-        whole = fine_tuning.read_training(where, self, series, past, future, targets, series_id)
+        _, whole = items.read_items(where, self, series, past, future)
         lengths = [one.target.shape[1] for one in whole]
         cuts = [L - int(share * L) for L in lengths]
         sizes: dict[str, Any] = {"horizon": horizon, "stride": stride, "batch_size": batch_size}
         first = [one.until(cut) for one, cut in zip(whole, cuts, strict=True)]
-        data = fine_tuning.PatchWindows(self, first, **sizes)
-        later = fine_tuning.PatchWindows(self, whole, since=cuts, **sizes) if share else None
-        optimizer = optimizers.adamw(learning_rate, weight_decay=weight_decay)
+        data = PatchWindows(self, first, **sizes)
+        later = PatchWindows(self, whole, since=cuts, **sizes) if share else None
+        optimizer = optimizers.adam(learning_rate)
+        if weights == "head":
+            optimizer = optimizers.by_name(dict.fromkeys(BODY), optimizer)
         options |= {"epochs": epochs, "validation": later, "seed": seed}
-        return fine_tuning.tune(self, params, data, weights, rank, optimizer, **options)
+        if weights != "adapters":
+            return train(self, params, data, optimizer, **options)
+        adapters = LowRank(self, params, rank, names=[name for name in params if name.endswith((".W", ".Wh"))])
+        trained = train(adapters, adapters.init(seed), data, optimizer, **options)
+        return dataclasses.replace(trained, params=adapters.merged(trained.params))
 
     def stream(self, params: Params, series: Any, *, renew: int | None = None) -> Stream:
         """Return an object that takes new values of series and forecasts after any of them; see `Stream`."""
@@ -305,19 +299,6 @@ class PatchNetwork(Backbone):
     def _groups(self, x: Array) -> Groups | None:
         """Return the groups of the rows of x (B, T, 2P)."""
         return None
-
-    def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
-        y, end, kept = super().run(p, x, state, span)
-        return self._parted(span.xp, y), end, kept
-
-    def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
-        if dy is not None:
-            dy = span.xp.reshape(dy, (*dy.shape[:2], self.output_size))
-        return super().run_bwd(p, kept, dy, dstate, span)
-
-    def run_step(self, xp: Namespace, p: Params, x: Array, state: State) -> tuple[Array, State]:
-        y, end = super().run_step(xp, p, x, state)
-        return self._parted(xp, y), end
 
     def read(
         self,
@@ -352,7 +333,9 @@ class PatchNetwork(Backbone):
         """
         params, x, start, span = self._begin(params, x, state, groups=groups)
         run, top = Forward(self, span.xp, params, span), self.num_blocks - 1
-        h, _ = collections.deque(self._levels(run, x, start, range(top)), maxlen=1).pop()
+        h = run("input", x)
+        for k in range(top):
+            h, _ = run(f"blocks.{k}", h, start[k])
         block = self.blocks[top]
         within = Forward(block, span.xp, self.below(f"blocks.{top}", params), span)
         h, _ = block.over_time(within, h, start[top])

@@ -107,12 +107,12 @@ def _repeated(state: State, leaves: State, rows: int) -> State:
     """Return a state of so many rows, each of which is as the first one of another state."""
     parts: list[Any] = []
     for part, leaf in zip(state, leaves, strict=True):
-        if not isinstance(leaf, Leaf):
+        if isinstance(leaf, Leaf):
+            xp = namespace_of(part)
+            first = xp.zeros(rows, dtype=xp.int64, device=device_of(part))
+            parts.append(xp.take(part, first, axis=len(leaf.before)))
+        else:
             parts.append(_repeated(part, leaf, rows))
-            continue
-        xp, shape = namespace_of(part), (*leaf.before.values(), rows, *leaf.after.values())
-        zeros = xp.zeros(shape, dtype=part.dtype, device=device_of(part))
-        parts.append(zeros + part[(*(slice(None) for _ in leaf.before), slice(0, 1), ...)])
     return tuple(parts)
 
 
@@ -123,7 +123,6 @@ def predict(
     context: int,
     batch_size: int | None,
     rollout: int = checks.LARGEST,
-    differencing: bool = False,
 ) -> list[Values]:
     """Return quantiles (V, steps, Q) of the targets of each item.
 
@@ -137,14 +136,13 @@ def predict(
     context : int
         Values before them in a window; whole patches are taken.
     batch_size : int, optional
-        Rows at once, at most.
+        Rows at once, at most; it is checked here.
     rollout : int
         Patches that are predicted from one window, at most; a later window has so many values less.
-    differencing : bool
-        Replace targets with a trend by their changes.
     """
     model: Any = cache.model
     P, scaler = model.patch_size, model.scaler
+    batch_size = checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size) or cache.batch_size
     context += -context % P
     first = context // P - 1  # the token whose output is the first of the patches
     counts = [-(-n // P) for n in steps]
@@ -154,7 +152,7 @@ def predict(
 
     def rows_of(window: int) -> Rows:
         k, done = windows[window]
-        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P, differencing)
+        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
 
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}  # of each its number, its lead and its rows
     for k in range(len(windows)):
@@ -162,10 +160,10 @@ def predict(
         known = bool(np.any(rows.known))  # rows that are read backwards need all tokens
         lead = 0 if known else min(transforms.leading(row, P, first) for row in rows.x)
         kinds.setdefault((known, len(rows.x) > 1), []).append((k, lead, len(rows.x)))
-    outputs: dict[int, tuple[Rows, Values]] = {}  # quantiles (V, patches P, Q) of each window, and its rows
+    outputs: dict[int, Values] = {}  # quantiles (V, patches P, Q) of each window
     for (known, grouped), entries in sorted(kinds.items()):
         numbers, leads, sizes = zip(*entries, strict=True)
-        for batch, lead in cache.batches(leads, sizes, batch_size or cache.batch_size, grouped):
+        for batch, lead in cache.batches(leads, sizes, batch_size, grouped):
             parts = [rows_of(numbers[k]) for k in batch]
             rows = Rows.joined(parts)
             units = scaler.units(rows.x)
@@ -180,27 +178,17 @@ def predict(
                 Groups.of(type(model).__name__, len(tokens), **rows.marks) if known or grouped else None,
             )
             y = scaler.restored(on_host(y), units.of(rows.targets))
-            ends = np.cumsum([len(part.latest) for part in parts])
+            ends = np.cumsum([np.count_nonzero(part.targets) for part in parts])
             split = np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
-            outputs |= zip((numbers[k] for k in batch), zip(parts, split, strict=True), strict=True)
-    left, results = iter(range(len(windows))), []
-    for n, count in zip(steps, counts, strict=True):
-        (rows, *_), split = zip(*(outputs[next(left)] for _ in range(0, count, patches)), strict=True)
-        q = np.concatenate(split, axis=1)[:, :n]
-        results.append(model.calibrated(q))
-        results[-1][rows.summed] = transforms.summed(q[rows.summed], rows.latest[rows.summed])
-    return results
+            outputs |= zip((numbers[k] for k in batch), split, strict=True)
+    left = iter(range(len(windows)))
+    each = [[outputs[next(left)] for _ in range(0, count, patches)] for count in counts]
+    return [np.concatenate(split, axis=1)[:, :n] for split, n in zip(each, steps, strict=True)]
 
 
 def on_host(y: Any) -> Values:
     """Return outputs (B, T, Q, P) of the network in float64 on the host, (B, T, P, Q)."""
     return to_numpy(y).astype(np.float64).swapaxes(2, 3)
-
-
-def names(model: Any, variates: int) -> list[str]:
-    """Return the names of features: "block3_unit17", and of several variates "block3_variate1_unit17"."""
-    each = [f"_variate{v}" for v in range(variates)] if variates > 1 else [""]
-    return [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in each for d in range(model.size)]
 
 
 def features(where: str, model: Any, params: Params, series: Sequence[Values], batch_size: int) -> Values:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data.host import Values
 from xlstm.layers.sequence import State
 from xlstm.models.tirex import items, transforms
-from xlstm.models.tirex.items import Forecast, HorizonWarning, Series
+from xlstm.models.tirex.items import Forecast, Series
 from xlstm.models.tirex.prediction import PrefixStateCache, on_host
 from xlstm.models.tirex.transforms import Units
 
@@ -85,11 +84,10 @@ class Stream:
         where, B = self._where, len(self._seen)
         expected = "a number or (n,)" if self._single else f"(B,) or (B, n) with B = {B}"
         host = checks.host(where, "values", values, expected)
-        if host.dtype.kind not in "fiubO":
-            raise TypeError(f"{where}: values is {checks.shown(values)}, expected numbers {expected}")
-        new = host.reshape(1, -1) if self._single and host.ndim < 2 else host[:, None] if host.ndim == 1 else host
-        if new.ndim != 2 or len(new) != B:
+        outer = () if self._single else (B,)
+        if host.ndim > len(outer) + 1 or host.shape[: len(outer)] != outer:
             raise ValueError(f"{where}: values has shape {host.shape}, expected {expected}")
+        new = host.reshape(B, -1)
         if not new.shape[1]:
             return
         new = np.concatenate(items.read_arrays(where, list(new), 1).rows)
@@ -123,8 +121,7 @@ class Stream:
         model = self.model
         horizon = checks.size(self._where, "horizon", horizon)
         levels = transforms.levels_of(self._where, quantiles, model.quantiles)
-        if beyond := model.beyond(horizon):
-            warnings.warn(f"{self._where}: {beyond}", HorizonWarning, stacklevel=2)
+        model.warn(self._where, horizon)
         phase = self._now()
         ahead = [phase.y]
         more = -(-horizon // model.patch_size) - 1

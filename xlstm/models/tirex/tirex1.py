@@ -169,7 +169,6 @@ class TiRex(PatchNetwork):
             options = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
             return items.forecast_table(self, params, series, horizon, roles, None, quantiles, **options)
         horizon, rollout = checks.size(where, "horizon", horizon), checks.size(where, "rollout", rollout)
-        batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
         resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, given = items.read_items(where, self, series)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
+
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
-from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.module import Saved
@@ -140,11 +141,10 @@ class TiRex2(PatchNetwork):
     def calibrated(self, q: Values) -> Values:
         return transforms.calibrated(q)
 
-    def beyond(self, horizon: int) -> str:
-        if horizon <= self.horizon:
-            return ""
-        trained = f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
-        return f"{trained}; those after them may be poor"
+    def warn(self, where: str, horizon: int) -> None:
+        if horizon > self.horizon:
+            trained = f"horizon is {horizon}, and the model was trained for {self.horizon} steps at most"
+            warnings.warn(f"{where}: {trained}; those after them may be poor", HorizonWarning, stacklevel=3)
 
     @property
     def norm(self) -> Any:
@@ -157,12 +157,10 @@ class TiRex2(PatchNetwork):
         state: Any = None,
         train: bool = True,
         *,
-        lengths: Any = None,
-        seed: Seed | None = None,
-        keep: bool | None = None,
         groups: Any = None,
         targets: Any = None,
         known: Any = None,
+        **options: Any,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of rows of tokens.
 
@@ -171,7 +169,7 @@ class TiRex2(PatchNetwork):
         params : dict
         x : array (B, T, 2P)
             Tokens.
-        state, train, lengths, seed, keep
+        state, train
             As of `LSTM.forward`.
         groups : whole numbers (B,), optional
             The group of each row: rows with the same number see each other. By default each row is alone.
@@ -179,6 +177,8 @@ class TiRex2(PatchNetwork):
             Rows that are targets; the others are covariates, which do not see targets. By default all are targets.
         known : bool (B,), optional
             Rows whose future is known, which are also read from the end to the beginning; by default none is.
+        **options
+            lengths, seed and keep, as of `LSTM.forward`.
 
         Returns
         -------
@@ -192,9 +192,9 @@ class TiRex2(PatchNetwork):
             As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
         """
         together = self._groups(x, groups, targets, known)
-        if together is not None and lengths is not None:
+        if together is not None and options.get("lengths") is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
-        return super().forward(params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together)
+        return super().forward(params, x, state, train, groups=together, **options)
 
     def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
         if groups is None and targets is None and known is None:
@@ -302,23 +302,30 @@ class TiRex2(PatchNetwork):
             roles = Roles(targets, past, future, None, series_id)
             return items.forecast_table(self, params, series, horizon, roles, later, quantiles, **options)
         horizon = checks.size(where, "horizon", horizon)
-        batch_size = checks.optional(checks.size)(where, "batch_size", batch_size)
         flip = checks.flag(where, "sign_flip", self.sign_flip if sign_flip is None else sign_flip)
-        changes = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
-        pad = checks.flag(where, "pad_context", pad_context)
+        differencing = checks.flag(where, "differencing", self.differencing if differencing is None else differencing)
+        checks.flag(where, "pad_context", pad_context)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, given = items.read_items(where, self, series, past, future, horizon)
         opposite = transforms.opposite(self.quantiles) if flip else None
         cache = PrefixStateCache.of(where, self, params, starts)
-        if beyond := self.beyond(horizon):
-            warnings.warn(f"{where}: {beyond}", HorizonWarning, stacklevel=2)
-        context = self.context if pad else min(self.context, max(row.shape[1] for row in read.rows))
+        self.warn(where, horizon)
+        context = self.context if pad_context else min(self.context, max(row.shape[1] for row in read.rows))
+        trends = [np.array([differencing and transforms.has_trend(row) for row in item.target]) for item in given]
 
-        def run(given: Sequence[Item]) -> list[Values]:
-            steps = [horizon] * len(given)
-            return prediction.predict(cache, given, steps, context, batch_size, differencing=changes)
+        def run(sign: int) -> list[Values]:
+            signed = [Item(*(sign * rows for rows in item)) for item in given]
+            seen = [
+                item._replace(target=np.where(trend[:, None], transforms.changes(item.target), item.target))
+                for item, trend in zip(signed, trends, strict=True)
+            ]
+            predicted, results = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size), []
+            for q, item, trend in zip(predicted, signed, trends, strict=True):
+                results.append(self.calibrated(q))
+                results[-1][trend] = transforms.summed(q[trend], item.target[trend])
+            return results
 
-        q = run(given)
+        q = run(1)
         if opposite is not None:
-            q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run([-item for item in given]), strict=True)]
+            q = [(one - other[..., opposite]) / 2 for one, other in zip(q, run(-1), strict=True)]
         return read.forecast(q, self.quantiles, levels)

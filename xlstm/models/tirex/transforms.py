@@ -139,10 +139,16 @@ def calibrated(q: Values) -> Values:
     return np.asarray(middle + SPREAD * steps**GROWTH * off)
 
 
-def summed(q: Values, latest: Values) -> Values:
-    """Return quantiles (R, H, Q) of a series from those of its changes, and its latest value, (R,)."""
+def changes(rows: Values) -> Values:
+    """Return the changes of rows (R, N), of which the first is 0, even where it is missing."""
+    return np.concatenate((np.zeros((len(rows), 1)), np.diff(rows)), axis=1)
+
+
+def summed(q: Values, rows: Values) -> Values:
+    """Return quantiles (R, H, Q) of rows (R, N) from those of their changes; they go on from the last value, or 0."""
     middle, off, steps = _parts(q)
-    level = latest[:, None, None] + np.cumsum(middle, axis=-2)
+    latest = [row[~np.isnan(row)][-1:].sum() for row in rows]
+    level = np.reshape(latest, (-1, 1, 1)) + np.cumsum(middle, axis=-2)
     side = np.sign(np.sum(off, axis=-2, keepdims=True))
     width = np.sqrt(np.cumsum(off**2, axis=-2)) * steps**SUMMED_GROWTH
     return np.asarray(level + SUMMED_SPREAD * side * width)
