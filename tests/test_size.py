@@ -20,7 +20,7 @@ PACKAGES = {
     "": 560,
     "arrays": 1_790,
     "cells": 1_160,
-    "cli": 1_780,
+    "cli": 1_610,
     "data": 1_980,
     "engines": 3_820,
     "estimators": 1_720,
