@@ -21,11 +21,7 @@ from xlstm.training import folder
 # These are read from a checkpoint, where a run has no options.
 SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
 SHOWN = ("output", "sample")  # options that decide nothing of how a run goes
-# Headings of the table, and the values of a run under them.
-NUMBERS = {
-    **{"steps": "steps", "epoch": "epoch", "loss": "loss"},
-    **{"best validation": "best", "at epoch": "best_epoch", "seconds": "seconds"},
-}
+NUMBERS = ("steps", "epoch", "loss", "best", "best_epoch", "seconds")  # of a run, in the table
 
 
 def runs(
@@ -50,7 +46,7 @@ def runs(
     differing = [name for name in common if len({repr(some[name]) for some in settings}) > 1]
     cells = []
     for row in sorted(rows, key=lambda row: (row["best"] is None, row["best"])):
-        values = [*(row[key] for key in NUMBERS.values()), *(row["settings"][name] for name in differing)]
+        values = [*(row[key] for key in NUMBERS), *(row["settings"][name] for name in differing)]
         cells.append((row["run"], *map(_cell, values)))
     out.print(table(None, ("run", *NUMBERS, *differing), cells, **OPEN))
 
