@@ -22,9 +22,9 @@ PACKAGES = {
     "cells": 1_160,
     "cli": 1_610,
     "data": 1_980,
-    "engines": 3_820,
+    "engines": 3_840,
     "estimators": 1_720,
-    "interop": 2_320,
+    "interop": 2_150,
     "layers": 1_890,
     "models": 1_750,
     "plots": 560,
@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_610,
 }
 CUDA = 1_410
-TESTS = 18_560
+TESTS = 18_450
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
