@@ -87,6 +87,11 @@ def test_missing_file(tmp_path):
         checkpoint.load(tmp_path / "absent", "test")
 
 
+def test_parameters_that_are_no_dict_are_named(tmp_path):
+    with pytest.raises(TypeError, match="save: params is 3, expected a dict of name to array"):
+        checkpoint.save(tmp_path / "m", 3, "test", {})
+
+
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m"
     checkpoint.save(path, ARRAYS, "test", {"old": True})

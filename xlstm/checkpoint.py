@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.backend import backend_like
-from xlstm.arrays.checks import few, shown
+from xlstm.arrays.checks import few, instance, shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.data import reading, writing
@@ -52,6 +52,7 @@ def save(path: str | os.PathLike[str], params: dict[str, Array], kind: str, conf
     """
     from safetensors.numpy import save as to_bytes
 
+    instance(dict, "a dict of name to array")("save", "params", params)
     arrays = {name: _stored(to_numpy(array)) for name, array in params.items()}
     about = dict(zip(ENTRIES, (VERSION, kind, config, digest(kind, config, arrays)), strict=True))
     writing.write(path, to_bytes(arrays, metadata={KEY: json.dumps(about)}))
