@@ -82,12 +82,9 @@ def test_bad_files_are_named(tmp_path, blob, words):
     assert str(path) in str(caught.value)
 
 
-def test_missing_file(tmp_path):
+def test_a_missing_file_and_parameters_that_are_no_dict_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         checkpoint.load(tmp_path / "absent", "test")
-
-
-def test_parameters_that_are_no_dict_are_named(tmp_path):
     with pytest.raises(TypeError, match="save: params is 3, expected a dict of name to array"):
         checkpoint.save(tmp_path / "m", 3, "test", {})
 
