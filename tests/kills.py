@@ -92,7 +92,7 @@ def attempt(folder: Path, kind: str, moment: float) -> tuple[int, bool]:
 
 def on_disk(folder: Path) -> int:
     """Return the batches done at the newest checkpoint."""
-    return folders.find(folder).about["total"] if folders.Folder(folder, 1).checkpoints() else 0
+    return folders.Folder(folder, 1).newest().about["total"] if folders.Folder(folder, 1).checkpoints() else 0
 
 
 def check(kills: int, seed: int = 0) -> str:

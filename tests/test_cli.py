@@ -163,9 +163,9 @@ def test_pipes_in_the_folder_of_a_run(series, pipe, args):
 # The command with a signal, or two, after its third step. The second one comes while the run is saved.
 SIGNALS = """
 import signal, sys
-from xlstm.training import run
+from xlstm.training import loop
 numbers = [getattr(signal, name) for name in sys.argv.pop(1).split()]
-count, save = run.Run._count, run.Run._save
+count, save = loop.Run._count, loop.Run._save
 def _count(self, taken):
     count(self, taken)
     if self.total == 3 and numbers:
@@ -174,7 +174,7 @@ def _save(self, *rest):
     if self.total == 3 and numbers[1:]:
         signal.raise_signal(numbers.pop())
     save(self, *rest)
-run.Run._count, run.Run._save = _count, _save
+loop.Run._count, loop.Run._save = _count, _save
 sys.argv[0] = "xlstm"
 from xlstm.cli import main
 main()

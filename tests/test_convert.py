@@ -66,7 +66,7 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
 def test_the_command_line(tmp_path):
     pytest.importorskip("onnx")
     source, _ = saved(tmp_path, SequenceModel(xlstm.GRU(2, 3, 2), 1))
-    result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx", "--lengths", "--state"])
+    result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx"])
     assert result.exit_code == 0, result.output
     assert "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False" in result.output
     result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
@@ -82,7 +82,6 @@ def test_the_command_line(tmp_path):
         (["export", "net.safetensors", "--to", "tflite"], "format 'tflite' is unknown, expected onnx, torch, keras"),
         (["export", "bad.safetensors", "--to", "onnx"], "not a readable safetensors file"),
         (["export", "plain.safetensors", "--to", "onnx"], "not an xlstm model file"),
-        (["export", "net.safetensors", "--to", "torch", "--lengths"], "are inputs of an ONNX file"),
         (["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"], "is the file that is read"),
         (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
         (["import", "net.pb"], "suffix '.pb' is unknown, expected .onnx"),

@@ -330,19 +330,6 @@ def test_a_batch_that_is_none_is_named(batch, words):
         step(step.init(model.init(0, "numpy")), batch)
 
 
-def test_a_loss_that_takes_no_mask_is_named():
-    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
-    model = SequenceModel(xlstm.LSTM(1, 2), 1)
-    for where, call in {
-        "evaluate": lambda loss: training.evaluate(model, model.init(0, "numpy"), data, loss),
-        "Step": lambda loss: fit_one(data, loss=loss),
-    }.items():
-        with pytest.raises(TypeError, match=rf"^{where}: loss takes \(y, target\), expected loss\(y, target, mask\)"):
-            call(lambda y, target: pytest.fail("it is called"))
-        call(lambda y, target, mask: (0.0 * y[0, 0, 0], 0 * y))
-        call(lambda *arguments: (0.0 * arguments[0][0, 0, 0], 0 * arguments[0]))
-
-
 @pytest.mark.parametrize("name", ["data", "validation"])
 def test_data_without_batches_are_named_before_training(name):
     data = {"data": Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2), "validation": None, name: Yields()}

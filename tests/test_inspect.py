@@ -9,8 +9,10 @@ import pytest
 import xlstm
 from xlstm import models
 from xlstm.cli.inspect import read
+from xlstm.cli.sources import load_model
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
+from xlstm.data.table import write_table
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 
 PICTURES = ("gradients", "memory", "parameters", "saturation")
 
@@ -70,32 +72,24 @@ def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
     assert run("m", code=2).stderr == "error: plots: matplotlib is not installed; pip install matplotlib\n"
 
 
-@pytest.mark.parametrize(("names", "length"), [(["a", "b"], 30), (["a", "b", "c", "d"], 4)], ids=["steps", "rows"])
-def test_sequence_estimators(run, tmp_path, names, length):
-    """A table is one sequence, or has a row for each; the network sees it scaled."""
-    rng, options = np.random.default_rng(0), {"cell": "gru", "hidden_size": 3, "epochs": 1, "backend": "numpy"}
-    rows = 100 + rng.normal(size=(30, len(names)))
-    np.savetxt(tmp_path / "rows.csv", rows, "%.9f", ",", header=",".join(names), comments="")
-    X = rows if length == 4 else [rows, rows[:9]]
-    SequenceRegressor(**options).fit(X, np.arange(len(X))).save(tmp_path / "r")
-    result = run("r", "rows.csv", "--json")
-    assert [len(row["norms"]) for row in json.loads(result.stdout)["gradients"]] == [length, length - 1]
-    x = read(tmp_path / "r", tmp_path / "rows.csv", None, 200).x
-    assert x.shape == ((4, 30, 1) if length == 4 else (30, 1, 2))
+@pytest.mark.parametrize("sequence", ["id", None], ids=["steps", "rows"])
+def test_classifiers(run, tmp_path, sequence):
+    """The data are the first sequence, or the first rows where each is one; the network sees them scaled."""
+    values = 100 + np.random.default_rng(0).normal(size=(100, 4))
+    cells = {"id": np.repeat(np.arange(20), 5), "kind": [*"aabb"] * 25}
+    if sequence:
+        cells["kind"] = np.repeat([*"ab"] * 10, 5)
+    write_table("c.csv", cells | {name: values[:, k].tolist() for k, name in enumerate("wxyz")})
+    X, y = (values.reshape(20, 5, 4), cells["kind"][::5]) if sequence else (values, cells["kind"])
+    classifier = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(X, y)
+    classifier.save(tmp_path / "m", {"features": [*"wxyz"], "label": "kind", "sequence": sequence})
+    rows = json.loads(run("m", "c.csv", "--json").stdout)["gradients"]
+    assert [len(row["norms"]) for row in rows] == ([5, 4, 4] if sequence else [4, 3, 3])
+    x = read(load_model("inspect", tmp_path / "m"), tmp_path / "c.csv", None, 30)
+    assert x.shape == ((5, 1, 4) if sequence else (4, 30, 1))
     assert abs(x).max() < 9
-
-
-def test_a_classifier_of_train_classify(run, tmp_path):
-    rows = [f"{k // 5},{'ab'[k // 5 % 2]},{k % 7},{k % 3}" for k in range(100)]
-    (tmp_path / "c.csv").write_text("id,kind,x,y\n" + "\n".join(rows))
-    X = [np.array([[k % 7, k % 3] for k in range(n, n + 5)]) for n in range(0, 100, 5)]
-    made = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(X, ["a", "b"] * 10)
-    made.save(tmp_path / "m", {"features": ["x", "y"], "label": "kind", "sequence": "id"})
-    found = json.loads(run("m", "c.csv", "--json").stdout)
-    assert [len(row["norms"]) for row in found["gradients"]] == [5, 4, 4]
-    made.save(tmp_path / "m")
-    (tmp_path / "c.csv").write_text("x,y,z\n" + "1,2,3\n" * 9)
-    assert "c.csv: SequenceClassifier: X has 3 features" in run("m", "c.csv", "--json", code=2).stderr
+    classifier.save(tmp_path / "m")
+    assert "m: says nothing of a table, expected a model of" in run("m", "c.csv", "--json", code=2).stderr
 
 
 def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, table):
@@ -128,9 +122,9 @@ def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, 
         (["m", "three.csv"], "three.csv: has 3 columns of numbers (a, b, c), x of the model has D = 2"),
         (["m", "gap.csv"], "gap.csv: has gaps, expected numbers"),
         (["m", "rows.csv", "--steps", "2"], "inspect: steps is 2, expected 3 or more"),
-        (["m", "rows.csv", "--column", "a"], "m: is a model, --column goes with a forecaster"),
+        (["m", "rows.csv", "--column", "a"], "m: is a model, which takes no --column"),
         (["l", "rows.csv"], "rows.csv: prompt: "),
-        (["l", "rows.csv", "--encoding", "utf-16"], "l: is a language model, --date-format, --decimal"),
+        (["l", "rows.csv", "--encoding", "utf-16"], "l: is a language model, which takes no --encoding"),
         (["l", "high.txt"], "token"),
         (["l", "few.txt"], "few.txt: has 2 tokens, expected 3 or more"),
     ],

@@ -196,7 +196,7 @@ GRU = [np.zeros((n, 3 * H)) for n in (D, H)]
         ([a.astype("int64") for a in GRU], {"kind": "gru"}, TypeError, "array 0 has dtype int64"),
         ([K, R], {"kind": "lstm", "reset_after": True}, ValueError, "reset_after is True, which its weights"),
         (3, {}, TypeError, "got a int, expected a Keras layer"),
-        (lambda: keras.layers.Dense(2), {}, ValueError, "is a Dense, expected LSTM"),
+        (lambda: keras.layers.Dense(2), {}, ValueError, "there is no LSTM, GRU or"),
         (lambda: keras.layers.GRU(2), {}, ValueError, "has no weights, expected a layer that is built"),
         (lambda: keras.layers.GRU(2), {"reverse": True}, ValueError, "options are told for arrays"),
         (lambda: keras.layers.LSTM(2, activation="gelu"), {}, ValueError, "activation 'gelu', expected one of"),
@@ -224,7 +224,7 @@ def good(tmp_path):
     return tmp_path / "good.weights.h5"
 
 
-CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**24))
+CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**20))
 
 
 def patched(path, offset, values):
@@ -237,20 +237,20 @@ def patched(path, offset, values):
 
 
 @pytest.mark.parametrize(
-    ("entries", "patch", "words"),
+    ("entries", "method", "patch", "words"),
     [
-        ([CONFIG, CONFIG], None, "config.json is there 2 times"),
-        ([CONFIG, (WEIGHTS[0], bytes(2**27))], None, "declares 134217728 bytes .* out of proportion"),
-        ([CONFIG, WEIGHTS], (10, b"\x0e\x00"), "model.weights.h5 is compressed by method 14, expected 0 or 8"),
-        ([CONFIG, WEIGHTS], (None, b"\xff\xff"), "not a readable .keras file"),
-        ([CONFIG, WEIGHTS], (24, (2**30).to_bytes(4, "little")), "declares 1073741824 bytes .* out of proportion"),
+        ([CONFIG, CONFIG], zipfile.ZIP_STORED, None, "config.json is there 2 times"),
+        ([CONFIG, (WEIGHTS[0], bytes(2**27))], zipfile.ZIP_DEFLATED, None, "is compressed, which Keras' are not"),
+        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (10, b"\x0e\x00"), "model.weights.h5 is compressed"),
+        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (None, b"\xff\xff"), "not a readable .keras file"),
+        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (24, (2**30).to_bytes(4, "little")), "model.weights.h5 is compressed"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_damaged_and_lying_archives_are_refused(tmp_path, entries, patch, words):
-    """No more is unpacked than an entry declares."""
+def test_damaged_and_compressed_archives_are_refused(tmp_path, entries, method, patch, words):
+    """An entry takes no more memory than the file has bytes."""
     path = tmp_path / "model.keras"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", method) as archive:
         for name, blob in entries:
             archive.writestr(name, blob)
     if patch is not None:
@@ -270,9 +270,9 @@ def test_without_h5py_the_command_is_named(monkeypatch, good):
 
 
 def test_bad_files_are_named(tmp_path, good):
-    with pytest.raises(FileNotFoundError, match="no such file"):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*none\.keras"):
         from_keras(tmp_path / "none.keras")
-    with pytest.raises(IsADirectoryError, match="a folder"):
+    with pytest.raises(OSError, match="not a regular file"):
         from_keras(tmp_path)
     looping = bytearray(good.read_bytes())
     heap = looping.index(b"HEAP")

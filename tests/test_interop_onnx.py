@@ -287,9 +287,9 @@ def test_nodes_by_name(rng):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.onnx: no such ONNX file"):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*absent\.onnx"):
         from_onnx(tmp_path / "absent.onnx")
-    with pytest.raises(IsADirectoryError, match="a folder, expected an ONNX file"):
+    with pytest.raises(OSError, match="not a regular file"):
         from_onnx(tmp_path)
 
 

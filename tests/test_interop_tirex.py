@@ -177,9 +177,9 @@ def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(TypeError, match=r"load: path is None, expected a path"):
         tirex.load(None)
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="No such file or directory"):
         tirex.load(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint in it, expected model\.safetensors .* or model\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in it, expected model\.safetensors .*or model\.ckpt"):
         tirex.load(tmp_path)
     shutil.copy(FIRST / "model.safetensors", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no configuration beside it, expected config\.json or model-config"):

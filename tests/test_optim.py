@@ -120,8 +120,6 @@ def test_a_learning_rate_is_a_number_or_a_schedule():
     params = {"a": np.ones(1)}
     with pytest.raises(TypeError, match=r"sgd: lr\(0\) is 'fast', expected a number"):
         optimizers.sgd(lambda step: "fast")
-    with pytest.raises(TypeError, match="warmup: then is no schedule"):
-        optimizers.warmup(3, len)
     odd = optimizers.sgd(lambda step: float("nan") if step else 0.1)
     params, state = odd.update(params, params, odd.init(params))
     with pytest.raises(ValueError, match="sgd: lr is nan"):
@@ -134,11 +132,11 @@ def test_gradients_are_checked():
     state = optimizer.init(params)
     with pytest.raises(TypeError, match="gradient of a has dtype float64"):
         optimizer.update(params, {"a": np.ones((2, 3))}, state)
-    with pytest.raises(ValueError, match=r"gradient of a has shape \(1, 3\), expected \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"adam: gradients a is .*\(1, 3\).*expected .*\(2, 3\)"):
         optimizer.update(params, {"a": np.ones((1, 3), "float32")}, state)
-    with pytest.raises(ValueError, match=r"[ab] is in only one of params and grads"):
+    with pytest.raises(ValueError, match=r"adam: gradients is .*expected a dict of a"):
         optimizer.update(params, {"b": params["a"]}, state)
-    with pytest.raises(ValueError, match=r"the state has moments \[\], expected \['m', 'v'\]"):
+    with pytest.raises(ValueError, match=r"adam: moments is .*, expected a dict of m, v"):
         optimizer.update(params, {"a": np.ones((2, 3), "float32")}, optimizers.sgd(0.1).init(params))
 
 
@@ -152,7 +150,7 @@ def test_optimisers_and_their_states_are_pickled_and_copied(rng, name):
     for g in grads[:2]:
         params, state = optimizer.update(params, g, state)
     other, others, other_state = pickle.loads(pickle.dumps((optimizer, params, state)))
-    assert type(copy.deepcopy(other)) is optimizers.Optimizer
+    assert type(copy.deepcopy(other)) is type(optimizer)
     for g in grads[2:]:
         params, state = optimizer.update(params, g, state)
         others, other_state = other.update(others, g, other_state)
@@ -191,5 +189,5 @@ def test_by_name_refuses_what_it_cannot_use(rng):
         optimizers.by_name({"0.*": 0.1}, optimizers.sgd(0.1))
     params["0.b"] = params["0.W"]
     optimizer = optimizers.by_name({"0.*": optimizers.adam(0.1)}, optimizers.sgd(0.1))
-    with pytest.raises(ValueError, match=r"0\.b is in only one of params and grads"):
+    with pytest.raises(ValueError, match=r"by_name: gradients is .*expected a dict of 0\.W, 0\.b"):
         optimizer.update(params, {"0.W": params["0.W"]}, optimizer.init(params))

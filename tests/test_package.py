@@ -112,7 +112,7 @@ def public():
     """Yield the public functions, classes and methods of every public module, by name."""
     modules = {name: value for name in xlstm.__all__ if inspect.ismodule(value := getattr(xlstm, name))}
     inner = "cells.activations engines.engine interop.keras interop.nxai interop.onnx interop.tirex interop.torch"
-    for name in [*inner.split(), "training.schedules"]:
+    for name in inner.split():
         modules[name] = importlib.import_module(f"xlstm.{name}")
     for where, module in [("xlstm", xlstm), *modules.items()]:
         for name in getattr(module, "__all__", dir(module)):

@@ -314,6 +314,7 @@ REFUSED = [
     ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
     ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
     ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
+    ({}, X3, [1, {}, 1, {}], ValueError, r"y is \[1, {}, 1, {}\], expected text or numbers"),
     ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is \[\[0\], .* expected an array"),
     ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
     ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),

@@ -20,17 +20,17 @@ PACKAGES = {
     "": 560,
     "arrays": 1_790,
     "cells": 1_160,
-    "cli": 1_780,
+    "cli": 1_610,
     "data": 1_980,
     "engines": 3_820,
     "estimators": 1_720,
     "interop": 2_320,
-    "layers": 1_900,
-    "models": 1_820,
+    "layers": 1_890,
+    "models": 1_750,
     "plots": 560,
     "recurrence": 220,
     "tracing": 330,
-    "training": 1_700,
+    "training": 1_610,
 }
 CUDA = 1_410
 TESTS = 18_560

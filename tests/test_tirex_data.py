@@ -289,7 +289,7 @@ def test_columns_of_tables_are_series(one):
     """A list has no tables in it; forecasts of whole tables are tested beside those of the estimator."""
     pandas = pytest.importorskip("pandas")
     own, params = one
-    words = r"TiRex: series\[0\] is a table, .*; series may be one table, with series_id for several of them"
+    words = r"TiRex: series\[0\] is a table, .*; forecast takes one table, with series_id for several series"
     with pytest.raises(TypeError, match=words):
         own.forecast(params, [pandas.DataFrame({"a": X})], 4)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")

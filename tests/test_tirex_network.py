@@ -207,6 +207,12 @@ def test_groups_that_do_not_fit_are_named(rng, given, message):
         SECOND.forward(params, x, **given)
 
 
+def test_other_models_refuse_groups(rng):
+    params, x = inputs_of(FIRST, make_backend("numpy"), rng)
+    with pytest.raises(TypeError, match=r"TiRex: groups is \[0, 0, 1\], expected None"):
+        FIRST.forward(params, x, groups=[0, 0, 1])
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [

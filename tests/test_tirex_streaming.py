@@ -75,6 +75,17 @@ def test_units_are_renewed(rng):
         assert np.allclose(found, expected, rtol=1e-9 if same else 1e-3, atol=0) == same
 
 
+def test_values_that_are_no_next_ones_are_named():
+    params = FIRST.init(0, "numpy")
+    for series, values, words in (
+        (np.arange(9.0), "a", r"values\[0\] is an array of <U1 of shape \(1,\), expected numbers"),
+        (np.arange(9.0), np.ones((1, 3)), r"values has shape \(1, 3\), expected a number or \(n,\)"),
+        (np.ones((2, 9)), 3.0, r"values has shape \(\), expected \(B,\) or \(B, n\) with B = 2"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"TiRex.stream: {words}"):
+            FIRST.stream(params, series).push(values)
+
+
 def test_a_horizon_beyond_that_of_the_training_is_said_so():
     stream = SECOND.stream(SECOND.init(0, "numpy"), np.arange(9.0))
     stream.forecast(6)

@@ -12,7 +12,7 @@ from xlstm.models import TiRex, TiRex2
 from xlstm.models.tirex import PatchWindows, SyntheticPatches
 from xlstm.models.tirex.variates import Groups
 from xlstm.training import LowRank, evaluate, optimizers, train
-from xlstm.training.run import first_batch
+from xlstm.training.loop import first_batch
 
 MODEL = TiRex(8, 2, 2, patch_size=2, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=16)
 SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}

@@ -152,8 +152,16 @@ def test_averaging_follows_its_definition():
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
     start = model.init(0, "numpy", "float64")
     every = [start]
-    optimizer = optimizers.sgd(0.1)
-    spy = optimizer._replace(update=lambda *a: every.append((new := optimizer.update(*a))[0]) or new)
+
+    class Spy(optimizers.Optimizer):
+        init = optimizers.sgd(0.1).init
+
+        def update(self, *arguments):
+            params, state = optimizers.sgd(0.1).update(*arguments)
+            every.append(params)
+            return params, state
+
+    spy = Spy()
     mean = loop.train(model, start, data, spy, epochs=1, averaging=0.9).params
     for n in start:  # four steps: still the plain mean
         np.testing.assert_allclose(mean[n], np.mean([params[n] for params in every[1:]], axis=0), rtol=1e-12)

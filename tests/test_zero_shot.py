@@ -284,6 +284,7 @@ def test_columns_of_fit_are_those_of_later_tables(x):
         ({}, {"future": np.ones(5)}, ValueError, "future has 2 rows after the series, expected 4"),
         ({"checkpoint": ONE}, {"past": np.ones(3)}, ValueError, "past and future have 1 columns, expected none: TiRex"),
         ({"checkpoint": (3, {})}, {}, TypeError, "model is 3, expected a TiRex or a TiRex2"),
+        ({"checkpoint": (3,)}, {}, ValueError, "checkpoint has 1 parts, expected a model and its parameters"),
         ({"checkpoint": "absent"}, {}, OSError, "absent"),
         ({"options": 3}, {}, TypeError, "options is 3, expected a dict of name to value"),
         ({"quantiles": [0.5, 0.1]}, {}, ValueError, r"quantiles is \[0.5, 0.1\], expected rising numbers"),
@@ -373,13 +374,6 @@ def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
         assert "0 columns of numbers, expected some" in run(ONE, f"t.{suffix}", *options, code=2).stderr
 
 
-@DRAWS
-def test_the_command_draws(run, x):
-    write_table("shops.csv", shops(x))
-    run(ONE, "shops.csv", "--target", "sales", "--series-id", "shop", "--picture", "ahead.svg")
-    assert "north sales" in Path("ahead.svg").read_text()
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -388,7 +382,6 @@ def test_the_command_draws(run, x):
         (["shops.csv", "--quantiles", "a"], "--quantiles is 'a', expected numbers such as 0.1,0.5,0.9"),
         (["shops.csv", "--series-id", "shop", "--target", "sold"], "shops.csv: column 'sold' is not in the header"),
         (["shops.csv", "-o", "a.txt"], "a.txt: ends in '.txt', expected .csv or .parquet"),
-        pytest.param(["shops.csv", "--picture", "a.nothing"], "ends in '.nothing', expected one of", marks=DRAWS),
         (["empty.csv", "--target", "a"], "empty.csv: column 'a' has no value to forecast from"),
     ],
 )

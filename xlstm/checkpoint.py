@@ -73,8 +73,11 @@ def _stored(array: Host) -> Host:
 
 @reading.brief()
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is one that `save` wrote; raises as `load` does if it is no safetensors file."""
-    return KEY in Tensors(path).metadata
+    """Return whether a file is one that `save` wrote, and not a folder or a file of another kind."""
+    try:
+        return KEY in Tensors(path).metadata
+    except (OSError, TypeError, ValueError):
+        return False
 
 
 @reading.brief()

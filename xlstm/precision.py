@@ -10,7 +10,7 @@ loop shows how `lowered`, `raised` and `after` are used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from xlstm.arrays import checks, foreach, probe
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.convert import BackendError, cast, dtype_of, dtype_text
+from xlstm.arrays.convert import BackendError, dtype_of, dtype_text
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import HALVES, Array, Namespace, Params, namespace_of
 from xlstm.engines.cuda import use
@@ -130,31 +130,28 @@ def lowered(arrays: Any, dtype: str, scale: float | Array = 1.0) -> Any:
 
     The masters are lowered for `forward` and `backward`, and dy for `backward`. On CuPy the scale may be a 0-d array.
     """
-    return _cast(arrays, dtype, scale, up=False)
+    return _cast(arrays, dtype, scale, _multiplied)
 
 
 def raised(arrays: Any, dtype: str = "float32", scale: float | Array = 1.0) -> Any:
     """Return an array, or a dict of arrays, in a wider dtype and then divided by `scale`; the reverse of `lowered`."""
-    return _cast(arrays, dtype, scale, up=True)
+    return _cast(arrays, dtype, scale, _divided)
 
 
-def _cast(arrays: Any, dtype: str, scale: float | Array, up: bool) -> Any:
-    """Divide by the scale in the new dtype, or multiply in the old one."""
+def _cast(arrays: Any, dtype: str, scale: float | Array, function: Callable[..., Array]) -> Any:
+    """Return `function(xp, array, scale, dtype)` of arrays, which may be those that there are."""
     parts: Params = arrays if isinstance(arrays, dict) else {"": arrays}
-    xp, same = namespace_of(next(iter(parts.values()))) if parts else None, isinstance(scale, float) and scale == 1
-    if xp is not None and compiles(xp):
-        target = dtype_of(xp, dtype)
-        if same and all(a.dtype == target for a in parts.values()):
-            return arrays
-        function = _divided if up else _multiplied
+    if not parts:
+        return arrays
+    xp = namespace_of(next(iter(parts.values())))
+    target = dtype_of(xp, dtype)
+    if isinstance(scale, float) and scale == 1 and all(a.dtype == target for a in parts.values()):
+        return arrays
+    if compiles(xp):
         rows = foreach.apply(xp, function, [list(parts.values())], (scale,), dtype=np.dtype(target))
         results = {name: a for name, (a,) in zip(parts, rows, strict=True)}
-    elif same:
-        results = cast(parts, dtype)
-    elif up:
-        results = {name: a * (1 / scale) for name, a in cast(parts, dtype).items()}
     else:
-        results = cast({name: a * scale for name, a in parts.items()}, dtype)
+        results = {name: function(xp, a, scale, target) for name, a in parts.items()}
     return results if isinstance(arrays, dict) else results[""]
 
 
@@ -163,7 +160,7 @@ def _multiplied(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
 
 
 def _divided(xp: Namespace, a: Array, scale: Any, dtype: Any) -> Array:
-    return xp.astype(a / scale, dtype)
+    return xp.astype(a, dtype) / scale
 
 
 @contextlib.contextmanager

@@ -18,11 +18,9 @@ from xlstm.cli.bench import bench
 from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, tell
 from xlstm.cli.export_import import export, import_
-from xlstm.cli.generate import generate
 from xlstm.cli.info import info
 from xlstm.cli.inspect import inspect
-from xlstm.cli.predict import evaluate, predict
-from xlstm.cli.zero_shot_forecast import forecast
+from xlstm.cli.predict import evaluate, forecast, generate, predict
 
 HELP = ("-h", "--help")
 

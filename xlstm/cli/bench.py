@@ -137,6 +137,11 @@ class Row(NamedTuple):
     peak: int | None  # bytes
 
     @property
+    def kind(self) -> str:
+        """The layer with its dtype."""
+        return f"{self.case.layer} {self.case.dtype}"
+
+    @property
     def name(self) -> str:
         """The thing that was timed, in words."""
         return WORDS[self.backend]
@@ -255,7 +260,9 @@ def prepared(name: str, case: Case) -> tuple[Callable[[], None], Backend]:
     home = home_of(name, case.dtype)
     if home.name == "torch":
         probe.torch().set_num_threads(cores.threads())
-    return (torch_call if name == TORCH else call)(case, home), home
+    rng, (T, B, D, H) = generator(0), case.size
+    x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
+    return (torch_call if name == TORCH else call)(case, home, x, dy), home
 
 
 def measure(case: Case, names: Sequence[str], rounds: int) -> list[Row]:
@@ -298,12 +305,10 @@ def peak_memory(work: Callable[[], object], home: Backend) -> int | None:
         tracemalloc.stop()
 
 
-def call(case: Case, home: Backend) -> Callable[[], None]:
+def call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
     """Return the work of a case, finished when it returns; on a CPU, in as many threads as xlstm may use."""
-    T, B, D, H = case.size
-    layer: Any = layer_of("bench", case.layer, D, H)
-    params, rng = layer.init(0, home), generator(0)
-    x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
+    layer: Any = layer_of("bench", case.layer, case.size.D, case.size.H)
+    params = layer.init(0, home)
 
     def work() -> None:
         _, _, saved = layer.forward(params, x, train=True)
@@ -313,15 +318,11 @@ def call(case: Case, home: Backend) -> Callable[[], None]:
     return work
 
 
-def torch_call(case: Case, home: Backend) -> Callable[[], None]:
+def torch_call(case: Case, home: Backend, x: Any, dy: Any) -> Callable[[], None]:
     """Return the work of a case in `torch.nn`, with the gradients that xlstm gives; TypeError without such a layer."""
     if case.layer not in TORCH_LAYERS:
         raise TypeError(f"{TORCH}: has no {case.layer}")
-    torch = probe.torch()
-    T, B, D, H = case.size
-    rng = generator(0)
-    x, dy = (home.asarray(rng.standard_normal((T, B, n))) for n in (D, H))
-    layer = getattr(torch.nn, TORCH_LAYERS[case.layer])(D, H).to(x)
+    layer = getattr(probe.torch().nn, TORCH_LAYERS[case.layer])(case.size.D, case.size.H).to(x)
     x.requires_grad_()
 
     def work() -> None:
@@ -349,11 +350,11 @@ def product_speed(home: Backend) -> float:
 def _print_rows(rows: list[Row]) -> None:
     """Print times, a table for each layer and dtype with a row for each size and backend."""
     names = ("T,B,D,H", "timed", "ms", "seq/s", "GFLOP/s", "share", "peak MB", "ratio")
-    for layer, dtype in dict.fromkeys((row.case.layer, row.case.dtype) for row in rows):
-        title = f"{layer} {dtype}, forward and backward: median time of a call, ratio to {rows[0].name}"
+    for kind in dict.fromkeys(row.kind for row in rows):
+        title = f"{kind}, forward and backward: median time of a call, ratio to {rows[0].name}"
         cells = []
         for row in rows:
-            if (row.case.layer, row.case.dtype) == (layer, dtype):
+            if row.kind == kind:
                 speed = (f"{row.timing.median * 1e3:.4g}", f"{row.sequences:.4g}", f"{row.speed / 1e9:.3g}")
                 memory = "-" if row.peak is None else f"{row.peak / 1e6:.1f}"
                 share = f"{row.speed / row.product_speed:.0%}"
@@ -370,9 +371,8 @@ def crossover(rows: Sequence[Row]) -> list[str]:
     from beyond that.
     """
     lines, first = [], rows[0].backend
-    others = dict.fromkeys((r.case.layer, r.case.dtype, r.backend) for r in rows if r.backend != first)
-    for layer, dtype, name in others:
-        some = [r for r in rows if (r.case.layer, r.case.dtype, r.backend) == (layer, dtype, name)]
+    for kind, name in dict.fromkeys((r.kind, r.backend) for r in rows if r.backend != first):
+        some = [r for r in rows if (r.kind, r.backend) == (kind, name)]
         some.sort(key=lambda r: r.case.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
@@ -383,5 +383,5 @@ def crossover(rows: Sequence[Row]) -> list[str]:
             where = f"at T,B,D,H = {sizes}, but not at the largest size"
         else:
             where = "at no size measured"
-        lines.append(f"{layer} {dtype}: {WORDS[name]} is faster than {WORDS[first]} {where}")
+        lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines

@@ -21,11 +21,7 @@ from xlstm.training import folder
 # These are read from a checkpoint, where a run has no options.
 SETTINGS = ("model", "dtype", "precision", "accumulate", "seed", "optimizer", "loss function", "callbacks")
 SHOWN = ("output", "sample")  # options that decide nothing of how a run goes
-# Headings of the table, and the values of a run under them.
-NUMBERS = {
-    **{"steps": "steps", "epoch": "epoch", "loss": "loss"},
-    **{"best validation": "best", "at epoch": "best_epoch", "seconds": "seconds"},
-}
+NUMBERS = ("steps", "epoch", "loss", "best", "best_epoch", "seconds")  # of a run, in the table
 
 
 def runs(
@@ -50,7 +46,7 @@ def runs(
     differing = [name for name in common if len({repr(some[name]) for some in settings}) > 1]
     cells = []
     for row in sorted(rows, key=lambda row: (row["best"] is None, row["best"])):
-        values = [*(row[key] for key in NUMBERS.values()), *(row["settings"][name] for name in differing)]
+        values = [*(row[key] for key in NUMBERS), *(row["settings"][name] for name in differing)]
         cells.append((row["run"], *map(_cell, values)))
     out.print(table(None, ("run", *NUMBERS, *differing), cells, **OPEN))
 
@@ -91,9 +87,8 @@ def _settings(path: Path) -> dict[str, Any]:
     if (options := reading.regular(path / OPTIONS)).exists():
         text = json.dumps(from_toml(options), default=str)
         return {k: v for k, v in reading.from_json(str(options), text, unlimited=True).items() if k not in SHOWN}
-    if not folder.Folder(path, 1).checkpoints():
-        return {}
-    about = folder.find(path).about
+    newest = folder.Folder(path, 1).newest()
+    about = {} if newest is None else newest.about
     return {name: about[name] for name in SETTINGS if name in about}
 
 

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 from typer import Option
@@ -18,7 +18,6 @@ from typer import Option
 from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.data import reading
-from xlstm.data.csv_file import ENCODINGS, Dialect
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -66,59 +65,56 @@ KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole numb
 LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts
 
 
-def dialect_of(
-    date_format: Annotated[
-        str | None, Option(help="Format of dates such as %d/%m/%Y; else ISO 8601.", metavar="FORMAT")
-    ] = None,
-    decimal: Annotated[str | None, Option(help="Decimal sign of a CSV file.", metavar="SIGN")] = None,
-    encoding: Annotated[str, Option(help=f"That of a CSV file: {', '.join(ENCODINGS)}.")] = "utf-8",
-) -> Dialect:
-    """Return how a CSV file is written."""
-    return Dialect(date_format, decimal, encoding)
-
-
-def with_options(
-    estimator: type[Any] | None = None, run_of: Callable[..., Any] | None = None
-) -> Callable[[Command], Command]:
+def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
     """Give a command options in the place of its `dialect` (those of CSV files), its `run` and its `**settings`.
+
+    The parameters of the classes of `dialect` and `run` become options, from which these are made. The command runs
+    within `run.accounted()`.
 
     Parameters
     ----------
     estimator : type, optional
         Its parameters, which become `settings`, are options with the defaults of its constructor.
-    run_of : callable, optional
-        It makes the `run` of a command; its parameters are options. The command runs within `run.accounted()`.
     """
 
-    def decorate(command: Command) -> Command:
-        parameters = inspect.signature(command, eval_str=True).parameters
-        makers: dict[str, Any] = {"dialect": dialect_of} if "dialect" in parameters else {}
-        if run_of is not None:
-            makers["run"] = run_of
-        declared = {name: parameter for name, parameter in parameters.items() if name not in (*makers, "settings")}
-        options = {name: dict(inspect.signature(maker, eval_str=True).parameters) for name, maker in makers.items()}
-        settings: dict[str, inspect.Parameter] = {}
-        if estimator is not None:
-            hints, words = get_type_hints(estimator.__init__), _documented(estimator)
-            for name, parameter in inspect.signature(estimator).parameters.items():
-                if name not in OTHERS | declared.keys():
-                    option = _option(name, hints[name], parameter.default, words.get(name, ""))
-                    settings[name] = parameter.replace(annotation=option)
+    def decorate(function: Command) -> Command:
+        declared = dict(inspect.signature(function, eval_str=True).parameters)
+        declared.pop("settings", None)
+        makers: dict[str, Any] = {
+            name: declared.pop(name).annotation for name in ("dialect", "run") if name in declared
+        }
+        options = {name: _options_of(maker) for name, maker in makers.items()}
+        every = declared | ({} if estimator is None else _options_of(estimator)) | declared
+        for some in options.values():
+            every |= some
 
-        @functools.wraps(command)
+        @functools.wraps(function)
         def run(**values: Any) -> None:
             arguments = {
                 name: maker(**{key: values.pop(key) for key in options[name]}) for name, maker in makers.items()
             }
             with arguments["run"].accounted() if "run" in arguments else contextlib.nullcontext():
-                command(**arguments, **values)
+                function(**arguments, **values)
 
-        every = declared | settings | {key: parameter for some in options.values() for key, parameter in some.items()}
         run.__signature__ = inspect.Signature([parameter.replace(kind=KEYWORD) for parameter in every.values()])  # type: ignore[attr-defined]
         run.__annotations__ = {name: parameter.annotation for name, parameter in every.items()}
         return run
 
     return decorate
+
+
+def _options_of(maker: type[Any]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a class as options, which its docstring describes where they are not declared."""
+    hints, words = get_type_hints(maker.__init__, include_extras=True), _documented(maker)
+    options = {}
+    for name, parameter in inspect.signature(maker).parameters.items():
+        hint = hints[name]
+        if get_origin(hint) is not Annotated and hint is not typer.Context:
+            if name in OTHERS:
+                continue
+            hint = _option(name, hint, parameter.default, words.get(name, ""))
+        options[name] = parameter.replace(annotation=hint)
+    return options
 
 
 def _documented(estimator: type[Any]) -> dict[str, str]:

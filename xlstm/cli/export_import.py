@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Argument, Option
 
-from xlstm import checkpoint
-from xlstm.arrays.backend import Backend
-from xlstm.arrays.namespace import Params
 from xlstm.cli.console import out
-from xlstm.cli.sources import FORECASTER, find_model
+from xlstm.cli.sources import find_model, load_model
 from xlstm.data import writing
-from xlstm.estimators import Forecaster
 from xlstm.models import model_files
-from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h5"}
@@ -25,27 +20,17 @@ def export(
     model: Annotated[Path, Argument(help="Model file of train forecast, import or models.save.")],
     to: Annotated[str, Option("--to", help="onnx, torch or keras.")],
     output: Annotated[Path | None, Option("--output", "-o", help="By default beside the model.")] = None,
-    lengths: Annotated[bool, Option("--lengths", help="ONNX: lengths of sequences are an input.")] = False,
-    state: Annotated[bool, Option("--state", help="ONNX: initial states are inputs.")] = False,
 ) -> None:
     """Write the network of a model for onnxruntime, PyTorch or Keras."""
-    model, kind = find_model("export", model)
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
-    if (lengths or state) and to != "onnx":
-        raise ValueError(f"export: lengths and state are inputs of an ONNX file, not of one for {to}")
-    path = output or model.with_name(model.name.removesuffix(".safetensors") + SUFFIXES[to])
-    _check_target(path, model)
-    network: Any
-    if kind == FORECASTER:
-        forecaster = Forecaster.load(model, "numpy")
-        network, params = forecaster.model_, forecaster.params_
-    else:
-        network, params = model_files.load(model, "numpy")
+    file, _, _, network, params = load_model("export", model)
+    path = output or file.with_name(file.name.removesuffix(".safetensors") + SUFFIXES[to])
+    _check_target(path, file)
     if to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
-        to_onnx(network, params, path, lengths=lengths, state=state)
+        to_onnx(network, params, path)
     elif to == "keras":
         from xlstm.interop.keras import to_keras
 
@@ -102,17 +87,3 @@ def _check_target(path: Path, source: Path) -> None:
     """Raise ValueError where the file to write is the one that is read."""
     if path.exists() and path.samefile(source):
         raise ValueError(f"{path}: is the file that is read, expected another name to write to")
-
-
-def language(
-    path: Path, backend: str | Backend | None = None, dtype: str | None = None
-) -> tuple[xLSTMLanguageModel, Params]:
-    """Return a language model from a model file, or from a published checkpoint as `nxai.load` reads it."""
-    if path.is_file() and checkpoint.is_ours(path):
-        model, params = model_files.load(path, backend, dtype)
-        if not isinstance(model, xLSTMLanguageModel):
-            raise ValueError(f"{path}: holds {model}, expected a language model; xlstm export and inspect take it")
-        return model, params
-    from xlstm.interop import nxai
-
-    return nxai.load(path, backend=backend, dtype=dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 from typer import Argument, Option
@@ -14,31 +13,21 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
-from xlstm.cli.configuration import ColumnOption, JsonOption, with_options
+from xlstm.cli.configuration import ColumnOption, JsonOption, command
 from xlstm.cli.console import Report, printable
-from xlstm.cli.sources import CLASSIFIER, FORECASTER, REGRESSOR, TEXT, Layout, check_options, dated, find_model
+from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, dated, load_model
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
 from xlstm.data.table import read_table
-from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
-from xlstm.models import model_files
-from xlstm.models.language import xLSTMLanguageModel
+from xlstm.estimators import Forecaster, TextModel
 from xlstm.plots.networks import MOST
 
 FOLDER = Path("xlstm-inspect")
 LETTERS = 32  # of a text that are read for a token; a number with its gap has fewer
 
 
-class Seen(NamedTuple):
-    """A network, its parameters, and the data that it is shown, time first, or None."""
-
-    network: Any
-    params: Params
-    x: Any
-
-
-@with_options()
+@command()
 def inspect(
     model: Annotated[Path, Argument(help="Model file of train, models.save or an estimator.")],
     data: Annotated[Path | None, Argument(help="Series of a forecaster, a text, or a table.")] = None,
@@ -52,11 +41,13 @@ def inspect(
     """Draw the parameters of a model and, over data, its gates, states, memory and gradients."""
     printable("inspect")
     checks.whole(3, checks.LARGEST)("inspect", "steps", steps)
-    seen = read(model, data, column, steps, dialect)
+    loaded = load_model("inspect", model)
+    check_options(loaded.file, loaded.kind, dialect, column=column)
+    x = None if data is None else read(loaded, data, column, steps, dialect)
     folder = FOLDER if output is None and not as_json else output
-    tables, pictures, notes = _look(seen, draw=folder is not None)
+    tables, pictures, notes = _look(loaded.network, loaded.params, x, draw=folder is not None)
     report = Report(as_json)
-    report.print(f"holds: {seen.network}")
+    report.print(f"holds: {loaded.network}")
     parameters = tables["parameters"]
     report.print(f"parameters: {sum(math.prod(row.shape) for row in parameters)} in {len(parameters)} arrays")
     for note in notes:
@@ -68,57 +59,48 @@ def inspect(
                 plots.save(figure, folder / f"{name.replace(' of ', '-').replace(' ', '-')}.{kind}")
         report.print(f"wrote: {len(pictures)} pictures as PNG and SVG to {folder}")
     rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
-    report.finish(model=str(seen.network), **rows)
+    report.finish(model=str(loaded.network), **rows)
 
 
-def read(model: Path, data: Path | None, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Seen:
-    """Read a model file, and the data that the model is shown: at most `steps` steps.
+def read(loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Dialect = PLAIN) -> Any:
+    """Return the data that a model is shown, at most `steps` steps.
 
     Raises
     ------
     OSError, ValueError, TypeError
-        A file is missing or not readable, or the data do not fit the model.
+        The file is missing or not readable, or the data do not fit the model.
     """
-    model, kind = find_model("inspect", model)
-    check_options(model, kind, dialect, column)
-    if kind == FORECASTER:
-        fitted = Forecaster.load(model, "numpy")
-        if data is None:
-            return Seen(fitted.model_, fitted.params_, None)
+    file, _, fitted, network, params = loaded
+    if isinstance(fitted, Forecaster):
         series = read_series(data, column, usual=fitted.name, dialect=dialect)
         with dated(series, fitted.calendar_) as dates:
-            return Seen(fitted.model_, fitted.params_, fitted.windows(series.values, **dates)[-steps:])
-    if kind == TEXT:
-        writer = TextModel.load(model, "numpy")
-        return Seen(writer.model_, writer.params_, data and _tokens(writer.codec_, data, steps))
-    if kind in (CLASSIFIER, REGRESSOR):
-        estimator = (SequenceClassifier if kind == CLASSIFIER else SequenceRegressor).load(model, "numpy")
-        return Seen(estimator.model_, estimator.params_, data and _sequences(model, estimator, data, steps, dialect))
-    network, params = model_files.load(model, "numpy")
-    if isinstance(network, xLSTMLanguageModel):
-        check_options(model, "language model", dialect, column)
-        tokens = None if data is None else _tokens(text.codec(model), data, steps)
-        return Seen(network, params, tokens if tokens is None or network.batch_first else tokens.T)
-    return Seen(network, params, data and _table(network, params, data, steps, dialect))
+            return fitted.windows(series.values, **dates)[-steps:]
+    if isinstance(fitted, TextModel):
+        return _tokens(fitted.codec_, data, steps)
+    if fitted is not None:
+        return _sequences(loaded, data, steps, dialect)
+    if loaded.kind == LANGUAGE:
+        tokens = _tokens(text.codec(file), data, steps)
+        return tokens if network.batch_first else tokens.T
+    return _table(network, params, data, steps, dialect)
 
 
-def _look(seen: Seen, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
+def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, list[Any]], dict[str, Any], list[str]]:
     """Return rows of numbers and figures of a model by their headings, and the reasons why some are missing."""
-    names = list(seen.network.shapes)  # from the input to the output; a file has them in the order of the alphabet
-    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: seen.params[name] for name in names})}
+    names = list(network.shapes)  # from the input to the output; a file has them in the order of the alphabet
+    tables: dict[str, list[Any]] = {"parameters": plots.parameter_table({name: params[name] for name in names})}
     pictures, notes = {}, []
     for k in range(0, len(names) if draw else 0, MOST):
-        some = {name: seen.params[name] for name in names[k : k + MOST]}
+        some = {name: params[name] for name in names[k : k + MOST]}
         pictures[f"parameters {k // MOST + 1}" if k else "parameters"] = plots.parameters(some)
-    if seen.x is not None:
-        _, _, saved = seen.network.forward(seen.params, seen.x, train=False, keep=True)
+    if x is not None:
+        _, _, saved = network.forward(params, x, train=False, keep=True)
         for layer in plots.layers_of(saved) if draw else ():
             pictures[f"gates of {layer}"] = plots.gates(saved, layer)
-        norms = functools.partial(plots.gradient_norms, seen.network, seen.params, seen.x)
         for name, numbers, figure in (
             ("saturation", lambda: plots.saturation_table(saved), lambda rows: plots.saturation(saved)),
             ("memory", lambda: plots.memory_table(saved), lambda rows: plots.memory(saved)),
-            ("gradients", norms, plots.gradients),
+            ("gradients", lambda: plots.gradient_norms(network, params, x), plots.gradients),
         ):
             try:
                 tables[name] = numbers()
@@ -140,19 +122,12 @@ def _tokens(codec: Any, data: Path, steps: int) -> Any:
     return np.array(_enough(data, tokens, "tokens"))[None]
 
 
-def _sequences(model: Path, estimator: Any, data: Path, steps: int, dialect: Dialect) -> Any:
+def _sequences(loaded: Loaded, data: Path, steps: int, dialect: Dialect) -> Any:
     """Return the first sequence of a table, or its first rows where each is a sequence, as the network sees them."""
-    if {"features", "label"} <= estimator.note_.keys():
-        X = Layout.kept(model, estimator.note_).read(data, dialect, labels=False).sequences
-    else:
-        values = read_table(data, **vars(dialect)).values
-        X = values if estimator.table_ else [values]
-    try:
-        rows = estimator.prepared(X)
-    except ValueError as error:
-        raise ValueError(f"{data}: {error}") from error
-    x = np.stack(rows[:steps], axis=1) if estimator.table_ else rows[0][:steps, None]  # (T, B, D)
-    return backend_like(next(iter(estimator.params_.values()))).asarray(_enough(data, x, "steps"))
+    layout, estimator = Layout.kept(loaded), loaded.estimator
+    rows = estimator.prepared(layout.read(data, dialect, labels=False)[0])
+    x = rows[0][:steps, None] if layout.sequence else np.stack(rows[:steps], axis=1)  # (T, B, D)
+    return backend_like(next(iter(loaded.params.values()))).asarray(_enough(data, x, "steps"))
 
 
 def _table(network: Any, params: Params, data: Path, steps: int, dialect: Dialect) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from xlstm import checkpoint
 from xlstm.arrays import checks
+from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import grouped, places_of
@@ -21,22 +22,33 @@ from xlstm.data.series import Series
 from xlstm.data.table import names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
+from xlstm.models.language import xLSTMLanguageModel
 from xlstm.training import folder
 
 Host = np.ndarray[Any, Any]
 MODEL = "model.safetensors"  # in the folder of a run
 LONGEST = 1 << 32  # bytes of a text
-FORECASTER, TEXT, NETWORK = Forecaster.KIND, TextModel.KIND, model_files.KIND
-CLASSIFIER, REGRESSOR = SequenceClassifier.KIND, SequenceRegressor.KIND
-# The kinds of model files in words, and the commands that take each.
-KINDS = {
-    FORECASTER: ("forecaster", ("predict", "evaluate", "export", "inspect")),
-    TEXT: ("text model", ("generate", "evaluate", "inspect")),
-    CLASSIFIER: ("sequence classifier", ("predict", "evaluate", "inspect")),
-    REGRESSOR: ("sequence regressor", ("inspect",)),
-    NETWORK: ("network", ("generate", "export", "inspect")),
-    folder.KIND: ("checkpoint of training", ("train --resume",)),
+LANGUAGE = "language model"  # a kind of network
+ESTIMATORS = {one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)}
+# The commands that take each kind of model file.
+COMMANDS = {
+    Forecaster.KIND: ("predict", "evaluate", "export", "inspect"),
+    TextModel.KIND: ("generate", "evaluate", "inspect"),
+    SequenceClassifier.KIND: ("predict", "evaluate", "inspect"),
+    SequenceRegressor.KIND: ("inspect",),
+    model_files.KIND: ("generate", "export", "inspect"),
+    folder.KIND: ("train --resume",),
 }
+
+
+class Loaded(NamedTuple):
+    """A model file: its kind, its estimator or None, and in both cases a network with its parameters."""
+
+    file: Path
+    kind: str
+    estimator: Any
+    network: Any
+    params: Params
 
 
 def find_model(command: str, path: Path, foreign: bool = False) -> tuple[Path, str]:
@@ -52,30 +64,36 @@ def find_model(command: str, path: Path, foreign: bool = False) -> tuple[Path, s
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     file = path / MODEL if (path / MODEL).is_file() else path
-    if foreign and not _is_ours(file):
+    if foreign and not checkpoint.is_ours(file):
         return path, ""
     kind = checkpoint.kind_of(file)
-    words, commands = KINDS.get(kind, (kind, ()))
+    commands = COMMANDS.get(kind, ())
     if command not in commands:
         others = f", which is for xlstm {', '.join(commands)}" if commands else ""
-        raise ValueError(f"{file}: is a {words}{others}, not for xlstm {command}")
+        raise ValueError(f"{file}: kind is {kind!r}{others}, not for xlstm {command}")
     return file, kind
 
 
-def _is_ours(file: Path) -> bool:
-    try:
-        return checkpoint.is_ours(file)
-    except (OSError, TypeError, ValueError):
-        return False
+def load_model(command: str, path: Path, backend: str = "numpy") -> Loaded:
+    """Return what a model file holds; raises as `find_model` and as the loader of its kind do."""
+    file, kind = find_model(command, path)
+    if kind not in ESTIMATORS:
+        network, params = model_files.load(file, backend)
+        return Loaded(file, LANGUAGE if isinstance(network, xLSTMLanguageModel) else kind, None, network, params)
+    estimator: Any = ESTIMATORS[kind].load(file, backend)
+    return Loaded(file, kind, estimator, estimator.model_, estimator.params_)
 
 
-def check_options(model: Path, kind: str, dialect: Dialect, column: str | None) -> None:
-    """Raise ValueError where options of tables or of series are given for a model of another kind."""
-    if column is not None and kind != FORECASTER:
-        raise ValueError(f"{model}: is a {kind}, --column goes with a forecaster")
-    if dialect != PLAIN and kind in (TEXT, "language model"):
-        options = "--date-format, --decimal and --encoding"
-        raise ValueError(f"{model}: is a {kind}, {options} go with tables")
+def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: object) -> None:
+    """Raise ValueError where options of a forecaster, or of tables, are given for a model of another kind."""
+    if kind == Forecaster.KIND:
+        return
+    given = {name for name, value in options.items() if value not in (None, False)}
+    if kind in (TextModel.KIND, LANGUAGE):
+        given |= {name for name, value in vars(dialect).items() if value != getattr(PLAIN, name)}
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        raise ValueError(f"{file}: is a {kind}, which takes no {names}")
 
 
 def read_text(file: Path) -> str:
@@ -96,26 +114,6 @@ def dated(series: Series, wanted: bool = True) -> Iterator[dict[str, Any]]:
         yield {"dates": series.index if wanted and series.calendar is not None else None}
     except SeriesError as error:
         raise ValueError(f"{series.name}, {series.step} {series.labels[error.row]}: {error}") from error
-
-
-class Labelled(NamedTuple):
-    """Sequences (T_i, D) in a list, or rows (N, T) that each are one; their names, and their labels if those were read.
-
-    Attributes
-    ----------
-    sequences : list of array (T_i, D), or array (N, T)
-    names : list of str
-    labels : array (N,) of str
-        Empty where labels were not read.
-    """
-
-    sequences: Any
-    names: list[str]
-    labels: Host
-
-    def part(self, rows: Host) -> Any:
-        """Return some of the sequences."""
-        return self.sequences[rows] if isinstance(self.sequences, np.ndarray) else [self.sequences[k] for k in rows]
 
 
 @dataclass(frozen=True)
@@ -150,15 +148,19 @@ class Layout:
         return cls(chosen, label, sequence)
 
     @classmethod
-    def kept(cls, path: Path, note: Any) -> Self:
-        """Return the layout that a model file keeps; ValueError if it keeps none."""
+    def kept(cls, loaded: Loaded) -> Self:
+        """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
         try:
-            return cls(**note)
+            return cls(**loaded.estimator.note_)
         except TypeError:
-            raise ValueError(f"{path}: says nothing of a table, expected a model of `xlstm train classify`") from None
+            expected = "expected a model of `xlstm train classify`"
+            raise ValueError(f"{loaded.file}: says nothing of a table, {expected}") from None
 
-    def read(self, path: Path, dialect: Dialect = PLAIN, labels: bool = True) -> Labelled:
-        """Read sequences from a CSV or Parquet file, with their labels or without.
+    def read(self, path: Path, dialect: Dialect = PLAIN, labels: bool = True) -> tuple[Host, list[str], Host]:
+        """Read sequences, their names and their labels from a CSV or Parquet file.
+
+        The sequences are an array of objects (N,) that are arrays (T_i, D), or where each row is a sequence an array
+        (N, T). Labels that are not wanted are no text.
 
         Raises
         ------
@@ -173,7 +175,7 @@ class Layout:
             raise ValueError(f"{path}: column {checks.shown(self.features[column])} is empty in row {row + 1}")
         read = names_in(file, self.label) if labels else np.array([""] * len(values))
         if self.sequence is None:
-            return Labelled(values, [str(row) for row in range(1, len(values) + 1)], read)
+            return values, [str(row) for row in range(1, len(values) + 1)], read
         groups = grouped(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
@@ -181,7 +183,7 @@ class Layout:
                     f"{path}: sequence {checks.shown(name)} has labels {checks.few(several)}, expected one"
                 )
         firsts = np.array([rows[0] for rows in groups.values()])
-        return Labelled([values[rows] for rows in groups.values()], [*groups], read[firsts])
+        return np.fromiter((values[rows] for rows in groups.values()), object), [*groups], read[firsts]
 
 
 def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
@@ -190,11 +192,9 @@ def held_out(labels: Host, fraction: float, seed: int) -> tuple[Host, Host]:
     Raises
     ------
     ValueError
-        There is one class, or no class has enough sequences for the fraction.
+        No class has enough sequences for the fraction.
     """
     counts = Counter(sorted(labels.tolist()))
-    if len(counts) < 2:
-        raise ValueError(f"classify: all labels are {checks.few(counts)}, expected two classes or more")
     rng = np.random.default_rng(seed)
     held = [rng.permutation(np.flatnonzero(labels == one))[: round(fraction * n)] for one, n in counts.items()]
     test = np.sort(np.concatenate(held))

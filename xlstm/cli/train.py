@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import shlex
 import sys
 import time
@@ -18,15 +17,7 @@ from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays.backend import backend_of
-from xlstm.cli.configuration import (
-    BackendOption,
-    ColumnOption,
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    as_toml,
-    with_options,
-)
+from xlstm.cli.configuration import BackendOption, ColumnOption, ConfigOption, JsonOption, QuietOption, as_toml, command
 from xlstm.cli.console import Report, code, interrupted, message_of, progress, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
@@ -77,14 +68,10 @@ class Run(Report):
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
         self.saved: list[Path] = []
-        if resume and not self.keeps:
-            raise ValueError("train: --resume goes with `xlstm train forecast`; `xlstm train` keeps no run")
-        if output.exists() and not output.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "it is a file, expected a folder", str(output))
-        if output.is_dir():
+        if output.exists():
             writing.check(self.file)
         if resume and not self.checkpoints:
-            raise ValueError(f"{output}: holds no run to resume; without --resume one begins")
+            raise ValueError(f"{output}: holds no run to resume; `xlstm train KIND` begins one without --resume")
         if self.checkpoints and not resume:
             problem = "holds a run already; --resume goes on with it, and --output names another folder"
             raise ValueError(f"{output}: {problem}")
@@ -111,6 +98,11 @@ class Run(Report):
                 self._save(model, note)  # the best so far
                 raise
         self._save(model, note)  # before anything else can go wrong
+        self.trained = trained = model.trained_
+        early = ", stopped early" if trained.stopped_early else ""
+        skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
+        parts = f"{len(trained.losses)} batches in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
+        self.print(f"trained: {parts}{early}{skipped}")
         return model
 
     def _save(self, model: Any, note: dict[str, Any] | None) -> None:
@@ -119,11 +111,11 @@ class Run(Report):
         if self.keeps:
             writing.write(self.output / OPTIONS, as_toml(self.context).encode())
 
-    def end(self, trained: Any, **values: Any) -> None:
+    def end(self, **values: Any) -> None:
         """Print where the model is, or as JSON the values with what is said of any training."""
         self.print(f"model: {self.file}")
         seconds = time.perf_counter() - self.start
-        self.finish(model=str(self.file), seconds=seconds, unsaved=trained.unsaved, **values)
+        self.finish(model=str(self.file), seconds=seconds, unsaved=self.trained.unsaved, **values)
 
     @contextlib.contextmanager
     def accounted(self) -> Iterator[None]:
@@ -145,7 +137,7 @@ class Run(Report):
             raise typer.Exit(code(error) if stopped else 1) from None
 
 
-@with_options(Settings, Run)
+@command(Settings)
 def train_forecast(
     run: Run,
     table: Annotated[Path | None, Argument(help="CSV or Parquet file; monthly sunspots if left out.")] = None,
@@ -181,11 +173,7 @@ def train_forecast(
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     extent = f"{len(series.values)} {series.step}s from {series.labels[0]} to {series.labels[-1]}"
     run.print(f"series: {series.name}, {extent}{gaps}{note}")
-    trained = run.fit(model, series.values, **dates).trained_
-    early = ", stopped early" if trained.stopped_early else ""
-    skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
-    epochs = f"{len(trained.validations)} epochs in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
-    run.print(f"trained: {epochs}{early}{skipped}; with a window of {model.window_}")
+    run.fit(model, series.values, **dates)
     score, values = of_forecasts(run, model, series)
     if figures.available():
         fan = plots.Fan(model.predict_quantiles(series.values, **dates), model.quantiles)
@@ -194,10 +182,10 @@ def train_forecast(
         run.print(f"picture: {run.output / PICTURE}")
     else:
         run.print("picture: none, matplotlib is not installed (pip install matplotlib)")
-    run.end(trained, window=model.window_, **values)
+    run.end(window=model.window_, **values)
 
 
-@with_options(TextModel, Run)
+@command(TextModel)
 def train_text(
     run: Run,
     file: Annotated[Path, Argument(help="Text in UTF-8.")],
@@ -207,15 +195,14 @@ def train_text(
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
     whole = read_text(file)
     model = run.fit(TextModel(**settings), whole)
-    steps = _batches(run, model.trained_)
     judged = {} if model.held_out_ is None else of_text(run, model, model.held_out_, "held out")
     text = model.generate(whole[:1], sample, seed=model.seed) if sample else ""
     if text:
         run.print(f"sample:\n{text}")
-    run.end(model.trained_, steps=steps, **judged, sample=text)
+    run.end(steps=len(model.trained_.losses), **judged, sample=text)
 
 
-@with_options(SequenceClassifier, Run)
+@command(SequenceClassifier)
 def train_classify(
     run: Run,
     table: Annotated[Path, Argument(help="CSV or Parquet file.")],
@@ -232,16 +219,14 @@ def train_classify(
     With --sequence each row is a step of a sequence, in order of time. Without it each row is a sequence of numbers.
     """
     layout = Layout.of(table, label, sequence, columns, dialect)
-    data = layout.read(table, dialect)
-    rows, test = held_out(data.labels, test_fraction, settings["seed"])
-    model = run.fit(SequenceClassifier(**settings), data.part(rows), data.labels[rows], note=asdict(layout))
-    epochs = model.n_iter_
-    run.print(f"trained: {epochs} epochs on {len(rows)} sequences in {model.trained_.seconds:.1f} s")
-    judged = of_labels(run, model, data.part(test), data.labels[test]) if len(test) else {}
-    run.end(model.trained_, epochs=epochs, **judged)
+    sequences, _, labels = layout.read(table, dialect)
+    rows, test = held_out(labels, test_fraction, settings["seed"])
+    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout))
+    judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
+    run.end(epochs=model.n_iter_, **judged)
 
 
-@with_options(TiRexTrainer, Run)
+@command(TiRexTrainer)
 def train_tirex(run: Run, **settings: Any) -> None:
     """Train a small TiRex on synthetic series, from random weights to a checkpoint that forecasts any series.
 
@@ -249,15 +234,8 @@ def train_tirex(run: Run, **settings: Any) -> None:
     shown. `xlstm forecast` takes the model.
     """
     model = run.fit(TiRexTrainer(**settings))
-    steps = _batches(run, model.trained_)
     data = SyntheticPatches(model.model_, 8, model.horizon, model.batch_size)
     loss = evaluate(model.model_, model.params_, data)
     first = evaluate(model.model_, model.model_.init(model.seed, model.backend, model.dtype), data)
     run.print(f"pinball loss on other series: {loss:.4f} in their scaled units; with random weights {first:.4f}")
-    run.end(model.trained_, steps=steps, loss=loss, random_loss=first)
-
-
-def _batches(run: Run, trained: Any) -> int:
-    """Print how many batches were trained on, and return the number."""
-    run.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s")
-    return len(trained.losses)
+    run.end(steps=len(model.trained_.losses), loss=loss, random_loss=first)

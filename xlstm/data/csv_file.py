@@ -42,10 +42,11 @@ class Dialect:
     Attributes
     ----------
     date_format : str or None
-        The format of dates, as `datetime.strptime` takes it; None reads those in ISO 8601.
+        The format of dates, such as %d/%m/%Y, as `datetime.strptime` takes it; by default they are in ISO 8601.
     decimal : {".", ","} or None
-        The decimal sign; None takes a point, and a comma, too, where semicolons stand between cells.
+        The decimal sign; by default a point, and a comma, too, where semicolons stand between cells.
     encoding : {"utf-8", "utf-16", "latin-1", "cp1252"}
+        That of the file: utf-8, utf-16, latin-1 or cp1252.
 
     Raises
     ------

@@ -109,8 +109,6 @@ def names_in(file: CsvFile | ParquetFile, column: str) -> Names:
     A cell that is empty is a ValueError that names file, column and row.
     """
     cells = file.texts(column)
-    if not cells:
-        raise ValueError(f"{file.path}: 0 rows, expected some")
     if "" in cells:
         raise ValueError(f"{file.path}: column {checks.shown(column)} is empty in row {cells.index('') + 1}")
     return np.array(cells, object)

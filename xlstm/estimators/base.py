@@ -21,7 +21,7 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.panels import Roles
 from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, loop, optimizers
-from xlstm.training.schedules import cosine
+from xlstm.training.optimizers import cosine
 
 Host = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]

@@ -101,7 +101,7 @@ def labels(where: str, y: Any, count: int) -> Host:
     array = _column(where, y, count, False)
     listed = y if isinstance(y, list | tuple) else array.tolist()
     for k, label in enumerate(listed):
-        if label is None or label != label:
+        if label is None or (isinstance(label, float) and label != label):
             raise ValueError(f"{where}: y contains NaN or None: y[{k}] is {label}, expected a label")
         if isinstance(label, str) != isinstance(listed[0], str):
             problem = f"y[{k}] is {checks.shown(label)} and y[0] {checks.shown(listed[0])}"

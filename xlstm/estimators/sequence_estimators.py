@@ -333,7 +333,10 @@ class SequenceClassifier(SequenceEstimator):
         y = inputs.labels(where, y, count)
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
-        classes, numbers = np.unique(y, return_inverse=True)
+        try:
+            classes, numbers = np.unique(y, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"{where}: y is {checks.shown(y.tolist())}, expected text or numbers ({error})") from error
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
         if again and not np.array_equal(classes, self.classes_):

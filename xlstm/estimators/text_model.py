@@ -215,7 +215,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         if not numbers:
             raise ValueError(f"TextModel: prompt is {checks.shown(prompt)}, expected a token at least")
         drawn = self.model_.stream(self.params_, [numbers], max_tokens, temperature=temperature, **options)
-        return _pieces(text.Stream(self.codec_), drawn)
+        return text_of_tokens(self.codec_, drawn)
 
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
         """Return a prompt and the text that follows it; the options are those of `stream`."""
@@ -268,9 +268,11 @@ def _text(where: str, X: Any) -> str:
     return whole
 
 
-def _pieces(shown: text.Stream, drawn: Iterator[Any]) -> Iterator[str]:
+def text_of_tokens(codec: text.Codec, drawn: Iterator[Any]) -> Iterator[str]:
+    """Yield the text of tokens that come one at a time."""
+    stream = text.Stream(codec)
     for token, _ in drawn:
-        if piece := shown.push(int(token[0])):
+        if piece := stream.push(int(token[0])):
             yield piece
-    if piece := shown.rest():
+    if piece := stream.rest():
         yield piece

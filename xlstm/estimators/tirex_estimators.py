@@ -46,6 +46,8 @@ def load_model(
     """
     if not isinstance(checkpoint, tuple):
         return tirex.load(checkpoint, backend=backend, dtype=None if dtype is None else dtype_text(where, dtype))
+    if len(checkpoint) != 2:
+        raise ValueError(f"{where}: checkpoint has {len(checkpoint)} parts, expected a model and its parameters")
     model, params = checkpoint
     checks.instance((TiRex, TiRex2), "a TiRex or a TiRex2")(where, "model", model)
     return model, params

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,6 @@ ACTIVATIONS = {
 }
 # Options that both layers of a Bidirectional have to have the same.
 SHARED = ("units", "use_bias", "activation", "recurrent_activation", "reset_after")
-CONTAINERS = ("Sequential", "Functional", "Model")
 # Layers that may lie between those of a stack, since outside training they do nothing.
 PASSING = ("Dropout", "SpatialDropout1D", "GaussianNoise", "GaussianDropout", "ActivityRegularization", "InputLayer")
 
@@ -83,7 +82,7 @@ def from_keras(
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
+    OSError
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus or misshapen, layers form no stack, a layer has an option that is
@@ -101,9 +100,7 @@ def from_keras(
     LSTM(3, 4, batch_first=True)
     """
     checks.optional(checks.choice(KINDS))("from_keras", "kind", kind)
-    told: dict[str, Any] = {"reverse": reverse, "activations": activations}
-    if reset_after is not None:
-        told["reset_after"] = reset_after
+    told = {"reverse": reverse, "activations": activations, "reset_after": reset_after}
     is_path = isinstance(source, str | os.PathLike)
     arrays = isinstance(source, list | tuple) and all(hasattr(a, "shape") for a in source)
     shows = str(source).endswith(".keras") if is_path else not arrays
@@ -160,10 +157,9 @@ def _single(level: Level) -> tuple[Layer, Params]:
     """Return the layer and the parameters of one level."""
     order, (kernel, recurrent, *bias) = ORDER[level.kind], level.weights[0]
     G = len(order)
-    for name, array, size in zip(WEIGHTS, level.weights[0], "DH", strict=False):
-        checks.shape("from_keras", f"{level.name}: {name}", array, {size: None, f"{G}H": None})
-    D, H, options = kernel.shape[0], recurrent.shape[0], dict(level.options)
-    told, after = options.get("reset_after"), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
+    D, H = (array.shape[0] if array.ndim else 0 for array in (kernel, recurrent))
+    options = dict(level.options)
+    told, after = options.pop("reset_after", None), level.kind == "gru" and bool(bias) and bias[0].ndim == 2
     if told is not None and (level.kind != "gru" or (bias and told != after)):
         raise ValueError(f"from_keras: {level.name}: reset_after is {told}, which its weights contradict")
     if level.kind == "gru":
@@ -193,118 +189,102 @@ class Level(NamedTuple):
     follows: bool = True  # whether its input is the output of the level before, as far as the source shows
 
 
-class _Item(NamedTuple):
-    """A layer of any class in a model, or a model in a model."""
-
-    about: dict[str, Any]  # its class and configuration
-    inner: list[_Item] | None  # the layers of a model
-    weights: Callable[[bool], list[list[Host]]]  # by direction, given whether there are two
-
-
 def _in_objects(source: Any) -> list[Level]:
     """Return the recurrent layers of a Keras layer, model, or list of layers."""
-    several = isinstance(source, list | tuple)
-    in_order = several or type(source).__name__ == "Sequential"
-    levels = _levels(map(_object, source if several else getattr(source, "layers", [source])), in_order)
-    if not levels and not several and not hasattr(source, "layers"):
-        raise ValueError(f"from_keras: {source.name} is a {type(source).__name__}, expected LSTM, GRU or SimpleRNN")
-    return levels
+    if hasattr(source, "layers"):
+        return _levels(_about(source))
+    layers = source if isinstance(source, list | tuple) else [source]
+    return _levels({"class_name": "Sequential", "config": {"layers": list(map(_about, layers))}})
+
+
+def _about(layer: Any) -> dict[str, Any]:
+    """Return the configuration of a layer or model as a file has it, with the layers themselves in it."""
+    if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
+        raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
+    about = {"class_name": type(layer).__name__, "object": layer}
+    return {
+        **about,
+        "config": {"layers": list(map(_about, layer.layers))} if hasattr(layer, "layers") else layer.get_config(),
+    }
 
 
 def _in_file(path: Path, told: dict[str, Any]) -> list[Level]:
     """Return the recurrent layers in a `.keras` or `.weights.h5` file; `told` are options that the latter lacks."""
     try:
-        with hdf5.opened(path) as (root, config):
-            return _in_groups(root, told) if config is None else _in_config(root, config)
+        with hdf5.opened(path) as (datasets, config):
+            return _in_groups(datasets, told) if config is None else _in_config(datasets, config)
     except ValueError as error:
         words = str(error).removeprefix("from_keras: ").removeprefix(f"{path}: ")
         raise ValueError(f"{path}: {words}") from error
 
 
-def _levels(items: Iterable[_Item], in_order: bool) -> list[Level]:
-    """Return the recurrent layers among items; `in_order` says that each item runs on the output of the one before."""
-    levels: list[Level] = []
-    follows = True
-    for item in items:
-        if item.inner is not None:
-            levels += _levels(item.inner, item.about["class_name"] == "Sequential")
-            follows = False
-        elif described := _described(item.about):
-            kind, both, options = described
-            levels.append(Level(item.about["config"]["name"], kind, item.weights(both), options, follows or not levels))
-            follows = in_order
-        elif item.about["class_name"] not in PASSING:
-            follows = False
-    return levels
-
-
-def _object(layer: Any) -> _Item:
-    """Return what is needed of a layer or model of Keras."""
-    if not hasattr(layer, "get_config") or not hasattr(layer, "get_weights"):
-        raise TypeError(f"from_keras: got a {type(layer).__name__}, expected a Keras layer, arrays or a path")
-
-    def weights(both: bool) -> list[list[Host]]:
-        arrays = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
-        if not arrays:
-            raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
-        n = len(arrays) // 2
-        return [arrays[:n], arrays[n:]] if both else [arrays]
-
-    inner = list(map(_object, layer.layers)) if hasattr(layer, "layers") else None
-    config = layer.get_config() if inner is None else {}
-    return _Item({"class_name": type(layer).__name__, "config": config}, inner, weights)
-
-
-def _in_config(root: dict[str, Any], config: Any) -> list[Level]:
+def _in_config(datasets: dict[str, Any], config: Any) -> list[Level]:
     """Return the recurrent layers of a `.keras` file, in the order of its configuration."""
     try:
-        return _levels(_configured(root, config), config["class_name"] == "Sequential")
+        return _levels(config, datasets)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{hdf5.CONFIG} is not Keras' ({type(error).__name__}: {error})") from error
 
 
-def _configured(root: dict[str, Any], config: dict[str, Any]) -> list[_Item]:
-    """Return the layers of a model by its configuration; its weights lie in the groups of `root`."""
-    items: list[_Item] = []
+def _levels(model: dict[str, Any], datasets: dict[str, Any] | None = None, path: str = "") -> list[Level]:
+    """Return the recurrent layers of a model by its configuration.
+
+    Their weights are datasets whose paths begin with `path`, or those of the layers in the configuration.
+    """
+    levels: list[Level] = []
     used: dict[str, int] = {}
-    for about in config["config"]["layers"]:
+    follows = True
+    for about in model["config"]["layers"]:
         base = _snake(about["class_name"])
         count = used[base] = used.get(base, -1) + 1
-        key = f"{base}_{count}" if count else base
+        group = f"{path}layers/{base}_{count}" if count else f"{path}layers/{base}"
+        if "layers" in about["config"]:
+            levels += _levels(about, datasets, f"{group}/")
+            follows = False
+        elif described := _described(about):
+            kind, both, options = described
+            weights = _built(about["object"], both) if datasets is None else _weights(datasets, group, both)
+            levels.append(Level(about["config"]["name"], kind, weights, options, follows or not levels))
+            follows = model["class_name"] == "Sequential"  # each layer runs on the output of the one before
+        elif about["class_name"] not in PASSING:
+            follows = False
+    return levels
 
-        def weights(both: bool, key: str = key) -> list[list[Host]]:
-            return [_weights(_group(root, "layers", key), key, part) for part in PARTS[both]]
 
-        container = about["class_name"] in CONTAINERS
-        items.append(_Item(about, _configured(_group(root, "layers", key), about) if container else None, weights))
-    return items
+def _built(layer: Any, both: bool) -> list[list[Host]]:
+    """Return the arrays of a Keras layer, by direction."""
+    arrays = [floating("from_keras", layer.name, array) for array in layer.get_weights()]
+    if not arrays:
+        raise ValueError(f"from_keras: {layer.name} has no weights, expected a layer that is built")
+    n = len(arrays) // 2
+    return [arrays[:n], arrays[n:]] if both else [arrays]
 
 
-def _in_groups(groups: dict[str, Any], told: dict[str, Any], path: str = "") -> list[Level]:
-    """Return the recurrent layers of a `.weights.h5` file by its groups; those of one class in their order.
+def _in_groups(datasets: dict[str, Any], told: dict[str, Any]) -> list[Level]:
+    """Return the recurrent layers of a `.weights.h5` file, those of one class in their order.
 
     The name that Keras keeps in an attribute is not read, since HDF5 hangs on a damaged one.
     """
-    levels: list[Level] = []
-    # lstm_2 comes before lstm_10
-    for key in sorted(groups, key=lambda key: [(int(n or 0), text) for text, n in re.findall(r"(\D*)(\d{0,9})", key)]):
-        group = groups[key]
-        if not isinstance(group, dict):
-            continue
-        name = path if key == "layers" else f"{path}/{key}".lstrip("/")
-        both = "forward_layer" in group and "backward_layer" in group
-        cell = group.get("cell")
-        if both or (isinstance(cell, dict) and cell.get("vars")):
-            weights = [_weights(group, name, part) for part in PARTS[both]]
-            shape = weights[0][1].shape
-            kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
-            if kind is None:
-                expected = "expected (H, 4H), (H, 3H) or (H, H)"
-                raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
-            levels.append(Level(name, kind, weights, told))
-        else:
-            levels += _in_groups(group, told, name)
+    groups: dict[str, bool] = {}  # those of recurrent layers, and whether they have two directions
+    for path in sorted(datasets, key=_numbered):
+        if match := re.fullmatch(r"(.+?)/(forward_layer/|backward_layer/)?cell/vars/0", path):
+            groups[match[1]] = match[2] is not None
+    levels = []
+    for group, both in groups.items():
+        name = "/".join(part for part in group.split("/") if part != "layers")
+        weights = _weights(datasets, group, both)
+        shape = weights[0][1].shape
+        kind = kind_by_shape(shape[1], shape[0]) if len(shape) == 2 else None
+        if kind is None:
+            expected = "expected (H, 4H), (H, 3H) or (H, H)"
+            raise ValueError(f"from_keras: {name}: recurrent_kernel has shape {shape}, {expected}")
+        levels.append(Level(name, kind, weights, told))
     return levels
+
+
+def _numbered(path: str) -> list[tuple[int, str]]:
+    """Return a key to sort paths by, in which lstm_2 comes before lstm_10."""
+    return [(int(number or 0), text) for text, number in re.findall(r"(\D*)(\d{0,9})", path)]
 
 
 def _described(about: dict[str, Any]) -> tuple[str, bool, dict[str, Any]] | None:
@@ -339,24 +319,17 @@ def _activations(name: str, kind: str, config: dict[str, Any]) -> tuple[str, ...
     return (*chosen, chosen[1]) if kind == "lstm" else chosen
 
 
-def _weights(group: dict[str, Any], name: str, part: str) -> list[Host]:
-    """Return the arrays of one layer and direction in a file."""
-    where = f"{name}/{part}cell/vars"
-    arrays = _group(group, *part.split("/")[:-1], "cell", "vars")
-    if set(arrays) not in ({"0", "1"}, {"0", "1", "2"}):
-        there = ", ".join(arrays) or "none"
-        raise ValueError(f"from_keras: {where} has arrays {there}, expected 0, 1 and perhaps 2")
-    return [hdf5.array(f"{where}/{key}", arrays[key]) for key in sorted(arrays)]
-
-
-def _group(group: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Return a group in groups."""
-    for name in names:
-        if not isinstance(group.get(name), dict):
-            there = ", ".join(group) or "nothing"
-            raise ValueError(f"from_keras: the file has no group {'/'.join(names)}, found {there}")
-        group = group[name]
-    return group
+def _weights(datasets: dict[str, Any], group: str, both: bool) -> list[list[Host]]:
+    """Return the arrays of one layer in a file, by direction."""
+    weights = []
+    for part in PARTS[both]:
+        where = f"{group}/{part}cell/vars"
+        there = sorted(path.removeprefix(f"{where}/") for path in datasets if path.startswith(f"{where}/"))
+        if there not in (["0", "1"], ["0", "1", "2"]):
+            listed = checks.few(there) or "none"
+            raise ValueError(f"from_keras: {where} has arrays {listed}, expected 0, 1 and perhaps 2")
+        weights.append([hdf5.array(f"{where}/{key}", datasets[f"{where}/{key}"]) for key in there])
+    return weights
 
 
 def _snake(name: str) -> str:

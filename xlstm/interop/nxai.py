@@ -7,7 +7,6 @@ the input gate. Its recurrent kernel has another layout in checkpoints of CUDA's
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.published import BLOCKS, Host, Key, Layout, Pieces, Shape, Shards, Table, options, take, values
+from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
 from xlstm.layers.blocks.block import round_up
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
@@ -68,22 +67,8 @@ LARGE_NAMES = {
     "ffn.up": "ffn.proj_up_gate ffn.proj_up",
     "ffn.down": "ffn.proj_down",
 }
-FUSED = {"qkvo": "mlstm_layer.qkv_opreact", "gates": "mlstm_layer.ifgate_preact", "ffn.up": "ffn.proj_up_gate_z"}
-
 CONTEXT = 2048  # steps that the block-stack package is to take at most; ours has no limit, and no array depends on it
 EPS = 1e-6  # of the block-stack package, which has no option for it
-
-
-def _places(where: str, name: str, value: Any) -> Any:
-    """Return numbers of blocks, or "all"."""
-    numbers = isinstance(value, list | tuple | range) and all(type(k) is int for k in value)
-    if not (value == "all" or numbers):
-        raise TypeError(f"{where}: {name} is {shown(value)}, expected numbers of blocks or 'all'")
-    return value
-
-
-def _activation(where: str, name: str, value: Any) -> Any:
-    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, name, checks.text(where, name, value))]
 
 
 # Our name of each activation of a feed-forward layer.
@@ -95,6 +80,7 @@ FIXED: dict[str, Any] = {
     **{"gradient_recurrent_cut": False, "gradient_recurrent_clipval": None, "forward_clipval": None},
     **{"group_norm_weight": True, "ff_type": "ffn_gated", "num_states": 4, "num_gates": 4, "initial_val": 0.0},
     **{"input_shape": "BSGNH", "output_shape": "BNSH"},
+    "weight_mode": "single",
     "inference_state_dtype": "float32",  # with bfloat16 logits are off by a tenth
 }
 # The same of transformers: keys of older configurations.
@@ -110,95 +96,42 @@ IGNORED = {
 }
 IGNORED_LARGE = {
     *("norm_reduction_force_float32", "chunkwise_kernel", "sequence_kernel", "step_kernel", "mode"),
-    *("return_last_states", "autocast_kernel_dtype", "weight_mode"),
+    *("return_last_states", "autocast_kernel_dtype"),
 }
-_table = functools.partial(Table, ignored=IGNORED, fixed=FIXED, usual={})
-# The layers of a block stack.
-MLSTM = _table(
-    {
-        "num_heads": Key(checks.size, "num_heads", 4),
-        "conv1d_kernel_size": Key(checks.size_or_0, "conv_kernel_size", 4),
-        "qkv_proj_blocksize": Key(checks.size, "qkv_block_size", 4),
-        "proj_factor": Key(checks.non_negative, "proj_factor", 2.0),
-    }
-)
-SLSTM = _table(
-    {
-        "num_heads": Key(checks.size, "slstm_num_heads", 4),
-        "conv1d_kernel_size": Key(checks.size_or_0, "slstm_conv_kernel_size", 4),  # 0 where there is no convolution
-    }
-)
-FEED_FORWARD = _table(
-    {
-        "proj_factor": Key(checks.non_negative, "ffn_proj_factor", 1.3),
-        "act_fn": Key(_activation, "ffn_activation", "gelu"),
-        "dropout": Key(checks.non_negative, "ffn_dropout", 0.0),
-    },
-    fixed={**FIXED, "bias": False},
-)
-# A block stack, with a dict for each of its blocks; and its keys where all is in one dict.
-STACK = _table(
-    {
-        "num_blocks": Key(checks.size, "num_blocks", 1),
-        "embedding_dim": Key(checks.size, "size", 128),
-        "vocab_size": Key(checks.size),
-        "slstm_at": Key(_places, "slstm_at", ()),
-        "add_post_blocks_norm": Key(checks.flag, "post_norm", True),
-        "bias": Key(checks.flag, "bias", False),
-        "dropout": Key(checks.non_negative, "dropout", 0.0),
-        "tie_weights": Key(checks.flag, usual=False),
-        "add_embedding_dropout": Key(checks.flag, usual=False),
-        "mlstm_block": Table({"mlstm": MLSTM}, usual={}),
-        "slstm_block": Table({"slstm": SLSTM, "feedforward": FEED_FORWARD}, usual={}),
-    }
-)
-FLAT = STACK._replace(
-    keys={
-        **{name: key for name, key in STACK.keys.items() if isinstance(key, Key)},
-        **{name: key for name, key in MLSTM.keys.items() if name != "proj_factor"},
-        "mlstm_proj_factor": MLSTM.keys["proj_factor"],
-        "slstm_ffn_proj_factor": FEED_FORWARD.keys["proj_factor"],
-        "slstm_ffn_act": FEED_FORWARD.keys["act_fn"],
-    }
-)
-# A large model. The factors times the width are widths.
-LARGE = Table(
-    {
-        "embedding_dim": Key(checks.size, "size"),
-        "num_heads": Key(checks.size, "num_heads"),
-        "num_blocks": Key(checks.size, "num_blocks"),
-        "vocab_size": Key(checks.size),
-        "use_bias": Key(checks.flag, "bias", False),
-        "norm_eps": Key(checks.non_negative, "norm_eps", 1e-6),
-        "add_out_norm": Key(checks.flag, "post_norm", True),
-        "qk_dim_factor": Key(checks.non_negative, usual=0.5),
-        "v_dim_factor": Key(checks.non_negative, usual=1.0),
-        "chunk_size": Key(checks.optional(checks.size), "chunk_size", None),  # 64 there; ours follows the heads
-        "eps": Key(checks.non_negative, "eps", 1e-6),
-        "ffn_proj_factor": Key(checks.non_negative, usual=2.6667),
-        "ffn_round_up_to_multiple_of": Key(checks.size, usual=64),
-        "gate_soft_cap": Key(checks.optional(checks.non_negative), "gate_cap", 15.0),
-        "output_logit_soft_cap": Key(checks.optional(checks.non_negative), usual=30.0),
-    },
-    IGNORED_LARGE,
-    FIXED,
-)
-# The same in transformers, where defaults differ, two keys have other names, and dozens say nothing of a model.
-TRANSFORMERS = Table(
-    {
-        **{name: key for name, key in LARGE.keys.items() if name != "add_out_norm"},  # there is a norm whatever it says
-        "embedding_dim": Key(checks.size, "size", 4096),
-        "num_blocks": Key(checks.size, "num_blocks", 32),
-        "num_heads": Key(checks.size, "num_heads", 8),
-        "vocab_size": Key(checks.size, usual=50304),
-        "ffn_proj_factor": Key(checks.non_negative, usual=2.667),
-        "tie_word_embeddings": Key(checks.flag, usual=False),
-    },
-    ignored=None,
-    fixed=FIXED | FIXED_OLDER,
-)
+# By their names of options ours: of the blocks of a block stack, of the stack, and where all is in one dict.
+MLSTM = {
+    **{"num_heads": "num_heads", "conv1d_kernel_size": "conv_kernel_size"},
+    **{"qkv_proj_blocksize": "qkv_block_size", "proj_factor": "proj_factor"},
+}
+SLSTM = {"num_heads": "slstm_num_heads", "conv1d_kernel_size": "slstm_conv_kernel_size"}
+FEED_FORWARD = {"proj_factor": "ffn_proj_factor", "act_fn": "ffn_activation", "dropout": "ffn_dropout"}
+STACK = {
+    **{"num_blocks": "num_blocks", "embedding_dim": "size", "slstm_at": "slstm_at"},
+    **{"add_post_blocks_norm": "post_norm", "bias": "bias", "dropout": "dropout"},
+}
+FLAT = {
+    **{theirs: ours for theirs, ours in MLSTM.items() if theirs != "proj_factor"},
+    **{"mlstm_proj_factor": "proj_factor", "slstm_ffn_proj_factor": "ffn_proj_factor"},
+    "slstm_ffn_act": "ffn_activation",
+}
+WHOLE = {"vocab_size", "tie_weights", "add_embedding_dropout", "mlstm_block", "slstm_block"}  # keys of the whole model
+# The same of a large model, and the values of keys that are left out. Factors times the width are widths.
+LARGE = {
+    **{"embedding_dim": "size", "num_blocks": "num_blocks", "num_heads": "num_heads", "use_bias": "bias"},
+    **{"norm_eps": "norm_eps", "add_out_norm": "post_norm", "eps": "eps", "gate_soft_cap": "gate_cap"},
+    "chunk_size": "chunk_size",  # 64 there; ours follows the heads
+}
+USUAL = {
+    **{"norm_eps": 1e-6, "eps": 1e-6, "qk_dim_factor": 0.5, "v_dim_factor": 1.0, "ffn_proj_factor": 2.6667},
+    **{"ffn_round_up_to_multiple_of": 64, "output_logit_soft_cap": 30.0},
+}
+# In transformers defaults differ, two keys have other names, and dozens say nothing of a model.
+USUAL_TRANSFORMERS = {
+    **{"embedding_dim": 4096, "num_blocks": 32, "num_heads": 8, "vocab_size": 50304, "ffn_proj_factor": 2.667},
+    "tie_word_embeddings": False,
+}
 RENAMED = {"hidden_size": "embedding_dim", "num_hidden_layers": "num_blocks"}
-ONLY_LARGE = (LARGE.keys.keys() | IGNORED_LARGE) - FLAT.keys.keys()
+ONLY_LARGE = (LARGE.keys() | USUAL.keys() | IGNORED_LARGE) - (STACK.keys() | FLAT.keys())
 
 
 @reading.brief()
@@ -215,7 +148,7 @@ def load(
     ----------
     path : path
         A safetensors file, or a folder with `model.safetensors` or shards of it, whose arrays have the names of the
-        package `xlstm` (block stacks and `xLSTMLarge`, weights single or fused) or of `xLSTMForCausalLM` in
+        package `xlstm` (block stacks and `xLSTMLarge`) or of `xLSTMForCausalLM` in
         transformers. Arrays are read one at a time, and may stay in their file until they are used: it may be
         replaced, but nobody may change it in its place meanwhile.
     config : dict, optional
@@ -242,7 +175,7 @@ def load(
     shards = Shards(path, map(Tensors, published.files_of(path)))
     large = any(name.startswith("backbone.") for name in shards.shapes)
     described = published.config_beside(path, instead=", or config=") if config is None else config
-    model, style = model_of(described, most=len(shards.shapes), large=large)
+    model, style = model_of(described, large=large)
     theirs = _pieces(model, style, shards.shapes)
     published.check(theirs, shards, {HEAD, _embedding(model, style)} if model.tied else ())
     if model.tied and not _same_head(model, style, shards):
@@ -280,16 +213,11 @@ def save(path: str | os.PathLike[str], model: xLSTMLanguageModel, params: Params
     config = config_of(model)
     arrays = exported(model, {name: to_numpy(p) for name, p in params.items()})
     file, beside = published.places(Path(path))
-    texts = {beside: json.dumps(config, indent=2)}
+    text = re.sub(r"(: \d+)e", r"\1.0e", json.dumps(config, indent=2))  # in YAML 1e-06 would be a string
+    texts = {beside: text}
     if beside.name == "config.json" and isinstance(backbone, xLSTMLarge):
-        texts[beside.with_name("config.yaml")] = _yaml(config)
+        texts[beside.with_name("config.yaml")] = text  # JSON is YAML
     published.write(file, arrays, texts)
-
-
-def _yaml(config: Mapping[str, Any]) -> str:
-    """Return a configuration without others in it as YAML, where 1e-06 would be a string."""
-    lines = "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
-    return re.sub(r"(: \d+)e", r"\1.0e", lines)
 
 
 def _same_head(model: xLSTMLanguageModel, style: str, shards: Shards) -> bool:
@@ -323,8 +251,6 @@ def _pieces(model: xLSTMLanguageModel, style: str, shapes: Mapping[str, Shape]) 
     for k, block in enumerate(model.backbone.blocks):
         prefix = f"{'backbone' if large else 'xlstm_block_stack'}.blocks.{k}."
         table = LARGE_NAMES if large else SLSTM_NAMES if isinstance(block, sLSTMBlock) else MLSTM_NAMES
-        if f"{prefix}{FUSED['qkvo']}.weight" in shapes:  # weights are fused there too
-            table = table | FUSED
         names |= published.block(f"backbone.blocks.{k}.", prefix, table)
 
     def layout(ours: str, theirs: str, shape: Shape) -> Layout | None:
@@ -351,21 +277,17 @@ def _embedding(model: xLSTMLanguageModel, style: str) -> str:
 
 
 @reading.brief()
-def model_of(
-    config: Config, where: str = "config", most: int = BLOCKS, large: bool = False
-) -> tuple[xLSTMLanguageModel, str]:
+def model_of(config: Config, where: str = "config", large: bool = False) -> tuple[xLSTMLanguageModel, str]:
     """Return the model that a configuration describes, and whose names its checkpoint has: "xlstm" or "transformers".
 
-    Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
-    With `large` it is a large model, though all keys that tell it from a block stack have been left out. Raise
-    ValueError or TypeError if it is none of theirs, has an unknown key, or a value that ours cannot express.
+    Messages call the configuration `where`. With `large` it is a large model, though all keys that tell it from a
+    block stack have been left out. Raise ValueError or TypeError if it is none of theirs, has an unknown key, or a
+    value that ours cannot express.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if config.get("model_type") not in (None, "xlstm"):
         raise ValueError(f"{where}: model_type is {shown(config['model_type'])}, expected 'xlstm'")
-    for name in ("num_blocks", "num_hidden_layers"):
-        published.few_blocks(where, name, config.get(name), most)
     if config.get("model_type") == "xlstm":
         return _large(config, where, True), "transformers"
     if large or config.keys() & ONLY_LARGE:
@@ -382,23 +304,43 @@ def _stack(config: Config, where: str) -> xLSTMLanguageModel:
     """Return the model of a block stack's configuration, which has a dict for each kind of block, or none at all."""
     mlstm, slstm = config.get("mlstm_block"), config.get("slstm_block")
     nested = mlstm is not None or slstm is not None
-    config = take(config, STACK if nested else FLAT, where)
-    chosen, dropout = options(config, STACK if nested else FLAT), config["dropout"]
+    names = STACK if nested else STACK | FLAT
+    chosen: dict[str, Any] = {"num_blocks": 1, "size": 128}
+    chosen |= options(config, where, names, IGNORED | WHOLE, FIXED, ["vocab_size"])
     if not nested:
-        chosen |= {f"slstm_{name}": chosen[name] for name in ("num_heads", "conv_kernel_size")}
-    elif slstm is None or slstm.get("feedforward", {}) is None:
-        chosen |= {"ffn_dropout": dropout, **({} if slstm is None else {"ffn_proj_factor": 0.0})}
-    if nested and mlstm is None:
+        chosen |= {f"slstm_{name}": chosen.get(name, 4) for name in ("num_heads", "conv_kernel_size")}
+    elif mlstm is not None:
+        chosen |= _block(mlstm, f"{where}.mlstm_block", "mlstm", MLSTM)
+    else:
         chosen["slstm_at"] = "all"
-    elif nested and slstm is None and chosen["slstm_at"]:
+    if slstm is not None:
+        chosen |= {"slstm_num_heads": 4, "slstm_conv_kernel_size": 4, "ffn_dropout": 0.0}
+        chosen |= _block(slstm, f"{where}.slstm_block", "slstm", SLSTM)
+        if (feed := slstm.get("feedforward", {})) is None:
+            chosen |= {"ffn_proj_factor": 0.0, "ffn_dropout": None}
+        else:
+            inside = f"{where}.slstm_block.feedforward"
+            chosen |= options(feed, inside, FEED_FORWARD, IGNORED, {**FIXED, "bias": False})
+    elif nested and chosen.get("slstm_at"):
         raise ValueError(f"{where}: slstm_at is {shown(chosen['slstm_at'])}, but there is no slstm_block")
-    if chosen["slstm_at"] == "all":
-        chosen["slstm_at"] = range(config["num_blocks"])
+    num_blocks = published.blocks(where, "num_blocks", chosen["num_blocks"])
+    if chosen.get("slstm_at") == "all":
+        chosen["slstm_at"] = range(num_blocks)
+    if "ffn_activation" in chosen:
+        chosen["ffn_activation"] = ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_fn", chosen["ffn_activation"])]
+    dropout = config.get("dropout", 0.0)
     if chosen.get("ffn_dropout") == dropout:
         chosen["ffn_dropout"] = None
     backbone = xLSTMStack(**chosen, eps=EPS)
-    rate = config["dropout"] if config["add_embedding_dropout"] else 0.0
-    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=config["tie_weights"], embedding_dropout=rate)
+    dropped = checks.flag(where, "add_embedding_dropout", config.get("add_embedding_dropout", False))
+    tied, rate = config.get("tie_weights", False), dropout if dropped else 0.0
+    return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, embedding_dropout=rate)
+
+
+def _block(block: Any, where: str, kind: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of a kind of block."""
+    options(block, where, dict.fromkeys((kind, "feedforward"), ""), IGNORED, FIXED)
+    return options(block.get(kind) or {}, f"{where}.{kind}", names, IGNORED, FIXED)
 
 
 def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
@@ -411,8 +353,6 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
     every, some = len(backbone.slstm_at) == backbone.num_blocks, bool(backbone.slstm_at)
     mlstm, slstm = values(backbone, MLSTM), values(backbone, SLSTM)
     slstm = {name: mlstm[name] if value is None else value for name, value in slstm.items()}
-    if 1 in [block["conv1d_kernel_size"] for block, there in ((mlstm, not every), (slstm, some)) if there]:
-        raise ValueError("save: conv_kernel_size is 1, expected 2 or more as the block-stack package fails with 1")
     slstm["backend"] = "vanilla"  # whose layout the recurrent kernel has
     feed = None
     if backbone.ffn_proj_factor:
@@ -432,18 +372,29 @@ def _stack_config(model: xLSTMLanguageModel) -> dict[str, Any]:
 
 def _large(config: Config, where: str, transformers: bool) -> xLSTMLanguageModel:
     if transformers:
-        config = {**config, **{ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}}
-    table, cell_eps = TRANSFORMERS if transformers else LARGE, config.get("cell_norm_eps")
-    config = take(config, table, where)
-    if cell_eps is not None:
-        published.only(where, "cell_norm_eps", cell_eps, config["norm_eps"])
-    D = config["embedding_dim"]
+        renamed = {ours: config[name] for name, ours in RENAMED.items() if config.get(name) is not None}
+        config = {**USUAL, **USUAL_TRANSFORMERS, **config, **renamed}
+        names = {
+            theirs: ours for theirs, ours in LARGE.items() if ours != "post_norm"
+        }  # there is one, whatever it says
+        ignored, fixed = None, FIXED | FIXED_OLDER
+    else:
+        config, names, ignored, fixed = {**USUAL, **config}, LARGE, {*USUAL, *IGNORED_LARGE, "vocab_size"}, FIXED
+    required = ("embedding_dim", "num_blocks", "num_heads", "vocab_size")
+    chosen = options(config, where, names, ignored, fixed, required)
+    if config.get("cell_norm_eps") is not None:
+        published.only(where, "cell_norm_eps", config["cell_norm_eps"], config["norm_eps"])
+    published.blocks(where, "num_blocks", config["num_blocks"])
+    D = checks.size(where, "embedding_dim", config["embedding_dim"])
+    factors = ("qk_dim_factor", "v_dim_factor", "ffn_proj_factor")
+    qk, v, ffn = (D * checks.non_negative(where, name, config[name]) for name in factors)
+    multiple = checks.size(where, "ffn_round_up_to_multiple_of", config["ffn_round_up_to_multiple_of"])
     backbone = xLSTMLarge(
-        **options(config, table),
-        qk_size=int(D * config["qk_dim_factor"]),
-        v_size=int(D * config["v_dim_factor"]),
-        ffn_size=round_up(math.floor(D * config["ffn_proj_factor"]), config["ffn_round_up_to_multiple_of"]),
-        post_norm_bias=False if transformers and config["use_bias"] else None,
+        **chosen,
+        qk_size=int(qk),
+        v_size=int(v),
+        ffn_size=round_up(math.floor(ffn), multiple),
+        post_norm_bias=False if transformers and chosen.get("bias") else None,
     )
     tied = transformers and config["tie_word_embeddings"]
     return xLSTMLanguageModel(backbone, config["vocab_size"], tied=tied, logit_cap=config["output_logit_soft_cap"])

@@ -21,9 +21,8 @@ from xlstm.data.tensors import Tensors
 Host = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 WIDE = {"F64": "float64", "F32": "float32", "F16": "float32", "BF16": "float32"}
-LONGEST = 255  # bytes of the name of a file
 CONFIGS = ("config.json", "config.yaml")
-BLOCKS = 1 << 10  # more than any model has
+blocks = checks.whole(1, 1 << 10)  # no model has more
 ENDINGS = {"W": "weight", "w": "weight", "b": "bias"}  # their endings of names by ours
 
 
@@ -110,10 +109,8 @@ def config_beside(path: Path, names: Sequence[str] = CONFIGS, instead: str = "")
 
 def files_of(path: Path, instead: str = "") -> list[Path]:
     """Return the safetensors files of a checkpoint; `instead` says in messages what else would do."""
-    if path.is_file():
-        return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
+        return [path]
     index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
     if whole.is_file():
         return [whole]
@@ -123,15 +120,10 @@ def files_of(path: Path, instead: str = "") -> list[Path]:
             raise ValueError(f"{index}: weight_map is {shown(named)}, expected names of files by names of arrays")
         listed = [path / name for name in sorted(set(named.values()))]
         for file in listed:
-            if file.parent != path or len(file.name) > LONGEST or not file.is_file():
+            if file.parent != path or not file.is_file():
                 raise FileNotFoundError(f"{file}: no such file, but {index.name} names it")
         return listed
-    numbered: list[Path] = []
-    while (file := path / f"model_{len(numbered)}.safetensors").is_file():
-        numbered.append(file)
-    if not numbered:
-        raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or shards of it{instead}")
-    return numbered
+    raise FileNotFoundError(f"{path}: no checkpoint in it, expected model.safetensors or {index.name}{instead}")
 
 
 class Layout(NamedTuple):
@@ -247,53 +239,31 @@ def _assembled(shards: Shards, pieces: list[Piece], dims: checks.Dims, dtype: st
     return whole
 
 
-class Key(NamedTuple):
-    """A key of a configuration: the check of a value, our option of the same meaning, and its value where it misses."""
+def options(
+    config: Any,
+    where: str,
+    names: Mapping[str, str],
+    ignored: Collection[str] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    required: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Return the values of a configuration that are options of ours, whose names `names` has by those of theirs.
 
-    check: checks.Kind
-    ours: str = ""
-    usual: Any = ...  # a model cannot do without it
-
-
-class Table(NamedTuple):
-    """The keys of a configuration, or of a dict within it."""
-
-    keys: Mapping[str, Key | Table]
-    ignored: Collection[str] | None = ()  # keys that change nothing here, None for all others
-    fixed: Mapping[str, Any] | None = None  # keys that have no option here, with the only value that ours amounts to
-    usual: Any = ...
-
-
-def anything(where: str, name: str, value: Any) -> Any:
-    """Return a value that is checked elsewhere."""
-    return value
-
-
-def take(config: Any, table: Table, where: str) -> dict[str, Any]:
-    """Return the values of the keys of a table, with defaults where they are missing.
-
-    Raise ValueError or TypeError if a key is unknown or missing, a value is of another type or out of range, or it
-    means something that ours has no option for.
+    Keys that are `ignored` mean nothing here, by default all others. Those that are `fixed` have no option here, and
+    the only value that ours amounts to. Raise ValueError or TypeError if a key is unknown, or one that is `required`
+    is missing; the layer that takes the options checks their values.
     """
     if not isinstance(config, Mapping):
-        raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
+        raise TypeError(f"{where}: is {shown(config)}, expected a dict")
     for name, value in config.items():
-        if not isinstance(name, str):
-            raise TypeError(f"{where}: key {shown(name)} is a {type(name).__name__}, expected text")
-        if table.fixed is not None and name in table.fixed:
-            only(where, name, value, table.fixed[name])
-        elif not (name in table.keys or name.startswith("_") or table.ignored is None or name in table.ignored):
-            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(table.keys)}")
-    result: dict[str, Any] = {}
-    for name, key in table.keys.items():
-        value = config.get(name, key.usual)
-        if key.usual is ... and (value is ... or value is None):
+        if fixed is not None and name in fixed:
+            only(where, name, value, fixed[name])
+        elif not (ignored is None or name in names or name in ignored or str(name).startswith("_")):
+            raise ValueError(f"{where}: key {shown(name)} is unknown, expected some of {', '.join(names)}")
+    for name in required:
+        if config.get(name) is None:
             raise ValueError(f"{where}: {name} is missing")
-        if isinstance(key, Table):
-            result[name] = take(key.usual if value is None else value, key, f"{where}.{name}")
-        else:
-            result[name] = key.check(where, name, value)
-    return result
+    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
 
 
 def only(where: str, name: str, value: Any, expected: Any) -> None:
@@ -302,33 +272,10 @@ def only(where: str, name: str, value: Any, expected: Any) -> None:
         raise ValueError(f"{where}: {name} is {shown(value)}, which xlstm cannot express, expected {expected!r}")
 
 
-def options(values: Mapping[str, Any], table: Table) -> dict[str, Any]:
-    """Return values that were taken by a table under the names of our options."""
-    result: dict[str, Any] = {}
-    for name, key in table.keys.items():
-        if isinstance(key, Table):
-            result |= options(values[name], key)
-        elif key.ours:
-            result[key.ours] = values[name]
-    return result
-
-
-def values(layer: Any, table: Table) -> dict[str, Any]:
+def values(layer: Any, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of a layer of ours as a configuration of theirs, the reverse of `options`."""
-    result: dict[str, Any] = {}
-    for name, key in table.keys.items():
-        if isinstance(key, Table):
-            result[name] = values(layer, key)
-        elif key.ours:
-            value = getattr(layer, key.ours)
-            result[name] = list(value) if isinstance(value, tuple) else value
-    return result
-
-
-def few_blocks(where: str, name: str, blocks: Any, most: int) -> None:
-    """Raise ValueError before too many blocks are made."""
-    if isinstance(blocks, int) and blocks > min(most, BLOCKS):
-        raise ValueError(f"{where}: {name} is {shown(blocks)}, expected at most {min(most, BLOCKS)}")
+    ours = {theirs: getattr(layer, name) for theirs, name in names.items()}
+    return {theirs: list(value) if isinstance(value, tuple) else value for theirs, value in ours.items()}
 
 
 def factor(D: int, size: int) -> float:

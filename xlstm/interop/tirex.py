@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xlstm.arrays import checks
@@ -21,7 +21,7 @@ from xlstm.data import reading
 from xlstm.data.pytorch import TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
-from xlstm.interop.published import BLOCKS, Host, Key, Layout, Pieces, Shape, Shards, Table, anything, take
+from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
 Config = Mapping[str, Any]
@@ -78,72 +78,27 @@ ACTIVATIONS = {"SiLU": "silu", "ReLU": "relu", "GELU": "gelu"}  # our names by t
 CELLS = {"bi-slstm": "slstm", "bi-mlstm": "mlstm"}
 
 
-def _activation(where: str, name: str, value: Any) -> str:
-    """Return our name of a class of torch.nn, which may be written with its package."""
-    path = checks.text(where, name, value)
-    last = path.rpartition(".")[2]
-    if path != last and not path.startswith("torch.nn."):
-        last = path
-    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, name, last)]
-
-
-def _norm_eps(where: str, name: str, value: Any) -> Any:
-    return None if value is None else take(value, OUT_NORM, f"{where}.{name}")["eps"]
-
-
-# TiRex-1: hyper_parameters of the checkpoint.
-BLOCK = Table(
-    {
-        "num_blocks": Key(checks.depth, "num_blocks"),
-        "embedding_dim": Key(checks.size, "size"),
-        "num_heads": Key(checks.size, "num_heads"),
-        "ffn_proj_factor": Key(checks.above_0, "ffn_proj_factor", FFN_PROJ_FACTOR),
-    },
-    ignored=None,
-)
-PATCHES = {name: Key(checks.size, "patch_size") for name in ("input_patch_size", "output_patch_size")}
-QUANTILES = {"quantiles": Key(anything, "quantiles"), "input_ff_dim": Key(checks.size, "input_ff_size")}
-CONTEXT = {"train_ctx_len": Key(checks.size, "context")}
-FIRST = Table({"model_config": Table({**PATCHES, **QUANTILES, "block_kwargs": BLOCK}), **CONTEXT}, ignored=None)
-# TiRex-2: its configuration, the templates of its blocks, and the norm of its stack.
-SECOND = Table(
-    {
-        "embedding_dim": Key(checks.size, "size"),
-        "num_blocks": Key(checks.depth),
-        **PATCHES,
-        "tokenizer_cfg": Table(
-            {name: Key(checks.optional(checks.size), usual=None) for name in (*PATCHES, "input_patch_stride")}
-        ),
-        "context_len": Key(checks.size, "context"),
-        "future_len": Key(checks.size, "horizon"),
-        **QUANTILES,
-        "h_expand": Key(checks.above_0),
-        "act_func": Key(_activation, "activation"),
-        "scaler_cfg": Table(
-            {
-                "use_arcsinh": Key(checks.flag, "arcsinh", False),
-                "binaryaware": Key(checks.flag, "binary", False),
-                "eps": Key(checks.non_negative, "scale_eps", 1e-8),
-            },
-            ignored=None,
-        ),
-        "stack_config": Table({"templates": Key(anything), "recipe": Key(anything)}),
-        "stack_out_norm_config": Key(_norm_eps, "norm_eps", None),
-        "use_qk_norm": Key(checks.flag, "qk_norm", True),
-        "tta_sign_flip": Key(checks.flag, "sign_flip", False),
-        "tta_diff": Key(checks.flag, "differencing", True),
-    },
-    ignored=("dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention", "rnn_backend"),
-)
-TIME: dict[str, Key | Table] = {
-    "model_type": Key(checks.choice(CELLS)),
-    "embedding_dim": Key(checks.size),
-    "num_heads": Key(checks.size, usual=4),
-    "num_slstm_heads": Key(checks.optional(checks.size), usual=None),
+# By their names of options ours: of TiRex-1, whose configuration is hyper_parameters of its checkpoint, and TiRex-2.
+MODEL = {"input_patch_size": "patch_size", "quantiles": "quantiles", "input_ff_dim": "input_ff_size"}
+BLOCK = {
+    **{"num_blocks": "num_blocks", "embedding_dim": "size", "num_heads": "num_heads"},
+    "ffn_proj_factor": "ffn_proj_factor",
 }
-VARIATES = {"embedding_dim": Key(checks.size), "num_heads": Key(checks.size, usual=4)}
-TEMPLATE = Table({"time_mixer": Table(TIME), "variate_mixer": Table(VARIATES)}, ignored=None)
-OUT_NORM = Table({"eps": Key(checks.divisor, usual=1e-7)}, ignored=None)
+CONTEXT = {"train_ctx_len": "context"}
+SECOND = {
+    **MODEL,
+    **{"embedding_dim": "size", "context_len": "context", "future_len": "horizon", "use_qk_norm": "qk_norm"},
+    **{"tta_sign_flip": "sign_flip", "tta_diff": "differencing"},
+}
+SCALER = {"use_arcsinh": "arcsinh", "binaryaware": "binary", "eps": "scale_eps"}
+# Other keys of TiRex-2: those that it cannot do without, and those that change nothing here or may be missing.
+PARTS = ("output_patch_size", "num_blocks", "tokenizer_cfg", "h_expand", "act_func", "scaler_cfg", "stack_config")
+OTHERS = (
+    *("stack_out_norm_config", "dropout", "device", "matmul_precision", "postprocessor_cfg", "use_flex_attention"),
+    "rnn_backend",
+)
+PATCHES = ("input_patch_size", "output_patch_size", "input_patch_stride")  # of the tokenizer
+TIME = ("model_type", "embedding_dim", "num_heads", "num_slstm_heads")
 
 
 @reading.brief()
@@ -184,7 +139,7 @@ def load(
     else:
         shards, config = Shards(path, map(Tensors, published.files_of(path, " or model.ckpt")), canonical), None
     config = published.config_beside(path, CONFIGS) if config is None else config
-    model = model_of(config, f"{path}: config", most=len(shards.shapes))
+    model = model_of(config, f"{path}: config")
     theirs = _pieces(model)
     published.check(theirs, shards)
     return model, published.params(theirs, shards, model.shapes, backend, dtype)
@@ -264,75 +219,98 @@ def _pieces(model: TiRex | TiRex2) -> Pieces:
     return published.pieces_of(model.shapes, names, model.size, layout)
 
 
-def model_of(config: Config, where: str = "config", most: int = BLOCKS) -> TiRex | TiRex2:
+def model_of(config: Config, where: str = "config") -> TiRex | TiRex2:
     """Return the model that a configuration describes: TiRex-1 with `model_config`, TiRex-2 with `stack_config`.
 
-    Messages call the configuration `where`. It may have `most` blocks, such as the number of arrays in the checkpoint.
-    Raise ValueError or TypeError if it is neither, a key is unknown or missing, or a value is none that ours expresses.
+    Messages call the configuration `where`. Raise ValueError or TypeError if it is neither, a key is unknown or
+    missing, or a value is none that ours expresses.
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if ("model_config" in config) == ("stack_config" in config):
         problem = f"has the keys {checks.few(map(str, config))}"
         raise ValueError(f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2")
-    return _first(config, where, most) if "model_config" in config else _second(config, where, most)
+    return _first(config, where) if "model_config" in config else _second(config, where)
 
 
 def config_of(model: TiRex | TiRex2) -> dict[str, Any]:
     """Return the configuration of a model, the reverse of `model_of`; raise ValueError if theirs cannot express it."""
-    return published.values(model, FIRST) if isinstance(model, TiRex) else _second_config(model)
+    if not isinstance(model, TiRex):
+        return _second_config(model)
+    described = {**values(model, MODEL), "output_patch_size": model.patch_size, "block_kwargs": values(model, BLOCK)}
+    return {"model_config": described, **values(model, CONTEXT)}
 
 
-def _first(config: Config, where: str, most: int) -> TiRex:
-    config = take(config, FIRST, where)
-    model = config["model_config"]
-    published.few_blocks(f"{where}.model_config.block_kwargs", "num_blocks", model["block_kwargs"]["num_blocks"], most)
-    _same(f"{where}.model_config", "output_patch_size", model["output_patch_size"], model["input_patch_size"])
-    return TiRex(**published.options(config, FIRST))
+def _first(config: Config, where: str) -> TiRex:
+    chosen = options(config, where, CONTEXT, required=CONTEXT)
+    described, inside = config["model_config"], f"{where}.model_config"
+    chosen |= options(described, inside, MODEL, required=[*MODEL, "output_patch_size", "block_kwargs"])
+    _same(inside, "output_patch_size", described["output_patch_size"], described["input_patch_size"])
+    inside = f"{inside}.block_kwargs"
+    chosen |= options(described["block_kwargs"], inside, BLOCK, required=["num_blocks", "embedding_dim", "num_heads"])
+    published.blocks(inside, "num_blocks", chosen["num_blocks"])
+    return TiRex(**chosen)
 
 
-def _second(config: Config, where: str, most: int) -> TiRex2:
-    config = take(config, SECOND, where)
-    published.few_blocks(where, "num_blocks", config["num_blocks"], most)
-    P, D = config["input_patch_size"], config["embedding_dim"]
+def _second(config: Config, where: str) -> TiRex2:
+    required = [*MODEL, "embedding_dim", "context_len", "future_len", *PARTS]
+    chosen = {"arcsinh": False, "binary": False, **options(config, where, SECOND, PARTS + OTHERS, required=required)}
+    chosen |= options(config["scaler_cfg"], f"{where}.scaler_cfg", SCALER)
+    P, D = config["input_patch_size"], checks.size(where, "embedding_dim", config["embedding_dim"])
     _same(where, "output_patch_size", config["output_patch_size"], P)
-    for name, value in config["tokenizer_cfg"].items():
+    for name, value in _named(config["tokenizer_cfg"], f"{where}.tokenizer_cfg", PATCHES).items():
         _same(f"{where}.tokenizer_cfg", name, P if value is None else value, P)
+    norm = config.get("stack_out_norm_config")
+    eps = None if norm is None else options(norm, f"{where}.stack_out_norm_config", {"eps": "eps"}).get("eps", 1e-7)
     return TiRex2(
         recipe=_recipe(config, f"{where}.stack_config"),
-        **published.options(config, SECOND),
-        output_ff_size=int(D * config["h_expand"]),
+        **chosen,
+        norm_eps=eps,
+        activation=_activation(where, config["act_func"]),
+        output_ff_size=int(D * checks.above_0(where, "h_expand", config["h_expand"])),
         ffn_proj_factor=FFN_PROJ_FACTOR,
     )
 
 
+def _named(config: Any, where: str, names: Sequence[str], required: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the values of a dict that has keys of these names only."""
+    return options(config, where, dict(zip(names, names, strict=True)), (), required=required)
+
+
+def _activation(where: str, name: Any) -> str:
+    """Return our name of a class of torch.nn, which may be written with its package."""
+    *package, last = checks.text(where, "act_func", name).split(".")
+    if package and package[:2] != ["torch", "nn"]:
+        last = name
+    return ACTIVATIONS[checks.choice(ACTIVATIONS)(where, "act_func", last)]
+
+
 def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
-    templates, recipe = (config["stack_config"][name] for name in ("templates", "recipe"))
-    if not isinstance(templates, Mapping):
-        raise TypeError(f"{where}: templates is {shown(templates)}, expected a dict")
-    if not isinstance(recipe, list | tuple) or not all(isinstance(name, str) for name in recipe):
-        raise TypeError(f"{where}: recipe is {shown(recipe)}, expected names of templates")
-    if len(recipe) != config["num_blocks"]:
-        raise ValueError(f"{where}: recipe has {len(recipe)} blocks, expected num_blocks, {config['num_blocks']}")
-    known = {
-        name: _mixers(template, config["embedding_dim"], f"{where}.{name}") for name, template in templates.items()
-    }
-    for name in recipe:
-        if name not in known:
+    keys, most = ("templates", "recipe"), published.blocks(where, "num_blocks", config["num_blocks"])
+    templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()
+    names = checks.several(where, "recipe", recipe, "names of templates", most)
+    if len(names) < most:
+        raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
+    options(templates, f"{where}.templates", {})
+    D = config["embedding_dim"]
+    known = {name: _mixers(template, D, f"{where}.templates.{name}") for name, template in templates.items()}
+    for name in names:
+        if not isinstance(name, str) or name not in known:
             raise ValueError(f"{where}: recipe has {shown(name)}, expected some of {checks.few(known)}")
-    return [known[name] for name in recipe]
+    return [known[name] for name in names]
 
 
 def _mixers(template: Any, size: int, where: str) -> Mixers:
-    parts = take(template, TEMPLATE, where)
-    time, variates = parts["time_mixer"], parts["variate_mixer"]
+    mixers = {"time_mixer": TIME, "variate_mixer": ("embedding_dim", "num_heads")}
+    options(template, where, {}, required=mixers)
+    parts = {name: _named(template[name], f"{where}.{name}", keys, keys[:2]) for name, keys in mixers.items()}
     for name, mixer in parts.items():
         _same(f"{where}.{name}", "embedding_dim", mixer["embedding_dim"], size)
-    heads = time["num_heads"]
-    if time["model_type"] == "bi-slstm" and time["num_slstm_heads"] is not None:
-        heads = time["num_slstm_heads"]
-    return Mixers(CELLS[time["model_type"]], heads, variates["num_heads"])
+    time, variates = parts["time_mixer"], parts["variate_mixer"]
+    cell = CELLS[checks.choice(CELLS)(f"{where}.time_mixer", "model_type", time["model_type"])]
+    heads = time.get("num_slstm_heads") if cell == "slstm" else None
+    return Mixers(cell, time.get("num_heads", 4) if heads is None else heads, variates.get("num_heads", 4))
 
 
 def _second_config(model: TiRex2) -> dict[str, Any]:
@@ -351,9 +329,11 @@ def _second_config(model: TiRex2) -> dict[str, Any]:
     classes = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     checks.choice(classes)("save", "activation", model.activation)
     return {
-        **published.values(model, SECOND),
+        **values(model, SECOND),
+        "output_patch_size": model.patch_size,
+        "scaler_cfg": values(model, SCALER),
         "num_blocks": len(names),
-        "tokenizer_cfg": dict.fromkeys((*PATCHES, "input_patch_stride"), model.patch_size),
+        "tokenizer_cfg": dict.fromkeys(PATCHES, model.patch_size),
         "h_expand": published.factor(D, model.output_ff_size),
         "act_func": classes[model.activation],
         "stack_config": {"templates": templates, "recipe": names},

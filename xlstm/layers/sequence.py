@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class SequenceLayer(Module):
         return ("",)
 
     _output_symbol: Any = "D"  # the letter of output_size in errors
+    _has_groups: ClassVar[bool] = False  # whether `forward` lets sequences see each other
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         """Return y, the final state and what `scan_bwd` needs.
@@ -162,6 +163,8 @@ class SequenceLayer(Module):
         """
         where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
+        if groups is not None and not self._has_groups:
+            raise TypeError(f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees another")
         params, x, start, span = self._begin(params, x, state, lengths, groups)
         span.keep = keep
         if train and self.random:

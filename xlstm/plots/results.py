@@ -15,8 +15,7 @@ from xlstm.data import host
 from xlstm.data.host import Values
 from xlstm.data.series import Series
 from xlstm.plots import figures
-from xlstm.training import folder
-from xlstm.training.run import Trained
+from xlstm.training import Trained, folder
 
 Host = np.ndarray[Any, Any]
 POINTS = 2000  # of a line that are drawn
@@ -341,10 +340,10 @@ def comparison(rows: Sequence[Any]) -> Any:
     -------
     matplotlib.figure.Figure
     """
-    kinds = list(dict.fromkeys((row.case.layer, row.case.dtype) for row in rows))
+    kinds = list(dict.fromkeys(row.kind for row in rows))
     figure, panels = figures.panels(len(kinds), 1, 3.0)
-    for (layer, dtype), axes in zip(kinds, panels, strict=True):
-        some = [row for row in rows if (row.case.layer, row.case.dtype) == (layer, dtype)]
+    for kind, axes in zip(kinds, panels, strict=True):
+        some = [row for row in rows if row.kind == kind]
         for k, name in enumerate(dict.fromkeys((row.name, row.device) for row in some)):
             line = sorted((row.case.operations, row.sequences) for row in some if (row.name, row.device) == name)
             axes.plot(*zip(*line, strict=True), label=", ".join(name), **figures.line(k))
@@ -354,6 +353,6 @@ def comparison(rows: Sequence[Any]) -> Any:
         axes.set_xticks([*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=figures.SMALL)
         axes.set_xticks([], minor=True)
         x = "T,B,D,H, placed by the floating-point operations of a call"
-        figures.label(axes, f"{layer} {dtype}, forward and backward", x, "sequences a second")
+        figures.label(axes, f"{kind}, forward and backward", x, "sequences a second")
         figures.legend(axes)
     return figure

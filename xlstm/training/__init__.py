@@ -12,8 +12,7 @@ from xlstm.training.callbacks import (
     TensorBoard,
 )
 from xlstm.training.feed import evaluate
-from xlstm.training.loop import RangeTest, find_learning_rate, train
-from xlstm.training.run import Trained
+from xlstm.training.loop import RangeTest, Trained, find_learning_rate, train
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated
 

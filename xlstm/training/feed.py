@@ -18,6 +18,7 @@ from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.data.batches import BATCHES, Batch, Batches
 from xlstm.data.host import Host, finite
 from xlstm.losses import mse
+from xlstm.precision import Mixed
 
 Loss = Callable[..., tuple[Array, Array]]
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
@@ -38,13 +39,6 @@ class Inputs(NamedTuple):
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
     chosen: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
-    try:
-        inspect.signature(chosen).bind("y", "target", "mask")
-    except ValueError:  # some functions that are not written in Python have no signature
-        pass
-    except TypeError:
-        expected = "expected loss(y, target, mask) -> (loss, dy); mask may be None"
-        raise TypeError(f"{where}: loss takes {inspect.signature(chosen)}, {expected}") from None
     return chosen
 
 
@@ -66,12 +60,12 @@ class Feed:
     low: Backend
 
     @classmethod
-    def of(cls, where: str, model: Any, params: Params) -> Feed:
-        """Return the feed of a model in the precision of its parameters."""
+    def of(cls, where: str, model: Any, params: Params, precision: Mixed | None = None) -> Feed:
+        """Return the feed of a model, by default in the precision of its parameters."""
         MODEL(where, "model", model)
         namespace(where, checks.mapping(where, params, "params"))
         backend = backend_like(next(iter(params.values())))
-        return cls(model, backend, backend)
+        return cls(model, backend, backend if precision is None else precision.below(backend))
 
     def batches(
         self, data: Batches, where: str, each: str, rng: np.random.Generator | None = None, skip: int = 0
@@ -126,11 +120,6 @@ class Feed:
             return False
         return True
 
-    @property
-    def _predicts_once(self) -> bool:
-        """Whether targets have no time axis."""
-        return bool(getattr(self.model, "last", False))
-
     def inputs(self, batch: Batch, where: str) -> Inputs:
         """Return a batch as the model takes it; raises TypeError if it is none, and ValueError as `check` does."""
         if not isinstance(batch, Batch):
@@ -147,14 +136,15 @@ class Feed:
             mask = self.home.asarray(batch.mask)
         if getattr(self.model, "batch_first", False):
             x = self._swapped(x)
-            if not self._predicts_once:
+            if not getattr(self.model, "last", False):  # whose targets have no time axis
                 target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
         options = {**(batch.options or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
         return Inputs(x, target, mask, batch.fresh, options, float(weight), batch)
 
     def _mask(self, batch: Batch) -> Any:
         """Return the mask (T, B, ...) without targets past the end of a sequence."""
-        if self._predicts_once or (batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)):
+        whole = batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)
+        if whole or getattr(self.model, "last", False):
             return batch.mask
         there = np.ones(batch.x.shape[:2], bool) if batch.lengths is None else _within_lengths(batch)
         mask = there if batch.mask is None else to_numpy(batch.mask)

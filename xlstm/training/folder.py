@@ -55,7 +55,7 @@ class Folder:
     """Where a run keeps its checkpoints and its history.
 
     Where one of them cannot be written, since the disk is full or the folder went away, training goes on: there is one
-    warning, the next checkpoint tries again, and `missing` says at the end what is not on disk.
+    warning, the next checkpoint tries again, and `problem` and `history_problem` say at the end what is not on disk.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Folder:
     def __init__(self, path: Path | None, keep: int) -> None:
         self.path, self.keep = path, keep
         self.saved: dict[str, Any] = {}  # the description of the newest checkpoint on the disk
-        self.problem = self.history_problem = ""  # why the last checkpoint, or lines of the history, are not there
+        self.problem = self.history_problem = ""  # which files are not on the disk, and why
         self._lock: int | None = None
         self._lines: list[str] = []  # of the history, to be written about once a second
         self._next = 0.0
@@ -98,14 +98,11 @@ class Folder:
             self._lock = None
 
     def check(self, origin: Checkpoint | None) -> None:
-        """Raise ValueError where the folder holds checkpoints that a run from `origin` on would mix with its own."""
+        """Raise ValueError unless `origin` is the newest checkpoint in the folder, or there is none."""
         for path in self.checkpoints()[-1:]:
-            if origin is None:
-                how = "resume=True goes on with it, and another folder begins a new one"
+            if origin is None or origin.path != path:
+                how = "resume=True goes on with it where it can be read, and another folder begins a new one"
                 raise ValueError(f"train: {self.path} holds a run already ({path.name}); {how}")
-            if _total(path) > origin.about["total"]:
-                later = f"holds later checkpoints than {origin.path} ({path.name})"
-                raise ValueError(f"train: {self.path} {later}; delete them, or choose another folder")
 
     def save(self, about: dict[str, Any], tree: Any, validated: bool) -> None:
         """Write a checkpoint, and delete those that are not to be kept, unless the newest one is of the same place.
@@ -134,21 +131,12 @@ class Folder:
             if not self.problem:
                 text = f"train: {error}; training goes on, and the next checkpoint tries again"
                 warnings.warn(text, RuntimeWarning, stacklevel=4)
-            self.problem = str(error)
+            newest = f"its newest checkpoint is that of step {self.saved['total']}" if self.saved else "none was saved"
+            self.problem = f"step {about['total']} is not on disk ({error}); {newest}"
             return
         self.saved, self.problem = about, ""
         for old in self.checkpoints()[: -self.keep]:
             old.unlink(missing_ok=True)
-
-    def missing(self, total: int) -> str:
-        """Return what is not on the disk of a run with `total` batches, or nothing."""
-        problems = []
-        if self.problem:
-            newest = f"its newest checkpoint is that of step {self.saved['total']}" if self.saved else "none was saved"
-            problems.append(f"step {total} is not on disk ({self.problem}); {newest}")
-        if self.history_problem:
-            problems.append(f"the history is not on disk ({self.history_problem})")
-        return "; ".join(problems)
 
     def checkpoints(self) -> list[Path]:
         """Return the numbered checkpoints, the newest last."""
@@ -161,18 +149,18 @@ class Folder:
         A damaged one gives a warning and another name, and the one before it is taken. Where none of them can be read,
         the error of the oldest is raised.
         """
-        problem: Exception | None = None
-        for path in reversed(self.checkpoints()):
+        paths = self.checkpoints()
+        while paths:
+            path = paths.pop()
             try:
                 return read(path)
             except (ValueError, OSError) as error:
+                if not paths:
+                    raise
                 warnings.warn(f"train: {error}; an older checkpoint is taken", RuntimeWarning, stacklevel=4)
-                problem = error
                 if self._lock is not None and isinstance(error, ValueError):  # it is not in the way of later ones
                     with contextlib.suppress(OSError):
                         path.rename(path.with_suffix(".damaged"))
-        if problem is not None:
-            raise problem
         return None
 
     def rewind(self, total: int, epoch: int) -> None:
@@ -210,7 +198,7 @@ class Folder:
             if self._lines and self.path is not None:
                 writing.append(self.path / HISTORY, "".join(self._lines))
         except OSError as error:
-            self.history_problem = str(error)
+            self.history_problem = f"the history is not on disk ({error})"
         else:
             self._lines, self.history_problem = [], ""
 
@@ -232,15 +220,6 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     if most > total or about["best_epoch"] > epoch or (about["ended"] and done):
         raise ValueError(f"{path}: not a sound checkpoint, epoch {epoch}, step {done} does not go with the rest of it")
     return Checkpoint(Path(path), about, value, arrays)
-
-
-def find(where: str | os.PathLike[str]) -> Checkpoint:
-    """Return the checkpoint to resume from: a file, or the newest one of a folder; raises as `read` does."""
-    path = Path(where)
-    newest = Folder(path, 1).newest() if path.is_dir() else read(path)
-    if newest is None:
-        raise FileNotFoundError(f"{path}: holds no checkpoint (step-*.safetensors) to resume from")
-    return newest
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -1,26 +1,79 @@
-"""Training and validation of a model."""
+"""Training of a model, from its first step or from a checkpoint to its end, and a test of learning rates."""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import dataclasses
+import functools
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+import re
+import signal
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm import checkpoint
+from xlstm.arrays import checks, foreach
+from xlstm.arrays.backend import backend_of
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
-from xlstm.precision import Mixed
-from xlstm.training import optimizers, schedules
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress
-from xlstm.training.feed import Loss
-from xlstm.training.folder import Folder
-from xlstm.training.run import Run, Trained
-from xlstm.training.steps import Step
+from xlstm.precision import Mixed, Scaling
+from xlstm.training import optimizers
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
+from xlstm.training.feed import Inputs, Loss, evaluate
+from xlstm.training.folder import Checkpoint, Folder
+from xlstm.training.steps import Step, StepState, Taken
+from xlstm.training.stop_signals import Interrupted, Terminated, deferred
+
+ARRAYS = ("params", "carried", "sums")  # of the state of a step, as a checkpoint has them
+COUNTS = ("weight", "batches", "updates")  # of the state of a step
+PLACES = ("epoch", "done", "best_epoch", "skipped", "ended")  # where a run is
+CALLBACK = checks.accepted(
+    lambda value: isinstance(value, Callback) or (callable(value) and not isinstance(value, type)),
+    "a training.Callback or a function",
+)
+log = logging.getLogger("xlstm.training")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of training: the best weights and how it went.
+
+    Attributes
+    ----------
+    params : dict of str to array
+        The best weights.
+    losses : list of float
+        One a step.
+    validations : list of float
+        One an epoch.
+    best_epoch : int
+    stopped_early : bool
+    seconds : float
+    skipped : int
+        Steps left out because gradients overflowed in a lower precision.
+    unsaved : str
+        Which files could not be written to the folder of the run, and why; empty where all could.
+    """
+
+    params: Params = field(repr=False)
+    losses: list[float] = field(repr=False)
+    validations: list[float] = field(repr=False)
+    best_epoch: int
+    stopped_early: bool
+    seconds: float
+    skipped: int = 0
+    unsaved: str = ""
 
 
 def train(
@@ -40,7 +93,7 @@ def train(
     checkpoints: str | os.PathLike[str] | None = None,
     every: int | None = None,
     keep: int = 3,
-    resume: bool | str | os.PathLike[str] = False,
+    resume: bool = False,
     graph: bool = False,
     patience: int | None = None,
     clip: float | None = None,
@@ -89,12 +142,12 @@ def train(
         Batches between two checkpoints; by default there is one after each epoch. There is always one at the end.
     keep : int
         The number of checkpoints that are kept, beside `best.safetensors`, that of the best epoch.
-    resume : bool or path
-        Go on from the newest checkpoint in `checkpoints`, if there is one; or from a checkpoint, or the newest one of
-        a folder. Arguments that decide the numbers are to be those of the run, and the error names one that is not:
-        the model, the first batch of the data, the optimiser, the loss, the seed, the precision, `accumulate`, and
-        callbacks that change gradients or weights or have a state. `epochs` and `steps` may be more, with them the
-        steps of a `cosine`, and `patience`, functions, and how often checkpoints are written may change.
+    resume : bool
+        Go on from the newest checkpoint in `checkpoints`, if there is one. Arguments that decide the numbers are to be
+        those of the run, and the error names one that is not: the model, the first batch of the data, the optimiser,
+        the loss, the seed, the precision, `accumulate`, and callbacks that change gradients or weights or have a state.
+        `epochs` and `steps` may be more, with them the steps of a `cosine`, and `patience`, functions, and how often
+        checkpoints are written may change.
     graph : bool
         Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
         with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's
@@ -127,41 +180,315 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    chosen += _callbacks([] if progress is None else [progress], "progress") + _callbacks(callbacks)
+    chosen += [] if progress is None else [Each(checks.function("train", "progress", progress))]
+    for k, callback in enumerate(checks.several("train", "callbacks", callbacks, "a list of callbacks", 1000)):
+        one = CALLBACK("train", f"callbacks[{k}]", callback)
+        chosen.append(one if isinstance(one, Callback) else Each(one))
     step = Step(model, optimizer, loss=loss, precision=precision, callbacks=chosen, accumulate=accumulate, graph=graph)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
-    named = {"data": data} | ({} if validation is None else {"validation": validation})
-    for name, batches in named.items():
-        if len(BATCHES("train", name, batches)) == 0:
+    for name, batches in {"data": data, "validation": validation}.items():
+        if (name == "data" or batches is not None) and len(BATCHES("train", name, batches)) == 0:
             raise ValueError(f"train: {name} has no batches")
     if epochs is None and steps is None:
         raise ValueError("train: epochs and steps are None, expected one of them")
-    most = {name: checks.optional(checks.count)("train", name, n) for name, n in (("epochs", epochs), ("steps", steps))}
-    every = checks.optional(checks.count)("train", "every", every)
-    origin = bool(resume) if isinstance(resume, bool | np.bool_) else checks.path("train", "resume", resume)
-    if checkpoints is None and origin is True:
+    count = checks.optional(checks.count)
+    epochs = count("train", "epochs", epochs) or checks.COUNTED
+    steps = count("train", "steps", steps) or checks.COUNTED
+    every = count("train", "every", every)
+    if checks.flag("train", "resume", resume) and checkpoints is None:
         raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
     path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
     folder = Folder(path, checks.count("train", "keep", keep))
-    run = Run(step, data, validation, most["epochs"] or checks.COUNTED, most["steps"] or checks.COUNTED, every, folder)
+    run = Run(step, params, seed, data, validation, epochs, steps, every, folder)
     try:
-        run.begin(params, seed)
-        run.resume(origin)
+        run.begin(resume)
         return run.train()
     finally:
         folder.close()
 
 
-def _callbacks(given: Any, name: str = "callbacks") -> list[Callback]:
-    """Return a list of callbacks and functions as callbacks; errors call it `name`."""
-    chosen: list[Callback] = []
-    for k, callback in enumerate(checks.several("train", name, given, "a list of callbacks", 1000)):
-        if isinstance(callback, type) or not (isinstance(callback, Callback) or callable(callback)):
-            shown = checks.shown(callback)
-            raise TypeError(f"train: {name}[{k}] is {shown}, expected a training.Callback or a function")
-        chosen.append(callback if isinstance(callback, Callback) else Each(callback))
-    return chosen
+@dataclass(eq=False)
+class Run:
+    """A run of training, from its first step or from a checkpoint to its end."""
+
+    step: Step
+    start_params: dataclasses.InitVar[Params]
+    seed: Seed
+    data: Batches
+    validation: Batches | None
+    epochs: int
+    steps: int
+    every: int | None
+    folder: Folder
+    epoch: int = 1  # that is under way
+    done: int = 0  # its batches done
+    best_epoch: int = 0
+    skipped: int = 0
+    ended: bool = False  # by a callback, after an epoch
+    norm: float = math.nan
+    losses: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+    start: float = field(default_factory=time.perf_counter)  # earlier by the seconds before a checkpoint
+
+    def __post_init__(self, start_params: Params) -> None:
+        self.callbacks = list(self.step.callbacks)
+        self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
+        self.remembering = [callback for callback in self.callbacks if has(callback, "state")]
+        steps = min(self.epochs * len(self.data), self.steps)
+        if self.step.accumulate > steps:
+            raise ValueError(f"train: accumulate is {self.step.accumulate}, but there are {steps} batches in all")
+        self.state: StepState = self.step.init(start_params, self.seed)
+        self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
+        self.order_before: Any = None  # its state when the epoch began
+        self.best = self.judged = start_params
+        for callback in self.callbacks:
+            callback.begin(start_params)
+        if self.folder.path is not None:
+            checks.seed_number("train", "seed", self.seed)
+            for callback in self.callbacks:  # what cannot be saved is refused before any work
+                checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
+
+    @property
+    def total(self) -> int:
+        """Batches of all epochs so far."""
+        return len(self.losses)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest validation loss."""
+        return min(self.validations, default=math.inf)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began, with those before a checkpoint."""
+        return time.perf_counter() - self.start
+
+    def begin(self, resume: bool) -> None:
+        """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
+        self.folder.begin()
+        origin = self.folder.newest() if resume else None
+        self.folder.check(origin)
+        if origin is not None:
+            _restore(self, origin)
+            if self.ended:
+                log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
+        self.folder.rewind(self.total, self.epoch)
+
+    def train(self) -> Trained:
+        """Train until the end, or until a signal or a callback stops it."""
+        with deferred() as received:
+            try:
+                # A run that was stopped after its last step has that epoch's validation before it.
+                while self.epoch <= self.epochs and (self.total < self.steps or self.done) and not self.ended:
+                    if self._epoch(received):
+                        break
+                self._save()
+            except Exception:  # the state before the step that failed is sound
+                with contextlib.suppress(Exception):
+                    self._save()
+                raise
+            finally:
+                self.folder.flush()
+        trained = self._result()
+        if not received:
+            return trained
+        at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
+        how = "it keeps no checkpoints" if self.folder.path is None else f"resume=True goes on from {self.folder.path}"
+        message = f"train: stopped after {at} by signal {received[0]}; {trained.unsaved or how}"
+        log.warning(message)
+        raise (Interrupted if received[0] == signal.SIGINT else Terminated)(message, trained, received[0])
+
+    def _epoch(self, received: list[int]) -> bool:
+        """Train for the rest of an epoch; return whether training is to stop within it."""
+        where = f"train: epoch {self.epoch}"
+        if self.done == 0:
+            self.order_before = self.order.bit_generator.state
+            self.state = self.state._replace(carried=None)
+        rest: Iterable[Inputs] = ()
+        if self.total < self.steps:
+            rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
+        for inputs in rest:
+            self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
+            self._count(taken)
+            if self._asks("step") or received:
+                return True
+            if self.total == self.steps:
+                break
+            if self.every is not None and self.total % self.every == 0:
+                self._save()
+        if not self.watched:
+            self.judged = self._copied(self.judged)
+        improved = self.validation is not None and self._validate(self.validation, where, received)
+        if received:
+            return True
+        if self.validation is None:
+            self.best_epoch = self.epoch
+        self.ended = self._asks("epoch")
+        self.epoch, self.done = self.epoch + 1, 0
+        if improved or self.every is None:
+            self._save()
+        return False
+
+    def _count(self, taken: Taken) -> None:
+        """Note a step, and let callbacks see the new weights."""
+        self.losses.append(taken.loss)
+        self.norm, self.done = taken.norm, self.done + 1
+        self.skipped += not math.isfinite(taken.norm)
+        if taken.updated:
+            self.judged = self._copied(self.state.params) if self.watched else self.state.params
+            for callback in self.callbacks:
+                self.judged = callback.weights(self.judged, self.state.updates)
+        self.folder.log(total=self.total, epoch=self.epoch, loss=taken.loss, norm=taken.norm, seconds=self.seconds)
+
+    def _copied(self, params: Params) -> Params:
+        """Return weights that the next step leaves alone, which it changes where steps are captured."""
+        if self.state.graphs is None:
+            return params
+        arrays = foreach.copies(self.state.feed.home.xp, list(params.values()))
+        return dict(zip(params, arrays, strict=True))
+
+    def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
+        """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
+        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=lambda: bool(received))
+        if received:
+            return False
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"{where}: the validation loss is {loss:g}")
+        improved = loss < self.lowest
+        if improved:
+            self.best, self.best_epoch = self.judged, self.epoch
+        self.validations.append(loss)
+        self.folder.log(total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds)
+        return improved
+
+    def _asks(self, event: str) -> bool:
+        """Tell all callbacks of the end of a step or epoch; return whether one says, by True or NumPy's, to stop."""
+        if not self.callbacks:
+            return False
+        epochs = min(self.epochs, -(-self.steps // max(1, len(self.data))))
+        place = (self.epoch, epochs, self.done, len(self.data))
+        validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
+        losses = (self.losses[-1], validation, best)
+        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged)
+        answers = [getattr(callback, event)(now) for callback in self.callbacks]
+        return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
+
+    def _result(self) -> Trained:
+        unsaved = "; ".join(filter(None, (self.folder.problem, self.folder.history_problem)))
+        if unsaved:
+            warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
+        best = self.best if self.validations else self.judged
+        stopped = self.epoch <= self.epochs and self.total < self.steps
+        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved)
+        return Trained(best, self.losses, self.validations, *how)
+
+    def _save(self) -> None:
+        """Write a checkpoint, where there is a folder and it does not have this one."""
+        if self.folder.path is None:
+            return
+        state = self.state
+        about = {
+            **self.settings,
+            **{name: getattr(self, name) for name in (*PLACES, "total", "seconds")},
+            **{name: getattr(state, name) for name in COUNTS},
+            **state.scaling._asdict(),
+        }
+        tree = {
+            **{name: getattr(state, name) for name in ARRAYS},
+            "slots": state.moments.slots,
+            "masks": None if state.masks is None else state.masks.bit_generator.state,
+            "order": self.order_before if self.done else self.order.bit_generator.state,
+            "best": self.best,
+            "judged": self.judged,
+            "losses": np.array(self.losses),
+            "validations": np.array(self.validations),
+            "callbacks": [callback.state() for callback in self.remembering],
+        }
+        self.folder.save(about, tree, bool(self.validations))
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides the numbers of a run, apart from the arrays; a run that goes on has to share it."""
+        step, data = self.step, {"first batch": self.data, "first batch of validation": self.validation}
+        return {
+            "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+            "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
+            "dtype": self.state.feed.home.dtype,
+            "precision": None if step.precision is None else repr(step.precision),
+            "accumulate": step.accumulate,
+            "seed": int(self.seed) if isinstance(self.seed, Integral) else type(self.seed).__name__,
+            "optimizer": _text(step.optimizer),
+            "loss function": _text(getattr(step.loss, "__func__", step.loss)),
+            "callbacks": [
+                _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
+                for callback in self.callbacks
+                if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
+            ],
+            "moments": sorted(self.state.moments.slots),
+            "steps": len(self.data),
+            **{name: None if one is None else first_batch(one) for name, one in data.items()},
+        }
+
+
+def _restore(run: Run, origin: Checkpoint) -> None:
+    """Let a run go on from a checkpoint; ValueError if it is one of another run, or damaged."""
+    about, home = origin.about, run.state.feed.home
+    for name, expected in run.settings.items():
+        there = about.get(name)
+        if there != expected:
+            if isinstance(there, str) and isinstance(expected, str):  # what is shown begins shortly before they differ
+                same = next((k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32)
+                there, expected = there[max(0, same - 32) :], expected[max(0, same - 32) :]
+            is_not = f"its {name} is {checks.shown(there)}, expected {checks.shown(expected)}"
+            raise ValueError(f"train: {origin.path} is of another run: {is_not}")
+    try:
+        held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
+        params = run.state.params
+        alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
+        alike["slots"] = run.state.moments.slots
+        alike["losses"] = np.broadcast_to(0.0, about["total"])
+        alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
+        if held["sums"] is not None:
+            alike["sums"] = {name: params[name] for name in held["sums"]}
+        for name, like in alike.items():
+            checkpoint.check_alike(name, held[name], like)
+        run.state = run.state._replace(
+            **{name: held[name] for name in ARRAYS},
+            **{name: about[name] for name in COUNTS},
+            moments=optimizers.OptimState(about["updates"], held["slots"]),
+            scaling=Scaling(about["scale"], about["good"]),
+        )
+        if run.state.masks is not None:
+            run.state.masks.bit_generator.state = held["masks"]
+        run.order.bit_generator.state = run.order_before = held["order"]
+        run.best, run.judged = held["best"], held["judged"]
+        run.losses, run.validations = held["losses"].tolist(), held["validations"].tolist()
+        for name in PLACES:
+            setattr(run, name, about[name])
+        for callback, state in zip(run.remembering, held["callbacks"], strict=True):
+            callback.restore(state)
+        run.start -= about["seconds"]
+    except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
+        raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
+    run.folder.saved = about
+
+
+def _text(value: Any) -> str:
+    """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
+    return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
+
+
+def first_batch(data: Batches) -> str:
+    """Return a number that tells data apart: it is made of their first batch in order."""
+    batches, crc = data.batches(), 0
+    first = next(iter(batches), None)
+    for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
+        if array is not None:
+            crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
+    if isinstance(batches, Generator):
+        batches.close()
+    return f"{crc:08x}"
 
 
 class RangeTest(NamedTuple):
@@ -187,7 +514,7 @@ def find_learning_rate(
     model: Any,
     params: Params,
     data: Batches,
-    optimizer: Callable[[schedules.Schedule], optimizers.Optimizer] = optimizers.adam,
+    optimizer: Callable[[optimizers.Schedule], optimizers.Optimizer] = optimizers.adam,
     *,
     low: float = 1e-6,
     high: float = 1.0,
@@ -232,26 +559,22 @@ def find_learning_rate(
     steps = checks.whole(10, checks.COUNTED)(where, "steps", steps)
     if high <= low:
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
-    BATCHES(where, "data", data)
     checks.function(where, "optimizer", optimizer)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
-    step = Step(model, optimizer(lambda done: float(rates[min(done, steps - 1)])), loss=loss)
-    state = step.init(params, seed)
     means: list[float] = []
     mean, smooth, lowest, skipped = 0.0, 0.9, math.inf, steps // 10  # in the first tenth the mean is of few losses
-    order = generator(seed, stream=1, where=where)
-    epochs = (state.feed.batches(data, where, ": batch", order) for _ in itertools.count())
-    for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps), 1):
-        try:
-            state, taken = step(state, batch, f"{where}: step {number}")
-        except FloatingPointError:  # it has diverged
-            break
-        mean = smooth * mean + (1 - smooth) * taken.loss
-        means.append(mean / (1 - smooth**number))
-        if number > skipped:
+
+    def diverges(now: Progress) -> bool:
+        nonlocal mean, lowest
+        mean = smooth * mean + (1 - smooth) * now.loss
+        means.append(mean / (1 - smooth**now.total))
+        if now.total > skipped:
             lowest = min(lowest, means[-1])
-        if means[-1] > 4 * lowest:
-            break
+        return means[-1] > 4 * lowest
+
+    growing = optimizer(lambda done: float(rates[min(done, steps - 1)]))
+    with contextlib.suppress(FloatingPointError):  # it has diverged
+        train(model, params, data, growing, steps=steps, loss=loss, seed=seed, progress=diverges)
     if len(means) < max(3, skipped + 1):
         rate = rates[len(means)]
         raise ValueError(f"{where}: the loss diverges after {len(means)} steps, at a rate of {rate:g}; lower low")

@@ -1,4 +1,4 @@
-"""Optimisers as pairs of pure functions over a state, for all parameters or by their names; clipping of gradients.
+"""Optimisers as pairs of pure functions over a state, learning rates as schedules, and clipping of gradients.
 
 >>> import numpy as np
 >>> params, grads = {"W": np.ones(2)}, {"W": np.ones(2)}
@@ -18,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,12 +27,11 @@ from xlstm.arrays.foreign import accepts_foreign, from_foreign
 from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace, namespace_of
 from xlstm.cells.activations import clamp
-from xlstm.training.schedules import Schedule, constant, cosine, schedule, step_decay, warmup
+from xlstm.checkpoint import check_alike
 
 __all__ = [
     "OptimState",
     "Optimizer",
-    "Parts",
     "Schedule",
     "adam",
     "adamw",
@@ -48,6 +47,7 @@ __all__ = [
     "warmup",
 ]
 
+Schedule = Callable[[int], float]
 Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
 
 
@@ -58,50 +58,23 @@ class OptimState(NamedTuple):
     slots: Slots
 
 
-def _none(name: str) -> bool:
-    return False
+class Optimizer:
+    """An optimiser: two pure functions, and the parameters that they leave alone.
 
-
-class Parts(NamedTuple):
-    """The parts of an update: its numbers, which the host makes, and what is done to arrays.
-
-    Attributes
-    ----------
-    width : int
-        How many numbers there are.
-    numbers : callable
-        `numbers(step) -> tuple of float`, all that depends on the number of updates done, such as the learning rate.
-    apply : callable
-        `apply(params, grads, slots, numbers, done, in_place) -> (params, slots)`, the update by these numbers, which
-        may be on the device. Where `done`, a 0-d array, is 0 nothing changes; None stands for 1. With `in_place` new
-        values take the places of the old ones.
+    One of your own is a subclass. Its steps of training wait for a GPU, unlike those of the optimisers here.
     """
 
-    width: int
-    numbers: Callable[[int], tuple[float, ...]]
-    apply: Callable[..., tuple[Params, Slots]]
+    def init(self, params: Params) -> OptimState:
+        """Return the state before the first update."""
+        raise NotImplementedError
 
+    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
+        """Return the parameters and the state after an update."""
+        raise NotImplementedError
 
-class Optimizer(NamedTuple):
-    """An optimiser.
-
-    Attributes
-    ----------
-    init : callable
-        `init(params) -> state`.
-    update : callable
-        `update(params, grads, state) -> (params, state)`.
-    frozen : callable
-        `frozen(name) -> bool`, whether the parameter stays as it is; its gradient is not needed.
-    parts : Parts, optional
-        `update` in two parts, for steps of training that do not wait for a GPU. An optimiser of your own may leave them
-        out, and its steps then wait.
-    """
-
-    init: Callable[[Params], OptimState]
-    update: Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
-    frozen: Callable[[str], bool] = _none
-    parts: Parts | None = None
+    def frozen(self, name: str) -> bool:
+        """Return whether the parameter of this name stays as it is; its gradient is not needed."""
+        return False
 
 
 def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> Optimizer:
@@ -131,7 +104,7 @@ def sgd(lr: float | Schedule, momentum: float = 0.0, nesterov: bool = False, wei
     if nesterov and momentum == 0:
         raise ValueError("sgd: nesterov needs a momentum above 0")
     options = {"decay": decay, "momentum": momentum, "nesterov": nesterov}
-    return _optimizer(_Rule("sgd", schedule("sgd", "lr", lr), ("v",) if momentum else (), _sgd, options))
+    return _optimizer("sgd", lr, ("v",) if momentum else (), _sgd, options)
 
 
 def rmsprop(
@@ -162,8 +135,7 @@ def rmsprop(
     momentum = checks.rate("rmsprop", "momentum", momentum)
     decay = checks.squared("rmsprop", "weight_decay", weight_decay)
     options = {"decay": decay, "alpha": alpha, "eps": eps, "momentum": momentum}
-    slots = ("s", "v") if momentum else ("s",)
-    return _optimizer(_Rule("rmsprop", schedule("rmsprop", "lr", lr), slots, _rmsprop, options))
+    return _optimizer("rmsprop", lr, ("s", "v") if momentum else ("s",), _rmsprop, options)
 
 
 def adam(
@@ -247,13 +219,106 @@ def by_name(rules: Mapping[str, Optimizer | None], otherwise: Optimizer) -> Opti
     True
     """
     checks.mapping("by_name", rules, "rules")
+    chosen: list[_Rule | None] = []
     for pattern, optimizer in [*rules.items(), ("*", otherwise)]:
-        known = isinstance(optimizer, Optimizer) and optimizer.parts is not None
-        if not known and (optimizer is not None or otherwise is None):
-            expected = "an optimiser with parts, or None to freeze parameters"
+        if isinstance(optimizer, ByRules) and len(optimizer.rules) == 1:
+            chosen += optimizer.rules
+        elif optimizer is None and otherwise is not None:
+            chosen.append(None)
+        else:
+            expected = "an optimiser such as adam(1e-3), or None to freeze parameters"
             raise TypeError(f"by_name: {checks.shown(pattern)} has {checks.shown(optimizer)}, expected {expected}")
-    rule = _ByName((*rules, "*"), (*rules.values(), otherwise))
-    return _optimizer(rule, rule.frozen)
+    return ByRules("by_name", (*rules, "*"), tuple(chosen))
+
+
+def constant(lr: float) -> Schedule:
+    """Keep the same learning rate for ever.
+
+    Parameters
+    ----------
+    lr : float
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
+    return functools.partial(_constant, rate=checks.above_0("constant", "lr", lr))
+
+
+def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
+    """Multiply lr by `factor`, which is at most 1, after each `every` updates.
+
+    Parameters
+    ----------
+    lr : float
+    every : int
+        Updates between two changes.
+    factor : float
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
+    rate, every = checks.above_0("step_decay", "lr", lr), checks.count("step_decay", "every", every)
+    factor = checks.non_negative("step_decay", "factor", factor)
+    if factor > 1:
+        raise ValueError(f"step_decay: factor is {factor}, expected at most 1")
+    return functools.partial(_step_decay, rate=rate, every=every, factor=factor)
+
+
+def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
+    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov & Hutter 2017).
+
+    Parameters
+    ----------
+    lr : float
+        The rate of the first update.
+    steps : int
+    floor : float
+        The rate of the last updates.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
+    rate, steps = checks.above_0("cosine", "lr", lr), checks.count("cosine", "steps", steps)
+    return functools.partial(_cosine, steps=steps, rate=rate, floor=checks.non_negative("cosine", "floor", floor))
+
+
+def warmup(steps: int, then: Schedule) -> Schedule:
+    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its beginning.
+
+    Parameters
+    ----------
+    steps : int
+    then : Schedule
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    TypeError, ValueError
+        `steps` is no count, or `then` no schedule.
+    """
+    steps, then = checks.count("warmup", "steps", steps), schedule("warmup", "then", then)
+    return functools.partial(_warmup, steps=steps, then=then)
 
 
 @accepts_foreign
@@ -302,11 +367,11 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     checks.mapping("clip_global_norm", grads, "gradients")
     xp = namespace("clip_global_norm", grads)
     norm = global_norm(grads) if norm is None else norm
-    if compiles(xp):
-        found = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
-        return {name: g for name, (g,) in zip(grads, found, strict=True)}
-    scale = _scale(xp, norm, limit)
-    return {name: g * scale for name, g in grads.items()}
+    if not compiles(xp):
+        scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
+        return {name: g * scale for name, g in grads.items()}
+    results = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
+    return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
 
 @accepts_foreign
@@ -334,12 +399,8 @@ def clip_value(grads: Params, limit: float) -> Params:
 
 
 def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
-    return g * _scale(xp, norm, limit)
-
-
-def _scale(xp: Namespace, norm: Array, limit: Any) -> Array:
-    """Return the factor that makes a norm `limit` at most."""
-    return limit / xp.maximum(norm, xp.full_like(norm, limit))
+    """Return a gradient times the factor that makes a norm `limit` at most."""
+    return g * (limit / xp.maximum(norm, xp.full_like(norm, limit)))
 
 
 def _make_adam(
@@ -351,28 +412,18 @@ def _make_adam(
     b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(rates))
     eps, decay = checks.non_negative(where, "eps", eps), checks.squared(where, "weight_decay", weight_decay)
     options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
-    return _optimizer(_Rule(where, schedule(where, "lr", lr), ("m", "v"), _adam, options))
+    return _optimizer(where, lr, ("m", "v"), _adam, options)
 
 
-def _optimizer(rule: _Rule | _ByName, frozen: Callable[[str], bool] = _none) -> Optimizer:
-    parts = Parts(len(rule.numbers(0)), rule.numbers, rule.apply)
-    return Optimizer(rule.init, functools.partial(_update, rule), frozen, parts)
-
-
-def _update(rule: _Rule | _ByName, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
-    params, grads = from_foreign(rule.where, (params, grads))
-    if not isinstance(state, OptimState):
-        raise TypeError(f"{rule.where}: state is {checks.shown(state)}, expected what init or update gave")
-    new, slots = rule.apply(params, grads, state.slots, rule.numbers(state.step))
-    return new, OptimState(state.step + 1, slots)
+def _optimizer(
+    where: str, lr: float | Schedule, slots: tuple[str, ...], formula: Callable[..., Any], options: dict[str, Any]
+) -> ByRules:
+    return ByRules(where, ("*",), (_Rule(where, schedule(where, "lr", lr), slots, formula, options),))
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """An optimiser that updates every parameter by the same formula.
-
-    The formula is `formula(xp, p, g, *moments, *numbers, **options)`; it returns the new parameter and moments.
-    """
+    """The update of one parameter: `formula(xp, p, g, *moments, *numbers, **options) -> p and moments`."""
 
     where: str
     lr: Schedule
@@ -380,52 +431,103 @@ class _Rule:
     formula: Callable[..., Any]
     options: dict[str, Any]
 
-    def init(self, params: Params) -> OptimState:
-        params = from_foreign(self.where, params)
-        checks.mapping(self.where, params)
-        xp = namespace(self.where, params)
-        return OptimState(0, {slot: {name: xp.zeros_like(p) for name, p in params.items()} for slot in self.slots})
+    @property
+    def width(self) -> int:
+        """How many numbers there are."""
+        return 3 if self.formula is _adam else 1
 
     def numbers(self, step: int) -> tuple[float, ...]:
         """Return the numbers of the formula that change from update to update, after `step` updates."""
         lr = checks.finite(self.where, "lr", self.lr(step))
         return _adam_numbers(lr, step + 1, **self.options) if self.formula is _adam else (lr,)
 
-    def apply(
-        self,
-        params: Params,
-        grads: Params,
-        slots: Slots,
-        numbers: Any,
-        done: Array | None = None,
-        in_place: bool = False,
-    ) -> tuple[Params, Slots]:
-        """Update by these numbers, as `Parts` says."""
-        self._check(params, grads, slots)
-        sources = (params, grads, *(slots[slot] for slot in self.slots))
-        columns = [[arrays[name] for name in params] for arrays in sources]
-        formula, into = self.formula, (0, *range(2, len(columns))) if in_place else ()
-        if done is not None:
-            formula, numbers = _unless_0(formula), (*numbers, done)
-        results = foreach.apply(namespace_of(columns[0][0]), formula, columns, numbers, into, **self.options)
-        new, *moments = (dict(zip(params, arrays, strict=True)) for arrays in zip(*results, strict=True))
-        return new, dict(zip(self.slots, moments, strict=True))
 
-    def _check(self, params: Params, grads: Params, slots: Slots) -> None:
-        """Raise unless parameters and gradients belong together and to the moments."""
-        where = self.where
-        checks.mapping(where, params)
-        checks.mapping(where, grads, "gradients")
-        for odd in grads.keys() ^ params.keys():
-            raise ValueError(f"{where}: {odd} is in only one of params and grads")
-        if slots.keys() != set(self.slots) or any(moments.keys() != params.keys() for moments in slots.values()):
-            expected = f"expected {sorted(self.slots)} of the same parameters"
-            raise ValueError(f"{where}: the state has moments {sorted(slots)}, {expected}")
-        namespace(where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
-        for name, g in grads.items():
-            if g.shape != params[name].shape:
-                shapes = f"{tuple(g.shape)}, expected {tuple(params[name].shape)}"
-                raise ValueError(f"{where}: gradient of {name} has shape {shapes}")
+@functools.lru_cache(4096)
+def _place(patterns: tuple[str, ...], name: str) -> int:
+    """Return the number of the first pattern that matches a name."""
+    return next(k for k, pattern in enumerate(patterns) if fnmatch.fnmatchcase(name, pattern))
+
+
+@functools.lru_cache(64)
+def _groups(patterns: tuple[str, ...], names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Return the names that each pattern is the first to match."""
+    return tuple(tuple(n for n in names if _place(patterns, n) == k) for k in range(len(patterns)))
+
+
+@dataclass(frozen=True)
+class ByRules(Optimizer):
+    """Rules for the parameters whose names their patterns match first; a rule that is None freezes them.
+
+    An update is in two parts: the host makes `numbers`, and the rest need not wait for a GPU.
+    """
+
+    where: str
+    patterns: tuple[str, ...]
+    rules: tuple[_Rule | None, ...]
+
+    def frozen(self, name: str) -> bool:
+        return self.rules[_place(self.patterns, name)] is None
+
+    def init(self, params: Params) -> OptimState:
+        params = from_foreign(self.where, params)
+        checks.mapping(self.where, params)
+        xp = namespace(self.where, params)
+        for pattern, names in zip(self.patterns[:-1], _groups(self.patterns, tuple(params)), strict=False):
+            if not names:
+                expected = f"expected names among {checks.few(params)}"
+                raise ValueError(f"{self.where}: no parameter matches {checks.shown(pattern)} first, {expected}")
+        moments = self._by_slot(params)
+        return OptimState(0, {slot: {n: xp.zeros_like(p) for n, p in some.items()} for slot, some in moments.items()})
+
+    def numbers(self, step: int) -> tuple[float, ...]:
+        """Return all that depends on the number of updates done, such as the learning rate, rule by rule."""
+        return tuple(number for rule in self.rules if rule is not None for number in rule.numbers(step))
+
+    def update(
+        self, params: Params, grads: Params, state: OptimState, numbers: Any = None, counts: Any = None,
+        in_place: bool = False,
+    ) -> tuple[Params, OptimState]:  # fmt: skip
+        """Return the parameters and the state after an update.
+
+        `numbers` are those of this update where they are on the device, and `counts` is a 0-d array there: where it is
+        0 no array changes. With `in_place` new values take the places of the old ones.
+        """
+        params, grads = from_foreign(self.where, (params, grads))
+        if not isinstance(state, OptimState):
+            raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
+        numbers, slots = self.numbers(state.step) if numbers is None else numbers, state.slots
+        checks.mapping(self.where, params)
+        checks.mapping(self.where, grads, "gradients")
+        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
+        if None in self.rules:
+            grads, moving = ({n: a for n, a in arrays.items() if not self.frozen(n)} for arrays in (grads, params))
+        else:
+            moving = params
+        check_alike(f"{self.where}: gradients", grads, moving)
+        check_alike(f"{self.where}: moments", slots, self._by_slot(params))
+        new, after, first = dict(params), {slot: Params() for slot in slots}, 0
+        for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
+            width = 0 if rule is None else rule.width
+            its_numbers, first = tuple(numbers[first : first + width]), first + width
+            if rule is None or not names:
+                continue
+            columns = [[arrays[n] for n in names] for arrays in (params, grads, *(slots[slot] for slot in rule.slots))]
+            formula, into = rule.formula, (0, *range(2, len(columns))) if in_place else ()
+            if counts is not None:
+                formula, its_numbers = _unless_0(formula), (*its_numbers, counts)
+            results = foreach.apply(namespace_of(columns[0][0]), formula, columns, its_numbers, into, **rule.options)
+            targets = (new, *(after[slot] for slot in rule.slots))
+            for target, arrays in zip(targets, zip(*results, strict=True), strict=True):
+                target.update(zip(names, arrays, strict=True))
+        return new, OptimState(state.step + 1, after)
+
+    def _by_slot(self, params: Params) -> Slots:
+        """Return the parameters that have a moment, by slot."""
+        by_slot: Slots = {}
+        for rule, names in zip(self.rules, _groups(self.patterns, tuple(params)), strict=True):
+            for slot in rule.slots if rule is not None and names else ():
+                by_slot.setdefault(slot, {}).update((name, params[name]) for name in names)
+        return by_slot
 
 
 @functools.cache
@@ -483,58 +585,28 @@ def _adam(
     return p - rate * (m / (widening * xp.sqrt(v) + eps)), m, v
 
 
-@dataclass(frozen=True)
-class _ByName:
-    """Optimisers by patterns of names; the moments of the k-th are kept as `k.slot`."""
+def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
+    """Return a schedule as it is, once it has given a rate for no updates, and a number as a constant one."""
+    if not callable(value):
+        return functools.partial(_constant, rate=checks.above_0(where, name, value))
+    checks.finite(where, f"{name}(0)", checks.function(where, name, value)(0))
+    return value
 
-    patterns: tuple[str, ...]
-    optimizers: tuple[Optimizer | None, ...]
 
-    where = "by_name"
+# The schedules are partial applications of these functions, so that they can be pickled and copied.
 
-    @property
-    def parts(self) -> list[Parts | None]:
-        return [None if optimizer is None else optimizer.parts for optimizer in self.optimizers]
 
-    def place(self, name: str) -> int:
-        """Return the number of the pattern that decides for a parameter."""
-        return next(k for k, pattern in enumerate(self.patterns) if fnmatch.fnmatchcase(name, pattern))
+def _constant(step: int, rate: float) -> float:
+    return rate
 
-    def frozen(self, name: str) -> bool:
-        optimizer = self.optimizers[self.place(name)]
-        return optimizer is None or optimizer.frozen(name)
 
-    def share(self, k: int, arrays: Params) -> Params:
-        """Return the arrays for which the k-th pattern decides."""
-        return {name: a for name, a in arrays.items() if self.place(name) == k}
+def _step_decay(step: int, rate: float, every: int, factor: float) -> float:
+    return float(rate * factor ** (step // every))
 
-    def init(self, params: Params) -> OptimState:
-        checks.mapping("by_name", params)
-        slots: Slots = {}
-        for k, (pattern, optimizer) in enumerate(zip(self.patterns, self.optimizers, strict=True)):
-            part = self.share(k, params)
-            if not part and k + 1 < len(self.patterns):
-                raise ValueError(f"by_name: no parameter matches {checks.shown(pattern)} first: {checks.few(params)}")
-            if part and optimizer is not None:
-                slots |= {f"{k}.{slot}": moments for slot, moments in optimizer.init(part).slots.items()}
-        return OptimState(0, slots)
 
-    def numbers(self, step: int) -> tuple[float, ...]:
-        """Return the numbers of all optimisers, one after the other."""
-        return tuple(n for part in self.parts if part for n in part.numbers(step))
+def _cosine(step: int, rate: float, steps: int, floor: float) -> float:
+    return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
 
-    def apply(
-        self, params: Params, grads: Params, slots: Slots, numbers: Sequence[Any], *how: Any
-    ) -> tuple[Params, Slots]:
-        """Update by the numbers of all optimisers."""
-        new, after, first = dict(params), Slots(), 0
-        for k, part in enumerate(self.parts):
-            if part is None:
-                continue
-            its_numbers, first = numbers[first : first + part.width], first + part.width
-            its_slots = {name.removeprefix(f"{k}."): s for name, s in slots.items() if name.startswith(f"{k}.")}
-            if its_params := self.share(k, params):
-                updated, moments = part.apply(its_params, self.share(k, grads), its_slots, its_numbers, *how)
-                new |= updated
-                after |= {f"{k}.{slot}": arrays for slot, arrays in moments.items()}
-        return new, after
+
+def _warmup(step: int, steps: int, then: Schedule) -> float:
+    return then(0) * (step + 1) / (steps + 1) if step < steps else then(step - steps)

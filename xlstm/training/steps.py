@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable
@@ -21,13 +20,13 @@ from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
-from xlstm.training import decisions, optimizers
+from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback
-from xlstm.training.decisions import Decided, Given
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Graphs
+from xlstm.training.graphs import Decided, Given, Graphs, decide, decision
+from xlstm.training.optimizers import ByRules, Optimizer
 
-OPTIMIZER = checks.instance(optimizers.Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
+OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
 NOT_FINITE = "the loss or the norm of the gradient is not finite"
 AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
@@ -122,7 +121,7 @@ class Step:
         Wait for the loss and the norm of each step. Without that a step on CuPy is only asked for: `loss`, `norm` and
         `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or 32 steps later.
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
-        optimiser without `parts`, and where gradients are scaled, as in float16.
+        optimiser of your own, and where gradients are scaled, as in float16.
     graph : bool
         Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
         batch comes with the same shapes, lengths, options, kind of start (fresh or not) and place in an update (see
@@ -151,7 +150,7 @@ class Step:
     """
 
     model: Any
-    optimizer: optimizers.Optimizer
+    optimizer: Optimizer
     loss: Loss | None = field(default=None, kw_only=True)
     precision: Mixed | None = field(default=None, kw_only=True)
     callbacks: Iterable[Callback] = field(default=(), kw_only=True)
@@ -162,8 +161,8 @@ class Step:
     def __post_init__(self) -> None:
         flags = {"wait": checks.flag, "graph": checks.flag}
         checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, **flags)
-        if self.graph and self.optimizer.parts is None:
-            raise ValueError("Step: graph is True, which needs an optimizer with parts, such as those of xlstm.optim")
+        if self.graph and not isinstance(self.optimizer, ByRules):
+            raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
 
     def init(self, params: Params, seed: Seed = 0) -> StepState:
@@ -186,9 +185,8 @@ class Step:
             These are no parameters of a model, or a `precision` does not go with them.
         """
         params = from_foreign("train", params)
-        feed, scaling = Feed.of("train", self.model, params), Scaling()
-        if self.precision is not None:
-            feed, scaling = dataclasses.replace(feed, low=self.precision.below(feed.home)), self.precision.init()
+        feed = Feed.of("train", self.model, params, self.precision)
+        scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.graph and not compiles(feed.home.xp):
             raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
@@ -217,20 +215,21 @@ class Step:
             Numbers of the batch are not finite or do not fit into the dtype.
         """
         inputs = batch if isinstance(batch, Inputs) else state.feed.inputs(batch, where)
-        if not compiles(state.feed.home.xp) or self.optimizer.parts is None:
+        if not compiles(state.feed.home.xp) or not isinstance(self.optimizer, ByRules):
             return self._watched(state, inputs, where)
-        if self._waits or len(state.pending) == AHEAD:
+        waits = self.wait or self._scales
+        if waits or len(state.pending) == AHEAD:
             state = self.settle(state)
         before = None if state.masks is None else state.masks.bit_generator.state
         enqueued = self._enqueued(state, inputs)
-        if self._waits:
+        if waits:
             return self._awaited(state, enqueued, inputs, where, before)
         device_state = enqueued.device_state
         if self.graph:  # which changes it
             device_state = state.feed.home.xp.asarray(device_state, copy=True)
-        loss, norm, counts = (decisions.decision(device_state, name) for name in ("loss", "norm", "counts"))
-        taken = Taken(loss, norm, counts if enqueued.batches == 0 else False)
-        return enqueued._replace(pending=(*state.pending, where)), taken
+        loss, norm, counts = (decision(device_state, name) for name in ("loss", "norm", "counts"))
+        after_it = self._counted(enqueued, inputs)._replace(pending=(*state.pending, where))
+        return after_it, Taken(loss, norm, counts if after_it.batches == 0 else False)
 
     def settle(self, state: StepState) -> StepState:
         """Wait for all steps that were asked for, and return the state with the numbers that are known then.
@@ -260,14 +259,9 @@ class Step:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
 
-    @property
-    def _waits(self) -> bool:
-        """Whether the host waits for each step on a GPU."""
-        return self.wait or self._scales
-
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
-        feed, scaling, params = state.feed, state.scaling, state.params
+        feed, scaling = state.feed, state.scaling
         value, carried, used, grads = self._gradients(state, inputs, scaling.scale)
         with np.errstate(over="ignore", invalid="ignore"):
             norm = optimizers.global_norm(grads)
@@ -281,37 +275,54 @@ class Step:
         state = state._replace(carried=carried, scaling=next_scaling)
         if not math.isfinite(size):
             return state, Taken(loss, size, False)
-        if self.accumulate > 1:
-            sums, total = _added(state, grads, inputs.weight), state.weight + inputs.weight
-            if state.batches + 1 < self.accumulate:
-                return state._replace(sums=sums, weight=total, batches=state.batches + 1), Taken(loss, size, False)
-            state, grads = state._replace(sums=None, weight=0.0, batches=0), _each(_mean, [sums], (total or 1.0,))
-            norm = optimizers.global_norm(grads)
-        for callback in self.callbacks:
-            grads = callback.gradients(grads, norm)
-        params, moments = self.optimizer.update(params, grads, state.moments)
-        return state._replace(params=params, moments=moments, updates=state.updates + 1), Taken(loss, size, True)
+        total = state.weight + inputs.weight or 1.0
+        state = self._updated(state, grads, norm, (total, inputs.weight), self.optimizer.update)
+        state = self._counted(state, inputs)
+        return state, Taken(loss, size, state.batches == 0)
 
     def _enqueued(self, state: StepState, inputs: Inputs) -> StepState:
-        """Enqueue a step on a GPU; the state after it has the counts of a step that was taken."""
+        """Enqueue a step on a GPU; the state after it has the counts from before it."""
+        assert isinstance(self.optimizer, ByRules)
         home, total = state.feed.home, state.weight + inputs.weight
         if state.device_state is None:
             state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
         forgiven = after(self.precision, state.scaling, False) is not None
         first = Given(len(state.pending) + 1, state.scaling.scale, forgiven, inputs.weight, total or 1.0)
-        given = np.array([*first, *self.optimizer.parts.numbers(state.updates)])  # type: ignore[union-attr]
-        if self.graph:
-            graphs = state.graphs
-            if graphs is None or not graphs.hold(self, state):
-                graphs = Graphs(self, state)
-            step = functools.partial(self._arrays, in_place=True)
-            state = graphs.take(step, state, inputs, given)._replace(graphs=graphs)
-        else:
-            state = self._arrays(state, inputs, home.asarray(given, "float64"))
+        given = np.array([*first, *self.optimizer.numbers(state.updates)])
+        if not self.graph:
+            return self._arrays(state, inputs, home.asarray(given, "float64"))
+        graphs = state.graphs
+        if graphs is None or not graphs.hold(self, state):
+            graphs = Graphs(self, state)
+        step = functools.partial(self._arrays, in_place=True)
+        return graphs.take(step, state, inputs, given)._replace(graphs=graphs)
+
+    def _counted(self, state: StepState, inputs: Inputs) -> StepState:
+        """Return the state with the counts after a step that was taken."""
         if state.batches + 1 < self.accumulate:
-            return state._replace(weight=total, batches=state.batches + 1)
-        moments = state.moments._replace(step=state.moments.step + 1)
-        return state._replace(moments=moments, updates=state.updates + 1, sums=None, weight=0.0, batches=0)
+            return state._replace(weight=state.weight + inputs.weight, batches=state.batches + 1)
+        return state._replace(updates=state.updates + 1, sums=None, weight=0.0, batches=0)
+
+    def _updated(
+        self, state: StepState, grads: Params, norm: Array, numbers: Any, update: Any, in_place: bool = False
+    ) -> StepState:
+        """Return the state after an update by the gradients, or with them in its sums where more are to come.
+
+        The numbers are that of all targets of the update, that of this batch, and whether it counts.
+        """
+        total, *weights = numbers
+        if self.accumulate > 1:
+            sums = grads if state.sums is None else state.sums  # the first batch of an update does not look at them
+            into = (1,) if in_place and state.sums is not None else ()
+            state = state._replace(sums=_each(_weighted, [grads, sums], tuple(weights), into, first=state.batches == 0))
+            if state.batches + 1 < self.accumulate:
+                return state
+            grads = _each(_mean, [state.sums], (total,))
+            norm = optimizers.global_norm(grads)
+        for callback in self.callbacks:
+            grads = callback.gradients(grads, norm)
+        params, moments = update(state.params, grads, state.moments)
+        return state._replace(params=params, moments=moments)
 
     def _awaited(
         self, state: StepState, enqueued: StepState, inputs: Inputs, where: str, masks: Any
@@ -328,36 +339,26 @@ class Step:
             raise FloatingPointError(f"{where}: {NOT_FINITE}")
         scaling = after(self.precision, state.scaling, math.isfinite(decided.norm)) or state.scaling
         enqueued = enqueued._replace(scaling=scaling)
-        taken = Taken(decided.loss, decided.norm, enqueued.batches == 0 and bool(decided.counts))
         if not decided.counts:
-            counts = {name: getattr(state, name) for name in ("sums", "weight", "batches", "updates")}
-            enqueued = enqueued._replace(moments=enqueued.moments._replace(step=state.moments.step), **counts)
-        return enqueued, taken
+            moments = enqueued.moments._replace(step=state.moments.step)
+            return enqueued._replace(moments=moments, sums=state.sums), Taken(decided.loss, decided.norm, False)
+        enqueued = self._counted(enqueued, inputs)
+        return enqueued, Taken(decided.loss, decided.norm, enqueued.batches == 0)
 
     def _arrays(self, state: StepState, inputs: Inputs, given: Array, in_place: bool = False) -> StepState:
         """Return the state with its arrays after a step; nothing here waits, and a graph can capture it.
 
         With `in_place` parameters, moments and sums of gradients are changed where they are.
         """
+        assert isinstance(self.optimizer, ByRules)
         first, numbers = Given(*given[: len(Given._fields)]), list(given[len(Given._fields) :])
         loss, carried, _, grads = self._gradients(state, inputs, first.scale if self._scales else 1.0)
         norm = optimizers.global_norm(grads)
-        device_state = decisions.decide(state.feed.home.xp, state.device_state, loss, norm, first)
-        counts = decisions.decision(device_state, "counts")
+        device_state = decide(state.feed.home.xp, state.device_state, loss, norm, first)
+        counts = decision(device_state, "counts")
         state = state._replace(carried=carried, device_state=device_state)
-        if self.accumulate > 1:
-            state = state._replace(sums=_added(state, grads, first.targets, counts, in_place=in_place))
-            if state.batches + 1 < self.accumulate:
-                return state
-            grads = _each(_mean, [state.sums], (first.total,))
-            norm = optimizers.global_norm(grads)
-        for callback in self.callbacks:
-            grads = callback.gradients(grads, norm)
-        parts, moments = self.optimizer.parts, state.moments
-        assert parts is not None
-        grads = from_foreign("train", grads)  # those of a callback
-        params, slots = parts.apply(state.params, grads, moments.slots, numbers, counts, in_place)
-        return state._replace(params=params, moments=moments._replace(slots=slots))
+        update = functools.partial(self.optimizer.update, numbers=numbers, counts=counts, in_place=in_place)
+        return self._updated(state, grads, norm, (first.total, first.targets, counts), update, in_place)
 
     def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
         """Return the loss, the state of the model at the end, the weights that it was run with, and the gradients."""
@@ -383,16 +384,6 @@ def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
     if math.isfinite(loss):
         return f"loss is {loss:g}, the norm of the gradient overflows; clipping values or a wider dtype may help"
     return f"loss is {loss:g} though every parameter and gradient is finite: are there targets out of range?"
-
-
-def _added(state: StepState, grads: Params, weight: Any, *counts: Array, in_place: bool = False) -> Params:
-    """Return the gradients of a batch, times its weight, added to those that wait, unless `counts` is 0.
-
-    The first of an update begins new sums, in the places of the old ones with `in_place`.
-    """
-    sums = grads if state.sums is None else state.sums  # the first does not look at them
-    into = (1,) if in_place and state.sums is not None else ()
-    return _each(_weighted, [grads, sums], (weight, *counts), into, first=state.batches == 0)
 
 
 def _each(

@@ -35,8 +35,11 @@ def for_states(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:
     Vx = NONE[V.dtype] if x is None else contiguous(x).reshape(1, step.G, H, -1)
     of_x = 0 if x is None else step.G * -(-H // columns), Vx.shape[3]
     N, G, K, _ = V.shape
-    of_h = N, G * -(-K // columns), K
-    return [(Vx, V, aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)) for _ in range(parts)]
+    of_h, weights = (N, G * -(-K // columns), K), []
+    for _ in range(parts):
+        packed = aligned(V.dtype, *of_x, columns), aligned(V.dtype, *of_h, columns)
+        weights.append((Vx, V, *packed))
+    return weights
 
 
 def for_gradients(step: Step, columns: int, parts: int) -> list[tuple[Array, ...]]:

@@ -23,7 +23,6 @@ from xlstm.interop.onnx.onnx_files import library
 BATCH, TIME = 2**31 - 1, 2**31 - 19
 AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
-SMALL = 64  # numbers of a constant that is looked for among those there are
 
 float32, float64, int64 = np.dtype("float32"), np.dtype("float64"), np.dtype("int64")
 finfo = np.finfo
@@ -38,7 +37,6 @@ class Graph:
         self.constants: dict[str, Host] = {} if outer is None else outer.constants
         self.device: Any = object() if outer is None else outer.device
         self._count: list[int] = [0] if outer is None else outer._count
-        self._known: dict[Any, str] = {} if outer is None else outer._known
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -61,13 +59,10 @@ class Graph:
         return names
 
     def enter(self, values: Any, dtype: Any = None, name: str = "") -> str:
-        """Return the name of a constant; small ones that have none of their own are there once."""
-        host = np.array(values, dtype, order="C")
-        key = name or ((host.dtype.str, host.shape, host.tobytes()) if host.size < SMALL else len(self.constants))
-        if key not in self._known:
-            self._known[key] = name = name or f"constant{len(self.constants)}"
-            self.constants[name] = host
-        return self._known[key]
+        """Add a constant, and return its name."""
+        name = name or f"constant{len(self.constants)}"
+        self.constants[name] = np.array(values, dtype, order="C")
+        return name
 
 
 _current: contextvars.ContextVar[Graph] = contextvars.ContextVar("graph")
@@ -154,25 +149,15 @@ class Buffer(Array):
     """An array that is filled step by step along one axis, and read once it is full."""
 
     def __init__(self, shape: Sequence[int], dtype: Any) -> None:
-        self.steps: dict[int, Array] = {}
         super().__init__("", shape, dtype)
+        self.steps: dict[int, Array] = {}
 
     def __setitem__(self, key: tuple[Any, ...], value: Array) -> None:
         _, step, *tail = key  # (..., step, :, :)
-        self.axis = self.ndim - 1 - len(tail)
+        axis = self.ndim - 1 - len(tail)
         self.steps[step] = value[(..., None, *tail)]
-
-    @property
-    def name(self) -> str:
-        """The name of all steps together."""
-        if self.steps:
-            whole = concat([self.steps[step] for step in range(self.shape[self.axis])], self.axis)
-            self.name = whole.name
-        return self._name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self._name, self.steps = name, {}
+        if len(self.steps) == self.shape[axis]:
+            self.name = concat([self.steps[k] for k in range(self.shape[axis])], axis).name
 
 
 def _node(op_type: str, inputs: Sequence[Any], shape: Sequence[int], dtype: Any, **attributes: Any) -> Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xlstm.arrays.checks import shown
+from xlstm.data import reading
 from xlstm.interop.common import Host, package
 
 LARGEST = 2**31 - 1  # bytes of a protobuf message
@@ -25,11 +26,7 @@ def library() -> Any:
 
 def parsed(path: Path) -> Any:
     """Return the model in a file; raise ValueError if it is none, or has too many fields for its size."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: a folder, expected an ONNX file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such ONNX file")
-    if path.stat().st_size > LARGEST:
+    if reading.regular(path).stat().st_size > LARGEST:
         raise ValueError(f"{path}: has {path.stat().st_size} bytes, ONNX files have at most {LARGEST}")
     model, data = library().ModelProto(), path.read_bytes()
     try:

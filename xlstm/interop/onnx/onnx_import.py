@@ -27,7 +27,6 @@ from xlstm.interop.onnx.onnx_files import Constants, check, library, parsed
 
 OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
 LAYERS = 1000  # of a stack, at most
-MOST = 6  # values of an attribute: an LSTM has three activations for each direction
 GATE_COUNTS = {"LSTM": 4, "GRU": 3, "RNN": 1}
 LENGTHS = "sequence_lens"
 GIVEN = (LENGTHS, "initial_h", "initial_c")  # inputs that a call gives, or that are left out
@@ -69,7 +68,7 @@ def from_onnx(
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
+    OSError
         There is no such file, or none with the external data it names.
     ValueError
         It is no ONNX model; there is no such node, or there are several and nothing in the model proves that they
@@ -228,8 +227,6 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
     for entry in proto.attribute:
         value = library().helper.get_attribute_value(entry)
         if isinstance(value, list):
-            if len(value) > MOST:
-                raise ValueError(f"{where}: attribute {entry.name} has {len(value)} values, expected {MOST} at most")
             value = [text.decode(errors="replace") if isinstance(text, bytes) else text for text in value]
         elif isinstance(value, bytes):
             value = value.decode(errors="replace")

@@ -68,8 +68,8 @@ class Series(NamedTuple):
         return np.stack(shaped) if len({one.shape for one in shaped}) == 1 else shaped
 
 
-def read_arrays(where: str, series: Any, most: int) -> Series:
-    """Return one series, or several, each of at most so many axes, 1 or 2.
+def read_arrays(where: str, series: Any, most: int, name: str = "series") -> Series:
+    """Return one series, or several, each of at most so many axes, 1 or 2; `name` is that of the argument.
 
     Raises
     ------
@@ -80,23 +80,23 @@ def read_arrays(where: str, series: Any, most: int) -> Series:
         series = list(series)
     first = series[0] if isinstance(series, list | tuple) and len(series) else 0.0
     if not isinstance(first, list | tuple | range) and not np.ndim(first):
-        array = _numbers(where, "series", series, FORMS[most])
+        array = _numbers(where, name, series, FORMS[most])
         if array.ndim == 1:
-            return Series([_row(where, "series", array, 1)], [1], True)
+            return Series([_row(where, name, array, 1)], [1], True)
         if not 2 <= array.ndim <= most + 1:
-            raise ValueError(f"{where}: series has shape {array.shape}, expected {FORMS[most]}")
+            raise ValueError(f"{where}: {name} has shape {array.shape}, expected {FORMS[most]}")
         series = list(array)
     if len(series) == 0:
-        raise ValueError(f"{where}: series is empty, expected {FORMS[most]}")
-    arrays = [_numbers(where, f"series[{k}]", one, FORMS[most]) for k, one in enumerate(series)]
-    rows = [_row(where, f"series[{k}]", one, most) for k, one in enumerate(arrays)]
+        raise ValueError(f"{where}: {name} is empty, expected {FORMS[most]}")
+    arrays = [_numbers(where, f"{name}[{k}]", one, FORMS[most]) for k, one in enumerate(series)]
+    rows = [_row(where, f"{name}[{k}]", one, most) for k, one in enumerate(arrays)]
     return Series(rows, [one.ndim for one in arrays], False)
 
 
 def _numbers(where: str, name: str, given: Any, expected: str) -> Values:
     """Return numbers of any kind as float64 on the host, NaN for those that are missing or masked."""
     if frames.has_columns(given):
-        advice = "series may be one table, with series_id for several of them"
+        advice = "forecast takes one table, with series_id for several series"
         raise TypeError(f"{where}: {name} is a table, expected {expected}; {advice}")
     if checks.is_masked(given):
         given = np.where(np.ma.getmaskarray(given), np.nan, np.ma.getdata(given))

@@ -90,7 +90,7 @@ class Stream:
         new = host.reshape(B, -1)
         if not new.shape[1]:
             return
-        new = np.concatenate(items.read_arrays(where, list(new), 1).rows)
+        new = np.concatenate(items.read_arrays(where, list(new), 1, "values").rows)
         self._seen = np.concatenate((self._seen, new), axis=1)[:, -self.model.context :]
         self.count += new.shape[1]
 

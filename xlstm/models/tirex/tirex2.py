@@ -12,6 +12,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
 from xlstm.data.panels import Roles
 from xlstm.layers.module import Saved
@@ -97,6 +98,7 @@ class TiRex2(PatchNetwork):
     differencing: bool = True
 
     COVARIATES: ClassVar[bool] = True
+    _has_groups: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         where = "TiRex2"
@@ -157,10 +159,12 @@ class TiRex2(PatchNetwork):
         state: Any = None,
         train: bool = True,
         *,
+        lengths: Any = None,
+        seed: Seed | None = None,
+        keep: bool | None = None,
         groups: Any = None,
         targets: Any = None,
         known: Any = None,
-        **options: Any,
     ) -> tuple[Array, State, Saved | None]:
         """Run over a batch of rows of tokens.
 
@@ -169,7 +173,7 @@ class TiRex2(PatchNetwork):
         params : dict
         x : array (B, T, 2P)
             Tokens.
-        state, train
+        state, train, lengths, seed, keep
             As of `LSTM.forward`.
         groups : whole numbers (B,), optional
             The group of each row: rows with the same number see each other. By default each row is alone.
@@ -177,8 +181,6 @@ class TiRex2(PatchNetwork):
             Rows that are targets; the others are covariates, which do not see targets. By default all are targets.
         known : bool (B,), optional
             Rows whose future is known, which are also read from the end to the beginning; by default none is.
-        **options
-            lengths, seed and keep, as of `LSTM.forward`.
 
         Returns
         -------
@@ -192,9 +194,9 @@ class TiRex2(PatchNetwork):
             As of `LSTM.forward`; or `groups`, `targets` or `known` do not fit, or come with `lengths`.
         """
         together = self._groups(x, groups, targets, known)
-        if together is not None and options.get("lengths") is not None:
+        if together is not None and lengths is not None:
             raise ValueError("TiRex2: lengths and groups, targets or known exclude one another")
-        return super().forward(params, x, state, train, groups=together, **options)
+        return super().forward(params, x, state, train, lengths=lengths, seed=seed, keep=keep, groups=together)
 
     def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
         if groups is None and targets is None and known is None:
