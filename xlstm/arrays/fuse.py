@@ -56,7 +56,7 @@ def fuse(
     Returns
     -------
     array or tuple of array
-        Of the dtypes that NumPy would give them. Where no array is float64 they are computed in float32, else each
+        Results in the dtypes of NumPy. Where no array is float64 they are computed in float32, else each
         operation in the widest of its operands.
 
     Raises

@@ -194,7 +194,7 @@ def plain_namespace(
         Their names and shapes have to be those of `sizes`, a dict of tuples.
     x : array or None
     state : tuple or None
-        Of arrays, of None, and of such tuples.
+        It holds arrays, None, and such tuples.
 
     Returns
     -------

@@ -20,7 +20,7 @@ class Masks(NamedTuple):
     """The masks of one layer and direction; None where there are none."""
 
     drop: Array | None = None  # (P, B), by which h is multiplied before Wh, the same at all steps
-    # Of each state, rows (N, H) or one number: the share of the old state.
+    # Rows (N, H) or one number for each state: the share of the old state.
     zoneout: tuple[Array | float | None, ...] = ()
 
 

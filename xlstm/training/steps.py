@@ -57,7 +57,7 @@ class StepState(NamedTuple):
     feed : Feed
         The way of batches onto the device of the parameters.
     device_state : array or None
-        What the GPU decided, on CuPy; see `Decided`.
+        Decisions of the GPU, on CuPy; see `Decided`.
     pending : tuple of str
         The names of steps that the host has not looked at yet.
     graphs : Graphs or None

@@ -95,7 +95,7 @@ def exp(x: Any) -> Any:
 def log1p(x: Any) -> Any:
     """Return k ln 2 + log(1 + f) with 1 + x = 2^k (1 + f), and log(1 + f) = 2 atanh(s) with s = f / (2 + f).
 
-    What is lost of x in 1 + x is added at last. As libm has it, log1p(-1) is -inf, and below there is NaN.
+    The part of x that is lost in 1 + x is added at last. As libm has it, log1p(-1) is -inf, and below there is NaN.
     """
     u = F(1) + x
     lost = (x - (u - F(1))) / u
