@@ -35,6 +35,10 @@ class Root(TyperGroup):
         with one_line_errors():
             return super().parse_args(ctx, args)
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands as help lists them, `train` first."""
+        return sorted(super().list_commands(ctx), key="train".__ne__)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command."""
         with one_line_errors():

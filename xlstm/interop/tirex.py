@@ -228,7 +228,7 @@ def model_of(config: Config, where: str = "config") -> TiRex | TiRex2:
     if not isinstance(config, Mapping):
         raise TypeError(f"{where}: is a {type(config).__name__}, expected a dict")
     if ("model_config" in config) == ("stack_config" in config):
-        problem = f"has the keys {checks.few(map(str, config))}"
+        problem = f"has the keys {checks.few(map(str, config)) or None}"
         raise ValueError(f"{where}: {problem}, expected model_config for TiRex-1 or stack_config for TiRex-2")
     return _first(config, where) if "model_config" in config else _second(config, where)
 

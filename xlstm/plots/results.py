@@ -238,7 +238,7 @@ def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead:
         axes.plot(time[part], forecasts[part], color=FORECAST, linewidth=1.0, label="forecast, one step ahead")
         figures.label(axes, f"{series.name}: {title}", y=series.name)
     _draw_fan(end, series, ahead)
-    figures.legend(end, loc="upper left")
+    figures.legend(figure, end, loc="outside lower right", ncols=3)
     figures.legend(figure, whole, loc="outside upper right", ncols=2)
     return figure
 
