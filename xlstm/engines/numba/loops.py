@@ -22,7 +22,7 @@ F: Any = np.float32
 U: Any = np.uintp  # an unsigned index never counts from the end
 INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
 MOST = 12  # rows of the largest tile
-SLIVERS2 = 4  # slivers of the widest one
+SLIVERS1 = 4  # slivers of the widest one
 UNITS = 1024  # of the cell in a piece
 
 
@@ -82,7 +82,7 @@ def cut(n: int, slivers: int, heads: int, size: int) -> tuple[int, int, int]:
     A piece has whole tiles, and all rows unless there would be too few pieces for all threads.
     """
     least = (heads * slivers + 4 * size - 1) // (4 * size)
-    group = (least + SLIVERS2 - 1) // SLIVERS2 * SLIVERS2
+    group = (least + SLIVERS1 - 1) // SLIVERS1 * SLIVERS1
     across, rows = (slivers + group - 1) // group, max(n, 1)
     if heads * across < size:
         rows = ((n + size - 1) // size + MOST - 1) // MOST * MOST

@@ -17,7 +17,7 @@ F: Any = np.float32
 U: Any = np.uintp
 INT: Any = np.int64  # Numba compiles a function for a literal number apart from that for other integers
 MOST, COLUMNS, LANES = 12, 32, 16  # rows of the largest tile, columns of a sliver, and numbers of a vector
-SLIVERS2 = SLIVERS4 = 1  # slivers that a tile of so many rows takes
+SLIVERS1 = SLIVERS2 = SLIVERS4 = 1  # slivers that a tile of so many rows takes
 
 DEPTH = 256  # so many rows of both factors of `products_over_rows` stay in the cache
 PANELS = 40  # so many panels of the left one, and no more, stay in the cache of a core
@@ -27,7 +27,7 @@ LINE = 16  # numbers of a cache line, or of two
 
 
 stand_in: Any = None
-tile = tile2 = tile4 = tile8 = stand_in  # of `vectors.py`: tile has MOST rows, the others as their names say
+tile = tile1 = tile2 = tile4 = tile8 = stand_in  # of `vectors.py`: tile has MOST rows, the others as their names say
 copy_turned = call_product = stand_in
 
 
@@ -120,7 +120,10 @@ def product(a: Any, rows: Any, b: Any, slivers: Any, out: Any, to: Any, add: boo
         q1, final = q + 1, q + 1 == stop
         if left == 0:
             pass
-        elif left <= 2:
+        elif left == 1:
+            if final or q1 % SLIVERS1 == 0:
+                tile1(a, last, row, pace, left, b, q - q % SLIVERS1, 0, out, end, line, gate, width, per, add)
+        elif left == 2:
             if final or q1 % SLIVERS2 == 0:
                 tile2(a, last, row, pace, left, b, q - q % SLIVERS2, 0, out, end, line, gate, width, per, add)
         elif left <= 4:

@@ -19,8 +19,8 @@ VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = (16, 32, 64)
 # Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none waits for the last.
 # AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for batches of few sequences.
-WIDE = ((2, 8), (4, 4), (8, 2), (12, 2))
-NARROW = ((2, 4), (4, 2), (6, 2))
+WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
+NARROW = ((1, 8), (2, 4), (4, 2), (6, 2))
 
 
 class Shape(NamedTuple):
