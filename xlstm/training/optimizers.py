@@ -483,22 +483,24 @@ class ByRules(Optimizer):
         """Return all that depends on the number of updates done, such as the learning rate, rule by rule."""
         return tuple(number for rule in self.rules if rule is not None for number in rule.numbers(step))
 
-    def update(
-        self, params: Params, grads: Params, state: OptimState, numbers: Any = None, counts: Any = None,
-        in_place: bool = False,
-    ) -> tuple[Params, OptimState]:  # fmt: skip
-        """Return the parameters and the state after an update.
-
-        `numbers` are those of this update where they are on the device, and `counts` is a 0-d array there: where it is
-        0 no array changes. With `in_place` new values take the places of the old ones.
-        """
+    def update(self, params: Params, grads: Params, state: OptimState) -> tuple[Params, OptimState]:
         params, grads = from_foreign(self.where, (params, grads))
         if not isinstance(state, OptimState):
             raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
-        numbers, slots = self.numbers(state.step) if numbers is None else numbers, state.slots
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
         namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
+        return self.apply(params, grads, state, self.numbers(state.step))
+
+    def apply(
+        self, params: Params, grads: Params, state: OptimState, numbers: Any, counts: Any = None, in_place: bool = False
+    ) -> tuple[Params, OptimState]:
+        """Return the parameters and the state after an update, of which `numbers` may be on the device.
+
+        `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values take the places of the
+        old ones.
+        """
+        slots = state.slots
         if None in self.rules:
             grads, moving = ({n: a for n, a in arrays.items() if not self.frozen(n)} for arrays in (grads, params))
         else:

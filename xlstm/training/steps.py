@@ -357,7 +357,7 @@ class Step:
         device_state = decide(state.feed.home.xp, state.device_state, loss, norm, first)
         counts = decision(device_state, "counts")
         state = state._replace(carried=carried, device_state=device_state)
-        update = functools.partial(self.optimizer.update, numbers=numbers, counts=counts, in_place=in_place)
+        update = functools.partial(self.optimizer.apply, numbers=numbers, counts=counts, in_place=in_place)
         return self._updated(state, grads, norm, (first.total, first.targets, counts), update, in_place)
 
     def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
