@@ -120,6 +120,8 @@ def test_a_learning_rate_is_a_number_or_a_schedule():
     params = {"a": np.ones(1)}
     with pytest.raises(TypeError, match=r"sgd: lr\(0\) is 'fast', expected a number"):
         optimizers.sgd(lambda step: "fast")
+    with pytest.raises(TypeError, match=r"sgd: lr is no schedule .*takes 0 positional arguments"):
+        optimizers.sgd(lambda: 0.1)
     odd = optimizers.sgd(lambda step: float("nan") if step else 0.1)
     params, state = odd.update(params, params, odd.init(params))
     with pytest.raises(ValueError, match="sgd: lr is nan"):

@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 1_610,
 }
 CUDA = 1_410
-TESTS = 18_450
+TESTS = 18_460
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

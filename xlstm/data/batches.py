@@ -392,7 +392,8 @@ def _arrays(name: str, given: Any, kind: checks.Kind, lengths: Host | None = Non
         raise ValueError(f"Sequences: {name} has {len(rows)} entries, expected {expected}")
     for k, (row, length) in enumerate(zip(rows, () if lengths is None else lengths, strict=False)):
         if row.shape[:1] != (length,):
-            raise ValueError(f"Sequences: {name}[{k}] has shape {row.shape}, expected (T, ...) with T = {length}")
+            expected = f"(T, ...) with T = {length}" + (", as every_step is True" if name == "target" else "")
+            raise ValueError(f"Sequences: {name}[{k}] has shape {row.shape}, expected {expected}")
     return rows
 
 

@@ -591,7 +591,11 @@ def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
     """Return a schedule as it is, once it has given a rate for no updates, and a number as a constant one."""
     if not callable(value):
         return functools.partial(_constant, rate=checks.above_0(where, name, value))
-    checks.finite(where, f"{name}(0)", checks.function(where, name, value)(0))
+    try:
+        first = checks.function(where, name, value)(0)
+    except Exception as error:
+        raise TypeError(f"{where}: {name} is no schedule ({checks.shown(value)}: {error})") from error
+    checks.finite(where, f"{name}(0)", first)
     return value
 
 
