@@ -489,7 +489,6 @@ class ByRules(Optimizer):
             raise TypeError(f"{self.where}: state is {checks.shown(state)}, expected what init or update gave")
         checks.mapping(self.where, params)
         checks.mapping(self.where, grads, "gradients")
-        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         return self.apply(params, grads, state, self.numbers(state.step))
 
     def apply(
@@ -500,6 +499,7 @@ class ByRules(Optimizer):
         `counts` is a 0-d array there: where it is 0 no array changes. With `in_place` new values take the places of the
         old ones.
         """
+        namespace(self.where, {**params, **{f"gradient of {name}": g for name, g in grads.items()}})
         slots = state.slots
         if None in self.rules:
             grads, moving = ({n: a for n, a in arrays.items() if not self.frozen(n)} for arrays in (grads, params))
