@@ -409,7 +409,7 @@ class Run:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """What decides the numbers of a run, apart from the arrays; a run that goes on has to share it."""
+        """The settings that decide the numbers of a run, apart from the arrays; a run that goes on shares them."""
         step, data = self.step, {"first batch": self.data, "first batch of validation": self.validation}
         return {
             "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,

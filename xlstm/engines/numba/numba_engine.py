@@ -109,7 +109,7 @@ class NumbaTape(Tape):
     def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence of the first step at its own end."""
         step, lean = self.step, keep == "nothing"
-        compiled: Kernels = step.compiled or kernels(step)
+        compiled: Kernels = step.compiled or kernels(step)  # as the property gives them, without its call
         kernel = compiled.forward if keep == "all" else compiled.lean
         H, G, first, N, dtype = step.H, step.G, self.first, self.x.shape[0], self.x.dtype
         for name, start in zip(compiled.step.carried, state[1:], strict=True):
