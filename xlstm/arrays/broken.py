@@ -70,7 +70,8 @@ def failed(name: str, error: Exception, instead: str = "operations of CuPy do it
     except RuntimeError:
         problem = f"{name}, or a kernel before it, failed while it ran ({probe.first_line(error)})"
         raise CudaError(f"cuda: {problem}; {current()} answers nothing more to this process") from error
-    note(start or name, f"{name} {reason(error)}", instead)
+    why = reason(error)
+    note(start or name, why if why.startswith(name) else f"{name} {why}", instead)
 
 
 def note(start: str, why: str, instead: str) -> None:
@@ -93,7 +94,7 @@ def cache(function: Function) -> Function:
 def reason(error: Exception) -> str:
     """Return in one line why a kernel was not compiled or launched, without names of files."""
     if isinstance(error, CudaError):
-        return str(error).partition("\n")[0].removeprefix("cuda: ")
+        return str(error).partition("\n")[0].removeprefix(f"cuda: on {current()} ")
     if isinstance(error, probe.cupy().cuda.compiler.CompileException):
         lines = error.get_message().splitlines()
         found = (line[line.index("error") :] for line in lines if "error" in line)

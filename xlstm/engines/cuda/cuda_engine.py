@@ -25,6 +25,7 @@ from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
+AGAIN = "xlstm_again_step"  # the kernel that makes what was not kept
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
 
 
@@ -60,10 +61,10 @@ class Cuda:
         """Run all steps; see `Engine`."""
         tape = CudaTape(self, step, widths, x, state)
         try:
-            end = tape.forward(keep)
+            end = tape.forward("all" if keep == "states" and not broken.works(AGAIN) else keep)
         except CudaError as error:
-            engine = self._instead(step, widths, tape.choice.name, error)
-            return engine.forward(step, x, state, widths, keep)
+            _failed(tape.choice.name, error)
+            return self._next(step, widths).forward(step, x, state, widths, keep)
         return tape.y, end, tape
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
@@ -71,35 +72,42 @@ class Cuda:
         device = launch.device(step.xp, step.Wh)
         if device is None or told()[0] == "loop":
             return None
-        function, choice, _ = plan(step, [(1, x.shape[0])], device)
+        widths = [(1, x.shape[0])]
+        function, choice, _ = plan(step, widths, device)
+        if function is None:
+            return None
         name = f"step {choice.name}"
-        if function is None or not broken.works(name):
-            return None
-        try:
-            return Single(step, x).run(state)
-        except CudaError as error:
-            self._instead(step, [(1, x.shape[0])], name, error)
-            return None
+        if broken.works(name):
+            try:
+                return Single(step, x).run(state)
+            except CudaError as error:
+                _failed(name, error)
+        y, end, _ = self._next(step, widths).forward(step, x, [s.T for s in state], widths, "nothing")
+        return [y, *(s.T for s in end)]
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        engine: Cuda | ArrayApi = self
         if told()[0] != "auto" or broken.works(tape.choice.name):
             try:
                 return tape.backward(dy, dstate)
             except CudaError as error:
-                engine = self._instead(tape.step, tape.widths, tape.choice.name, error)
-        _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
+                _failed(tape.choice.name, error)
+        # The forward pass begins again, too: the next path may not know how to go on with what this one kept.
+        _, _, again = self._next(tape.step, tape.widths).forward(tape.step, tape.x, tape.initial, tape.widths, "all")
         found: tuple[Gradients, list[Array]] = again.engine.backward(again, dy, dstate)
         return found
 
-    def _instead(self, step: Step, widths: Widths, name: str, error: CudaError) -> Cuda | ArrayApi:
-        """Return the engine that runs a step whose choice of this name failed, unless that was asked for."""
-        if told()[0] != "auto":
-            raise error
-        broken.failed(f"path {name.partition(' ')[0]}:", error, "another path does its work", name)
+    def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
+        """Return the engine of the path that comes after those that are broken."""
         return ARRAY_API if self.refuses(step, widths) else self
+
+
+def _failed(name: str, error: CudaError) -> None:
+    """Note that the choice of a name is broken, or raise the error where it was asked for."""
+    if told()[0] != "auto":
+        raise error
+    broken.failed(f"path {name.removeprefix('step ').partition(' ')[0]}:", error, "another path does its work", name)
 
 
 class CudaTape(Kernels, Tape):
@@ -175,7 +183,12 @@ class CudaTape(Kernels, Tape):
     @property
     def segments(self) -> list[Kept]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
-        xp, made, found = self.step.xp, self._whole(), []
+        xp, made, found = self.step.xp, self.rows_kept, []
+        if broken.works(AGAIN):
+            try:
+                made = self._whole()
+            except CudaError as error:
+                broken.failed(AGAIN, error, "the cell's own functions do its work")
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
             k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n
@@ -186,8 +199,9 @@ class CudaTape(Kernels, Tape):
                 # The state after the last step is that before the next one, or at the end of a sequence.
                 after = xp.concat((made[name][last : last + more, :].T, end[:, more:n]), axis=1)
                 carry.append(xp.concat((arrays[name], after[None, ...])))
-            found.append(Kept(segment, carry, self.function.restore(arrays)))
-        return found
+            whole = made.keys() >= self.function.saved.keys()
+            found.append(Kept(segment, carry, self.function.restore(arrays) if whole else None))
+        return [self.complete(kept) for kept in found]
 
     def _whole(self) -> dict[str, Array]:
         """Return the arrays that backward needs; saved ones that were not kept are made again from the states."""

@@ -72,7 +72,7 @@ def resident(source: Source, threads: int) -> int:
         raise _refused(source, error, str(source.blocks), threads) from error
     if found < source.blocks:
         problem = f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run at once"
-        raise CudaError(f"cuda: {problem} on {broken.current()}")
+        raise CudaError(f"cuda: on {broken.current()} {problem}")
     return found
 
 
@@ -107,7 +107,7 @@ def _refused(source: Source, error: Exception, blocks: str, threads: int) -> Cud
     log, size = "", f": {blocks} blocks of {threads} threads with {source.shared} bytes"
     if isinstance(error, probe.cupy().cuda.compiler.CompileException):
         log, size = f" NVRTC says:\n{error.get_message()}", ""
-    why = f"{source.name} {broken.reason(error)} on {broken.current()}{size}"
+    why = f"on {broken.current()} {source.name} {broken.reason(error)}{size}"
     return CudaError(f"cuda: {why}\nXLSTM_CUDA_PATH=loop goes without own kernels.{log}")
 
 
