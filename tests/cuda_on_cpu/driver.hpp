@@ -38,6 +38,7 @@ int most_shared();  // bytes that a block may have
 using Op = std::function<cudaError_t()>;
 using Words = vector<const void*>;  // that may be addresses
 cudaError_t submit(void* stream, const char* kind, const string& what, Op op, const Words& words = {});
+bool idle(void* stream, const char* kind);  // whether an operation is counted and no more
 cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
 cudaError_t finish(void* stream);
 cudaError_t finish_all();

@@ -187,6 +187,7 @@ def real(dtype: Any) -> str:
     return "double" if name(dtype) == "float64" else "float"
 
 
+@functools.lru_cache(maxsize=64)
 def name(dtype: Any) -> str:
     """Return the name that kernels have for a dtype."""
     return str(np.dtype(dtype).name)
