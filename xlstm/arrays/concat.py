@@ -83,7 +83,7 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
         like: Array = next(part for part in parts if not isinstance(part, Filled))
         arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
         return xp.concat(arrays, axis=axis)
-    result, grid, layout, *numbers = probe.cupy().empty(*made[0]), *made[1:]
+    result, grid, layout, *numbers = probe.cupy().ndarray(*made[0]), *made[1:]
     addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts]
     table = device.with_addresses([*addresses, *[0] * (PARTS - len(parts))], layout)
     device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))

@@ -123,7 +123,7 @@ def apply(
     real = REAL[fuse.real(dtypes[0])]
     given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
     plan, cp = _plan(shapes, len(columns)), probe.cupy()
-    flat = [] if into else [cp.empty((plan.chunks * CHUNK,), dtype=dtype) for dtype in results]
+    flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
     _launch(kernel, plan, columns, *flat, *given)
     if into:
         return list(zip(*(columns[k] for k in into), strict=True))
@@ -159,7 +159,7 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
         return xp.sqrt(sum(squares[1:], squares[0]))
     dtype, plan = arrays[0].dtype, _plan(tuple([a.shape for a in arrays]), 1)
     kernel, root = _squares_kernels(dtype)
-    sums = probe.cupy().empty((plan.chunks,), dtype=REAL[fuse.real(dtype)])
+    sums = probe.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
     _launch(kernel, plan, [arrays], sums)
     return root(sums, axis=0)
 
