@@ -92,7 +92,7 @@ def alone(path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for other in {"cluster", "grid", "plain"} - {path}:
-            broken.note(f"{other} ", f"{other} is not tried", "another one is")
+            broken.note(f"{other} ", "it is not tried")
 
 
 # A path, and what the text of its kernels of passes has.
@@ -116,7 +116,7 @@ def test_recurrent_layers(monkeypatch, path, stage, kind, options):
     part = LOOPS[path] if stage == "compile" and path != "pointwise" else f"xlstm_{kind}"
     with gpu.refusing(stage, part):
         alone(path)
-        with pytest.warns(RuntimeWarning, match="xlstm_.*; .* work") as found:
+        with pytest.warns(RuntimeWarning, match="xlstm_.*; a slower way does its work") as found:
             agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
         agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
     said = [str(one.message) for one in found]
@@ -146,7 +146,7 @@ def test_what_was_asked_for_is_refused():
         ):
             results(layer, "float32")
         alone("cluster")
-        with pytest.warns(RuntimeWarning, match="path cluster: xlstm_forward does not compile"):
+        with pytest.warns(RuntimeWarning, match="cluster .*: xlstm_forward does not compile"):
             results(layer, "float32")
         with cuda.use("cluster"), pytest.raises(CudaError, match="#define CLUSTER 1"):
             results(layer, "float32")
@@ -163,7 +163,7 @@ def test_chunks_of_an_mlstm(dtype, stage, kind):
     layer = xlstm.mLSTM(3, 16, num_heads=2)
     exact = results_of(layer, "numpy", "float64")
     with gpu.refusing(stage, f"xlstm_chunk_{kind}"):
-        with pytest.warns(RuntimeWarning, match=f"chunks of an mLSTM: xlstm_chunk_{kind} .*batched products") as found:
+        with pytest.warns(RuntimeWarning, match=f"chunks .*: xlstm_chunk_{kind} ") as found:
             agree(results_of(layer, "cupy", dtype), exact, TOLERANCE[dtype], largest)
         agree(results_of(layer, "cupy", dtype), exact, TOLERANCE[dtype], largest)
     assert len(found) == 1
@@ -204,7 +204,7 @@ def test_blocks_that_wait_for_one_another_have_room(monkeypatch, path):
     expected = results(layer, backend="numpy")
     gpu.first_contact()
     alone(path)
-    words = f"path {path}: .* wait for one another, and [02] run at once"
+    words = f"{path} .* wait for one another, and [02] run at once"
     with cuda_on_cpu.configured(part=2), pytest.warns(RuntimeWarning, match=words):
         agree(results(layer, "float32"), expected, TOLERANCE["float32"], largest)
     gpu.first_contact()

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import broken, device
-from xlstm.arrays.broken import CudaError
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_chunks as plain
@@ -97,12 +96,10 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
         The state after the last step.
     saved : Saved
     """
+    found: tuple[Array, Array, Array, Array, Saved] | None = None
     if given[-1] is not None:
-        try:
-            return _chunkwise(xp, *given)
-        except CudaError as error:
-            _failed(given[-1], error)
-    return None
+        found = broken.attempt(given[-1].name, _chunkwise, xp, *given)
+    return found
 
 
 def chunkwise_bwd(
@@ -110,19 +107,12 @@ def chunkwise_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
     made, given = saved.made, (dh, dC, dn, dm)
-    if broken.works(made.name):
-        try:
-            return _chunkwise_bwd(xp, *given, saved)
-        except CudaError as error:
-            _failed(made, error)
-    options = made.eps, made.forget
-    q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
-    *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, *options, made.shape.L)
-    return plain.chunkwise_bwd(xp, *given, again, *options)
-
-
-def _failed(made: Kernels, error: CudaError) -> None:
-    broken.failed("chunks of an mLSTM:", error, "batched products do their work", made.name)
+    found: tuple[Array, ...] | None = broken.attempt(made.name, _chunkwise_bwd, xp, *given, saved)
+    if found is None:
+        q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
+        *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, made.eps, made.forget, made.shape.L)
+        found = plain.chunkwise_bwd(xp, *given, again, made.eps, made.forget)
+    return found
 
 
 def _chunkwise(

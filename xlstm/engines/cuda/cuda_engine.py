@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import broken, constants
-from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
@@ -60,10 +59,9 @@ class Cuda:
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
         tape = CudaTape(self, step, widths, x, state)
-        try:
-            end = tape.forward("all" if keep == "states" and not broken.works(AGAIN) else keep)
-        except CudaError as error:
-            _failed(tape.choice.name, error)
+        keep = "all" if keep == "states" and not broken.works(AGAIN) else keep
+        end = _attempt(tape.choice.name, tape.forward, keep)
+        if end is None:
             return self._next(step, widths).forward(step, x, state, widths, keep)
         return tape.y, end, tape
 
@@ -76,26 +74,20 @@ class Cuda:
         function, choice, _ = plan(step, widths, device)
         if function is None:
             return None
-        name = f"step {choice.name}"
-        if broken.works(name):
-            try:
-                return Single(step, x).run(state)
-            except CudaError as error:
-                _failed(name, error)
+        found = _attempt(f"step {choice.name}", Single(step, x).run, state)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
         y, end, _ = self._next(step, widths).forward(step, x, [s.T for s in state], widths, "nothing")
         return [y, *(s.T for s in end)]
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        if told()[0] != "auto" or broken.works(tape.choice.name):
-            try:
-                return tape.backward(dy, dstate)
-            except CudaError as error:
-                _failed(tape.choice.name, error)
-        # The forward pass begins again, too: the next path may not know how to go on with what this one kept.
-        _, _, again = self._next(tape.step, tape.widths).forward(tape.step, tape.x, tape.initial, tape.widths, "all")
-        found: tuple[Gradients, list[Array]] = again.engine.backward(again, dy, dstate)
+        found: tuple[Gradients, list[Array]] | None = _attempt(tape.choice.name, tape.backward, dy, dstate)
+        if found is None:  # the forward pass begins again, too: the next path keeps other values
+            engine = self._next(tape.step, tape.widths)
+            _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
+            found = again.engine.backward(again, dy, dstate)
         return found
 
     def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
@@ -103,11 +95,9 @@ class Cuda:
         return ARRAY_API if self.refuses(step, widths) else self
 
 
-def _failed(name: str, error: CudaError) -> None:
-    """Note that the choice of a name is broken, or raise the error where it was asked for."""
-    if told()[0] != "auto":
-        raise error
-    broken.failed(f"path {name.removeprefix('step ').partition(' ')[0]}:", error, "another path does its work", name)
+def _attempt(name: str, run: Callable[..., Any], *args: Any) -> Any:
+    """Do as `broken.attempt`, but raise the error where a path was asked for."""
+    return broken.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
 
 class CudaTape(Kernels, Tape):
@@ -183,12 +173,8 @@ class CudaTape(Kernels, Tape):
     @property
     def segments(self) -> list[Kept]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
-        xp, made, found = self.step.xp, self.rows_kept, []
-        if broken.works(AGAIN):
-            try:
-                made = self._whole()
-            except CudaError as error:
-                broken.failed(AGAIN, error, "the cell's own functions do its work")
+        xp, found = self.step.xp, []
+        made = broken.attempt(AGAIN, self._whole) or self.rows_kept
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
             k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n

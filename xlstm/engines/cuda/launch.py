@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -83,24 +84,15 @@ def _resident(source: Source, threads: int, number: int) -> int:
     if not source.cluster:
         each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, source.shared)
         return int(each * cuda.runtime.deviceGetAttribute(SMS, number))
-    found, config = ctypes.c_int(), _Config((source.blocks, 1, 1, threads, 1, 1, source.shared))
+    found = ctypes.c_int()
+    # The type CUlaunchConfig: sizes of the grid and of a block, shared memory, stream, attributes, and how many.
+    config = struct.pack("@7I2PI", source.blocks, 1, 1, threads, 1, 1, source.shared, 0, 0, 0)
     try:
         ask = ctypes.CDLL(DRIVER).cuOccupancyMaxActiveClusters
     except (OSError, AttributeError):  # the launch will show it
         return source.blocks
-    status = ask(ctypes.byref(found), ctypes.c_void_p(function), ctypes.byref(config))
+    status = ask(ctypes.byref(found), ctypes.c_void_p(function), config)
     return source.blocks * (1 if status else found.value)
-
-
-class _Config(ctypes.Structure):
-    """The type CUlaunchConfig: three sizes of the grid, three of a block, and shared memory; then nothing."""
-
-    _fields_ = (
-        ("sizes", 7 * ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("count", ctypes.c_uint),
-    )
 
 
 def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
