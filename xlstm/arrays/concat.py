@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 AXES, PARTS, THREADS = 6, 6, 256
@@ -76,14 +76,21 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
         parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
         return concat(xp, parts, axis)
     made = None
-    if fuse.compiles(xp):
+    if fuse.compiles(xp) and broken.works("xlstm_concat"):
         lie = tuple(part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides) for part in parts)
         made = _layout(lie, axis)
-    if made is None:
-        like: Array = next(part for part in parts if not isinstance(part, Filled))
-        arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
-        return xp.concat(arrays, axis=axis)
-    result, grid, layout, *numbers = probe.cupy().ndarray(*made[0]), *made[1:]
+    if made is not None:
+        try:
+            return _launched(parts, *made)
+        except Exception as error:
+            broken.failed("xlstm_concat", error)
+    like: Array = next(part for part in parts if not isinstance(part, Filled))
+    arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
+    return xp.concat(arrays, axis=axis)
+
+
+def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any) -> Array:
+    result = probe.cupy().ndarray(*kind)
     addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts]
     table = device.with_addresses([*addresses, *[0] * (PARTS - len(parts))], layout)
     device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe, strides
+from xlstm.arrays import broken, device, fuse, probe, strides
 from xlstm.arrays.namespace import SINGLE, Array, Namespace
 from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
 from xlstm.tracing.symbols import UntraceableError
@@ -66,20 +66,25 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
         found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back
-    found = _launched(function, arrays, options) if fuse.compiles(xp) else None
+    found = _launched(xp, function, arrays, options) if fuse.compiles(xp) else None
     found = fuse.looped(xp, function, arrays, 0, options) if found is None else found
     return function(xp, *arrays, **options) if found is None else found
 
 
-def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
+def _launched(xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
     """Return the results from one launch, or None where there is no kernel for these arrays."""
     plan = _plan(function, tuple([(a.dtype, a.shape, a.strides) for a in arrays]), tuple(options.items()))
     if plan is None:
         return None
     kernel, grid, threads, given, results = plan
-    outputs = [probe.cupy().ndarray(shape, dtype) for shape, dtype in results]
-    kernel(grid, threads, (*given, *arrays, *outputs))
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+    if broken.works(kernel.name):
+        try:
+            outputs = [probe.cupy().ndarray(shape, dtype) for shape, dtype in results]
+            kernel(grid, threads, (*given, *arrays, *outputs))
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    return fuse.plain(xp, function, arrays, options)
 
 
 @functools.lru_cache(maxsize=1024)
