@@ -16,6 +16,7 @@ using std::map, std::string, std::to_string, std::vector;
 // ---- calls.cpp
 extern map<string, int> settings;
 extern map<string, long> counts;
+extern string refused;  // what the names of kernels begin with that are not launched, where it is not ""
 extern std::recursive_mutex mutex;
 #define LOCK const std::lock_guard<std::recursive_mutex> guard(mutex)
 void note(const string& name);     // where names are asked for
@@ -30,6 +31,7 @@ template <class T> auto holding(T& all, const void* p) {  // the item of a map b
     return i != all.begin() && (char*)p < std::prev(i)->first + std::prev(i)->second.size ? &*std::prev(i) : nullptr;
 }
 int processors();
+int available();  // of the processors, where others have a part of the device
 int most_shared();  // bytes that a block may have
 
 // ---- streams.cpp
