@@ -116,7 +116,7 @@ def test_recurrent_layers(monkeypatch, path, stage, kind, options):
     part = LOOPS[path] if stage == "compile" and path != "pointwise" else f"xlstm_{kind}"
     with gpu.refusing(stage, part):
         alone(path)
-        with pytest.warns(RuntimeWarning, match="xlstm_.*; a slower way does its work") as found:
+        with pytest.warns(RuntimeWarning, match="xlstm_.*; another way does its work") as found:
             agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
         agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
     said = [str(one.message) for one in found]

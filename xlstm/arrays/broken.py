@@ -71,7 +71,11 @@ def note(start: str, why: str) -> None:
     for cached in _caches:
         cached.cache_clear()
     if not said:
-        warnings.warn(f"cuda: on {card} {start}: {why}; a slower way does its work", RuntimeWarning, stacklevel=3)
+        warnings.warn(
+            f"cuda: on {card} {start.strip()}: {why}; another way does its work where there is one",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def cache(function: Function) -> Function:

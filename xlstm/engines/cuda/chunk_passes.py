@@ -98,7 +98,7 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
     """
     found: tuple[Array, Array, Array, Array, Saved] | None = None
     if given[-1] is not None:
-        found = broken.attempt(given[-1].name, _chunkwise, xp, *given)
+        found = broken.attempt(given[-1].name, forward, xp, *given)
     return found
 
 
@@ -107,7 +107,7 @@ def chunkwise_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
     made, given = saved.made, (dh, dC, dn, dm)
-    found: tuple[Array, ...] | None = broken.attempt(made.name, _chunkwise_bwd, xp, *given, saved)
+    found: tuple[Array, ...] | None = broken.attempt(made.name, backward, xp, *given, saved)
     if found is None:
         q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
         *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, made.eps, made.forget, made.shape.L)
@@ -115,7 +115,7 @@ def chunkwise_bwd(
     return found
 
 
-def _chunkwise(
+def forward(
     xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
 ) -> tuple[Array, Array, Array, Array, Saved]:
     q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
@@ -141,7 +141,7 @@ def _chunkwise(
     return h, end_C, end_n, end_m, saved
 
 
-def _chunkwise_bwd(
+def backward(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
     (q, k, v, i, f), _, _, h, logs, weights, states, s, den, made = saved

@@ -135,6 +135,10 @@ def _device(number: int) -> Device:
     if capability >= 90:
         with probe.cupy().cuda.Device(number):
             largest = next((blocks for blocks in (16, 8) if _clusters(blocks, shared)), 0)
+    from xlstm.engines.cuda import check  # which launches by this file
+
+    with probe.cupy().cuda.Device(number):
+        check.first_use()
     return Device(properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest)
 
 
