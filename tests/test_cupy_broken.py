@@ -11,60 +11,17 @@ import xlstm
 from tests import cuda_on_cpu, gpu, layers
 from tests.layers import agree, largest
 from tests.test_cupy_kernels import LENGTHS, TOLERANCE, results
-from xlstm.arrays import broken, foreach
-from xlstm.arrays.bernoulli import bernoulli
+from xlstm.arrays import broken
+from xlstm.arrays import concat as concats
 from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import fuse, total
-from xlstm.arrays.gather import gather
-from xlstm.arrays.rows import by_rows
-from xlstm.arrays.scan import scan
 from xlstm.engines import cuda
-from xlstm.engines.cuda import launch
+from xlstm.engines.cuda import check, launch
+from xlstm.engines.cuda.check import ARRAYS
 
 cupy = gpu.needed()
 STAGES = ("compile", "load", "launch")
-
-
-def softmax(xp, x, y):
-    e = xp.exp(x - xp.max(x, axis=-1, keepdims=True))
-    return e / xp.sum(e, axis=-1, keepdims=True), xp.mean(x * y, axis=-1, keepdims=True)
-
-
-def moved(xp, a, b, rate):
-    return a - rate * b, b * b
-
-
-def sigmoid(xp, x):
-    return 1 / (1 + xp.exp(-x))
-
-
-def decayed(xp, c, x):
-    return 0.5 * c + x
-
-
-def in_place(be, a, b):
-    foreach.apply(be.xp, moved, [[a], [b]], [0.3], into=(0, 1))
-    return a, b
-
-
-# What begins the name of each kernel of arrays, and calls that take it, of two arrays (3, 5).
-ARRAYS = {
-    "xlstm_concat": lambda be, a, b: [concat(be.xp, [a, Filled(0.5, 2), b], 1)],
-    "xlstm_gather": lambda be, a, b: gather(be.xp, [a, b], [cupy.asarray([1, 3, 0]), cupy.asarray([3, 2, 2, 1])]),
-    "xlstm_rows": lambda be, a, b: by_rows(be.xp, softmax, a, b),
-    "xlstm_fuse": lambda be, a, b: [fuse(be.xp, sigmoid, a), fuse(be.xp, sigmoid, b, out=a)],
-    "xlstm_scan": lambda be, a, b: scan(be.xp, decayed, [a[:, 0]], b)[0],
-    "xlstm_total": lambda be, a, b: [total(be.xp, a, b, axes=(-2, -1))],
-    "xlstm_each": lambda be, a, b: [
-        *foreach.copies(be.xp, [a]),
-        *foreach.apply(be.xp, moved, [[a], [b]], [cupy.asarray(0.3)])[0],
-        *in_place(be, a + 0, b + 0),
-    ],
-    "xlstm_squares": lambda be, a, b: [foreach.norm(be.xp, [300 * a, b])],
-    "xlstm_bernoulli": lambda be, a, b: [bernoulli(np.random.default_rng(1), 0.4, (9, 3), a, dropout=True)],
-}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -72,14 +29,14 @@ ARRAYS = {
 @pytest.mark.parametrize("start", ARRAYS)
 def test_kernels_of_arrays(start, stage, dtype):
     be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
-    given = [be.asarray(rng.standard_normal((3, 5))) for _ in range(2)]
-    expected = ARRAYS[start](be, *(a.copy() for a in given))
+    given = [be.asarray(rng.standard_normal((4, 40))) for _ in range(2)]
+    expected = ARRAYS[start](be.xp, *(a.copy() for a in given))
     words = "does not compile .error: " if stage == "compile" else "is not loaded or launched .CUDADriverError: "
     with gpu.refusing(stage, start):
         with pytest.warns(RuntimeWarning, match=f"on CUDA on the CPU {start}.* {words}") as warned:
-            found = ARRAYS[start](be, *(a.copy() for a in given))
+            found = ARRAYS[start](be.xp, *(a.copy() for a in given))
         with gpu.counted() as again:
-            ARRAYS[start](be, *(a.copy() for a in given))  # nor is it tried a second time
+            ARRAYS[start](be.xp, *(a.copy() for a in given))  # nor is it tried a second time
     assert len(warned) == len({str(w.message) for w in warned}) <= 2
     assert not [name for name in again.found.names if f" {start}" in name]
     for a, b in zip(found, expected, strict=True):
@@ -220,3 +177,61 @@ def test_a_card_that_answers_nothing_more_is_named():
     with pytest.raises(CudaError, match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing"):
         concat(xlstm.backend("cupy").xp, [a, a], 0)
     cuda_on_cpu.recover()
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A check of one cell, whose result is kept in a folder of the test."""
+    gpu.on_cpu()
+    monkeypatch.setattr(check, "CELLS", {"LSTM": check.CELLS["LSTM"]})
+    monkeypatch.setattr(check, "_place", lambda: (tmp_path, "check.json"))
+    return monkeypatch
+
+
+def new_process():
+    """Forget what is known, and use the card."""
+    gpu.first_contact()
+    check._begun.clear()
+    return launch.current()
+
+
+def test_the_check_of_a_card(kept, run, capsys):
+    found = xlstm.cuda.check()
+    assert capsys.readouterr().out == f"{found}\n"
+    assert not found.wrong
+    assert {row.dtype for row in found} == {*check.DTYPES, "tf32"}
+    assert {row.kernel.split()[0] for row in found} >= {
+        "cluster",
+        "grid",
+        "plain",
+        "pointwise",
+        "step",
+        "chunks",
+        "rows",
+    }
+    new_process()
+    assert not broken._reasons
+
+
+def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run):
+    kept.setattr(check, "DTYPES", ("float32",))
+    kept.setattr(concats, "TEXT", concats.TEXT.replace("index[axis] * part", "0 * part"))
+    be = xlstm.backend("cupy")
+    a = be.asarray(np.arange(6.0).reshape(2, 3))
+    expected = np.concatenate([to_numpy(a), to_numpy(a), np.ones((2, 1))], 1)
+    kept.setenv(check.VARIABLE, "1")
+    with gpu.refusing("compile", "#define CLUSTER 1"):
+        check._begun.clear()
+        with pytest.warns(RuntimeWarning, match="wrong values, float32; another way|does not compile") as warned:
+            launch.current()
+        assert len(warned) == 3  # concat, and clusters in float32 and in TF32
+        np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
+    with pytest.warns(RuntimeWarning, match=r"concat: wrong values|cluster (3xfp16|tf32): xlstm_forward does not"):
+        new_process()  # it reads what the one before it kept
+    np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
+    gpu.first_contact()
+    with pytest.warns(RuntimeWarning, match="concat"):
+        lines = run("info", "--check", code=1).output.splitlines()
+    assert "concat            float32" in lines[0]
+    assert "wrong values" in lines[0]
+    gpu.first_contact()

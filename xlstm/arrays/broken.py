@@ -71,11 +71,8 @@ def note(start: str, why: str) -> None:
     for cached in _caches:
         cached.cache_clear()
     if not said:
-        warnings.warn(
-            f"cuda: on {card} {start.strip()}: {why}; another way does its work where there is one",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        text = f"cuda: on {card} {start.strip()}: {why}; another way does its work where there is one"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def cache(function: Function) -> Function:
