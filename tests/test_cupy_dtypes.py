@@ -229,6 +229,11 @@ def test_the_state_of_an_mlstm_is_float32():
         layer(params, x, low)
 
 
+def test_a_language_model_of_matrix_memories_goes_on_in_bfloat16(rng):
+    """Its state alone is float32, and its tokens say nothing of dtypes."""
+    test_steps(xlstm.xLSTMLanguageModel(LARGE, 7), "bfloat16", rng)
+
+
 def test_a_checkpoint_in_bfloat16(tmp_path):
     """It is written, read and run as bfloat16, and writes what its float32 numbers write."""
     pytest.importorskip("torch")

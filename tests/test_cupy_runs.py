@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench import cudnn, language, mlstm, sanitized
+from bench import cudnn, host, language, mlstm, sanitized
 from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
@@ -185,3 +185,11 @@ def test_the_main_job(monkeypatch, tmp_path):
         runpy.run_module("xlstm", run_name="__main__")
     assert not ended.value.code
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", host.CASES)
+def test_the_time_of_the_host(monkeypatch, capsys, name):
+    gpu.on_cpu()
+    host.case(name)()
+    program(monkeypatch, "bench.host", "--rounds", "1", "--only", name, "--against", str(host.ROOT))
+    assert min(map(float, capsys.readouterr().out.splitlines()[-1].split()[-2:])) > 0

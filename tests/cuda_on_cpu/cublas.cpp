@@ -53,6 +53,7 @@ template <class T> void multiply(const Product& p, double alpha, double beta, in
 
 static int ask(Handle* h, const Product& p, const void* alpha, const void* beta) {
     LOCK;
+    if (idle(h->stream, "gemm")) return SUCCESS;
     const auto& [ta, tb, m, n, k, a, b, c, batch, compute] = p;
     auto known = [](int t) { return t == F32 || t == F64 || t == F16 || t == BF16; };
     if (!known(a.type) || a.type != b.type || !known(c.type)) return NOT_SUPPORTED;
