@@ -25,8 +25,8 @@ loops: Callable[..., Any] | None = None
 
 
 def compiles(xp: Namespace) -> bool:
-    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy are."""
-    return bool(xp.__name__ == CUPY)
+    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy on CUDA are."""
+    return bool(xp.__name__ == CUPY) and not probe.rocm()
 
 
 def fuse(

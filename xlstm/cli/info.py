@@ -94,6 +94,7 @@ def describe() -> dict[str, Any]:
     if probe.cupy_failure() is None:
         runtime = probe.cupy().cuda.runtime
         about |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+        about |= {"rocm": probe.ROCM} if probe.rocm() else {}
     if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
         about |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
     return about
@@ -144,7 +145,7 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
-    failure = None if card is not None else probe.cupy_failure()
+    failure = None if card is not None else probe.cupy_failure() or (probe.ROCM if probe.rocm() else None)
     device = launch.current() if card is None and failure is None else CARDS[card or "h100"]
     choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
     shared = f"{device.shared // 1024} KB a block" + ("" if failure is None else f" (what if: {failure})")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, probe
+from xlstm.arrays import broken, fuse, probe
 from xlstm.arrays.broken import CudaError
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.tiling import Device
@@ -116,8 +116,8 @@ def _kernel(source: Source, number: int) -> Any:
 
 
 def device(xp: Namespace, like: Array) -> Device | None:
-    """Return the device of an array, or None where `xp` is not CuPy."""
-    return _device(like.device.id) if xp is not np and xp.__name__.endswith("cupy") else None
+    """Return the device of an array, or None where `xp` is not CuPy on CUDA."""
+    return _device(like.device.id) if xp is not np and fuse.compiles(xp) else None
 
 
 def current() -> Device:
