@@ -10,12 +10,12 @@ import numpy as np
 
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.fuse import compiles, fuse, listed, summed, total, windows
+from xlstm.arrays.fuse import compiles, fuse, listed, total, windows
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.rows import column_sums, summed
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weight, rows
-from xlstm.layers.module import total as column_sums
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import fuse, summed
+from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.rows import summed
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
@@ -117,8 +118,9 @@ class mLSTMBlock(Block):  # noqa: N801
         a, z = az[..., :F], az[..., F:]
         cc, conv_end = run("conv", a, state[0])  # (3)
         c = fuse(xp, silu, cc)  # (4)
-        q, k, v = run("q", c), run("k", c), run("v", a)  # (5)
-        gates = run("gates", concat(xp, (q, k, v), -1))  # (6)
+        qkv = run.beside("qkv", (c, c, a))
+        q, k, v = (qkv[..., j * F : (j + 1) * F] for j in range(3))  # (5)
+        gates = run("gates", qkv)  # (6)
         h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], run.span)  # (7)
         n = run("outnorm", h)
         s, g, sg = fuse(xp, _skipped, n, run.p["skip"], c, z)  # (8) (9)
@@ -134,9 +136,8 @@ class mLSTMBlock(Block):  # noqa: N801
         dh = run("outnorm", ds)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, run.span)  # (7)
         dqkv = run("gates", concat(xp, (di, df), -1))  # (6)
-        dc += run("q", dq + dqkv[..., :F])  # (5)
-        dc += run("k", dk + dqkv[..., F : 2 * F])
-        da = run("v", dv + dqkv[..., 2 * F :])
+        dys = [(d, dqkv[..., j * F : (j + 1) * F]) for j, d in enumerate((dq, dk, dv))]
+        dc, da = run.beside("qkv", dys, (0, 0, 1), (dc, None))  # (5)
         dcc = fuse(xp, silu_bwd, dc, kept["cc"], c)  # (4)
         more, conv_start = run("conv", dcc, conv_end)  # (3)
         return run("up", concat(xp, (da + more, dz), -1)), (conv_start, start)  # (2)
@@ -231,9 +232,7 @@ class sLSTMBlock(Block):  # noqa: N801
             cc, conv_end = run("conv", u, state[0])  # (1)
             c = fuse(run.xp, silu, cc)  # (2)
             run.keep(cc=cc, c=c)
-        maps = [(self.below(g, run.p), c if g in "if" else u) for g in "ifzo"]
-        gates, kept = self.parts["i"].beside(run.xp, maps)  # (3)
-        run.keep(**dict(zip("ifzo", kept, strict=True)))
+        gates = run.beside("ifzo", (c, c, u, u))  # (3)
         h, end = run("cell", gates, state[1])  # (4)
         return run("outnorm", run.dropped("mask", h, self.dropout)), (conv_end, end)  # (5) (6)
 
@@ -242,8 +241,8 @@ class sLSTMBlock(Block):  # noqa: N801
         conv_end, cell_end = (None, None) if dstate is None else dstate
         dh = run.dropped("mask", run("outnorm", dy))  # (6) (5)
         dgates, cell_start = run("cell", dh, cell_end)  # (4)
-        di, df, dz, do = (run(g, dgates[..., j * D : (j + 1) * D]) for j, g in enumerate("ifzo"))  # (3)
-        dc, du, conv_start = di + df, dz + do, ()
+        dys = [(dgates[..., j * D : (j + 1) * D],) for j in range(4)]
+        (dc, du), conv_start = run.beside("ifzo", dys, (0, 0, 1, 1), (None, None)), ()  # (3)
         if self.conv_kernel_size:
             dcc = fuse(run.xp, silu_bwd, dc, kept["cc"], kept["c"])  # (2)
             dc, conv_start = run("conv", dcc, conv_end)  # (1)
