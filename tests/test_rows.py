@@ -111,7 +111,7 @@ def test_leading_axes_and_room_for_results_on_cupy(rng):
     x, w = rng.standard_normal((30, 5, 2)), rng.standard_normal((2, 5))
     room = xp.zeros((30, 3, 5))
     given = xp.permute_dims(xp.asarray(x), (2, 0, 1))
-    _, sums = summed(xp, outer, given, xp.asarray(w), apart=(2, 2), out=[xp.permute_dims(room, (1, 0, 2))[:2, ...]])
+    _, sums = summed(xp, outer, given, xp.asarray(w), leading=(2, 2), out=[xp.permute_dims(room, (1, 0, 2))[:2, ...]])
     np.testing.assert_allclose(to_numpy(room)[:, :2], x.transpose(0, 2, 1) * w[::-1], rtol=1e-15)
     np.testing.assert_array_equal(to_numpy(room)[:, 2], 0)
     np.testing.assert_allclose(to_numpy(sums), (x * x[..., :1]).sum(0), rtol=1e-13)

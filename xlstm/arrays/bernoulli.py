@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import device, fuse
+from xlstm.arrays import broken, device, fuse
 from xlstm.arrays.convert import like
 from xlstm.arrays.namespace import Array, device_of, namespace_of
 
@@ -93,10 +93,24 @@ def bernoulli(
     """
     xp = namespace_of(array)
     low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
-    if not isinstance(rng, Later) and not (fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64)):
-        drawn = rng.random(shape, dtype=np.float32)
-        return like((drawn >= rate) * high if dropout else drawn < rate, array)
-    mask = xp.empty(shape, dtype=array.dtype, device=device_of(array))
+    if isinstance(rng, Later):
+        return _launched(rng, rate, shape, array, (low, high))
+    if fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64) and broken.works("xlstm_bernoulli"):
+        before = rng.bit_generator.state
+        try:
+            return _launched(rng, rate, shape, array, (low, high))
+        except Exception as error:
+            rng.bit_generator.state = before
+            broken.failed("xlstm_bernoulli", error, "masks are drawn on the host")
+    drawn = rng.random(shape, dtype=np.float32)
+    return like((drawn >= rate) * high if dropout else drawn < rate, array)
+
+
+def _launched(
+    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, pair: tuple[float, float]
+) -> Array:
+    """Return the array from one launch."""
+    mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
     c = rng.bit_generator.state["state"]["inc"]
     if isinstance(rng, Later):
         state, on_device = [0] * STATE, rng.place(mask.size)
@@ -104,7 +118,7 @@ def bernoulli(
         state, on_device = states(rng, [mask.size])[0], np.uintp(0)
     if mask.size:
         blocks = min(BLOCKS, -(-mask.size // (2 * THREADS)))
-        values = np.array([low, high]).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
+        values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
         numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
         steps = [device.struct(_halves(*step), "u8") for step in ((A, c), _jump(blocks * THREADS, c))]
         with device_of(mask):

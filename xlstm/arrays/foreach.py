@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
@@ -107,10 +107,7 @@ def apply(
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
         made = [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
-        for k, results in enumerate(made if into else ()):
-            for j, result in zip(into, results, strict=True):
-                columns[j][k][...] = result
-        return list(zip(*(columns[j] for j in into), strict=True)) if into else made
+        return _into(columns, into, made) if into else made
     dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -120,12 +117,29 @@ def apply(
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
     real = REAL[fuse.real(dtypes[0])]
     given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
-    with device_of(columns[0][0]):
-        chunks = _chunks(columns[0])
-        flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
-        _launch(kernel, columns, *flat, *given)
-    found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
-    return list(zip(*found, strict=True))
+    if broken.works(kernel.name):
+        try:
+            with device_of(columns[0][0]):
+                chunks = _chunks(columns[0])
+                flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
+                _launch(kernel, columns, *flat, *given)
+            found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
+            return list(zip(*found, strict=True))
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    given = [number if kind is None else xp.astype(number, real) for number, kind in zip(given, kinds, strict=True)]
+    made = [fuse.listed(fuse.plain(xp, function, a, options, *given)) for a in zip(*columns, strict=True)]
+    return _into(columns, into, made) if into else made
+
+
+def _into(
+    columns: Sequence[Sequence[Array]], into: Sequence[int], made: Sequence[tuple[Array, ...]]
+) -> list[tuple[Array, ...]]:
+    """Put results into the places of columns."""
+    for k, results in enumerate(made):
+        for j, result in zip(into, results, strict=True):
+            columns[j][k][...] = result
+    return list(zip(*(columns[j] for j in into), strict=True))
 
 
 def _kind(number: Any) -> str | None:
@@ -147,14 +161,23 @@ def _same(xp: Namespace, a: Array) -> Array:
 def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
     if not _takes(xp, [arrays]):
-        squares = [xp.sum(a * a) for a in arrays]
-        return xp.sqrt(sum(squares[1:], squares[0]))
-    dtype = arrays[0].dtype
+        return _norm(xp, arrays)
+    dtype, real = arrays[0].dtype, REAL[fuse.real(arrays[0].dtype)]
     kernel, root = _squares_kernels(dtype)
-    with device_of(arrays[0]):
-        sums = probe.cupy().empty((_chunks(arrays),), dtype=REAL[fuse.real(dtype)])
-        _launch(kernel, [arrays], sums)
-        return root(sums, axis=0)
+    if broken.works(kernel.name):
+        try:
+            with device_of(arrays[0]):
+                sums = probe.cupy().empty((_chunks(arrays),), dtype=real)
+                _launch(kernel, [arrays], sums)
+                return root(sums, axis=0)
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    return xp.astype(_norm(xp, [xp.astype(a, real) for a in arrays]), dtype)
+
+
+def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    squares = [xp.sum(a * a) for a in arrays]
+    return xp.sqrt(sum(squares[1:], squares[0]))
 
 
 def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:

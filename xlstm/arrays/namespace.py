@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Container, Mapping
 from typing import Any, TypeAlias
 
@@ -60,7 +61,7 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     for name, array in arrays.items():
         if type(array) is not type(first):
             check_library(where, name, xp, array)
-        if name in wide and dtype_name(first.dtype) in HALVES:
+        if wide and name in wide and dtype_name(first.dtype) in HALVES:
             if dtype_name(array.dtype) != "float32":
                 kinds = f"{array.dtype}, expected float32, as it is summed up in that beside {first.dtype}"
                 raise TypeError(f"{where}: {name} has dtype {kinds}")
@@ -113,9 +114,10 @@ def library(xp: Namespace) -> str:
 
 def device_of(array: Array) -> Any:
     """Return the device of an array, in its library's own terms."""
-    return "cpu" if type(array) is np.ndarray else array_api_compat.device(array)
+    return array.device
 
 
+@functools.lru_cache(maxsize=64)
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype, which is the same in all libraries."""
     return str(dtype).rpartition(".")[2]

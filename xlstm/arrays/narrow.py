@@ -28,7 +28,7 @@ def products(xp: Namespace, xs: Sequence[Array], Ws: Sequence[Array]) -> Array:
     y = xp.empty((*shape[:-1], len(Ws) * N * K), dtype=xs[0].dtype, device=device_of(xs[0]))
     out = [_blocks(xp, y[..., k : k + N * K], K) for k in range(0, y.shape[-1], N * K)]
     arrays = [*(_blocks(xp, x, K) for x in xs), *(_entries(xp, W) for W in Ws)]
-    summed(xp, _products, *arrays, sums=0, apart=_lengths(len(xs), len(Ws), K), out=out, K=K)
+    summed(xp, _products, *arrays, sums=0, leading=_lengths(len(xs), len(Ws), K), out=out, K=K)
     return y
 
 
@@ -61,7 +61,7 @@ def products_bwd(
     found = summed(
         *(xp, _products_bwd, *arrays, *(_entries(xp, W) for W in Ws)),
         sums=2 * len(Ws),
-        apart=_lengths(len(arrays), len(Ws), K),
+        leading=_lengths(len(arrays), len(Ws), K),
         out=[_blocks(xp, dx, K) for dx in dxs],
         **{"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)},
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import constants, device, fuse, probe, strides
+from xlstm.arrays import broken, constants, device, fuse, probe, strides
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.arrays.row_source import FAN, MOST, Source
 from xlstm.tracing.symbols import UntraceableError
@@ -30,8 +31,10 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
         found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back
-    found = _launched(xp, function, arrays, options) if fuse.compiles(xp) else None
-    found = fuse.looped(xp, function, arrays, 0, options) if found is None else found
+    if fuse.compiles(xp):
+        found = _launched(xp, function, arrays, options)
+        return fuse.plain(xp, function, arrays, options) if found is None else found
+    found = fuse.looped(xp, function, arrays, 0, options)
     return function(xp, *arrays, **options) if found is None else found
 
 
@@ -41,7 +44,7 @@ def summed(
     *arrays: Array,
     sums: int = 1,
     keep: int = 1,
-    apart: Sequence[int | None] = (),
+    leading: tuple[int | None, ...] = (),
     out: Sequence[Array] = (),
     **options: Any,
 ) -> Any:
@@ -60,10 +63,10 @@ def summed(
         come last in sums.
     keep : int
         1 or, on CuPy, 2.
-    apart : sequence of int or None, optional
+    leading : tuple of int or None, optional
         On CuPy the length of the leading axis that the function takes apart, for each array that has one.
     out : sequence of array, optional
-        On CuPy room for the other results, in any memory order.
+        Room for other results, the first of all, in any memory order.
     options
         Options of the function; hashable.
 
@@ -72,18 +75,22 @@ def summed(
     array or tuple of array
     """
     cupy = fuse.compiles(xp)
-    found = _launched(xp, function, arrays, options, sums, keep, tuple(apart), out) if cupy else None
-    found = fuse.looped(xp, function, arrays, sums, options) if found is None else found
+    found = _launched(xp, function, arrays, options, sums, keep, leading, out) if cupy else None
     if found is not None:
         return found
-    found = list(fuse.listed(function(xp, *arrays, **options) if cupy else fuse.fuse(xp, function, *arrays, **options)))
-    for to, a in zip(out, found, strict=False):
-        to[...] = a
-    ndim = max(a.ndim - (k < len(apart) and apart[k] is not None) for k, a in enumerate(arrays))
-    for k in range(len(found) - sums, len(found)):
-        leading = found[k].ndim - ndim
-        total = xp.sum(found[k], axis=tuple(range(leading, found[k].ndim - keep)))
-        found[k] = xp.moveaxis(total, 0, -1) if leading else total
+    found = fuse.looped(xp, function, arrays, sums, options)
+    if found is None:
+        plain = fuse.plain(xp, function, arrays, options, leading=leading) if cupy else None
+        found = list(fuse.listed(fuse.fuse(xp, function, *arrays, **options) if plain is None else plain))
+        ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
+        for k in range(len(found) - sums, len(found)):
+            before = found[k].ndim - ndim
+            found[k] = xp.sum(found[k], axis=tuple(range(before, found[k].ndim - keep)))
+            found[k] = xp.moveaxis(found[k], 0, -1) if before else found[k]
+    found = list(fuse.listed(found))
+    for k, to in enumerate(out):
+        to[...] = found[k]
+        found[k] = to
     return found[0] if len(found) == 1 else tuple(found)
 
 
@@ -105,22 +112,23 @@ def _launched(
     options: dict[str, Any],
     sums: int = 0,
     keep: int = 1,
-    apart: tuple[int | None, ...] = (),
+    leading: tuple[int | None, ...] = (),
     out: Sequence[Array] = (),
 ) -> Any:
-    """Return the results from one launch, or None where there is no kernel for these arrays."""
+    """Return the results from one launch, or None where no kernel works for these arrays."""
     given, room = (tuple((a.dtype, a.shape, a.strides) for a in some) for some in (arrays, out))
-    plan = _plan(function, given, tuple(options.items()), sums, keep, apart, room)
-    if plan is None:
+    plan = _plan(function, given, tuple(options.items()), sums, keep, leading, room)
+    if plan is None or not broken.works(plan.kernel.name):
         return None
-    cp = probe.cupy()
-    place = device_of(arrays[0])
-    with place:
-        made = [cp.empty(*one) for one in plan.results[len(out) :]]
-        mapped, ends = [*out, *made[: len(made) - sums]], made[len(made) - sums :]
-        more = [cp.empty(*plan.parts), constants.counters(xp, COUNTERS, place)] if sums else []
-        plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *mapped, *ends, *more))
-    found = (*mapped, *ends)
+    empty, place = probe.cupy().empty, device_of(arrays[0])
+    try:
+        with place:
+            found = (*out, *(empty(*one) for one in plan.results[len(out) :]))
+            more = [empty(*plan.parts), constants.counters(xp, COUNTERS, place)] if sums else []
+            plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *found, *more))
+    except Exception as error:
+        broken.failed(plan.kernel.name, error)
+        return None
     return found[0] if len(found) == 1 else found
 
 
@@ -142,25 +150,25 @@ def _plan(
     options: tuple[tuple[str, Any], ...],
     sums: int,
     keep: int,
-    apart: tuple[int | None, ...],
+    leading: tuple[int | None, ...],
     out: tuple[tuple[Any, ...], ...],
 ) -> Plan | None:
     """Return the plan for the dtypes, shapes and strides of arrays, or None where there is no kernel for them."""
-    apart = (*apart, *[None] * (len(arrays) - len(apart)))
-    own = [shape if n is None else shape[1:] for (_, shape, _), n in zip(arrays, apart, strict=True)]
+    leading = (*leading, *[None] * (len(arrays) - len(leading)))
+    own = [shape if n is None else shape[1:] for (_, shape, _), n in zip(arrays, leading, strict=True)]
     dtypes, shape = tuple(dtype for dtype, _, _ in arrays), np.broadcast_shapes(*own)
     single = tuple(not axes or axes[-1] == 1 for axes in own)
     if not all(map(device.known, dtypes)) or not 0 < math.prod(shape) < 2**31 * shape[-1] or all(single):
         return None
     try:
-        made = _source(function, dtypes, options, single, apart, sums)
+        made = _source(function, dtypes, options, single, leading, sums)
     except UntraceableError:
         return None
     results = [(one.shape(shape, keep), one.dtype) for one in made.results.values()]
     lying = [(size, tuple(step // dtype.itemsize for step in far)) for dtype, size, far in (*arrays, *out)]
     lying += [(size, _contiguous(size)) for size, _ in results[len(out) : len(results) - sums]]
-    leading = [n is not None for n in (*apart, *(one.length for one in made.results.values()))]
-    steps = [strides.broadcast(shape, size[n:], far[n:]) for (size, far), n in zip(lying, leading, strict=False)]
+    apart = [n is not None for n in (*leading, *(one.length for one in made.results.values()))]
+    steps = [strides.broadcast(shape, size[n:], far[n:]) for (size, far), n in zip(lying, apart, strict=False)]
     sizes, along = strides.joined(range(len(shape) - keep), shape, steps)
     heads, columns, rows = math.prod(shape[-keep:-1]), shape[-1], math.prod(shape[:-keep])
     threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
@@ -169,7 +177,7 @@ def _plan(
     if len(sizes) > OUTER or heads * tiles > 65535:
         return None
     numbers = [rows, columns, chunk, tiles, *(sizes or [1])]
-    for far, step, (_, whole), n in zip(along, steps, lying, leading, strict=False):
+    for far, step, (_, whole), n in zip(along, steps, lying, apart, strict=False):
         numbers += [*(far or [0]), step[-2] if keep > 1 else 0, step[-1], whole[0] if n else 0]
     fixed = frozenset(k for k, far in enumerate(along[: len(arrays)]) if not any(far))
     grid = -(-rows // chunk), heads * tiles

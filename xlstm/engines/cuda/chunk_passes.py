@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device
+from xlstm.arrays import broken, device
+from xlstm.arrays.broken import CudaError
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
 from xlstm.arrays.rows import by_rows
+from xlstm.cells import mlstm_chunks as plain
 from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.denominator import limit_of
 from xlstm.cells.mlstm_chunks import Logs
@@ -34,6 +36,7 @@ class Saved(NamedTuple):
     """The arrays that `chunkwise` keeps; numbers of steps are (B, N, chunks, L) but for the first three."""
 
     inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    start: tuple[Array, ...]  # C0, n0, m0
     logf: Array  # (B, N, T)
     h: Array  # (B, N, T, V)
     logs: Logs
@@ -51,6 +54,11 @@ class Kernels(NamedTuple):
     shape: Shape
     forget: str
     eps: float
+
+    @property
+    def name(self) -> str:
+        """The name under which they are known where they are broken."""
+        return f"chunks {self.way.io} {self.way.planes} {self.shape.K} x {self.shape.V}"
 
     def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
         """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
@@ -76,13 +84,50 @@ def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str
     most = 16 // q.itemsize
     pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
     found = Kernels(way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return found if _most_shared(found) <= card.shared else None
+    return found if _most_shared(found) <= card.shared and broken.works(found.name) else None
 
 
-def chunkwise(
+def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, Saved] | None:
+    """Compute all steps from q, k, v, i~, f~, C0, n0, m0 and `Kernels`, or return None where these are None or fail.
+
+    Returns
+    -------
+    h : array (B, N, T, V)
+    C, n, m : array
+        The state after the last step.
+    saved : Saved
+    """
+    if given[-1] is not None:
+        try:
+            return _chunkwise(xp, *given)
+        except CudaError as error:
+            _failed(given[-1], error)
+    return None
+
+
+def chunkwise_bwd(
+    xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
+) -> tuple[Array, ...]:
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
+    made, given = saved.made, (dh, dC, dn, dm)
+    if broken.works(made.name):
+        try:
+            return _chunkwise_bwd(xp, *given, saved)
+        except CudaError as error:
+            _failed(made, error)
+    options = made.eps, made.forget
+    q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
+    *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, *options, made.shape.L)
+    return plain.chunkwise_bwd(xp, *given, again, *options)
+
+
+def _failed(made: Kernels, error: CudaError) -> None:
+    broken.failed("chunks of an mLSTM:", error, "batched products do their work", made.name)
+
+
+def _chunkwise(
     xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (B, N, T, V), the state C, n, m after the last one, and what backward needs."""
     q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups = -(-T // L), B * N
@@ -102,15 +147,14 @@ def chunkwise(
     made.run("states", groups, arrays)
     made.run("within", groups * chunks, arrays)
     h = xp.permute_dims(h, (1, 2, 0, 3))
-    saved = Saved((q, k, v, i, f), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
+    saved = Saved((q, k, v, i, f), (C0, n0, m0), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
     return h, end_C, end_n, end_m, saved
 
 
-def chunkwise_bwd(
+def _chunkwise_bwd(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
-    (q, k, v, i, f), _, h, logs, weights, states, s, den, made = saved
+    (q, k, v, i, f), _, _, h, logs, weights, states, s, den, made = saved
     dh = _packed(dh, made.shape.pack)
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups, wide = -(-T // L), B * N, s.dtype
