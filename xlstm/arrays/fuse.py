@@ -164,8 +164,8 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 
 def windows(a: Array, width: int) -> Array:
-    """Return a view of a CuPy array (T + width - 1, ...) as (T, ..., width): for each step `width` steps from it on."""
-    shape, steps = (a.shape[0] - width + 1, *a.shape[1:], width), (*a.strides, a.strides[0])
+    """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...): T steps from each of `width` steps on."""
+    shape, steps = (width, a.shape[0] - width + 1, *a.shape[1:]), (a.strides[0], *a.strides)
     return probe.cupy().lib.stride_tricks.as_strided(a, shape, steps)
 
 

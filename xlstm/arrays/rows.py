@@ -79,7 +79,9 @@ def summed(
     if found is not None:
         return found
     found = fuse.looped(xp, function, arrays, sums, options)
-    if found is None:
+    if found is not None:
+        found = list(fuse.listed(found))
+    else:
         plain = fuse.plain(xp, function, arrays, options, leading=leading) if cupy else None
         found = list(fuse.listed(fuse.fuse(xp, function, *arrays, **options) if plain is None else plain))
         ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
@@ -87,7 +89,6 @@ def summed(
             before = found[k].ndim - ndim
             found[k] = xp.sum(found[k], axis=tuple(range(before, found[k].ndim - keep)))
             found[k] = xp.moveaxis(found[k], 0, -1) if before else found[k]
-    found = list(fuse.listed(found))
     for k, to in enumerate(out):
         to[...] = found[k]
         found[k] = to

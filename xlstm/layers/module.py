@@ -35,7 +35,7 @@ OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(("qk_size", "v_size", "ffn_size", "chunk_size", "slstm_num_heads"), checks.optional(checks.size)),
     "slstm_conv_kernel_size": checks.optional(checks.size_or_0),
     **dict.fromkeys(("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag),
-    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after"), checks.flag),
+    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after", "silu"), checks.flag),
     **dict.fromkeys(("post_norm", "last", "tied"), checks.flag),
     **dict.fromkeys(("recurrent_bias", "post_norm_bias"), checks.optional(checks.flag)),
     **dict.fromkeys(("dropout", "recurrent_dropout", "embedding_dropout"), checks.rate),
