@@ -99,11 +99,10 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         found = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
         np.add.at(found, places, rows)
         return found
-    if fuse.compiles(xp) and segments.takes(rows) and broken.works("xlstm_add_rows"):
-        try:
-            return segments.added(places, rows, count)
-        except Exception as error:
-            broken.failed("xlstm_add_rows", error)
+    if fuse.compiles(xp) and segments.takes(rows):
+        found = broken.attempt("xlstm_add_rows", segments.added, places, rows, count)
+        if found is not None:
+            return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
     parts, step = [], max(1, COMPARED // max(1, places.shape[0]))
     for first in range(0, max(1, count), step):

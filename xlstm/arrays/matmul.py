@@ -95,7 +95,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     to = add.dtype if add is not None and fits else A.dtype if dtype is None else dtype
     call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
     if add is None:
-        return _multiply(call, A, B, probe.cupy().empty(call.shape, dtype=to), call.zero)
+        return _multiply(call, A, B, probe.cupy().ndarray(call.shape, to), call.zero)
     if not fits or add.shape != call.shape:
         add += matmul(xp, A, B)
         return add

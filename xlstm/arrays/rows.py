@@ -117,19 +117,16 @@ def _launched(
     out: Sequence[Array] = (),
 ) -> Any:
     """Return the results from one launch, or None where no kernel works for these arrays."""
-    given, room = (tuple((a.dtype, a.shape, a.strides) for a in some) for some in (arrays, out))
+    given, room = (tuple([(a.dtype, a.shape, a.strides) for a in some]) for some in (arrays, out))
     plan = _plan(function, given, tuple(options.items()), sums, keep, leading, room)
-    if plan is None or not broken.works(plan.kernel.name):
-        return None
-    empty, place = probe.cupy().empty, device_of(arrays[0])
-    try:
-        with place:
-            found = (*out, *(empty(*one) for one in plan.results[len(out) :]))
-            more = [empty(*plan.parts), constants.counters(xp, COUNTERS, place)] if sums else []
-            plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *found, *more))
-    except Exception as error:
-        broken.failed(plan.kernel.name, error)
-        return None
+    return None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out, sums)
+
+
+def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array], sums: int) -> Any:
+    made = probe.cupy().ndarray
+    found = (*out, *[made(shape, dtype) for shape, dtype in plan.results[len(out) :]])
+    more = [made(*plan.parts), constants.counters(xp, COUNTERS, device_of(arrays[0]))] if sums else []
+    plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *found, *more))
     return found[0] if len(found) == 1 else found
 
 

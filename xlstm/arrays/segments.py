@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import device, fuse, probe
-from xlstm.arrays.namespace import Array, device_of
+from xlstm.arrays.namespace import Array
 
 THREADS, ROWS = 256, 16  # threads of a block, and rows that it adds up
 
@@ -84,16 +84,13 @@ def added(keys: Array, rows: Array, count: int) -> Array:
     """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are left out."""
     cp, (N, D) = probe.cupy(), rows.shape
     keys, rows = cp.ascontiguousarray(keys), rows if rows.strides[1] == rows.itemsize else rows.copy(order="C")
-    with device_of(rows):
-        places = cp.empty((N, 4), dtype=np.int32)
-        parts = cp.empty(
-            (2 * (N // ROWS + 1), D), dtype={"float": np.float32, "double": np.float64}[fuse.real(rows.dtype)]
-        )
-        found = cp.zeros((count, D), dtype=rows.dtype)
-        sort, add = _kernels(rows.dtype)
-        sort((-(-N // THREADS),), (THREADS,), (keys, np.int32(N), places))
-        sizes = np.int64(rows.strides[0] // rows.itemsize), np.int32(D), np.int64(count)
-        add((N,), (THREADS,), (keys, places, rows, *sizes, parts, found))
+    places = cp.empty((N, 4), dtype=np.int32)
+    parts = cp.empty((2 * (N // ROWS + 1), D), dtype={"float": np.float32, "double": np.float64}[fuse.real(rows.dtype)])
+    found = cp.zeros((count, D), dtype=rows.dtype)
+    sort, add = _kernels(rows.dtype)
+    sort((-(-N // THREADS),), (THREADS,), (keys, np.int32(N), places))
+    sizes = np.int64(rows.strides[0] // rows.itemsize), np.int32(D), np.int64(count)
+    add((N,), (THREADS,), (keys, places, rows, *sizes, parts, found))
     return found
 
 

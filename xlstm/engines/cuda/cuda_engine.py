@@ -13,7 +13,7 @@ from xlstm.arrays import broken, constants
 from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, room
 from xlstm.engines.array_api import ARRAY_API, ArrayApi
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
@@ -219,24 +219,24 @@ class CudaTape(Kernels, Tape):
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
-        source, xp, where = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, device_of(self.Wh)
-        arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
-        arrange = Source(ARRANGE, source.text, shared=32)
-        room = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
-        launch.launch(arrange, (tiling.arrangers, 1), ARRANGERS, [self.Wh, arranged])
+        source, xp, Wh = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, self.Wh
+        arrange, size, arrangers = _arranging(source.text, tiling)
+        arranged = room(xp, Wh, (size,), np.uint32)
+        most = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
+        launch.launch(arrange, (arrangers, 1), ARRANGERS, [Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
-        at_once = groups if tiling.cluster else min(groups, room)
+        at_once = groups if tiling.cluster else min(groups, most)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), where)
+            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh))
         if not tiling.cluster:
-            exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
+            exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
         for group in range(0, groups, at_once):
             count = min(at_once, groups - group)
             if not tiling.cluster:
-                flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=where)
+                flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
             numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in source.arrays)]
+            given = [offsets, *numbers, flags, exchange, arranged, *[arrays[name] for name in source.arrays]]
             launch.launch(source, (tiling.blocks, count), tiling.threads, given)
 
     # A pass with kernels of its own for every step, and with what the array library multiplies between them. States are
@@ -328,6 +328,12 @@ class CudaTape(Kernels, Tape):
             row += k * n
             ends.insert(0, self.y[row - n + more : row, :])  # the longest come first
         return ends[0] if len(ends) == 1 else concat(self.step.xp, ends, 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _arranging(text: str, tiling: Tiling) -> tuple[Source, int, int]:
+    """Return the kernel that lays weights out, how many numbers it writes, and its blocks."""
+    return Source(ARRANGE, text, shared=32), tiling.arranged // 4, tiling.arrangers
 
 
 CUDA = Cuda()
