@@ -17,7 +17,7 @@ import numpy as np
 
 from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.arrays.rows import SYNC
+from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
 
 CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads

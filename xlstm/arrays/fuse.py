@@ -7,6 +7,7 @@ and compiled as a whole is one pass, and nothing is written twice for that: the 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,14 +85,19 @@ def fuse(
 
 
 def plain(
-    xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any], *numbers: Any
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: Sequence[Array],
+    options: dict[str, Any],
+    *numbers: Any,
+    leading: Sequence[int | None] = (),
 ) -> Any:
     """Return `function(xp, *arrays, *numbers, **options)` by operations of CuPy, halves computed in float32.
 
     Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some results in bfloat16.
     """
     wide = [xp.astype(a, xp.float32) if name(a.dtype) in HALVES else a for a in arrays]
-    dtypes = results(function, (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers)), options)
+    dtypes = results(function, (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers)), options, leading)
     pairs = zip(listed(function(xp, *wide, *numbers, **options)), dtypes, strict=True)
     found = tuple(xp.astype(a, dtype, copy=False) for a, dtype in pairs)
     return found[0] if len(found) == 1 else found
@@ -108,17 +114,6 @@ def looped(
     if xp is not np or loops is None:
         return None
     return loops(function, arrays, sums, options)
-
-
-def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
-    """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
-    found = looped(xp, function, arrays, sums, options)
-    if found is not None:
-        return found
-    found = listed(fuse(xp, function, *arrays, **options))
-    first = len(found) - sums
-    found = (*found[:first], *(xp.sum(a, axis=tuple(range(a.ndim - 1))) for a in found[first:]))
-    return found[0] if len(found) == 1 else found
 
 
 def with_numbers(
@@ -162,8 +157,8 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 
 def windows(a: Array, width: int) -> Array:
-    """Return a view of a CuPy array (T + width - 1, ...) as (T, ..., width): for each step `width` steps from it on."""
-    shape, steps = (a.shape[0] - width + 1, *a.shape[1:], width), (*a.strides, a.strides[0])
+    """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...): T steps from each of `width` steps on."""
+    shape, steps = (width, a.shape[0] - width + 1, *a.shape[1:]), (a.strides[0], *a.strides)
     return probe.cupy().lib.stride_tricks.as_strided(a, shape, steps)
 
 
@@ -221,20 +216,25 @@ def traced(
     inputs: int,
     options: tuple[tuple[str, Any], ...],
     library: type[SymbolicNamespace] = SymbolicNamespace,
+    leading: Sequence[int | None] = (),
 ) -> list[Line]:
-    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ..."""
+    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ...; `leading` has lengths of leading axes."""
 
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
         return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
 
-    return trace(named, dict.fromkeys(f"x{k}" for k in range(inputs)), library)[0]
+    lengths = itertools.zip_longest(range(inputs), leading)
+    return trace(named, {f"x{k}": n for k, n in lengths}, library)[0]
 
 
-def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+def results(
+    function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any], leading: Sequence[int | None] = ()
+) -> list[Any]:
     """Return the dtypes of the function's results; float16 stands for bfloat16, of which NumPy makes float32."""
     wider = {dtype: np.dtype("float16") for dtype in (*dtypes, *options.values()) if str(dtype) == "bfloat16"}
     back = {half: dtype for dtype, half in wider.items()}
-    ones = [np.ones(1, dtype=wider.get(dtype, dtype)) for dtype in dtypes]
+    shapes = itertools.zip_longest(dtypes, leading)
+    ones = [np.ones((1,) if n is None else (n, 1), dtype=wider.get(dtype, dtype)) for dtype, n in shapes]
     with np.errstate(all="ignore"):
         found = function(np, *ones, **{option: wider.get(value, value) for option, value in options.items()})
     return [back.get(a.dtype, a.dtype) for a in listed(found)]

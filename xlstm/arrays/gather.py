@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe, segments
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
@@ -93,11 +93,18 @@ COMPARED = 1 << 24  # pairs of a place and a row that are compared at once
 
 
 def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
-    """Return (count, D) with each of rows (N, D) added at its place, a whole number of places (N,)."""
+    """Return (count, D) with each of rows (N, D) added at its place, a whole number of places (N,).
+
+    On CuPy a place that there is not is left out.
+    """
     if xp is np:
         found = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
         np.add.at(found, places, rows)
         return found
+    if fuse.compiles(xp) and segments.takes(rows):
+        found = broken.attempt("xlstm_add_rows", segments.added, places, rows, count)
+        if found is not None:
+            return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
     parts, step = [], max(1, COMPARED // max(1, places.shape[0]))
     for first in range(0, max(1, count), step):
