@@ -107,9 +107,7 @@ def apply(
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
-        calls = zip(*columns, strict=True)
-        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
-        return _into(columns, into, made) if into else made
+        return _one_by_one(columns, into, lambda a: fuse.with_numbers(xp, function, a, numbers, **options))
     dtypes, shapes = tuple(column[0].dtype for column in columns), tuple([a.shape for a in columns[0]])
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -119,28 +117,38 @@ def apply(
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
     real = REAL[fuse.real(dtypes[0])]
     given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
-    if broken.works(kernel.name):
-        try:
-            plan, cp = _plan(shapes, len(columns)), probe.cupy()
-            flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
-            _launch(kernel, plan, columns, *flat, *given)
-            found = [columns[k] for k in into] if into else [_views(a, shapes, plan.places) for a in flat]
-            return list(zip(*found, strict=True))
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    given = [number if kind is None else xp.astype(number, real) for number, kind in zip(given, kinds, strict=True)]
-    made = [fuse.listed(fuse.plain(xp, function, a, options, *given)) for a in zip(*columns, strict=True)]
-    return _into(columns, into, made) if into else made
+    found = broken.attempt(kernel.name, _applied, kernel, columns, shapes, results, into, given)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    given = [number if isinstance(number, real) else xp.astype(number, real) for number in given]
+    return _one_by_one(columns, into, lambda a: fuse.plain(xp, function, a, options, *given))
 
 
-def _into(
-    columns: Sequence[Sequence[Array]], into: Sequence[int], made: Sequence[tuple[Array, ...]]
+def _one_by_one(
+    columns: Sequence[Sequence[Array]], into: Sequence[int], run: Callable[..., Any]
 ) -> list[tuple[Array, ...]]:
-    """Put results into the places of columns."""
-    for k, results in enumerate(made):
+    made = [fuse.listed(run(arrays)) for arrays in zip(*columns, strict=True)]
+    for k, results in enumerate(made if into else ()):
         for j, result in zip(into, results, strict=True):
             columns[j][k][...] = result
-    return list(zip(*(columns[j] for j in into), strict=True))
+    return list(zip(*(columns[j] for j in into), strict=True)) if into else made
+
+
+def _applied(
+    kernel: Any,
+    columns: Sequence[Sequence[Array]],
+    shapes: tuple[tuple[int, ...], ...],
+    results: Sequence[Any],
+    into: Sequence[int],
+    given: Sequence[Any],
+) -> list[tuple[Array, ...]]:
+    """Return the results from one launch."""
+    plan, cp = _plan(shapes, len(columns)), probe.cupy()
+    flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
+    _launch(kernel, plan, columns, *flat, *given)
+    if into:
+        return list(zip(*(columns[k] for k in into), strict=True))
+    return list(zip(*(_views(a, shapes, plan.places) for a in flat), strict=True))
 
 
 def _views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
@@ -169,22 +177,24 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
     if not _takes(xp, [arrays]):
         return _norm(xp, arrays)
-    dtype, real = arrays[0].dtype, REAL[fuse.real(arrays[0].dtype)]
-    kernel, root = _squares_kernels(dtype)
-    if broken.works(kernel.name):
-        try:
-            plan = _plan(tuple([a.shape for a in arrays]), 1)
-            sums = probe.cupy().ndarray((plan.chunks,), real)
-            _launch(kernel, plan, [arrays], sums)
-            return root(sums, axis=0)
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    return xp.astype(_norm(xp, [xp.astype(a, real) for a in arrays]), dtype)
+    found = broken.attempt("xlstm_squares", _launched_norm, arrays)
+    if found is not None:
+        return found
+    dtype = arrays[0].dtype
+    return xp.astype(_norm(xp, [xp.astype(a, REAL[fuse.real(dtype)]) for a in arrays]), dtype)
 
 
 def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     squares = [xp.sum(a * a) for a in arrays]
     return xp.sqrt(sum(squares[1:], squares[0]))
+
+
+def _launched_norm(arrays: Sequence[Array]) -> Array:
+    dtype, plan = arrays[0].dtype, _plan(tuple([a.shape for a in arrays]), 1)
+    kernel, root = _squares_kernels(dtype)
+    sums = probe.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
+    _launch(kernel, plan, [arrays], sums)
+    return root(sums, axis=0)
 
 
 def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:

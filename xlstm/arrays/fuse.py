@@ -75,17 +75,12 @@ def fuse(
             out[...] = found  # type: ignore[index]  # a tuple is for CuPy
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    if broken.works(kernel.name):
-        try:
-            return kernel(*arrays, *(() if out is None else listed(out)))
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    found = plain(xp, function, arrays, options)
-    if out is None:
-        return found
-    for room, a in zip(listed(out), listed(found), strict=True):
-        room[...] = a
-    return out
+    found = broken.attempt(kernel.name, kernel, *arrays, *(() if out is None else listed(out)))
+    if found is None:
+        found = plain(xp, function, arrays, options)
+        for room, a in zip(() if out is None else listed(out), listed(found), strict=False):
+            room[...] = a
+    return found if out is None else out
 
 
 def plain(
@@ -152,11 +147,9 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, d
             a, b = a.reshape(flat), b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
     to = a.dtype if dtype is None else dtype
-    if broken.works("xlstm_total"):
-        try:
-            return _total(a.dtype, to)(a, b, axis=axes)
-        except Exception as error:
-            broken.failed("xlstm_total", error)
+    found = broken.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
+    if found is not None:
+        return found
     wide = xp.float32 if name(a.dtype) in HALVES else a.dtype
     return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
 

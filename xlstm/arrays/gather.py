@@ -58,17 +58,19 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     list of array (M, ...)
     """
     if fuse.compiles(xp):
-        if arrays[0].itemsize > 1 and broken.works("xlstm_gather"):
-            found: list[Array] = []
-            try:
-                with device_of(places[0]):
-                    for k in range(0, len(arrays), ARRAYS):
-                        found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
-                return found
-            except Exception as error:
-                broken.failed("xlstm_gather", error)
+        found = broken.attempt("xlstm_gather", _gathered, arrays, places) if arrays[0].itemsize > 1 else None
+        if found is not None:
+            return found  # type: ignore[no-any-return]
         arrays = [xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays]
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
+
+
+def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
+    found: list[Array] = []
+    with device_of(places[0]):
+        for k in range(0, len(arrays), ARRAYS):
+            found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
+    return found
 
 
 def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:

@@ -76,15 +76,14 @@ def _launched(xp: Namespace, function: Callable[..., Any], arrays: Sequence[Arra
     plan = _plan(function, tuple([(a.dtype, a.shape, a.strides) for a in arrays]), tuple(options.items()))
     if plan is None:
         return None
-    kernel, grid, threads, given, results = plan
-    if broken.works(kernel.name):
-        try:
-            outputs = [probe.cupy().ndarray(shape, dtype) for shape, dtype in results]
-            kernel(grid, threads, (*given, *arrays, *outputs))
-            return outputs[0] if len(outputs) == 1 else tuple(outputs)
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    return fuse.plain(xp, function, arrays, options)
+    found = broken.attempt(plan[0].name, _run, arrays, *plan)
+    return fuse.plain(xp, function, arrays, options) if found is None else found
+
+
+def _run(arrays: Sequence[Array], kernel: Any, grid: Any, threads: Any, given: Any, results: Any) -> Any:
+    outputs = [probe.cupy().ndarray(shape, dtype) for shape, dtype in results]
+    kernel(grid, threads, (*given, *arrays, *outputs))
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -19,6 +19,7 @@ from xlstm.arrays.backend import available_backends, backend
 from xlstm.arrays.namespace import DTYPES
 from xlstm.cli.configuration import JsonOption
 from xlstm.cli.console import out
+from xlstm.engines.cuda import check as checking
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling, peaks
@@ -52,9 +53,14 @@ def info(
         Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU."),
     ] = None,
     card: Annotated[str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")] = None,
+    check: Annotated[bool, Option("--check", help="Compare the values of every kind of kernel on the GPU.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
+    if check:
+        found = checking.run()
+        typer.echo(json.dumps([row._asdict() for row in found]) if as_json else str(found))
+        raise typer.Exit(len(found.wrong) > 0)
     if layer is not None:
         rows: dict[str, Any] = explain(*layer, card)
     elif card is not None:
