@@ -124,7 +124,7 @@ def apply(
             plan, cp = _plan(shapes, len(columns)), probe.cupy()
             flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
             _launch(kernel, plan, columns, *flat, *given)
-            found = [columns[k] for k in into] if into else [_views(a, shapes, plan.places) for a in flat]
+            found = [columns[k] for k in into] if into else [views(a, shapes, plan.places) for a in flat]
             return list(zip(*found, strict=True))
         except Exception as error:
             broken.failed(kernel.name, error)
@@ -143,8 +143,8 @@ def _into(
     return list(zip(*(columns[j] for j in into), strict=True))
 
 
-def _views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
-    """Return the arrays that begin in these places of a longer one."""
+def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+    """Return the arrays of CuPy that begin in these places of a longer one."""
     cp, dtype, start = probe.cupy(), flat.dtype, flat.data
     return [cp.ndarray(shape, dtype, start + k * dtype.itemsize) for shape, k in zip(shapes, places, strict=True)]
 

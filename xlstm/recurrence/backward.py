@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, astype, device_of
-from xlstm.engines.cell_step import reshape
+from xlstm.arrays.namespace import Array, Params, astype, device_of, reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 
 
