@@ -14,13 +14,14 @@ from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, reshape, squares_below
+from xlstm.arrays.rows import column_sums
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
-from xlstm.layers.module import Weight, dropout, dropped, rows, total
+from xlstm.layers.module import Weight, dropout, dropped, rows
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
@@ -255,7 +256,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
             grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
             if self.bias:
-                grads[f"{k}.b"] = total(xp, dz)
+                grads[f"{k}.b"] = column_sums(xp, dz)
             dy = reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))

@@ -46,8 +46,10 @@ def is_ours(value: Any) -> bool:
     It asks a GPU for the same each time it runs, which code of a user need not do.
     """
     made = value.func if isinstance(value, functools.partial) else value
-    ours = str(getattr(made, "__module__", "")).startswith(f"{__name__.partition('.')[0]}.")
-    return ours and all(map(is_ours, getattr(made, "parts", {}).values()))
+    if not str(getattr(made, "__module__", "")).startswith(f"{__name__.partition('.')[0]}."):
+        return False
+    held = getattr(made, "model", None)  # that of `LowRank`
+    return (held is None or is_ours(held)) and all(map(is_ours, getattr(made, "parts", {}).values()))
 
 
 class Decided(NamedTuple):

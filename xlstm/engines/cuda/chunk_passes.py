@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import broken, device
-from xlstm.arrays.broken import CudaError
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, reshape, room
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_chunks as plain
@@ -99,12 +98,10 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
         The state after the last step.
     saved : Saved
     """
+    found: tuple[Array, Array, Array, Array, Saved] | None = None
     if given[-1] is not None:
-        try:
-            return _chunkwise(xp, *given)
-        except CudaError as error:
-            _failed(given[-1], error)
-    return None
+        found = broken.attempt(given[-1].name, forward, xp, *given)
+    return found
 
 
 def chunkwise_bwd(
@@ -112,22 +109,15 @@ def chunkwise_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
     made, given = saved.made, (dh, dC, dn, dm)
-    if broken.works(made.name):
-        try:
-            return _chunkwise_bwd(xp, *given, saved)
-        except CudaError as error:
-            _failed(made, error)
-    options = made.eps, made.forget
-    q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
-    *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, *options, made.shape.L)
-    return plain.chunkwise_bwd(xp, *given, again, *options)
+    found: tuple[Array, ...] | None = broken.attempt(made.name, backward, xp, *given, saved)
+    if found is None:
+        q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
+        *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, made.eps, made.forget, made.shape.L)
+        found = plain.chunkwise_bwd(xp, *given, again, made.eps, made.forget)
+    return found
 
 
-def _failed(made: Kernels, error: CudaError) -> None:
-    broken.failed("chunks of an mLSTM:", error, "batched products do their work", made.name)
-
-
-def _chunkwise(
+def forward(
     xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
 ) -> tuple[Array, Array, Array, Array, Saved]:
     q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
@@ -151,7 +141,7 @@ def _chunkwise(
     return h, end_C, end_n, end_m, saved
 
 
-def _chunkwise_bwd(
+def backward(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
     (q, k, v, i, f), _, _, h, logs, weights, states, s, den, made = saved
