@@ -148,11 +148,11 @@ def _applied(
     _launch(kernel, plan, columns, *flat, *given)
     if into:
         return list(zip(*(columns[k] for k in into), strict=True))
-    return list(zip(*(_views(a, shapes, plan.places) for a in flat), strict=True))
+    return list(zip(*(views(a, shapes, plan.places) for a in flat), strict=True))
 
 
-def _views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
-    """Return the arrays that begin in these places of a longer one."""
+def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+    """Return the arrays of CuPy that begin in these places of a longer one."""
     cp, dtype, start = probe.cupy(), flat.dtype, flat.data
     return [cp.ndarray(shape, dtype, start + k * dtype.itemsize) for shape, k in zip(shapes, places, strict=True)]
 

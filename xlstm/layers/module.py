@@ -176,7 +176,12 @@ class Module:
 
     def below(self, prefix: str, params: Params) -> Params:
         """Return the parameters of a part, under the names that they have there."""
-        return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
+        return {name: params[full] for name, full in self._names[prefix]}
+
+    @functools.cached_property
+    def _names(self) -> dict[str, list[tuple[str, str]]]:
+        """The names of the parameters of each part, there and here."""
+        return {prefix: [(name, f"{prefix}.{name}") for name in part.shapes] for prefix, part in self.parts.items()}
 
     def pieces(self, kept: Any) -> dict[str, Any]:
         """Return what was kept by parts, by name; without parts a dict has layers and directions."""
