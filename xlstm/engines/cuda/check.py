@@ -31,7 +31,6 @@ from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.rows import by_rows
-from xlstm.arrays.scan import scan
 from xlstm.cells import gru, lstm, mlstm_chunks, rnn, slstm
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
@@ -277,17 +276,12 @@ def _sigmoid(xp: Namespace, a: Array) -> Array:
     return 1 / (1 + xp.exp(-a))
 
 
-def _decayed(xp: Namespace, c: Array, a: Array) -> Array:
-    return 0.5 * c + a
-
-
 # Calls of two arrays (4, 40) that launch the kernels whose names begin like this.
 ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
     "xlstm_concat": lambda xp, a, b: [concat(xp, [a, Filled(0.5, 2), b], 1)],
     "xlstm_gather": lambda xp, a, b: gather(xp, [a, b], [xp.asarray([1, 3, 0]), xp.asarray([2, 2])]),
     "xlstm_rows": lambda xp, a, b: by_rows(xp, _softmax, a, b),
     "xlstm_fuse": lambda xp, a, b: [fuse(xp, _sigmoid, a), fuse(xp, _sigmoid, b, out=b + 0)],
-    "xlstm_scan": lambda xp, a, b: scan(xp, _decayed, [a[:, 0]], b)[0],
     "xlstm_total": lambda xp, a, b: [total(xp, a, b, axes=(-2, -1))],
     "xlstm_each": lambda xp, a, b: [
         *foreach.copies(xp, [a]),
