@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from xlstm.arrays.fuse import compiles, fuse, listed
+from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 
 def scan(
-    xp: Namespace,
-    function: Callable[..., Any],
-    start: Sequence[Array],
-    *arrays: Array,
-    axis: int = -1,
-    reverse: bool = False,
-) -> list[tuple[Array, Array]]:
-    """Apply `function(xp, *carried, *arrays of a step)` to `start` step by step; its results are carried on.
+    xp: Namespace, function: Callable[..., Any], start: Array, *arrays: Array, axis: int = -1, reverse: bool = False
+) -> tuple[Array, Array]:
+    """Apply `function(xp, carried, *arrays of a step)` to `start` step by step; its result is carried on.
 
     Parameters
     ----------
     xp
         The namespace of the arrays.
     function
-        As for `fuse`; it returns as many arrays as `start` has, or the only one.
+        As for `fuse`, with one result.
     start
-        The values that are carried into the first step: arrays without the axis of steps.
+        The value that is carried into the first step: an array without the axis of steps.
     arrays
-        Arrays with steps along `axis`; their shapes without it broadcast with those of `start`.
+        Arrays with steps along `axis`; their shapes without it broadcast with that of `start`.
     axis : int
         Negative.
     reverse : bool
@@ -36,19 +31,20 @@ def scan(
 
     Returns
     -------
-    list of (array, array)
-        For each value that is carried: those before each step, along `axis`, and the one after the last step.
+    kept : array
+        The values that are carried into the steps, along `axis`.
+    end : array
+        The value after the last step.
     """
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
-    carried, kept = tuple(start), list[Array]()
+    carried, kept = start, None
     for t in range(n - 1, -1, -1) if reverse else range(n):
         at = (..., t, *tail)
-        given = (*carried, *(a[at] for a in arrays))
-        new = listed(fuse(xp, function, *given) if compiles(xp) else function(xp, *given))
-        if not kept:  # new ones have the shape and the dtype of all of them
-            axes = [(*a.shape[: a.ndim + axis + 1], n, *a.shape[a.ndim + axis + 1 :]) for a in new]
-            kept = [xp.empty(shape, dtype=a.dtype, device=device_of(a)) for a, shape in zip(new, axes, strict=True)]
-        for room, a in zip(kept, carried, strict=True):
-            room[at] = a
+        given = (carried, *(a[at] for a in arrays))
+        new = fuse(xp, function, *given) if compiles(xp) else function(xp, *given)
+        if kept is None:  # the result has the shape and the dtype of all of them
+            place = new.ndim + axis + 1
+            kept = xp.empty((*new.shape[:place], n, *new.shape[place:]), dtype=new.dtype, device=device_of(new))
+        kept[at] = carried
         carried = new
-    return list(zip(kept, carried, strict=True))
+    return kept, carried

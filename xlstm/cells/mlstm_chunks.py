@@ -84,9 +84,8 @@ def chunkwise(
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
     read, write, keep = _weights(xp, logs, q, wide)
     written = matmul(xp, _T(xp, write[..., None] * K), V1, dtype=wide)  # (9)
-    ((C, end),) = scan(
-        xp, formulas.state, [_with_normaliser(xp, C0, n0)], keep[..., None, None], written, axis=-3
-    )  # (9)
+    start = _with_normaliser(xp, C0, n0)
+    C, end = scan(xp, formulas.state, start, keep[..., None, None], written, axis=-3)  # (9)
     times_D = _multiplier(xp, q, logs)  # (4)
     num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1, dtype=wide)  # (5) (6)
     num = matmul(xp, read[..., None] * Q, astype(xp, C, dtype), add=num)  # (6)
@@ -125,9 +124,8 @@ def chunkwise_bwd(
     dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
     dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
     last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
-    ((dCs, dC0),) = scan(
-        xp, formulas.state, [last], keep[..., None, None], dCs, axis=-3, reverse=True
-    )  # (9), after each chunk
+    # (9), after each chunk
+    dCs, dC0 = scan(xp, formulas.state, last, keep[..., None, None], dCs, axis=-3, reverse=True)
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
     dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))
     dQ = fuse(xp, formulas.scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
@@ -158,7 +156,7 @@ def chunkwise_bwd(
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
     """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the last chunk."""
     b, most = _accumulated(xp, i, logf)  # (1)
-    ((m, end),) = scan(xp, formulas.m_after, [formulas.wide(xp, m0)], b[..., -1], most[..., -1])
+    m, end = scan(xp, formulas.m_after, formulas.wide(xp, m0), b[..., -1], most[..., -1])
     r = fuse(xp, formulas.stabilise, most, m[..., None], low=low_of(xp, most.dtype))  # (3)
     return Logs(b, formulas.written(xp, i, b), most, m, r), end  # (2)
 
@@ -200,7 +198,7 @@ def _maximum_bwd(xp: Namespace, logs: Logs, dm: Array, dend: Array | None) -> tu
     dtype = dm.dtype
     old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)
     dend = xp.zeros_like(dm[..., 0, 0]) if dend is None else dend
-    ((ends, dm0),) = scan(xp, formulas.state, [dend], old[..., -1], total(xp, old, dm), reverse=True)
+    ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)
     pairs = _pairs(xp, w, most)
     steps = pairs[2][0, :]
     dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)
