@@ -132,6 +132,5 @@ def first_contact() -> None:
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
-    for cached in broken._caches:
-        cached.cache_clear()
     broken._reasons.clear()
+    broken._clear()

@@ -171,11 +171,11 @@ def test_blocks_that_wait_for_one_another_have_room(monkeypatch, path):
 def test_a_card_that_answers_nothing_more_is_named():
     gpu.on_cpu()
     text = 'extern "C" __global__ void hang() { if (threadIdx.x) __syncthreads(); else while (true) __nanosleep(1); }'
-    a = cupy.ones((3, 4), "float32")
+    xp, a = xlstm.backend("cupy").xp, cupy.ones((3, 4), "float32")
     with pytest.raises(cupy.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"):
         cupy.RawKernel(text, "hang")((1,), (64,), ())
     with pytest.raises(CudaError, match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing"):
-        concat(xlstm.backend("cupy").xp, [a, a], 0)
+        concat(xp, [a, a], 0)
     cuda_on_cpu.recover()
 
 

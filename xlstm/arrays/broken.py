@@ -68,11 +68,22 @@ def note(start: str, why: str) -> None:
     card, kind = current(), start.split()[0]
     said = (card, kind, why) in {(where, name.split()[0], one) for (where, name), one in _reasons.items()}
     _reasons[card, start] = why
-    for cached in _caches:
-        cached.cache_clear()
+    _clear()
     if not said:
         text = f"cuda: on {card} {start.strip()}: {why}; another way does its work where there is one"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+def forget() -> None:
+    """Have all kernels be tried again on the current card."""
+    for key in [key for key in _reasons if key[0] == current()]:
+        del _reasons[key]
+    _clear()
+
+
+def _clear() -> None:
+    for cached in _caches:
+        cached.cache_clear()
 
 
 def cache(function: Function) -> Function:

@@ -143,16 +143,16 @@ def _applied(
     given: Sequence[Any],
 ) -> list[tuple[Array, ...]]:
     """Return the results from one launch."""
-    plan, cp = _plan(shapes, len(columns)), probe.cupy()
+    plan, cp = _plan(shapes, tuple([column[0].itemsize for column in columns])), probe.cupy()
     flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
     _launch(kernel, plan, columns, *flat, *given)
     if into:
         return list(zip(*(columns[k] for k in into), strict=True))
-    return list(zip(*(_views(a, shapes, plan.places) for a in flat), strict=True))
+    return list(zip(*(views(a, shapes, plan.places) for a in flat), strict=True))
 
 
-def _views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
-    """Return the arrays that begin in these places of a longer one."""
+def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+    """Return the arrays of CuPy that begin in these places of a longer one."""
     cp, dtype, start = probe.cupy(), flat.dtype, flat.data
     return [cp.ndarray(shape, dtype, start + k * dtype.itemsize) for shape, k in zip(shapes, places, strict=True)]
 
@@ -190,7 +190,7 @@ def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
 
 
 def _launched_norm(arrays: Sequence[Array]) -> Array:
-    dtype, plan = arrays[0].dtype, _plan(tuple([a.shape for a in arrays]), 1)
+    dtype, plan = arrays[0].dtype, _plan(tuple([a.shape for a in arrays]), (arrays[0].itemsize,))
     kernel, root = _squares_kernels(dtype)
     sums = probe.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
     _launch(kernel, plan, [arrays], sums)
@@ -212,44 +212,49 @@ def _most(columns: int) -> int:
 def _launch(kernel: Any, plan: Plan, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
     """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments come last."""
     for part in plan.parts:
-        arrays = [a if a.flags.c_contiguous else a.copy(order="C") for column in columns for a in column[part.some]]
-        count = len(arrays) // len(columns)
-        addresses = [a.data.ptr for a in arrays]
-        spare = [0] * (_most(len(columns)) - count)
-        padded = [n for k in range(0, len(arrays), count) for n in (*addresses[k : k + count], *spare)]
-        table = device.with_addresses(padded, part.sizes)
-        kernel((part.blocks,), (THREADS,), (table, np.int32(count), np.int64(part.start), *arguments))
+        arrays = [
+            a if a.strides == steps or a.flags.c_contiguous else a.copy(order="C")
+            for column, lie in zip(columns, plan.lie, strict=True)
+            for a, steps in zip(column[part.some], lie[part.some], strict=True)
+        ]
+        table = device.with_addresses([a.data.ptr for a in arrays], part.sizes, len(columns), part.spare)
+        kernel(part.grid, (THREADS,), (table, *part.numbers, *arguments))
 
 
 class Part(NamedTuple):
     """The arrays of a launch."""
 
     some: slice
+    spare: int  # how many more it has room for
     sizes: bytes  # `Table` after its addresses
-    blocks: int
-    start: int  # chunks of arrays before them
+    grid: tuple[int]
+    numbers: tuple[Any, Any]  # how many arrays there are, and chunks of arrays before them
 
 
 class Plan(NamedTuple):
-    """How many chunks arrays have, where each begins in elements when they lie one after the other, and launches."""
+    """How arrays of some shapes are divided into chunks, one after the other, and into launches."""
 
     chunks: int
-    places: list[int]
+    places: list[int]  # where each array begins, in elements
+    lie: list[list[tuple[int, ...]]]  # the strides of the arrays of each column where they are contiguous
     parts: list[Part]
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> Plan:
-    most, parts = _most(columns), []
+def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Plan:
+    """Return the plan for columns of arrays, from the bytes of an element of each column."""
+    most, parts = _most(len(itemsizes)), []
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
+    lie = [[tuple(n * math.prod(shape[k + 1 :]) for k in range(len(shape))) for shape in shapes] for n in itemsizes]
     for k in range(0, len(sizes), most):
         some, first = sizes[k : k + most], ends[k : k + most + 1]
         table = np.zeros((), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True))
         table["size"][: len(some)] = some
         table["first"][: len(some)] = np.subtract(first[:-1], first[0])
-        parts.append(Part(slice(k, k + most), table.tobytes(), first[-1] - first[0], first[0]))
-    return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], parts)
+        numbers = np.int32(len(some)), np.int64(first[0])
+        parts.append(Part(slice(k, k + most), most - len(some), table.tobytes(), (first[-1] - first[0],), numbers))
+    return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], lie, parts)
 
 
 @functools.cache

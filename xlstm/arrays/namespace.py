@@ -132,6 +132,13 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
     return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
 
 
+def reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape by the method, where the library has one: it takes less time than the function."""
+    if hasattr(array, "reshape"):
+        return array.reshape(shape)
+    return array.__array_namespace__().reshape(array, shape)
+
+
 def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
     """Return a new array on the device of another one, and in its dtype unless there is another; nothing is in it."""
     dtype = like.dtype if dtype is None else dtype

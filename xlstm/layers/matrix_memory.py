@@ -13,7 +13,7 @@ from xlstm.arrays import cores
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
+from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, reshape, squares_below
 from xlstm.arrays.rows import column_sums
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
@@ -59,10 +59,10 @@ class Memory(NamedTuple):
         xp, keep, T, B = span.xp, span.keep, span.T, span.B
         cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
-            q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
+            q, k, v = (reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             C, n, m = state
             h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
-            return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
+            return reshape(h, (1, B, self.N * self.V)), tuple(end), None
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
@@ -101,14 +101,14 @@ class Memory(NamedTuple):
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""
         T, B, width = a.shape
-        return xp.permute_dims(xp.reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
+        return xp.permute_dims(reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
 
     def _rows(self, xp: Namespace, a: Array) -> Array:
         """Return (B, N, T, F) as (T, B, N F), and gates (B, N, T) as (T, B, N)."""
         if a.ndim == 3:
             return xp.permute_dims(a, (2, 0, 1))
         B, N, T, F = a.shape
-        return xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
+        return reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers):
             mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
             x, beyond = _limited(xp, dropped(x, mask))
-            z = matmul(xp, rows(xp, x), p[f"{k}.Wx"].T)
+            z = matmul(xp, rows(x), p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
-            z = xp.reshape(z, (span.T, span.B, z.shape[1]))
+            z = reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, gated, o, h)
@@ -253,11 +253,11 @@ class mLSTM(SequenceLayer):  # noqa: N801
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
             do, dh = fuse(xp, gated_bwd, dy, one.o, one.h)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
-            dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
-            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
+            dz = rows(concat(xp, (dq, dk, dv, do, di, df), -1))
+            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(one.x))
             if self.bias:
                 grads[f"{k}.b"] = column_sums(xp, dz)
-            dy = xp.reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
+            dy = reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dropped(dy, one.mask)

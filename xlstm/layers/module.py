@@ -18,7 +18,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
+from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace, reshape
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import FEED_FORWARD, FORGET
 from xlstm.layers.initializers import RECURRENT, Draw
@@ -176,7 +176,12 @@ class Module:
 
     def below(self, prefix: str, params: Params) -> Params:
         """Return the parameters of a part, under the names that they have there."""
-        return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
+        return {name: params[full] for name, full in self._names[prefix]}
+
+    @functools.cached_property
+    def _names(self) -> dict[str, list[tuple[str, str]]]:
+        """The names of the parameters of each part, there and here."""
+        return {prefix: [(name, f"{prefix}.{name}") for name in part.shapes] for prefix, part in self.parts.items()}
 
     def pieces(self, kept: Any) -> dict[str, Any]:
         """Return what was kept by parts, by name; without parts a dict has layers and directions."""
@@ -369,9 +374,9 @@ def dropped(d: Array, mask: Array | None) -> Array:
     return d if mask is None else d * mask
 
 
-def rows(xp: Namespace, x: Array) -> Array:
+def rows(x: Array) -> Array:
     """Return (..., D) as a matrix."""
-    return xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return x if x.ndim == 2 else reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def masks(where: str, seed: Seed | None) -> np.random.Generator:

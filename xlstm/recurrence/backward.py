@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, astype, device_of
+from xlstm.arrays.namespace import Array, Params, astype, device_of, reshape
 from xlstm.arrays.rows import column_sums
-from xlstm.engines.cell_step import reshape
 from xlstm.engines.tape import Gradients, Tape, swap
 
 

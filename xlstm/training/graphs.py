@@ -20,7 +20,7 @@ import numpy as np
 from xlstm.arrays import bernoulli, checks, foreach, probe
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -249,6 +249,7 @@ class Graphs:
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
+        namespace("Step", dict([next(iter(state.params.items()))]))  # raises where another device is current
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
                 getattr(known.inputs, name)[...] = getattr(inputs, name)

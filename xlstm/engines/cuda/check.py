@@ -127,6 +127,8 @@ def check() -> Checked:
 def run() -> Checked:
     """Do as `check`, without a table."""
     backend("cupy")
+    _begun.add(broken.current())
+    broken.forget()
     found = Checked(_rows())
     _mark(found)
     try:
@@ -208,8 +210,6 @@ def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]],
         kind = "tf32"
     allowed = ALLOWED[kind]
     given = [be.asarray(0.3 * rng.standard_normal(shape)) for shape in shapes]
-    if problem := _known(name):
-        return Row(kernel, kind, None, allowed, problem, name)
     try:
         found, again = ([to_numpy(a).astype("float64") for a in run(be.xp, *given)] for _ in range(2))
     except broken.CudaError as error:
@@ -229,7 +229,9 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
     engine = ARRAY_API if xp is np else CUDA
     with use(path, precision):
         y, end, tape = engine.forward(step, x, state, WIDTHS, "all")
-        found, start = engine.backward(tape, y, end)
+        # Which of two numbers is the maximum m, and so has its gradient, may depend on a rounding.
+        dend = [xp.zeros_like(s) for s in end] if "m" in cell.STATES else end
+        found, start = engine.backward(tape, y, dend)
     return [y, *end, *start, *(found.arrays[name] for name in sorted(found.arrays))]
 
 

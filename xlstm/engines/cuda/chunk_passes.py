@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import broken, device
-from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, room
+from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, reshape, room
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_chunks as plain
 from xlstm.cells import mlstm_formulas as formulas
@@ -137,7 +137,7 @@ def forward(
     arrays |= {"logf": logf, "s": s, "den": den, "h": h, "end_C": end_C, "end_n": end_n, "end_m": end_m}
     made.run({"gates": groups, "states": groups, "within": groups * chunks}, arrays)
     h = xp.permute_dims(h, (1, 2, 0, 3))
-    saved = Saved((q, k, v, i, f), (C0, n0, m0), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
+    saved = Saved((q, k, v, i, f), (C0, n0, m0), _flat(logf, T), h, logs, weights, states, s, den, made)
     return h, end_C, end_n, end_m, saved
 
 
@@ -149,7 +149,7 @@ def backward(
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups, wide = -(-T // L), B * N, s.dtype
     new = functools.partial(room, xp, q)
-    of_steps = [_flat(xp, a, T, 1) for a in (den, s, logs.b, logs.r)]
+    of_steps = [_flat(a, T, 1) for a in (den, s, logs.b, logs.r)]
     dh_h, ds = by_rows(xp, _rows_bwd, dh, h, *of_steps, limit=limit_of(xp, wide), dtype=np.dtype(wide))
     inner = new((source("states_bwd", *made)[1], B, N, chunks + 1), wide)
     grads = {name: new((T, B, N, F), q.dtype) for name, F in (("dq", K), ("dk", K), ("dv", V))}
@@ -190,10 +190,10 @@ def _view(a: Array | None) -> tuple[int, ...]:
     return a.data.ptr, steps[2] // size, steps[0] // size, steps[1] // size
 
 
-def _flat(xp: Namespace, a: Array, T: int, *last: int) -> Array:
+def _flat(a: Array, T: int, *last: int) -> Array:
     """Return (B, N, chunks, L) as (B, N, T), with an axis of length 1 after them if need be."""
     B, N, chunks, L = a.shape
-    steps = xp.reshape(a, (B, N, chunks * L, *last))
+    steps = reshape(a, (B, N, chunks * L, *last))
     return steps if chunks * L == T else steps[:, :, :T, ...]
 
 

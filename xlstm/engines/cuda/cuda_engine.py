@@ -12,9 +12,9 @@ import numpy as np
 from xlstm.arrays import broken, constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, room
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
 from xlstm.engines.array_api import ARRAY_API, ArrayApi
-from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.cell_step import Step
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
