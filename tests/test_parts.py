@@ -1,5 +1,6 @@
 """Parts of blocks, blocks and stacks: gradients, PyTorch's numbers, lengths, steps, errors."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
