@@ -160,8 +160,8 @@ class HeadwiseLinear(SameWidth, Module):
         if narrow.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more, Ws = [dys for _, _, dys in maps], [p["W"] for p, _, _ in maps]
-            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add)
-            return [dict(zip(names, own, strict=False)) for own in zip(*sums, strict=True)], dxs
+            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add, self.bias)
+            return [dict(zip(names, own, strict=True)) for own in zip(*sums, strict=True)], dxs
         grads, found = list[Params](), list(add)
         for (p, kept, dys), k in zip(maps, of, strict=True):
             own, dx = self._differentiated(xp, p, kept, functools.reduce(operator.add, dys))
