@@ -31,8 +31,7 @@ LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worke
 # arguments (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a
 # thread.
 Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
-# Arguments, and then `first` and `last`. A function that takes the address of its arguments, which are integers, is given
-# them in an array.
+# Arguments, and then `first` and `last`. A function that takes the address of integers is given them in an array.
 Piece = tuple["tuple[Any, ...] | array.array[int]", int, int]
 
 
