@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import nccl, probe
+from xlstm.arrays import cores, nccl, probe
 from xlstm.arrays.convert import BackendError, like, to_numpy
 from xlstm.arrays.groups import Alone, Group, OtherRankError
 from xlstm.arrays.namespace import Array
@@ -76,6 +76,7 @@ class Ranks:
         self.rank, self.size = int(world.rank), int(world.size)
         machine = world.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
         self.local_rank = int(machine.rank)
+        cores.share(machine.allgather(cores.affinity()).count(cores.affinity()))
         machine.Free()
         self._hosts: list[str] = self._comm.allgather(platform.node())
         self._nccl: nccl.Nccl | None = None
