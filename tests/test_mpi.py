@@ -14,8 +14,7 @@ from xlstm.arrays import mpi, probe, watch
 
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 SOON = 2.0  # seconds
-# The status of an aborted job: MPICH tells it, or at times the signal with which it ended the other ranks.
-ABORTED = (1, 9)
+ABORTED = (1, 9)  # the status of a job: MPICH may add to that of a rank the number of a signal that ended others
 
 
 @pytest.fixture
@@ -197,12 +196,12 @@ def test_a_rank_that_does_not_come_is_named():
 
 
 @needed
-@pytest.mark.parametrize(("number", "status"), [("SIGINT", 2), ("SIGTERM", 15), ("SIGKILL", -9)])
-def test_a_signal_to_mpiexec_ends_all_ranks(number, status):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_signal_to_mpiexec_ends_all_ranks(number):
     job = Job(3, LOOP.format(fails="pass"))
     job.wait_for("fails")
     job.send(getattr(signal, number))
     job.end()
-    assert job.status == status
+    assert job.status != 0
     assert job.seconds("sent") < SOON
     assert job.err.count("Traceback") == (number == "SIGINT")
