@@ -28,7 +28,9 @@ OPTIONS = ("-device-int128",)
 PIECE = 32  # numbers of a row that a thread draws
 STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
 
-TEXT = f"constexpr long long PIECE = {PIECE};" + """
+TEXT = (
+    f"constexpr long long PIECE = {PIECE};"
+    + """
 typedef unsigned long long u64;
 typedef unsigned __int128 u128;
 
@@ -111,6 +113,7 @@ extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int s
     }
 }
 """
+)
 
 
 def bernoulli(

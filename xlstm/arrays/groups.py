@@ -130,7 +130,7 @@ class Part(NamedTuple):
         """Return how many numbers the whole batch has, where this part has (T, b, ...), or packed rows (N, D)."""
         if len(shape) == 2 and self.lengths is not None:
             return int(np.sum(self.lengths)) * shape[1]
-        return math.prod(shape) // (self.own.stop - self.own.start) * self.B
+        return math.prod(shape) // int(self.own.stop - self.own.start) * self.B
 
 
 @functools.lru_cache(maxsize=16)

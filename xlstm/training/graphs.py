@@ -203,7 +203,9 @@ class Graphs:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
         fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
-        later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, fixed.host.part, self.states)
+        later = (
+            None if state.masks is None else bernoulli.Later(state.masks.bit_generator, fixed.host.part, self.states)
+        )
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
         graph = self.recorder.capture(lambda: self._leave(place, self._done(step, state, fixed, self.given).carried))
