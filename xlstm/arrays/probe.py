@@ -22,6 +22,20 @@ def torch() -> Any:
     return torch
 
 
+def mpi() -> Any:
+    """Return mpi4py's module, which starts MPI when it is imported for the first time."""
+    from mpi4py import MPI
+
+    return MPI
+
+
+def nccl() -> Any:
+    """Return CuPy's module of NCCL; its `available` says whether the library is there."""
+    from cupy.cuda import nccl
+
+    return nccl
+
+
 @functools.cache
 def cupy_failure(number: int = 0) -> str | None:
     """Try CuPy on device `number`, once per process: return None if it works, else what failed and how to fix it.
