@@ -34,6 +34,7 @@ class Inputs(NamedTuple):
     options: dict[str, Any]  # those of the batch, and lengths where sequences differ in length
     weight: float  # number of targets that count, or the sum of their weights
     host: Batch
+    total: float  # the weight of the whole batch, of which other ranks may have a part
 
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
@@ -82,7 +83,8 @@ class Feed:
             if number <= skip:
                 continue
             inputs = self.inputs(batch, f"{where}{each} {number}")
-            counted += inputs.weight * (batch.lengths is None or bool(np.any(batch.lengths)))
+            lengths = batch.lengths if batch.part is None else batch.part.lengths
+            counted += inputs.total * (lengths is None or bool(np.any(lengths)))
             yield inputs
         if number == 0:
             raise ValueError(f"{where}: the data yield no batches")
@@ -139,7 +141,8 @@ class Feed:
             if not getattr(self.model, "last", False):  # whose targets have no time axis
                 target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
         options = {**(batch.options or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
-        return Inputs(x, target, mask, batch.fresh, options, float(weight), batch)
+        total = float(weight) if batch.part is None else batch.part.total
+        return Inputs(x, target, mask, batch.fresh, options, float(weight), batch, total)
 
     def _mask(self, batch: Batch) -> Any:
         """Return the mask (T, B, ...) without targets past the end of a sequence."""
