@@ -13,7 +13,9 @@ RNG = np.random.default_rng(0)
 def trained(group, model, data, steps=20, seed=0, **options):
     """Return the weights after steps of a loop of one's own."""
     step = training.Step(model, optim.adam(1e-2), group=group, **options)
-    state = step.init(model.init(seed=seed if group is None else seed + group.rank, backend="numpy", dtype="float64"), seed=1)
+    state = step.init(
+        model.init(seed=seed if group is None else seed + group.rank, backend="numpy", dtype="float64"), seed=1
+    )
     rng, losses = np.random.default_rng(2), []
     data = data if group is None else Shard(data, group)
     while len(losses) < steps:
