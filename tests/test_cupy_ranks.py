@@ -55,12 +55,42 @@ now("end")
 """
 
 
+TRAIN = """
+from xlstm import optim, training
+from xlstm.data import Windows
+rng = np.random.default_rng(0)
+lstm = xlstm.LSTM(3, 4, 2, dropout=0.25)
+whole = Windows(rng.normal(size=(26, 5, 3)), rng.normal(size=(26, 5, 4)), batch_size=13, every_step=True)
+def trained(backend, data, **options):
+    step = training.Step(lstm, optim.adam(1e-2), **options)
+    state = step.init(lstm.init(seed=1, backend=xlstm.backend(backend, dtype="float64")), seed=3)
+    for _ in range(5):
+        for batch in data.batches(np.random.default_rng(5)):
+            state, _ = step(state, batch)
+    return state
+alone = trained("numpy", whole).params
+for graph in (False, True):
+    state = trained("cupy", distributed.Shard(whole, group), graph=graph, group=group)
+    assert all(np.allclose(cp.asnumpy(state.params[name]), p, rtol=0, atol=1e-12) for name, p in alone.items())
+    crcs = group.tell([cp.asnumpy(p).tobytes() for p in state.params.values()])
+    assert crcs[0] == crcs[1]
+assert len(state.graphs.captured) == 1
+now("end")
+"""
+
+
 def run(code, ranks=2, **environment):
     return mpiexec(ranks, code, start=GPU, CUDA_ON_CPU_DEVICES="2", **environment)
 
 
 def test_sums_of_gpus_also_within_a_graph():
     job = run(WHOLE + CAPTURED.format(fails="pass"))
+    assert (job.status, job.err) == (0, "")
+    assert len(job.numbers("end")) == 2
+
+
+def test_steps_on_two_gpus_are_those_of_one_process():
+    job = run(TRAIN)
     assert (job.status, job.err) == (0, "")
     assert len(job.numbers("end")) == 2
 
