@@ -14,11 +14,14 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.data.batches import BATCHES, Batch, Batches
 from xlstm.data.host import Host, finite
+from xlstm.data.shards import Shard
 from xlstm.losses import mse
 from xlstm.precision import Mixed
+from xlstm.training.parallel import added
 
 Loss = Callable[..., tuple[Array, Array]]
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
@@ -165,7 +168,13 @@ def _within_lengths(batch: Batch) -> Host:
 
 
 def evaluate(
-    model: Any, params: Params, data: Batches, loss: Loss | None = None, *, stopped: Callable[[], bool] = lambda: False
+    model: Any,
+    params: Params,
+    data: Batches,
+    loss: Loss | None = None,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    group: Group | None = None,
 ) -> float:
     """Return the mean loss over all of `data`, with the state carried as in training.
 
@@ -179,6 +188,8 @@ def evaluate(
         As for `train`.
     stopped : callable, optional
         `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
+    group : Group, optional
+        The ranks that share each batch; all of them return the same.
 
     Returns
     -------
@@ -193,13 +204,25 @@ def evaluate(
     feed = Feed.of("evaluate", model, params)
     BATCHES("evaluate", "data", data)
     loss = loss_of("evaluate", model, loss)
-    total, count, state = 0.0, 0.0, None
-    for batch in feed.batches(data, "evaluate", ": batch"):
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-            y, state, _ = feed.forward(params, batch, state, train=False)
-            value, _ = loss(y, batch.target, batch.mask)
-        total += batch.weight * float(value)
-        count += batch.weight
-        if stopped():
+    if group is not None and not isinstance(data, Shard):
+        data = Shard(data, group)
+    total, count = 0.0, 0.0
+    parts = _losses(feed, params, data, loss, stopped)
+    for value, weight, ends in parts if group is None else added(group, parts):
+        total, count = total + value, count + weight
+        if ends:
             return math.nan
     return total / count
+
+
+def _losses(
+    feed: Feed, params: Params, data: Batches, loss: Loss, stopped: Callable[[], bool]
+) -> Iterator[tuple[float, float, float]]:
+    """Yield the summed loss of each batch, its number of targets, and whether nobody needs the result any more."""
+    state, value = None, 0.0
+    for batch in feed.batches(data, "evaluate", ": batch"):
+        if batch.host.x.shape[1]:  # a rank may have no sequence
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+                y, state, _ = feed.forward(params, batch, state, train=False)
+                value = float(loss(y, batch.target, batch.mask)[0])
+        yield batch.weight * value if batch.weight else 0.0, batch.weight, stopped()

@@ -297,6 +297,8 @@ class Step:
 
     def _inputs(self, state: StepState, batch: Batch, where: str) -> Inputs | None:
         """Return a batch as the model takes it; None where that fails on a rank of a group, which all are to know."""
+        if state.joint is not None and state.joint.error is not None:
+            return None
         try:
             inputs = state.feed.inputs(batch, where)
             if (batch.part is None) != (self.group is None):
