@@ -181,13 +181,13 @@ class Later(np.random.Generator):
     ----------
     bits : PCG64
         Only its increment counts, which later states share.
-    part : Part or None
-        The part of a batch that the masks are for.
     states : array (most, STATE)
         Room on the device for the states that masks are drawn from, uint64.
+    part : Part, optional
+        The part of a batch that the masks are for.
     """
 
-    def __init__(self, bits: np.random.BitGenerator, part: Part | None, states: Array) -> None:
+    def __init__(self, bits: np.random.BitGenerator, states: Array, part: Part | None = None) -> None:
         super().__init__(bits)
         self.part, self.states, self.sizes = part, states, list[int]()
 

@@ -212,7 +212,7 @@ class Graphs:
         place = self.places[_kinds(end)]
         fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
         later = (
-            None if state.masks is None else bernoulli.Later(state.masks.bit_generator, fixed.host.part, self.states)
+            None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states, fixed.host.part)
         )
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
