@@ -3,8 +3,9 @@
 from xlstm import __version__
 from xlstm.arrays import mpi
 from xlstm.arrays.groups import Group, OtherRankError
+from xlstm.data.shards import Shard
 
-__all__ = ["Group", "OtherRankError", "group"]
+__all__ = ["Group", "OtherRankError", "Shard", "group"]
 
 
 def group() -> Group:

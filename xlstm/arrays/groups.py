@@ -5,8 +5,12 @@ The processes of a group are its ranks. Each has its own columns of every batch,
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array
@@ -94,3 +98,62 @@ class Alone:
 def columns(B: int, group: Group) -> slice:
     """Return the columns of a batch of B sequences that a rank has: as many as the others, or one more or less."""
     return slice(B * group.rank // group.size, B * (group.rank + 1) // group.size)
+
+
+class Part(NamedTuple):
+    """The part of a batch that a rank has.
+
+    Attributes
+    ----------
+    total : float
+        The targets that count in the whole batch, or the sum of their weights.
+    B : int
+        Sequences of the whole batch.
+    own : slice
+        The columns of this rank.
+    lengths : array (B,), or None
+        Those of all sequences, where they differ.
+    """
+
+    total: float
+    B: int
+    own: slice
+    lengths: np.ndarray[Any, Any] | None = None
+
+    @property
+    def key(self) -> tuple[int, int, int, bytes | None]:
+        """All that decides where its numbers lie among those of the whole batch."""
+        lengths = None if self.lengths is None else np.asarray(self.lengths, np.int64).tobytes()
+        return self.B, self.own.start, self.own.stop, lengths
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Return how many numbers the whole batch has, where this part has (T, b, ...), or packed rows (N, D)."""
+        if len(shape) == 2 and self.lengths is not None:
+            return int(np.sum(self.lengths)) * shape[1]
+        return math.prod(shape) // int(self.own.stop - self.own.start) * self.B
+
+
+@functools.lru_cache(maxsize=16)
+def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> np.ndarray[Any, Any]:
+    """Return the places of a part's rows among the rows of the whole batch.
+
+    Parameters
+    ----------
+    key
+        That of a `Part`.
+    steps : int
+        The length of the first axis: of an array (T, b, ...), whose rows are (T * b), or of packed rows (N, D).
+    packed : bool
+        The rows are those of the steps of all sequences, as `recurrence/packing.py` has them.
+    """
+    B, start, stop, given = key
+    if packed and given is not None:
+        lengths = np.frombuffer(given, np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        places = np.flatnonzero((order >= start) & (order < stop))  # of the own sequences, the longest first
+        step = np.arange(max(lengths))[:, None]
+        firsts = np.cumsum([0, *np.count_nonzero(lengths > step, axis=1)])[:-1, None]  # the first row of each step
+        found: np.ndarray[Any, Any] = (firsts + places)[lengths[order][places] > step]
+        return found
+    T = steps // (stop - start) if packed else steps
+    return (np.arange(T)[:, None] * B + np.arange(start, stop)).reshape(-1)
