@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from tests.conftest import later
+from tests.conftest import REQUIRED, later
 from xlstm import LSTM, optim, training
 from xlstm.arrays import cores
 from xlstm.data import Windows
@@ -37,8 +37,13 @@ def of_joblib():
 @contextlib.contextmanager
 def of_dask():
     """Workers of Dask on this machine; of killed ones joblib does not hear, but Dask's own client does."""
-    dask = pytest.importorskip("dask")
-    distributed = pytest.importorskip("distributed")
+    try:
+        import dask
+        import distributed
+    except ImportError:
+        if "dask" in REQUIRED:
+            raise
+        pytest.skip("dask[distributed] is not installed")
 
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
@@ -88,7 +93,7 @@ def test_fits_in_workers(monkeypatch, workers):
         found = joblib.Parallel(n_jobs=2)(joblib.delayed(fit_and_listen)() for _ in range(2))
         assert found == [(max(1, cores.usable() // 2), [])] * 2
         search = GridSearchCV(SequenceRegressor(**LARGE), {"seed": [0, 1]}, cv=2, n_jobs=2).fit(X, y)
-        with pytest.raises(ValueError, match="^SequenceRegressor: hidden_size is -1, expected"):
+        with pytest.raises(ValueError, match=r"^SequenceRegressor: hidden_size is -1, expected"):
             fit(SequenceRegressor(**FAST | {"hidden_size": -1}))
         with pytest.raises(killed):
             fit(SequenceRegressor(**FAST, callbacks=[Kill()]))
@@ -105,8 +110,8 @@ def test_what_a_fit_is_given_can_be_pickled():
     given = {
         "optimizer": optim.by_name({"head.*": optim.sgd(optim.cosine(0.1, steps=20))}, otherwise=optim.adam(plateau)),
         "callbacks": [plateau, training.Clip(1.0), training.MovingAverage(0.9), training.EarlyStopping(3)],
-        "data": Windows(x, x.sum(axis=1), batch_size=8),
-        "validation": Windows(x, x.sum(axis=1)),
+        "data": Windows(x, x.sum(axis=(1, 2))[:, None], batch_size=8),
+        "validation": Windows(x, x.sum(axis=(1, 2))[:, None]),
         "model": model,
         "params": model.init(0, "numpy"),
     }
