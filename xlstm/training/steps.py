@@ -302,8 +302,8 @@ class Step:
         try:
             inputs = state.feed.inputs(batch, where)
             if (batch.part is None) != (self.group is None):
-                expected = "batches of distributed.Shard(data, group) for a Step with this group, and for no other"
-                raise ValueError(f"{where}: the part of the batch is {batch.part}, the group {self.group}; {expected}")
+                expected = "expected batches of distributed.Shard where the Step has a group, and only there"
+                raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
             return inputs
         except Exception as error:
             if state.joint is None:
