@@ -54,7 +54,7 @@ class Job:
             self.out += line
             if self.out.count(word) >= count:
                 return
-        raise AssertionError(f"{word} did not come: {self.out}{self.process.stderr.read()}")
+        raise AssertionError(f"{word} did not come: {self.out}{self.end().err}")
 
     def send(self, number):
         """Send a signal to mpiexec."""

@@ -115,7 +115,7 @@ class Watch:
         """Wait until all ranks leave, and stop the thread."""
         barrier = self._comm.Ibarrier()
         while not barrier.Test():
-            time.sleep(TICK)
+            time.sleep(TICK / 10)  # some rounds of messages
         self._left.set()
         self._thread.join()
 
