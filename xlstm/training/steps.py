@@ -244,7 +244,7 @@ class Step:
 
     def _taken(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step, or ask a GPU for it."""
-        if not compiles(state.feed.home.xp) or not isinstance(self.optimizer, ByRules):
+        if not self._asks(state):
             return self._watched(state, inputs, where)
         waits = self.wait or self._scales
         if waits or len(state.pending) == AHEAD:
@@ -290,6 +290,10 @@ class Step:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
 
+    def _asks(self, state: StepState) -> bool:
+        """Return whether a GPU makes the decisions of a step."""
+        return compiles(state.feed.home.xp) and isinstance(self.optimizer, ByRules)
+
     @property
     def _local(self) -> bool:
         """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
@@ -302,8 +306,8 @@ class Step:
         try:
             inputs = state.feed.inputs(batch, where)
             if (batch.part is None) != (self.group is None):
-                expected = "batches of distributed.Shard(data, group) for a Step with this group, and for no other"
-                raise ValueError(f"{where}: the part of the batch is {batch.part}, the group {self.group}; {expected}")
+                expected = "expected batches of distributed.Shard where the Step has a group, and only there"
+                raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
             return inputs
         except Exception as error:
             if state.joint is None:
@@ -314,8 +318,10 @@ class Step:
     def _refused(self, state: StepState, where: str) -> tuple[StepState, Taken]:
         """Tell all ranks that this one cannot take the step; raises its error, at once or when steps are settled."""
         assert state.joint is not None
+        if len(state.pending) == AHEAD:
+            self.settle(state)
         state.joint.fail(self._local)
-        if self.wait or not compiles(state.feed.home.xp) or len(state.pending) == AHEAD:
+        if self.wait or self._scales or not self._asks(state):
             state.joint.look()
         return state._replace(pending=(*state.pending, where)), Taken(math.nan, math.nan, False)
 
@@ -436,20 +442,23 @@ class Step:
         """Return what `_gradients` does, with a group that of the whole batch, and the norm of the gradient."""
         with np.errstate(over="ignore", invalid="ignore"):
             if state.joint is not None:
-                own = functools.partial(self._gradients, state, inputs, scale)
-                return state.joint.summed(own, state, inputs, given, self._local)
+                early = self._scales  # so that the same gradients overflow as in the whole batch
+                own = functools.partial(self._gradients, state, inputs, scale, given.share if early else 1.0)
+                return state.joint.summed(own, state, inputs, given, self._local, early)
             found = self._gradients(state, inputs, scale)
             return *found, optimizers.global_norm(found[-1])
 
-    def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
-        """Return the loss, the state of the model at the end, the weights that it was run with, and the gradients."""
+    def _gradients(
+        self, state: StepState, inputs: Inputs, scale: float | Array, share: float | Array = 1.0
+    ) -> tuple[Array, Any, Params, Params]:
+        """Return the loss, the state of the model at the end, the weights it was run with, and a share of gradients."""
         feed, dtype, low = state.feed, state.feed.home.dtype, state.feed.low.dtype
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
             used = lowered(state.params, low)  # copies in a lower precision, where there is one
             y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
             value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
-            grads = self.model.backward(used, saved, lowered(dy, low, scale))[0]
+            grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
             grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             return value, carried, used, raised(grads, dtype, scale)
 
