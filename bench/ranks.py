@@ -50,7 +50,7 @@ MODELS = {
     "LSTM 20k": (64, lambda batch: lstm(50, batch, 8, 64, 1)),
     "LSTM 0.3M": (64, lambda batch: lstm(50, batch, 32, 256, 1)),
     "xLSTM LM 0.5M": (32, language),
-    "LSTM 13.7M": (32, lambda batch: lstm(50, batch, 256, 1024, 2)),
+    "LSTM 13.7M": (32, lambda batch: lstm(20, batch, 256, 1024, 2)),
 }
 
 

@@ -103,7 +103,7 @@ class Run(Report):
         elif self.leads:
             self.output.mkdir(parents=True, exist_ok=True)
         if self.group.size > 1:
-            model.set_params(group=self.group)
+            beside["group"] = self.group
         with progress() as show:
             if isinstance(model, Forecaster):
                 beside["progress"] = show  # which also sees the training on all of the series
