@@ -59,6 +59,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         A folder for checkpoints of training, as for `training.train`.
     resume : bool
         Go on from the newest checkpoint there.
+    graph : bool or "auto"
+        Capture steps in CUDA graphs, as for `training.train`.
     callbacks : list of Callback or callable
         As for `training.train`; they see the training that validation ends.
     warm_start : bool
@@ -109,6 +111,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     callbacks: Iterable[Callback | Callable[[Progress], object]] = ()
     checkpoints: AnyPath | None = None
     resume: bool = False
+    graph: bool | str = "auto"
     warm_start: bool = False
 
     @property
@@ -412,7 +415,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         train, several = data["train"], data["train"].several
         s = train.predictor.settings
         stop: BaseException | None = None
-        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
+        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume", "graph")}
         run |= {"epochs": s.epochs, "patience": s.patience, "validation": data["validation"], "progress": progress}
         try:
             trained = fitting.train(train, start, **run)
@@ -421,7 +424,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         test = final = replace(data["validation"].predictor, params=trained.params)
         if s.refit and stop is None:
             try:
-                final = fitting.refitted(train, start, trained.best_epoch, progress)
+                final = fitting.refitted(train, start, trained.best_epoch, progress=progress, graph=self.graph)
             except (Interrupted, Terminated) as error:
                 problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
                 stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)

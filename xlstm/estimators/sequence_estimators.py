@@ -276,6 +276,8 @@ class SequenceClassifier(SequenceEstimator):
         The folder for checkpoints and the history.
     resume : bool
         Go on from the newest checkpoint there.
+    graph : bool or "auto"
+        Capture steps in CUDA graphs, as for `training.train`.
 
     Attributes
     ----------

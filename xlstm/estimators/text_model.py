@@ -85,6 +85,8 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         Batches between two checkpoints; by default one after each pass over the text.
     resume : bool
         Go on from the newest checkpoint there.
+    graph : bool or "auto"
+        Capture steps in CUDA graphs, as for `training.train`.
 
     Attributes
     ----------

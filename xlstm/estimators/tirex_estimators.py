@@ -472,6 +472,8 @@ class TiRexTrainer(TrainedEstimator):
         Folder of the run.
     resume : bool
         Go on with the run in that folder.
+    graph : bool or "auto"
+        Capture steps in CUDA graphs, as for `training.train`.
 
     Attributes
     ----------
