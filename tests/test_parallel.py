@@ -11,6 +11,7 @@ from tests.ranks import together
 from xlstm import LSTM, Linear, optim, training, xLSTMStack
 from xlstm.arrays.groups import OtherRankError
 from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import xLSTMLanguageModel
 from xlstm.training import loop
@@ -314,3 +315,26 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(where, monkeypatch, 
     assert {(error.signal, len(error.trained.losses)) for error, _ in found} == {(signal.SIGTERM, 3)}
     assert not any(error.trained.validations for error, _ in found)
     same([result for _, result in found], trained(None, MODEL, DATA, validation=DATA))
+
+
+def estimators():
+    options = {"dtype": "float64", "backend": "numpy", "learning_rate": 1e-3}
+    labels = np.arange(30) % 3
+    classifier = SequenceClassifier(hidden_size=6, num_layers=2, epochs=4, batch_size=7, dropout=0.2, **options)
+    yield classifier, (ROWS, labels), lambda fitted: fitted.predict_proba(ROWS)
+    text = "to be or not to be, that is the question: " * 8
+    model = TextModel(hidden_size=8, embedding_size=4, steps=12, batch_size=5, length=8, **options)
+    yield model, (text,), lambda fitted: fitted.nats(text)
+    series = np.cumsum(np.random.default_rng(1).normal(size=120))
+    forecaster = Forecaster(window=6, horizon=2, hidden_size=6, epochs=3, batch_size=11, refit=True, **options)
+    yield forecaster, (series,), lambda fitted: fitted.predict_quantiles(series)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_estimators(which):
+    def run(group):
+        estimator, data, result = list(estimators())[which]
+        return result(estimator.fit(*data, group=group))
+
+    for found in together(2, run):
+        np.testing.assert_allclose(found, run(None), rtol=1e-9, atol=1e-10)

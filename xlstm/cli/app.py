@@ -16,7 +16,7 @@ import xlstm
 from xlstm.cli import launch, process_signals, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_runs import runs
-from xlstm.cli.console import Log, one_line_errors, out, tell
+from xlstm.cli.console import Log, one_line_errors, out, show, tell
 from xlstm.cli.export_import import export, import_
 from xlstm.cli.info import info
 from xlstm.cli.inspect import inspect
@@ -104,6 +104,7 @@ def options(
 def main() -> None:
     """Run the command line."""
     process_signals.interrupt()
+    sys.excepthook = show
     ended = launch.attach()
     log = logging.getLogger("xlstm")
     log.setLevel(logging.INFO)

@@ -69,25 +69,19 @@ def tell(message: str) -> None:
 
 
 def join() -> distributed.Group:
-    """Return the ranks that a launcher started for this command; rank 0 alone prints from here on.
-
-    A rank that fails ends the job by `sys.excepthook`, whose line says enough of bad input.
-    """
-    before = sys.excepthook
-
-    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        if not isinstance(error, ERRORS):
-            before(kind, error, trace)
-
-    sys.excepthook = show
+    """Return the ranks that a launcher started for this command; rank 0 alone prints from here on."""
     group = distributed.group()
-    if group.size == 1:
-        sys.excepthook = before
-        return group
-    ranks.append(group.rank)
-    out.quiet |= group.rank > 0
-    err.quiet |= group.rank > 0
+    if group.size > 1:
+        ranks.append(group.rank)
+        out.quiet |= group.rank > 0
+        err.quiet |= group.rank > 0
     return group
+
+
+def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Show an error that ends the process; of bad input the line that ends the job of several ranks says enough."""
+    if not (ranks and isinstance(error, ERRORS)):
+        process_signals.end_of_interrupted(kind, error, trace)
 
 
 def compare(group: distributed.Group) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from xlstm.arrays.mpi import INSTALL
+from xlstm.arrays import mpi
 from xlstm.cli import process_signals
 from xlstm.cli.console import tell
 
@@ -42,7 +42,7 @@ def launch(ranks: int) -> int:
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if importlib.util.find_spec("mpi4py") is None or not mpiexec.exists():
         other = f"or start with that of another MPI: mpiexec -n {ranks} xlstm train ..., without --ranks"
-        raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {INSTALL}, {other}")
+        raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {mpi.INSTALL}, {other}")
     ours, theirs = socket.socketpair()
     with ours, tempfile.TemporaryFile() as printed:
         with theirs:
@@ -89,6 +89,8 @@ class _Job:
         """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and what that printed."""
         if len(self.codes) == self.ranks:
             return self.codes[0] or max(self.codes.values())
+        if any(self.codes.values()):  # that rank has said why
+            return 1
         if printed.strip():
             tell(printed.strip())
         named = BANNER.search(printed)
@@ -116,7 +118,12 @@ def attach() -> Callable[[int], None]:
     channel, who = socket.socket(fileno=descriptor), f"{os.environ['PMI_RANK']} {os.getpid()}"
     channel.sendall(f"{who}\n".encode())
     threading.Thread(target=_follow, args=(channel,), daemon=True).start()
-    return lambda code: channel.sendall(f"{who} {code}\n".encode())
+
+    def end(code: int) -> None:
+        channel.sendall(f"{who} {code}\n".encode())
+
+    mpi.told.append(lambda message: end(1))
+    return end
 
 
 def _follow(channel: socket.socket) -> None:

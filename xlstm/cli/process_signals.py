@@ -36,7 +36,7 @@ def end_at_once() -> None:
 
 def interrupt() -> None:
     """Let a signal raise KeyboardInterrupt in the main thread; `received` tells which signal it was."""
-    sys.excepthook = _end_of_interrupted
+    sys.excepthook = end_of_interrupted
     sys.unraisablehook = _end_of_ignored
     atexit.register(handle, signal.SIG_IGN)  # in the last moments of Python, which then knows no handlers
     handle(_raise)
@@ -65,7 +65,7 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _end_of_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def end_of_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Show no traceback where a signal is the cause."""
     if (code := received()) is not None:
         os._exit(code)

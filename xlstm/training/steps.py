@@ -23,9 +23,9 @@ from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import optimizers
-from xlstm.training.callbacks import Callback
+from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Decided, Given, Graphs, decide, decision
+from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
 from xlstm.training.parallel import Joint, shared
 
@@ -129,12 +129,13 @@ class Step:
         `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or 32 steps later.
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
         optimiser of your own, and where gradients are scaled, as in float16.
-    graph : bool
+    graph : bool or "auto"
         Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
         batch comes with the same shapes, lengths, options, kind of start (fresh or not) and place in an update (see
         `accumulate`). The arrays of a state are changed by the step after it, so copy those that you keep. A loss, a
         model or a callback's `gradients` does not run on the host then: the numbers that it made there when the step
-        was captured stay.
+        was captured stay. "auto" captures where that is possible, and nothing of it is code of your own, and takes
+        steps one by one elsewhere.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them. Each is given its part of every batch, by
         `distributed.Shard`; loss and gradients are those of the whole batch, and so is all that follows. `init` takes
@@ -167,13 +168,13 @@ class Step:
     callbacks: Iterable[Callback] = field(default=(), kw_only=True)
     accumulate: int = field(default=1, kw_only=True)
     wait: bool = field(default=True, kw_only=True)
-    graph: bool = field(default=False, kw_only=True)
+    graph: bool | str = field(default=False, kw_only=True)
     group: Group | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        flags = {"wait": checks.flag, "graph": checks.flag}
+        flags = {"wait": checks.flag, "graph": choice}
         checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, group=RANKS, **flags)
-        if self.graph and not isinstance(self.optimizer, ByRules):
+        if self.graph is True and not isinstance(self.optimizer, ByRules):
             raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
 
@@ -200,7 +201,7 @@ class Step:
         feed = Feed.of("train", self.model, params, self.precision)
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
-        if self.graph and not compiles(feed.home.xp):
+        if self.graph is True and not compiles(feed.home.xp):
             raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
         joint = None
         if self.group is not None:
@@ -254,7 +255,7 @@ class Step:
         if waits:
             return self._awaited(state, enqueued, inputs, where, before)
         device_state = enqueued.device_state
-        if self.graph:  # which changes it
+        if enqueued.graphs is not None:  # which change it
             device_state = state.feed.home.xp.asarray(device_state, copy=True)
         loss, norm, counts = (decision(device_state, name) for name in ("loss", "norm", "counts"))
         after_it = self._counted(enqueued, inputs)._replace(pending=(*state.pending, where))
@@ -325,6 +326,18 @@ class Step:
             state.joint.look()
         return state._replace(pending=(*state.pending, where)), Taken(math.nan, math.nan, False)
 
+    def _captures(self, masks: np.random.Generator | None) -> bool:
+        """Return whether steps on a GPU are captured."""
+        if self.graph == "auto":
+            return self._ours and (masks is None or isinstance(masks.bit_generator, np.random.PCG64))
+        return bool(self.graph)
+
+    @functools.cached_property
+    def _ours(self) -> bool:
+        """Whether all that a step runs on the host is of this package."""
+        callbacks = [callback for callback in self.callbacks if has(callback, "gradients")]
+        return all(map(is_ours, (self.model, self.loss, self.optimizer, *callbacks)))
+
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
         feed, scaling = state.feed, state.scaling
@@ -353,8 +366,8 @@ class Step:
         if state.device_state is None:
             state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
         given = np.array([*self._given(state, inputs), *self.optimizer.numbers(state.updates)])
-        if not self.graph:
-            return self._arrays(state, inputs, home.asarray(given, "float64"))
+        if not self._captures(state.masks):
+            return self._arrays(state._replace(graphs=None), inputs, home.asarray(given, "float64"))
         graphs = state.graphs
         if graphs is None or not graphs.hold(self, state):
             graphs = Graphs(self, state)
@@ -395,7 +408,7 @@ class Step:
         """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator before it."""
         decided = Decided(*to_numpy(enqueued.device_state).tolist())
         if decided.failed:  # no array of the state before has changed: the step is taken again to see why
-            if self.graph:
+            if enqueued.graphs is not None:
                 enqueued.device_state[...] = 0.0  # type: ignore[index]
             if state.masks is not None:
                 state = state._replace(masks=copy.deepcopy(state.masks))
