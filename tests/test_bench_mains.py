@@ -21,7 +21,7 @@ TEXT = "to be or not to be, that is the question:\n" * 40
 # which run inside packages that are not installed here.
 ELSEWHERE = {
     *("layers", "report", "tasks"),
-    *("gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
+    *("gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized", "host"),
     *("published_worker", "tirex_worker"),
 }
 

@@ -346,6 +346,8 @@ WRONG = [
     (["train", "text", "a.txt", "--resume"], "xlstm-text: holds no run to resume"),
     (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is not a regular file"),
     (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
+    (["train", "text", "a.txt", "--graph", "yes"], "train: graph is 'yes', expected one of auto, on, off"),
+    (["train", "text", "a.txt", *SMALL, "--graph", "on"], "Step: graph is True, which needs arrays of CuPy"),
     (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
     (["train", "classify", "long.csv", "--label", "kind", "--columns", "kind"], "expected different columns"),
     (["train", "classify", "few.csv", "--label", "kind"], "no class has enough sequences to hold out 20%, the largest"),

@@ -7,12 +7,12 @@ import pytest
 
 import xlstm
 from tests.test_kernels import CELLS, DEVICES
+from xlstm.arrays.broken import CudaError
 from xlstm.cells import lstm
 from xlstm.engines import cuda
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import choice, launch
 from xlstm.engines.cuda.cuda_engine import Cuda
-from xlstm.engines.cuda.launch import CudaError
 from xlstm.engines.cuda.tiling import Device
 
 H100, A100 = DEVICES[90], DEVICES[80]
@@ -114,9 +114,9 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
 @pytest.mark.parametrize(
     ("body", "shared", "threads", "words"),
     [
-        ("what;", 0, 32, r"XLSTM_CUDA_PATH=loop goes.* xlstm_forward does not compile.*\n(.*\n)*.*what"),
-        ("", 10**6, 32, r"XLSTM_CUDA_PATH=loop .* xlstm_forward was not launched on .* with 1000000 bytes"),
-        ("", 0, 2048, r"xlstm_forward was not launched on .*: 16 x 9 blocks of 2048"),
+        ("what;", 0, 32, r"xlstm_forward does not compile \(error.*\nXLSTM_CUDA_PATH=loop goes.*\n(.*\n)*.*what"),
+        ("", 10**6, 32, r"xlstm_forward is not loaded or launched .* with 1000000 bytes\nXLSTM_CUDA_PATH=loop"),
+        ("", 0, 2048, r"xlstm_forward is not loaded or launched .*: 16 x 9 blocks of 2048"),
     ],
 )
 def test_what_goes_wrong_is_said_in_one_message(xp, body, shared, threads, words):

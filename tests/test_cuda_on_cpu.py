@@ -51,6 +51,23 @@ def test_counts():
     assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
 
 
+def test_what_is_idle_is_counted_and_does_nothing(stream):
+    a, b = cp.ones((4, 4), "f4"), cp.ones((4, 4), "f4")
+    cp.matmul(a, a, out=b)
+    cp.add(a, 1, b)
+    stream.begin_capture()
+    cp.add(a, 2, b)
+    graph = stream.end_capture()
+    with cuda_on_cpu.configured(idle=1), cuda_on_cpu.counted() as asked:
+        cp.matmul(a, a, out=b)
+        cp.add(a, 3, b)
+        graph.launch(stream)
+    assert [asked.counts[name] for name in ("gemm", "launches", "graphs")] == [1, 1, 1]
+    assert b.get().tolist() == [[2] * 4] * 4
+    graph.launch(stream)
+    assert b.get().tolist() == [[3] * 4] * 4
+
+
 # ---- faults of kernels
 
 

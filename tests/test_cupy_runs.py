@@ -13,12 +13,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench import cudnn, language, mlstm, sanitized
+from bench import cudnn, host, language, mlstm, sanitized
 from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
 from tests import gpu, parity
-from xlstm.estimators import SequenceClassifier, TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, TiRexTrainer
 
 gpu.needed()
 
@@ -30,11 +30,15 @@ def few(table, *names):
 WAVE = np.sin(np.arange(120) / 5)
 ROWS = WAVE.reshape(20, 6)
 VERSE = "to be or not to be, that is the question:\n" * 10
-FEW = {"hidden_size": 4, "epochs": 2}
-TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 3, "batch_size": 2, "length": 10}
+FEW = {"hidden_size": 4, "epochs": 4}
+TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 6, "batch_size": 2, "length": 10}
+TIREX = {"size": 8, "num_blocks": 2, "num_heads": 2, "patch_size": 4, "input_ff_size": 8, "context_length": 16}
+TIREX |= {"horizon": 4, "batch_size": 2, "steps": 4, "every": 2}
 ESTIMATES = {
     "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
+    "forecaster": lambda **be: Forecaster(window=4, horizon=2, **FEW, **be).fit(WAVE).predict(WAVE, 5),
+    "TiRex": lambda **be: TiRexTrainer(**TIREX, **be).fit().trained_.losses,
 }
 
 
@@ -42,6 +46,18 @@ ESTIMATES = {
 def test_estimators_give_what_they_give_on_numpy(name):
     cupy, numpy = (ESTIMATES[name](backend=backend) for backend in ("cupy", "numpy"))
     np.testing.assert_allclose(cupy, numpy, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", ESTIMATES)
+def test_estimators_capture_steps_by_themselves(name):
+    """With the same bits as steps one by one, which are there for the asking."""
+    found, launched = [], []
+    for options in ({}, {"graph": False}):
+        with gpu.counted() as counted:
+            found.append(ESTIMATES[name](backend="cupy", **options))
+        launched.append(counted.of("graphs"))
+    np.testing.assert_array_equal(*found)
+    assert launched[0] > launched[1] == 0
 
 
 # Sizes with which programs run in seconds.
@@ -169,3 +185,11 @@ def test_the_main_job(monkeypatch, tmp_path):
         runpy.run_module("xlstm", run_name="__main__")
     assert not ended.value.code
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", host.CASES)
+def test_the_time_of_the_host(monkeypatch, capsys, name):
+    gpu.on_cpu()
+    host.case(name)()
+    program(monkeypatch, "bench.host", "--rounds", "1", "--only", name, "--against", str(host.ROOT))
+    assert min(map(float, capsys.readouterr().out.splitlines()[-1].split()[-2:])) > 0

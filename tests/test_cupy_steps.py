@@ -11,8 +11,10 @@ import pytest
 import xlstm
 from tests import gpu
 from tests.layers import agree
-from xlstm.arrays import constants
+from xlstm import losses
+from xlstm.arrays import constants, cuda_graph
 from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.cuda_graph import capturing
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed
@@ -65,6 +67,14 @@ CASES = {
 @pytest.fixture
 def backend():
     return xlstm.backend("cupy")
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """A list that grows with each capture that is begun."""
+    begun, capture = [], graphs.Recorder.capture
+    monkeypatch.setattr(graphs.Recorder, "capture", lambda *given: begun.append(given) or capture(*given))
+    return begun
 
 
 def arrays(state):
@@ -257,12 +267,12 @@ RUNS = {
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_a_captured_run_is_the_run(backend, tmp_path, case):
+def test_a_captured_run_is_the_run(backend, tmp_path, captures, case):
     """With its losses, best weights, averages, checkpoints and schedules, also where it goes on from a checkpoint."""
     options, data = RUNS[case]
     model = SequenceModel(xlstm.LSTM(next(iter(data.batches())).x.shape[-1], 4, 2, dropout=0.25), 3)
     params, found = model.init(0, backend), []
-    for graph in (False, True):
+    for graph in (False, "auto"):
         plateau = ReduceOnPlateau(0.05, patience=0, threshold=0.5) if case == "plateau" else None
         given = {"callbacks": [plateau]} if plateau else {}
         optimizer = optimizers.adam(plateau or optimizers.cosine(0.05, 20))
@@ -270,15 +280,17 @@ def test_a_captured_run_is_the_run(backend, tmp_path, case):
         run = functools.partial(train, model, params, data, optimizer, checkpoints=tmp_path / str(graph), graph=graph)
         run(steps=3, **given)
         found.append(run(epochs=2, resume=True, **given))
+    assert captures
     one, other = found
     assert one.losses == other.losses
     assert (one.validations, one.best_epoch, one.skipped) == (other.validations, other.best_epoch, other.skipped)
     agree(one.params, other.params)
 
 
-def test_weights_that_a_callback_keeps_stay(backend):
+def test_weights_that_a_callback_keeps_stay(backend, captures):
     kept = []
-    trained = train(LSTM, LSTM.init(0, backend), windows(), ADAM, epochs=2, graph=True, progress=kept.append)
+    trained = train(LSTM, LSTM.init(0, backend), windows(), ADAM, epochs=2, progress=kept.append)
+    assert len(captures) == 1
     values = [to_numpy(now.params["head.W"]) for now in kept]
     assert all(np.any(a != b) for a, b in itertools.pairwise(values))
     np.testing.assert_array_equal(values[-1], to_numpy(trained.params["head.W"]))
@@ -350,6 +362,62 @@ def test_what_cannot_have_graphs_is_refused(backend):
     rng = np.random.Generator(np.random.MT19937(0))
     with pytest.raises(ValueError, match="generator with MT19937, expected one with PCG64"):
         all_steps(Step(LSTM, ADAM, graph=True), LSTM.init(0, backend), windows(), seed=rng)
+
+
+class Own(xlstm.LSTM):
+    """A layer that may do another thing in each step."""
+
+
+def own_loss(y, target, mask):
+    return losses.mse(y, target, mask)
+
+
+# Arguments of `train` that are other than with graphs.
+EAGER = {
+    "a loss": {"loss": functools.partial(own_loss)},
+    "a callback": {"callbacks": [Changes(lambda grads: grads)]},
+    "a layer": {"model": SequenceModel(Own(2, 4), 3)},
+    "an optimizer": {"optimizer": Waits(ADAM)},
+    "a generator": {"seed": np.random.Generator(np.random.MT19937(0))},
+    "NumPy": {},
+    "False": {"graph": False},
+}
+
+
+@pytest.mark.parametrize("case", EAGER)
+def test_by_itself_a_run_is_captured_where_it_can_be(case, captures):
+    """Elsewhere it goes on without a word."""
+    given = {"model": LSTM, "data": windows(), "optimizer": ADAM, "epochs": 1} | EAGER[case]
+    train(params=given["model"].init(0, "numpy" if case == "NumPy" else "cupy"), **given)
+    assert not captures
+
+
+@pytest.mark.parametrize("missing", ["cuBLAS", "memory"])
+def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
+    """A capture for which there is too little memory gives back what it had."""
+    params, pool, known, used = LSTM.init(0, backend), cupy.cuda.MemoryPool(), [], []
+
+    def taken(size):
+        if capturing():
+            known.append(pool.used_bytes())
+            if len(known) > 9:
+                raise cupy.cuda.memory.OutOfMemoryError(size, 0, 0)
+        return pool.malloc(size)
+
+    def handle():
+        raise BackendError("no cuBLAS")
+
+    if missing == "cuBLAS":
+        monkeypatch.setattr(cuda_graph, "Handle", handle)
+        with pytest.raises(BackendError, match="no cuBLAS"):
+            train(LSTM, params, windows(), ADAM, epochs=1, graph=True)
+    expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
+    with cupy.cuda.using_allocator(taken), pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said:
+        found = train(LSTM, params, windows(), ADAM, epochs=2, progress=lambda now: used.append(pool.used_bytes()))
+    assert len(said) == 1
+    assert used[-1] < 2**20 < min(known, default=2**21)  # the workspace of cuBLAS is larger
+    assert found.losses == expected.losses
+    agree(found.params, expected.params)
 
 
 def test_other_libraries_wait():

@@ -1,13 +1,20 @@
 """Training on several ranks, threads of one process here, ends with the weights of one process."""
 
+import contextlib
+import signal
+import threading
+
 import numpy as np
 import pytest
 
 from tests.ranks import together
-from xlstm import LSTM, optim, training, xLSTMStack
-from xlstm.data import Prefetch, Sequences, Streams, Windows
+from xlstm import LSTM, Linear, optim, training, xLSTMStack
+from xlstm.arrays.groups import OtherRankError
+from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import xLSTMLanguageModel
+from xlstm.training import loop
 from xlstm.training.folder import read, read_history
 
 RNG = np.random.default_rng(0)
@@ -36,6 +43,7 @@ def cases():
     yield "accumulate", large, Windows(x, x, batch_size=3, every_step=True), {"accumulate": 3}
 
 
+DATA, SMALL = windows(30, 13), windows(30, 6)
 CASES = {name: rest for name, *rest in cases()}
 
 
@@ -139,3 +147,194 @@ def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
     alike(read(tmp_path / "one" / name), read(tmp_path / "several" / name))
     one = [run(None, "several", 17, True)] if then == 1 else together(then, run, "several", 17, True)
     same(one, expected)
+
+
+def idle(number):
+    pass
+
+
+class Watched:
+    """Data that call a function with the number of each batch."""
+
+    def __init__(self, data, function=idle):
+        self.data, self.function = data, function
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        for k, batch in enumerate(self.data.batches(rng)):
+            self.function(k)
+            yield batch
+
+
+class Model(LSTM):
+    """A model that calls a function with the number of each pass backward."""
+
+    function, count = staticmethod(idle), 0
+
+    def backward(self, *args, **options):
+        object.__setattr__(self, "count", self.count + 1)
+        self.function(self.count)
+        return super().backward(*args, **options)
+
+
+def failing(name, mine):
+    """Return a model, data and options, of which the named one fails at the third step where it is `mine`."""
+
+    def fails(number, at):
+        if mine and number == at:
+            raise ERRORS[name][1](ERRORS[name][2])
+
+    model, data, options = Model(2, 10), Watched(SMALL), {}
+    if name == "data":
+        data.function = lambda k: fails(k, 2)
+    elif name == "model":
+        object.__setattr__(model, "function", lambda k: fails(k, 3))
+    else:
+        options["progress"] = lambda now: fails(now.total, 2)
+    return model, data, options
+
+
+ERRORS = {
+    "data": (1, OSError, "the disk is gone"),
+    "model": (1, MemoryError, "no room"),
+    "function": (0, KeyError, "of the user"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_error_of_one_rank_is_raised_on_all_before_the_same_step(case, accumulate, tmp_path):
+    """The state of the second step is saved."""
+    rank, kind, text = ERRORS[case]
+
+    def run(group):
+        model, data, options = failing(case, group.rank == rank)
+        options |= {"checkpoints": tmp_path, "accumulate": accumulate}
+        try:
+            trained(group, model, data, **options)
+        except Exception as error:
+            return error
+        raise AssertionError("nothing was raised")
+
+    errors = together(3, run)
+    for k, error in enumerate(errors):
+        assert isinstance(error, kind if k == rank else OtherRankError)
+        assert text in str(error)
+        assert k == rank or str(error).startswith(f"rank {rank} of 3 cannot go on: {kind.__name__}: ")
+    (path,) = tmp_path.glob("step-*")
+    assert read(path).about["total"] == 2
+
+
+def test_errors_in_validation_and_where_nothing_counts():
+    data = DATA
+
+    def run(group):
+        held = failing("data", group.rank == 1)[1]
+        with pytest.raises(OSError if group.rank == 1 else OtherRankError, match="the disk is gone"):
+            training.evaluate(MODEL, start(MODEL), held, group=group)
+        masked = Windows(data.x, data.target, np.zeros_like(data.mask), every_step=True)
+        with pytest.raises(ValueError, match="no target that counts"):
+            trained(group, MODEL, masked)
+        diverges = Linear(2, 10)
+        with pytest.raises(FloatingPointError, match="loss is inf"):
+            training.train(diverges, start(diverges), data, optim.sgd(1e30), steps=9, group=group)
+
+    together(2, run)
+
+
+def test_a_rank_whose_weights_differ_ends_the_run_by_name(tmp_path):
+    class Flips(training.Callback):
+        def __init__(self, rank):
+            self.rank = rank
+
+        def step(self, now):
+            if self.rank == 1 and now.total == 3:
+                next(iter(now.params.values()))[0] += 1e-15
+
+    def run(group):
+        with pytest.raises(RuntimeError, match="after step 6 the weights of rank 1 differ from those of the other"):
+            trained(group, MODEL, DATA, checkpoints=tmp_path, every=6, callbacks=[Flips(group.rank)])
+
+    together(3, run)
+    assert not list(tmp_path.glob("step-*"))
+
+
+def test_arguments_that_differ_are_named():
+    def run(group, **options):
+        return trained(group, MODEL, DATA, **options)
+
+    for name, options in {
+        "seed": lambda rank: {"seed": rank},
+        "every": lambda rank: {"every": 1 + rank},
+        "accumulate": lambda rank: {"accumulate": 1 + rank},
+    }.items():
+        with pytest.raises(ValueError, match=f"train: {name} of rank 1 is .*, expected that of rank 0, "):
+            together(2, lambda group, options=options: run(group, **options(group.rank)))
+    with pytest.raises(ValueError, match="first batch of rank 1"):
+        together(2, lambda group: trained(group, MODEL, Windows(np.zeros((9, 6, 2)) + group.rank, np.ones((9, 10)))))
+
+
+def test_steps_take_parts_of_their_group_alone():
+    (batch, *_), params = DATA.batches(), start(MODEL)
+
+    def run(group):
+        step = training.Step(MODEL, optim.adam(1e-3), group=group)
+        alone, part = training.Step(MODEL, optim.adam(1e-3)), next(Shard(DATA, group).batches())
+        with pytest.raises(ValueError, match="expected batches of distributed"):
+            step(step.init(params), batch)
+        with pytest.raises(ValueError, match="expected batches of distributed"):
+            alone(alone.init(params), part)
+
+    together(2, run)
+
+
+@pytest.mark.parametrize("where", ["step", "validation"])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(where, monkeypatch, tmp_path):
+    """It comes to the last rank, in the second step or in the first validation."""
+    here = threading.local()
+    monkeypatch.setattr(loop, "deferred", lambda: contextlib.nullcontext(here.received))
+
+    def run(group):
+        here.received = []
+
+        def arrives(number):
+            if group.rank == 2 and number == 1:
+                here.received.append(signal.SIGTERM)
+
+        fitted, held = Watched(DATA), Watched(DATA)
+        (fitted if where == "step" else held).function = arrives
+        with pytest.raises(training.Terminated, match="by signal 15") as caught:
+            trained(group, MODEL, fitted, validation=held, checkpoints=tmp_path)
+        here.received, held.function, fitted.function = [], idle, idle
+        return caught.value, trained(group, MODEL, fitted, validation=held, checkpoints=tmp_path, resume=True)
+
+    here.received = []
+    found = together(3, run)
+    assert {(error.signal, len(error.trained.losses)) for error, _ in found} == {(signal.SIGTERM, 3)}
+    assert not any(error.trained.validations for error, _ in found)
+    same([result for _, result in found], trained(None, MODEL, DATA, validation=DATA))
+
+
+def estimators():
+    options = {"dtype": "float64", "backend": "numpy", "learning_rate": 1e-3}
+    labels = np.arange(30) % 3
+    classifier = SequenceClassifier(hidden_size=6, num_layers=2, epochs=4, batch_size=7, dropout=0.2, **options)
+    yield classifier, (ROWS, labels), lambda fitted: fitted.predict_proba(ROWS)
+    text = "to be or not to be, that is the question: " * 8
+    model = TextModel(hidden_size=8, embedding_size=4, steps=12, batch_size=5, length=8, **options)
+    yield model, (text,), lambda fitted: fitted.nats(text)
+    series = np.cumsum(np.random.default_rng(1).normal(size=120))
+    forecaster = Forecaster(window=6, horizon=2, hidden_size=6, epochs=3, batch_size=11, refit=True, **options)
+    yield forecaster, (series,), lambda fitted: fitted.predict_quantiles(series)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_estimators(which):
+    def run(group):
+        estimator, data, result = list(estimators())[which]
+        return result(estimator.fit(*data, group=group))
+
+    for found in together(2, run):
+        np.testing.assert_allclose(found, run(None), rtol=1e-9, atol=1e-10)

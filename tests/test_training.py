@@ -10,6 +10,7 @@ from xlstm import losses
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
+from xlstm.estimators import TextModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import evaluate, loop, optimizers
 
@@ -238,6 +239,14 @@ def test_data_that_yield_nothing_are_named(epochs, last, words):
         fit(*epochs, last=last)
     with pytest.raises(ValueError, match=f"evaluate: {words.partition(': ')[2]}"):
         fit([batch(target=np.zeros((2, 1)))] if last else [batch()], last=last, validation=Given(epochs[-1]))
+
+
+@pytest.mark.parametrize("value", ["on", 1, None, np.zeros(2)], ids=repr)
+def test_a_value_of_graph_that_is_none_is_named(value):
+    with pytest.raises(ValueError, match=r"graph is .*, expected True, False or 'auto'"):
+        fit([batch()], graph=value)
+    with pytest.raises(ValueError, match=r"^TextModel: graph is .*, expected True, False or 'auto'"):
+        TextModel(graph=value).fit("text")
 
 
 @pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("target", np.inf), ("target", -np.inf)])

@@ -5,9 +5,11 @@ static int given(const char* name, int otherwise) { return getenv(name) ? atoi(g
 map<string, int> settings = {
     {"sm", given("CUDA_ON_CPU_SM", 90)}, {"devices", given("CUDA_ON_CPU_DEVICES", 1)},
     {"seed", given("CUDA_ON_CPU_SEED", 0)}, {"lazy", given("CUDA_ON_CPU_LAZY", 0)},
-    {"cluster", given("CUDA_ON_CPU_CLUSTER", 16)}, {"nccl_error", given("CUDA_ON_CPU_NCCL_ERROR", 0)}};
+    {"cluster", given("CUDA_ON_CPU_CLUSTER", 16)}, {"nccl_error", given("CUDA_ON_CPU_NCCL_ERROR", 0)},
+    {"idle", given("CUDA_ON_CPU_IDLE", 0)}, {"part", given("CUDA_ON_CPU_PART", 100)}};
 map<string, long> counts;
 std::recursive_mutex mutex;
+string refused;
 static vector<string> names, problems;
 static int keep_names;
 
@@ -24,6 +26,7 @@ const char* cuda_on_cpu_lines(char which) {  // names, problems or counts
     else for (auto& line : which == 'n' ? names : problems) lines += line + "\n";
     return lines.c_str();
 }
+void cuda_on_cpu_refuse(const char* name) { LOCK; refused = name; }
 int cuda_on_cpu_set(const char* name, int value) {  // returns what it was
     LOCK;
     return settings.count(name) ? std::exchange(settings[name], value) : -1;

@@ -48,6 +48,7 @@ int cublasGemmStridedBatchedEx(
     int lda, long long step_a, const void* b, int type_b, int ldb, long long step_b, const void* beta, void* c,
     int type_c, int ldc, long long step_c, int batch, int compute, int) {
     LOCK;
+    if (idle(h->stream, "gemm")) return SUCCESS;
     const Product p = {transposed_a, transposed_b, m, n, k, {a, type_a, lda, step_a}, {b, type_b, ldb, step_b},
                        {c, type_c, ldc, step_c}, batch, compute};
     auto known = [](int t) { return t == F32 || t == F64 || t == F16 || t == BF16; };

@@ -13,6 +13,7 @@ template <class T> static T known(const map<int, T>& all, int key, T otherwise) 
     return all.count(key) ? all.at(key) : otherwise;
 }
 int processors() { return known<int>({{75, 40}, {80, 108}, {89, 128}, {120, 170}}, settings["sm"], 132); }
+int available() { return processors() * settings["part"] / 100; }
 int most_shared() {
     return known<int>({{75, 65536}, {80, 166912}, {90, 232448}, {100, 232448}}, settings["sm"], 101376);
 }
@@ -46,7 +47,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaS
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {  // of which CuPy and kernels ask
     const map<int, int> values = {
         {cudaDevAttrComputeCapabilityMajor, settings["sm"] / 10},
-        {cudaDevAttrComputeCapabilityMinor, settings["sm"] % 10}, {cudaDevAttrMultiProcessorCount, processors()},
+        {cudaDevAttrComputeCapabilityMinor, settings["sm"] % 10}, {cudaDevAttrMultiProcessorCount, available()},
         {cudaDevAttrMaxSharedMemoryPerBlockOptin, most_shared()}};
     return *value = known(values, attribute, 0), cudaSuccess;
 }

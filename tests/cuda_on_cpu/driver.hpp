@@ -16,6 +16,7 @@ using std::map, std::string, std::to_string, std::vector;
 // ---- calls.cpp
 extern map<string, int> settings;
 extern map<string, long> counts;
+extern string refused;  // what the names of kernels begin with that are not launched, where it is not ""
 extern std::recursive_mutex mutex;
 #define LOCK const std::lock_guard<std::recursive_mutex> guard(mutex)
 void note(const string& name);     // where names are asked for
@@ -30,12 +31,14 @@ template <class T> auto holding(T& all, const void* p) {  // the item of a map b
     return i != all.begin() && (char*)p < std::prev(i)->first + std::prev(i)->second.size ? &*std::prev(i) : nullptr;
 }
 int processors();
+int available();  // of the processors, where others have a part of the device
 int most_shared();  // bytes that a block may have
 
 // ---- streams.cpp
 using Op = std::function<cudaError_t()>;
 using Words = vector<const void*>;  // that may be addresses
 cudaError_t submit(void* stream, const char* kind, const string& what, Op op, const Words& words = {});
+bool idle(void* stream, const char* kind);  // whether an operation is counted and no more
 cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
 cudaError_t finish(void* stream);
 cudaError_t finish_all();

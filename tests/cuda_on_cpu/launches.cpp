@@ -28,18 +28,20 @@ static string text_of(dim3 d) { return to_string(d.x) + "," + to_string(d.y) + "
 
 static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, void* to, void** given, bool together) {
     LOCK;
+    if (idle(to, "launches")) return counts["cooperative"] += together, CUDA_SUCCESS;
     const auto* f = (Function*)function;
     const Kernel* kernel = f->kernel;
     const unsigned threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;
     const string size = " grid " + text_of(grid) + " block " + text_of(block) + " shared " + to_string(shared);
     const string what = f->name.substr(0, 90) + size;
+    if (!refused.empty() && f->name.rfind(refused, 0) == 0) return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
     if (!threads || threads > (kernel->threads ? kernel->threads : 1024u) || block.z > 64 || !blocks ||
         grid.y > 65535 || grid.z > 65535 || (int)shared > f->dynamic || grid.x % kernel->cluster ||
         kernel->cluster > f->most_blocks)
         return problem("a launch beyond limits: " + what), CUDA_ERROR_INVALID_VALUE;
     if (kernel->cluster > (settings["sm"] < 90 ? 1 : settings["cluster"])) return CUDA_ERROR_INVALID_CLUSTER_SIZE;
     counts["cooperative"] += together;
-    if (together && blocks > (unsigned)processors())
+    if (together && blocks > (unsigned)available())
         return problem("a cooperative grid beyond the device: " + what), CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE;
     vector<size_t> places = {0};  // of arguments, in words of which some are addresses
     for (int i = 0; i < kernel->count; i++) places.push_back(places[i] + (std::abs(kernel->sizes[i]) + 15) / 16 * 2);
@@ -108,4 +110,8 @@ CUresult cuFuncSetAttribute(CUfunction f, CUfunction_attribute attribute, int va
 CUresult cuLaunchKernel(AT, void** args, void**) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, false); }
 CUresult cuLaunchCooperativeKernel(AT, void** args) { return launch(f, {x, y, z}, {a, b, c}, n, s, args, true); }
 CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* n, CUfunction, int, size_t) { return *n = 1, CUDA_SUCCESS; }
+CUresult cuOccupancyMaxActiveClusters(int* n, CUfunction f, const CUlaunchConfig*) {
+    const int blocks = ((Function*)f)->kernel->cluster;
+    return *n = blocks > (settings["sm"] < 90 ? 1 : settings["cluster"]) ? 0 : available() / blocks, CUDA_SUCCESS;
+}
 }

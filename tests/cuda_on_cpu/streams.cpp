@@ -93,6 +93,10 @@ cudaError_t submit(void* to, const char* kind, const string& what, Op op, const 
         if (o != s && (s == &default_stream ? blocking(o) : o == &default_stream && blocking(s))) drain(o);
     return s->queue.push_back(op), cudaSuccess;
 }
+bool idle(void* to, const char* kind) {
+    static const int& asked = settings["idle"];
+    return asked && !is_capturing(to) && ++counts[kind];
+}
 static cudaError_t waited(const char* what, bool illegal) {
     counts["sync"]++;
     note(string("  ") + what);
@@ -167,6 +171,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t g) { return delete (Shared*)g, cudaSucc
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { LOCK; return finish_all(), delete (Shared*)e, cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
     LOCK;
+    if (idle(s, "graphs")) return cudaSuccess;
     const Shared graph = *(Shared*)e;
     if (stale(*graph)) return problem("a graph uses memory that went back to its pool"), cudaErrorIllegalAddress;
     return submit(s, "graphs", "graph of " + to_string(graph->ops.size()), [graph] {

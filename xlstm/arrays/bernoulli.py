@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import like
 from xlstm.arrays.cuda_graph import kept
@@ -136,10 +136,24 @@ def bernoulli(
     """
     xp = namespace_of(array)
     low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
-    if not isinstance(rng, Later) and not (fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64)):
-        drawn = rng.random(shape, dtype=np.float32)
-        return like((drawn >= rate) * high if dropout else drawn < rate, array)
-    mask = xp.empty(shape, dtype=array.dtype, device=device_of(array))
+    if isinstance(rng, Later):
+        return _launched(rng, rate, shape, array, (low, high))
+    if fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64) and broken.works("xlstm_bernoulli"):
+        before = rng.bit_generator.state
+        try:
+            return _launched(rng, rate, shape, array, (low, high))
+        except Exception as error:
+            rng.bit_generator.state = before
+            broken.failed("xlstm_bernoulli", error, "masks are drawn on the host")
+    drawn = rng.random(shape, dtype=np.float32)
+    return like((drawn >= rate) * high if dropout else drawn < rate, array)
+
+
+def _launched(
+    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, pair: tuple[float, float]
+) -> Array:
+    """Return the array from one launch."""
+    mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
     part: Part | None = getattr(rng, "part", None)
     count = mask.size if part is None else part.count(shape)  # of the numbers that are drawn, others' too
     if isinstance(rng, Later):
@@ -147,7 +161,7 @@ def bernoulli(
     else:
         state, on_device = states(rng, [count])[0], np.uintp(0)
     if mask.size:
-        values = np.array([low, high]).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
+        values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
         numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
         with device_of(mask):
             _launch(mask, numbers, state, on_device, rng.bit_generator.state["state"]["inc"], part)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 
 AXES, PARTS, THREADS = 6, 6, 256
 
 TEXT = f"""
 struct Part {{
-    const void* at;  // 0 where there is one number, the value
-    long long value, first;  // place along the axis
+    long long value, first;  // the number where there is one alone; place along the axis
     long long steps[{AXES}];  // in elements
 }};
 struct Parts {{
+    const void* at[{PARTS}];  // 0 where there is one number
     long long count, axes, axis, shape[{AXES}];  // of the result
     Part each[{PARTS}];
 }};
@@ -37,7 +38,7 @@ __device__ __forceinline__ void put(const Parts& all, unsigned place, T* to) {{
     const Part& part = all.each[k];
     long long from = -part.first * part.steps[all.axis];
     for (int axis = 0; axis < all.axes; axis++) from += index[axis] * part.steps[axis];
-    to[place] = part.at ? ((const T*)part.at)[from] : (T)part.value;
+    to[place] = all.at[k] ? ((const T*)all.at[k])[from] : (T)part.value;
 }}
 extern "C" __global__ void xlstm_concat(const Parts all, unsigned count, int size, void* to) {{
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
@@ -74,18 +75,25 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     if fuse.compiles(xp) and len(parts) > PARTS and not any(isinstance(part, Filled) for part in parts):
         parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
         return concat(xp, parts, axis)
+    made = None
+    if fuse.compiles(xp) and broken.works("xlstm_concat"):
+        lie = tuple(part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides) for part in parts)
+        made = _layout(lie, axis)
+    if made is not None:
+        try:
+            return _launched(parts, *made)
+        except Exception as error:
+            broken.failed("xlstm_concat", error)
     like: Array = next(part for part in parts if not isinstance(part, Filled))
-    axis %= like.ndim
-    shape = list(like.shape)
-    shape[axis] = sum(part.width if isinstance(part, Filled) else part.shape[axis] for part in parts)
-    if not _takes(xp, parts, shape):
-        arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
-        return xp.concat(arrays, axis=axis)
-    result = probe.cupy().empty(tuple(shape), dtype=like.dtype)
-    with device_of(like):
-        blocks = -(-result.size // THREADS)
-        arguments = (_table(parts, shape, axis, result), np.uint32(result.size), np.int32(result.itemsize), result)
-        device.kernel(TEXT, "xlstm_concat")((blocks,), (THREADS,), arguments)
+    arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
+    return xp.concat(arrays, axis=axis)
+
+
+def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any) -> Array:
+    result = probe.cupy().ndarray(*kind)
+    addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts]
+    table = device.with_addresses([*addresses, *[0] * (PARTS - len(parts))], layout)
+    device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
     return result
 
 
@@ -96,30 +104,39 @@ def stack(xp: Namespace, arrays: Sequence[Array]) -> Array:
     return arrays[0][None, ...] if len(arrays) == 1 else concat(xp, [a[None, ...] for a in arrays], 0)
 
 
-def _takes(xp: Namespace, parts: Sequence[Array | Filled], shape: Sequence[int]) -> bool:
-    """Return whether the kernel does it."""
-    if not fuse.compiles(xp) or len(parts) > PARTS or len(shape) > AXES or not 0 < math.prod(shape) < 2**31:
-        return False
-    arrays = [part for part in parts if not isinstance(part, Filled)]
-    return all(a.dtype == arrays[0].dtype and a.itemsize > 1 for a in arrays)
-
-
 def _array(xp: Namespace, part: Filled, like: Array, axis: int) -> Array:
-    shape = (*like.shape[:axis], part.width, *like.shape[axis + 1 :])
-    return xp.full(shape, part.value, dtype=like.dtype, device=device_of(like))
+    shape = list(like.shape)
+    shape[axis] = part.width
+    return xp.full(tuple(shape), part.value, dtype=like.dtype, device=device_of(like))
 
 
-def _table(parts: Sequence[Array | Filled], shape: Sequence[int], axis: int, result: Array) -> np.ndarray[Any, Any]:
-    """Return `Parts`."""
+@functools.lru_cache(maxsize=1024)
+def _layout(parts: tuple[Any, ...], axis: int) -> tuple[Any, ...] | None:
+    """Return what a launch needs but for addresses, or None where the kernel does not do it.
+
+    A part that is not filled is a dtype, a shape and strides. Returned are the shape and the dtype of the result, the
+    grid, `Parts` after its addresses, and the arguments after it.
+    """
+    dtypes, shapes = zip(*(part[:2] for part in parts if not isinstance(part, Filled)), strict=True)
+    dtype, shape = dtypes[0], list(shapes[0])
+    axis %= len(shape)
+    shape[axis] = sum(part.width if isinstance(part, Filled) else part[1][axis] for part in parts)
+    size = math.prod(shape)
+    known = set(dtypes) == {dtype} and dtype.itemsize > 1
+    if not known or len(parts) > PARTS or len(shape) > AXES or not 0 < size < 2**31:
+        return None
     numbers, first = [len(parts), len(shape), axis, *_padded(shape)], 0
     for part in parts:
         if isinstance(part, Filled):
-            value = np.array(part.value).astype(result.dtype).view(f"i{result.itemsize}")
-            numbers += [0, int(value), first, *_padded([])]
+            value = int(np.array(part.value).astype(dtype).view(f"i{dtype.itemsize}"))
+            numbers += [value, first, *_padded([])]
+            first += part.width
         else:
-            numbers += [part.data.ptr, 0, first, *_padded([step // part.itemsize for step in part.strides])]
-        first += part.width if isinstance(part, Filled) else part.shape[axis]
-    return device.struct([*numbers, *[0] * ((PARTS - len(parts)) * (3 + AXES))])
+            numbers += [0, first, *_padded([step // dtype.itemsize for step in part[2]])]
+            first += part[1][axis]
+    numbers += [0] * ((PARTS - len(parts)) * (2 + AXES))
+    given = np.array(numbers, "i8").tobytes(), np.uint32(size), np.int32(dtype.itemsize)
+    return (tuple(shape), dtype), (-(-size // THREADS),), *given
 
 
 def _padded(numbers: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct as packing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,9 @@ def struct(numbers: Sequence[Any], dtype: str = "i8") -> np.ndarray[Any, Any]:
     """Return numbers of 64 bits, or structs of them, as one value, as a kernel takes a struct."""
     found = np.array(numbers, dtype).reshape(-1)
     return found.view(f"V{found.nbytes}")
+
+
+def with_addresses(addresses: Sequence[int], rest: bytes) -> np.ndarray[Any, Any]:
+    """Return a struct of addresses and of what comes after them, which is the same from call to call."""
+    both = packing.pack(f"{len(addresses)}Q", *addresses) + rest
+    return np.frombuffer(both, f"V{len(both)}")

@@ -8,13 +8,15 @@ for, and each of its blocks finds the array that its chunk of elements belongs t
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.rows import SYNC
 from xlstm.tracing.writers import C
 
@@ -107,11 +109,8 @@ def apply(
     if not _takes(xp, columns):
         calls = zip(*columns, strict=True)
         made = [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
-        for k, results in enumerate(made if into else ()):
-            for j, result in zip(into, results, strict=True):
-                columns[j][k][...] = result
-        return list(zip(*(columns[j] for j in into), strict=True)) if into else made
-    dtypes, shapes = tuple(column[0].dtype for column in columns), [a.shape for a in columns[0]]
+        return _into(columns, into, made) if into else made
+    dtypes, shapes = tuple(column[0].dtype for column in columns), tuple([a.shape for a in columns[0]])
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
             if a.shape != shape:
@@ -120,12 +119,34 @@ def apply(
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
     real = REAL[fuse.real(dtypes[0])]
     given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
-    with device_of(columns[0][0]):
-        chunks = _chunks(columns[0])
-        flat = [] if into else [probe.cupy().empty((chunks * CHUNK,), dtype=dtype) for dtype in results]
-        _launch(kernel, columns, *flat, *given)
-    found = [columns[k] for k in into] if into else [_views(a, shapes) for a in flat]
-    return list(zip(*found, strict=True))
+    if broken.works(kernel.name):
+        try:
+            plan, cp = _plan(shapes, len(columns)), probe.cupy()
+            flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
+            _launch(kernel, plan, columns, *flat, *given)
+            found = [columns[k] for k in into] if into else [_views(a, shapes, plan.places) for a in flat]
+            return list(zip(*found, strict=True))
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    given = [number if kind is None else xp.astype(number, real) for number, kind in zip(given, kinds, strict=True)]
+    made = [fuse.listed(fuse.plain(xp, function, a, options, *given)) for a in zip(*columns, strict=True)]
+    return _into(columns, into, made) if into else made
+
+
+def _into(
+    columns: Sequence[Sequence[Array]], into: Sequence[int], made: Sequence[tuple[Array, ...]]
+) -> list[tuple[Array, ...]]:
+    """Put results into the places of columns."""
+    for k, results in enumerate(made):
+        for j, result in zip(into, results, strict=True):
+            columns[j][k][...] = result
+    return list(zip(*(columns[j] for j in into), strict=True))
+
+
+def _views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+    """Return the arrays that begin in these places of a longer one."""
+    cp, dtype, start = probe.cupy(), flat.dtype, flat.data
+    return [cp.ndarray(shape, dtype, start + k * dtype.itemsize) for shape, k in zip(shapes, places, strict=True)]
 
 
 def _kind(number: Any) -> str | None:
@@ -147,25 +168,30 @@ def _same(xp: Namespace, a: Array) -> Array:
 def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
     if not _takes(xp, [arrays]):
-        squares = [xp.sum(a * a) for a in arrays]
-        return xp.sqrt(sum(squares[1:], squares[0]))
-    dtype = arrays[0].dtype
+        return _norm(xp, arrays)
+    dtype, real = arrays[0].dtype, REAL[fuse.real(arrays[0].dtype)]
     kernel, root = _squares_kernels(dtype)
-    with device_of(arrays[0]):
-        sums = probe.cupy().empty((_chunks(arrays),), dtype=REAL[fuse.real(dtype)])
-        _launch(kernel, [arrays], sums)
-        return root(sums, axis=0)
+    if broken.works(kernel.name):
+        try:
+            plan = _plan(tuple([a.shape for a in arrays]), 1)
+            sums = probe.cupy().ndarray((plan.chunks,), real)
+            _launch(kernel, plan, [arrays], sums)
+            return root(sums, axis=0)
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    return xp.astype(_norm(xp, [xp.astype(a, real) for a in arrays]), dtype)
+
+
+def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
+    squares = [xp.sum(a * a) for a in arrays]
+    return xp.sqrt(sum(squares[1:], squares[0]))
 
 
 def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
     """Return whether there is a kernel for these arrays."""
     if not fuse.compiles(xp) or not all(a.size for a in columns[0]):
         return False
-    return all(device.known(column[0].dtype) and all(a.dtype == column[0].dtype for a in column) for column in columns)
-
-
-def _chunks(arrays: Sequence[Array]) -> int:
-    return sum(-(-a.size // CHUNK) for a in arrays)
+    return all(device.known(column[0].dtype) and {a.dtype for a in column} == {column[0].dtype} for column in columns)
 
 
 def _most(columns: int) -> int:
@@ -173,38 +199,47 @@ def _most(columns: int) -> int:
     return ROOM // (8 * columns + 12)
 
 
-def _launch(kernel: Any, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
+def _launch(kernel: Any, plan: Plan, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
     """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments come last."""
-    most, start = _most(len(columns)), 0
-    for k in range(0, len(columns[0]), most):
-        some = [[a if a.flags.c_contiguous else a.copy(order="C") for a in column[k : k + most]] for column in columns]
-        sizes = [a.size for a in some[0]]
-        ends = np.cumsum([-(-size // CHUNK) for size in sizes])
-        table = np.zeros((), _layout(len(columns)))
-        for j, column in enumerate(some):
-            table["x"][j, : len(sizes)] = [a.data.ptr for a in column]
-        table["size"][: len(sizes)] = sizes
-        table["first"][1 : len(sizes)] = ends[:-1]
-        blocks = int(ends[-1])
-        kernel((blocks,), (THREADS,), (table, np.int32(len(sizes)), np.int64(start), *arguments))
-        start += blocks
+    for part in plan.parts:
+        arrays = [a if a.flags.c_contiguous else a.copy(order="C") for column in columns for a in column[part.some]]
+        count = len(arrays) // len(columns)
+        addresses = [a.data.ptr for a in arrays]
+        spare = [0] * (_most(len(columns)) - count)
+        padded = [n for k in range(0, len(arrays), count) for n in (*addresses[k : k + count], *spare)]
+        table = device.with_addresses(padded, part.sizes)
+        kernel((part.blocks,), (THREADS,), (table, np.int32(count), np.int64(part.start), *arguments))
 
 
-@functools.cache
-def _layout(columns: int) -> np.dtype[Any]:
-    """Return the layout of `Table`."""
-    most = _most(columns)
-    return np.dtype([("x", "u8", (columns, most)), ("size", "i8", (most,)), ("first", "i4", (most,))], align=True)
+class Part(NamedTuple):
+    """The arrays of a launch."""
+
+    some: slice
+    sizes: bytes  # `Table` after its addresses
+    blocks: int
+    start: int  # chunks of arrays before them
 
 
-def _views(flat: Array, shapes: Sequence[tuple[int, ...]]) -> list[Array]:
-    """Return the arrays that lie in chunks one after the other."""
-    found, start = [], 0
-    for shape in shapes:
-        size = int(np.prod(shape, dtype=np.int64))
-        found.append(flat[start : start + size].reshape(shape))
-        start += -(-size // CHUNK) * CHUNK
-    return found
+class Plan(NamedTuple):
+    """How many chunks arrays have, where each begins in elements when they lie one after the other, and launches."""
+
+    chunks: int
+    places: list[int]
+    parts: list[Part]
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> Plan:
+    most, parts = _most(columns), []
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
+    for k in range(0, len(sizes), most):
+        some, first = sizes[k : k + most], ends[k : k + most + 1]
+        table = np.zeros((), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True))
+        table["size"][: len(some)] = some
+        table["first"][: len(some)] = np.subtract(first[:-1], first[0])
+        parts.append(Part(slice(k, k + most), table.tobytes(), first[-1] - first[0], first[0]))
+    return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], parts)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import probe
+from xlstm.arrays import broken, probe
 from xlstm.arrays.namespace import HALVES, Array, Namespace
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 from xlstm.tracing.writers import C
@@ -75,7 +75,31 @@ def fuse(
             out[...] = found  # type: ignore[index]  # a tuple is for CuPy
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    return kernel(*arrays, *(() if out is None else listed(out)))
+    if broken.works(kernel.name):
+        try:
+            return kernel(*arrays, *(() if out is None else listed(out)))
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    found = plain(xp, function, arrays, options)
+    if out is None:
+        return found
+    for room, a in zip(listed(out), listed(found), strict=True):
+        room[...] = a
+    return out
+
+
+def plain(
+    xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any], *numbers: Any
+) -> Any:
+    """Return `function(xp, *arrays, *numbers, **options)` by operations of CuPy, halves computed in float32.
+
+    Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some results in bfloat16.
+    """
+    wide = [xp.astype(a, xp.float32) if name(a.dtype) in HALVES else a for a in arrays]
+    dtypes = results(function, (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers)), options)
+    pairs = zip(listed(function(xp, *wide, *numbers, **options)), dtypes, strict=True)
+    found = tuple(xp.astype(a, dtype, copy=False) for a, dtype in pairs)
+    return found[0] if len(found) == 1 else found
 
 
 def looped(
@@ -127,7 +151,14 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, d
             flat, axes = (*a.shape[:-2], a.shape[-2] * a.shape[-1]), -1
             a, b = a.reshape(flat), b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
-    return _total(a.dtype, a.dtype if dtype is None else dtype)(a, b, axis=axes)
+    to = a.dtype if dtype is None else dtype
+    if broken.works("xlstm_total"):
+        try:
+            return _total(a.dtype, to)(a, b, axis=axes)
+        except Exception as error:
+            broken.failed("xlstm_total", error)
+    wide = xp.float32 if name(a.dtype) in HALVES else a.dtype
+    return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
 
 
 def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
@@ -156,6 +187,7 @@ def real(dtype: Any) -> str:
     return "double" if name(dtype) == "float64" else "float"
 
 
+@functools.lru_cache(maxsize=64)
 def name(dtype: Any) -> str:
     """Return the name that kernels have for a dtype."""
     return str(np.dtype(dtype).name)
@@ -222,7 +254,7 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 @functools.cache
 def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Any:
     text = source(function, dtypes, options)
-    return probe.cupy().ElementwiseKernel(*text, f"xlstm_{function.__name__.strip('_')}")
+    return probe.cupy().ElementwiseKernel(*text, f"xlstm_fuse_{function.__name__.strip('_')}")
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
@@ -57,13 +57,18 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     -------
     list of array (M, ...)
     """
-    if not fuse.compiles(xp) or arrays[0].itemsize == 1:
-        return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
-    found: list[Array] = []
-    with device_of(places[0]):
-        for k in range(0, len(arrays), ARRAYS):
-            found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
-    return found
+    if fuse.compiles(xp):
+        if arrays[0].itemsize > 1 and broken.works("xlstm_gather"):
+            found: list[Array] = []
+            try:
+                with device_of(places[0]):
+                    for k in range(0, len(arrays), ARRAYS):
+                        found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
+                return found
+            except Exception as error:
+                broken.failed("xlstm_gather", error)
+        arrays = [xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays]
+    return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
 
 
 def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:

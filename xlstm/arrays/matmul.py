@@ -16,7 +16,8 @@ import numpy as np
 from xlstm.arrays import cuda_graph, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, astype
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
+FLOATS = tuple(KINDS)
 LIMIT = 2**31  # sizes for cuBLAS are less
 PEDANTIC, TF32 = 2, 7  # CuPy's numbers of compute types
 
@@ -39,6 +40,20 @@ class Plan(NamedTuple):
     batch: tuple[int, ...]
     sizes: tuple[int, int, int]  # M, K, N
     operands: tuple[Operand | None, Operand | None]
+
+
+class Call(NamedTuple):
+    """All that cuBLAS is told of a product but the addresses; it is the same for all arrays that lie in one way."""
+
+    shape: tuple[int, ...]  # of the result
+    empty: bool  # whether there is nothing to sum up
+    copied: tuple[bool, bool] | None  # which operands have to be copied first, where one has
+    zero: int  # the address of 0
+    one: int
+    head: tuple[int, ...]  # transpositions, sizes, alpha
+    b: tuple[int, ...]  # the kind of numbers, lead and step
+    a: tuple[int, ...]
+    out: tuple[int, ...]  # these, and how many products there are
 
 
 def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: Any = None) -> Array:
@@ -75,15 +90,16 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
             return found if dtype is None else astype(xp, found, dtype)
         add += found
         return add
-    way = plan(A.shape, strides(A), B.shape, strides(B))
-    shape = (*way.batch, way.sizes[0], way.sizes[2])
     wide = add is not None and add.dtype == np.float32 and A.dtype.itemsize == 2
-    if add is not None and (add.shape != shape or not add.flags.c_contiguous or not (wide or add.dtype == A.dtype)):
+    fits = add is None or (add.flags.c_contiguous and (wide or add.dtype == A.dtype))
+    to = add.dtype if add is not None and fits else A.dtype if dtype is None else dtype
+    call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, to)
+    if add is None:
+        return _multiply(call, A, B, probe.cupy().ndarray(call.shape, to), call.zero)
+    if not fits or add.shape != call.shape:
         add += matmul(xp, A, B)
         return add
-    out = probe.cupy().empty(shape, dtype=A.dtype if dtype is None else dtype) if add is None else add
-    _multiply(way, A, B, out, add is not None)
-    return out
+    return _multiply(call, A, B, add, call.one)
 
 
 def multiply(A: Array, B: Array, out: Array) -> None:
@@ -91,29 +107,30 @@ def multiply(A: Array, B: Array, out: Array) -> None:
 
     cuBLAS is told dtypes and believes them, so others than those of `matmul` are a TypeError.
     """
-    kind = fuse.name(A.dtype)
-    wide = out.dtype == np.float32 and A.dtype.itemsize == 2
-    if kind not in FLOATS or A.dtype != B.dtype or not (wide or out.dtype == A.dtype):
-        raise TypeError(
-            f"multiply: dtypes are {A.dtype} @ {B.dtype} -> {out.dtype}, expected one of {', '.join(FLOATS)}"
-        )
-    _multiply(plan(A.shape, strides(A), B.shape, strides(B)), A, B, out, add=False)
+    call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
+    _multiply(call, A, B, out, call.zero)
 
 
-def _multiply(way: Plan, A: Array, B: Array, out: Array, add: bool) -> None:
-    """Set `out` to A @ B, or add this to it; operands that cuBLAS cannot be told of are copied."""
+def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
+    """Return `out`, which is set to A @ B, or to which this is added; `beta` is the address of 0 or 1."""
     cp = probe.cupy()
-    if out.size == 0 or way.sizes[1] == 0:
-        if not add:
+    if call.empty:
+        if beta == call.zero:
             out[...] = 0
-        return
-    if None in way.operands:
+        return out
+    if call.copied is not None:
         A, B = (
-            a if operand else cp.ascontiguousarray(cp.broadcast_to(a, (*way.batch, *a.shape[-2:])))
-            for a, operand in zip((A, B), way.operands, strict=True)
+            cp.ascontiguousarray(cp.broadcast_to(a, (*call.shape[:-2], *a.shape[-2:]))) if copied else a
+            for a, copied in zip((A, B), call.copied, strict=True)
         )
-        way = plan(A.shape, strides(A), B.shape, strides(B))
-    _gemm(cp, way, A, B, out, add)
+        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
+    how = _compute(A.dtype, cp._core.get_compute_type(A.dtype) if A.dtype.itemsize > 2 else 0)
+    args = (*call.head, B.data.ptr, *call.b, A.data.ptr, *call.a, beta, out.data.ptr, *call.out, *how)
+    if (handle := cuda_graph.handle()) is not None:
+        handle.gemm(*args)
+    else:
+        cp.cuda.cublas.gemmStridedBatchedEx(cp.cuda.get_cublas_handle(), *args)
+    return out
 
 
 def multiply_each(xp: Namespace, triples: Sequence[tuple[Array, Array, Array]]) -> None:
@@ -208,38 +225,40 @@ def _scalars(dtype: str) -> tuple[Any, int, int]:
     return both, both.ctypes.data, both.ctypes.data + both.itemsize
 
 
-def _gemm(cp: Any, found: Plan, A: Array, B: Array, out: Array, add: bool) -> None:
-    """Multiply; matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such."""
-    a, b = found.operands
-    assert a is not None
-    assert b is not None
-    M, K, N = found.sizes
-    cublas, dtype, (*apart, lead, _) = cp.cuda.cublas, fuse.name(A.dtype), strides(out)
-    _, zero, one = _scalars(dtype)
-    kinds = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
-    kind = kinds[dtype]
-    args = (
-        *(int(b.columns), int(a.columns)),
-        *(N, M, K, one),
-        *(B.data.ptr, kind, b.lead, b.step),
-        *(A.data.ptr, kind, a.lead, a.step),
-        one if add else zero,
-        *(out.data.ptr, kinds[fuse.name(out.dtype)], max(lead, N), apart[-1] if apart else M * N),
-        *(math.prod(found.batch), _compute(cp, cublas, dtype), cublas.CUBLAS_GEMM_DEFAULT),
+@functools.lru_cache(maxsize=4096)
+def _call(
+    a: tuple[int, ...], a_steps: tuple[int, ...], b: tuple[int, ...], b_steps: tuple[int, ...],
+    A: Any, B: Any, to: Any, out_steps: tuple[int, ...] | None = None,
+) -> Call:  # fmt: skip
+    """Return the call for shapes, strides and dtypes, by default into a new array.
+
+    Matrices of cuBLAS have columns one after the other, and out^T = B^T A^T is one such.
+    """
+    kind, kind_out = fuse.name(A), fuse.name(to)
+    if kind not in FLOATS or A != B or kind_out not in (kind, "float32" if A.itemsize == 2 else kind):
+        raise TypeError(f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}")
+    way = plan(a, [step // A.itemsize for step in a_steps], b, [step // A.itemsize for step in b_steps])
+    M, K, N = way.sizes
+    *apart, lead, _ = (M * N, N, 1) if out_steps is None else [step // np.dtype(to).itemsize for step in out_steps]
+    left, right = way.operands
+    shape, (_, zero, one) = (*way.batch, M, N), _scalars(kind)
+    whole, copied = Operand(False, 1, 0), None if left and right else (left is None, right is None)
+    left, right = left or whole, right or whole
+    return Call(
+        *(shape, math.prod(shape) * K == 0, copied, zero, one),
+        head=(int(right.columns), int(left.columns), N, M, K, one),
+        a=(KINDS[kind], left.lead, left.step),
+        b=(KINDS[kind], right.lead, right.step),
+        out=(KINDS[kind_out], max(lead, N), apart[-1] if apart else M * N, math.prod(way.batch)),
     )
-    if (handle := cuda_graph.handle()) is not None:
-        handle.gemm(*args)
-    else:
-        cublas.gemmStridedBatchedEx(cp.cuda.get_cublas_handle(), *args)
 
 
-def _compute(cp: Any, cublas: Any, dtype: str) -> int:
-    """Return the type that is multiplied and summed up in, as CuPy's own products of two axes choose it."""
-    kind = "64F" if dtype == "float64" else "32F"
-    if dtype in ("float32", "float64"):
-        chosen = cp._core.get_compute_type(np.dtype(dtype))
-        if chosen == PEDANTIC:
-            kind += "_PEDANTIC"
-        elif chosen == TF32 and dtype == "float32":
-            kind += "_FAST_TF32"
-    return int(getattr(cublas, f"CUBLAS_COMPUTE_{kind}"))
+@functools.cache
+def _compute(dtype: Any, chosen: int) -> tuple[int, int]:
+    """Return the type to multiply and sum up in, as CuPy's own products of two axes choose it, and the algorithm."""
+    cublas, kind = probe.cupy().cuda.cublas, "64F" if fuse.name(dtype) == "float64" else "32F"
+    if chosen == PEDANTIC:
+        kind += "_PEDANTIC"
+    elif chosen == TF32 and kind == "32F":
+        kind += "_FAST_TF32"
+    return int(getattr(cublas, f"CUBLAS_COMPUTE_{kind}")), cublas.CUBLAS_GEMM_DEFAULT

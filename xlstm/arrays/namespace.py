@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import functools
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import array_api_compat
@@ -55,22 +56,22 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
         raise TypeError(f"{where}: {first_name} is {_kind(first)}, expected an array") from None
     if dtype_name(first.dtype) not in DTYPES:
         raise TypeError(f"{where}: {first_name} has dtype {first.dtype}, expected float32 or float64")
-    home = device_of(first)
+    kind, dtype, home, records = type(first), first.dtype, device_of(first), hasattr(first, "requires_grad")
     checks.unmasked(where, first_name, first)
     for name, array in arrays.items():
-        if type(array) is not type(first):
+        if type(array) is not kind:
             check_library(where, name, xp, array)
-        if name in wide and dtype_name(first.dtype) in HALVES:
+        if wide and name in wide and dtype_name(first.dtype) in HALVES:
             if dtype_name(array.dtype) != "float32":
                 kinds = f"{array.dtype}, expected float32, as it is summed up in that beside {first.dtype}"
                 raise TypeError(f"{where}: {name} has dtype {kinds}")
-        elif array.dtype != first.dtype:
+        elif array.dtype != dtype:
             raise TypeError(
                 f"{where}: {name} has dtype {array.dtype} but {first_name} has {first.dtype}, expected the same"
             )
         if device_of(array) != home:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
-        if getattr(array, "requires_grad", False):
+        if records and array.requires_grad:
             raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
     if array_api_compat.is_cupy_array(first):
         current = int(probe.cupy().cuda.runtime.getDevice())
@@ -113,9 +114,10 @@ def library(xp: Namespace) -> str:
 
 def device_of(array: Array) -> Any:
     """Return the device of an array, in its library's own terms."""
-    return "cpu" if type(array) is np.ndarray else array_api_compat.device(array)
+    return array.device
 
 
+@functools.lru_cache(maxsize=64, typed=True)  # dtypes of two libraries do not compare
 def dtype_name(dtype: Any) -> str:
     """Return the name of a dtype, which is the same in all libraries."""
     return str(dtype).rpartition(".")[2]
@@ -128,6 +130,14 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
         return bool(xp.isdtype(dtype, "real floating"))
     # A dtype of NumPy or CuPy, whose `isdtype` refuses the bfloat16 of ml_dtypes.
     return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
+
+
+def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """Return a new array on the device of another one, and in its dtype unless there is another; nothing is in it."""
+    dtype = like.dtype if dtype is None else dtype
+    if hasattr(xp, "ndarray"):  # that of NumPy or CuPy, whose `empty` takes twice the time
+        return xp.ndarray(shape, dtype)
+    return xp.empty(shape, dtype=dtype, device=device_of(like))
 
 
 def finfo(xp: Namespace, dtype: Any) -> Any:
@@ -186,7 +196,7 @@ def _on_cpu_array(array: Array) -> bool:
 def plain_namespace(
     params: Params, sizes: Mapping[str, tuple[int | None, ...]], x: Any, state: Any
 ) -> Namespace | None:
-    """Return NumPy where that is seen at once: most calls have only its arrays, all in float32 or all in float64.
+    """Return NumPy or CuPy where that is seen at once: most calls have only its arrays, all of one dtype.
 
     Parameters
     ----------
@@ -203,25 +213,46 @@ def plain_namespace(
     """
     if type(params) is not dict or len(params) != len(sizes):
         return None
-    kind = getattr(next(iter(params.values()), None), "dtype", None)
-    if kind is not SINGLE and kind is not DOUBLE:
+    first: Array = next(iter(params.values()), None)
+    kind, dtype = type(first), getattr(first, "dtype", None)
+    if kind is not np.ndarray and not (array_api_compat.is_cupy_array(first) and dtype_name(dtype) in DTYPES):
+        return None
+    # Beside halves some arrays of a state are float32.
+    if dtype is not SINGLE and dtype is not DOUBLE and (kind is np.ndarray or state is not None):
         return None
     for name, size in sizes.items():
-        p = params.get(name)
-        if type(p) is not np.ndarray or p.dtype is not kind or p.shape != size:
+        p: Array = params.get(name)
+        if type(p) is not kind or p.dtype is not dtype or p.shape != size:
             return None
-    if x is not None and (type(x) is not np.ndarray or x.dtype is not kind):
+    if x is not None and (type(x) is not kind or x.dtype is not dtype):
         return None
-    return np if state is None or _all_plain(state, kind) else None
+    if state is not None and not _all_plain(state, kind, dtype):
+        return None
+    if kind is np.ndarray:
+        return np
+    current = probe.cupy().cuda.runtime.getDevice()
+    for a in (*params.values(), *_leaves((x, state))):
+        if a.data.device_id != current:
+            return None
+    return namespace_of(first)
 
 
-def _all_plain(state: Any, kind: np.dtype[Any]) -> bool:
-    """Return whether a state is a tuple of NumPy's arrays of a dtype, of None, and of such tuples."""
+def _all_plain(state: Any, kind: Any, dtype: Any) -> bool:
+    """Return whether a state is a tuple of a library's arrays of a dtype, of None, and of such tuples."""
     if type(state) is not tuple:
         return False
     for a in state:
-        if a is None or (type(a) is np.ndarray and a.dtype is kind):
+        if a is None or (type(a) is kind and a.dtype is dtype):
             continue
-        if not _all_plain(a, kind):
+        if not _all_plain(a, kind, dtype):
             return False
     return True
+
+
+def _leaves(state: tuple[Any, ...]) -> Iterator[Array]:
+    """Yield the arrays of a state."""
+    for a in state:
+        if isinstance(a, tuple):
+            yield from _leaves(a)
+        elif a is not None:
+            yield a

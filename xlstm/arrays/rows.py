@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe, strides
-from xlstm.arrays.namespace import SINGLE, Array, Namespace, device_of
+from xlstm.arrays import broken, device, fuse, probe, strides
+from xlstm.arrays.namespace import SINGLE, Array, Namespace
 from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
 from xlstm.tracing.symbols import UntraceableError
 from xlstm.tracing.writers import C
@@ -66,28 +66,45 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
         found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back
-    found = _launched(function, arrays, options) if fuse.compiles(xp) else None
+    found = _launched(xp, function, arrays, options) if fuse.compiles(xp) else None
     found = fuse.looped(xp, function, arrays, 0, options) if found is None else found
     return function(xp, *arrays, **options) if found is None else found
 
 
-def _launched(function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
+def _launched(xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
     """Return the results from one launch, or None where there is no kernel for these arrays."""
-    dtypes, shape = tuple(a.dtype for a in arrays), np.broadcast_shapes(*(a.shape for a in arrays))
-    single = tuple(a.ndim == 0 or a.shape[-1] == 1 for a in arrays)
+    plan = _plan(function, tuple([(a.dtype, a.shape, a.strides) for a in arrays]), tuple(options.items()))
+    if plan is None:
+        return None
+    kernel, grid, threads, given, results = plan
+    if broken.works(kernel.name):
+        try:
+            outputs = [probe.cupy().ndarray(shape, dtype) for shape, dtype in results]
+            kernel(grid, threads, (*given, *arrays, *outputs))
+            return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    return fuse.plain(xp, function, arrays, options)
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    function: Callable[..., Any], arrays: tuple[tuple[Any, ...], ...], options: tuple[tuple[str, Any], ...]
+) -> tuple[Any, ...] | None:
+    """Return a launch but for arrays, and the shapes and dtypes of results, from dtypes, shapes and strides."""
+    dtypes, shapes, _ = zip(*arrays, strict=True)
+    shape, single = np.broadcast_shapes(*shapes), tuple(not own or own[-1] == 1 for own in shapes)
     if not all(map(device.known, dtypes)) or math.prod(shape) == 0 or all(single):
         return None
-    layout = _layout(shape, [(a.shape, [step // a.itemsize for step in a.strides]) for a in arrays])
-    kernel_text = source(function, dtypes, single, tuple(options.items()))
+    layout = _layout(shape, [(own, [step // dtype.itemsize for step in far]) for dtype, own, far in arrays])
+    kernel_text = source(function, dtypes, single, options)
     if layout is None or kernel_text is None:
         return None
     text, results = kernel_text
     threads = min(MOST, 1 << max(5, (shape[-1] - 1).bit_length()))
-    with device_of(arrays[0]):
-        outputs = [probe.cupy().empty((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in results]
-        kernel = device.kernel(text, _name(function))
-        kernel((math.prod(shape[:-1]),), (threads,), (layout, np.int64(shape[-1]), *arrays, *outputs))
-    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+    made = [((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in results]
+    given = layout, np.int64(shape[-1])
+    return device.kernel(text, _name(function)), (math.prod(shape[:-1]),), (threads,), given, made
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import fuse, probe
+from xlstm.arrays import broken, fuse, probe
 from xlstm.arrays.fuse import Text, converted, listed, parameters, real
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.tracing.symbols import Symbols, trace
@@ -54,8 +54,9 @@ def scan(
     list of (array, array)
         For each value that is carried: the kept ones, steps along `axis`, and the one after the last step.
     """
-    if fuse.compiles(xp):
-        return _launch(function, start, arrays, axis, reverse, after)
+    launched = _launch(function, start, arrays, axis, reverse, after) if fuse.compiles(xp) else None
+    if launched is not None:
+        return launched
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
     if at_once is not None:
         return [(kept, kept[(..., 0 if reverse else n - 1, *tail)]) for kept in at_once(xp, *arrays)]
@@ -82,8 +83,11 @@ def _launch(
     axis: int,
     reverse: bool,
     after: bool,
-) -> Pairs:
-    """Run the kernel, which is given the first step of each array, and the distance from there to the next one."""
+) -> Pairs | None:
+    """Run the kernel, which is given the first step of each array, and the distance from there to the next one.
+
+    Return None where the kernel does not work.
+    """
     cp = probe.cupy()
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
     at = (..., n - 1 if reverse else 0, *tail)
@@ -96,8 +100,13 @@ def _launch(
     sign = -1 if reverse else 1
     far = [sign * a.strides[axis] // a.itemsize for a in (*arrays, *kept)]
     kernel = _kernel(function, dtypes, tuple(a.dtype for a in arrays), after)
-    kernel(*start, *firsts, n, *far, *(a[at] for a in kept), *ends)
-    return list(zip(kept, ends, strict=True))
+    if broken.works(kernel.name):
+        try:
+            kernel(*start, *firsts, n, *far, *(a[at] for a in kept), *ends)
+            return list(zip(kept, ends, strict=True))
+        except Exception as error:
+            broken.failed(kernel.name, error)
+    return None
 
 
 @functools.cache

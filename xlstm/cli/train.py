@@ -16,6 +16,7 @@ import typer
 from typer import Argument, Option
 
 from xlstm import plots
+from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.cli.configuration import BackendOption, ColumnOption, ConfigOption, JsonOption, QuietOption, as_toml, command
 from xlstm.cli.console import Report, code, interrupted, message_of, progress, tell
@@ -32,6 +33,7 @@ from xlstm.training.callbacks import Each
 from xlstm.training.folder import Folder
 
 OPTIONS, PICTURE = "options.toml", "forecast.png"
+GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
 
 
@@ -45,6 +47,8 @@ class Run(Report):
     context : typer.Context
     output : Path, optional
         The folder. A run cannot begin where there is one already, or go on where there is none: ValueError or OSError.
+    graph : {"auto", "on", "off"}
+        Whether steps are captured in CUDA graphs.
     resume, as_json, config, save_config, quiet : optional
         Options of the command line, two of which work by themselves.
     """
@@ -56,12 +60,14 @@ class Run(Report):
             Path | None, Option("--output", "-o", help="Folder; xlstm-output, or xlstm- and the kind.")
         ] = None,
         resume: Annotated[bool, Option("--resume", help="Go on with the run in the folder.")] = False,
+        graph: Annotated[str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")] = "auto",
         as_json: JsonOption = False,
         config: ConfigOption = None,
         save_config: Annotated[Path | None, Option(help="Write the options to a TOML file.")] = None,
         quiet: QuietOption = False,
     ) -> None:
         super().__init__(as_json)
+        self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
         if save_config is not None:
             writing.write(save_config, as_toml(context).encode())
         self.keeps = not context.command.hidden
@@ -83,6 +89,7 @@ class Run(Report):
 
     def fit(self, model: Any, *data: Any, note: dict[str, Any] | None = None, **beside: Any) -> Any:
         """Train an estimator on data, and save it with a note, also where a signal ends training."""
+        model.set_params(graph=self.graph)
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
         else:

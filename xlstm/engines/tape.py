@@ -16,7 +16,7 @@ from xlstm import workspace  # noqa: F401  # it settles how the C allocator keep
 from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, device_of, room
 from xlstm.cells.cell import Cell
 from xlstm.engines.cell_step import Step, reshape
 
@@ -122,7 +122,7 @@ class Tape:
         self.engine, self.step, self.widths, self.x = engine, step, widths, x
         self.first = first = widths[0][1] if widths else 0  # sequences of the first step
         ahead = 0 if h0 is None else first
-        self.hs = step.xp.empty((ahead + x.shape[0], step.P), dtype=x.dtype, device=x.device)
+        self.hs = room(step.xp, x, (ahead + x.shape[0], step.P))
         if h0 is not None:
             self.hs[:first, :] = h0[:, :first].T
         self.y = self.hs[ahead:, :]  # h after every step
@@ -218,7 +218,7 @@ class Tape:
     def rows(self, of: Callable[[Kept], Array], shape: tuple[int, ...]) -> Array:
         """Return arrays (k, ..., n) of every segment as rows (N, ...)."""
         xp = self.step.xp
-        found = xp.empty((self.x.shape[0], *shape), dtype=self.x.dtype, device=self.x.device)
+        found = room(xp, self.x, (self.x.shape[0], *shape))
         for kept in self.segments:
             a, segment = of(kept), kept.segment
             a = xp.permute_dims(a, (0, a.ndim - 1, *range(1, a.ndim - 1)))  # (k, n, ...)
@@ -250,8 +250,8 @@ class Gradients:
         if found is None:
             R = gradient.shape[0]
             shape = (self.N, R) if self.flat else (R, self.N)
-            room = self.xp.empty(shape, dtype=self.like.dtype, device=self.like.device)
-            self.arrays[name] = found = room.T if self.flat else room
+            new = room(self.xp, self.like, shape)
+            self.arrays[name] = found = new.T if self.flat else new
         found[:, rows] = gradient
         return gradient
 

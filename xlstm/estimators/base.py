@@ -20,7 +20,7 @@ from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.panels import Roles
-from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, loop, optimizers
+from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, graphs, loop, optimizers
 from xlstm.training.optimizers import cosine
 
 Host = np.ndarray[Any, Any]
@@ -54,6 +54,7 @@ CHECKS: dict[str, checks.Kind] = {
     "calendar": _or_auto(checks.flag),
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
+    "graph": graphs.choice,
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
     "options": checks.optional(checks.instance(dict, "a dict of name to value")),
@@ -65,7 +66,7 @@ CHECKS: dict[str, checks.Kind] = {
     "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
 # Parameters that no file keeps: those of a run, and the tokens of a text, whose codec is in the file itself.
-RUN = ("backend", "callbacks", "checkpoints", "every", "resume", "tokens", "warm_start")
+RUN = ("backend", "callbacks", "checkpoints", "every", "graph", "resume", "tokens", "warm_start")
 
 
 class NotFittedError(ValueError, AttributeError):
@@ -283,12 +284,13 @@ class TrainedEstimator(Estimator):
     callbacks: Iterable[Callback] = ()
     checkpoints: AnyPath | None = None
     resume: bool = False
+    graph: bool | str = "auto"
 
     def _train(
         self, model: Any, params: Params, data: Batches, home: Backend, keep: Callable[[Trained], None], **options: Any
     ) -> Self:
         """Train, and give the result to `keep`, also where a signal ends training."""
-        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume")}
+        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume", "graph")}
         try:
             trained = learn(self, model, params, data, home, **run, **options)
         except (Interrupted, Terminated) as error:

@@ -111,8 +111,11 @@ def train(data: Examples, start: Params | None, **options: Any) -> Trained:
     return base.learn(one.settings, one.model, params, data, one.backend, loss=loss, **options)
 
 
-def refitted(data: Examples, start: Params | None, epochs: int, progress: Any) -> Predictor:
-    """Return a predictor fitted to all rows of the series of examples, its network for so many epochs."""
+def refitted(data: Examples, start: Params | None, epochs: int, **options: Any) -> Predictor:
+    """Return a predictor fitted to all rows of the series of examples, its network for so many epochs.
+
+    The options are those of `training.train`.
+    """
     one, s, several = data.predictor, data.predictor.settings, data.several
     stops, line = [len(series.values) for series in several], one.line
     origins = [np.arange(s.window, stop) for stop in stops]
@@ -120,7 +123,7 @@ def refitted(data: Examples, start: Params | None, epochs: int, progress: Any) -
         penalties = [(line.ridge, line.light)]
         (line,) = baselines.fit(several, one.scaling, origins, stops, s.horizon, line.order, penalties)
     data = predictor.examples(replace(one, line=line, spread=None), several, origins, stops)
-    return replace(data.predictor, params=train(data, start, epochs=max(1, epochs), progress=progress).params)
+    return replace(data.predictor, params=train(data, start, epochs=max(1, epochs), **options).params)
 
 
 def season_of(several: Sequence[TimeSeries], season: int | str) -> int:

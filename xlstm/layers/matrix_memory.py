@@ -68,15 +68,16 @@ class Memory(NamedTuple):
         i, f = (xp.permute_dims(a, (1, 2, 0)) for a in (i, f))  # (B, N, T)
         q, k, v = (self._heads(xp, a) for a in (q, k, v))
         if xp is np:
-            computed = loops.chunkwise([q, k, v, i, f, *state], self.eps, self.forget, self.steps, keep)
-            if computed is not None:
-                (h, *end), saved = computed
+            looped = loops.chunkwise([q, k, v, i, f, *state], self.eps, self.forget, self.steps, keep)
+            if looped is not None:
+                (h, *end), saved = looped
                 return self._rows(xp, h), tuple(end), saved
         C, n, m = state
         kept: Any
         made = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
-        if made is not None:
-            h, *end, kept = chunks.chunkwise(xp, q, k, v, i, f, C, n, m, made)
+        computed = chunks.chunkwise(xp, q, k, v, i, f, C, n, m, made)
+        if computed is not None:
+            h, *end, kept = computed
         else:
             h, *end, kept = mlstm.chunkwise(xp, q, k, v, i, f, C, n, m, self.eps, self.forget, self.steps)
             # The arrays that are kept refer to the final state, too, and the caller may change that.

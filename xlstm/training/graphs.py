@@ -7,6 +7,8 @@ gives it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import bernoulli, foreach, probe
+from xlstm.arrays import bernoulli, checks, foreach, probe
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params
@@ -29,6 +31,23 @@ SEEN = 64  # shapes of which it is known that they came before
 MASKS = 1024  # that a step draws at most
 
 Take = Callable[["StepState", Inputs, Array], "StepState"]  # the array has the numbers of `Given` and others
+
+
+def choice(where: str, name: str, value: Any) -> bool | str:
+    """Check whether steps are to be captured: True, False or "auto"."""
+    if isinstance(value, bool | np.bool_) or (isinstance(value, str) and value == "auto"):
+        return value if isinstance(value, str) else bool(value)
+    raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected True, False or 'auto'")
+
+
+def is_ours(value: Any) -> bool:
+    """Return whether a function or an object is of this package, and so are all parts of a module.
+
+    It asks a GPU for the same each time it runs, which code of a user need not do.
+    """
+    made = value.func if isinstance(value, functools.partial) else value
+    ours = str(getattr(made, "__module__", "")).startswith(f"{__name__.partition('.')[0]}.")
+    return ours and all(map(is_ours, getattr(made, "parts", {}).values()))
 
 
 class Decided(NamedTuple):
@@ -127,8 +146,7 @@ class Graphs:
 
     def __init__(self, owner: Step, state: StepState) -> None:
         self.owner = owner  # of the steps that are captured, with all that they read, such as frozen weights
-        self.home, self.recorder = state.feed.home, Recorder()
-        xp, masks = self.home.xp, state.masks
+        xp, self.home, masks = state.feed.home.xp, state.feed.home, state.masks
         self.params = _copies(xp, state.params)
         self.slots = {slot: _copies(xp, moments) for slot, moments in state.moments.slots.items()}
         self.sums = None if state.sums is None else _copies(xp, state.sums)
@@ -144,6 +162,13 @@ class Graphs:
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
         self.most = MOST  # 0 once a step could not be captured
+        self.recorder: Recorder | None = None
+        try:
+            self.recorder = Recorder()
+        except Exception as error:
+            if owner.graph is True:
+                raise
+            self._refused(error)
 
     def hold(self, owner: Step, state: StepState) -> bool:
         """Return whether the arrays of a state are those of this object, and the steps those of its owner."""
@@ -153,7 +178,7 @@ class Graphs:
     def take(self, step: Take, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Return the state after a step, whose arrays are those of this object.
 
-        There is one warning where a step cannot be captured; steps go on without new graphs then.
+        There is one warning where a step cannot be captured; steps go on without graphs then.
 
         Parameters
         ----------
@@ -178,19 +203,24 @@ class Graphs:
         key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place, part)
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, given)
-        with self.recorder.rehearsal():
+        with contextlib.nullcontext() if self.recorder is None else self.recorder.rehearsal():
             after = self._done(step, state, inputs, self.home.asarray(given, "float64"))
         if key in self.seen and len(self.captured) < self.most:
             try:
                 self.captured[key] = self._capture(step, state, inputs, after.carried)
             except Exception as error:
-                problem = f"graph is True, but a step cannot be captured ({probe.first_line(error)})"
-                warnings.warn(f"Step: {problem}; steps go on without", RuntimeWarning, stacklevel=4)
-                self.most = 0
+                self._refused(error)
         self.seen[key] = None
         if len(self.seen) > SEEN:
             del self.seen[next(iter(self.seen))]
         return after
+
+    def _refused(self, error: Exception) -> None:
+        """Say why steps go on without graphs, and give back the memory of all that were captured."""
+        problem = f"graph is {self.owner.graph}, but a step cannot be captured ({probe.first_line(error)})"
+        warnings.warn(f"Step: {problem}; steps go on without", RuntimeWarning, stacklevel=5)
+        self.recorder, self.most = None, 0
+        self.captured.clear()
 
     def _with_arrays(self, state: StepState) -> StepState:
         """Return a state with the arrays of this object."""
@@ -216,6 +246,7 @@ class Graphs:
         )
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
+        assert self.recorder is not None
         graph = self.recorder.capture(lambda: self._leave(place, self._done(step, state, fixed, self.given).carried))
         return _Captured(graph, fixed, place, [] if later is None else later.sizes)
 

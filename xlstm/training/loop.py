@@ -97,7 +97,7 @@ def train(
     every: int | None = None,
     keep: int = 3,
     resume: bool = False,
-    graph: bool = False,
+    graph: bool | str = "auto",
     patience: int | None = None,
     clip: float | None = None,
     averaging: float = 0.0,
@@ -152,10 +152,12 @@ def train(
         the loss, the seed, the precision, `accumulate`, and callbacks that change gradients or weights or have a state.
         `epochs` and `steps` may be more, with them the steps of a `cosine`, and `patience`, functions, and how often
         checkpoints are written may change.
-    graph : bool
+    graph : bool or "auto"
         Capture steps in CUDA graphs, on CuPy, as `Step` says: from the third batch of a kind on, a step is one launch,
         with the same result to the bit. Nothing of the forward and backward passes, of the loss and of a callback's
         `gradients` runs on the host then, so those that change by themselves from step to step do not go with it.
+        "auto" captures on CuPy where model, loss and callbacks are of this library, and takes steps one by one
+        elsewhere; True says that yours may be captured, and is refused where graphs are not possible.
     patience, clip, averaging, progress : optional
         They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
     group : Group, optional

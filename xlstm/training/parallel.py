@@ -77,7 +77,7 @@ class Joint:
         self.agreed = Head(0.0, 0.0, 0.0, 0.0, 0.0)
 
     def summed(
-        self, gradients: Callable[[], Any], state: StepState, inputs: Inputs, given: Given, local: bool
+        self, gradients: Callable[[], Any], state: StepState, inputs: Inputs, given: Given, local: bool, early: bool
     ) -> tuple[Array, Any, Params, Params, Array]:
         """Return the loss of the whole batch, the state of the model, the weights it was run with, gradients and norm.
 
@@ -92,6 +92,8 @@ class Joint:
         local : bool
             Sum the head alone. The gradients are those of the own part then, and the square of the norm is the sum of
             the squares of all parts.
+        early : bool
+            The gradients that `gradients` returns are the share of this rank already.
         """
         xp, share = self.home.xp, given.share
         if compiles(xp) and isinstance(share, float):
@@ -104,7 +106,7 @@ class Joint:
             for k, number in enumerate(Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, *given[-2:])):
                 self.head[k] = number
             if not local:
-                self._fill(grads, share)
+                self._fill(grads, 1.0 if early else share)
         self.group.sum(self.head if local else self.buffer)
         if local:
             none = {name: xp.zeros_like(place) for name, place in self.grads.items()}

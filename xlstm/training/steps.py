@@ -23,9 +23,9 @@ from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import optimizers
-from xlstm.training.callbacks import Callback
+from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
-from xlstm.training.graphs import Decided, Given, Graphs, decide, decision
+from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
 from xlstm.training.parallel import Joint, shared
 
@@ -129,12 +129,13 @@ class Step:
         `updated` are arrays on the GPU, and whether a step could be taken shows in `settle`, or 32 steps later.
         Nothing changes after a step that could not be taken. Steps wait all the same with other libraries, with an
         optimiser of your own, and where gradients are scaled, as in float16.
-    graph : bool
+    graph : bool or "auto"
         Capture steps in CUDA graphs on CuPy: a step is one launch, with the same bits, from the third time on that a
         batch comes with the same shapes, lengths, options, kind of start (fresh or not) and place in an update (see
         `accumulate`). The arrays of a state are changed by the step after it, so copy those that you keep. A loss, a
         model or a callback's `gradients` does not run on the host then: the numbers that it made there when the step
-        was captured stay.
+        was captured stay. "auto" captures where that is possible, and nothing of it is code of your own, and takes
+        steps one by one elsewhere.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them. Each is given its part of every batch, by
         `distributed.Shard`; loss and gradients are those of the whole batch, and so is all that follows. `init` takes
@@ -167,13 +168,13 @@ class Step:
     callbacks: Iterable[Callback] = field(default=(), kw_only=True)
     accumulate: int = field(default=1, kw_only=True)
     wait: bool = field(default=True, kw_only=True)
-    graph: bool = field(default=False, kw_only=True)
+    graph: bool | str = field(default=False, kw_only=True)
     group: Group | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        flags = {"wait": checks.flag, "graph": checks.flag}
+        flags = {"wait": checks.flag, "graph": choice}
         checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, group=RANKS, **flags)
-        if self.graph and not isinstance(self.optimizer, ByRules):
+        if self.graph is True and not isinstance(self.optimizer, ByRules):
             raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
 
@@ -200,7 +201,7 @@ class Step:
         feed = Feed.of("train", self.model, params, self.precision)
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
-        if self.graph and not compiles(feed.home.xp):
+        if self.graph is True and not compiles(feed.home.xp):
             raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
         joint = None
         if self.group is not None:
@@ -244,7 +245,7 @@ class Step:
 
     def _taken(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step, or ask a GPU for it."""
-        if not compiles(state.feed.home.xp) or not isinstance(self.optimizer, ByRules):
+        if not self._asks(state):
             return self._watched(state, inputs, where)
         waits = self.wait or self._scales
         if waits or len(state.pending) == AHEAD:
@@ -254,7 +255,7 @@ class Step:
         if waits:
             return self._awaited(state, enqueued, inputs, where, before)
         device_state = enqueued.device_state
-        if self.graph:  # which changes it
+        if enqueued.graphs is not None:  # which change it
             device_state = state.feed.home.xp.asarray(device_state, copy=True)
         loss, norm, counts = (decision(device_state, name) for name in ("loss", "norm", "counts"))
         after_it = self._counted(enqueued, inputs)._replace(pending=(*state.pending, where))
@@ -290,6 +291,10 @@ class Step:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
 
+    def _asks(self, state: StepState) -> bool:
+        """Return whether a GPU makes the decisions of a step."""
+        return compiles(state.feed.home.xp) and isinstance(self.optimizer, ByRules)
+
     @property
     def _local(self) -> bool:
         """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
@@ -302,8 +307,8 @@ class Step:
         try:
             inputs = state.feed.inputs(batch, where)
             if (batch.part is None) != (self.group is None):
-                expected = "batches of distributed.Shard(data, group) for a Step with this group, and for no other"
-                raise ValueError(f"{where}: the part of the batch is {batch.part}, the group {self.group}; {expected}")
+                expected = "expected batches of distributed.Shard where the Step has a group, and only there"
+                raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
             return inputs
         except Exception as error:
             if state.joint is None:
@@ -314,10 +319,24 @@ class Step:
     def _refused(self, state: StepState, where: str) -> tuple[StepState, Taken]:
         """Tell all ranks that this one cannot take the step; raises its error, at once or when steps are settled."""
         assert state.joint is not None
+        if len(state.pending) == AHEAD:
+            self.settle(state)
         state.joint.fail(self._local)
-        if self.wait or not compiles(state.feed.home.xp) or len(state.pending) == AHEAD:
+        if self.wait or self._scales or not self._asks(state):
             state.joint.look()
         return state._replace(pending=(*state.pending, where)), Taken(math.nan, math.nan, False)
+
+    def _captures(self, masks: np.random.Generator | None) -> bool:
+        """Return whether steps on a GPU are captured."""
+        if self.graph == "auto":
+            return self._ours and (masks is None or isinstance(masks.bit_generator, np.random.PCG64))
+        return bool(self.graph)
+
+    @functools.cached_property
+    def _ours(self) -> bool:
+        """Whether all that a step runs on the host is of this package."""
+        callbacks = [callback for callback in self.callbacks if has(callback, "gradients")]
+        return all(map(is_ours, (self.model, self.loss, self.optimizer, *callbacks)))
 
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
@@ -347,8 +366,8 @@ class Step:
         if state.device_state is None:
             state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
         given = np.array([*self._given(state, inputs), *self.optimizer.numbers(state.updates)])
-        if not self.graph:
-            return self._arrays(state, inputs, home.asarray(given, "float64"))
+        if not self._captures(state.masks):
+            return self._arrays(state._replace(graphs=None), inputs, home.asarray(given, "float64"))
         graphs = state.graphs
         if graphs is None or not graphs.hold(self, state):
             graphs = Graphs(self, state)
@@ -389,7 +408,7 @@ class Step:
         """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator before it."""
         decided = Decided(*to_numpy(enqueued.device_state).tolist())
         if decided.failed:  # no array of the state before has changed: the step is taken again to see why
-            if self.graph:
+            if enqueued.graphs is not None:
                 enqueued.device_state[...] = 0.0  # type: ignore[index]
             if state.masks is not None:
                 state = state._replace(masks=copy.deepcopy(state.masks))
@@ -436,20 +455,23 @@ class Step:
         """Return what `_gradients` does, with a group that of the whole batch, and the norm of the gradient."""
         with np.errstate(over="ignore", invalid="ignore"):
             if state.joint is not None:
-                own = functools.partial(self._gradients, state, inputs, scale)
-                return state.joint.summed(own, state, inputs, given, self._local)
+                early = self._scales  # so that the same gradients overflow as in the whole batch
+                own = functools.partial(self._gradients, state, inputs, scale, given.share if early else 1.0)
+                return state.joint.summed(own, state, inputs, given, self._local, early)
             found = self._gradients(state, inputs, scale)
             return *found, optimizers.global_norm(found[-1])
 
-    def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
-        """Return the loss, the state of the model at the end, the weights that it was run with, and the gradients."""
+    def _gradients(
+        self, state: StepState, inputs: Inputs, scale: float | Array, share: float | Array = 1.0
+    ) -> tuple[Array, Any, Params, Params]:
+        """Return the loss, the state of the model at the end, the weights it was run with, and a share of gradients."""
         feed, dtype, low = state.feed, state.feed.home.dtype, state.feed.low.dtype
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
             used = lowered(state.params, low)  # copies in a lower precision, where there is one
             y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
             value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
-            grads = self.model.backward(used, saved, lowered(dy, low, scale))[0]
+            grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
             grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             return value, carried, used, raised(grads, dtype, scale)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from xlstm.arrays import checks
+from xlstm.arrays import broken, checks
 from xlstm.arrays.namespace import HALVES
 from xlstm.engines.cuda import tiling
 from xlstm.engines.cuda.tiling import ARITHMETIC, Arithmetic, Device, Tiling
@@ -35,6 +34,7 @@ class Choice(NamedTuple):
 
     path: str
     arithmetic: Arithmetic
+    name: str = ""  # under which it is known where it is broken
     forward: Tiling | None = None  # of a path with one kernel for all steps
     backward: Tiling | None = None
     others: dict[str, str] = {}  # noqa: RUF012
@@ -94,7 +94,7 @@ def told() -> tuple[str, str]:
     return path, precision
 
 
-@functools.cache
+@broken.cache
 def choose(
     asked: tuple[str, str],
     step: Pointwise | None,
@@ -123,20 +123,24 @@ def choose(
     found, others = {}, {}
     for name in PATHS:
         refused = "" if name == "loop" else why if step is None else _refuses(name, dtype, device)
+        made = Choice(name, ARITHMETIC[dtype])
         if step is not None and step.obstacle and name not in LAUNCHES:
             refused = f"no kernel does several steps with {step.obstacle}"
-        made = Choice(name, ARITHMETIC[dtype])
         if not refused and name not in LAUNCHES:
             assert step is not None
             exact = precision if device.capability >= TF32 else "float32"  # more digits than were asked for
             a = ARITHMETIC[dtype if name == "plain" else TENSOR.get((dtype, exact), dtype)]
             ways = [tiling.best(kind, step, width, heads, B, a, device, name == "cluster") for kind in tiling.PASSES]
-            made = Choice(name, a, ways[0], ways[1])
+            made = Choice(name, a, forward=ways[0], backward=ways[1])
             if None in ways:
                 refused = (
                     f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits {device.sms} SMs with "
                     f"{device.shared} bytes, {tiling.PASSES[ways.index(None)]}"
                 )
+        if step is not None:
+            made = made._replace(name=f"{name} {made.arithmetic.name} {step.before['zx']} x {heads} x {width}")
+        if path == "auto" and not refused:
+            refused = broken.why(made.name, device.name)
         if refused:
             others[name] = refused
         else:

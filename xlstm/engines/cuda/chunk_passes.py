@@ -6,14 +6,15 @@ They have the arguments and results of `chunkwise` and `chunkwise_bwd` in `cells
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import device
-from xlstm.arrays.namespace import Array, Namespace, astype, device_of, dtype_name
+from xlstm.arrays import broken, device
+from xlstm.arrays.broken import CudaError
+from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, room
 from xlstm.arrays.rows import by_rows
+from xlstm.cells import mlstm_chunks as plain
 from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.denominator import limit_of
 from xlstm.cells.mlstm_chunks import Logs
@@ -34,6 +35,7 @@ class Saved(NamedTuple):
     """The arrays that `chunkwise` keeps; numbers of steps are (B, N, chunks, L) but for the first three."""
 
     inputs: tuple[Array, ...]  # q, k, v, i~, f~, as given
+    start: tuple[Array, ...]  # C0, n0, m0
     logf: Array  # (B, N, T)
     h: Array  # (B, N, T, V)
     logs: Logs
@@ -52,13 +54,21 @@ class Kernels(NamedTuple):
     forget: str
     eps: float
 
-    def run(self, kind: str, blocks: int, arrays: dict[str, Any]) -> None:
-        """Run a kernel on arrays and numbers by name, in `blocks` times as many blocks as it has tiles."""
-        kernel, tiles = source(kind, *self)
-        views = [_view(arrays.get(name)) for name in VIEWS]
-        pointers = [_pointer(arrays.get(name)) for name in POINTERS.split()]
-        table = device.struct([*itertools.chain(*views), *pointers, *(arrays[name] for name in NUMBERS)])
-        launch.launch(kernel, (blocks * tiles, 1), THREADS, (table,))
+    @property
+    def name(self) -> str:
+        """The name under which they are known where they are broken."""
+        return f"chunks {self.way.io} {self.way.planes} {self.shape.K} x {self.shape.V}"
+
+    def run(self, blocks: dict[str, int], arrays: dict[str, Any]) -> None:
+        """Run kernels on arrays and numbers by name, each in so many times as many blocks as it has tiles."""
+        numbers: list[int] = []
+        for name in VIEWS:
+            numbers += _view(arrays.get(name))
+        numbers += [0 if (a := arrays.get(name)) is None else a.data.ptr for name in POINTERS.split()]
+        table = (device.struct([*numbers, *(arrays[name] for name in NUMBERS)]),)
+        for kind, count in blocks.items():
+            kernel, tiles = source(kind, *self)
+            launch.launch(kernel, (count * tiles, 1), THREADS, table)
 
 
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
@@ -76,20 +86,57 @@ def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str
     most = 16 // q.itemsize
     pack = most if all(_fits(a, most) for a in (q, k, v)) else 2
     found = Kernels(way, Shape(N, K, V, steps(min(chunk, T)), pack), forget, eps)
-    return found if _most_shared(found) <= card.shared else None
+    return found if _most_shared(found) <= card.shared and broken.works(found.name) else None
 
 
-def chunkwise(
+def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, Saved] | None:
+    """Compute all steps from q, k, v, i~, f~, C0, n0, m0 and `Kernels`, or return None where these are None or fail.
+
+    Returns
+    -------
+    h : array (B, N, T, V)
+    C, n, m : array
+        The state after the last step.
+    saved : Saved
+    """
+    if given[-1] is not None:
+        try:
+            return _chunkwise(xp, *given)
+        except CudaError as error:
+            _failed(given[-1], error)
+    return None
+
+
+def chunkwise_bwd(
+    xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
+) -> tuple[Array, ...]:
+    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
+    made, given = saved.made, (dh, dC, dn, dm)
+    if broken.works(made.name):
+        try:
+            return _chunkwise_bwd(xp, *given, saved)
+        except CudaError as error:
+            _failed(made, error)
+    options = made.eps, made.forget
+    q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
+    *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, *options, made.shape.L)
+    return plain.chunkwise_bwd(xp, *given, again, *options)
+
+
+def _failed(made: Kernels, error: CudaError) -> None:
+    broken.failed("chunks of an mLSTM:", error, "batched products do their work", made.name)
+
+
+def _chunkwise(
     xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (B, N, T, V), the state C, n, m after the last one, and what backward needs."""
     q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups = -(-T // L), B * N
-    new, wide = functools.partial(_new, xp, q), xp.float32
+    new, wide = functools.partial(room, xp, q), SINGLE
     C0, n0, m0 = (contiguous(astype(xp, a, wide)) for a in (C0, n0, m0))
     outer, step = (B, N, chunks), (B, N, chunks, L)
-    logs = Logs(*(new(outer if name == "m" else step, xp.float64) for name in Logs._fields))
+    logs = Logs(*(new(outer if name == "m" else step, DOUBLE) for name in Logs._fields))
     weights = {"read": new(step, wide), "write": new(step, wide), "keep": new(outer, wide)}
     states = {"C": new((B, N, chunks + 1, K, V), q.dtype), "n": new((B, N, chunks + 1, K), wide)}
     logf, s, den = (new(step, wide) for _ in range(3))
@@ -98,24 +145,21 @@ def chunkwise(
     arrays = {"q": q, "k": k, "v": v, "i": i, "f": f, "T": T, "groups": groups, "chunks": chunks}
     arrays |= {"C0": C0, "n0": n0, "m0": m0, **logs._asdict(), **weights, **states}
     arrays |= {"logf": logf, "s": s, "den": den, "h": h, "end_C": end_C, "end_n": end_n, "end_m": end_m}
-    made.run("gates", groups, arrays)
-    made.run("states", groups, arrays)
-    made.run("within", groups * chunks, arrays)
+    made.run({"gates": groups, "states": groups, "within": groups * chunks}, arrays)
     h = xp.permute_dims(h, (1, 2, 0, 3))
-    saved = Saved((q, k, v, i, f), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
+    saved = Saved((q, k, v, i, f), (C0, n0, m0), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
     return h, end_C, end_n, end_m, saved
 
 
-def chunkwise_bwd(
+def _chunkwise_bwd(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
-    (q, k, v, i, f), _, h, logs, weights, states, s, den, made = saved
+    (q, k, v, i, f), _, _, h, logs, weights, states, s, den, made = saved
     dh = _packed(dh, made.shape.pack)
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups, wide = -(-T // L), B * N, s.dtype
-    new = functools.partial(_new, xp, q)
-    of_steps = [_flat(xp, a, T)[..., None] for a in (den, s, logs.b, logs.r)]
+    new = functools.partial(room, xp, q)
+    of_steps = [_flat(xp, a, T, 1) for a in (den, s, logs.b, logs.r)]
     dh_h, ds = by_rows(xp, _rows_bwd, dh, h, *of_steps, limit=limit_of(xp, wide), dtype=np.dtype(wide))
     inner = new((source("states_bwd", *made)[1], B, N, chunks + 1), wide)
     grads = {name: new((T, B, N, F), q.dtype) for name, F in (("dq", K), ("dk", K), ("dv", V))}
@@ -128,15 +172,13 @@ def chunkwise_bwd(
     arrays |= {**weights, **states, **grads, **gates, **starts}
     dC, dn, dm = (None if a is None else contiguous(astype(xp, a, wide)) for a in (dC, dn, dm))
     arrays |= {"dend_C": dC, "dend_n": dn}
-    made.run("states_bwd", groups, arrays)
-    made.run("within_bwd", groups * chunks, arrays)
+    blocks = {"states_bwd": groups, "within_bwd": groups * chunks}
     if dm is not None or made.eps:
         arrays |= {name: new((B, N, chunks, L), wide) for name in ("more_w", "more_b")}
         arrays |= {"more_m": new((B, N), wide), "dend_m": dm}
         arrays |= {"m": logs.m, "most": logs.most, "dm": new((B, N, chunks), wide)}
-        made.run("maximum_bwd", groups, arrays)
-        made.run("shares_bwd", groups * chunks, arrays)
-    made.run("gates_bwd", groups, arrays)
+        blocks |= {"maximum_bwd": groups, "shares_bwd": groups * chunks}
+    made.run({**blocks, "gates_bwd": groups}, arrays)
     found = [xp.permute_dims(a, (1, 2, 0, 3)) for a in grads.values()]
     found += [xp.permute_dims(a, (1, 2, 0)) for a in gates.values()]
     return (*found, *starts.values())
@@ -150,23 +192,19 @@ def _rows_bwd(
     return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
 
 
-def _pointer(a: Array | None) -> int:
-    return 0 if a is None else a.data.ptr
-
-
-def _view(a: Array | None) -> list[int]:
+def _view(a: Array | None) -> tuple[int, ...]:
     """Return the address of an array (B, N, T, ...), and the steps in elements along time, sequences and heads."""
-    return [_pointer(a), *(0 if a is None else a.strides[axis] // a.itemsize for axis in (2, 0, 1))]
+    if a is None:
+        return 0, 0, 0, 0
+    size, steps = a.itemsize, a.strides
+    return a.data.ptr, steps[2] // size, steps[0] // size, steps[1] // size
 
 
-def _new(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    return xp.empty(shape, dtype=dtype, device=device_of(like))
-
-
-def _flat(xp: Namespace, a: Array, T: int) -> Array:
-    """Return (B, N, chunks, L) as (B, N, T)."""
+def _flat(xp: Namespace, a: Array, T: int, *last: int) -> Array:
+    """Return (B, N, chunks, L) as (B, N, T), with an axis of length 1 after them if need be."""
     B, N, chunks, L = a.shape
-    return xp.reshape(a, (B, N, chunks * L))[..., :T]
+    steps = xp.reshape(a, (B, N, chunks * L, *last))
+    return steps if chunks * L == T else steps[:, :, :T, ...]
 
 
 def _fits(a: Array, pack: int) -> bool:

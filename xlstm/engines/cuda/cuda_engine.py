@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import constants
+from xlstm.arrays import broken, constants
+from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, room
+from xlstm.engines.array_api import ARRAY_API, ArrayApi
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
@@ -48,29 +50,56 @@ class Cuda:
         if choice.path != "loop":
             return ""
         if dtype_name(step.Wh.dtype) == "bfloat16":
-            reason = why or "and it was asked for"
+            reason = why or ("and it was asked for" if told()[0] == "loop" else "and no kernel works")
             raise TypeError(f"cuda: path 'loop' has no bfloat16, {reason}; expected float16 or float32")
         return why or "path 'loop' was asked for"
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
-    ) -> tuple[Array, list[Array], CudaTape]:
+    ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
-        tape = CudaTape(self, step, widths, x, state[0])
-        end = tape.forward(state, keep)
+        tape = CudaTape(self, step, widths, x, state)
+        try:
+            end = tape.forward(keep)
+        except CudaError as error:
+            engine = self._instead(step, widths, tape.choice.name, error)
+            return engine.forward(step, x, state, widths, keep)
         return tape.y, end, tape
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
         """Run one step: return h and the state after it in new arrays, or None where there is no kernel for it."""
         device = launch.device(step.xp, step.Wh)
-        if device is None or told()[0] == "loop" or plan(step, [(1, x.shape[0])], device)[0] is None:
+        if device is None or told()[0] == "loop":
             return None
-        return Single(step, x).run(state)
+        function, choice, _ = plan(step, [(1, x.shape[0])], device)
+        name = f"step {choice.name}"
+        if function is None or not broken.works(name):
+            return None
+        try:
+            return Single(step, x).run(state)
+        except CudaError as error:
+            self._instead(step, [(1, x.shape[0])], name, error)
+            return None
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        return tape.backward(dy, dstate)
+        engine: Cuda | ArrayApi = self
+        if told()[0] != "auto" or broken.works(tape.choice.name):
+            try:
+                return tape.backward(dy, dstate)
+            except CudaError as error:
+                engine = self._instead(tape.step, tape.widths, tape.choice.name, error)
+        _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
+        found: tuple[Gradients, list[Array]] = again.engine.backward(again, dy, dstate)
+        return found
+
+    def _instead(self, step: Step, widths: Widths, name: str, error: CudaError) -> Cuda | ArrayApi:
+        """Return the engine that runs a step whose choice of this name failed, unless that was asked for."""
+        if told()[0] != "auto":
+            raise error
+        broken.failed(f"path {name.partition(' ')[0]}:", error, "another path does its work", name)
+        return ARRAY_API if self.refuses(step, widths) else self
 
 
 class CudaTape(Kernels, Tape):
@@ -78,17 +107,19 @@ class CudaTape(Kernels, Tape):
 
     Attributes
     ----------
+    initial : sequence of array
+        The state before the first step.
     rows_kept : dict of str to array
         The carried states before every step, and what the cell saved.
     """
 
-    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, h0: Array) -> None:
-        self.step, self.x = step, x
+    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array]) -> None:
+        self.step, self.x, self.initial = step, x, state
         self.prepare(widths)
         # Where steps differ in width, the rows of h before every step are no part of `hs`, so kernels keep them.
         projected = self.function.around.projected
         self.uneven, self.keep_h = len(widths) > 1, len(widths) > 1 and not projected
-        super().__init__(engine, step, widths, x, None if self.uneven and self.choice.forward is not None else h0)
+        super().__init__(engine, step, widths, x, None if self.uneven and self.choice.forward is not None else state[0])
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 
@@ -96,7 +127,7 @@ class CudaTape(Kernels, Tape):
         """Copy and pickle it without what belongs to the device and to the process."""
         return {name: a for name, a in super().__getstate__().items() if name not in ("device", "function")}
 
-    def forward(self, state: Sequence[Array], keep: str) -> list[Array]:
+    def forward(self, keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
         if keep != "nothing":
             self.rows_kept = self.empty(dict.fromkeys((*["h"] * self.keep_h, *self.function.carried)))
@@ -105,7 +136,7 @@ class CudaTape(Kernels, Tape):
         if self.function.around.projected:
             self.rows_kept |= self.empty(self.kept_of_h)
         arrays = {"zx": self.projected, "y": self.y, **self.rows_kept, **self.constants}
-        self.end = self._run(KERNELS[keep], arrays, state)
+        self.end = self._run(KERNELS[keep], arrays, self.initial)
         return self.end
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
@@ -188,23 +219,24 @@ class CudaTape(Kernels, Tape):
 
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
-        source, xp, where = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, device_of(self.Wh)
-        arranged = xp.empty((tiling.arranged // 4,), dtype=xp.uint32, device=where)
-        arrange = Source(ARRANGE, source.text, shared=32)
-        launch.launch(arrange, (tiling.arrangers, 1), ARRANGERS, [self.Wh, arranged])
+        source, xp, Wh = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, self.Wh
+        arrange, size, arrangers = _arranging(source.text, tiling)
+        arranged = room(xp, Wh, (size,), np.uint32)
+        most = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
+        launch.launch(arrange, (arrangers, 1), ARRANGERS, [Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
-        at_once = groups if tiling.cluster else min(groups, self.device.sms // tiling.blocks)
+        at_once = groups if tiling.cluster else min(groups, most)
         offsets = flags = exchange = None
         if self.uneven:  # the first row of every step, where steps differ in width
-            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), where)
+            offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh))
         if not tiling.cluster:
-            exchange = xp.empty((tiling.exchange * at_once,), dtype=xp.uint8, device=where)
+            exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
         for group in range(0, groups, at_once):
             count = min(at_once, groups - group)
             if not tiling.cluster:
-                flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=where)
+                flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
             numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [offsets, *numbers, flags, exchange, arranged, *(arrays[name] for name in source.arrays)]
+            given = [offsets, *numbers, flags, exchange, arranged, *[arrays[name] for name in source.arrays]]
             launch.launch(source, (tiling.blocks, count), tiling.threads, given)
 
     # A pass with kernels of its own for every step, and with what the array library multiplies between them. States are
@@ -296,6 +328,12 @@ class CudaTape(Kernels, Tape):
             row += k * n
             ends.insert(0, self.y[row - n + more : row, :])  # the longest come first
         return ends[0] if len(ends) == 1 else concat(self.step.xp, ends, 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _arranging(text: str, tiling: Tiling) -> tuple[Source, int, int]:
+    """Return the kernel that lays weights out, how many numbers it writes, and its blocks."""
+    return Source(ARRANGE, text, shared=32), tiling.arranged // 4, tiling.arrangers
 
 
 CUDA = Cuda()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name
+from xlstm.arrays.namespace import Array, astype, dtype_name, room
 from xlstm.cells.normalization import layer_norm
 from xlstm.engines.cell_step import Step, reshape
 from xlstm.engines.cuda import cell_source, launch
@@ -147,10 +147,7 @@ class Kernels:
     def empty(self, arrays: Rows, n: int | None = None) -> dict[str, Array]:
         """Return arrays (n, rows, H), or (n, H) without rows, by name; n is N by default."""
         xp, n, H = self.step.xp, self.x.shape[0] if n is None else n, self.step.H
-        return {
-            name: xp.empty((n, H) if rows is None else (n, rows, H), dtype=self.Wh.dtype, device=device_of(self.Wh))
-            for name, rows in arrays.items()
-        }
+        return {name: room(xp, self.Wh, (n, H) if rows is None else (n, rows, H)) for name, rows in arrays.items()}
 
     def given(self, a: Array) -> Array:
         """Return an array as kernels read it: contiguous, and of the weights' dtype, which CuPy may not keep."""
@@ -169,7 +166,7 @@ class Single(Kernels):
         xp, projected = self.step.xp, self.function.around.projected
         names = self.function.carried if projected else ("h", *self.function.carried)
         before = [contiguous(astype(xp, s, self.real)) for s in state[-len(names) :]]
-        after = [xp.empty(s.shape, dtype=self.real, device=device_of(s)) for s in before]
+        after = [room(xp, s, s.shape) for s in before]
         arrays: dict[str, Any] = {"zx": self.projected, **self.constants, **self.empty(self.kept_of_h)}
         arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
         arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
@@ -190,7 +187,14 @@ def plan(step: Step, widths: Widths, device: Device) -> tuple[Pointwise | None, 
 
 
 def function_of(step: Step) -> Pointwise | None:
-    """Return the functions of a step, or None where it is not one of units."""
+    """Return the functions of a step, or None where it is not one of units; the step keeps them."""
+    if step.compiled is None:
+        step.compiled = (_function_of(step),)
+    found: Pointwise | None = step.compiled[0]
+    return found
+
+
+def _function_of(step: Step) -> Pointwise | None:
     if _obstacle(step):
         return None
     matrix = next((name for name, p in step.own.items() if p.ndim == 2 and p.shape[1] > 1), "")

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import probe
+from xlstm.arrays import broken, probe
+from xlstm.arrays.broken import CudaError
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.tiling import Device
 
 OPTIONS = ("-std=c++17", "-default-device")
 NONPORTABLE = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-OPTIN = 97  # cudaDevAttrMaxSharedMemoryPerBlockOptin
-
-
-class CudaError(RuntimeError):
-    """A kernel that does not compile or cannot be launched."""
+OPTIN, SMS = 97, 16  # cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 class Source(NamedTuple):
@@ -55,12 +55,60 @@ def launch(source: Source, blocks: tuple[int, int], threads: int, args: Sequence
         kernel = _kernel(source, cupy.cuda.runtime.getDevice())
         kernel(blocks, (threads,), tuple([nothing if a is None else a for a in args]), shared_mem=source.shared)
     except Exception as error:
-        if isinstance(error, cupy.cuda.compiler.CompileException):
-            reason = f"does not compile. NVRTC says:\n{error.get_message()}"
-        else:
-            size = f"{blocks[0]} x {blocks[1]} blocks of {threads} threads with {source.shared} bytes"
-            reason = f"was not launched on {current().name}: {size} ({probe.first_line(error)})"
-        raise CudaError(f"cuda: XLSTM_CUDA_PATH=loop goes without own kernels; {source.name} {reason}") from error
+        raise _refused(source, error, f"{blocks[0]} x {blocks[1]}", threads) from error
+
+
+def resident(source: Source, threads: int) -> int:
+    """Return how many blocks of a kernel with blocks that wait for one another run at once.
+
+    Raises
+    ------
+    CudaError
+        Some that wait for one another do not, or the kernel does not compile.
+    """
+    try:
+        found = _resident(source, threads, probe.cupy().cuda.runtime.getDevice())
+    except Exception as error:
+        raise _refused(source, error, str(source.blocks), threads) from error
+    if found < source.blocks:
+        problem = f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run at once"
+        raise CudaError(f"cuda: {problem} on {broken.current()}")
+    return found
+
+
+@functools.cache
+def _resident(source: Source, threads: int, number: int) -> int:
+    """Ask CUDA, which knows how much of the device this process may use, with MPS for example."""
+    cuda, function = probe.cupy().cuda, _kernel(source, number).kernel.ptr
+    if not source.cluster:
+        each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, source.shared)
+        return int(each * cuda.runtime.deviceGetAttribute(SMS, number))
+    found, config = ctypes.c_int(), _Config((source.blocks, 1, 1, threads, 1, 1, source.shared))
+    try:
+        ask = ctypes.CDLL(DRIVER).cuOccupancyMaxActiveClusters
+    except (OSError, AttributeError):  # the launch will show it
+        return source.blocks
+    status = ask(ctypes.byref(found), ctypes.c_void_p(function), ctypes.byref(config))
+    return source.blocks * (1 if status else found.value)
+
+
+class _Config(ctypes.Structure):
+    """The type CUlaunchConfig: three sizes of the grid, three of a block, and shared memory; then nothing."""
+
+    _fields_ = (
+        ("sizes", 7 * ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("count", ctypes.c_uint),
+    )
+
+
+def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
+    log, size = "", f": {blocks} blocks of {threads} threads with {source.shared} bytes"
+    if isinstance(error, probe.cupy().cuda.compiler.CompileException):
+        log, size = f" NVRTC says:\n{error.get_message()}", ""
+    why = f"{source.name} {broken.reason(error)} on {broken.current()}{size}"
+    return CudaError(f"cuda: {why}\nXLSTM_CUDA_PATH=loop goes without own kernels.{log}")
 
 
 @functools.cache
