@@ -6,37 +6,19 @@ import pytest
 
 from tests import cuda_on_cpu, gpu
 from tests.conftest import REQUIRED
-from tests.launcher import INSTALLED, START, mpiexec
-from tests.test_mpi import ABORTED, SOON
+from tests.launcher import INSTALLED, START, Job
+from tests.test_mpi import ABORTED, SOON, WHOLE
 
 cupy = gpu.needed()
 if (not INSTALLED and "mpi" not in REQUIRED) or cuda_on_cpu.missing():
     pytest.skip("it needs mpi4py, mpich and cuda_on_cpu", allow_module_level=True)
 
-GPU = START + "import cupy as cp\nfrom tests import cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
-WHOLE = """
-import ml_dtypes
-assert xlstm.backend("cupy").device.id == group.rank == cp.cuda.Device().id  # the GPU of a rank is that of its number
-n = 40_001
-for dtype in ("float32", "float64", "float16", ml_dtypes.bfloat16):
-    a = cp.full(n, group.rank + 1, dtype)
-    group.sum(a)
-    assert a.dtype == dtype and (a == 3).all()
-    a, part, whole = cp.arange(8).astype(dtype), cp.zeros(4, dtype), cp.zeros(8, dtype)
-    group.sum_part(a, part)
-    group.gather_parts(part, whole)
-    assert cp.asnumpy(whole).tolist() == (2 * np.arange(8)).tolist()
-    w = cp.full(3, 5 + group.rank, dtype)
-    group.share([w])
-    assert (w == 5).all()
-b = np.ones(3)
-group.sum(b)
-assert b.tolist() == [2, 2, 2]
-"""
+GPU = START + "import cupy as xp\nfrom tests import cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
 CAPTURED = """
-recorder, x, y = Recorder(), cp.ones(10), cp.zeros(10)
+assert xlstm.backend("cupy").device.id == group.rank  # the GPU of a rank is that of its number
+recorder, x, y = Recorder(), xp.ones(10), xp.zeros(10)
 def step():
-    cp.multiply(x, 2, out=y)
+    xp.multiply(x, 2, out=y)
     group.sum(y)
 with recorder.rehearsal():
     step()
@@ -45,17 +27,13 @@ for k in range(5):
     x[...] = k + group.rank
     graph.launch()
     assert (y == 2 * (2 * k + 1)).all()
-with cuda_on_cpu.counted() as found:
-    assert not found._all()[2]
 if group.rank == 1:
     now("fails")
     {fails}
 graph.launch()
-cp.asnumpy(y)
+xp.asnumpy(y)
 now("end")
 """
-
-
 TRAIN = """
 from xlstm import optim, training
 from xlstm.data import Windows
@@ -81,9 +59,9 @@ for whole, options, graphs in cases:
         state, found = trained("cupy", distributed.Shard(whole, group), graph=graph, group=group, **options)
         assert np.allclose(found, losses, rtol=1e-10, atol=0)
         for name, p in alone.params.items():
-            assert np.allclose(cp.asnumpy(state.params[name]), p, rtol=0, atol=1e-10)
+            assert np.allclose(xp.asnumpy(state.params[name]), p, rtol=0, atol=1e-10)
         assert state.masks.bit_generator.state == alone.masks.bit_generator.state
-        told = group.tell([cp.asnumpy(p).tobytes() for p in state.params.values()])
+        told = group.tell([xp.asnumpy(p).tobytes() for p in state.params.values()])
         assert told[0] == told[1]
     assert len(state.graphs.captured) == graphs
 now("end")
@@ -91,27 +69,21 @@ now("end")
 
 
 def run(code, ranks=2, **environment):
-    return mpiexec(ranks, code, start=GPU, CUDA_ON_CPU_DEVICES="2", **environment)
+    return Job(ranks, code, start=GPU, CUDA_ON_CPU_DEVICES="2", **environment).end()
 
 
-def test_sums_of_gpus_also_within_a_graph():
-    job = run(WHOLE + CAPTURED.format(fails="pass"))
-    assert (job.status, job.err) == (0, "")
-    assert len(job.numbers("end")) == 2
-
-
-def test_steps_on_two_gpus_are_those_of_one_process():
-    job = run(TRAIN)
-    assert (job.status, job.err) == (0, "")
-    assert len(job.numbers("end")) == 2
+@pytest.mark.parametrize("code", [WHOLE + CAPTURED.format(fails="pass"), TRAIN], ids=["sums", "steps"])
+def test_two_gpus_also_within_a_graph(code):
+    job = run(code)
+    assert (job.status, job.err, len(job.numbers("end"))) == (0, "", 2)
 
 
 @pytest.mark.parametrize(
     ("fails", "message", "seconds"),
     [
-        ("sys.exit()", "left before NCCL operation 7", SOON),
+        ("sys.exit()", "left before NCCL operation ", SOON),
         ("cuda_on_cpu.library().cuda_on_cpu_set(b'nccl_error', 3); time.sleep(60)", "NCCL_ERROR_INTERNAL_ERROR", SOON),
-        ("time.sleep(60)", "did not come to NCCL operation 7 within 1 s (XLSTM_GROUP_TIMEOUT)", 6),
+        ("time.sleep(60)", "did not come to NCCL operation 7 within 1 s (XLSTM_GROUP_TIMEOUT)", 1 + 5),
     ],
     ids=["leaves", "error of NCCL", "sleeps"],
 )
@@ -119,13 +91,11 @@ def test_a_rank_whose_gpu_does_not_come_ends_the_job(fails, message, seconds):
     job = run(CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1")
     assert job.status in ABORTED
     assert job.seconds("fails") < seconds
-    assert f" failed, the job ends: {message}" in job.err
     assert "xlstm: rank 1 of 2" in job.err
+    assert f" failed, the job ends: {message}" in job.err
 
 
 def test_two_ranks_on_one_gpu_are_refused():
-    job = run("group.sum(cp.ones(3))", ranks=3)
-    assert job.status in ABORTED
+    job = run("group.sum(xp.ones(3))", ranks=3)
     assert "BackendError: group: ranks [0, 2] have the same GPU (0000:00:00.0 on host " in job.err
-    assert "start no more ranks than there are GPUs" in job.err
-    assert job.err.count("Traceback") == 1
+    assert (job.status in ABORTED, job.err.count("Traceback")) == (True, 1)

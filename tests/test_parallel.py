@@ -14,7 +14,7 @@ from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import xLSTMLanguageModel
-from xlstm.training import loop
+from xlstm.training import loop, sharded
 from xlstm.training.folder import read, read_history
 
 RNG = np.random.default_rng(0)
@@ -67,6 +67,13 @@ def same(found, expected):
             assert one.params[name].tobytes() == found[0].params[name].tobytes()
 
 
+@pytest.fixture(params=[False, True], ids=["", "a shared optimiser"])
+def shared(request, monkeypatch):
+    if request.param:
+        monkeypatch.setattr(sharded, "LEAST", 1)
+
+
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_losses_are_those_of_one_process(case, size):
@@ -128,6 +135,7 @@ def alike(one, other):
         np.testing.assert_allclose(other.arrays[name], array, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3), (3, 2)])
 @pytest.mark.parametrize("case", ["carried states", "accumulate", "lengths"])
 def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
@@ -203,6 +211,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("case", ERRORS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_error_of_one_rank_is_raised_on_all_before_the_same_step(case, accumulate, tmp_path):

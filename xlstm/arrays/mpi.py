@@ -41,7 +41,11 @@ def group(version: str) -> Group:
     if started == 1 and "mpi4py.MPI" not in sys.modules:
         return Alone()
     launched = f"group: a launcher started {started} processes ({name})"
-    mpi = _mpi(launched)
+    try:
+        mpi = probe.mpi()
+    except (ImportError, RuntimeError) as error:
+        needs = f"mpi4py and an MPI ({probe.first_line(error)}); {INSTALL}, or load the MPI of the cluster"
+        raise BackendError(f"{launched}, which needs {needs}") from error
     if mpi.COMM_WORLD.size == 1 < started:
         library = mpi.Get_library_version().splitlines()[0].rstrip("\0")
         other = f"that of another MPI than mpi4py's ({library}); start with the mpiexec of this one"
@@ -56,16 +60,6 @@ def group(version: str) -> Group:
     return ranks
 
 
-def _mpi(launched: str) -> Any:
-    try:
-        return probe.mpi()
-    except ModuleNotFoundError as error:
-        raise BackendError(f"{launched}, which needs mpi4py; {INSTALL}") from error
-    except (ImportError, RuntimeError) as error:
-        reason = f"({probe.first_line(error)}); {INSTALL}, or load the MPI of the cluster"
-        raise BackendError(f"{launched}, but mpi4py finds no MPI {reason}") from error
-
-
 class Ranks:
     """The group of all processes that MPI knows.
 
@@ -74,7 +68,7 @@ class Ranks:
 
     def __init__(self, mpi: Any) -> None:
         world = mpi.COMM_WORLD
-        self._comm, self._here, self._process = world.Dup(), mpi.IN_PLACE, os.getpid()
+        self._comm, self._here = world.Dup(), mpi.IN_PLACE
         self.rank, self.size = int(world.rank), int(world.size)
         machine = world.Split_type(mpi.COMM_TYPE_SHARED, self.rank)
         self.local_rank = int(machine.rank)
@@ -84,7 +78,7 @@ class Ranks:
         self._nccl: nccl.Nccl | None = None
         self._clock, self._gpu = Clock(), Clock("NCCL operation")
         nccl.choose(self.local_rank)
-        self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._check, self._end)
+        self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._end)
         self._before, sys.excepthook = sys.excepthook, self._failed
         atexit.register(self._leave)  # mpi4py has registered the end of MPI before, which comes after this
 
@@ -148,49 +142,34 @@ class Ranks:
             number = nccl.agree(self)
             with self._clock.during("start of NCCL"):
                 self._nccl = nccl.Nccl(self, number, self._gpu)
+            self._watch.check = self._nccl.check
         return self._nccl
 
-    def _check(self) -> None:
-        if self._nccl is not None:
-            self._nccl.check()
-
-    def _end(self, ranks: list[int], why: str) -> None:
-        """End the job since those ranks failed; one rank alone says so."""
+    def _end(self, ranks: list[int], why: str, show: Callable[[], None] = lambda: None) -> None:
+        """End the job since those ranks failed; of all that find this out, one rank says so."""
         if self._watch.speaks():
-            self._say(ranks, why)
+            show()
+            names = ", ".join(map(str, ranks))
+            hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in ranks))
+            self.abort(f"xlstm: rank {names} of {self.size} (host {hosts}) failed, the job ends: {why}")
         time.sleep(SILENT)
         self._comm.Abort(1)
 
-    def _say(self, ranks: list[int], why: str) -> None:
-        """End the job since those ranks failed, and say so."""
-        names = ", ".join(map(str, ranks))
-        hosts = ", ".join(dict.fromkeys(self._hosts[rank] for rank in ranks))
-        self.abort(f"xlstm: rank {names} of {self.size} (host {hosts}) failed, the job ends: {why}")
-
     def _failed(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         """End the job by an error that nobody has caught; of several ranks with one, a single rank shows it."""
-        if os.getpid() != self._process:  # a process that the rank has forked
-            self._before(kind, error, trace)
-        elif issubclass(kind, KeyboardInterrupt):  # all ranks get it, and leave
+        if issubclass(kind, KeyboardInterrupt):  # all ranks get it, and leave
             if self.rank == 0:
                 self._before(kind, error, trace)
-        else:
-            if isinstance(error, OtherRankError):
-                time.sleep(SILENT / 2)  # that rank speaks
-            if self._watch.speaks():
-                self._before(kind, error, trace)
-                self._say([self.rank], probe.first_line(error))
-            time.sleep(SILENT)
-            self._comm.Abort(1)
+            return
+        if isinstance(error, OtherRankError):
+            time.sleep(SILENT / 2)  # that rank speaks
+        self._end([self.rank], probe.first_line(error), lambda: self._before(kind, error, trace))
 
     def _leave(self) -> None:
-        """Wait at the end of the program for the other ranks; a signal ends it at once."""
-        if os.getpid() == self._process:
-            for number in (signal.SIGINT, signal.SIGTERM):  # what handled them has done its work
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, signal.SIG_DFL)
-            self.close()
-            self._watch.leave()
+        """Wait at the end of the program for the other ranks; Ctrl-C ends it at once."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        self.close()
+        self._watch.leave()
 
 
 @contextlib.contextmanager

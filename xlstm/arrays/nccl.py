@@ -32,18 +32,13 @@ def choose(local_rank: int) -> None:
 
 
 def agree(group: Group) -> Any:
-    """Return the number of a new communicator, where each rank has NCCL and a GPU of its own; else raise BackendError.
-
-    NCCL itself waits for ever for a rank that cannot come.
-    """
+    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have the same GPU."""
     library = probe.nccl()
-    missing, owners = [], defaultdict[Any, list[int]](list)
-    gpu = (probe.cupy().cuda.Device().pci_bus_id, platform.node())
-    for rank, (there, place) in enumerate(group.tell((library.available, gpu))):
-        missing += [] if there else [rank]
-        owners[place].append(rank)
-    if missing:
-        raise BackendError(f"group: CuPy finds no NCCL on ranks {missing}, which sums on GPUs need; {INSTALL}")
+    if not library.available:
+        raise BackendError(f"group: CuPy finds no NCCL, which sums on GPUs need; {INSTALL}")
+    owners = defaultdict[Any, list[int]](list)
+    for rank, gpu in enumerate(group.tell((probe.cupy().cuda.Device().pci_bus_id, platform.node()))):
+        owners[gpu].append(rank)
     for (bus, host), ranks in owners.items():
         if len(ranks) > 1:
             most = "NCCL takes one rank for each GPU, so start no more ranks than there are GPUs"

@@ -52,13 +52,12 @@ class Clock:
 
 
 class Notice(NamedTuple):
-    """What a rank tells another one: how it is, and how far it has come by each clock."""
+    """What a rank tells another one: how it is, and by each clock how much it has begun and what that was last."""
 
     rank: int
     how: str  # "goes on", "leaves" or "fails"
     asks: bool
-    begun: tuple[int, ...]
-    kinds: tuple[str, ...]
+    begun: list[tuple[int, str]]
 
 
 def limit() -> float:
@@ -81,16 +80,21 @@ class Watch:
     comm : communicator of mpi4py
         Nobody else uses it.
     clocks : list of Clock
-    check : callable
-        Raises what an engine has found wrong meanwhile.
     fail : callable
         `fail(ranks, why)` ends the job, since those ranks failed.
+
+    Attributes
+    ----------
+    how : str
+        How this rank is: it "goes on", "leaves" or "fails".
+    check : callable
+        Raises what an engine has found wrong meanwhile.
     """
 
-    def __init__(
-        self, comm: Any, clocks: Sequence[Clock], check: Callable[[], None], fail: Callable[[list[int], str], None]
-    ) -> None:
-        self._comm, self._clocks, self._check, self._fail = comm, clocks, check, fail
+    def __init__(self, comm: Any, clocks: Sequence[Clock], fail: Callable[[list[int], str], None]) -> None:
+        self._comm, self._clocks, self._fail = comm, clocks, fail
+        self.check: Callable[[], None] = lambda: None
+        self._others = [rank for rank in range(comm.size) if rank != comm.rank]
         self._limit, self._parent, self.how = limit(), os.getppid(), "goes on"
         self._known: dict[int, Notice] = {}  # the last notice of each other rank
         self._sent: list[Any] = []  # requests of MPI, whose memory is needed until it has sent them
@@ -101,7 +105,7 @@ class Watch:
     def notify(self, how: str) -> None:
         """Tell all other ranks how this one is."""
         self.how = how
-        self._send(False, *(rank for rank in range(self._comm.size) if rank != self._comm.rank))
+        self._send(self._others)
 
     def speaks(self) -> bool:
         """Tell whether it is this rank that says how the job ends, where several find it out at once."""
@@ -119,9 +123,9 @@ class Watch:
         self._left.set()
         self._thread.join()
 
-    def _send(self, asks: bool, *ranks: int) -> None:
-        begun, kinds = [int(clock.counts[0]) for clock in self._clocks], [clock.kind for clock in self._clocks]
-        notice = Notice(self._comm.rank, self.how, asks, tuple(begun), tuple(kinds))
+    def _send(self, ranks: list[int], asks: bool = False) -> None:
+        begun = [(int(clock.counts[0]), clock.kind) for clock in self._clocks]
+        notice = Notice(self._comm.rank, self.how, asks, begun)
         self._sent += [self._comm.isend(notice, rank) for rank in ranks]
 
     def _receive(self) -> None:
@@ -130,7 +134,7 @@ class Watch:
                 notice = message.recv()
                 self._known[notice.rank] = notice
                 if notice.asks:
-                    self._send(False, notice.rank)
+                    self._send([notice.rank])
 
     def _failing(self) -> list[int]:
         """Return the other ranks that fail."""
@@ -145,41 +149,27 @@ class Watch:
                 os._exit(1)
             self._receive()
             try:
-                self._check()
+                self.check()
             except Exception as error:
                 self._fail([self._comm.rank], str(error))
-            now = self._place()
+            now = next(((k, int(c.counts[0])) for k, c in enumerate(self._clocks) if c.counts[0] > c.counts[1]), None)
             if now != place:
                 place, since, asked = now, time.monotonic(), False
             elif place is not None:
                 asked = self._judge(*place, time.monotonic() - since, asked)
 
-    def _place(self) -> tuple[int, int] | None:
-        """Return the number of the clock by which this rank waits now, if any, and how much has begun by it."""
-        for k, (begun, ended) in enumerate(clock.counts.tolist() for clock in self._clocks):
-            if begun > ended:
-                return k, begun
-        return None
-
     def _judge(self, k: int, begun: int, waited: float, asked: bool) -> bool:
-        """End the job where others do not come; return whether they were asked."""
-        others = [rank for rank in range(self._comm.size) if rank != self._comm.rank]
-        where = self._clocks[k].kind
-
-        def came(rank: int) -> bool:
-            known = self._known.get(rank)
-            return known is not None and (known.begun[k], known.kinds[k] == where) >= (begun, True)
-
-        gone = [rank for rank in others if rank in self._known and self._known[rank].how == "leaves" and not came(rank)]
-        if gone:
-            self._fail(gone, f"left before {where} {begun}")
-        if waited >= self._limit and not asked:
-            self._send(True, *others)
-            return True
+        """End the job where others do not come to where this rank waits by a clock; return whether they were asked."""
+        kind = self._clocks[k].kind
+        came = [r for r, known in self._known.items() if known.begun[k][0] > begun or known.begun[k] == (begun, kind)]
+        late = [rank for rank in self._others if rank not in came]
+        if gone := [rank for rank in late if rank in self._known and self._known[rank].how == "leaves"]:
+            self._fail(gone, f"left before {kind} {begun}")
         if waited >= self._limit + ANSWER:
-            late = [rank for rank in others if not came(rank)]
             within = f"within {self._limit:g} s ({VARIABLE})"
             if late:
-                self._fail(late, f"did not come to {where} {begun} {within}")
-            self._fail([self._comm.rank], f"all ranks came to {where} {begun}, which did not end {within}")
-        return asked
+                self._fail(late, f"did not come to {kind} {begun} {within}")
+            self._fail([self._comm.rank], f"all ranks came to {kind} {begun}, which did not end {within}")
+        if waited >= self._limit and not asked:
+            self._send(self._others, asks=True)
+        return waited >= self._limit

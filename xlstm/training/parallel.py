@@ -21,12 +21,14 @@ from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.groups import Group, OtherRankError
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training import optimizers
+from xlstm.training.optimizers import OptimState
 
 if TYPE_CHECKING:
     from xlstm.training.feed import Inputs
     from xlstm.training.graphs import Given
     from xlstm.training.steps import StepState
 
+Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
 ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
 
 
@@ -70,7 +72,8 @@ class Joint:
         self.error: Exception | None = None
         self.signal = self.stop = False
         ends = np.cumsum([ROOM, *(p.size for p in params.values())]).tolist()
-        self.buffer: Array = home.asarray(np.zeros(ends[-1]))
+        self.each = -(-(ends[-1] - ROOM) // group.size)  # numbers of a rank, where all have equal parts
+        self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
         self.head = self.buffer[:ROOM]
         places = zip(params.items(), ends, ends[1:], strict=False)
         self.grads = {name: self.buffer[start:end].reshape(p.shape) for (name, p), start, end in places}
@@ -107,17 +110,26 @@ class Joint:
                 self.head[k] = number
             if not local:
                 self._fill(grads, 1.0 if early else share)
-        self.group.sum(self.head if local else self.buffer)
         if local:
+            self.group.sum(self.head)
             none = {name: xp.zeros_like(place) for name, place in self.grads.items()}
             return self.head[0], carried, used, grads or none, xp.sqrt(self.head[1])
-        return self.head[0], carried, used, self.grads, optimizers.global_norm(self.grads)
+        grads, norm = self._summed()
+        return self.head[0], carried, used, grads, norm
 
-    def mean(self, sums: Params, total: Any) -> Params:
-        """Return the sums of gradients of all ranks, divided by the total number of targets."""
+    def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
+        """Return the sums of gradients of all ranks, divided by the total number of targets, and their norm."""
         self._fill(sums, 1 / total)
+        return self._summed()
+
+    def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
+        """Return the parameters and the state of the optimiser after an update."""
+        return update(params, grads, moments)
+
+    def _summed(self) -> tuple[Params, Array]:
+        """Sum the buffer; return the gradients, and their norm."""
         self.group.sum(self.buffer)
-        return self.grads
+        return self.grads, optimizers.global_norm(self.grads)
 
     def fail(self, local: bool) -> None:
         """Take part in the sum of a step that this rank cannot take."""
@@ -145,7 +157,7 @@ class Joint:
                 if capturing() is not None:
                     raise
                 self.error = error
-        return self.head[0] * 0.0, None if self.error is None else state.carried, state.params, {}
+        return self.home.xp.zeros_like(self.head[0]), None if self.error is None else state.carried, state.params, {}
 
     def _refuse(self, local: bool) -> None:
         """Put zeros into the buffer, and a failure into its head."""

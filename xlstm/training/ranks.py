@@ -18,7 +18,9 @@ from xlstm.layers.sequence import Leaf
 from xlstm.training.callbacks import Callback
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
+from xlstm.training.optimizers import Slots
 from xlstm.training.parallel import Joint, blame
+from xlstm.training.sharded import Sharded
 from xlstm.training.steps import StepState
 
 
@@ -78,6 +80,10 @@ class Lone:
     def part(self, state: StepState) -> StepState:
         """Return the part of this rank of such a state."""
         return state
+
+    def slots(self, state: StepState) -> Slots:
+        """Return arrays with the names, shapes and dtypes of the moments of such a state."""
+        return state.moments.slots
 
 
 @dataclass
@@ -196,13 +202,24 @@ class Ranks(Lone):
             sums = {name: self.joint.home.xp.asarray(a, copy=True) for name, a in sums.items()}
             for a in sums.values():
                 self.group.sum(a)
-        return state._replace(carried=self._gathered(state.carried), sums=sums)
+        moments = state.moments
+        if isinstance(self.joint, Sharded):
+            moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
+        return state._replace(carried=self._gathered(state.carried), sums=sums, moments=moments)
+
+    def slots(self, state: StepState) -> Slots:
+        if not isinstance(self.joint, Sharded):
+            return state.moments.slots
+        return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
 
     def part(self, state: StepState) -> StepState:
         sums = state.sums
         if sums is not None and self.local and not self.first:
             sums = {name: a * 0 for name, a in sums.items()}
-        return state._replace(carried=self._cut(state.carried), sums=sums)
+        moments = state.moments
+        if isinstance(self.joint, Sharded):
+            moments = moments._replace(slots=self.joint.cut_slots(moments.slots))
+        return state._replace(carried=self._cut(state.carried), sums=sums, moments=moments)
 
     def _gathered(self, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""

@@ -28,6 +28,7 @@ from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
 from xlstm.training.parallel import Joint, shared
+from xlstm.training.sharded import Sharded, joint_of
 
 OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
@@ -206,8 +207,10 @@ class Step:
         joint = None
         if self.group is not None:
             params = shared(self.group, feed.home, params)
-            joint = Joint(self.group, feed.home, {n: p for n, p in params.items() if not self.optimizer.frozen(n)})
+            joint = joint_of(self.group, feed.home, params, self.optimizer, self.callbacks)
         moments = self.optimizer.init(params)
+        if isinstance(joint, Sharded):
+            moments = moments._replace(slots=joint.cut_slots(moments.slots))
         return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, joint=joint)
 
     def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:
@@ -394,12 +397,15 @@ class Step:
             state = state._replace(sums=_each(_weighted, [grads, sums], tuple(weights), into, first=state.batches == 0))
             if state.batches + 1 < self.accumulate:
                 return state
-            joint, sums = state.joint if self._local else None, state.sums or {}
-            grads = _each(_mean, [sums], (total,)) if joint is None else joint.mean(sums, total)
-            norm = optimizers.global_norm(grads)
+            if state.joint is not None and self._local:
+                grads, norm = state.joint.mean(state.sums or {}, total)
+            else:
+                grads = _each(_mean, [state.sums], (total,))
+                norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
-        params, moments = update(state.params, grads, state.moments)
+        arrays = (state.params, grads, state.moments)
+        params, moments = update(*arrays) if state.joint is None else state.joint.updated(update, *arrays)
         return state._replace(params=params, moments=moments)
 
     def _awaited(
