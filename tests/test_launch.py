@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.commands import CLASSES, SERIES, TEXT, TIREX, write_files
-from tests.launcher import ROOT, alive, needed
+from tests.launcher import ROOT, needed, runs
 from xlstm.cli import launch
 
 HISTORY = "xlstm-text/history.jsonl"
@@ -56,7 +56,7 @@ def end(process, folder, timeout=60):
     """Wait for the end; return the status, both outputs, and how many seconds the ranks went on after it began."""
     out, err = process.communicate(timeout=timeout)
     ranks = [int(path.read_text()) for path in folder.glob("pid-*")]
-    while any(map(alive, ranks)):
+    while any(map(runs, ranks)):
         time.sleep(0.01)
     begun = folder / "begun"
     return process.returncode, out, err, time.time() - begun.stat().st_mtime if begun.exists() else None
