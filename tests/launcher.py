@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import REQUIRED
+
 ROOT = Path(__file__).parent.parent
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 INSTALLED = MPIEXEC.exists() and importlib.util.find_spec("mpi4py") is not None
-needed = pytest.mark.skipif(not INSTALLED, reason="it needs mpi4py and mpich")
+needed = pytest.mark.skipif(not INSTALLED and "mpi" not in REQUIRED, reason="it needs mpi4py and mpich")
 # What programs begin with; `now` tells the test when something happens.
 START = """
 import os, signal, sys, time, numpy as np, xlstm

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests import cuda_on_cpu, gpu
+from tests.conftest import REQUIRED
 from tests.launcher import INSTALLED, START, Job
 from tests.test_mpi import ABORTED, SOON, WHOLE
 
 cupy = gpu.needed()
-if not INSTALLED or cuda_on_cpu.missing():
+if (not INSTALLED and "mpi" not in REQUIRED) or cuda_on_cpu.missing():
     pytest.skip("it needs mpi4py, mpich and cuda_on_cpu", allow_module_level=True)
 
 GPU = START + "import cupy as xp\nfrom tests import cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"

@@ -30,6 +30,8 @@ SAID = 0.3  # seconds in which the launcher passes on what was written
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # SLURM_NTASKS is set in batch scripts, too
 INSTALL = "pip install 'xlstm-xp[mpi]'"
 
+told: list[Callable[[str], None]] = []  # functions that are called with the message before this rank ends the job
+
 
 @functools.cache
 def group(version: str) -> Group:
@@ -116,6 +118,8 @@ class Ranks:
 
     def abort(self, message: str) -> None:
         """End the job now, on all ranks, with a message and status 1."""
+        for tell in told:
+            tell(message)
         with contextlib.suppress(OSError, ValueError):  # nobody reads it
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()
