@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 
 from tests import cuda_on_cpu
 from tests.conftest import BACKENDS, make_backend
-from xlstm.arrays import probe
+from xlstm.arrays import broken, probe
+from xlstm.engines.cuda import launch
 
 
 def needed() -> Any:
@@ -91,3 +94,43 @@ def two_devices() -> None:
     """Skip a test where there is one device."""
     if probe.cupy().cuda.runtime.getDeviceCount() < 2:
         pytest.skip("there is one device")
+
+
+@contextlib.contextmanager
+def refusing(stage: str, part: str) -> Iterator[None]:
+    """Refuse kernels in a `with` block, which is one process's first contact with a card.
+
+    Those whose text has a part are not compiled or not loaded; those whose name begins with it are not launched.
+    """
+    on_cpu()
+    cupy, compiler = probe.cupy(), importlib.import_module("cupy.cuda.compiler")
+    whole = compiler._compile_module_with_cache
+
+    def refuse(text: str, *arguments: Any, **options: Any) -> Any:
+        if part in text and stage == "compile":
+            message = f"/tmp/tmp{len(text)}/kernel.cu(3): error: {part} has no meaning\n1 error"
+            raise compiler.CompileException(message, text, "kernel.cu", ())
+        if part in text and stage == "load":
+            raise cupy.cuda.driver.CUDADriverError(209)
+        return whole(text, *arguments, **options)
+
+    first_contact()
+    cuda_on_cpu.library().cuda_on_cpu_refuse(part.encode() if stage == "launch" else b"")
+    compiler._compile_module_with_cache = refuse
+    try:
+        yield
+    finally:
+        compiler._compile_module_with_cache = whole
+        cuda_on_cpu.library().cuda_on_cpu_refuse(b"")
+        first_contact()
+
+
+def first_contact() -> None:
+    """Forget all kernels, and what is known against them."""
+    probe.cupy().clear_memo()
+    for module in [made for name, made in sys.modules.items() if name.startswith(("xlstm.arrays", launch.__name__))]:
+        for function in vars(module).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+    broken._reasons.clear()
+    broken._clear()

@@ -6,8 +6,8 @@ import pytest
 import xlstm
 from xlstm.arrays import cores
 from xlstm.arrays import fuse as elementwise
-from xlstm.arrays.fuse import fuse, summed
-from xlstm.arrays.rows import by_rows
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.rows import by_rows, summed
 from xlstm.cells.activations import FEED_FORWARD, sigmoid
 from xlstm.cells.normalization import normalize, normalize_bwd, normalize_root, normalize_root_bwd
 from xlstm.engines.numba import chains, jit

@@ -7,7 +7,11 @@ is to, and numbers are those of NumPy but for rounding.
 from __future__ import annotations
 
 import contextlib
+import functools
+import subprocess
+import sys
 
+import array_api_compat.cupy as compat
 import numpy as np
 import pytest
 
@@ -15,8 +19,10 @@ import xlstm
 from tests import cuda_on_cpu, gpu
 from tests.layers import PATCHES, agree, flat, input_of
 from tests.test_interop_nxai import NXAI
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays import probe
+from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.namespace import HALVES, dtype_name
+from xlstm.cli import info
 from xlstm.data import Windows
 from xlstm.interop import nxai
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
@@ -25,10 +31,10 @@ from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import SequenceModel, TiRex, TiRex2
-from xlstm.precision import Mixed
+from xlstm.precision import Mixed, named
 from xlstm.training import Step, optimizers
 
-gpu.needed()
+cupy = gpu.needed()
 
 # Differences are shares of norms, at most so many times the gap between 1 and the next number of the dtype: values are
 # rounded many times, and partly cancel. Beside halves sums are float32.
@@ -82,6 +88,25 @@ MODELS = [
     SequenceModel(xlstm.GRU(6, 8, 10, bidirectional=True), 3),
     SequenceModel(xlstm.sLSTM(6, 12, num_heads=2), 3),
 ]
+
+
+# Functions of CuPy 14 that raise for bfloat16, or make float32 or float64 of it.
+WITHOUT = (
+    *("argsort", "cumulative_prod", "cumulative_sum", "round", "sort", "std"),
+    *("tril", "triu", "var", "vecdot", "where"),
+)
+
+
+@pytest.fixture(autouse=True)
+def complete(monkeypatch):
+    """Nothing asks CuPy for what it does not have in bfloat16."""
+    for name in WITHOUT:
+        monkeypatch.setattr(compat, name, functools.partial(checked, name, getattr(compat, name)))
+
+
+def checked(name, function, *arrays, **options):
+    assert all(str(getattr(a, "dtype", "")) != "bfloat16" for a in arrays), name
+    return function(*arrays, **options)
 
 
 def drawn(layer, dtype, rng):
@@ -229,6 +254,11 @@ def test_the_state_of_an_mlstm_is_float32():
         layer(params, x, low)
 
 
+def test_a_language_model_of_matrix_memories_goes_on_in_bfloat16(rng):
+    """Its state alone is float32, and its tokens say nothing of dtypes."""
+    test_steps(xlstm.xLSTMLanguageModel(LARGE, 7), "bfloat16", rng)
+
+
 def test_a_checkpoint_in_bfloat16(tmp_path):
     """It is written, read and run as bfloat16, and writes what its float32 numbers write."""
     pytest.importorskip("torch")
@@ -242,3 +272,32 @@ def test_a_checkpoint_in_bfloat16(tmp_path):
     wide = {name: xlstm.backend("cupy").asarray(to_numpy(p)) for name, p in params.items()}
     tokens = be.xp.asarray(np.arange(12).reshape(2, 6) % model.vocab_size)
     agree(*({"logits": model(p, tokens)[0]} for p in (params, wide)), 0.1)
+
+
+def as_on_rocm():
+    """Run layers and steps of training on the CuPy of ROCm, as far as this package sees."""
+    probe.rocm, cupy.RawKernel = lambda: True, None
+    for layer in LAYERS[::3]:
+        test_passes(layer, LENGTHS if isinstance(layer, SequenceLayer) else None, "float32", np.random.default_rng(0))
+    x, found = np.random.default_rng(0).standard_normal((3, T, 6)), []
+    for name in ("cupy", "numpy"):
+        made = Step(MODELS[0], optimizers.adam(0.1), graph="auto")
+        state = made.init(made.model.init(0, name))
+        for batch in list(Windows(x, x[..., :3], every_step=True).batches()) * 3:
+            state, how = made(state, batch)
+        found.append(how.loss)
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    with pytest.raises(BackendError, match="graph is True, which needs arrays of CuPy on CUDA"):
+        Step(MODELS[0], made.optimizer, graph=True).init(MODELS[0].init(0, "cupy"))
+    with pytest.raises(BackendError, match="bfloat16 needs CUDA"):
+        xlstm.backend("cupy", dtype="bfloat16")
+    with pytest.raises(BackendError, match="tf32: is for float32 on an NVIDIA GPU"):
+        named("tf32", xlstm.backend("cupy"))
+    assert info.describe()["rocm"] in info.explain("lstm", 5, 2, 8, "float32")["device"]
+
+
+def test_cupy_for_rocm_has_neither_our_kernels_nor_graphs():
+    """In a process of its own, as choices are kept."""
+    program = f"from {__name__} import as_on_rocm; as_on_rocm()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -14,12 +14,11 @@ from tests.layers import agree
 from xlstm import losses
 from xlstm.arrays import constants, cuda_graph
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda_graph import capturing
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, ReduceOnPlateau, Step, graphs, optimizers, steps, train
+from xlstm.training import Callback, Clip, LowRank, ReduceOnPlateau, Step, graphs, optimizers, steps, train
 
 cupy = gpu.needed()
 
@@ -144,6 +143,21 @@ def test_steps_on_another_device_in_float16():
         found = taken(Step(LSTM, ADAM, graph=True), windows(), params)
     same(found, host)
     assert {p.device.id for p in found[0].params.values()} == {1}
+
+
+def test_steps_on_two_devices_in_turn():
+    """Handles, constants and graphs are those of the device that is current."""
+    made, devices, states = Step(LSTM, ADAM, graph="auto"), [cupy.cuda.Device(k) for k in (0, 1)], {}
+    for batch in [None, *lengths(9).batches()]:
+        for device in devices:
+            with device:
+                states[device.id] = made(states[device.id], batch)[0] if batch else made.init(LSTM.init(0, "cupy"), 1)
+    with devices[1]:
+        params = {name: to_numpy(p) for name, p in states[1].params.items()}
+    agree(states[0].params, params)
+    assert all(state.graphs.captured for state in states.values())
+    with pytest.raises(ValueError, match="device 1, which is not the current one, 0"):
+        made(states[1], batch)
 
 
 @pytest.mark.parametrize("graph", [False, True])
@@ -355,7 +369,9 @@ def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
 
 
 def test_what_cannot_have_graphs_is_refused(backend):
-    with pytest.raises(BackendError, match=r"graph is True, which needs arrays of CuPy, the backend is numpy on CPU"):
+    with pytest.raises(
+        BackendError, match="graph is True, which needs arrays of CuPy on CUDA, the backend is numpy on"
+    ):
         Step(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
     with pytest.raises(ValueError, match=r"graph is True, which needs an optimizer of xlstm\.optim"):
         Step(LSTM, Waits(ADAM), graph=True)
@@ -392,32 +408,45 @@ def test_by_itself_a_run_is_captured_where_it_can_be(case, captures):
     assert not captures
 
 
+def test_parts_of_a_model_are_looked_at(backend):
+    for layer, ours in ((xlstm.LSTM(4, 4), True), (Own(4, 4), False)):
+        assert graphs.is_ours(LowRank(layer, layer.init(0, backend), 2)) is ours
+        assert graphs.is_ours(SequenceModel(layer, 3)) is ours
+
+
 @pytest.mark.parametrize("missing", ["cuBLAS", "memory"])
 def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
     """A capture for which there is too little memory gives back what it had."""
     params, pool, known, used = LSTM.init(0, backend), cupy.cuda.MemoryPool(), [], []
 
     def taken(size):
-        if capturing():
+        if cuda_graph.capturing():
             known.append(pool.used_bytes())
             if len(known) > 9:
                 raise cupy.cuda.memory.OutOfMemoryError(size, 0, 0)
         return pool.malloc(size)
 
-    def handle():
-        raise BackendError("no cuBLAS")
-
-    if missing == "cuBLAS":
-        monkeypatch.setattr(cuda_graph, "Handle", handle)
-        with pytest.raises(BackendError, match="no cuBLAS"):
-            train(LSTM, params, windows(), ADAM, epochs=1, graph=True)
     expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
+    if missing == "cuBLAS":
+        cuda_graph._function.cache_clear()
+        monkeypatch.setattr(cuda_graph, "library_name", lambda *platform: "cublas64_11.dll")
+        with pytest.raises(BackendError, match=r"cuBLAS: cublasCreate_v2 is not found in cublas64_11\.dll"):
+            train(LSTM, params, windows(), ADAM, epochs=1, graph=True)
     with cupy.cuda.using_allocator(taken), pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said:
         found = train(LSTM, params, windows(), ADAM, epochs=2, progress=lambda now: used.append(pool.used_bytes()))
     assert len(said) == 1
     assert used[-1] < 2**20 < min(known, default=2**21)  # the workspace of cuBLAS is larger
     assert found.losses == expected.losses
     agree(found.params, expected.params)
+
+
+def test_cublas_has_a_name_on_each_platform():
+    names = {
+        ("win32", 12040): "cublas64_12.dll",
+        ("win32", 13000): "cublas64_13.dll",
+        ("linux", 12090): "libcublas.so.12",
+    }
+    assert {key: cuda_graph.library_name(*key) for key in names} == names
 
 
 def test_other_libraries_wait():

@@ -149,6 +149,20 @@ def test_graphs_are_launched_on_the_current_stream():
         same(made, expected)
 
 
+def test_an_allocator_that_was_set_gives_all_memory():
+    """An allocator such as that of RMM gives that of steps and of graphs."""
+    expected, runtime, pool = hosts(train()), cupy.cuda.runtime, cupy.get_default_memory_pool()
+    own = cupy.cuda.PythonFunctionAllocator(lambda n, device: runtime.malloc(n), lambda at, device: runtime.free(at))
+    before, used = cupy.cuda.get_allocator(), pool.used_bytes()
+    cupy.cuda.set_allocator(own.malloc)
+    try:
+        for graph in (False, True):
+            same(train(graph), expected)
+        assert pool.used_bytes() <= used
+    finally:
+        cupy.cuda.set_allocator(before)
+
+
 @pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
 def test_threads_at_the_same_time(name):
     call, *arguments = WORK[name]

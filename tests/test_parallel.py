@@ -13,7 +13,8 @@ from xlstm.arrays.groups import OtherRankError
 from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge
-from xlstm.models import xLSTMLanguageModel
+from xlstm.models import TiRex2, xLSTMLanguageModel
+from xlstm.models.tirex import PatchWindows
 from xlstm.training import loop, sharded
 from xlstm.training.folder import read, read_history
 
@@ -39,6 +40,9 @@ def cases():
     language = xLSTMLanguageModel(xLSTMStack(8, 2, [1], 2, dropout=0.2), 11, embedding_dropout=0.1)
     yield "carried states", language, Streams.of_tokens(TEXT, 5, 16), {}
     large = xLSTMLarge(8, 2, num_heads=2)
+    sizes = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
+    tirex = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], horizon=4, **sizes)
+    yield "groups", tirex, PatchWindows(tirex, RNG.normal(size=(2, 40)).cumsum(axis=1), batch_size=4), {"steps": 8}
     x = RNG.normal(size=(13, 6, 8))
     yield "accumulate", large, Windows(x, x, batch_size=3, every_step=True), {"accumulate": 3}
 
@@ -67,14 +71,18 @@ def same(found, expected):
             assert one.params[name].tobytes() == found[0].params[name].tobytes()
 
 
-@pytest.fixture(params=[False, True], ids=["", "a shared optimiser"])
+@pytest.fixture
 def shared(request, monkeypatch):
+    """Whether ranks share the optimiser, which they do for many parameters."""
     if request.param:
         monkeypatch.setattr(sharded, "LEAST", 1)
 
 
+SHARED = {"indirect": ["shared"], "ids": lambda value: "shared" if value is True else "" if value is False else None}
+
+
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("size", "shared"), [(1, False), (2, False), (3, False), (2, True), (3, True)], **SHARED)
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_losses_are_those_of_one_process(case, size):
     model, data, options = CASES[case]
@@ -136,7 +144,7 @@ def alike(one, other):
 
 
 @pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize(("first", "then", "shared"), [(2, 1, False), (1, 3, True), (3, 2, True)], **SHARED)
 @pytest.mark.parametrize("case", ["carried states", "accumulate", "lengths"])
 def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
     """The run is cut within an epoch and within an update; the files are those of one process."""
@@ -213,7 +221,7 @@ ERRORS = {
 
 @pytest.mark.usefixtures("shared")
 @pytest.mark.parametrize("case", ERRORS)
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "shared"), [(1, False), (2, False), (1, True)], **SHARED)
 def test_an_error_of_one_rank_is_raised_on_all_before_the_same_step(case, accumulate, tmp_path):
     """The state of the second step is saved."""
     rank, kind, text = ERRORS[case]

@@ -1,12 +1,16 @@
 """Functions with means and maxima along rows, on every backend; on CuPy they are one kernel."""
 
+import contextlib
+import functools
+
 import numpy as np
 import pytest
 
-from tests import nvrtc
-from xlstm.arrays import rows
+from tests import cuda_on_cpu, gpu, nvrtc
+from tests.conftest import make_backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.rows import by_rows
+from xlstm.arrays.row_source import Source
+from xlstm.arrays.rows import by_rows, summed
 
 
 def standard(xp, x, gain, shift, *, scale):
@@ -60,5 +64,54 @@ def test_what_is_not_a_number_stays_in_its_row(be):
 def test_the_kernel_compiles(capability):
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     for dtype in (np.dtype("f4"), np.dtype("f8"), np.dtype("f2"), np.dtype(bfloat16)):
-        text, _ = rows.source(standard, (dtype,) * 3, (False, False, True), (("scale", 0.25),))
-        assert nvrtc.compile_for(capability, text).spilled == 0
+        made = Source(standard, (dtype,) * 3, (("scale", 0.25),), (False, False, True), (None,) * 3)
+        assert nvrtc.compile_for(capability, made.text(2, frozenset())).spilled == 0
+        for whole in (True, False):
+            made = Source(with_sums, (dtype,) * 3, (("whole", whole),), (False,) * 3, (None,) * 3, 2)
+            assert nvrtc.compile_for(capability, made.text(3, frozenset({1}))).spilled == 0
+
+
+def with_sums(xp, x, gain, more, *, whole):
+    """A result, and two to be summed, of a row or element by element."""
+    c = x - xp.mean(x, axis=-1, keepdims=True) if whole else x * more
+    return c * gain + more, c * more, x
+
+
+def outer(xp, x, w):
+    """All products of the rows of a leading axis, which change in place, and what is summed."""
+    return xp.stack([x[i, ...] * w[1 - i, ...] for i in range(2)]), xp.stack([x[i, ...] * x[0, ...] for i in range(2)])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (5, 2, 3, 700), (1100, 3, 2, 7), (40, 1, 1, 300), (3, 0, 2, 4)])
+def test_sums_over_rows_on_cupy(dtype, whole, shape):
+    """One launch gives results, and sums in an order of its own, which is the same each time."""
+    be, rng, kind = make_backend("cupy", "float32"), np.random.default_rng(0), gpu.half(dtype)
+    x, more = (rng.standard_normal(shape).astype(kind) for _ in range(2))
+    gain = rng.standard_normal(shape[-2:]).astype(kind)
+    given = [be.xp.asarray(a) for a in (x.swapaxes(0, 1), gain, more)]
+    given[0] = be.xp.permute_dims(given[0], (1, 0, 2, 3))
+    expected = with_sums(np, *(a.astype("float64") for a in (x, gain, more)), whole=whole)
+    gap = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 3e-6, "float64": 1e-12}[dtype]
+    for keep in (1, 2):
+        call = functools.partial(summed, be.xp, with_sums, *given, sums=2, keep=keep, whole=whole)
+        found = call()
+        for seed in (1, 2):
+            with cuda_on_cpu.configured(seed=seed) if not cuda_on_cpu.missing() else contextlib.nullcontext():
+                assert all((a == b).all() for a, b in zip(found, call(), strict=True))
+        for k, (a, b) in enumerate(zip(found, expected, strict=True)):
+            b = b.sum(tuple(range(4 - keep))) if k else b
+            np.testing.assert_allclose(to_numpy(a).astype("float64"), b, rtol=gap, atol=gap * len(x) ** 0.5 * 4)
+            assert a.dtype == kind
+
+
+def test_leading_axes_and_room_for_results_on_cupy(rng):
+    xp = make_backend("cupy", "float32").xp
+    x, w = rng.standard_normal((30, 5, 2)), rng.standard_normal((2, 5))
+    room = xp.zeros((30, 3, 5))
+    given = xp.permute_dims(xp.asarray(x), (2, 0, 1))
+    _, sums = summed(xp, outer, given, xp.asarray(w), leading=(2, 2), out=[xp.permute_dims(room, (1, 0, 2))[:2, ...]])
+    np.testing.assert_allclose(to_numpy(room)[:, :2], x.transpose(0, 2, 1) * w[::-1], rtol=1e-15)
+    np.testing.assert_array_equal(to_numpy(room)[:, 2], 0)
+    np.testing.assert_allclose(to_numpy(sums), (x * x[..., :1]).sum(0), rtol=1e-13)

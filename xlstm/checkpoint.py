@@ -212,7 +212,9 @@ def check_alike(name: str, value: Any, like: Any) -> None:
     if isinstance(like, dict):
         if not isinstance(value, dict) or value.keys() != like.keys():
             raise ValueError(f"{name} is {shown(value)}, expected a dict of {few(like)}")
-        for key in like:
-            check_alike(f"{name} {key}", value[key], like[key])
+        for key, one in like.items():
+            other = value[key]
+            if isinstance(one, dict) or getattr(other, "shape", None) != one.shape or other.dtype != one.dtype:
+                check_alike(f"{name} {key}", other, one)
     elif getattr(value, "shape", None) != like.shape or value.dtype != like.dtype:
         raise ValueError(f"{name} is {shown(value)}, expected {shown(like)}")

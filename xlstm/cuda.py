@@ -1,5 +1,6 @@
 """Kernels for recurrent layers on an NVIDIA GPU: which of them run, at which precision."""
 
 from xlstm.engines.cuda import PATHS, PRECISIONS, Choice, CudaError, use
+from xlstm.engines.cuda.check import check
 
-__all__ = ["PATHS", "PRECISIONS", "Choice", "CudaError", "use"]
+__all__ = ["PATHS", "PRECISIONS", "Choice", "CudaError", "check", "use"]

@@ -214,7 +214,7 @@ def named(name: str | None, home: Backend) -> tuple[Mixed | None, contextlib.Abs
         mixed = Mixed(name)
         mixed.below(home)
         return mixed, contextlib.nullcontext()
-    if home.name != "cupy":
+    if not compiles(home.xp):
         raise BackendError(f"precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is {home}")
     if home.dtype != "float32":
         raise ValueError(f"precision tf32: the weights are {home.dtype}, expected float32")

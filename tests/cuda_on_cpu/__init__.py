@@ -92,7 +92,7 @@ def counted(names: bool = False) -> Iterator[Counted]:
 
 @contextlib.contextmanager
 def configured(**settings: int) -> Iterator[None]:
-    """Change settings of this process within a `with` block: seed, lazy, cluster, sm, devices, idle."""
+    """Change settings of this process within a `with` block: seed, lazy, cluster, part, sm, devices, idle."""
     before = {name: library().cuda_on_cpu_set(name.encode(), value) for name, value in settings.items()}
     if -1 in before.values():
         raise ValueError(f"cuda_on_cpu has no such settings: {[name for name in before if before[name] == -1]}")

@@ -64,7 +64,7 @@ cudaError_t cudaMalloc(void** p, size_t size) {
     if (size > 64ull << 30 || posix_memalign(p, 512, size)) return cudaErrorMemoryAllocation;
     memset(*p, 0xff, std::min(size, FILLED));
     memory[(char*)*p] = {size, device};
-    return cudaSuccess;
+    return forget(*p, size), cudaSuccess;
 }
 cudaError_t cudaFree(void* p) {
     LOCK;

@@ -42,6 +42,7 @@ bool idle(void* stream, const char* kind);  // whether an operation is counted a
 cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
 cudaError_t finish(void* stream);
 cudaError_t finish_all();
+void forget(void* from, size_t size);  // blocks of pools in memory that is new
 bool capturing(bool strictly = false);
 bool is_capturing(void* stream);
 

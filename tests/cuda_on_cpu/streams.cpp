@@ -56,6 +56,9 @@ cudaError_t spoil(const string& what, cudaError_t error) {
 static void use(Graph& graph, const void* p) {
     if (auto* block = holding(blocks, p)) graph.uses.insert(*block);
 }
+void forget(void* from, size_t size) {
+    blocks.erase(blocks.lower_bound((char*)from), blocks.lower_bound((char*)from + size));
+}
 // Whether memory that a graph uses went back to its pool; blocks of the capture itself may, if nobody else gets them.
 static bool stale(const Graph& graph) {
     for (auto& [base, block] : graph.uses) {

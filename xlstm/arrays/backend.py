@@ -203,6 +203,8 @@ def _with_dtype(chosen: Backend, given: DType) -> Backend:
         version = probe.cupy().__version__
         if int(version.split(".")[0]) < 14:
             raise BackendError(f"cupy: bfloat16 needs CuPy 14 or newer, this is {version}; {probe.CUPY}")
+        if probe.rocm():
+            raise BackendError("cupy: bfloat16 needs CUDA, this is CuPy for ROCm; use float16 or float32")
     dtype_of(chosen.xp, dtype)  # raises if a package that the dtype needs is missing
     return replace(chosen, dtype=dtype)
 

@@ -138,13 +138,12 @@ def bernoulli(
     low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
     if isinstance(rng, Later):
         return _launched(rng, rate, shape, array, (low, high))
-    if fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64) and broken.works("xlstm_bernoulli"):
+    if fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64):
         before = rng.bit_generator.state
-        try:
-            return _launched(rng, rate, shape, array, (low, high))
-        except Exception as error:
-            rng.bit_generator.state = before
-            broken.failed("xlstm_bernoulli", error, "masks are drawn on the host")
+        mask = broken.attempt("xlstm_bernoulli", _launched, rng, rate, shape, array, (low, high))
+        if mask is not None:
+            return mask
+        rng.bit_generator.state = before
     drawn = rng.random(shape, dtype=np.float32)
     return like((drawn >= rate) * high if dropout else drawn < rate, array)
 
@@ -152,7 +151,7 @@ def bernoulli(
 def _launched(
     rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, pair: tuple[float, float]
 ) -> Array:
-    """Return the array from one launch."""
+    """Return the array, drawn on the device."""
     mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
     part: Part | None = getattr(rng, "part", None)
     count = mask.size if part is None else part.count(shape)  # of the numbers that are drawn, others' too

@@ -76,14 +76,12 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
         parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
         return concat(xp, parts, axis)
     made = None
-    if fuse.compiles(xp) and broken.works("xlstm_concat"):
+    if fuse.compiles(xp):
         lie = tuple(part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides) for part in parts)
         made = _layout(lie, axis)
-    if made is not None:
-        try:
-            return _launched(parts, *made)
-        except Exception as error:
-            broken.failed("xlstm_concat", error)
+    found = None if made is None else broken.attempt("xlstm_concat", _launched, parts, *made)
+    if found is not None:
+        return found
     like: Array = next(part for part in parts if not isinstance(part, Filled))
     arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
     return xp.concat(arrays, axis=axis)
@@ -92,7 +90,7 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
 def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any) -> Array:
     result = probe.cupy().ndarray(*kind)
     addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts]
-    table = device.with_addresses([*addresses, *[0] * (PARTS - len(parts))], layout)
+    table = device.with_addresses(addresses, layout, spare=PARTS - len(parts))
     device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
     return result
 

@@ -55,6 +55,11 @@ def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
     return kept(_made(xp, "full", ((), value), dtype, Home(device)))
 
 
+def counters(xp: Namespace, n: int, device: Any) -> Array:
+    """Return n zeros that kernels count in, one kernel of a stream after the other; each leaves zeros."""
+    return kept(_made(xp, "zeros", (n,), xp.uint32, Home(device)))
+
+
 @functools.lru_cache(maxsize=192)
 def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home: Home) -> Array:
     return getattr(xp, function)(*args, dtype=dtype, device=home.device)

@@ -2,7 +2,7 @@
 
 Nothing is done while it is captured. A launch does it on the same memory, so that the arrays that a graph reads and
 writes must stay where they are. CuPy's own products refuse to be captured; cuBLAS itself can be where its workspace was
-set before (cuBLAS, "CUDA Graphs Support"), so its functions are found by ctypes in the library that CuPy has loaded.
+set before (cuBLAS, "CUDA Graphs Support"), so its functions are called by ctypes in the library that CuPy has loaded.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_longlong, c_size_t, c_void_p
@@ -168,7 +169,18 @@ def _call(name: str, types: tuple[Any, ...], *args: Any) -> None:
 
 @functools.cache
 def _function(name: str, types: tuple[Any, ...]) -> Any:
-    """Return a function of the library that CuPy's module of cuBLAS is linked with."""
-    found = getattr(ctypes.CDLL(probe.cupy().cuda.cublas.__file__), name)
+    """Return a function of the cuBLAS that CuPy has loaded: systems find a library that is there by its name."""
+    cuda = probe.cupy().cuda
+    cuda.get_cublas_handle()  # loads it
+    library = library_name(sys.platform, cuda.runtime.runtimeGetVersion())
+    try:
+        found = getattr(ctypes.CDLL(library), name)
+    except (OSError, AttributeError) as error:
+        raise BackendError(f"cuBLAS: {name} is not found in {library} ({probe.first_line(error)})") from error
     found.argtypes, found.restype = types, c_int
     return found
+
+
+def library_name(platform: str, version: int) -> str:
+    """Return the file name of cuBLAS on a platform, from the version of CUDA, such as 12090."""
+    return f"cublas64_{version // 1000}.dll" if platform == "win32" else f"libcublas.so.{version // 1000}"

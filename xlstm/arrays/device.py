@@ -39,7 +39,7 @@ def struct(numbers: Sequence[Any], dtype: str = "i8") -> np.ndarray[Any, Any]:
     return found.view(f"V{found.nbytes}")
 
 
-def with_addresses(addresses: Sequence[int], rest: bytes) -> np.ndarray[Any, Any]:
-    """Return a struct of addresses and of what comes after them, which is the same from call to call."""
-    both = packing.pack(f"{len(addresses)}Q", *addresses) + rest
+def with_addresses(addresses: Sequence[int], rest: bytes, columns: int = 1, spare: int = 0) -> np.ndarray[Any, Any]:
+    """Return a struct that begins with columns of addresses, each with spare room, and whose rest is known before."""
+    both = packing.pack(f"{len(addresses) // columns}Q{8 * spare}x" * columns, *addresses) + rest
     return np.frombuffer(both, f"V{len(both)}")

@@ -17,7 +17,7 @@ import numpy as np
 
 from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.arrays.rows import SYNC
+from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
 
 CHUNK, THREADS = 2048, 256  # elements of a block, which belong to one array, and its threads
@@ -107,9 +107,7 @@ def apply(
     if into and not all(a.flags.c_contiguous for k in into for a in columns[k]):
         raise ValueError("foreach: results take the places of contiguous arrays alone")
     if not _takes(xp, columns):
-        calls = zip(*columns, strict=True)
-        made = [fuse.listed(fuse.with_numbers(xp, function, arrays, numbers, **options)) for arrays in calls]
-        return _into(columns, into, made) if into else made
+        return _one_by_one(columns, into, lambda a: fuse.with_numbers(xp, function, a, numbers, **options))
     dtypes, shapes = tuple(column[0].dtype for column in columns), tuple([a.shape for a in columns[0]])
     for column in columns[1:]:
         for a, shape in zip(column, shapes, strict=True):
@@ -119,32 +117,42 @@ def apply(
     kernel, results = _each_kernel(function, dtypes, kinds, tuple(into), tuple(options.items()))
     real = REAL[fuse.real(dtypes[0])]
     given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
-    if broken.works(kernel.name):
-        try:
-            plan, cp = _plan(shapes, len(columns)), probe.cupy()
-            flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
-            _launch(kernel, plan, columns, *flat, *given)
-            found = [columns[k] for k in into] if into else [_views(a, shapes, plan.places) for a in flat]
-            return list(zip(*found, strict=True))
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    given = [number if kind is None else xp.astype(number, real) for number, kind in zip(given, kinds, strict=True)]
-    made = [fuse.listed(fuse.plain(xp, function, a, options, *given)) for a in zip(*columns, strict=True)]
-    return _into(columns, into, made) if into else made
+    found = broken.attempt(kernel.name, _applied, kernel, columns, shapes, results, into, given)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
+    given = [number if isinstance(number, real) else xp.astype(number, real) for number in given]
+    return _one_by_one(columns, into, lambda a: fuse.plain(xp, function, a, options, *given))
 
 
-def _into(
-    columns: Sequence[Sequence[Array]], into: Sequence[int], made: Sequence[tuple[Array, ...]]
+def _one_by_one(
+    columns: Sequence[Sequence[Array]], into: Sequence[int], run: Callable[..., Any]
 ) -> list[tuple[Array, ...]]:
-    """Put results into the places of columns."""
-    for k, results in enumerate(made):
+    made = [fuse.listed(run(arrays)) for arrays in zip(*columns, strict=True)]
+    for k, results in enumerate(made if into else ()):
         for j, result in zip(into, results, strict=True):
             columns[j][k][...] = result
-    return list(zip(*(columns[j] for j in into), strict=True))
+    return list(zip(*(columns[j] for j in into), strict=True)) if into else made
 
 
-def _views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
-    """Return the arrays that begin in these places of a longer one."""
+def _applied(
+    kernel: Any,
+    columns: Sequence[Sequence[Array]],
+    shapes: tuple[tuple[int, ...], ...],
+    results: Sequence[Any],
+    into: Sequence[int],
+    given: Sequence[Any],
+) -> list[tuple[Array, ...]]:
+    """Return the results from one launch."""
+    plan, cp = _plan(shapes, tuple([column[0].itemsize for column in columns])), probe.cupy()
+    flat = [] if into else [cp.ndarray((plan.chunks * CHUNK,), dtype) for dtype in results]
+    _launch(kernel, plan, columns, *flat, *given)
+    if into:
+        return list(zip(*(columns[k] for k in into), strict=True))
+    return list(zip(*(views(a, shapes, plan.places) for a in flat), strict=True))
+
+
+def views(flat: Array, shapes: Sequence[tuple[int, ...]], places: Sequence[int]) -> list[Array]:
+    """Return the arrays of CuPy that begin in these places of a longer one."""
     cp, dtype, start = probe.cupy(), flat.dtype, flat.data
     return [cp.ndarray(shape, dtype, start + k * dtype.itemsize) for shape, k in zip(shapes, places, strict=True)]
 
@@ -169,22 +177,24 @@ def norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     """Return the root of the sum of the squares of all elements, a 0-d array; on CuPy from two launches."""
     if not _takes(xp, [arrays]):
         return _norm(xp, arrays)
-    dtype, real = arrays[0].dtype, REAL[fuse.real(arrays[0].dtype)]
-    kernel, root = _squares_kernels(dtype)
-    if broken.works(kernel.name):
-        try:
-            plan = _plan(tuple([a.shape for a in arrays]), 1)
-            sums = probe.cupy().ndarray((plan.chunks,), real)
-            _launch(kernel, plan, [arrays], sums)
-            return root(sums, axis=0)
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    return xp.astype(_norm(xp, [xp.astype(a, real) for a in arrays]), dtype)
+    found = broken.attempt("xlstm_squares", _launched_norm, arrays)
+    if found is not None:
+        return found
+    dtype = arrays[0].dtype
+    return xp.astype(_norm(xp, [xp.astype(a, REAL[fuse.real(dtype)]) for a in arrays]), dtype)
 
 
 def _norm(xp: Namespace, arrays: Sequence[Array]) -> Array:
     squares = [xp.sum(a * a) for a in arrays]
     return xp.sqrt(sum(squares[1:], squares[0]))
+
+
+def _launched_norm(arrays: Sequence[Array]) -> Array:
+    dtype, plan = arrays[0].dtype, _plan(tuple([a.shape for a in arrays]), (arrays[0].itemsize,))
+    kernel, root = _squares_kernels(dtype)
+    sums = probe.cupy().ndarray((plan.chunks,), REAL[fuse.real(dtype)])
+    _launch(kernel, plan, [arrays], sums)
+    return root(sums, axis=0)
 
 
 def _takes(xp: Namespace, columns: Sequence[Sequence[Array]]) -> bool:
@@ -202,44 +212,49 @@ def _most(columns: int) -> int:
 def _launch(kernel: Any, plan: Plan, columns: Sequence[Sequence[Array]], *arguments: Any) -> None:
     """Launch a kernel on all arrays of columns, as many at once as it has room for; more arguments come last."""
     for part in plan.parts:
-        arrays = [a if a.flags.c_contiguous else a.copy(order="C") for column in columns for a in column[part.some]]
-        count = len(arrays) // len(columns)
-        addresses = [a.data.ptr for a in arrays]
-        spare = [0] * (_most(len(columns)) - count)
-        padded = [n for k in range(0, len(arrays), count) for n in (*addresses[k : k + count], *spare)]
-        table = device.with_addresses(padded, part.sizes)
-        kernel((part.blocks,), (THREADS,), (table, np.int32(count), np.int64(part.start), *arguments))
+        arrays = [
+            a if a.strides == steps or a.flags.c_contiguous else a.copy(order="C")
+            for column, lie in zip(columns, plan.lie, strict=True)
+            for a, steps in zip(column[part.some], lie[part.some], strict=True)
+        ]
+        table = device.with_addresses([a.data.ptr for a in arrays], part.sizes, len(columns), part.spare)
+        kernel(part.grid, (THREADS,), (table, *part.numbers, *arguments))
 
 
 class Part(NamedTuple):
     """The arrays of a launch."""
 
     some: slice
+    spare: int  # how many more it has room for
     sizes: bytes  # `Table` after its addresses
-    blocks: int
-    start: int  # chunks of arrays before them
+    grid: tuple[int]
+    numbers: tuple[Any, Any]  # how many arrays there are, and chunks of arrays before them
 
 
 class Plan(NamedTuple):
-    """How many chunks arrays have, where each begins in elements when they lie one after the other, and launches."""
+    """How arrays of some shapes are divided into chunks, one after the other, and into launches."""
 
     chunks: int
-    places: list[int]
+    places: list[int]  # where each array begins, in elements
+    lie: list[list[tuple[int, ...]]]  # the strides of the arrays of each column where they are contiguous
     parts: list[Part]
 
 
 @functools.lru_cache(maxsize=64)
-def _plan(shapes: tuple[tuple[int, ...], ...], columns: int) -> Plan:
-    most, parts = _most(columns), []
+def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Plan:
+    """Return the plan for columns of arrays, from the bytes of an element of each column."""
+    most, parts = _most(len(itemsizes)), []
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
+    lie = [[tuple(n * math.prod(shape[k + 1 :]) for k in range(len(shape))) for shape in shapes] for n in itemsizes]
     for k in range(0, len(sizes), most):
         some, first = sizes[k : k + most], ends[k : k + most + 1]
         table = np.zeros((), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True))
         table["size"][: len(some)] = some
         table["first"][: len(some)] = np.subtract(first[:-1], first[0])
-        parts.append(Part(slice(k, k + most), table.tobytes(), first[-1] - first[0], first[0]))
-    return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], parts)
+        numbers = np.int32(len(some)), np.int64(first[0])
+        parts.append(Part(slice(k, k + most), most - len(some), table.tobytes(), (first[-1] - first[0],), numbers))
+    return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], lie, parts)
 
 
 @functools.cache

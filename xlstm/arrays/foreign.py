@@ -8,6 +8,7 @@ take as they are, those of NumPy, CuPy, PyTorch, and of libraries with the array
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from xlstm.arrays import probe
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_own: set[type] = {np.ndarray, type(None)}  # types of values that stay as they are, of which others are found
 # DLPack's numbers of the kinds of memory that each library takes.
 HOST, DEVICE = {1: "a CPU", 3: "a CPU, pinned"}, {2: "a GPU", 13: "managed"}
 
@@ -50,15 +52,21 @@ def from_foreign(where: str, value: Any) -> Any:
     TypeError
         The memory of an array is none that NumPy or CuPy takes, or CuPy does not work here; or the array has a mask.
     """
-    if type(value) is np.ndarray or value is None:
+    kind = type(value)
+    if kind in _own:
         return value
-    if type(value) is dict:
-        found = {name: from_foreign(where, a) for name, a in value.items()}
-        return found if any(found[name] is not a for name, a in value.items()) else value
-    if type(value) in (tuple, list):
-        some = [from_foreign(where, a) for a in value]
-        return type(value)(some) if any(a is not b for a, b in zip(some, value, strict=True)) else value
-    return _adopted(where, value) if is_foreign(value) else value
+    if kind in (dict, tuple, list):
+        parts = value.values() if kind is dict else value
+        if _own.issuperset(map(type, parts)):
+            return value
+        some = [from_foreign(where, a) for a in parts]
+        if all(map(operator.is_, some, parts)):
+            return value
+        return dict(zip(value, some, strict=True)) if kind is dict else kind(some)
+    if is_foreign(value):
+        return _adopted(where, value)
+    _own.add(kind)
+    return value
 
 
 def accepts_foreign(function: Callable[P, R]) -> Callable[P, R]:

@@ -7,6 +7,7 @@ and compiled as a whole is one pass, and nothing is written twice for that: the 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ loops: Callable[..., Any] | None = None
 
 
 def compiles(xp: Namespace) -> bool:
-    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy are."""
-    return bool(xp.__name__ == CUPY)
+    """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy on CUDA are."""
+    return bool(xp.__name__ == CUPY) and not probe.rocm()
 
 
 def fuse(
@@ -75,28 +76,28 @@ def fuse(
             out[...] = found  # type: ignore[index]  # a tuple is for CuPy
         return out
     kernel = _kernel(function, tuple(a.dtype for a in arrays), tuple(options.items()))
-    if broken.works(kernel.name):
-        try:
-            return kernel(*arrays, *(() if out is None else listed(out)))
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    found = plain(xp, function, arrays, options)
-    if out is None:
-        return found
-    for room, a in zip(listed(out), listed(found), strict=True):
-        room[...] = a
-    return out
+    found = broken.attempt(kernel.name, kernel, *arrays, *(() if out is None else listed(out)))
+    if found is None:
+        found = plain(xp, function, arrays, options)
+        for room, a in zip(() if out is None else listed(out), listed(found), strict=False):
+            room[...] = a
+    return found if out is None else out
 
 
 def plain(
-    xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any], *numbers: Any
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: Sequence[Array],
+    options: dict[str, Any],
+    *numbers: Any,
+    leading: Sequence[int | None] = (),
 ) -> Any:
     """Return `function(xp, *arrays, *numbers, **options)` by operations of CuPy, halves computed in float32.
 
     Results are those of a kernel: CuPy itself would compute in halves, and make float32 of some results in bfloat16.
     """
     wide = [xp.astype(a, xp.float32) if name(a.dtype) in HALVES else a for a in arrays]
-    dtypes = results(function, (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers)), options)
+    dtypes = results(function, (*(a.dtype for a in arrays), *(arrays[0].dtype for _ in numbers)), options, leading)
     pairs = zip(listed(function(xp, *wide, *numbers, **options)), dtypes, strict=True)
     found = tuple(xp.astype(a, dtype, copy=False) for a, dtype in pairs)
     return found[0] if len(found) == 1 else found
@@ -113,17 +114,6 @@ def looped(
     if xp is not np or loops is None:
         return None
     return loops(function, arrays, sums, options)
-
-
-def summed(xp: Namespace, function: Callable[..., Any], *arrays: Array, sums: int = 1, **options: Any) -> Any:
-    """Return the results of `fuse`, the last `sums` of them summed over all axes but the last."""
-    found = looped(xp, function, arrays, sums, options)
-    if found is not None:
-        return found
-    found = listed(fuse(xp, function, *arrays, **options))
-    first = len(found) - sums
-    found = (*found[:first], *(xp.sum(a, axis=tuple(range(a.ndim - 1))) for a in found[first:]))
-    return found[0] if len(found) == 1 else found
 
 
 def with_numbers(
@@ -152,11 +142,9 @@ def total(xp: Namespace, a: Array, b: Array, axes: int | tuple[int, ...] = -1, d
             a, b = a.reshape(flat), b.reshape(flat)
         return np.vecdot(a, b) if xp is np and axes == -1 else xp.sum(a * b, axis=axes, dtype=dtype)
     to = a.dtype if dtype is None else dtype
-    if broken.works("xlstm_total"):
-        try:
-            return _total(a.dtype, to)(a, b, axis=axes)
-        except Exception as error:
-            broken.failed("xlstm_total", error)
+    found = broken.attempt("xlstm_total", lambda: _total(a.dtype, to)(a, b, axis=axes))
+    if found is not None:
+        return found
     wide = xp.float32 if name(a.dtype) in HALVES else a.dtype
     return xp.astype(xp.sum(xp.astype(a, wide) * xp.astype(b, wide), axis=axes), to)
 
@@ -169,8 +157,8 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 
 def windows(a: Array, width: int) -> Array:
-    """Return a view of a CuPy array (T + width - 1, ...) as (T, ..., width): for each step `width` steps from it on."""
-    shape, steps = (a.shape[0] - width + 1, *a.shape[1:], width), (*a.strides, a.strides[0])
+    """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...): T steps from each of `width` steps on."""
+    shape, steps = (width, a.shape[0] - width + 1, *a.shape[1:]), (a.strides[0], *a.strides)
     return probe.cupy().lib.stride_tricks.as_strided(a, shape, steps)
 
 
@@ -228,20 +216,25 @@ def traced(
     inputs: int,
     options: tuple[tuple[str, Any], ...],
     library: type[SymbolicNamespace] = SymbolicNamespace,
+    leading: Sequence[int | None] = (),
 ) -> list[Line]:
-    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ..."""
+    """Return the trace of a function of x0, x1, ..., which gives y0, y1, ...; `leading` has lengths of leading axes."""
 
     def named(xp: Any, **symbols: Symbols) -> dict[str, Symbols]:
         return {f"y{k}": a for k, a in enumerate(listed(function(xp, *symbols.values(), **dict(options))))}
 
-    return trace(named, dict.fromkeys(f"x{k}" for k in range(inputs)), library)[0]
+    lengths = itertools.zip_longest(range(inputs), leading)
+    return trace(named, {f"x{k}": n for k, n in lengths}, library)[0]
 
 
-def results(function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+def results(
+    function: Callable[..., Any], dtypes: tuple[Any, ...], options: dict[str, Any], leading: Sequence[int | None] = ()
+) -> list[Any]:
     """Return the dtypes of the function's results; float16 stands for bfloat16, of which NumPy makes float32."""
     wider = {dtype: np.dtype("float16") for dtype in (*dtypes, *options.values()) if str(dtype) == "bfloat16"}
     back = {half: dtype for dtype, half in wider.items()}
-    ones = [np.ones(1, dtype=wider.get(dtype, dtype)) for dtype in dtypes]
+    shapes = itertools.zip_longest(dtypes, leading)
+    ones = [np.ones((1,) if n is None else (n, 1), dtype=wider.get(dtype, dtype)) for dtype, n in shapes]
     with np.errstate(all="ignore"):
         found = function(np, *ones, **{option: wider.get(value, value) for option, value in options.items()})
     return [back.get(a.dtype, a.dtype) for a in listed(found)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe, segments
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
@@ -58,17 +58,19 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     list of array (M, ...)
     """
     if fuse.compiles(xp):
-        if arrays[0].itemsize > 1 and broken.works("xlstm_gather"):
-            found: list[Array] = []
-            try:
-                with device_of(places[0]):
-                    for k in range(0, len(arrays), ARRAYS):
-                        found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
-                return found
-            except Exception as error:
-                broken.failed("xlstm_gather", error)
+        found = broken.attempt("xlstm_gather", _gathered, arrays, places) if arrays[0].itemsize > 1 else None
+        if found is not None:
+            return found  # type: ignore[no-any-return]
         arrays = [xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays]
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
+
+
+def _gathered(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
+    found: list[Array] = []
+    with device_of(places[0]):
+        for k in range(0, len(arrays), ARRAYS):
+            found += _launched(arrays[k : k + ARRAYS], places[k : k + ARRAYS])
+    return found
 
 
 def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
@@ -91,11 +93,18 @@ COMPARED = 1 << 24  # pairs of a place and a row that are compared at once
 
 
 def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
-    """Return (count, D) with each of rows (N, D) added at its place, a whole number of places (N,)."""
+    """Return (count, D) with each of rows (N, D) added at its place, a whole number of places (N,).
+
+    On CuPy a place that there is not is left out.
+    """
     if xp is np:
         found = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
         np.add.at(found, places, rows)
         return found
+    if fuse.compiles(xp) and segments.takes(rows):
+        found = broken.attempt("xlstm_add_rows", segments.added, places, rows, count)
+        if found is not None:
+            return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
     parts, step = [], max(1, COMPARED // max(1, places.shape[0]))
     for first in range(0, max(1, count), step):

@@ -33,7 +33,7 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     arrays : dict of str to array
         Arrays under the names that an error uses.
     wide : container of str
-        The names of arrays that are float32 where the first array is float16 or bfloat16.
+        The names of arrays that are float32 where the first other array is float16 or bfloat16.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
     """
     if not arrays:
         raise ValueError(f"{where}: there are no arrays, expected parameters")
-    first_name, first = next(iter(arrays.items()))
+    first_name, first = next((name, array) for name, array in arrays.items() if name not in wide)
     if type(first) is np.ndarray and first.dtype in (np.float32, np.float64):
         dtype = first.dtype
         if all(type(array) is np.ndarray and array.dtype is dtype for array in arrays.values()):
@@ -130,6 +130,13 @@ def is_floating(xp: Namespace, dtype: Any) -> bool:
         return bool(xp.isdtype(dtype, "real floating"))
     # A dtype of NumPy or CuPy, whose `isdtype` refuses the bfloat16 of ml_dtypes.
     return kind == "f" or (kind == "V" and dtype_name(dtype) == "bfloat16")
+
+
+def reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    """Reshape by the method, where the library has one: it takes less time than the function."""
+    if hasattr(array, "reshape"):
+        return array.reshape(shape)
+    return array.__array_namespace__().reshape(array, shape)
 
 
 def room(xp: Namespace, like: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+ROCM = "CuPy for ROCm: layers run in operations of CuPy, as kernels and graphs of xlstm are for CUDA"
 CUPY = "pip install 'cupy-cuda12x[ctk]' (CUDA 13: 'cupy-cuda13x[ctk]')"
 
 
@@ -34,6 +35,12 @@ def nccl() -> Any:
     from cupy.cuda import nccl
 
     return nccl
+
+
+@functools.cache
+def rocm() -> bool:
+    """Return whether this is the CuPy of AMD's GPUs, for which there are neither our kernels nor graphs."""
+    return bool(cupy().cuda.runtime.is_hip)
 
 
 @functools.cache

@@ -1,58 +1,23 @@
-"""Functions that take means and maxima along rows: one compiled loop over NumPy arrays, one kernel on CuPy.
-
-A block of the kernel has one row. A mean needs the whole row before whatever depends on it, so the trace of the
-function is divided into stages: each is a loop over the row, at the end of which the block's threads add up.
-"""
+"""Functions along rows, and sums over rows: one compiled loop over NumPy arrays, one kernel on CuPy."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe, strides
-from xlstm.arrays.namespace import SINGLE, Array, Namespace
-from xlstm.tracing.reductions import Rows, RowWriter, SingleRows
+from xlstm.arrays import broken, constants, device, fuse, probe, strides
+from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.row_source import FAN, MOST, Source
 from xlstm.tracing.symbols import UntraceableError
-from xlstm.tracing.writers import C
 
-OUTER, MOST = 3, 256  # axes of rows, and threads of a block at most
-
-# The sum or the maximum of a value of all threads of a block, of which there are a power of two.
-SYNC = """
-template <class T>
-__device__ __forceinline__ T sync_row(T v, T* room, bool largest) {
-    __syncthreads();
-    room[threadIdx.x] = v;
-    for (int half = blockDim.x / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if ((int)threadIdx.x < half) {
-            const T a = room[threadIdx.x], b = room[threadIdx.x + half];
-            room[threadIdx.x] = largest ? (a > b || a != a ? a : b) : a + b;
-        }
-    }
-    __syncthreads();
-    return room[0];
-}
-"""
-TEXT = """
-struct Layout {{
-    long long shape[{outer}];           // of the rows
-    long long steps[{arrays}][{outer}];  // of each array along these axes, in elements
-    long long along[{arrays}];          // and along a row
-}};
-extern "C" __global__ void {name}(const Layout layout, long long columns{parameters}) {{
-    __shared__ double memory[{most}];
-    const long long row = blockIdx.x;
-    const long long i2 = row % layout.shape[2], i1 = row / layout.shape[2] % layout.shape[1];
-    const long long i0 = row / layout.shape[2] / layout.shape[1];
-    {begin}
-    {body}
-}}
-"""
+OUTER = 3  # axes of rows at most
+BLOCKS = FAN * FAN  # that share sums at most: several for each multiprocessor of any card, added up in two stages
+COUNTERS = 2 * BLOCKS  # more than so many blocks have
 
 
 def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **options: Any) -> Any:
@@ -66,97 +31,163 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
         found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back
-    found = _launched(xp, function, arrays, options) if fuse.compiles(xp) else None
-    found = fuse.looped(xp, function, arrays, 0, options) if found is None else found
+    if fuse.compiles(xp):
+        found = _launched(xp, function, arrays, options)
+        return fuse.plain(xp, function, arrays, options) if found is None else found
+    found = fuse.looped(xp, function, arrays, 0, options)
     return function(xp, *arrays, **options) if found is None else found
 
 
-def _launched(xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], options: dict[str, Any]) -> Any:
-    """Return the results from one launch, or None where there is no kernel for these arrays."""
-    plan = _plan(function, tuple([(a.dtype, a.shape, a.strides) for a in arrays]), tuple(options.items()))
-    if plan is None:
-        return None
-    kernel, grid, threads, given, results = plan
-    if broken.works(kernel.name):
-        try:
-            outputs = [probe.cupy().ndarray(shape, dtype) for shape, dtype in results]
-            kernel(grid, threads, (*given, *arrays, *outputs))
-            return outputs[0] if len(outputs) == 1 else tuple(outputs)
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    return fuse.plain(xp, function, arrays, options)
+def summed(
+    xp: Namespace,
+    function: Callable[..., Any],
+    *arrays: Array,
+    sums: int = 1,
+    keep: int = 1,
+    leading: tuple[int | None, ...] = (),
+    out: Sequence[Array] = (),
+    **options: Any,
+) -> Any:
+    """Return `function(xp, *arrays, **options)`, the last results summed; on CuPy from one launch.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    function
+        As for `fuse`; on CuPy it may take sums, means and maxima along the last axis, too.
+    arrays
+        Their shapes broadcast, but for leading axes that the function takes apart.
+    sums : int
+        So many of the results are summed over all axes but the last `keep`, on CuPy halves in float32. Leading axes
+        come last in sums.
+    keep : int
+        1 or, on CuPy, 2.
+    leading : tuple of int or None, optional
+        On CuPy the length of the leading axis that the function takes apart, for each array that has one.
+    out : sequence of array, optional
+        Room for other results, the first of all, in any memory order.
+    options
+        Options of the function; hashable.
+
+    Returns
+    -------
+    array or tuple of array
+    """
+    cupy = fuse.compiles(xp)
+    found = _launched(xp, function, arrays, options, sums, keep, leading, out) if cupy else None
+    if found is not None:
+        return found
+    found = fuse.looped(xp, function, arrays, sums, options)
+    if found is not None:
+        found = list(fuse.listed(found))
+    else:
+        plain = fuse.plain(xp, function, arrays, options, leading=leading) if cupy else None
+        found = list(fuse.listed(fuse.fuse(xp, function, *arrays, **options) if plain is None else plain))
+        ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
+        for k in range(len(found) - sums, len(found)):
+            before = found[k].ndim - ndim
+            found[k] = xp.sum(found[k], axis=tuple(range(before, found[k].ndim - keep)))
+            found[k] = xp.moveaxis(found[k], 0, -1) if before else found[k]
+    for k, to in enumerate(out):
+        to[...] = found[k]
+        found[k] = to
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def column_sums(xp: Namespace, a: Array) -> Array:
+    """Return the sum over all axes but the last, on CuPy halves in float32."""
+    if fuse.compiles(xp):
+        return summed(xp, _same, a)
+    return xp.sum(xp.reshape(a, (math.prod(a.shape[:-1]), a.shape[-1])), axis=0)
+
+
+def _same(xp: Namespace, a: Array) -> Array:
+    return a
+
+
+def _launched(
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: Sequence[Array],
+    options: dict[str, Any],
+    sums: int = 0,
+    keep: int = 1,
+    leading: tuple[int | None, ...] = (),
+    out: Sequence[Array] = (),
+) -> Any:
+    """Return the results from one launch, or None where no kernel works for these arrays."""
+    given, room = (tuple([(a.dtype, a.shape, a.strides) for a in some]) for some in (arrays, out))
+    plan = _plan(function, given, tuple(options.items()), sums, keep, leading, room)
+    return None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out, sums)
+
+
+def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array], sums: int) -> Any:
+    made = probe.cupy().ndarray
+    found = (*out, *[made(shape, dtype) for shape, dtype in plan.results[len(out) :]])
+    more = [made(*plan.parts), constants.counters(xp, COUNTERS, device_of(arrays[0]))] if sums else []
+    plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *found, *more))
+    return found[0] if len(found) == 1 else found
+
+
+class Plan(NamedTuple):
+    """What a call asks for, but for addresses."""
+
+    kernel: Any
+    grid: tuple[int, int]
+    threads: int
+    layout: Any
+    results: list[tuple[tuple[int, ...], Any]]  # shapes and dtypes, those that are summed last
+    parts: tuple[int, Any]  # size and dtype of the sums of all blocks
 
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    function: Callable[..., Any], arrays: tuple[tuple[Any, ...], ...], options: tuple[tuple[str, Any], ...]
-) -> tuple[Any, ...] | None:
-    """Return a launch but for arrays, and the shapes and dtypes of results, from dtypes, shapes and strides."""
-    dtypes, shapes, _ = zip(*arrays, strict=True)
-    shape, single = np.broadcast_shapes(*shapes), tuple(not own or own[-1] == 1 for own in shapes)
-    if not all(map(device.known, dtypes)) or math.prod(shape) == 0 or all(single):
-        return None
-    layout = _layout(shape, [(own, [step // dtype.itemsize for step in far]) for dtype, own, far in arrays])
-    kernel_text = source(function, dtypes, single, options)
-    if layout is None or kernel_text is None:
-        return None
-    text, results = kernel_text
-    threads = min(MOST, 1 << max(5, (shape[-1] - 1).bit_length()))
-    made = [((*shape[:-1], 1 if one else shape[-1]), dtype) for dtype, one in results]
-    given = layout, np.int64(shape[-1])
-    return device.kernel(text, _name(function)), (math.prod(shape[:-1]),), (threads,), given, made
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return f"xlstm_rows_{function.__name__.strip('_')}"
-
-
-def _layout(shape: Sequence[int], arrays: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Any:
-    """Return `Layout` from the shapes and steps of arrays, or None where their rows have too many axes."""
-    steps = [strides.broadcast(shape, own, step) for own, step in arrays]
-    sizes, along = strides.joined(range(len(shape) - 1), shape, steps)
-    if len(sizes) > OUTER:
-        return None
-    missing = OUTER - len(sizes)
-    far = [step for one in along for step in ([0] * missing + one)]
-    return device.struct([*[1] * missing, *sizes, *far, *(step[-1] for step in steps)])
-
-
-@functools.cache
-def source(
     function: Callable[..., Any],
-    dtypes: tuple[Any, ...],
-    single: tuple[bool, ...],
+    arrays: tuple[tuple[Any, ...], ...],
     options: tuple[tuple[str, Any], ...],
-) -> tuple[str, list[tuple[Any, bool]]] | None:
-    """Return the text of a kernel, and the dtype of each result and whether it has one number for a row.
-
-    None says that the trace of the function has something else than rows. `single` has which arrays are one number for
-    a row.
-    """
-    inputs = [f"x{k}" for k in range(len(dtypes))]
+    sums: int,
+    keep: int,
+    leading: tuple[int | None, ...],
+    out: tuple[tuple[Any, ...], ...],
+) -> Plan | None:
+    """Return the plan for the dtypes, shapes and strides of arrays, or None where there is no kernel for them."""
+    leading = (*leading, *[None] * (len(arrays) - len(leading)))
+    own = [shape if n is None else shape[1:] for (_, shape, _), n in zip(arrays, leading, strict=True)]
+    dtypes, shape = tuple(dtype for dtype, _, _ in arrays), np.broadcast_shapes(*own)
+    single = tuple(not axes or axes[-1] == 1 for axes in own)
+    if not all(map(device.known, dtypes)) or not 0 < math.prod(shape) < 2**31 * shape[-1] or all(single):
+        return None
     try:
-        lines = fuse.traced(function, len(dtypes), options, SingleRows if set(dtypes) == {SINGLE} else Rows)
+        made = _source(function, dtypes, options, single, leading, sums)
     except UntraceableError:
         return None
-
-    def load(name: str, _: int | None) -> str:
-        return f"widen({name}[{'0' if name in rows.single else f'unit * layout.along[{name[1:]}]'}])"
-
-    def store(name: str, _: int | None, value: str) -> str:
-        return f"narrow({name}[{'row' if name in rows.single else 'row * columns + unit'}], {value});"
-
-    real = {name: fuse.real(dtype) for name, dtype in zip(inputs, dtypes, strict=True)}
-    rows = RowWriter(C(lines, load, store, real), {name for name, one in zip(inputs, single, strict=True) if one})
-    begin = [" + ".join(f"i{axis} * layout.steps[{k}][{axis}]" for axis in range(OUTER)) for k in range(len(dtypes))]
-    body = rows.body()
-    results = [(dtype, f"y{k}" in rows.single) for k, dtype in enumerate(fuse.results(function, dtypes, dict(options)))]
-    parameters = [f"const {device.type_of(dtype)}* x{k}" for k, dtype in enumerate(dtypes)]
-    parameters += [f"{device.type_of(dtype)}* y{k}" for k, (dtype, _) in enumerate(results)]
-    text = TEXT.format(
-        **{"name": _name(function), "outer": OUTER, "most": MOST, "arrays": len(dtypes)},
-        begin="\n    ".join(f"x{k} += {far};" for k, far in enumerate(begin)),
-        body="\n    ".join(body),
-        parameters="".join(f", {p}" for p in parameters),
+    results = [(one.shape(shape, keep), one.dtype) for one in made.results.values()]
+    lying = [(size, tuple(step // dtype.itemsize for step in far)) for dtype, size, far in (*arrays, *out)]
+    lying += [(size, _contiguous(size)) for size, _ in results[len(out) : len(results) - sums]]
+    apart = [n is not None for n in (*leading, *(one.length for one in made.results.values()))]
+    steps = [strides.broadcast(shape, size[n:], far[n:]) for (size, far), n in zip(lying, apart, strict=False)]
+    sizes, along = strides.joined(range(len(shape) - keep), shape, steps)
+    heads, columns, rows = math.prod(shape[-keep:-1]), shape[-1], math.prod(shape[:-keep])
+    threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
+    tiles = 1 if made.whole else -(-columns // threads)
+    chunk = 1 if made.whole and not sums else -(-rows // max(1, BLOCKS // (heads * tiles)))
+    if len(sizes) > OUTER or heads * tiles > 65535:
+        return None
+    numbers = [rows, columns, chunk, tiles, *(sizes or [1])]
+    for far, step, (_, whole), n in zip(along, steps, lying, apart, strict=False):
+        numbers += [*(far or [0]), step[-2] if keep > 1 else 0, step[-1], whole[0] if n else 0]
+    fixed = frozenset(k for k, far in enumerate(along[: len(arrays)]) if not any(far))
+    grid = -(-rows // chunk), heads * tiles
+    return Plan(
+        device.kernel(made.text(max(1, len(sizes)), fixed), made.name),
+        *(grid, threads, device.struct(numbers), results),
+        (grid[0] * len(made.slots) * heads * columns, np.float64 if made.real == "double" else np.float32),
     )
-    return device.TEXT + SYNC + text, results
+
+
+_source = functools.cache(Source)
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -54,11 +54,14 @@ def scan(
     list of (array, array)
         For each value that is carried: the kept ones, steps along `axis`, and the one after the last step.
     """
-    launched = _launch(function, start, arrays, axis, reverse, after) if fuse.compiles(xp) else None
-    if launched is not None:
-        return launched
+    found = None
+    if fuse.compiles(xp):
+        name = f"xlstm_scan_{function.__name__.strip('_')}"
+        found = broken.attempt(name, _launch, name, function, start, arrays, axis, reverse, after)
+    if found is not None:
+        return found  # type: ignore[no-any-return]
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
-    if at_once is not None:
+    if at_once is not None and not fuse.compiles(xp):  # CuPy copies factors of its own products
         return [(kept, kept[(..., 0 if reverse else n - 1, *tail)]) for kept in at_once(xp, *arrays)]
     order = range(n - 1, -1, -1) if reverse else range(n)
     first = [a[(..., order[0], *tail)] for a in arrays]
@@ -66,7 +69,8 @@ def scan(
     kept: list[Array] = []
     for t in order:
         at = (..., t, *tail)
-        new = listed(function(xp, *carried, *(a[at] for a in arrays)))
+        given = (*carried, *(a[at] for a in arrays))
+        new = listed(fuse.plain(xp, function, given, {}) if fuse.compiles(xp) else function(xp, *given))
         if not kept:  # new ones have the shape and the dtype of all of them
             axes = [(*a.shape[: a.ndim + axis + 1], n, *a.shape[a.ndim + axis + 1 :]) for a in new]
             kept = [xp.empty(shape, dtype=a.dtype, device=device_of(a)) for a, shape in zip(new, axes, strict=True)]
@@ -77,17 +81,15 @@ def scan(
 
 
 def _launch(
+    name: str,
     function: Callable[..., Any],
     start: Sequence[Array | float],
     arrays: tuple[Array, ...],
     axis: int,
     reverse: bool,
     after: bool,
-) -> Pairs | None:
-    """Run the kernel, which is given the first step of each array, and the distance from there to the next one.
-
-    Return None where the kernel does not work.
-    """
+) -> Pairs:
+    """Run the kernel, which is given the first step of each array, and the distance from there to the next one."""
     cp = probe.cupy()
     n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
     at = (..., n - 1 if reverse else 0, *tail)
@@ -99,14 +101,9 @@ def _launch(
     ends = [cp.empty(shape, dtype=dtype) for dtype in dtypes]
     sign = -1 if reverse else 1
     far = [sign * a.strides[axis] // a.itemsize for a in (*arrays, *kept)]
-    kernel = _kernel(function, dtypes, tuple(a.dtype for a in arrays), after)
-    if broken.works(kernel.name):
-        try:
-            kernel(*start, *firsts, n, *far, *(a[at] for a in kept), *ends)
-            return list(zip(kept, ends, strict=True))
-        except Exception as error:
-            broken.failed(kernel.name, error)
-    return None
+    kernel = _kernel(name, function, dtypes, tuple(a.dtype for a in arrays), after)
+    kernel(*start, *firsts, n, *far, *(a[at] for a in kept), *ends)
+    return list(zip(kept, ends, strict=True))
 
 
 @functools.cache
@@ -145,6 +142,7 @@ def source(function: Callable[..., Any], start: tuple[Any, ...], arrays: tuple[A
 
 
 @functools.cache
-def _kernel(function: Callable[..., Any], start: tuple[Any, ...], arrays: tuple[Any, ...], after: bool) -> Any:
-    text = source(function, start, arrays, after)
-    return probe.cupy().ElementwiseKernel(*text, f"xlstm_scan_{function.__name__.strip('_')}")
+def _kernel(
+    name: str, function: Callable[..., Any], start: tuple[Any, ...], arrays: tuple[Any, ...], after: bool
+) -> Any:
+    return probe.cupy().ElementwiseKernel(*source(function, start, arrays, after), name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, astype
 from xlstm.cells import cell
 from xlstm.cells.activations import SHARES
 
@@ -143,5 +143,6 @@ class ResetBefore(Cell):
         """Return the gradient of Wn from dz (3, k, H, B)."""
         H = dz.shape[2]
         dn, q = dz[2, ...], saved.s[1, ...] * saved.h0 * drop  # (k, H, B)
+        q = astype(xp, q, dn.dtype)  # a number makes float32 of bfloat16 on CuPy
         dn, q = (xp.reshape(xp.permute_dims(a, (1, 0, 2)), (H, -1)) for a in (dn, q))
         return {"Wn": product(xp, dn, q.T)}  # (2)

@@ -19,6 +19,7 @@ from xlstm.arrays.backend import available_backends, backend
 from xlstm.arrays.namespace import DTYPES
 from xlstm.cli.configuration import JsonOption
 from xlstm.cli.console import out
+from xlstm.engines.cuda import check as checking
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told
 from xlstm.engines.cuda.tiling import Device, Tiling, peaks
@@ -52,9 +53,14 @@ def info(
         Option("--explain", metavar="LAYER T B H DTYPE", help="How it runs on a GPU."),
     ] = None,
     card: Annotated[str | None, Option(help="For --explain: t4, rtx4090, h100, ... instead of the GPU.")] = None,
+    check: Annotated[bool, Option("--check", help="Compare the values of every kind of kernel on the GPU.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
+    if check:
+        found = checking.run()
+        typer.echo(json.dumps([row._asdict() for row in found]) if as_json else str(found))
+        raise typer.Exit(len(found.wrong) > 0)
     if layer is not None:
         rows: dict[str, Any] = explain(*layer, card)
     elif card is not None:
@@ -88,6 +94,7 @@ def describe() -> dict[str, Any]:
     if probe.cupy_failure() is None:
         runtime = probe.cupy().cuda.runtime
         about |= {"cuda driver": runtime.driverGetVersion(), "cuda runtime": runtime.runtimeGetVersion()}
+        about |= {"rocm": probe.ROCM} if probe.rocm() else {}
     if "torch" in sys.modules and (torch := probe.torch()).cuda.is_available():
         about |= {"torch's cuda": torch.version.cuda, "torch's cudnn": torch.backends.cudnn.version()}
     return about
@@ -138,7 +145,7 @@ def explain(kind: str, T: int, B: int, H: int, dtype: str, card: str | None = No
     layer = LAYERS[kind](H, H)
     (cell,) = layer.cells.values()
     added = tuple(name.rpartition(".")[2] for name in layer.shapes if name.endswith((".b", ".bh")))
-    failure = None if card is not None else probe.cupy_failure()
+    failure = None if card is not None else probe.cupy_failure() or (probe.ROCM if probe.rocm() else None)
     device = launch.current() if card is None and failure is None else CARDS[card or "h100"]
     choice = choose(told(), pointwise(cell, (), added), "", dtype, H, 1, B, device)
     shared = f"{device.shared // 1024} KB a block" + ("" if failure is None else f" (what if: {failure})")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, Params
+from xlstm.arrays.namespace import Array, Params, reshape
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
-from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Gradients, Kept, Segment, Tape, Widths, beside, segments, swap, with_idle
 
 # Local derivatives are made for as many steps at once as make about this many numbers, which stay in a CPU's cache.

@@ -11,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.cell import Cell
 from xlstm.cells.normalization import layer_norm, layer_norm_bwd
 
@@ -131,13 +131,6 @@ class Step:
             return reshape(self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))
         dh = self._times(WT, da)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
-
-
-def reshape(array: Array, shape: tuple[int, ...]) -> Array:
-    """Reshape by the method, where the library has one: it takes a quarter of the time, and runs once a step."""
-    if hasattr(array, "reshape"):
-        return array.reshape(shape)
-    return array.__array_namespace__().reshape(array, shape)
 
 
 def _no_weights(xp: Namespace, Wx: Array, G: int) -> Array:

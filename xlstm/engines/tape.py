@@ -16,9 +16,9 @@ from xlstm import workspace  # noqa: F401  # it settles how the C allocator keep
 from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import product
-from xlstm.arrays.namespace import Array, Namespace, device_of, room
+from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room
 from xlstm.cells.cell import Cell
-from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.cell_step import Step
 
 Widths = Sequence[tuple[int, int]]  # (steps, width) of each segment, widths falling
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import constants
-from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.fuse import compiles, fuse, listed, summed, total, windows
+from xlstm.arrays.concat import concat
+from xlstm.arrays.fuse import compiles, fuse, listed, windows
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.rows import column_sums, summed
+from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
 from xlstm.layers.module import SameWidth, Weight, rows
-from xlstm.layers.module import total as column_sums
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
@@ -31,10 +32,13 @@ class CausalConv(SameWidth, SequenceLayer):
     kernel_size : int
         Number k of steps that each y sees, the last of which is its own. Parameters are `W` (D, k) and `b` (D,). The
         state is (x,), the k - 1 steps before, (k - 1, B, D).
+    silu : bool
+        Whether y is silu of that.
     """
 
     size: int
     kernel_size: int = 4
+    silu: bool = False
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -49,31 +53,36 @@ class CausalConv(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
-        y = fuse(xp, _convolved, *self._taps(xp, p), *self._windows(xs, span.T), p["b"], size=self.kernel_size)
+        arrays = (*self._taps(xp, p), *self._windows(xs, span.T), p["b"])
+        found = listed(fuse(xp, _activated if self.silu else _convolved, *arrays, size=self.kernel_size))
+        y, kept = found[-1], (xs, *found) if self.silu else (xs,)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
-            return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), xs
+            return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
         last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
-        return y, (xp.reshape(last, state[0].shape),), xs
+        return y, (xp.reshape(last, state[0].shape),), kept
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        xp = span.xp
+        xp, (xs, *values) = span.xp, kept
         before, T = self.kernel_size - 1, span.T
-        rest = Filled(0.0, before)
-        dys = self._windows(concat(xp, (rest, dy, rest), 0), before + T)
+        padded = xp.empty((T + 2 * before, *dy.shape[1:]), dtype=dy.dtype, device=device_of(dy))
+        padded[:before, ...], padded[before + T :, ...] = 0, 0
+        dz = padded[before : before + T, ...]
+        if compiles(xp):
+            arrays, leading = (dy, windows(xs, self.kernel_size), *values), (None, self.kernel_size)
+            _, db, dW = summed(xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz])
+        else:
+            dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
+            db = column_sums(xp, dz)
+            dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs, T), sums=self.kernel_size)), axis=1)
+        dys = self._windows(padded, before + T)
         dxs = fuse(xp, _convolved, *self._taps(xp, p)[::-1], *dys, size=self.kernel_size)
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
-            dlast = add_rows(xp, self._ends(xp, span, kept), rows(xp, dstate[0]), kept.shape[0] * span.B)
-            dxs += xp.reshape(dlast, kept.shape)
-        grads = {"b": column_sums(xp, dy)}
-        if compiles(xp):
-            grads["W"] = total(xp, dy[..., None], windows(kept, self.kernel_size), (0, 1))
-        else:
-            dW = summed(xp, _products, dy, *self._windows(kept, T), sums=self.kernel_size)
-            grads["W"] = xp.stack(listed(dW), axis=1)
-        return grads, dxs[before:, ...], (dxs[:before, ...],)
+            dlast = add_rows(xp, self._ends(xp, span, xs), rows(xp, dstate[0]), xs.shape[0] * span.B)
+            dxs += xp.reshape(dlast, xs.shape)
+        return {"W": dW, "b": db}, dxs[before:, ...], (dxs[:before, ...],)
 
     def _taps(self, xp: Namespace, p: Params) -> list[Array]:
         """Return the weights of each step that a y sees, (D,), the earliest first."""
@@ -100,5 +109,16 @@ def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
     return y
 
 
+def _activated(xp: Namespace, *arrays: Array, size: int) -> tuple[Array, Array]:
+    y = _convolved(xp, *arrays, size=size)
+    return y, silu(xp, y)
+
+
 def _products(xp: Namespace, dy: Array, *xs: Array) -> tuple[Array, ...]:
     return tuple(dy * x for x in xs)
+
+
+def _weights_bwd(xp: Namespace, dy: Array, xs: Array, *values: Array) -> tuple[Array, Array, Array]:
+    """Return the gradient before silu, if there is one, and those of the bias and of all taps by each row."""
+    dz = silu_bwd(xp, dy, *values) if values else dy
+    return dz, dz, dz * xs

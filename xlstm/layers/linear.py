@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import constants, fuse
+from xlstm.arrays import constants, fuse, narrow
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul, multiply_each
 from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of
+from xlstm.arrays.rows import column_sums
 from xlstm.layers.initializers import constant, normal, uniform
-from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows, total
+from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
 
 BLOCK = 64  # narrow heads are joined into blocks of at most this width
 FEW = 64  # rows that a GPU multiplies by heads as they are: to join them would take longer
@@ -63,7 +65,7 @@ class Linear(Module):
         dz = rows(xp, dy)
         grads = {"W": matmul(xp, dz.T, rows(xp, kept))}
         if self.bias:
-            grads["b"] = xp.sum(dz, axis=0)
+            grads["b"] = column_sums(xp, dz)
         return grads, xp.reshape(matmul(xp, dz, p["W"]), kept.shape)
 
 
@@ -117,22 +119,66 @@ class HeadwiseLinear(SameWidth, Module):
             The G results one after the other.
         kept : list
         """
-        like = maps[0][1]
-        joined = self._together > 1 and (not compiles(xp) or math.prod(like.shape[:-1]) > FEW)
-        Ws = [self._joined(xp, p["W"]) if joined else p["W"] for p, _ in maps]
-        heads = [self._split(xp, x, Ws[0].shape[0]) for _, x in maps]
-        y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
+        like, Ws = maps[0][1], [p["W"] for p, _ in maps]
+        if narrow.takes(xp, Ws[0]):
+            heads = [x for _, x in maps]
+            y = narrow.products(xp, heads, Ws)
+        else:
+            if self._together > 1 and (not compiles(xp) or math.prod(like.shape[:-1]) > FEW):
+                Ws = [self._joined(xp, W) for W in Ws]
+            heads = [self._split(xp, x, Ws[0].shape[0]) for _, x in maps]
+            y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
         if self.bias:
             y += xp.concat([p["b"] for p, _ in maps])
         return y, list(zip(heads, Ws, strict=True))
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+        (grads,), (dx,) = self.beside_bwd(xp, [(p, kept, [dy])], [0], [None])
+        return grads, dx
+
+    def beside_bwd(
+        self,
+        xp: Namespace,
+        maps: Sequence[tuple[Params, Any, Sequence[Array]]],
+        of: Sequence[int],
+        add: Sequence[Array | None],
+    ) -> tuple[list[Params], list[Array]]:
+        """Return gradients of the parameters of each map, and of the different x.
+
+        Parameters
+        ----------
+        xp
+            The namespace of the arrays.
+        maps : sequence of (params, kept, sequence of array (..., D))
+            `beside` kept `kept`; the gradient of y is the sum of the arrays.
+        of : sequence of int
+            The number of the x of each map.
+        add : sequence of array (..., D) or None
+            For each x what is added to its gradient; it may be used up.
+        """
+        names = ("W", "b")[: len(self.shapes)]
+        if narrow.takes(xp, maps[0][0]["W"]):
+            xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
+            more, Ws = [dys for _, _, dys in maps], [p["W"] for p, _, _ in maps]
+            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add)
+            return [dict(zip(names, own, strict=False)) for own in zip(*sums, strict=True)], dxs
+        grads, found = list[Params](), list(add)
+        for (p, kept, dys), k in zip(maps, of, strict=True):
+            own, dx = self._differentiated(xp, p, kept, functools.reduce(operator.add, dys))
+            grads.append(own)
+            before = found[k]
+            if before is not None:
+                before += dx
+            found[k] = dx if before is None else before
+        return grads, found
+
+    def _differentiated(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         heads, W = kept
         dz = self._split(xp, dy, W.shape[0])
         dW = matmul(xp, xp.matrix_transpose(dz), heads)
         grads = {"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)}
         if self.bias:
-            grads["b"] = total(xp, dy)
+            grads["b"] = column_sums(xp, dy)
         return grads, self._map(xp, [(dz, W)], dy)
 
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:

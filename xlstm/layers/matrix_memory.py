@@ -13,14 +13,15 @@ from xlstm.arrays import cores
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, squares_below
+from xlstm.arrays.namespace import Array, Namespace, Params, dtype_name, reshape, squares_below
+from xlstm.arrays.rows import column_sums
 from xlstm.cells import mlstm
 from xlstm.cells.activations import clamp, clamp_bwd, sigmoid, sigmoid_bwd
 from xlstm.cells.normalization import fourth_root
 from xlstm.engines.cuda import chunk_passes as chunks
 from xlstm.engines.numba import chunks as loops
 from xlstm.layers.initializers import mlstm_bias, uniform
-from xlstm.layers.module import Weight, dropout, dropped, rows, total
+from xlstm.layers.module import Weight, dropout, dropped, rows
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
@@ -58,10 +59,10 @@ class Memory(NamedTuple):
         xp, keep, T, B = span.xp, span.keep, span.T, span.B
         cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
-            q, k, v = (xp.reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
+            q, k, v = (reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             C, n, m = state
             h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
-            return xp.reshape(h, (1, B, self.N * self.V)), tuple(end), None
+            return reshape(h, (1, B, self.N * self.V)), tuple(end), None
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
@@ -100,14 +101,14 @@ class Memory(NamedTuple):
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""
         T, B, width = a.shape
-        return xp.permute_dims(xp.reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
+        return xp.permute_dims(reshape(a, (T, B, self.N, width // self.N)), (1, 2, 0, 3))
 
     def _rows(self, xp: Namespace, a: Array) -> Array:
         """Return (B, N, T, F) as (T, B, N F), and gates (B, N, T) as (T, B, N)."""
         if a.ndim == 3:
             return xp.permute_dims(a, (2, 0, 1))
         B, N, T, F = a.shape
-        return xp.reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
+        return reshape(xp.permute_dims(a, (2, 0, 1, 3)), (T, B, N * F))
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
             z = matmul(xp, rows(xp, x), p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
-            z = xp.reshape(z, (span.T, span.B, z.shape[1]))
+            z = reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, gated, o, h)
@@ -255,8 +256,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
             dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
             grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
             if self.bias:
-                grads[f"{k}.b"] = total(xp, dz)
-            dy = xp.reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
+                grads[f"{k}.b"] = column_sums(xp, dz)
+            dy = reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dropped(dy, one.mask)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -35,7 +35,7 @@ OPTIONS: dict[str, checks.Kind] = {
     **dict.fromkeys(("qk_size", "v_size", "ffn_size", "chunk_size", "slstm_num_heads"), checks.optional(checks.size)),
     "slstm_conv_kernel_size": checks.optional(checks.size_or_0),
     **dict.fromkeys(("bidirectional", "reverse", "batch_first", "bias", "residual", "layer_norm"), checks.flag),
-    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after"), checks.flag),
+    **dict.fromkeys(("recompute", "peepholes", "coupled_input_forget", "reset_after", "silu"), checks.flag),
     **dict.fromkeys(("post_norm", "last", "tied"), checks.flag),
     **dict.fromkeys(("recurrent_bias", "post_norm_bias"), checks.optional(checks.flag)),
     **dict.fromkeys(("dropout", "recurrent_dropout", "embedding_dropout"), checks.rate),
@@ -176,7 +176,12 @@ class Module:
 
     def below(self, prefix: str, params: Params) -> Params:
         """Return the parameters of a part, under the names that they have there."""
-        return {name: params[f"{prefix}.{name}"] for name in self.parts[prefix].shapes}
+        return {name: params[full] for name, full in self._names[prefix]}
+
+    @functools.cached_property
+    def _names(self) -> dict[str, list[tuple[str, str]]]:
+        """The names of the parameters of each part, there and here."""
+        return {prefix: [(name, f"{prefix}.{name}") for name in part.shapes] for prefix, part in self.parts.items()}
 
     def pieces(self, kept: Any) -> dict[str, Any]:
         """Return what was kept by parts, by name; without parts a dict has layers and directions."""
@@ -231,6 +236,13 @@ class Forward:
             self.kept[name] = kept
         return found if state else found[0]
 
+    def beside(self, names: str, xs: Sequence[Array]) -> Array:
+        """Run parts of one kind, named by letters, and return their results side by side."""
+        maps = [(self.module.below(name, self.p), x) for name, x in zip(names, xs, strict=True)]
+        y, kept = self.module.parts[names[0]].beside(self.xp, maps)
+        self.keep(**dict(zip(names, kept, strict=True)))
+        return y
+
     def keep(self, **values: Any) -> None:
         """Keep values by name."""
         if self.keeps:
@@ -254,15 +266,26 @@ class Backward:
         self.module, self.xp, self.p, self.kept, self.span = module, xp, p, kept, span
         self.grads: Params = {}
 
-    def __call__(self, name: str, dy: Array, *dstate: Any) -> Any:
-        """Differentiate a part."""
+    def __call__(self, name: str, dy: Array, *dstate: Any, **options: Any) -> Any:
+        """Differentiate a part; options are those of its `apply_bwd`."""
         part, p, kept = self.module.parts[name], self.module.below(name, self.p), self.kept[name]
         if dstate:
             grads, *found = part.scan_bwd(p, kept, dy, *dstate, self.span)
         else:
-            grads, *found = part.apply_bwd(self.xp, p, kept, dy)
+            grads, *found = part.apply_bwd(self.xp, p, kept, dy, **options)
         self.grads |= {f"{name}.{last}": g for last, g in grads.items()}
         return found if dstate else found[0]
+
+    def beside(
+        self, names: str, dys: Sequence[Sequence[Array]], of: Sequence[int], add: Sequence[Array | None]
+    ) -> list[Array]:
+        """Differentiate parts of one kind, named by letters, as their `beside_bwd` does."""
+        maps = [(self.module.below(name, self.p), self.kept[name], d) for name, d in zip(names, dys, strict=True)]
+        dxs: list[Array]
+        grads, dxs = self.module.parts[names[0]].beside_bwd(self.xp, maps, of, add)
+        for name, own in zip(names, grads, strict=True):
+            self.grads |= {f"{name}.{last}": g for last, g in own.items()}
+        return dxs
 
     def dropped(self, name: str, dy: Array) -> Array:
         """Return a gradient through a mask that was kept."""
@@ -354,11 +377,6 @@ def dropped(d: Array, mask: Array | None) -> Array:
 def rows(xp: Namespace, x: Array) -> Array:
     """Return (..., D) as a matrix."""
     return xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
-
-
-def total(xp: Namespace, d: Array) -> Array:
-    """Return the sum over all axes but the last."""
-    return xp.sum(rows(xp, d), axis=0)
 
 
 def masks(where: str, seed: Seed | None) -> np.random.Generator:

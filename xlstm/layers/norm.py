@@ -6,12 +6,12 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks
-from xlstm.arrays.fuse import compiles, summed
+from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.arrays.rows import by_rows
+from xlstm.arrays.rows import column_sums, summed
 from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, normed, scaled
 from xlstm.layers.initializers import constant
-from xlstm.layers.module import Module, SameWidth, Weight, total
+from xlstm.layers.module import Module, SameWidth, Weight
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,23 @@ class LayerNorm(SameWidth, Module):
         n, r, y = normed(xp, _normed, *arrays, **options)
         return xp.reshape(y, x.shape), (n, r)
 
-    def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
+    def apply_bwd(
+        self, xp: Namespace, p: Params, kept: Any, dy: Array, add: Array | None = None
+    ) -> tuple[Params, Array]:
+        """Return gradients of the parameters, and that of x, with `add` added to it."""
         n, r = kept
         if compiles(xp):
-            arrays = (self._split(xp, dy), n, r, self._split(xp, p["w"]))
-            dx, dws = by_rows(xp, _normed_bwd, *arrays, formula=self.NORMAL.row_bwd, residual=self.residual)
-            grads = {"w": total(xp, xp.reshape(dws, dy.shape))}
-        else:
-            dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), _gain(p["w"], self.residual))
-            grads = {"w": dw}
-            dx = self.NORMAL.backward(xp, self._split(xp, dn), n, r, -1)
-        if self.bias:
-            grads["b"] = total(xp, dy)
-        return grads, xp.reshape(dx, dy.shape)
+            options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
+            options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
+            gain, *more = (self._split(xp, a) for a in (p["w"], *(() if add is None else (add,))))
+            dx, *sums = summed(xp, _normed_bwd, self._split(xp, dy), n, r, gain, *more, **options)
+            return {name: xp.reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}, xp.reshape(
+                dx, dy.shape
+            )
+        dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), _gain(p["w"], self.residual))
+        grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})
+        dx = xp.reshape(self.NORMAL.backward(xp, self._split(xp, dn), n, r, -1), dy.shape)
+        return grads, dx if add is None else add + dx
 
     def _split(self, xp: Namespace, x: Array) -> Array:
         return x if self.heads == 1 else xp.reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
@@ -116,11 +120,14 @@ def _normed(
 
 
 def _normed_bwd(
-    xp: Namespace, dy: Array, n: Array, r: Array, w: Array, formula: Any, residual: bool
-) -> tuple[Array, Array]:
-    """Return the gradients of a row, and of the gain by this row."""
+    xp: Namespace, dy: Array, n: Array, r: Array, w: Array, *add: Array, formula: Any, residual: bool, bias: bool
+) -> tuple[Array, ...]:
+    """Return the gradients of a row, plus what is added, and of the gain and the bias by this row."""
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
-    return formula(xp, dn, n, r, -1), dw
+    dx = formula(xp, dn, n, r, -1)
+    for a in add:
+        dx += a
+    return (dx, dw, dy) if bias else (dx, dw)
 
 
 def _scale_bwd(xp: Namespace, dy: Array, n: Array, gain: Array) -> tuple[Array, Array]:

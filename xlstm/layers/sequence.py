@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, fuse
+from xlstm.arrays import checks, foreach, fuse
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
@@ -357,7 +357,7 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
         (value, dtype): xp.full((size,), value, dtype=dtype, device=device_of(like))
         for (value, dtype), size in ends.items()
     }
-    return [xp.reshape(whole[kind][start : start + math.prod(shape)], shape) for kind, start, shape in places]
+    return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
 
 
 def _flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:

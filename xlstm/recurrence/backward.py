@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from xlstm.arrays.fuse import compiles, total
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Params, astype, device_of
-from xlstm.engines.cell_step import reshape
+from xlstm.arrays.namespace import Array, Params, astype, device_of, reshape
+from xlstm.arrays.rows import column_sums
 from xlstm.engines.tape import Gradients, Tape, swap
 
 
@@ -67,7 +67,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     for bias, d in (("b", dzx), ("bh", dzh)):
         if bias in w:
             if compiles(xp):
-                grads[bias] = xp.sum(d, axis=1)
+                grads[bias] = column_sums(xp, d.T)
             else:
                 products[bias] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
     grads |= dict(zip(products, tape.products(list(products.values())), strict=True))

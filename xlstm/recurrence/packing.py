@@ -23,8 +23,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
-from xlstm.engines.cell_step import reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.engines.tape import Widths
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -88,7 +87,7 @@ class Packing:
 
     def pack(self, xp: Namespace, array: Array) -> Array:
         """Pack (T, B, F) into (N, F)."""
-        rows = xp.reshape(array, (self.T * self.B, array.shape[2]))
+        rows = reshape(array, (self.T * self.B, array.shape[2]))
         return rows if self.order is None else gather(xp, [rows], [self._indices(xp, array).pack])[0]
 
     def unpack(self, xp: Namespace, rows: Array) -> Array:
@@ -115,7 +114,7 @@ class Packing:
         """Unpack rows, and return the states of several layers with their columns in the order of the batch."""
         shape = (self.T, self.B, *rows.shape[1:])
         if self.order is None:
-            return xp.reshape(rows, shape), columns
+            return reshape(rows, shape), columns
         at = self._indices(xp, rows)
         if not compiles(xp):  # a kernel needs no row of zeros for the steps past the end of a sequence
             rows = xp.concat((rows, xp.zeros((1, *rows.shape[1:]), dtype=rows.dtype, device=device_of(rows))))

@@ -20,7 +20,7 @@ import numpy as np
 from xlstm.arrays import bernoulli, checks, foreach, probe
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -46,8 +46,10 @@ def is_ours(value: Any) -> bool:
     It asks a GPU for the same each time it runs, which code of a user need not do.
     """
     made = value.func if isinstance(value, functools.partial) else value
-    ours = str(getattr(made, "__module__", "")).startswith(f"{__name__.partition('.')[0]}.")
-    return ours and all(map(is_ours, getattr(made, "parts", {}).values()))
+    if not str(getattr(made, "__module__", "")).startswith(f"{__name__.partition('.')[0]}."):
+        return False
+    held = getattr(made, "model", None)  # that of `LowRank`
+    return (held is None or is_ours(held)) and all(map(is_ours, getattr(made, "parts", {}).values()))
 
 
 class Decided(NamedTuple):
@@ -257,6 +259,7 @@ class Graphs:
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
         """Put everything that changes into the places of a graph, and launch it."""
+        namespace("Step", dict([next(iter(state.params.items()))]))  # raises where another device is current
         for name in ("x", "target", "mask"):
             if getattr(inputs, name) is not None:
                 getattr(known.inputs, name)[...] = getattr(inputs, name)

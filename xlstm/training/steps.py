@@ -203,7 +203,7 @@ class Step:
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.graph is True and not compiles(feed.home.xp):
-            raise BackendError(f"Step: graph is True, which needs arrays of CuPy, the backend is {feed.home}")
+            raise BackendError(f"Step: graph is True, which needs arrays of CuPy on CUDA, the backend is {feed.home}")
         joint = None
         if self.group is not None:
             params = shared(self.group, feed.home, params)

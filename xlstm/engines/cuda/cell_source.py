@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from xlstm.arrays import device
-from xlstm.arrays.rows import SYNC
+from xlstm.arrays.row_source import SYNC
 from xlstm.engines.cuda.launch import Source
 from xlstm.engines.cuda.tiling import Arithmetic, Tiling
 from xlstm.engines.pointwise import Pointwise, Rows

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import broken, device
-from xlstm.arrays.broken import CudaError
-from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, room
+from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, reshape, room
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_chunks as plain
 from xlstm.cells import mlstm_formulas as formulas
@@ -99,12 +98,10 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
         The state after the last step.
     saved : Saved
     """
+    found: tuple[Array, Array, Array, Array, Saved] | None = None
     if given[-1] is not None:
-        try:
-            return _chunkwise(xp, *given)
-        except CudaError as error:
-            _failed(given[-1], error)
-    return None
+        found = broken.attempt(given[-1].name, forward, xp, *given)
+    return found
 
 
 def chunkwise_bwd(
@@ -112,22 +109,15 @@ def chunkwise_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
     made, given = saved.made, (dh, dC, dn, dm)
-    if broken.works(made.name):
-        try:
-            return _chunkwise_bwd(xp, *given, saved)
-        except CudaError as error:
-            _failed(made, error)
-    options = made.eps, made.forget
-    q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
-    *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, *options, made.shape.L)
-    return plain.chunkwise_bwd(xp, *given, again, *options)
+    found: tuple[Array, ...] | None = broken.attempt(made.name, backward, xp, *given, saved)
+    if found is None:
+        q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
+        *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, made.eps, made.forget, made.shape.L)
+        found = plain.chunkwise_bwd(xp, *given, again, made.eps, made.forget)
+    return found
 
 
-def _failed(made: Kernels, error: CudaError) -> None:
-    broken.failed("chunks of an mLSTM:", error, "batched products do their work", made.name)
-
-
-def _chunkwise(
+def forward(
     xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array, C0: Array, n0: Array, m0: Array, made: Kernels
 ) -> tuple[Array, Array, Array, Array, Saved]:
     q, k, v = (_packed(a, made.shape.pack) for a in (q, k, v))
@@ -147,11 +137,11 @@ def _chunkwise(
     arrays |= {"logf": logf, "s": s, "den": den, "h": h, "end_C": end_C, "end_n": end_n, "end_m": end_m}
     made.run({"gates": groups, "states": groups, "within": groups * chunks}, arrays)
     h = xp.permute_dims(h, (1, 2, 0, 3))
-    saved = Saved((q, k, v, i, f), (C0, n0, m0), _flat(xp, logf, T), h, logs, weights, states, s, den, made)
+    saved = Saved((q, k, v, i, f), (C0, n0, m0), _flat(logf, T), h, logs, weights, states, s, den, made)
     return h, end_C, end_n, end_m, saved
 
 
-def _chunkwise_bwd(
+def backward(
     xp: Namespace, dh: Array, dC: Array | None, dn: Array | None, dm: Array | None, saved: Saved
 ) -> tuple[Array, ...]:
     (q, k, v, i, f), _, _, h, logs, weights, states, s, den, made = saved
@@ -159,7 +149,7 @@ def _chunkwise_bwd(
     (B, N, T, K), V, L = q.shape, v.shape[-1], made.shape.L
     chunks, groups, wide = -(-T // L), B * N, s.dtype
     new = functools.partial(room, xp, q)
-    of_steps = [_flat(xp, a, T, 1) for a in (den, s, logs.b, logs.r)]
+    of_steps = [_flat(a, T, 1) for a in (den, s, logs.b, logs.r)]
     dh_h, ds = by_rows(xp, _rows_bwd, dh, h, *of_steps, limit=limit_of(xp, wide), dtype=np.dtype(wide))
     inner = new((source("states_bwd", *made)[1], B, N, chunks + 1), wide)
     grads = {name: new((T, B, N, F), q.dtype) for name, F in (("dq", K), ("dk", K), ("dv", V))}
@@ -200,10 +190,10 @@ def _view(a: Array | None) -> tuple[int, ...]:
     return a.data.ptr, steps[2] // size, steps[0] // size, steps[1] // size
 
 
-def _flat(xp: Namespace, a: Array, T: int, *last: int) -> Array:
+def _flat(a: Array, T: int, *last: int) -> Array:
     """Return (B, N, chunks, L) as (B, N, T), with an axis of length 1 after them if need be."""
     B, N, chunks, L = a.shape
-    steps = xp.reshape(a, (B, N, chunks * L, *last))
+    steps = reshape(a, (B, N, chunks * L, *last))
     return steps if chunks * L == T else steps[:, :, :T, ...]
 
 

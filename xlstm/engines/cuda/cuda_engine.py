@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import broken, constants
-from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, room
+from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
 from xlstm.engines.array_api import ARRAY_API, ArrayApi
-from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.cell_step import Step
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.cell_source import ARRANGE
 from xlstm.engines.cuda.choice import told
@@ -25,6 +24,7 @@ from xlstm.engines.cuda.tiling import ARRANGERS, Tiling
 from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_of, with_idle
 
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
+AGAIN = "xlstm_again_step"  # the kernel that makes what was not kept
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
 
 
@@ -59,11 +59,10 @@ class Cuda:
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
         tape = CudaTape(self, step, widths, x, state)
-        try:
-            end = tape.forward(keep)
-        except CudaError as error:
-            engine = self._instead(step, widths, tape.choice.name, error)
-            return engine.forward(step, x, state, widths, keep)
+        keep = "all" if keep == "states" and not broken.works(AGAIN) else keep
+        end = _attempt(tape.choice.name, tape.forward, keep)
+        if end is None:
+            return self._next(step, widths).forward(step, x, state, widths, keep)
         return tape.y, end, tape
 
     def step(self, step: Step, x: Array, state: Sequence[Array]) -> list[Array] | None:
@@ -71,35 +70,34 @@ class Cuda:
         device = launch.device(step.xp, step.Wh)
         if device is None or told()[0] == "loop":
             return None
-        function, choice, _ = plan(step, [(1, x.shape[0])], device)
-        name = f"step {choice.name}"
-        if function is None or not broken.works(name):
+        widths = [(1, x.shape[0])]
+        function, choice, _ = plan(step, widths, device)
+        if function is None:
             return None
-        try:
-            return Single(step, x).run(state)
-        except CudaError as error:
-            self._instead(step, [(1, x.shape[0])], name, error)
-            return None
+        found = _attempt(f"step {choice.name}", Single(step, x).run, state)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        y, end, _ = self._next(step, widths).forward(step, x, [s.T for s in state], widths, "nothing")
+        return [y, *(s.T for s in end)]
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        engine: Cuda | ArrayApi = self
-        if told()[0] != "auto" or broken.works(tape.choice.name):
-            try:
-                return tape.backward(dy, dstate)
-            except CudaError as error:
-                engine = self._instead(tape.step, tape.widths, tape.choice.name, error)
-        _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
-        found: tuple[Gradients, list[Array]] = again.engine.backward(again, dy, dstate)
+        found: tuple[Gradients, list[Array]] | None = _attempt(tape.choice.name, tape.backward, dy, dstate)
+        if found is None:  # the forward pass begins again, too: the next path keeps other values
+            engine = self._next(tape.step, tape.widths)
+            _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
+            found = again.engine.backward(again, dy, dstate)
         return found
 
-    def _instead(self, step: Step, widths: Widths, name: str, error: CudaError) -> Cuda | ArrayApi:
-        """Return the engine that runs a step whose choice of this name failed, unless that was asked for."""
-        if told()[0] != "auto":
-            raise error
-        broken.failed(f"path {name.partition(' ')[0]}:", error, "another path does its work", name)
+    def _next(self, step: Step, widths: Widths) -> Cuda | ArrayApi:
+        """Return the engine of the path that comes after those that are broken."""
         return ARRAY_API if self.refuses(step, widths) else self
+
+
+def _attempt(name: str, run: Callable[..., Any], *args: Any) -> Any:
+    """Do as `broken.attempt`, but raise the error where a path was asked for."""
+    return broken.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
 
 class CudaTape(Kernels, Tape):
@@ -175,7 +173,8 @@ class CudaTape(Kernels, Tape):
     @property
     def segments(self) -> list[Kept]:
         """The kept arrays, by segments; saved ones that were not kept are made again."""
-        xp, made, found = self.step.xp, self._whole(), []
+        xp, found = self.step.xp, []
+        made = broken.attempt(AGAIN, self._whole) or self.rows_kept
         following = [*(n for _, n in self.widths[1:]), 0]
         for segment, more in zip(segments(tuple(self.widths)), following, strict=True):
             k, n, last = segment.k, segment.n, segment.at + segment.k * segment.n
@@ -186,8 +185,9 @@ class CudaTape(Kernels, Tape):
                 # The state after the last step is that before the next one, or at the end of a sequence.
                 after = xp.concat((made[name][last : last + more, :].T, end[:, more:n]), axis=1)
                 carry.append(xp.concat((arrays[name], after[None, ...])))
-            found.append(Kept(segment, carry, self.function.restore(arrays)))
-        return found
+            whole = made.keys() >= self.function.saved.keys()
+            found.append(Kept(segment, carry, self.function.restore(arrays) if whole else None))
+        return [self.complete(kept) for kept in found]
 
     def _whole(self) -> dict[str, Array]:
         """Return the arrays that backward needs; saved ones that were not kept are made again from the states."""

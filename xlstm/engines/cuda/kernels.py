@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, astype, dtype_name, room
+from xlstm.arrays.namespace import Array, astype, dtype_name, reshape, room
 from xlstm.cells.normalization import layer_norm
-from xlstm.engines.cell_step import Step, reshape
+from xlstm.engines.cell_step import Step
 from xlstm.engines.cuda import cell_source, launch
 from xlstm.engines.cuda.choice import Choice, choose, told
 from xlstm.engines.cuda.tiling import Device

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, probe
+from xlstm.arrays import broken, fuse, probe
 from xlstm.arrays.broken import CudaError
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.engines.cuda.tiling import Device
@@ -72,7 +73,7 @@ def resident(source: Source, threads: int) -> int:
         raise _refused(source, error, str(source.blocks), threads) from error
     if found < source.blocks:
         problem = f"{source.name} has {source.blocks} blocks that wait for one another, and {found} run at once"
-        raise CudaError(f"cuda: {problem} on {broken.current()}")
+        raise CudaError(f"cuda: on {broken.current()} {problem}")
     return found
 
 
@@ -83,31 +84,22 @@ def _resident(source: Source, threads: int, number: int) -> int:
     if not source.cluster:
         each = cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function, threads, source.shared)
         return int(each * cuda.runtime.deviceGetAttribute(SMS, number))
-    found, config = ctypes.c_int(), _Config((source.blocks, 1, 1, threads, 1, 1, source.shared))
+    found = ctypes.c_int()
+    # The type CUlaunchConfig: sizes of the grid and of a block, shared memory, stream, attributes, and how many.
+    config = struct.pack("@7I2PI", source.blocks, 1, 1, threads, 1, 1, source.shared, 0, 0, 0)
     try:
         ask = ctypes.CDLL(DRIVER).cuOccupancyMaxActiveClusters
     except (OSError, AttributeError):  # the launch will show it
         return source.blocks
-    status = ask(ctypes.byref(found), ctypes.c_void_p(function), ctypes.byref(config))
+    status = ask(ctypes.byref(found), ctypes.c_void_p(function), config)
     return source.blocks * (1 if status else found.value)
-
-
-class _Config(ctypes.Structure):
-    """The type CUlaunchConfig: three sizes of the grid, three of a block, and shared memory; then nothing."""
-
-    _fields_ = (
-        ("sizes", 7 * ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.c_void_p),
-        ("count", ctypes.c_uint),
-    )
 
 
 def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
     log, size = "", f": {blocks} blocks of {threads} threads with {source.shared} bytes"
     if isinstance(error, probe.cupy().cuda.compiler.CompileException):
         log, size = f" NVRTC says:\n{error.get_message()}", ""
-    why = f"{source.name} {broken.reason(error)} on {broken.current()}{size}"
+    why = f"on {broken.current()} {source.name} {broken.reason(error)}{size}"
     return CudaError(f"cuda: {why}\nXLSTM_CUDA_PATH=loop goes without own kernels.{log}")
 
 
@@ -124,8 +116,8 @@ def _kernel(source: Source, number: int) -> Any:
 
 
 def device(xp: Namespace, like: Array) -> Device | None:
-    """Return the device of an array, or None where `xp` is not CuPy."""
-    return _device(like.device.id) if xp is not np and xp.__name__.endswith("cupy") else None
+    """Return the device of an array, or None where `xp` is not CuPy on CUDA."""
+    return _device(like.device.id) if xp is not np and fuse.compiles(xp) else None
 
 
 def current() -> Device:
@@ -143,6 +135,10 @@ def _device(number: int) -> Device:
     if capability >= 90:
         with probe.cupy().cuda.Device(number):
             largest = next((blocks for blocks in (16, 8) if _clusters(blocks, shared)), 0)
+    from xlstm.engines.cuda import check  # which launches by this file
+
+    with probe.cupy().cuda.Device(number):
+        check.first_use()
     return Device(properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest)
 
 

@@ -71,7 +71,7 @@ class Block(SameWidth, SequenceLayer):
         run = Backward(self, span.xp, p, kept, span)
         dy = self.at_each_step_bwd(run, dy)
         du, start = self.mix_bwd(run, dy, dstate)  # (2)
-        return run.grads, dy + run("norm", du), start  # (1)
+        return run.grads, run("norm", du, add=dy), start  # (1)
 
     def over_time(self, run: Forward, x: Array, state: State) -> tuple[Array, State]:
         """Return x with what mixes time added, and the final state."""
@@ -88,7 +88,7 @@ class Block(SameWidth, SequenceLayer):
         """Return the gradient of x from that of `at_each_step`."""
         if "ffn" not in self.parts:
             return dy
-        return dy + run("ffn_norm", run("ffn", run.dropped("ffn_mask", dy)))  # (4) (3)
+        return run("ffn_norm", run("ffn", run.dropped("ffn_mask", dy)), add=dy)  # (4) (3)
 
 
 class Backbone(SameWidth, SequenceLayer):

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import fuse, summed
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.fuse import fuse
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.rows import summed
 from xlstm.cells import slstm
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.engines import engine
@@ -94,7 +95,7 @@ class mLSTMBlock(Block):  # noqa: N801
         return {
             "norm": LayerNorm(D, residual=True),
             "up": Linear(D, 2 * F, bias=self.bias, std=std),
-            "conv": CausalConv(F, self.conv_kernel_size),
+            "conv": CausalConv(F, self.conv_kernel_size, silu=True),
             "q": heads,
             "k": heads,
             "v": heads,
@@ -115,14 +116,14 @@ class mLSTMBlock(Block):  # noqa: N801
         xp, F, N = run.xp, self.inner, self.num_heads
         az = run("up", u)  # (2)
         a, z = az[..., :F], az[..., F:]
-        cc, conv_end = run("conv", a, state[0])  # (3)
-        c = fuse(xp, silu, cc)  # (4)
-        q, k, v = run("q", c), run("k", c), run("v", a)  # (5)
-        gates = run("gates", concat(xp, (q, k, v), -1))  # (6)
+        c, conv_end = run("conv", a, state[0])  # (3) (4)
+        qkv = run.beside("qkv", (c, c, a))
+        q, k, v = (qkv[..., j * F : (j + 1) * F] for j in range(3))  # (5)
+        gates = run("gates", qkv)  # (6)
         h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], run.span)  # (7)
         n = run("outnorm", h)
         s, g, sg = fuse(xp, _skipped, n, run.p["skip"], c, z)  # (8) (9)
-        run.keep(z=z, cc=cc, c=c, memory=memory, s=s, g=g)
+        run.keep(z=z, c=c, memory=memory, s=s, g=g)
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
@@ -130,16 +131,21 @@ class mLSTMBlock(Block):  # noqa: N801
         conv_end, end = (None, None) if dstate is None else dstate
         c, g = kept["c"], kept["g"]
         dsg = run("down", run.dropped("mask", dy))  # (11) (10)
-        dz, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, dsg, kept["s"], kept["z"], g, skip, c)  # (9) (8)
+        daz = xp.empty((*dy.shape[:-1], 2 * F), dtype=dy.dtype, device=device_of(dy))
+        arrays = (dsg, kept["s"], kept["z"], g, skip, c)
+        _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])  # (9) (8)
         dh = run("outnorm", ds)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, run.span)  # (7)
         dqkv = run("gates", concat(xp, (di, df), -1))  # (6)
-        dc += run("q", dq + dqkv[..., :F])  # (5)
-        dc += run("k", dk + dqkv[..., F : 2 * F])
-        da = run("v", dv + dqkv[..., 2 * F :])
-        dcc = fuse(xp, silu_bwd, dc, kept["cc"], c)  # (4)
-        more, conv_start = run("conv", dcc, conv_end)  # (3)
-        return run("up", concat(xp, (da + more, dz), -1)), (conv_start, start)  # (2)
+        dys = [(d, dqkv[..., j * F : (j + 1) * F]) for j, d in enumerate((dq, dk, dv))]
+        dc, da = run.beside("qkv", dys, (0, 0, 1), (dc, None))  # (5)
+        more, conv_start = run("conv", dc, conv_end)  # (4) (3)
+        fuse(xp, _added, da, more, out=daz[..., :F])
+        return run("up", daz), (conv_start, start)  # (2)
+
+
+def _added(xp: Namespace, a: Array, b: Array) -> Array:
+    return a + b
 
 
 def _skipped(xp: Namespace, n: Array, skip: Array, c: Array, z: Array) -> tuple[Array, Array, Array]:
@@ -212,7 +218,7 @@ class sLSTMBlock(Block):  # noqa: N801
         heads = HeadwiseLinear(D, N, std=self._small)
         found: dict[str, Any] = {"norm": LayerNorm(D, residual=True)}
         if self.conv_kernel_size:
-            found["conv"] = CausalConv(D, self.conv_kernel_size)
+            found["conv"] = CausalConv(D, self.conv_kernel_size, silu=True)
         found |= dict.fromkeys("ifzo", heads)
         found["cell"] = Recurrence(D, N, self.recurrent_init, self.index / max(1, self.num_blocks - 1))
         found["outnorm"] = MultiHeadNorm(D, num_heads=N, residual=True)
@@ -228,25 +234,20 @@ class sLSTMBlock(Block):  # noqa: N801
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
         c, conv_end = u, ()
         if self.conv_kernel_size:
-            cc, conv_end = run("conv", u, state[0])  # (1)
-            c = fuse(run.xp, silu, cc)  # (2)
-            run.keep(cc=cc, c=c)
-        maps = [(self.below(g, run.p), c if g in "if" else u) for g in "ifzo"]
-        gates, kept = self.parts["i"].beside(run.xp, maps)  # (3)
-        run.keep(**dict(zip("ifzo", kept, strict=True)))
+            c, conv_end = run("conv", u, state[0])  # (1) (2)
+        gates = run.beside("ifzo", (c, c, u, u))  # (3)
         h, end = run("cell", gates, state[1])  # (4)
         return run("outnorm", run.dropped("mask", h, self.dropout)), (conv_end, end)  # (5) (6)
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
-        D, kept = self.size, run.kept
+        D = self.size
         conv_end, cell_end = (None, None) if dstate is None else dstate
         dh = run.dropped("mask", run("outnorm", dy))  # (6) (5)
         dgates, cell_start = run("cell", dh, cell_end)  # (4)
-        di, df, dz, do = (run(g, dgates[..., j * D : (j + 1) * D]) for j, g in enumerate("ifzo"))  # (3)
-        dc, du, conv_start = di + df, dz + do, ()
+        dys = [(dgates[..., j * D : (j + 1) * D],) for j in range(4)]
+        (dc, du), conv_start = run.beside("ifzo", dys, (0, 0, 1, 1), (None, None)), ()  # (3)
         if self.conv_kernel_size:
-            dcc = fuse(run.xp, silu_bwd, dc, kept["cc"], kept["c"])  # (2)
-            dc, conv_start = run("conv", dcc, conv_end)  # (1)
+            dc, conv_start = run("conv", dc, conv_end)  # (2) (1)
         return du + dc, (conv_start, cell_start)
 
 

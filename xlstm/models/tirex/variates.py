@@ -174,7 +174,7 @@ class VariateMixer(SameWidth, SequenceLayer):
         da = take(xp, dy, groups.rows)  # (10)
         ds = run("down", da)  # (9)
         dz = fuse(xp, FEED_FORWARD[self.activation].bwd, ds, kept["z"], kept["s"])  # (8)
-        da = da + run("ffn_norm", run("up", dz))  # (7)
+        da = run("ffn_norm", run("up", dz), add=da)  # (7)
         dh = self._heads(xp, run("o", da))  # (6)
         found = []
         for (some, seen), one in zip(self._sets(xp, groups, dy), kept["sets"], strict=True):
@@ -188,7 +188,7 @@ class VariateMixer(SameWidth, SequenceLayer):
                 for d, n, r in ((dq, q, qr), (dk, k, kr))
             )
         du = run("q", dq) + run("k", dk) + run("v", dv)  # (3)
-        da = da + run("norm", du)  # (2)
+        da = run("norm", du, add=da)  # (2)
         return run.grads, put(xp, dy, da, groups.rows), ()  # (1)
 
     def _heads(self, xp: Namespace, a: Array) -> Array:

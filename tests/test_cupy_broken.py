@@ -1,0 +1,237 @@
+"""Kernels that a card refuses: another path does their work, with one warning, and with the same results."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import cuda_on_cpu, gpu, layers
+from tests.layers import agree, largest
+from tests.test_cupy_kernels import LENGTHS, TOLERANCE, results
+from xlstm.arrays import broken
+from xlstm.arrays import concat as concats
+from xlstm.arrays.broken import CudaError
+from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.convert import to_numpy
+from xlstm.engines import cuda
+from xlstm.engines.cuda import check, launch
+from xlstm.engines.cuda.check import ARRAYS
+
+cupy = gpu.needed()
+STAGES = ("compile", "load", "launch")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("start", ARRAYS)
+def test_kernels_of_arrays(start, stage, dtype):
+    be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
+    given = [be.asarray(rng.standard_normal((4, 40))) for _ in range(2)]
+    expected = ARRAYS[start](be.xp, *(a.copy() for a in given))
+    words = "does not compile .error: " if stage == "compile" else "is not loaded or launched .CUDADriverError: "
+    with gpu.refusing(stage, start):
+        with pytest.warns(RuntimeWarning, match=f"on CUDA on the CPU {start}.* {words}") as warned:
+            found = ARRAYS[start](be.xp, *(a.copy() for a in given))
+        with gpu.counted() as again:
+            ARRAYS[start](be.xp, *(a.copy() for a in given))  # nor is it tried a second time
+    assert len(warned) == len({str(w.message) for w in warned}) <= 2
+    assert not [name for name in again.found.names if f" {start}" in name]
+    for a, b in zip(found, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        agree({"": a}, {"": b}, TOLERANCE[dtype], largest)
+
+
+def alone(path):
+    """Have no other path be taken than this one, or what follows it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for other in {"cluster", "grid", "plain"} - {path}:
+            broken.note(f"{other} ", "it is not tried")
+
+
+# A path, and what the text of its kernels of passes has.
+LOOPS = {
+    "cluster": "#define CLUSTER 1",
+    "grid": "#define CLUSTER 0",
+    "plain": "#define CLUSTER 0",
+    "pointwise": "_step",
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": LENGTHS}])
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("path", LOOPS)
+def test_recurrent_layers(monkeypatch, path, stage, kind, options):
+    """Where nothing is launched, the passes that follow fail as well, and the array library does their work."""
+    layer = xlstm.LSTM(3, 20, num_layers=2, peepholes=True, recompute=stage == "load")
+    expected = results(layer, backend="numpy", **options)
+    kind = {"forward": "slim", "backward": "again"}[kind] if layer.recompute else kind
+    part = LOOPS[path] if stage == "compile" and path != "pointwise" else f"xlstm_{kind}"
+    with gpu.refusing(stage, part):
+        alone(path)
+        with pytest.warns(RuntimeWarning, match="xlstm_.*; another way does its work") as found:
+            agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
+        agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
+    said = [str(one.message) for one in found]
+    assert path in said[0]
+    assert len(said) == len(set(said)) == (1 if part[0] == "#" or (path == "pointwise" and kind != "again") else 2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_single_step(stage):
+    be, layer = xlstm.backend("cupy", dtype="float32"), xlstm.GRU(3, 8)
+    params, x = layer.init(0, be), be.asarray(np.ones((2, 3)))
+    expected = layer.step(params, x)[0]
+    with gpu.refusing(stage, "xlstm_lean_step"):
+        with pytest.warns(RuntimeWarning, match="xlstm_lean_step"):
+            found = layer.step(params, x)[0]
+        agree({"": layer.step(params, x)[0]}, {"": found})
+    agree({"": found}, {"": expected}, 1e-5)
+
+
+def test_what_was_asked_for_is_refused():
+    """CUDA 12.0 does not compile st.async, with which clusters exchange."""
+    layer = xlstm.LSTM(3, 20)
+    with gpu.refusing("compile", "#define CLUSTER 1"):
+        with (
+            cuda.use("cluster"),
+            pytest.raises(CudaError, match=r"xlstm_forward does not compile .error: #define CLUSTER"),
+        ):
+            results(layer, "float32")
+        alone("cluster")
+        with pytest.warns(RuntimeWarning, match="cluster .*: xlstm_forward does not compile"):
+            results(layer, "float32")
+        with cuda.use("cluster"), pytest.raises(CudaError, match="#define CLUSTER 1"):
+            results(layer, "float32")
+    be = xlstm.backend("cupy", dtype="bfloat16")
+    words = "path 'loop' has no bfloat16, and no kernel works"
+    with gpu.refusing("launch", "xlstm_"), pytest.warns(RuntimeWarning), pytest.raises(TypeError, match=words):
+        layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
+
+
+@pytest.mark.parametrize("kind", ["gates", "states_bwd"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_of_an_mlstm(dtype, stage, kind):
+    layer = xlstm.mLSTM(3, 16, num_heads=2)
+    exact = results_of(layer, "numpy", "float64")
+    with gpu.refusing(stage, f"xlstm_chunk_{kind}"):
+        with pytest.warns(RuntimeWarning, match=f"chunks .*: xlstm_chunk_{kind} ") as found:
+            agree(results_of(layer, "cupy", dtype), exact, TOLERANCE[dtype], largest)
+        agree(results_of(layer, "cupy", dtype), exact, TOLERANCE[dtype], largest)
+    assert len(found) == 1
+
+
+def results_of(layer, backend, dtype):
+    be, rng = xlstm.backend(backend, dtype=dtype), np.random.default_rng(0)
+    params = {n: be.asarray(p) for n, p in layer.init(0, "numpy").items()}
+    x = be.asarray(rng.standard_normal((20, 2, layer.input_size)))
+    y, end, saved = layer.forward(params, x)
+    grads, dx, _ = layer.backward(params, saved, y, tuple(s * 0.1 for s in end))
+    return {name: to_numpy(a).astype("float64") for name, a in {"y": y, "dx": dx, **grads}.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_language_model_without_any_kernel(dtype, stage):
+    layer = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [], 2, dropout=0.2), 7)
+    found = {}
+    for part in ("nothing at all", "xlstm_"):
+        be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
+        params = {n: be.asarray(0.3 * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
+        with gpu.refusing(stage, part), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y, _, saved = layer.forward(params, layers.input_of(layer, be, rng), seed=1)
+            grads = layer.backward(params, saved, y)[0]
+        found[part] = {"y": y, **grads}
+        assert {str(a.dtype) for a in found[part].values()} == {dtype}
+    agree(*found.values(), 4 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("path", ["cluster", "grid"])
+def test_blocks_that_wait_for_one_another_have_room(monkeypatch, path):
+    """MPS leaves a process a part of the multiprocessors: no kernel is launched that waits for blocks in vain."""
+    gpu.on_cpu()
+    monkeypatch.setattr(launch, "_device", lambda number: launch.Device("CUDA on the CPU", 90, 132, 232448, 16))
+    layer = xlstm.LSTM(3, 200)
+    expected = results(layer, backend="numpy")
+    gpu.first_contact()
+    alone(path)
+    words = f"{path} .* wait for one another, and [02] run at once"
+    with cuda_on_cpu.configured(part=2), pytest.warns(RuntimeWarning, match=words):
+        agree(results(layer, "float32"), expected, TOLERANCE["float32"], largest)
+    gpu.first_contact()
+
+
+@pytest.mark.usefixtures("refused")
+def test_a_card_that_answers_nothing_more_is_named():
+    gpu.on_cpu()
+    text = 'extern "C" __global__ void hang() { if (threadIdx.x) __syncthreads(); else while (true) __nanosleep(1); }'
+    xp, a = xlstm.backend("cupy").xp, cupy.ones((3, 4), "float32")
+    with pytest.raises(cupy.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"):
+        cupy.RawKernel(text, "hang")((1,), (64,), ())
+    with pytest.raises(CudaError, match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing"):
+        concat(xp, [a, a], 0)
+    cuda_on_cpu.recover()
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A check of one cell, whose result is kept in a folder of the test."""
+    gpu.on_cpu()
+    monkeypatch.setattr(check, "CELLS", {"LSTM": check.CELLS["LSTM"]})
+    monkeypatch.setattr(check, "_place", lambda: (tmp_path, "check.json"))
+    return monkeypatch
+
+
+def new_process():
+    """Forget what is known, and use the card."""
+    gpu.first_contact()
+    check._begun.clear()
+    return launch.current()
+
+
+def test_the_check_of_a_card(kept, run, capsys):
+    found = xlstm.cuda.check()
+    assert capsys.readouterr().out == f"{found}\n"
+    assert not found.wrong
+    assert {row.dtype for row in found} == {*check.DTYPES, "tf32"}
+    assert {row.kernel.split()[0] for row in found} >= {
+        "cluster",
+        "grid",
+        "plain",
+        "pointwise",
+        "step",
+        "chunks",
+        "rows",
+    }
+    new_process()
+    assert not broken._reasons
+
+
+def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run):
+    kept.setattr(check, "DTYPES", ("float32",))
+    kept.setattr(concats, "TEXT", concats.TEXT.replace("index[axis] * part", "0 * part"))
+    be = xlstm.backend("cupy")
+    a = be.asarray(np.arange(6.0).reshape(2, 3))
+    expected = np.concatenate([to_numpy(a), to_numpy(a), np.ones((2, 1))], 1)
+    kept.setenv(check.VARIABLE, "1")
+    with gpu.refusing("compile", "#define CLUSTER 1"):
+        check._begun.clear()
+        with pytest.warns(RuntimeWarning, match="wrong values, float32; another way|does not compile") as warned:
+            launch.current()
+        assert len(warned) == 3  # concat, and clusters in float32 and in TF32
+        np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
+    with pytest.warns(RuntimeWarning, match=r"concat: wrong values|cluster (3xfp16|tf32): xlstm_forward does not"):
+        new_process()  # it reads what the one before it kept
+    np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
+    gpu.first_contact()
+    with pytest.warns(RuntimeWarning, match="concat"):
+        lines = run("info", "--check", code=1).output.splitlines()
+    assert "concat            float32" in lines[0]
+    assert "wrong values" in lines[0]
+    gpu.first_contact()

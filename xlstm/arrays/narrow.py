@@ -1,0 +1,113 @@
+"""Products with block-diagonal matrices of narrow blocks, on CuPy from one launch for several of them.
+
+To multiply a few numbers takes less time than to read them, so the kernel reads x once and writes all results in their
+places. cuBLAS would need wide blocks, most of which are zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable, Sequence
+
+from xlstm.arrays.fuse import compiles
+from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.rows import summed
+
+WIDEST = 8  # more would not fit a thread's registers
+
+
+def takes(xp: Namespace, W: Array) -> bool:
+    """Tell whether these functions multiply with blocks W (N, K, K)."""
+    return compiles(xp) and W.shape[-1] <= WIDEST
+
+
+def products(xp: Namespace, xs: Sequence[Array], Ws: Sequence[Array]) -> Array:
+    """Return the products x[n] W[n]^T of N blocks, of each x (..., N K) and W (N, K, K), side by side, (..., G N K)."""
+    (N, K, _), shape = Ws[0].shape, xs[0].shape
+    y = xp.empty((*shape[:-1], len(Ws) * N * K), dtype=xs[0].dtype, device=device_of(xs[0]))
+    out = [_blocks(xp, y[..., k : k + N * K], K) for k in range(0, y.shape[-1], N * K)]
+    arrays = [*(_blocks(xp, x, K) for x in xs), *(_entries(xp, W) for W in Ws)]
+    summed(xp, _products, *arrays, sums=0, leading=_lengths(len(xs), len(Ws), K), out=out, K=K)
+    return y
+
+
+def products_bwd(
+    xp: Namespace,
+    dys: Sequence[Sequence[Array]],
+    xs: Sequence[Array],
+    Ws: Sequence[Array],
+    of: Sequence[int],
+    add: Sequence[Array | None],
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """Return gradients of the different x, and for each product those of W and of a bias (N K,) that is added.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    dys : sequence of sequences of array (..., N K)
+        For each product the gradient of the result, as a sum of arrays.
+    xs : sequence of array (..., N K)
+    Ws : sequence of array (N, K, K)
+    of : sequence of int
+        The number of the x of each product.
+    add : sequence of array or None
+        For each x what is added to its gradient.
+    """
+    K, added, counts = Ws[0].shape[-1], [a for a in add if a is not None], tuple(len(some) for some in dys)
+    arrays = [_blocks(xp, a, K) for a in (*(dy for some in dys for dy in some), *xs, *added)]
+    dxs = [xp.empty(x.shape, dtype=x.dtype, device=device_of(x)) for x in xs]
+    found = summed(
+        *(xp, _products_bwd, *arrays, *(_entries(xp, W) for W in Ws)),
+        sums=2 * len(Ws),
+        leading=_lengths(len(arrays), len(Ws), K),
+        out=[_blocks(xp, dx, K) for dx in dxs],
+        **{"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)},
+    )
+    dWs, dbs = found[len(dxs) : -len(Ws)], found[-len(Ws) :]
+    return dxs, [xp.reshape(d, Ws[0].shape) for d in dWs], [xp.reshape(d, (-1,)) for d in dbs]
+
+
+def _lengths(arrays: int, Ws: int, K: int) -> tuple[int, ...]:
+    return (K,) * arrays + (K * K,) * Ws
+
+
+def _blocks(xp: Namespace, x: Array, K: int) -> Array:
+    """Return (..., N K) as (K, ..., N)."""
+    return xp.moveaxis(xp.reshape(x, (*x.shape[:-1], x.shape[-1] // K, K)), -1, 0)
+
+
+def _entries(xp: Namespace, W: Array) -> Array:
+    """Return (N, K, K) as (K^2, N)."""
+    return xp.reshape(W, (W.shape[0], -1)).T
+
+
+def _products(xp: Namespace, *arrays: Array, K: int) -> tuple[Array, ...]:
+    half = len(arrays) // 2
+    return tuple(_product(xp, W, x, K) for x, W in zip(arrays[:half], arrays[half:], strict=True))
+
+
+def _product(xp: Namespace, W: Array, x: Array, K: int, turned: bool = False) -> Array:
+    """Return W x, or W^T x."""
+    far, near = (1, K) if turned else (K, 1)
+    return xp.stack([_sum(W[i * far + j * near, ...] * x[j, ...] for j in range(K)) for i in range(K)])
+
+
+def _products_bwd(
+    xp: Namespace, *arrays: Array, K: int, of: tuple[int, ...], counts: tuple[int, ...], add: tuple[bool, ...]
+) -> tuple[Array, ...]:
+    """Return the gradients of each x, and of each W and bias by this row."""
+    given = iter(arrays)
+    dys = [_sum(next(given) for _ in range(count)) for count in counts]
+    xs = [next(given) for _ in add]
+    dxs = [[next(given)] if one else [] for one in add]
+    dWs = []
+    for dy, W, k in zip(dys, given, of, strict=True):
+        dxs[k].append(_product(xp, W, dy, K, turned=True))
+        dWs.append(xp.stack([dy[i, ...] * xs[k][j, ...] for i in range(K) for j in range(K)]))
+    return (*map(_sum, dxs), *dWs, *dys)
+
+
+def _sum(terms: Iterable[Array]) -> Array:
+    return functools.reduce(operator.add, terms)

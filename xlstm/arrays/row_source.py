@@ -1,0 +1,224 @@
+"""The text of a kernel for a function along rows, and for sums of its results over all rows.
+
+A function may take means and maxima along a row, which a block of the kernel then has to itself: a mean needs the whole
+row before whatever depends on it, so the trace of the function is divided into stages, each a loop over the row.
+Without any, a thread has one column. Either way a block goes through some rows one after the other.
+
+Where results are summed over rows, each block writes the sums of its own. The last of `FAN` blocks to end adds up
+theirs, the last of those that did so theirs, and so on: one launch, no wait, and an order that follows from shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from xlstm.arrays import device, fuse
+from xlstm.arrays.namespace import SINGLE
+from xlstm.tracing.reductions import REDUCTIONS, Rows, RowWriter, SingleRows
+from xlstm.tracing.writers import C
+
+MOST, FAN = 256, 32  # threads of a block at most, and blocks of which one adds up the sums
+
+# The sum or the maximum of a value of all threads of a block, of which there are a power of two.
+SYNC = """
+template <class T>
+__device__ __forceinline__ T sync_row(T v, T* room, bool largest) {
+    __syncthreads();
+    room[threadIdx.x] = v;
+    for (int half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < half) {
+            const T a = room[threadIdx.x], b = room[threadIdx.x + half];
+            room[threadIdx.x] = largest ? (a > b || a != a ? a : b) : a + b;
+        }
+    }
+    __syncthreads();
+    return room[0];
+}
+"""
+TEXT = """
+struct Layout {{
+    long long rows, columns, chunk, tiles;  // blocks along x have `chunk` rows, those along y heads and their tiles
+    long long shape[{outer}];               // of the rows
+    struct {{ long long steps[{outer}], head, along, apart; }} of[{arrays}];  // for each array, in elements
+}};
+extern "C" __global__ void {name}(const Layout layout{parameters}) {{
+    __shared__ double memory[{most}];
+    const int columns = layout.columns, tiles = layout.tiles, width = (int)gridDim.y / tiles * columns;
+    const int head = (int)blockIdx.y / tiles, tile = (int)blockIdx.y % tiles, first = blockIdx.x * layout.chunk;
+    const int last = first + layout.chunk < layout.rows ? first + layout.chunk : layout.rows;
+    {begin}
+    for (int row = first; row < last; row++) {{
+        {body}
+    }}
+    {end}
+}}
+"""
+SUMS = """
+    __shared__ bool ends;
+    const int from = head * columns + tile * blockDim.x + threadIdx.x;
+    const int to = tile + 1 < tiles ? head * columns + (tile + 1) * (int)blockDim.x : (head + 1) * columns;
+    unsigned* counter = counters + blockIdx.y * ((gridDim.x + {fan} - 1) / {fan} + 1);
+    for (int blocks = gridDim.x, apart = 1, me = blockIdx.x; blocks > 1; apart *= {fan}, me /= {fan}) {{
+        const int group = me / {fan}, count = blocks - group * {fan} < {fan} ? blocks - group * {fan} : {fan};
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {{
+            ends = atomicAdd(counter + group, 1) + 1 == count;
+            if (ends) counter[group] = 0;
+        }}
+        __syncthreads();
+        if (!ends) return;
+        __threadfence();
+        for (int at = from; at < to; at += blockDim.x)
+            for (int slot = 0; slot < {slots}; slot++) {{
+                // What other blocks wrote: a volatile number is not read from a cache that does not know of it.
+                volatile {real}* some = sums + ((long long)group * {fan} * apart * {slots} + slot) * width + at;
+                {real} sum = some[0];
+                for (int k = 1; k < count; k++) sum += some[(long long)k * apart * {slots} * width];
+                some[0] = sum;
+            }}
+        blocks = (blocks + {fan} - 1) / {fan};
+        counter += blocks;
+    }}
+    for (int at = from; at < to; at += blockDim.x) {{
+        {results}
+    }}
+"""
+
+
+class WholeRow(C):
+    """Writes C for a block with a whole row."""
+
+    LOOP = "for (int unit = threadIdx.x; unit < columns; unit += blockDim.x) {", "}"
+
+
+class Result(NamedTuple):
+    """A result of a function."""
+
+    dtype: Any
+    length: int | None  # of the leading axis that it has
+    single: bool  # whether it is one number for a row
+    summed: bool
+
+    def shape(self, shape: tuple[int, ...], keep: int) -> tuple[int, ...]:
+        """Return its shape, from that of all arrays broadcast together."""
+        leading = () if self.length is None else (self.length,)
+        if self.summed:
+            return (*shape[-keep:], *leading)
+        return (*leading, *shape[:-1], 1 if self.single else shape[-1])
+
+
+class Source:
+    """The text of a kernel for a function of arrays x0, x1, ..., which gives y0, y1, ...
+
+    Parameters
+    ----------
+    function, dtypes, options
+        As for `fuse.source`.
+    single : tuple of bool
+        Which arrays have one number for a row.
+    leading : tuple of int or None
+        The lengths of leading axes that the function takes apart.
+    sums : int
+        How many of the results, the last ones, are summed over rows.
+
+    Attributes
+    ----------
+    results : list of Result
+    whole : bool
+        Whether a block has to have a whole row.
+    slots : list of (str, int or None)
+        The names of results that are summed, and places in their leading axes.
+    real : {"float", "double"}
+        The type of sums.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        dtypes: tuple[Any, ...],
+        options: tuple[tuple[str, Any], ...],
+        single: tuple[bool, ...],
+        leading: tuple[int | None, ...],
+        sums: int = 0,
+    ) -> None:
+        self.name = f"xlstm_rows_{function.__name__.strip('_')}"
+        library = SingleRows if set(dtypes) == {SINGLE} else Rows
+        lines = fuse.traced(function, len(dtypes), options, library, leading)
+        self.writer = WholeRow(lines, self._load, self._store, {f"x{k}": fuse.real(d) for k, d in enumerate(dtypes)})
+        self.rows = RowWriter(self.writer, {f"x{k}" for k, one in enumerate(single) if one})
+        stores = [line for line in lines if line.op == "store"]
+        lengths = {line.to: None if line.row is None else line.row + 1 for line in stores}
+        found = fuse.results(function, dtypes, dict(options), leading)
+        first = len(found) - sums
+        self.results = {
+            f"y{k}": Result(dtype, lengths[f"y{k}"], f"y{k}" in self.rows.single, k >= first)
+            for k, dtype in enumerate(found)
+        }
+        self.slots = [(line.to, line.row) for line in stores if self.results[line.to].summed]
+        self.real = "double" if "double" in {fuse.real(self.results[name].dtype) for name, _ in self.slots} else "float"
+        self.whole = any(line.op in REDUCTIONS for line in lines) or any(one.single for one in self.results.values())
+        self.types = {f"x{k}": f"const {device.type_of(dtype)}*" for k, dtype in enumerate(dtypes)}
+        self.types |= {name: f"{device.type_of(one.dtype)}*" for name, one in self.results.items()}
+        # Arrays whose layout the kernel is told; sums are contiguous.
+        self.lying = [name for name in self.types if name not in self.results or not self.results[name].summed]
+
+    def text(self, outer: int, fixed: frozenset[int]) -> str:
+        """Return the text for rows with so many axes, and the numbers of arrays that are the same for all rows."""
+        still = {f"x{k}" for k in fixed}
+        begin = [self._pointer(name, 0) for name in self.lying if name in still]
+        axes = range(outer - 1, -1, -1)
+        body = ["int rest = row;"]
+        body += [f"const int i{k} = rest % (int)layout.shape[{k}]; rest /= (int)layout.shape[{k}];" for k in axes]
+        body += [self._pointer(name, outer) for name in self.lying if name not in still]
+        sums, end = range(len(self.slots)), list[str]()
+        if self.slots:
+            begin.append(f"{self.real}* mine = sums + (long long)blockIdx.x * {len(sums)} * width + head * columns;")
+        if self.whole:
+            body += self.rows.body()
+        else:
+            early = [line for line in self.writer.lines if line.op == "input" and line.args[0] in still]
+            begin += ["const int unit = tile * blockDim.x + threadIdx.x;", *(f"{self.real} sum_{k} = 0;" for k in sums)]
+            begin += ["if (unit < columns) {", *self.writer.statements(early)]
+            body += self.writer.statements(line for line in self.writer.lines if line not in early)
+            end += [*(f"mine[{k} * width + unit] = sum_{k};" for k in sums), "}"]
+        names = [*self.lying, *(name for name in self.types if name not in self.lying)]
+        parameters = [f"{self.types[name]} {name}" for name in names]
+        if self.slots:
+            parameters += [f"{self.real}* sums", "unsigned* counters"]  # these are last
+            end.append(SUMS.format(fan=FAN, slots=len(sums), real=self.real, results="\n        ".join(self._ends())))
+        parts = {"begin": "\n    ".join(begin), "body": "\n        ".join(body), "end": "\n    ".join(end)}
+        parts |= {"name": self.name, "parameters": "".join(f", {one}" for one in parameters)}
+        return device.TEXT + SYNC + TEXT.format(outer=outer, arrays=len(self.lying), most=MOST, **parts)
+
+    def _pointer(self, name: str, outer: int) -> str:
+        """Return the statement that finds an array's numbers in the row, from indices of so many axes."""
+        layout = f"layout.of[{self.lying.index(name)}]"
+        far = "".join(f" + i{axis} * {layout}.steps[{axis}]" for axis in range(outer))
+        return f"{self.types[name]} at_{name} = {name} + head * {layout}.head{far};"
+
+    def _ends(self) -> list[str]:
+        """Return the statements that store sums."""
+        found = []
+        for slot, (name, row) in enumerate(self.slots):
+            at = "at" if row is None else f"at * {self.results[name].length} + {row}"
+            found.append(f"narrow({name}[{at}], sums[{slot} * width + at]);")
+        return found
+
+    def _load(self, name: str, row: int | None) -> str:
+        return f"widen({self._at(name, row)})"
+
+    def _store(self, name: str, row: int | None, value: str) -> str:
+        if not self.results[name].summed:
+            return f"narrow({self._at(name, row)}, {value});"
+        slot = self.slots.index((name, row))
+        if not self.whole:
+            return f"sum_{slot} += {value};"
+        return f"mine[{slot} * width + unit] = {value} + (row == first ? 0 : mine[{slot} * width + unit]);"
+
+    def _at(self, name: str, row: int | None) -> str:
+        layout = f"layout.of[{self.lying.index(name)}]"
+        unit = "0" if name in self.rows.single else f"unit * {layout}.along"
+        return f"at_{name}[{unit}{'' if row is None else f' + {row} * {layout}.apart'}]"
