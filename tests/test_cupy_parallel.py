@@ -45,7 +45,8 @@ def test_states_are_those_of_one_process(case):
     expected, losses = taken(None, **CASES[case])
     low = CASES[case].get("precision")
     tolerance = 1e-10 if low is None else 2e-3
-    for state, found in together(3, lambda group: taken(group, **CASES[case])):
+    several = [one for size in (1, 3) for one in together(size, lambda group: taken(group, **CASES[case]))]
+    for state, found in several:
         np.testing.assert_array_equal(found[:, 1], losses[:, 1])
         np.testing.assert_allclose(found[:, 0], losses[:, 0], rtol=tolerance)
         assert state.scaling == expected.scaling

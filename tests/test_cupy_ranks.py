@@ -81,9 +81,9 @@ def test_two_gpus_also_within_a_graph(code):
 @pytest.mark.parametrize(
     ("fails", "message", "seconds"),
     [
-        ("sys.exit()", "left before NCCL operation ", SOON),
+        ("sys.exit()", "left before sum on the GPU 7", SOON),
         ("cuda_on_cpu.library().cuda_on_cpu_set(b'nccl_error', 3); time.sleep(60)", "NCCL_ERROR_INTERNAL_ERROR", SOON),
-        ("time.sleep(60)", "did not come to NCCL operation 7 within 1 s (XLSTM_GROUP_TIMEOUT)", 1 + 5),
+        ("time.sleep(60)", "did not come to sum on the GPU 7 within 1 s (XLSTM_GROUP_TIMEOUT)", 1 + 5),
     ],
     ids=["leaves", "error of NCCL", "sleeps"],
 )

@@ -23,30 +23,6 @@ static int type_of(int nccl) {
     const map<int, int> known = {{6, F16}, {7, F32}, {8, F64}, {9, BF16}};
     return known.count(nccl) ? known.at(nccl) : -1;
 }
-// Shows all of `from` (n numbers) to the others piece by piece; `each` is given every piece and where it begins.
-static int call(Comm* c, const char* what, const void* from, void* to, size_t n, int nccl, void* stream,
-                std::function<void(size_t at, size_t count, int type)> each) {
-    LOCK;
-    const int type = type_of(nccl);
-    if (type < 0) return INVALID_ARGUMENT;
-    for (auto* p : {from, (const void*)to})
-        if (auto* room = room_of(p); !room || room->device != c->device)
-            problem(string("memory of another device than that of NCCL's communicator: ") + what);
-    return submit(stream, "nccl", what, [=] {
-        for (size_t at = 0, step = PIECE / size_of(type); at < n; at += step) {
-            const size_t count = std::min(step, n - at);
-            memcpy(c->shared->pieces[c->rank], (char*)from + at * size_of(type), count * size_of(type));
-            meet(c), each(at, count, type), meet(c);
-        }
-        return cudaSuccess;
-    }, {from, to}) ? SYSTEM_ERROR : SUCCESS;
-}
-static double sum(Comm* c, int type, size_t i) {
-    double found = 0;
-    for (int rank = 0; rank < c->size; rank++) found += get(c->shared->pieces[rank], type, i);
-    return found;
-}
-
 extern "C" {
 int ncclGetVersion(int* version) { return *version = 21800, SUCCESS; }
 const char* ncclGetErrorString(int) { return "an error of NCCL on the CPU"; }
@@ -65,20 +41,24 @@ int ncclCommInitRankConfig(Comm** made, int size, Id id, int rank, void*) {
 int ncclCommDestroy(Comm* c) { return munmap(c->shared, sizeof(Shared)), delete c, SUCCESS; }
 int ncclCommGetAsyncError(Comm*, int* error) { return *error = settings["nccl_error"], SUCCESS; }
 int ncclAllReduce(const void* from, void* to, size_t n, int nccl, int, Comm* c, void* stream) {
-    return call(c, "allReduce", from, to, n, nccl, stream, [=](size_t at, size_t count, int type) {
-        for (size_t i = 0; i < count; i++) put(to, type, at + i, sum(c, type, i));
-    });
-}
-int ncclReduceScatter(const void* from, void* to, size_t n, int nccl, int, Comm* c, void* stream) {
-    return call(c, "reduceScatter", from, to, n * c->size, nccl, stream, [=](size_t at, size_t count, int type) {
-        for (size_t i = 0; i < count; i++)
-            if ((at + i) / n == (size_t)c->rank) put(to, type, (at + i) % n, sum(c, type, i));
-    });
-}
-int ncclAllGather(const void* from, void* to, size_t n, int nccl, Comm* c, void* stream) {
-    return call(c, "allGather", from, to, n, nccl, stream, [=](size_t at, size_t count, int type) {
-        for (int rank = 0; rank < c->size; rank++)
-            memcpy((char*)to + (rank * n + at) * size_of(type), c->shared->pieces[rank], count * size_of(type));
-    });
+    LOCK;
+    const int type = type_of(nccl);
+    if (type < 0) return INVALID_ARGUMENT;
+    for (auto* p : {from, (const void*)to})
+        if (auto* room = room_of(p); !room || room->device != c->device) problem("NCCL with memory of another device");
+    return submit(stream, "nccl", "allReduce", [=] {
+        for (size_t at = 0, step = PIECE / size_of(type); at < n; at += step) {
+            const size_t count = std::min(step, n - at);
+            memcpy(c->shared->pieces[c->rank], (char*)from + at * size_of(type), count * size_of(type));
+            meet(c);
+            for (size_t i = 0; i < count; i++) {
+                double sum = 0;
+                for (int rank = 0; rank < c->size; rank++) sum += get(c->shared->pieces[rank], type, i);
+                put(to, type, at + i, sum);
+            }
+            meet(c);
+        }
+        return cudaSuccess;
+    }, {from, to}) ? SYSTEM_ERROR : SUCCESS;
 }
 }

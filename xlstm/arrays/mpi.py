@@ -76,7 +76,7 @@ class Ranks:
         machine.Free()
         self._hosts: list[str] = self._comm.allgather(platform.node())
         self._nccl: nccl.Nccl | None = None
-        self._clock, self._gpu = Clock(), Clock("NCCL operation")
+        self._clock, self._gpu = Clock(), Clock("sum on the GPU")
         nccl.choose(self.local_rank)
         self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._end)
         self._before, sys.excepthook = sys.excepthook, self._failed
@@ -88,7 +88,7 @@ class Ranks:
     def sum(self, a: Array) -> None:
         """Replace a contiguous array by the sum over all ranks, which has the same bits on each."""
         if array_api_compat.is_cupy_array(a):
-            return self._on_gpu.sum(a)
+            return self._on_gpus(a)
         with self._clock.during("sum"), _on_host(a) as host:
             for piece in _pieces(host):
                 self._comm.Allreduce(self._here, piece)
@@ -108,15 +108,11 @@ class Ranks:
 
     def sum_part(self, a: Array, out: Array) -> None:
         """Put this rank's part of the sum over all ranks of `a` (size * n,) into `out` (n,)."""
-        if array_api_compat.is_cupy_array(a):
-            return self._on_gpu.sum_part(a, out)
         with self._clock.during("sum"), _on_host(a) as host, _on_host(out) as part:
             self._comm.Reduce_scatter_block(host, part)
 
     def gather_parts(self, part: Array, out: Array) -> None:
         """Put the parts (n,) of all ranks side by side into `out` (size * n,)."""
-        if array_api_compat.is_cupy_array(part):
-            return self._on_gpu.gather_parts(part, out)
         with self._clock.during("gather"), _on_host(part) as own, _on_host(out) as host:
             self._comm.Allgather(own, host)
 
@@ -135,15 +131,14 @@ class Ranks:
         if self._watch.how == "goes on":
             self._watch.notify("leaves")
 
-    @property
-    def _on_gpu(self) -> nccl.Nccl:
-        """The same ranks on their GPUs; the first use of it connects them."""
+    def _on_gpus(self, a: Array) -> None:
+        """Sum an array of CuPy; the first time connects the GPUs."""
         if self._nccl is None:
             number = nccl.agree(self)
             with self._clock.during("start of NCCL"):
                 self._nccl = nccl.Nccl(self, number, self._gpu)
             self._watch.check = self._nccl.check
-        return self._nccl
+        self._nccl.sum(a)
 
     def _end(self, ranks: list[int], why: str, show: Callable[[], None] = lambda: None) -> None:
         """End the job since those ranks failed; of all that find this out, one rank says so."""

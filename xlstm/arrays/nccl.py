@@ -69,23 +69,12 @@ class Nccl:
 
     def sum(self, a: Array) -> None:
         """Add up the arrays of all ranks in place."""
-        self._call("allReduce", a, a, a.size, self._library.NCCL_SUM)
-
-    def sum_part(self, a: Array, out: Array) -> None:
-        """Put this rank's part of the sum into `out`."""
-        self._call("reduceScatter", a, out, out.size, self._library.NCCL_SUM)
-
-    def gather_parts(self, part: Array, out: Array) -> None:
-        """Put the parts of all ranks side by side."""
-        self._call("allGather", part, out, part.size)
+        kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
+        stream = probe.cupy().cuda.get_current_stream().ptr
+        self._counts[0] += 1
+        self._made.allReduce(a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream)
+        self._counts[1] += 1
 
     def check(self) -> None:
         """Raise the error that NCCL has met meanwhile, if any."""
         self._made.check_async_error()
-
-    def _call(self, name: str, a: Array, out: Array, count: int, *operation: int) -> None:
-        kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
-        stream = probe.cupy().cuda.get_current_stream().ptr
-        self._counts[0] += 1
-        getattr(self._made, name)(a.data.ptr, out.data.ptr, count, kind, *operation, stream)
-        self._counts[1] += 1

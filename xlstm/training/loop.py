@@ -34,7 +34,7 @@ from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
 from xlstm.training.feed import Inputs, Loss, evaluate
 from xlstm.training.folder import Checkpoint, Folder
-from xlstm.training.ranks import Lone, Ranks
+from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
@@ -250,7 +250,7 @@ class Run:
     def __post_init__(self, start_params: Params) -> None:
         self.state: StepState = self.step.init(start_params, self.seed)
         joint = self.state.joint
-        self.ranks = Lone() if joint is None else Ranks(joint, self.step.model, self.step._local)
+        self.ranks = Ranks(joint, self.step.model, self.step._local)
         self.all_callbacks = list(self.step.callbacks)
         self.callbacks = [callback for callback in self.all_callbacks if self.ranks.runs(callback)]
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step

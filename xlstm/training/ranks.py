@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import Group, OtherRankError, columns
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.layers.sequence import Leaf
 from xlstm.training.callbacks import Callback
 from xlstm.training.feed import Inputs
@@ -24,103 +23,37 @@ from xlstm.training.sharded import Sharded
 from xlstm.training.steps import StepState
 
 
-@dataclass
-class Lone:
-    """A run without a group, which has nobody to ask."""
-
-    first = True  # whether this is rank 0, which alone writes and speaks
-
-    def runs(self, callback: Callback) -> bool:
-        """Return whether a callback runs here."""
-        return True
-
-    def guarded(self, batches: Iterable[Inputs]) -> Iterable[Any]:
-        """Return the batches of an epoch."""
-        return batches
-
-    def held(self) -> contextlib.AbstractContextManager[None]:
-        """Return what an error between two steps goes through."""
-        return contextlib.nullcontext()
-
-    def stops(self, asked: bool, received: list[int]) -> bool:
-        """Return whether to stop after a step, as a callback or a signal has asked."""
-        return asked or bool(received)
-
-    def meets(self, received: list[int]) -> bool:
-        """Return whether to stop in the middle of an epoch; all ranks come here together."""
-        return bool(received)
-
-    def any(self, asked: bool) -> bool:
-        """Return whether any rank says yes."""
-        return asked
-
-    def signal(self, received: list[int]) -> int | None:
-        """Return the number of the signal that has stopped the run, if any."""
-        return received[0] if received else None
-
-    def saves(self, error: Exception) -> bool:
-        """Return whether the state before this error is to be saved."""
-        return True
-
-    def of_first(self, value: Callable[[], Any]) -> Any:
-        """Return a value that rank 0 makes."""
-        return value()
-
-    def read(self, origin: Checkpoint | None) -> Checkpoint | None:
-        """Return the checkpoint that rank 0 has read."""
-        return origin
-
-    def agree(self, settings: dict[str, Any]) -> None:
-        """Raise ValueError unless all ranks have the same settings."""
-
-    def whole(self, state: StepState, total: int) -> StepState:
-        """Return the state as one process would have it, for a checkpoint."""
-        return state
-
-    def part(self, state: StepState) -> StepState:
-        """Return the part of this rank of such a state."""
-        return state
-
-    def slots(self, state: StepState) -> Slots:
-        """Return arrays with the names, shapes and dtypes of the moments of such a state."""
-        return state.moments.slots
-
-
-@dataclass
-class Ranks(Lone):
-    """A run on the ranks of a group.
+class Ranks:
+    """The ranks of a run; a process without a group is alone.
 
     Errors, signals and what callbacks ask for are kept until all ranks come together: in the sum of the next step, or
     in `meets`. So all of them raise, or stop, at the same place.
 
-    Attributes
+    Parameters
     ----------
-    joint : Joint
+    joint : Joint or None
     model : object
         It says where sequences are in its state.
     local : bool
         The sums of gradients that a step has not used yet are those of each rank.
     """
 
-    joint: Joint
-    model: Any
-    local: bool
-
-    def __post_init__(self) -> None:
-        self.group: Group = self.joint.group
-        self.first = self.group.rank == 0
+    def __init__(self, joint: Joint | None, model: Any, local: bool) -> None:
+        self.joint, self.model, self.local = joint, model, local
+        self.group: Group = Alone() if joint is None else joint.group
+        self.first = self.group.rank == 0  # which alone writes and speaks
         self._signal: int | None = None
 
     def runs(self, callback: Callback) -> bool:
+        """Return whether a callback runs here."""
         return self.first or callback.everywhere
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
         """Yield batches, and None for one that this rank could not get, so that the next sum tells all ranks."""
-        try:
+        with self.held():
             yield from batches
-        except Exception as error:
-            self.joint.error = error
-            yield None
+            return
+        yield None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -128,48 +61,54 @@ class Ranks(Lone):
         try:
             yield
         except Exception as error:
+            if self.joint is None:
+                raise
             self.joint.error = error
 
     def stops(self, asked: bool, received: list[int]) -> bool:
-        """Return whether the last step is one that all stop after; what is asked now, the next sum tells."""
+        """Return whether to stop after a step; what is asked of a group now, the next sum tells all ranks."""
+        if self.joint is None:
+            return asked or bool(received)
         self.joint.stop |= asked
         self.joint.signal = bool(received)
         return bool(self.joint.agreed.signal or self.joint.agreed.stop)
 
     def meets(self, received: list[int]) -> bool:
-        joint = self.joint
-        told = self.group.tell((joint.error is not None, received[:1], joint.stop))
-        if any(failed for failed, *_ in told):
-            blame(self.group, joint.error)
-        self._signal = next((numbers[0] for _, numbers, _ in told if numbers), None)
-        return self._signal is not None or any(stop for *_, stop in told)
+        """Return whether to stop between steps; all ranks come here together."""
+        told = self._told((received[:1], self.joint is not None and self.joint.stop))
+        self._signal = next((numbers[0] for numbers, _ in told if numbers), None)
+        return self._signal is not None or any(stop for _, stop in told)
 
     def any(self, asked: bool) -> bool:
-        told = self.group.tell((self.joint.error is not None, asked))
-        if any(failed for failed, _ in told):
-            blame(self.group, self.joint.error)
-        return any(one for _, one in told)
+        """Return whether any rank says yes."""
+        return any(self._told(asked))
 
     def signal(self, received: list[int]) -> int | None:
+        """Return the number of the signal that has stopped the run, if any."""
         self.meets(received)
         return self._signal
 
     def saves(self, error: Exception) -> bool:
-        """Return whether all ranks have raised it, so that all are to come together for a checkpoint."""
-        return isinstance(error, FloatingPointError | OtherRankError) or error is self.joint.error
+        """Return whether all ranks have raised this error, so that they come together for a checkpoint."""
+        return self.joint is None or isinstance(error, FloatingPointError | OtherRankError) or error is self.joint.error
 
     def of_first(self, value: Callable[[], Any]) -> Any:
-        found, error = None, None
-        try:
+        """Return a value that rank 0 makes."""
+        found = None
+        with self.held():
             found = value() if self.first else None
-        except Exception as problem:
-            error = problem
-        if any(self.group.tell(error is not None)):
+        return self._told(found)[0]
+
+    def _told(self, what: Any) -> list[Any]:
+        """Return what all ranks tell; an error that one has kept is raised on all of them."""
+        error = None if self.joint is None else self.joint.error
+        told = self.group.tell((error is not None, what))
+        if any(failed for failed, _ in told):
             blame(self.group, error)
-        return self.group.tell(found)[0]
+        return [one for _, one in told]
 
     def read(self, origin: Checkpoint | None) -> Checkpoint | None:
-        """Return what rank 0 has read; files of the others are not looked at."""
+        """Return the checkpoint that rank 0 has read; files of the others are not looked at."""
         about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
         told = self.group.tell(about)[0]
         if told is None:
@@ -180,6 +119,7 @@ class Ranks(Lone):
         return Checkpoint(path, description, value, arrays)
 
     def agree(self, settings: dict[str, Any]) -> None:
+        """Raise ValueError unless all ranks have the same settings."""
         told = self.group.tell(settings)
         for rank, other in enumerate(told):
             for name, value in told[0].items():
@@ -189,6 +129,8 @@ class Ranks(Lone):
 
     def whole(self, state: StepState, total: int) -> StepState:
         """Return the state of one process, from all ranks; RuntimeError where their weights differ."""
+        if self.joint is None:
+            return state
         crc = 0
         for p in state.params.values():
             crc = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, crc)
@@ -199,20 +141,24 @@ class Ranks(Lone):
             raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
         sums = state.sums
         if sums is not None and self.local:
-            sums = {name: self.joint.home.xp.asarray(a, copy=True) for name, a in sums.items()}
+            sums = {name: a.copy() for name, a in sums.items()}
             for a in sums.values():
                 self.group.sum(a)
         moments = state.moments
         if isinstance(self.joint, Sharded):
             moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
-        return state._replace(carried=self._gathered(state.carried), sums=sums, moments=moments)
+        return state._replace(carried=self._gathered(self.joint.home.xp, state.carried), sums=sums, moments=moments)
 
     def slots(self, state: StepState) -> Slots:
+        """Return arrays with the names, shapes and dtypes of the moments of such a state."""
         if not isinstance(self.joint, Sharded):
             return state.moments.slots
         return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
 
     def part(self, state: StepState) -> StepState:
+        """Return the part of this rank of such a state."""
+        if self.joint is None:
+            return state
         sums = state.sums
         if sums is not None and self.local and not self.first:
             sums = {name: a * 0 for name, a in sums.items()}
@@ -221,9 +167,9 @@ class Ranks(Lone):
             moments = moments._replace(slots=self.joint.cut_slots(moments.slots))
         return state._replace(carried=self._cut(state.carried), sums=sums, moments=moments)
 
-    def _gathered(self, carried: Any) -> Any:
+    def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
-        home, mine = self.joint.home, None if carried is None else list(_leaves(carried))
+        mine = None if carried is None else list(_leaves(carried))
         told = self.group.tell(None if mine is None else [(a.shape, str(a.dtype)) for a in mine])
         known = next((kinds for kinds in told if kinds is not None), None)
         if known is None:
@@ -231,7 +177,7 @@ class Ranks(Lone):
         found = []
         for k, (axis, (shape, dtype)) in enumerate(zip(self._axes, known, strict=True)):
             ends = np.cumsum([0, *(0 if kinds is None else kinds[k][0][axis] for kinds in told)]).tolist()
-            whole = home.xp.zeros((*shape[:axis], ends[-1], *shape[axis + 1 :]), dtype=dtype)
+            whole = xp.zeros((*shape[:axis], ends[-1], *shape[axis + 1 :]), dtype=dtype)
             if mine is not None:
                 whole[_at(axis, slice(*ends[self.group.rank : self.group.rank + 2]))] = mine[k]
             self.group.sum(whole)
@@ -247,7 +193,7 @@ class Ranks(Lone):
             own = columns(a.shape[axis], self.group)
             if own.start == own.stop:
                 return None
-            parts.append(self.joint.home.xp.asarray(a[_at(axis, own)], copy=True))
+            parts.append(a[_at(axis, own)].copy())
         return _nested(self.model.states, iter(parts))
 
     @property
