@@ -1,6 +1,6 @@
 """Training on two ranks of one thread beside one process of two threads; goal: at least as quick, for all models.
 
-python -m bench.ranks [--rounds N] [--json FILE]
+python -m bench.ranks [--rounds N] [--seconds S] [--json FILE]
 
 It needs mpi4py and mpich, and two cores on which nothing else runs. Programs are started in turn, and each trains for
 some seconds. "Weak" is the time of one process with one thread for half a batch, over that of the two ranks for all of
@@ -27,8 +27,6 @@ from xlstm import LSTM, distributed, optim, training, xLSTMStack
 from xlstm.arrays import cores
 from xlstm.data import Shard, Streams, Windows
 from xlstm.models import SequenceModel, xLSTMLanguageModel
-
-SECONDS = 2.0  # of training in a program
 
 
 def lstm(steps: int, batch: int, inputs: int, hidden: int, layers: int) -> tuple[Any, Any]:
@@ -84,7 +82,7 @@ class Timed:
         self.summed += time.perf_counter() - came
 
 
-def work(name: str, share: int) -> None:
+def work(name: str, share: int, seconds: float) -> None:
     """Train a model on one of so many parts of its batch, and print as JSON what a step took, in seconds."""
     batch, make = MODELS[name]
     model, data = make(batch // share)
@@ -108,7 +106,7 @@ def work(name: str, share: int) -> None:
                     break
 
     train(4)  # compiled code is loaded
-    count = ranks.tell(max(4, round(SECONDS / min(times))))[0]
+    count = ranks.tell(max(4, round(seconds / min(times))))[0]
     times.clear()
     if group is not None:
         group.waited = group.summed = 0.0
@@ -120,10 +118,11 @@ def work(name: str, share: int) -> None:
         print(json.dumps(found))
 
 
-def measure(name: str, ranks: int, threads: int, share: int = 1) -> dict[str, float]:
-    """Return what a program prints."""
+def measure(name: str, seconds: float, ranks: int, threads: int, share: int = 1) -> dict[str, float]:
+    """Return what a program prints that trains for some seconds."""
     launcher = [str(Path(sys.executable).with_name("mpiexec")), "-n", str(ranks)] if ranks > 1 else []
     command = [*launcher, sys.executable, "-m", "bench.ranks", "--worker", name, "--share", str(share)]
+    command += ["--seconds", str(seconds)]
     many = str(threads)
     environment = {**os.environ, cores.VARIABLE: many, "OPENBLAS_NUM_THREADS": many, "OMP_NUM_THREADS": many}
     found: dict[str, float] = json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
@@ -150,18 +149,18 @@ def summary(batch: int, rounds: list[dict[str, dict[str, float]]]) -> dict[str, 
 def main() -> None:
     parser = run.parser(__doc__)
     parser.set_defaults(rounds=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of training in a program")
     parser.add_argument("--worker", choices=MODELS, help=argparse.SUPPRESS)
     parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
-        work(options.worker, options.share)
+        work(options.worker, options.share, options.seconds)
         return
     found: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in MODELS}
     for _ in range(options.rounds):
         for name, rounds in found.items():
-            rounds.append(
-                {"ranks": measure(name, 2, 1), "process": measure(name, 1, 2), "half": measure(name, 1, 1, share=2)}
-            )
+            ways = {"ranks": (2, 1, 1), "process": (1, 2, 1), "half": (1, 1, 2)}
+            rounds.append({way: measure(name, options.seconds, *numbers) for way, numbers in ways.items()})
     print("sequences/s: 2 ranks of a thread, 1 process of 2 threads, quotient; in the sum, waiting; weak; rounds")
     for name, rounds in found.items():
         line = summary(MODELS[name][0], rounds)

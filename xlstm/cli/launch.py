@@ -43,10 +43,11 @@ def launch(ranks: int) -> int:
     if importlib.util.find_spec("mpi4py") is None or not mpiexec.exists():
         other = f"or start with that of another MPI: mpiexec -n {ranks} xlstm train ..., without --ranks"
         raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {mpi.INSTALL}, {other}")
+    given = [_copied(1), _copied(2)]
     ours, theirs = socket.socketpair()
     with ours, tempfile.TemporaryFile() as printed:
         with theirs:
-            given = [_copied(1), _copied(2), theirs.fileno()]
+            given.append(theirs.fileno())
             process = subprocess.Popen(
                 [str(mpiexec), "-n", str(ranks), sys.executable, *sys.orig_argv[1:]],
                 env={**os.environ, VARIABLE: " ".join(map(str, given))},
@@ -120,21 +121,24 @@ def attach() -> Callable[[int], None]:
     threading.Thread(target=_follow, args=(channel,), daemon=True).start()
 
     def end(code: int) -> None:
-        channel.sendall(f"{who} {code}\n".encode())
+        with contextlib.suppress(OSError):  # the launcher was killed
+            channel.sendall(f"{who} {code}\n".encode())
 
     mpi.told.append(lambda message: end(1))
     return end
 
 
 def _follow(channel: socket.socket) -> None:
-    """End as by SIGTERM when the launcher has ended: it was killed."""
-    if not channel.recv(1):
-        os.kill(os.getpid(), signal.SIGTERM)
+    """End as by SIGTERM where the launcher has ended before: it was killed."""
+    with contextlib.suppress(OSError):
+        channel.recv(1)  # it sends nothing
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _copied(number: int) -> int:
-    """Return another descriptor of a stream, or of nothing where it is closed."""
+    """Return another descriptor of a stream, which from here on is one of nothing where it was closed."""
     try:
-        return os.dup(number)
+        os.fstat(number)
     except OSError:
-        return os.open(os.devnull, os.O_WRONLY)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return os.dup(number)
