@@ -67,20 +67,24 @@ def test_a_step_that_overflows_on_one_rank_is_left_out_on_all():
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_an_error_of_one_rank_is_raised_on_all(wait):
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("where", ["the model", "the data"])
+def test_an_error_of_one_rank_is_raised_on_all(where, accumulate, wait):
     """Without a wait it comes when steps are settled, on all ranks at the same one."""
 
     def run(group):
-        state, _ = taken(group, wait=wait)
+        state, _ = taken(group, wait=wait, accumulate=accumulate)
         batch = next(Shard(DATA, group).batches())
+        step = Step(MODEL, optimizers.adam(1e-3), group=group, wait=wait, accumulate=accumulate)
+        if accumulate > 1:  # the next batch ends an update
+            state = step.settle(step(state, batch)[0])
         if group.rank == 1:
-            batch = batch._replace(x=batch.x[..., :1])
-        step = Step(MODEL, optimizers.adam(1e-3), group=group, wait=wait)
+            batch = batch._replace(x=batch.x[..., :1] if where == "the model" else np.full_like(batch.x, np.nan))
         before = [to_numpy(p).tobytes() for p in state.params.values()]
         error = ValueError if group.rank == 1 else OtherRankError
         for _ in range(0 if wait else AHEAD):
             state, _ = step(state, batch)
-        with pytest.raises(error, match="x has shape"):
+        with pytest.raises(error, match="x has shape" if where == "the model" else r"x\[0, 0, 0\] is nan"):
             step(state, batch)
         assert [to_numpy(p).tobytes() for p in state.params.values()] == before
 

@@ -181,7 +181,8 @@ def call(*arguments):
 
 
 def test_command(tmp_path):
-    golden = np.load(DATA / "nxai" / "large_io.npz")
+    with np.load(DATA / "nxai" / "large_io.npz") as file:
+        golden = dict(file)
     prompt = " ".join(map(str, golden["prompt"][0]))
     found = call("generate", DATA / "nxai" / "large.safetensors", "--prompt", prompt, "--max-tokens", 12)
     assert found.exit_code == 0, found.output

@@ -8,6 +8,7 @@ import pytest
 
 from tests import cuda_on_cpu, gpu, nvrtc
 from tests.conftest import make_backend
+from xlstm.arrays import narrow
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.row_source import Source
 from xlstm.arrays.rows import by_rows, summed
@@ -115,3 +116,15 @@ def test_leading_axes_and_room_for_results_on_cupy(rng):
     np.testing.assert_allclose(to_numpy(room)[:, :2], x.transpose(0, 2, 1) * w[::-1], rtol=1e-15)
     np.testing.assert_array_equal(to_numpy(room)[:, 2], 0)
     np.testing.assert_allclose(to_numpy(sums), (x * x[..., :1]).sum(0), rtol=1e-13)
+
+
+@pytest.mark.parametrize("capability", [75, 90, 120])
+def test_products_of_narrow_blocks_fit_registers(capability):
+    """The gradients of the maps of an sLSTM block, which are most."""
+    K, counts, bfloat16 = narrow.WIDEST, (1, 1, 1, 1), gpu.half("bfloat16")
+    options = {"K": K, "of": (0, 0, 1, 1), "counts": counts, "add": (True, True), "bias": True}
+    for dtype in (np.dtype("f4"), bfloat16):
+        arrays, Ws = 8, len(counts)
+        given = (dtype,) * (arrays + Ws), tuple(options.items()), (False,) * (arrays + Ws)
+        made = Source(narrow._products_bwd, *given, (K,) * arrays + (K * K,) * Ws, 2 * Ws)
+        assert nvrtc.compile_for(capability, made.text(1, frozenset(range(arrays, arrays + Ws)))).spilled == 0

@@ -20,6 +20,9 @@ WORDS = """
 #define __launch_bounds__(threads_, ...) cuda_on_cpu_k.threads = (threads_);
 #define __cluster_dims__(blocks_, ...) cuda_on_cpu_k.cluster = (blocks_);
 """
+# Every access to memory calls a function (devices.cpp); those to a thread's own variables go without.
+ACCESSES = ["-fsanitize=kernel-address", "--param", "asan-instrumentation-with-call-threshold=0"]
+ACCESSES += ["--param", "asan-stack=0", "--param", "asan-globals=0"]
 
 
 def instruction(found: re.Match[str]) -> str:
@@ -52,6 +55,7 @@ def main(command: list[str], at: str) -> None:
     with open(f"{at}/kernel.cpp", "w") as file:
         file.write(head + translated(text, names.splitlines()))
     command += [option for option in given if option.startswith("-I")]
+    command += ACCESSES if "CUDA_ON_CPU_BYTES" in os.environ else []
     os.execvp(command[0], [*command, "-o", f"{at}/kernel.so", f"{at}/kernel.cpp"])
 
 

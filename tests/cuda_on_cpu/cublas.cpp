@@ -60,6 +60,9 @@ static int ask(Handle* h, const Product& p, const void* alpha, const void* beta)
         for (int i = 0; i < p.batch; i++) (p.a.type == F64 ? multiply<double> : multiply<float>)(p, alpha, beta, i);
         return cudaSuccess;
     };
+    auto bytes = [&](const Matrix& x, long count) { return count * (long)x.size() * (x.step ? batch : 1); };
+    const int both = factor(beta) ? 2 : 1;  // what is added to is read, too
+    if (measured) counts["bytes"] += bytes(p.a, (long)m * k) + bytes(p.b, (long)k * n) + both * bytes(p.c, (long)m * n);
     return submit(h->stream, "gemm", what, run, {a.at, b.at, c.at}) ? EXECUTION_FAILED : SUCCESS;
 }
 

@@ -24,7 +24,38 @@ static const map<int, const char*> RUNTIME_ERRORS = {
 #include "driver_errors.inc"
 };
 
+// Kernels that are compiled for it (compiler.py) tell what they read and write. Of each word of 2 bytes a launch counts
+// once that it is read, and once that it is written.
+const bool measured = getenv("CUDA_ON_CPU_BYTES");
+static map<char*, std::array<vector<bool>, 2>> seen;
+static long bytes;
+static void touch(const char* p, size_t size, bool written) {
+    static char* base;
+    static size_t room;
+    if ((size_t)(p - base) >= room) {  // most are where the last one was
+        const auto* found = holding(memory, p);
+        if (!found) return;
+        base = found->first, room = found->second.size;
+        for (auto& words : seen[base]) words.resize(room / 2 + 1);
+    }
+    auto& words = seen[base][written];
+    for (size_t i = (p - base) / 2; i < (p - base + size + 1) / 2; i++)
+        if (!words[i]) words[i] = true, bytes += 2;
+}
+long touched() {
+    for (auto& [base, both] : seen) for (auto& words : both) words.assign(words.size(), false);
+    return std::exchange(bytes, 0);
+}
+
 extern "C" {
+#define TOUCH(size) \
+    void __asan_load##size##_noabort(const char* p) { touch(p, size, false); } \
+    void __asan_store##size##_noabort(const char* p) { touch(p, size, true); }
+TOUCH(1) TOUCH(2) TOUCH(4) TOUCH(8) TOUCH(16)
+void __asan_loadN_noabort(const char* p, size_t size) { touch(p, size, false); }
+void __asan_storeN_noabort(const char* p, size_t size) { touch(p, size, true); }
+void __asan_handle_no_return() {}
+
 const char* cudaGetErrorName(cudaError_t e) { return known(RUNTIME_ERRORS, e, "unknown"); }
 CUresult cuGetErrorName(CUresult e, const char** s) { return *s = known(DRIVER_ERRORS, e, "unknown"), CUDA_SUCCESS; }
 const char* cudaGetErrorString(cudaError_t e) {
@@ -92,6 +123,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
     LOCK;
     const string what = "memcpyAsync of " + to_string(size) + " bytes, kind " + to_string(kind);
     const bool inside = within(to, from);
+    if (measured && inside) counts["bytes"] += 2 * size;
     if (!inside && is_capturing(stream)) problem("host memory in a capture: " + what);
     auto copy = [=] { return memmove(to, from, size), cudaSuccess; };
     const auto error = submit(stream, "memcpyAsync", what, copy, {to, from});
@@ -100,6 +132,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyK
 cudaError_t cudaMemGetInfo(size_t* free, size_t* all) { return *free = 70ull << 30, *all = 80ull << 30, cudaSuccess; }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t stream) {
     LOCK;
+    if (measured) counts["bytes"] += size;
     return submit(stream, "memset", "memset", [=] { return memset(to, value, size), cudaSuccess; }, {to});
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p) {

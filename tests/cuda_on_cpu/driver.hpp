@@ -30,6 +30,8 @@ template <class T> auto holding(T& all, const void* p) {  // the item of a map b
     auto i = all.upper_bound((char*)p);
     return i != all.begin() && (char*)p < std::prev(i)->first + std::prev(i)->second.size ? &*std::prev(i) : nullptr;
 }
+extern const bool measured;  // whether bytes are counted
+long touched();              // those that kernels read and wrote since this was asked last
 int processors();
 int available();  // of the processors, where others have a part of the device
 int most_shared();  // bytes that a block may have

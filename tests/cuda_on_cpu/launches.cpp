@@ -55,6 +55,7 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
     }
     auto run = [=, statics = f->statics]() mutable {
         const string failure = words ? execute(kernel, grid, block, shared, together, args.data(), statics) : "";
+        if (const long bytes = measured ? touched() : 0) counts["bytes"] += bytes, note("  = " + to_string(bytes) + " bytes");
         return failure.empty() ? cudaSuccess : (problem(what + ": " + failure), cudaErrorLaunchFailure);
     };
     return (CUresult)submit(to, "launches", what, run, addresses);

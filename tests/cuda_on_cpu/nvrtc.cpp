@@ -42,7 +42,8 @@ int nvrtcGetLoweredName(Program* p, const char* name, const char** lowered) {
 }
 int nvrtcCompileProgram(Program* p, int count, const char* const* options) {
     // CuPy asks for nothing where it wants the version, which its cache goes by: that of what this is built of.
-    if (p->text.find_first_not_of(" \n") == string::npos) return p->code = "// " + read(home() + "version"), SUCCESS;
+    const string version = read(home() + "version") + (getenv("CUDA_ON_CPU_BYTES") ? " bytes" : "");
+    if (p->text.find_first_not_of(" \n") == string::npos) return p->code = "// " + version, SUCCESS;
     string at = std::filesystem::temp_directory_path() / "cuda_on_cpu-XXXXXX";
     if (!mkdtemp(at.data())) return COMPILATION;
     write(at + "/kernel.cu", vector{p->text}), write(at + "/expressions", p->expressions);

@@ -14,7 +14,7 @@ from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.arrays.rows import summed
 
-WIDEST = 8  # more would not fit a thread's registers
+WIDEST = 4  # more would not fit a thread's registers
 
 
 def takes(xp: Namespace, W: Array) -> bool:
@@ -39,8 +39,9 @@ def products_bwd(
     Ws: Sequence[Array],
     of: Sequence[int],
     add: Sequence[Array | None],
-) -> tuple[list[Array], list[Array], list[Array]]:
-    """Return gradients of the different x, and for each product those of W and of a bias (N K,) that is added.
+    bias: bool = False,
+) -> tuple[list[Array], ...]:
+    """Return gradients of the different x, and for each product that of W, and with `bias` that of an added (N K,).
 
     Parameters
     ----------
@@ -54,19 +55,21 @@ def products_bwd(
         The number of the x of each product.
     add : sequence of array or None
         For each x what is added to its gradient.
+    bias : bool
     """
     K, added, counts = Ws[0].shape[-1], [a for a in add if a is not None], tuple(len(some) for some in dys)
     arrays = [_blocks(xp, a, K) for a in (*(dy for some in dys for dy in some), *xs, *added)]
     dxs = [xp.empty(x.shape, dtype=x.dtype, device=device_of(x)) for x in xs]
     found = summed(
         *(xp, _products_bwd, *arrays, *(_entries(xp, W) for W in Ws)),
-        sums=2 * len(Ws),
+        sums=len(Ws) * (1 + bias),
         leading=_lengths(len(arrays), len(Ws), K),
         out=[_blocks(xp, dx, K) for dx in dxs],
-        **{"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)},
+        **{"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add), "bias": bias},
     )
-    dWs, dbs = found[len(dxs) : -len(Ws)], found[-len(Ws) :]
-    return dxs, [xp.reshape(d, Ws[0].shape) for d in dWs], [xp.reshape(d, (-1,)) for d in dbs]
+    dWs, dbs = found[len(dxs) : len(dxs) + len(Ws)], found[len(dxs) + len(Ws) :]
+    dWs = [xp.reshape(d, Ws[0].shape) for d in dWs]
+    return (dxs, dWs, [xp.reshape(d, (-1,)) for d in dbs]) if bias else (dxs, dWs)
 
 
 def _lengths(arrays: int, Ws: int, K: int) -> tuple[int, ...]:
@@ -95,9 +98,15 @@ def _product(xp: Namespace, W: Array, x: Array, K: int, turned: bool = False) ->
 
 
 def _products_bwd(
-    xp: Namespace, *arrays: Array, K: int, of: tuple[int, ...], counts: tuple[int, ...], add: tuple[bool, ...]
+    xp: Namespace,
+    *arrays: Array,
+    K: int,
+    of: tuple[int, ...],
+    counts: tuple[int, ...],
+    add: tuple[bool, ...],
+    bias: bool,
 ) -> tuple[Array, ...]:
-    """Return the gradients of each x, and of each W and bias by this row."""
+    """Return the gradients of each x, and of each W and, if there is one, bias by this row."""
     given = iter(arrays)
     dys = [_sum(next(given) for _ in range(count)) for count in counts]
     xs = [next(given) for _ in add]
@@ -106,7 +115,7 @@ def _products_bwd(
     for dy, W, k in zip(dys, given, of, strict=True):
         dxs[k].append(_product(xp, W, dy, K, turned=True))
         dWs.append(xp.stack([dy[i, ...] * xs[k][j, ...] for i in range(K) for j in range(K)]))
-    return (*map(_sum, dxs), *dWs, *dys)
+    return (*map(_sum, dxs), *dWs, *(dys if bias else ()))
 
 
 def _sum(terms: Iterable[Array]) -> Array:

@@ -171,7 +171,9 @@ def _plan(
     heads, columns, rows = math.prod(shape[-keep:-1]), shape[-1], math.prod(shape[:-keep])
     threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
     tiles = 1 if made.whole else -(-columns // threads)
-    chunk = 1 if made.whole and not sums else -(-rows // max(1, BLOCKS // (heads * tiles)))
+    # Sums of a block are written and read once more, so that many of them are those of more rows.
+    blocks = BLOCKS * 8 // max(8, len(made.slots)) // (heads * tiles)
+    chunk = 1 if made.whole and not sums else -(-rows // max(1, blocks))
     if len(sizes) > OUTER or heads * tiles > 65535:
         return None
     numbers = [rows, columns, chunk, tiles, *(sizes or [1])]

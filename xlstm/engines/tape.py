@@ -122,7 +122,7 @@ class Tape:
         self.engine, self.step, self.widths, self.x = engine, step, widths, x
         self.first = first = widths[0][1] if widths else 0  # sequences of the first step
         ahead = 0 if h0 is None else first
-        self.hs = room(step.xp, x, (ahead + x.shape[0], step.P))
+        self.hs = step.xp.empty((ahead + x.shape[0], step.P), dtype=x.dtype, device=x.device)
         if h0 is not None:
             self.hs[:first, :] = h0[:, :first].T
         self.y = self.hs[ahead:, :]  # h after every step

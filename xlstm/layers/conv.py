@@ -12,7 +12,7 @@ from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles, fuse, listed, windows
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
@@ -59,8 +59,8 @@ class CausalConv(SameWidth, SequenceLayer):
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
-        last = xp.take(rows(xp, xs), self._ends(xp, span, xs), axis=0)
-        return y, (xp.reshape(last, state[0].shape),), kept
+        last = xp.take(rows(xs), self._ends(xp, span, xs), axis=0)
+        return y, (reshape(last, state[0].shape),), kept
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, (xs, *values) = span.xp, kept
@@ -80,8 +80,8 @@ class CausalConv(SameWidth, SequenceLayer):
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
-            dlast = add_rows(xp, self._ends(xp, span, xs), rows(xp, dstate[0]), xs.shape[0] * span.B)
-            dxs += xp.reshape(dlast, xs.shape)
+            dlast = add_rows(xp, self._ends(xp, span, xs), rows(dstate[0]), xs.shape[0] * span.B)
+            dxs += reshape(dlast, xs.shape)
         return {"W": dW, "b": db}, dxs[before:, ...], (dxs[:before, ...],)
 
     def _taps(self, xp: Namespace, p: Params) -> list[Array]:

@@ -16,7 +16,7 @@ from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.matmul import matmul, multiply_each
-from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of
+from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
 from xlstm.arrays.rows import column_sums
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
@@ -56,17 +56,17 @@ class Linear(Module):
         return found | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        y = matmul(xp, rows(xp, x), p["W"].T)
+        y = matmul(xp, rows(x), p["W"].T)
         if self.bias:
             y += p["b"]
-        return xp.reshape(y, (*x.shape[:-1], self.output_size)), x
+        return reshape(y, (*x.shape[:-1], self.output_size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
-        dz = rows(xp, dy)
-        grads = {"W": matmul(xp, dz.T, rows(xp, kept))}
+        dz = rows(dy)
+        grads = {"W": matmul(xp, dz.T, rows(kept))}
         if self.bias:
             grads["b"] = column_sums(xp, dz)
-        return grads, xp.reshape(matmul(xp, dz, p["W"]), kept.shape)
+        return grads, reshape(matmul(xp, dz, p["W"]), kept.shape)
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,8 @@ class HeadwiseLinear(SameWidth, Module):
         if narrow.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more, Ws = [dys for _, _, dys in maps], [p["W"] for p, _, _ in maps]
-            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add)
-            return [dict(zip(names, own, strict=False)) for own in zip(*sums, strict=True)], dxs
+            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add, self.bias)
+            return [dict(zip(names, own, strict=True)) for own in zip(*sums, strict=True)], dxs
         grads, found = list[Params](), list(add)
         for (p, kept, dys), k in zip(maps, of, strict=True):
             own, dx = self._differentiated(xp, p, kept, functools.reduce(operator.add, dys))
@@ -184,7 +184,7 @@ class HeadwiseLinear(SameWidth, Module):
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
         """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G D)."""
         if xp is not np and not compiles(xp):
-            parts = [xp.reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
+            parts = [reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
             return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
         y = xp.empty((*like.shape[:-1], len(pairs) * self.size), dtype=like.dtype, device=device_of(like))
         N = pairs[0][0].shape[0]
@@ -200,22 +200,22 @@ class HeadwiseLinear(SameWidth, Module):
     def _joined(self, xp: Namespace, W: Array) -> Array:
         """Return W (N, K, K) as (N / g, g K, g K), g heads on the diagonal of each."""
         g, (N, K, _) = self._together, W.shape
-        whole = xp.reshape(W, (N // g, g, K, 1, K)) * self._diagonal(xp, W)
-        return xp.reshape(whole, (N // g, g * K, g * K))
+        whole = reshape(W, (N // g, g, K, 1, K)) * self._diagonal(xp, W)
+        return reshape(whole, (N // g, g * K, g * K))
 
     def _parted(self, xp: Namespace, dW: Array) -> Array:
         """Return the gradient of W from that of `_joined`."""
         g, N, K = self._together, self.num_heads, self.size // self.num_heads
-        blocks = xp.reshape(dW, (N // g, g, K, g, K))
-        return xp.reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
+        blocks = reshape(dW, (N // g, g, K, g, K))
+        return reshape(fuse.total(xp, blocks, self._diagonal(xp, dW), 3), (N, K, K))
 
     def _diagonal(self, xp: Namespace, like: Array) -> Array:
         g = self._together
-        return xp.reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
+        return reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
 
     def _split(self, xp: Namespace, x: Array, N: int, part: int = 0) -> Array:
         """Return a part (..., D) of x (..., G D), one of several side by side, by N heads, (N, rows, D / N)."""
-        whole = xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // self.size, N, self.size // N))
+        whole = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // self.size, N, self.size // N))
         return xp.permute_dims(whole[:, part, ...], (1, 0, 2))
 
 
@@ -253,12 +253,12 @@ class Embedding(Module):
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return a row (..., D) for each of tokens x (...)."""
-        flat = xp.reshape(x, (math.prod(x.shape),))
-        return xp.reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
+        flat = reshape(x, (math.prod(x.shape),))
+        return reshape(xp.take(p["W"], flat, axis=0), (*x.shape, self.size)), x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Any]:
         """Return the gradient of W, the rows of dy (..., D) added up by token, and None, as tokens have no gradient."""
-        return {"W": add_rows(xp, xp.reshape(kept, (-1,)), rows(xp, dy), self.vocab_size)}, None
+        return {"W": add_rows(xp, reshape(kept, (-1,)), rows(dy), self.vocab_size)}, None
 
 
 def tokens_of(where: str, name: str, xp: Namespace, given: Array, vocab_size: int | None = None) -> Array:

@@ -231,7 +231,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers):
             mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
             x, beyond = _limited(xp, dropped(x, mask))
-            z = matmul(xp, rows(xp, x), p[f"{k}.Wx"].T)
+            z = matmul(xp, rows(x), p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
             z = reshape(z, (span.T, span.B, z.shape[1]))
@@ -253,8 +253,8 @@ class mLSTM(SequenceLayer):  # noqa: N801
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
             do, dh = fuse(xp, gated_bwd, dy, one.o, one.h)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
-            dz = rows(xp, concat(xp, (dq, dk, dv, do, di, df), -1))
-            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(xp, one.x))
+            dz = rows(concat(xp, (dq, dk, dv, do, di, df), -1))
+            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(one.x))
             if self.bias:
                 grads[f"{k}.b"] = column_sums(xp, dz)
             dy = reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)

@@ -18,7 +18,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace
+from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace, reshape
 from xlstm.arrays.random import Seed, generator
 from xlstm.cells.activations import FEED_FORWARD, FORGET
 from xlstm.layers.initializers import RECURRENT, Draw
@@ -374,9 +374,9 @@ def dropped(d: Array, mask: Array | None) -> Array:
     return d if mask is None else d * mask
 
 
-def rows(xp: Namespace, x: Array) -> Array:
+def rows(x: Array) -> Array:
     """Return (..., D) as a matrix."""
-    return xp.reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    return x if x.ndim == 2 else reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 def masks(where: str, seed: Seed | None) -> np.random.Generator:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from xlstm.arrays import checks
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.cells.normalization import EPS, MEAN_AND_VARIANCE, MEAN_SQUARE, Normal, normed, scaled
 from xlstm.layers.initializers import constant
@@ -51,10 +51,10 @@ class LayerNorm(SameWidth, Module):
         return found | ({"b": (D, constant(0.0))} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
-        arrays = [self._split(xp, a) for a in (x, *map(p.__getitem__, self.shapes))]
+        arrays = [self._split(a) for a in (x, *map(p.__getitem__, self.shapes))]
         options = {"formula": self.NORMAL.row, "eps": self.eps, "residual": self.residual}
         n, r, y = normed(xp, _normed, *arrays, **options)
-        return xp.reshape(y, x.shape), (n, r)
+        return self._joined(y, x), (n, r)
 
     def apply_bwd(
         self, xp: Namespace, p: Params, kept: Any, dy: Array, add: Array | None = None
@@ -64,18 +64,19 @@ class LayerNorm(SameWidth, Module):
         if compiles(xp):
             options = {"formula": self.NORMAL.row_bwd, "residual": self.residual, "bias": self.bias}
             options |= {"sums": len(self.shapes), "keep": 1 if self.heads == 1 else 2}
-            gain, *more = (self._split(xp, a) for a in (p["w"], *(() if add is None else (add,))))
-            dx, *sums = summed(xp, _normed_bwd, self._split(xp, dy), n, r, gain, *more, **options)
-            return {name: xp.reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}, xp.reshape(
-                dx, dy.shape
-            )
-        dn, dw = summed(xp, _scale_bwd, dy, xp.reshape(n, dy.shape), _gain(p["w"], self.residual))
+            gain, *more = (self._split(a) for a in (p["w"], *(() if add is None else (add,))))
+            dx, *sums = summed(xp, _normed_bwd, self._split(dy), n, r, gain, *more, **options)
+            return {name: reshape(d, (-1,)) for name, d in zip(self.shapes, sums, strict=True)}, self._joined(dx, dy)
+        dn, dw = summed(xp, _scale_bwd, dy, reshape(n, dy.shape), _gain(p["w"], self.residual))
         grads = {"w": dw} | ({"b": column_sums(xp, dy)} if self.bias else {})
-        dx = xp.reshape(self.NORMAL.backward(xp, self._split(xp, dn), n, r, -1), dy.shape)
+        dx = reshape(self.NORMAL.backward(xp, self._split(dn), n, r, -1), dy.shape)
         return grads, dx if add is None else add + dx
 
-    def _split(self, xp: Namespace, x: Array) -> Array:
-        return x if self.heads == 1 else xp.reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
+    def _split(self, x: Array) -> Array:
+        return x if self.heads == 1 else reshape(x, (*x.shape[:-1], self.heads, self.size // self.heads))
+
+    def _joined(self, y: Array, like: Array) -> Array:
+        return y if self.heads == 1 else reshape(y, like.shape)
 
 
 class RMSNorm(LayerNorm):

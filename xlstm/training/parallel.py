@@ -120,21 +120,23 @@ class Joint:
     def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
         """Return the sums of gradients of all ranks, divided by the total number of targets, and their norm."""
         self._fill(sums, 1 / total)
-        return self._summed()
+        return self._summed(ROOM)
 
     def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
         """Return the parameters and the state of the optimiser after an update."""
         return update(params, grads, moments)
 
-    def _summed(self) -> tuple[Params, Array]:
-        """Sum the buffer; return the gradients, and their norm."""
-        self.group.sum(self.buffer)
+    def _summed(self, start: int = 0) -> tuple[Params, Array]:
+        """Sum the buffer from `start` on; return the gradients, and their norm."""
+        self.group.sum(self.buffer[start:])
         return self.grads, optimizers.global_norm(self.grads)
 
-    def fail(self, local: bool) -> None:
-        """Take part in the sum of a step that this rank cannot take."""
-        self._refuse(local)
+    def fail(self, local: bool, then_all: bool) -> None:
+        """Take part in the sum of a step that this rank cannot take, or in both of them."""
+        self._refuse(local and not then_all)
         self.group.sum(self.head if local else self.buffer)
+        if then_all:
+            self.group.sum(self.buffer[ROOM:])
 
     def look(self) -> None:
         """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""

@@ -86,13 +86,14 @@ class Sharded(Joint):
         new, after = update(self.cut(params), grads, moments)
         return params | self.gathered(new), after
 
-    def fail(self, local: bool) -> None:
+    def fail(self, local: bool, then_all: bool) -> None:
         self._refuse(True)
         self.group.sum(self.head)
 
-    def _summed(self) -> tuple[Params, Array]:
-        self.group.sum(self.head)
-        self.look()  # before parts are summed, in which a rank that has failed takes no part
+    def _summed(self, start: int = 0) -> tuple[Params, Array]:
+        if start == 0:
+            self.group.sum(self.head)
+            self.look()  # before parts are summed, in which a rank that has failed takes no part
         self.group.sum_part(self.buffer[ROOM:], self.part)
         grads = {name: self.part[place] for name, (_, place) in self.places.items()}
         squares = np.asarray(global_norm(grads), np.float64) ** 2 if grads else np.zeros(())

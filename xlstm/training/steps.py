@@ -324,10 +324,11 @@ class Step:
         assert state.joint is not None
         if len(state.pending) == AHEAD:
             self.settle(state)
-        state.joint.fail(self._local)
+        batches = (state.batches + 1) % self.accumulate
+        state.joint.fail(self._local, self._local and batches == 0 and self._asks(state))  # a GPU sums before it looks
         if self.wait or self._scales or not self._asks(state):
             state.joint.look()
-        return state._replace(pending=(*state.pending, where)), Taken(math.nan, math.nan, False)
+        return state._replace(pending=(*state.pending, where), batches=batches), Taken(math.nan, math.nan, False)
 
     def _captures(self, masks: np.random.Generator | None) -> bool:
         """Return whether steps on a GPU are captured."""
@@ -413,6 +414,8 @@ class Step:
     ) -> tuple[StepState, Taken]:
         """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator before it."""
         decided = Decided(*to_numpy(enqueued.device_state).tolist())
+        if state.joint is not None:
+            state.joint.look()
         if decided.failed:  # no array of the state before has changed: the step is taken again to see why
             if enqueued.graphs is not None:
                 enqueued.device_state[...] = 0.0  # type: ignore[index]
@@ -421,8 +424,6 @@ class Step:
                 state.masks.bit_generator.state = masks  # type: ignore[union-attr]
             self._watched(state, inputs, where)
             raise FloatingPointError(f"{where}: {NOT_FINITE}")
-        if state.joint is not None:
-            state.joint.look()
         scaling = after(self.precision, state.scaling, math.isfinite(decided.norm)) or state.scaling
         enqueued = enqueued._replace(scaling=scaling)
         if not decided.counts:
