@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from xlstm.arrays import bernoulli, checks, foreach, probe
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace
+from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ class Graphs:
 
     def _leave(self, place: Any, end: Any) -> None:
         """Put the state of the model after a step into its place, unless the step could not be taken."""
-        for old, new in zip(_leaves(place), _leaves(end), strict=True):
+        for old, new in zip(leaves(place), leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, decision(self.device_state, "failed"), out=old)
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
@@ -268,7 +268,7 @@ class Graphs:
             assert state.masks is not None
             self.states[: len(known.sizes)] = self.home.asarray(bernoulli.states(state.masks, known.sizes))
         if not inputs.fresh and state.carried is not None and state.carried is not known.start:
-            for old, new in zip(_leaves(known.start), _leaves(state.carried), strict=True):
+            for old, new in zip(leaves(known.start), leaves(state.carried), strict=True):
                 old[...] = new
         known.graph.launch()
         step = state.moments.step + (state.batches + 1 == self.owner.accumulate)
@@ -283,15 +283,6 @@ def _copies(xp: Namespace, arrays: Params) -> Params:
 
 def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
     return xp.where(failed > 0, old, new)
-
-
-def _leaves(tree: Any) -> Iterator[Array]:
-    """Yield the arrays of a state of a model."""
-    if isinstance(tree, tuple | list):
-        for part in tree:
-            yield from _leaves(part)
-    elif tree is not None:
-        yield tree
 
 
 def _copied(tree: Any) -> Any:
