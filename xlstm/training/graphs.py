@@ -84,6 +84,10 @@ class Given(NamedTuple):
         1 where a step whose gradients are not finite is left out, and 0 where it cannot be taken.
     targets, total : float
         The number of targets of the batch, and of all batches of an update.
+    share : float
+        The share of a rank in the targets of the batch.
+    signal, stop : float
+        1 where this rank has received a signal, or a callback has asked it to stop.
     """
 
     number: float
@@ -91,6 +95,9 @@ class Given(NamedTuple):
     forgiven: float
     targets: float
     total: float
+    share: float = 1.0
+    signal: float = 0.0
+    stop: float = 0.0
 
 
 def decision(device_state: Array, name: str) -> Array:
@@ -194,7 +201,8 @@ class Graphs:
         lengths = tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
         # A graph has this number of the generator of masks.
         increment = None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
-        key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place)
+        part = None if inputs.host.part is None else inputs.host.part.key
+        key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place, part)
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, given)
         with contextlib.nullcontext() if self.recorder is None else self.recorder.rehearsal():
@@ -235,7 +243,9 @@ class Graphs:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
         fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
-        later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
+        later = (
+            None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states, fixed.host.part)
+        )
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
         assert self.recorder is not None
