@@ -160,10 +160,8 @@ def _mark(found: Checked) -> None:
 
 def _place() -> tuple[Path, str]:
     """Return the folder and the name of the file that keeps a result."""
-    from xlstm import __version__  # which imports this file
-
-    cupy = probe.cupy()
-    runtime, versions = cupy.cuda.runtime, (cupy.__version__, __version__)
+    cupy, package = probe.cupy(), sys.modules["xlstm"]  # an import of it would go upwards
+    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__)
     key = repr((Row._fields, broken.current(), runtime.driverGetVersion(), runtime.runtimeGetVersion(), *versions))
     folder = private.folder(Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm"))
     return folder, f"check-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
