@@ -47,7 +47,8 @@ Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 # so most files, and what they compile and import, stay in one process.
 PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
 # Threads of BLAS and of PyTorch spin while they wait, on the core of the other process: a third of all time.
-ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# MKL, in PyTorch, is to give the same bits wherever in memory its arrays lie.
+ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT"}
 RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
 # With others that compile many loops these run in processes of their own: compiled code stays in memory.
 LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module",

@@ -13,6 +13,7 @@ all the work that threads share.
 
 from __future__ import annotations
 
+import array
 import ctypes
 import faulthandler
 import functools
@@ -340,7 +341,8 @@ def one_by_one(guards: Guards, jobs: list[Any], size: int) -> None:
     """Do what threads would do together, the last first where arrays start with a page."""
     for function, pieces in jobs:
         for arguments, first, last in pieces if guards.flush == "end" else pieces[::-1]:
-            function(*arguments, first, last)
+            given = (arguments.buffer_info()[0],) if isinstance(arguments, array.array) else arguments
+            function(*given, first, last)
 
 
 def main(kind: str) -> None:
