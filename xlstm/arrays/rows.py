@@ -17,7 +17,6 @@ from xlstm.tracing.symbols import UntraceableError
 
 OUTER = 3  # axes of rows at most
 BLOCKS = FAN * FAN  # that share sums at most: several for each multiprocessor of any card, added up in two stages
-FEWEST = 8  # rows of a block at least, beside which its sums are few
 COUNTERS = 2 * BLOCKS  # more than so many blocks have
 
 
@@ -158,8 +157,9 @@ def _plan(
     threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
     tiles = 1 if made.whole else -(-columns // threads)
     # Sums of a block are written and read once more, so that many of them are those of more rows.
-    blocks = BLOCKS * 8 // max(8, len(made.slots)) // (heads * tiles)
-    chunk = 1 if made.whole and not sums else max(FEWEST, -(-rows // max(1, blocks)))
+    many = max(8, len(made.slots))
+    blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
+    chunk = 1 if made.whole and not sums else max(8, many // 2, -(-rows // blocks))
     if len(sizes) > OUTER or heads * tiles > 65535:
         return None
     numbers = [rows, columns, chunk, tiles, *(sizes or [1])]

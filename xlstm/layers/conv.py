@@ -83,9 +83,15 @@ class CausalConv(SameWidth, SequenceLayer):
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
             dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs, T), sums=size)), axis=1)
-        taps, (now, later) = self._taps(xp, p)[::-1], (add, ()) if dstate is None else ((), add)
-        dx = summed(xp, _convolved, *taps, *self._windows(padded[before:, ...], T), *now, sums=0, out=out, size=size)
-        start = summed(xp, _convolved, *taps, *self._windows(padded, before), sums=0, size=size)
+        taps = self._taps(xp, p)[::-1]
+        if compiles(xp):
+            dzs = self._windows(padded[before:, ...], T)
+            dx = summed(xp, _convolved, *taps, *dzs, *add, sums=0, out=out, size=size)
+            start = summed(xp, _convolved, *taps, *self._windows(padded, before), sums=0, size=size)
+            add = out = ()
+        else:
+            dxs = fuse(xp, _convolved, *taps, *self._windows(padded, before + T), size=size)
+            dx, start = dxs[before:, ...], dxs[:before, ...]
         if dstate is not None and span.full:
             dx[max(0, T - before) :, ...] += dstate[0][max(0, before - T) :, ...]
             start[T:, ...] += dstate[0][: max(0, before - T), ...]
@@ -94,8 +100,10 @@ class CausalConv(SameWidth, SequenceLayer):
             dlast = reshape(dlast, xs.shape)
             dx += dlast[before:, ...]
             start += dlast[:before, ...]
-        for a in later:
+        for a in add:
             dx += a
+        for room in out:
+            room[...] = dx
         return {"W": dW, "b": db}, dx, (start,)
 
     def _taps(self, xp: Namespace, p: Params) -> list[Array]:
