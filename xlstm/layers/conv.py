@@ -83,28 +83,24 @@ class CausalConv(SameWidth, SequenceLayer):
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
             dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs, T), sums=size)), axis=1)
-        taps = self._taps(xp, p)[::-1]
-        if compiles(xp):
+        grads, taps = {"W": dW, "b": db}, self._taps(xp, p)[::-1]
+        if compiles(xp) and dstate is None:
             dzs = self._windows(padded[before:, ...], T)
             dx = summed(xp, _convolved, *taps, *dzs, *add, sums=0, out=out, size=size)
             start = summed(xp, _convolved, *taps, *self._windows(padded, before), sums=0, size=size)
-            add = out = ()
-        else:
-            dxs = fuse(xp, _convolved, *taps, *self._windows(padded, before + T), size=size)
-            dx, start = dxs[before:, ...], dxs[:before, ...]
+            return grads, dx, (start,)
+        dxs = fuse(xp, _convolved, *taps, *self._windows(padded, before + T), size=size)
         if dstate is not None and span.full:
-            dx[max(0, T - before) :, ...] += dstate[0][max(0, before - T) :, ...]
-            start[T:, ...] += dstate[0][: max(0, before - T), ...]
+            dxs[T:, ...] += dstate[0]
         elif dstate is not None:
             dlast = add_rows(xp, self._ends(xp, span, xs), rows(dstate[0]), xs.shape[0] * span.B)
-            dlast = reshape(dlast, xs.shape)
-            dx += dlast[before:, ...]
-            start += dlast[:before, ...]
+            dxs += reshape(dlast, xs.shape)
+        dx = dxs[before:, ...]
         for a in add:
             dx += a
         for room in out:
             room[...] = dx
-        return {"W": dW, "b": db}, dx, (start,)
+        return grads, dx, (dxs[:before, ...],)
 
     def _taps(self, xp: Namespace, p: Params) -> list[Array]:
         """Return the weights of each step that a y sees, (D,), the earliest first."""
