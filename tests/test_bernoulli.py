@@ -6,6 +6,9 @@ import pytest
 from xlstm.arrays import bernoulli as masks
 from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Part
+from xlstm.arrays.part_masks import of_part
+from xlstm.recurrence.packing import Packing
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -30,3 +33,29 @@ def test_other_generators(be):
     here, there = (np.random.Generator(np.random.MT19937(5)) for _ in range(2))
     found = bernoulli(there, 0.4, (4, 5), be.asarray(np.zeros(1)))
     np.testing.assert_array_equal(to_numpy(found), here.random((4, 5), dtype=np.float32) < 0.4)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("lengths", [None, [3, 0, 5, 1, 5, 4, 0]])
+@pytest.mark.parametrize("D", [3, 1100])
+def test_the_masks_of_a_part_are_those_of_the_whole_batch(be, before, lengths, D):
+    """Three ranks share seven sequences of five steps; the arrays (T, B, D), packed rows and (1, B, D) are drawn."""
+    T, B = 5, 7
+    whole = np.random.Generator(np.random.PCG64(3))
+    whole.random(before, dtype=np.float32)
+    state, like = whole.bit_generator.state, be.asarray(np.zeros(1))
+    ends = np.full(B, T) if lengths is None else np.array(lengths)
+    expected = [bernoulli(whole, 0.4, shape, like) for shape in ((T, B, D), (int(sum(ends)), D), (1, B, D))]
+    packed = Packing.of("test", lengths, T, B).unpack(be.xp, expected[1])
+    for own in (slice(0, 2), slice(2, 4), slice(4, 7)):
+        rng = np.random.Generator(np.random.PCG64())
+        rng.bit_generator.state = state
+        given = None if lengths is None else ends[own]
+        drawn = of_part(rng, Part(1.0, B, own, None if lengths is None else ends))
+        b = own.stop - own.start
+        found = [bernoulli(drawn, 0.4, shape, like) for shape in ((T, b, D), (int(sum(ends[own])), D), (1, b, D))]
+        np.testing.assert_array_equal(to_numpy(found[0]), to_numpy(expected[0])[:, own])
+        rows = Packing.of("test", given, T, b).unpack(be.xp, found[1])
+        np.testing.assert_array_equal(to_numpy(rows), to_numpy(packed)[:, own])
+        np.testing.assert_array_equal(to_numpy(found[2]), to_numpy(expected[2])[:, own])
+        assert rng.bit_generator.state == whole.bit_generator.state

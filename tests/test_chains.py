@@ -25,6 +25,27 @@ def size(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.parametrize("first", ["1", "3"])
+def test_equal_bits_however_many_threads_share_the_rows(monkeypatch, rng, first):
+    """Whichever number of threads is first to compile a function."""
+
+    def means(xp, x, y):
+        return xp.mean(x * y, axis=-1, keepdims=True) * x
+
+    def sums(xp, x, y):
+        return x + y, x * y
+
+    monkeypatch.setattr(chains, "SHARED", 1)
+    monkeypatch.setattr(cores, "usable", lambda: 2)
+    x, y = (rng.standard_normal((70, 40, 130)).astype("f4") for _ in range(2))
+    found = []
+    for count in (first, "1", "2", "3"):
+        monkeypatch.setenv(cores.VARIABLE, count)
+        results = [chains.run(means, (x, y)), *chains.run(sums, (x, y), 1)]
+        found.append([result.tobytes() for result in results])
+    assert all(other == found[0] for other in found[1:])
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """Whether each function ran in a compiled loop, which it may whatever the environment says."""

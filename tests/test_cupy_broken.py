@@ -226,8 +226,9 @@ def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run):
             launch.current()
         assert len(warned) == 3  # concat, and clusters in float32 and in TF32
         np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
-    with pytest.warns(RuntimeWarning, match=r"concat: wrong values|cluster (3xfp16|tf32): xlstm_forward does not"):
-        new_process()  # it reads what the one before it kept
+    with pytest.warns(RuntimeWarning, match="concat: wrong values") as warned:
+        new_process()  # it reads what the one before it kept, but for what may run in another process
+    assert len(warned) == 1
     np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
     gpu.first_contact()
     with pytest.warns(RuntimeWarning, match="concat"):

@@ -55,6 +55,7 @@ def test_training_needs_only_four_packages(tmp_path):
         "onnx",
         "h5py",
         "numba",
+        "mpi4py",
     ]
     result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
     assert result.returncode == 0, result.stderr
@@ -66,7 +67,20 @@ def test_import_loads_nothing_heavy(tmp_path):
     loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
     assert "xlstm" in loaded
     assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
-    heavy = {"typer", "rich", "click", "matplotlib", "cupy", "torch", "safetensors", "jax", "onnx", "h5py", "numba"}
+    heavy = {
+        "typer",
+        "rich",
+        "click",
+        "matplotlib",
+        "cupy",
+        "torch",
+        "safetensors",
+        "jax",
+        "onnx",
+        "h5py",
+        "numba",
+        "mpi4py",
+    }
     assert not loaded & {*heavy, "threadpoolctl"}
 
 
@@ -130,7 +144,9 @@ def test_every_public_function_and_class_has_a_docstring():
     assert not [name for name, value in public() if not inspect.getdoc(value)]
 
 
-@pytest.mark.parametrize("module", ["losses", "optim", "training", "estimators", "plots", "data", "models"])
+@pytest.mark.parametrize(
+    "module", ["losses", "optim", "training", "estimators", "plots", "data", "distributed", "models"]
+)
 def test_functions_document_parameters_and_results(module):
     """In numpydoc's sections: every function that takes arguments, and every one that returns something."""
     own = getattr(xlstm, module)

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from xlstm.engines.numba import private
+from xlstm.engines import private
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="folders have no modes")
 

@@ -13,12 +13,41 @@ from xlstm.estimators import Forecaster
 
 
 def test_the_number_of_threads_is_the_variables_or_that_of_cores(monkeypatch):
-    monkeypatch.delenv(cores.VARIABLE, raising=False)
+    for name in (cores.VARIABLE, cores.COMMON):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cores, "usable", lambda: 64)
     assert cores.threads() == 64
-    for right, number in {"3": 3, "1024": 1024, "007": 7}.items():
-        monkeypatch.setenv(cores.VARIABLE, right)
-        assert cores.threads() == number
+    for name in (cores.COMMON, cores.VARIABLE):  # the second one decides where both are set
+        for right, number in {"3": 3, "1024": 1024, "007": 7}.items():
+            monkeypatch.setenv(name, right)
+            assert cores.threads() == number
+    monkeypatch.setenv(cores.VARIABLE, "")
+    monkeypatch.setenv(cores.COMMON, " 4, 3")  # threads, and threads within each of them
+    assert cores.threads() == 4
+
+
+def test_ranks_share_the_cores_and_threads_of_blas(monkeypatch):
+    for name in (cores.VARIABLE, cores.COMMON):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cores, "usable", lambda: 7)
+    monkeypatch.setattr(cores, "_ranks", 1)
+    with cores.one_thread():  # so that afterwards BLAS has what it had
+        cores.share(3)
+        assert cores.threads() == 2
+        blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
+        blas.limit(limits=7)
+        cores.share(2)
+        assert [library.num_threads for library in blas.lib_controllers] == [3] * len(blas)
+        cores.share(9)
+        assert cores.threads() == 1
+
+
+def test_a_wrong_number_for_all_programs_is_refused_by_its_name(monkeypatch):
+    monkeypatch.setenv(cores.VARIABLE, "")
+    for wrong in ("0", "two", ",2", "2000,1"):
+        monkeypatch.setenv(cores.COMMON, wrong)
+        with pytest.raises(ValueError, match=rf"^OMP_NUM_THREADS: '{wrong}' is not a number of threads"):
+            cores.threads()
 
 
 WRONG = ("0", "00", "-1", "+1", "two", "1.5", "1_0", " 2", "\N{SUPERSCRIPT TWO}", "1025", "1" + 20 * "0", 5000 * "9")

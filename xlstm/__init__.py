@@ -18,6 +18,7 @@ Blocks and models
 
 Training
     training            train and evaluate
+    distributed         the processes that mpiexec started, as one group
     losses, optim       losses with their gradients; optimisers and schedules
     precision           float16 and bfloat16 on a GPU
     checkpoint          arrays in files
@@ -66,6 +67,7 @@ __all__ = [
     "checkpoint",
     "cuda",
     "data",
+    "distributed",
     "estimators",
     "gradcheck",
     "interop",

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.attacks.bounds import examples
 from xlstm.cli import info
-from xlstm.engines.numba import jit, private
+from xlstm.engines import private
+from xlstm.engines.numba import jit
 
 pytestmark = [
     pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure())),

@@ -57,7 +57,7 @@ def run(*command: str | Path, **options: object) -> str:
 def asked(path: Path, *options: str) -> list[str]:
     """Return the functions of CUDA that a module calls."""
     found = (line.split()[-1].partition("@")[0] for line in run("nm", "--undefined-only", *options, path).splitlines())
-    return [name for name in found if re.match("(cuda|cublas)[A-Z]", name)]
+    return [name for name in found if re.match("(cuda|cublas|nccl)[A-Z]", name)]
 
 
 def compiled_runtime(version: str, compiler: list[str]) -> Path:
@@ -111,6 +111,8 @@ def build() -> None:
     cublas = next(SITE.glob("cupy_backends/cuda/libs/cublas.*.so"))
     make("libcublas.so.12", [FOLDER / "cublas.cpp", *against], tuple(asked(cublas, "-D")), 15)
     make("libcublasLt.so.12", [])
+    nccl = next(SITE.glob("cupy_backends/cuda/libs/nccl.*.so"))
+    make("libnccl.so.2", [FOLDER / "nccl.cpp", *against], tuple(asked(nccl, "-D")), 5)
     make("libnvrtc.so.12", [FOLDER / "nvrtc.cpp"])
     shutil.copy(FOLDER / "compiler.py", HOME)
     command = [sys.executable, "-IS", HOME / "compiler.py", *kernels, "-include", header, *against]

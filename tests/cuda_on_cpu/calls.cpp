@@ -5,8 +5,8 @@ static int given(const char* name, int otherwise) { return getenv(name) ? atoi(g
 map<string, int> settings = {
     {"sm", given("CUDA_ON_CPU_SM", 90)}, {"devices", given("CUDA_ON_CPU_DEVICES", 1)},
     {"seed", given("CUDA_ON_CPU_SEED", 0)}, {"lazy", given("CUDA_ON_CPU_LAZY", 0)},
-    {"cluster", given("CUDA_ON_CPU_CLUSTER", 16)}, {"idle", given("CUDA_ON_CPU_IDLE", 0)},
-    {"part", given("CUDA_ON_CPU_PART", 100)}};
+    {"cluster", given("CUDA_ON_CPU_CLUSTER", 16)}, {"nccl_error", given("CUDA_ON_CPU_NCCL_ERROR", 0)},
+    {"idle", given("CUDA_ON_CPU_IDLE", 0)}, {"part", given("CUDA_ON_CPU_PART", 100)}};
 map<string, long> counts;
 std::recursive_mutex mutex;
 string refused;

@@ -1,11 +1,9 @@
 // cuBLAS by its definition: products of matrices whose columns lie one after the other, sums in float or double.
 #include <set>
 #include "driver.hpp"
-#include "cuda_fp16.h"
-#include "cuda_bf16.h"
+#include "numbers.hpp"
 
 enum Status { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, INTERNAL_ERROR = 14, NOT_SUPPORTED = 15 };
-enum Type { F32 = 0, F64 = 1, F16 = 2, BF16 = 14 };
 enum Compute { FLOAT = 68, DOUBLE = 70, DOUBLE_PEDANTIC = 71, TF32 = 77 };
 struct Handle { void *stream, *workspace; int mode; };
 struct Matrix {
@@ -13,22 +11,10 @@ struct Matrix {
     int type, ld;
     long long step;  // from the matrix of one product to the next
     bool listed = false;  // `at` has the address of each
-    size_t size() const { return type == F64 ? 8 : type == F32 ? 4 : 2; }
-    char* of(int product) const { return listed ? ((char**)at)[product] : (char*)at + product * step * size(); }
+    char* of(int product) const { return listed ? ((char**)at)[product] : (char*)at + product * step * size_of(type); }
 };
 struct Product { int transposed_a, transposed_b, m, n, k; Matrix a, b, c; int batch, compute; };
 
-static double get(const void* p, int type, size_t i) {
-    if (type == F32) return ((const float*)p)[i];
-    if (type == F64) return ((const double*)p)[i];
-    return type == F16 ? (float)((const __half*)p)[i] : (float)((const __nv_bfloat16*)p)[i];
-}
-static void put(void* p, int type, size_t i, double v) {
-    if (type == F32) ((float*)p)[i] = (float)v;
-    else if (type == F64) ((double*)p)[i] = v;
-    else if (type == F16) ((__half*)p)[i] = __float2half_rn((float)v);
-    else ((__nv_bfloat16*)p)[i] = __float2bfloat16_rn((float)v);
-}
 template <class T> void multiply(const Product& p, double alpha, double beta, int product) {
     auto element = [&](const Matrix& x, bool transposed, size_t row, size_t column) {
         const double v = get(x.of(product), x.type, transposed ? row * x.ld + column : column * x.ld + row);
@@ -74,7 +60,7 @@ static int ask(Handle* h, const Product& p, const void* alpha, const void* beta)
         for (int i = 0; i < p.batch; i++) (p.a.type == F64 ? multiply<double> : multiply<float>)(p, alpha, beta, i);
         return cudaSuccess;
     };
-    auto bytes = [&](const Matrix& x, long count) { return count * (long)x.size() * (x.step ? batch : 1); };
+    auto bytes = [&](const Matrix& x, long count) { return count * (long)size_of(x.type) * (x.step ? batch : 1); };
     const int both = factor(beta) ? 2 : 1;  // what is added to is read, too
     if (measured) counts["bytes"] += bytes(p.a, (long)m * k) + bytes(p.b, (long)k * n) + both * bytes(p.c, (long)m * n);
     return submit(h->stream, "gemm", what, run, {a.at, b.at, c.at}) ? EXECUTION_FAILED : SUCCESS;

@@ -71,6 +71,9 @@ cudaError_t cudaSetDevice(int d) {
     if (d < 0 || d >= settings["devices"]) return cudaErrorInvalidDevice;
     return device = d, cudaSuccess;
 }
+cudaError_t cudaDeviceGetPCIBusId(char* text, int size, int d) {
+    return snprintf(text, size, "0000:%02x:00.0", d), cudaSuccess;
+}
 cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {  // of which CuPy and kernels ask
     const map<int, int> values = {

@@ -220,7 +220,7 @@ def _cupy(device: Any) -> Backend:
     number = getattr(device, "id", current if device is None else device)
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= checks.LARGEST:
         raise ValueError(f"backend: a cupy device is a number from 0 up, got {checks.shown(device)}")
-    failure = probe.cupy_failure(number)
+    failure = probe.cupy_failure(None if number == current else number)
     if failure is not None:
         raise BackendError(f"cupy: {failure}")
     if number != current:  # new arrays go to the current device whatever `device=` says

@@ -7,13 +7,17 @@ to the device, and the generator on the host goes on from where it would be.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse
+from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays.constants import Home
 from xlstm.arrays.convert import like
+from xlstm.arrays.cuda_graph import kept
+from xlstm.arrays.groups import Part, rows
 from xlstm.arrays.namespace import Array, device_of, namespace_of
 
 State = Any  # of a PCG64, a dict
@@ -21,9 +25,12 @@ State = Any  # of a PCG64, a dict
 A, M = 0x2360ED051FC65DA44385DF649FCCF645, 1 << 128  # the multiplier of PCG64, and the modulus
 THREADS, BLOCKS = 256, 1024  # of a launch at most
 OPTIONS = ("-device-int128",)
+PIECE = 32  # numbers of a row that a thread draws
 STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
 
-TEXT = """
+TEXT = (
+    f"constexpr long long PIECE = {PIECE};"
+    + """
 typedef unsigned long long u64;
 typedef unsigned __int128 u128;
 
@@ -34,25 +41,9 @@ struct Steps {  // x' = a x + c
     __device__ u128 c() const { return (u128)c_high << 64 | c_low; }
 };
 
-// Writes one of two values of so many bytes for each number: `below` for numbers below `rate`, else `other`. They are
-// drawn from a state on the device, or without one from `given`; `one` is a step, and `all` one for each thread.
-extern "C" __global__ void xlstm_bernoulli(void* to, long long count, int size, float rate, u64 below, u64 other,
-                                           const State given, const State* there, const Steps one, const Steps all) {
-    const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    const long long threads = (long long)gridDim.x * blockDim.x;
-    const State from = there ? *there : given;
-    const int kept = (int)from.kept;
-    auto put = [&](long long at, unsigned drawn) {
-        if (at >= count) return;
-        const u64 value = (drawn >> 8) * (1.0f / 16777216.0f) < rate ? below : other;
-        if (size == 2) ((unsigned short*)to)[at] = (unsigned short)value;
-        else if (size == 4) ((unsigned*)to)[at] = (unsigned)value;
-        else ((u64*)to)[at] = value;
-    };
-    if (thread == 0 && kept) put(0, (unsigned)from.first);
-    // The state after thread + 1 steps, by squaring.
-    u128 a = one.a(), c = one.c(), state = (u128)from.high << 64 | from.low, all_a = 1, all_c = 0;
-    for (u64 steps = thread + 1; steps; steps >>= 1) {
+__device__ __forceinline__ u128 after(u128 state, const Steps& one, u64 steps) {  // by squaring
+    u128 a = one.a(), c = one.c(), all_a = 1, all_c = 0;
+    for (; steps; steps >>= 1) {
         if (steps & 1) {
             all_a *= a;
             all_c = all_c * a + c;
@@ -60,17 +51,69 @@ extern "C" __global__ void xlstm_bernoulli(void* to, long long count, int size, 
         c = (a + 1) * c;
         a *= a;
     }
-    state = all_a * state + all_c;
+    return all_a * state + all_c;
+}
+__device__ __forceinline__ u64 output(u128 state) {
+    const u64 high = (u64)(state >> 64), mixed = high ^ (u64)state;
+    const int turn = (int)(high >> 58);
+    return mixed >> turn | mixed << (-turn & 63);
+}
+struct Values {  // two of so many bytes: `below` for numbers below `rate`, else `other`
+    void* to;
+    int size;
+    float rate;
+    u64 below, other;
+    __device__ void put(long long at, unsigned drawn) const {
+        const u64 value = (drawn >> 8) * (1.0f / 16777216.0f) < rate ? below : other;
+        if (size == 2) ((unsigned short*)to)[at] = (unsigned short)value;
+        else if (size == 4) ((unsigned*)to)[at] = (unsigned)value;
+        else ((u64*)to)[at] = value;
+    }
+};
+
+// Writes a value for each of `count` numbers. They are drawn from a state on the device, or without one from `given`;
+// `one` is a step, and `all` one for each thread.
+extern "C" __global__ void xlstm_bernoulli(void* to, long long count, int size, float rate, u64 below, u64 other,
+                                           const State given, const State* there, const Steps one, const Steps all) {
+    const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long threads = (long long)gridDim.x * blockDim.x;
+    const State from = there ? *there : given;
+    const Values values{to, size, rate, below, other};
+    const int kept = (int)from.kept;
+    if (thread == 0 && kept) values.put(0, (unsigned)from.first);
+    u128 state = after((u128)from.high << 64 | from.low, one, thread + 1);
     for (long long draw = thread; 2 * draw + kept < count; draw += threads) {
-        const u64 high = (u64)(state >> 64), mixed = high ^ (u64)state;
-        const int turn = (int)(high >> 58);
-        const u64 drawn = mixed >> turn | mixed << (-turn & 63);
-        put(2 * draw + kept, (unsigned)drawn);
-        put(2 * draw + kept + 1, (unsigned)(drawn >> 32));
+        const u64 drawn = output(state);
+        values.put(2 * draw + kept, (unsigned)drawn);
+        if (2 * draw + kept + 1 < count) values.put(2 * draw + kept + 1, (unsigned)(drawn >> 32));
         state = all.a() * state + all.c();
     }
 }
+
+// The same for some rows of `width` numbers out of all that are drawn, whose places are in `rows`.
+extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int size, float rate, u64 below, u64 other,
+                                                const State given, const State* there, const Steps one,
+                                                const long long* rows, long long width) {
+    const long long threads = (long long)gridDim.x * blockDim.x, pieces = (width + PIECE - 1) / PIECE;
+    const State from = there ? *there : given;
+    const Values values{to, size, rate, below, other};
+    for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < count / width * pieces; k += threads) {
+        const long long row = k / pieces, start = k % pieces * PIECE, end = min(width, start + PIECE);
+        long long at = row * width + start, number = rows[row] * width + start - (int)from.kept;
+        if (number < 0) {  // the half that was kept
+            values.put(at++, (unsigned)from.first);
+            number++;
+        }
+        u128 state = after((u128)from.high << 64 | from.low, one, number / 2 + 1);
+        for (; at < row * width + end; at++, number++) {
+            const u64 drawn = output(state);
+            values.put(at, (unsigned)(number & 1 ? drawn >> 32 : drawn));
+            if (number & 1) state = one.a() * state + one.c();
+        }
+    }
+}
 """
+)
 
 
 def bernoulli(
@@ -110,20 +153,38 @@ def _launched(
 ) -> Array:
     """Return the array, drawn on the device."""
     mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
-    c = rng.bit_generator.state["state"]["inc"]
+    part: Part | None = getattr(rng, "part", None)
+    count = mask.size if part is None else part.count(shape)  # of the numbers that are drawn, others' too
     if isinstance(rng, Later):
-        state, on_device = [0] * STATE, rng.place(mask.size)
+        state, on_device = [0] * STATE, rng.place(count)
     else:
-        state, on_device = states(rng, [mask.size])[0], np.uintp(0)
+        state, on_device = states(rng, [count])[0], np.uintp(0)
     if mask.size:
-        blocks = min(BLOCKS, -(-mask.size // (2 * THREADS)))
         values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
         numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
-        steps = [device.struct(_halves(*step), "u8") for step in ((A, c), _jump(blocks * THREADS, c))]
         with device_of(mask):
-            kernel = device.kernel(TEXT, "xlstm_bernoulli", OPTIONS)
-            kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, *steps))
+            _launch(mask, numbers, state, on_device, rng.bit_generator.state["state"]["inc"], part)
     return mask
+
+
+def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: int, part: Part | None) -> None:
+    """Launch the kernel that fills a mask, or the one for the part of a batch."""
+    name, draws = ("xlstm_bernoulli", 2) if part is None else ("xlstm_bernoulli_rows", PIECE)
+    blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
+    step = device.struct(_halves(A, c), "u8")
+    if part is None:
+        rest: tuple[Any, ...] = (device.struct(_halves(*_jump(blocks * THREADS, c)), "u8"),)
+    else:
+        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, Home(device_of(mask))))
+        rest = places, np.int64(mask.size // len(places))
+    kernel = device.kernel(TEXT, name, OPTIONS)
+    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, step, *rest))
+
+
+@functools.lru_cache(maxsize=16)
+def _on_device(key: Any, steps: int, packed: bool, home: Home) -> Array:
+    """Return the rows of a part, on a device."""
+    return probe.cupy().asarray(rows(key, steps, packed))
 
 
 class Later(np.random.Generator):
@@ -135,11 +196,13 @@ class Later(np.random.Generator):
         Only its increment counts, which later states share.
     states : array (most, STATE)
         Room on the device for the states that masks are drawn from, uint64.
+    part : Part, optional
+        The part of a batch that the masks are for.
     """
 
-    def __init__(self, bits: np.random.BitGenerator, states: Array) -> None:
+    def __init__(self, bits: np.random.BitGenerator, states: Array, part: Part | None = None) -> None:
         super().__init__(bits)
-        self.states, self.sizes = states, list[int]()
+        self.part, self.states, self.sizes = part, states, list[int]()
 
     def place(self, size: int) -> Array:
         """Return where the state of the next mask will be, which draws so many numbers."""
@@ -155,7 +218,7 @@ def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, An
     state: State = rng.bit_generator.state
     for row, size in zip(found, sizes, strict=True):
         row[:] = state["has_uint32"], state["uinteger"], *_halves(state["state"]["state"])
-        state = _after(state, size) if size else state
+        state = after(state, size) if size else state
     rng.bit_generator.state = state
     return found
 
@@ -175,7 +238,7 @@ def _jump(steps: int, c: int) -> tuple[int, int]:
     return all_a, all_c
 
 
-def _after(state: State, count: int) -> State:
+def after(state: State, count: int) -> State:
     """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64 first."""
     count -= state["has_uint32"]
     if not count:

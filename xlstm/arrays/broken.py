@@ -15,7 +15,8 @@ from xlstm.arrays import cuda_graph, probe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_reasons: dict[tuple[str, str], str] = {}  # by card and the beginning of a name
+# By card and name; a name that ends in "_" or " " stands for all that begin with it.
+_reasons: dict[tuple[str, str], str] = {}
 _caches: list[Any] = []
 
 
@@ -59,26 +60,36 @@ def works(name: str) -> bool:
 
 def why(name: str, card: str) -> str:
     """Return why a kernel is not used on a card, or ""."""
-    found = (why for (where, start), why in _reasons.items() if where == card and name.startswith(start))
-    return next(found, "")
+    kinds = (why for start, why in _known(card) if name == start or (start[-1] in "_ " and name.startswith(start)))
+    return next(kinds, "")
 
 
-def note(start: str, why: str) -> None:
-    """Have no kernel be used on the current card whose name begins like this; warn once for each kind and reason."""
-    card, kind = current(), start.split()[0]
-    said = (card, kind, why) in {(where, name.split()[0], one) for (where, name), one in _reasons.items()}
-    _reasons[card, start] = why
+def among(start: str) -> str:
+    """Return why one of the kernels whose names begin like this is not used on the current card, or ""."""
+    return next((why for name, why in _known(current()) if name.startswith(start)), "")
+
+
+def note(name: str, why: str) -> None:
+    """Have a kernel not be used on the current card, or all of a kind; warn once for each kind and reason."""
+    card, kind = current(), name.split()[0]
+    said = (kind, why) in [(other.split()[0], one) for other, one in _known(card)]
+    _reasons[card, name] = why
     _clear()
     if not said:
-        text = f"cuda: on {card} {start.strip()}: {why}; another way does its work where there is one"
+        text = f"cuda: on {card} {name.strip('_ ')}: {why}; another way does its work where there is one"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def forget() -> None:
     """Have all kernels be tried again on the current card."""
-    for key in [key for key in _reasons if key[0] == current()]:
-        del _reasons[key]
+    for name, _ in _known(card := current()):
+        del _reasons[card, name]
     _clear()
+
+
+def _known(card: str) -> list[tuple[str, str]]:
+    """Return names and reasons on a card, whatever other threads add meanwhile."""
+    return [(name, why) for (where, name), why in list(_reasons.items()) if where == card]
 
 
 def _clear() -> None:

@@ -1,4 +1,4 @@
-"""The number of threads: XLSTM_NUM_THREADS, or the cores that this process may use; and the threads of NumPy's BLAS."""
+"""The number of threads: XLSTM_NUM_THREADS, OMP_NUM_THREADS, or the cores of a process; and those of NumPy's BLAS."""
 
 from __future__ import annotations
 
@@ -16,32 +16,64 @@ from xlstm.arrays import checks
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 VARIABLE = "XLSTM_NUM_THREADS"
-MOST = 1024  # the largest number that the variable may have
+COMMON = "OMP_NUM_THREADS"  # joblib, Dask, torchrun and clusters set it for their workers
+MOST = 1024  # the largest number that the variables may have
+
+_ranks = 1  # that share the cores of this process
 
 
 def threads() -> int:
-    """Return into how many parts compiled loops divide large work: XLSTM_NUM_THREADS, else the number of cores.
+    """Return into how many parts compiled loops divide large work: as `given` says, else the number of cores.
 
-    No more threads than cores take part in it. Results depend on the number of parts alone, and not on who does them.
+    Ranks on one machine share its cores. No more threads than cores take part in it. Results depend neither on the
+    number of parts nor on who does them.
     """
-    return given() or usable()
+    return given() or max(1, usable() // _ranks)
 
 
 def given() -> int | None:
-    """Return XLSTM_NUM_THREADS, or None where it is not set or empty.
+    """Return XLSTM_NUM_THREADS, or else OMP_NUM_THREADS, or None where neither is set or both are empty.
 
     Raises
     ------
     ValueError
-        The variable is not a whole number from 1 to 1024.
+        The variable is not a whole number from 1 to 1024. OMP_NUM_THREADS may have more of them, after commas, for
+        threads within threads.
     """
-    text = os.environ.get(VARIABLE)
-    if not text:
-        return None
+    for name in (VARIABLE, COMMON):
+        if text := os.environ.get(name):
+            number = _number(text.partition(",")[0].strip() if name == COMMON else text)
+            if number is None:
+                raise ValueError(f"{name}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}")
+            return number
+    return None
+
+
+def _number(text: str) -> int | None:
+    """Return a whole number from 1 to 1024, or None where a text is none."""
     digits = text.lstrip("0")
-    if not (text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(MOST)) and int(digits) <= MOST):
-        raise ValueError(f"{VARIABLE}: {checks.shown(text)} is not a number of threads, expected 1 to {MOST}")
-    return int(digits)
+    right = text.isascii() and text.isdecimal() and 0 < len(digits) <= len(str(MOST)) and int(digits) <= MOST
+    return int(digits) if right else None
+
+
+def share(ranks: int) -> None:
+    """Divide the cores of this process, in it and for the threads of BLAS, among ranks that may use the same ones.
+
+    Parameters
+    ----------
+    ranks : int
+        The number of ranks on this machine that have the affinity of this process, itself included.
+    """
+    global _ranks
+    _ranks = ranks
+    for library in _controller().lib_controllers:
+        if library.user_api == "blas" and library.num_threads > threads():  # fewer are what the user asked for
+            library.set_num_threads(threads())
+
+
+def affinity() -> tuple[int, ...]:
+    """Return the numbers of the cores that this process may run on, or none where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def usable() -> int:

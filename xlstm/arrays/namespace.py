@@ -238,7 +238,7 @@ def plain_namespace(
     if kind is np.ndarray:
         return np
     current = probe.cupy().cuda.runtime.getDevice()
-    for a in (*params.values(), *_leaves((x, state))):
+    for a in (*params.values(), *leaves((x, state))):
         if a.data.device_id != current:
             return None
     return namespace_of(first)
@@ -256,10 +256,10 @@ def _all_plain(state: Any, kind: Any, dtype: Any) -> bool:
     return True
 
 
-def _leaves(state: tuple[Any, ...]) -> Iterator[Array]:
-    """Yield the arrays of a state."""
-    for a in state:
-        if isinstance(a, tuple):
-            yield from _leaves(a)
-        elif a is not None:
-            yield a
+def leaves(tree: Any) -> Iterator[Array]:
+    """Yield the arrays of a state of a model."""
+    if isinstance(tree, tuple | list):
+        for part in tree:
+            yield from leaves(part)
+    elif tree is not None:
+        yield tree

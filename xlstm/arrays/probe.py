@@ -23,6 +23,20 @@ def torch() -> Any:
     return torch
 
 
+def mpi() -> Any:
+    """Return mpi4py's module, which starts MPI when it is imported for the first time."""
+    from mpi4py import MPI
+
+    return MPI
+
+
+def nccl() -> Any:
+    """Return CuPy's module of NCCL; its `available` says whether the library is there."""
+    from cupy.cuda import nccl
+
+    return nccl
+
+
 @functools.cache
 def rocm() -> bool:
     """Return whether this is the CuPy of AMD's GPUs, for which there are neither our kernels nor graphs."""
@@ -30,8 +44,10 @@ def rocm() -> bool:
 
 
 @functools.cache
-def cupy_failure(number: int = 0) -> str | None:
-    """Try CuPy on device `number`, once per process: return None if it works, else what failed and how to fix it.
+def cupy_failure(number: int | None = None) -> str | None:
+    """Try CuPy, once per process: return None if it works, else what failed and how to fix it.
+
+    The device is that of a number, or else the current one: to touch another one takes memory of it.
 
     Counting devices is not enough: NVRTC and cuBLAS are loaded only when a kernel is compiled and a
     product is taken, so both are done here.
@@ -46,8 +62,8 @@ def cupy_failure(number: int = 0) -> str | None:
         count = cp.cuda.runtime.getDeviceCount()
     except Exception as error:
         return f"no NVIDIA driver or device answers ({first_line(error)}); install or update the NVIDIA driver"
-    if number >= count:
-        return f"CUDA device {number} does not exist, {count} found"
+    if (number or 0) >= count:
+        return f"CUDA device {number or 0} does not exist, {count} found"
     try:
         with cp.cuda.Device(number):
             ones = cp.ones((32, 32), dtype="float32")

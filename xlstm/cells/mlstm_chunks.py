@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.fuse import compiles, fuse, total
-from xlstm.arrays.matmul import matmul, packed
+from xlstm.arrays.matmul import matmul, packed, product
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
 from xlstm.arrays.scan import scan
 from xlstm.cells import mlstm_formulas as formulas
@@ -84,9 +84,8 @@ def chunkwise(
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
     read, write, keep = _weights(xp, logs, q, wide)
     written = matmul(xp, _T(xp, write[..., None] * K), V1, dtype=wide)  # (9)
-    ((C, end),) = scan(
-        xp, formulas.state, [_with_normaliser(xp, C0, n0)], keep[..., None, None], written, axis=-3
-    )  # (9)
+    start = _with_normaliser(xp, C0, n0)
+    C, end = scan(xp, formulas.state, start, keep[..., None, None], written, axis=-3)  # (9)
     times_D = _multiplier(xp, q, logs)  # (4)
     num = matmul(xp, times_D(matmul(xp, Q, _T(xp, K))), V1, dtype=wide)  # (5) (6)
     num = matmul(xp, read[..., None] * Q, astype(xp, C, dtype), add=num)  # (6)
@@ -125,9 +124,8 @@ def chunkwise_bwd(
     dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
     dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
     last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
-    ((dCs, dC0),) = scan(
-        xp, formulas.state, [last], keep[..., None, None], dCs, axis=-3, reverse=True
-    )  # (9), after each chunk
+    # (9), after each chunk
+    dCs, dC0 = scan(xp, formulas.state, last, keep[..., None, None], dCs, axis=-3, reverse=True)
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
     dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))
     dQ = fuse(xp, formulas.scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
@@ -150,17 +148,15 @@ def chunkwise_bwd(
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
         dw, db, dm0 = dw + more, db + dmb, dm0 + extra
     di = astype(xp, _steps(xp, dw, T, -1), i.dtype)  # (2)
-    ((dlogf, _),) = scan(xp, formulas.add, [dtotal], db, reverse=True, after=True, at_once=_suffix_sums(dtotal))  # (1)
-    dlogf = _steps(xp, dlogf, T, -1)
+    dlogf = _steps(xp, _suffix_sums(xp, dtotal, db), T, -1)  # (1)
     df = astype(xp, fuse(xp, FORGET[forget].bwd, dlogf, f, logf), i.dtype)
     return *(_steps(xp, d, T, -2) for d in (dQ, dK, dV)), di, df, dC0[..., :V], dC0[..., V], dm0
 
 
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
     """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the last chunk."""
-    start = [0.0, -math.inf]
-    (b, _), (most, _) = scan(xp, formulas.accumulate, start, i, logf, after=True, at_once=_accumulate_at_once)  # (1)
-    ((m, end),) = scan(xp, formulas.m_after, [formulas.wide(xp, m0)], b[..., -1], most[..., -1])
+    b, most = _accumulated(xp, i, logf)  # (1)
+    m, end = scan(xp, formulas.m_after, formulas.wide(xp, m0), b[..., -1], most[..., -1])
     r = fuse(xp, formulas.stabilise, most, m[..., None], low=low_of(xp, most.dtype))  # (3)
     return Logs(b, formulas.written(xp, i, b), most, m, r), end  # (2)
 
@@ -202,7 +198,7 @@ def _maximum_bwd(xp: Namespace, logs: Logs, dm: Array, dend: Array | None) -> tu
     dtype = dm.dtype
     old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)
     dend = xp.zeros_like(dm[..., 0, 0]) if dend is None else dend
-    ((ends, dm0),) = scan(xp, formulas.state, [dend], old[..., -1], total(xp, old, dm), reverse=True)
+    ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)
     pairs = _pairs(xp, w, most)
     steps = pairs[2][0, :]
     dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)
@@ -223,10 +219,11 @@ def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
 # All steps at once:
 
 
-def _accumulate_at_once(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
+def _accumulated(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
     """Return b and the maximum, which `formulas.accumulate` carries, after every step."""
     i, logf = formulas.wide(xp, i), formulas.wide(xp, logf)
-    b = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN)) @ xp.triu(_ones(xp, logf, (i.shape[-1],) * 2))
+    logf = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN))
+    b = product(xp, logf, xp.triu(_ones(xp, logf, (i.shape[-1],) * 2)))
     most, k = i - b, 1
     while k < i.shape[-1]:  # the largest of the last 2 k, from that of the last k
         most = xp.concat((most[..., :k], xp.maximum(most[..., k:], most[..., :-k])), axis=-1)
@@ -234,9 +231,9 @@ def _accumulate_at_once(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Ar
     return b, most
 
 
-def _suffix_sums(start: Array) -> Any:
-    """Return the function of d that gives for each step `start` plus the sum of d from that step on."""
-    return lambda xp, d: (d @ xp.tril(_ones(xp, d, (d.shape[-1],) * 2)) + start[..., None],)
+def _suffix_sums(xp: Namespace, start: Array, d: Array) -> Array:
+    """Return for each step `start` plus the sum of d from that step on."""
+    return product(xp, d, xp.tril(_ones(xp, d, (d.shape[-1],) * 2))) + start[..., None]
 
 
 # Steps and chunks:

@@ -13,10 +13,10 @@ from typer import Option
 from typer.core import TyperGroup
 
 import xlstm
-from xlstm.cli import process_signals, train
+from xlstm.cli import launch, process_signals, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_runs import runs
-from xlstm.cli.console import Log, one_line_errors, out, tell
+from xlstm.cli.console import Log, one_line_errors, out, show, tell
 from xlstm.cli.export_import import export, import_
 from xlstm.cli.info import info
 from xlstm.cli.inspect import inspect
@@ -104,6 +104,8 @@ def options(
 def main() -> None:
     """Run the command line."""
     process_signals.interrupt()
+    sys.excepthook = show
+    ended = launch.attach()
     log = logging.getLogger("xlstm")
     log.setLevel(logging.INFO)
     log.addHandler(Log())
@@ -111,11 +113,12 @@ def main() -> None:
     try:
         typer.main.get_command(app)()  # not app(), which would have Python show tracebacks in another way
     except SystemExit as end:
-        code = process_signals.received() or end.code
+        code = process_signals.received() or int(end.code or 0)
     process_signals.done()
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:  # forget output that cannot be printed, about which Python would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    ended(code)
     sys.exit(code)

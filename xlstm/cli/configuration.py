@@ -59,7 +59,7 @@ OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkp
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
-UNWRITTEN = (*UNREAD, "resume", "json")  # those that say nothing of what is trained
+UNWRITTEN = (*UNREAD, "resume", "json", "ranks")  # those that say nothing of what is trained
 # The types of values of options in a file, by the type of the option; all others are text.
 KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole number"), float: (int | float, "a number")}
 LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts

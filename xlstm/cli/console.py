@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from xlstm import training
+from xlstm import distributed, training
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import process_signals
 from xlstm.training import Terminated
@@ -46,6 +46,8 @@ class _Console(Console):
 # Names from files are printed as they are: nothing in them is markup. Tables are as wide as they need to be.
 out = _Console(highlight=False, markup=False, soft_wrap=True, width=10_000)
 err = _Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+said: list[str] = []  # on standard error
+ranks: list[int] = []  # that of this process, where several train one model
 
 
 def visible(text: str) -> str:
@@ -61,8 +63,34 @@ def put(text: str) -> None:
 
 def tell(message: str) -> None:
     """Print a line on standard error, if that can still be done."""
+    said.append(message)
     with contextlib.suppress(OSError):
         err.print(message)
+
+
+def join() -> distributed.Group:
+    """Return the ranks that a launcher started for this command; rank 0 alone prints from here on."""
+    group = distributed.group()
+    if group.size > 1:
+        ranks.append(group.rank)
+        out.quiet |= group.rank > 0
+        err.quiet |= group.rank > 0
+    return group
+
+
+def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Show an error that ends the process; of bad input the line that ends the job of several ranks says enough."""
+    if not (ranks and isinstance(error, ERRORS)):
+        process_signals.end_of_interrupted(kind, error, trace)
+
+
+def compare(group: distributed.Group) -> None:
+    """Let rank 0 print what other ranks would have said on standard error, where it did not say so itself."""
+    known = {*said}
+    for rank, lines in enumerate(group.tell(said)):
+        for line in dict.fromkeys(lines):
+            if line not in known:
+                tell(f"rank {rank}: {line}")
 
 
 def to_json(values: Any) -> str:
@@ -163,6 +191,8 @@ def one_line_errors() -> Iterator[None]:
     except BrokenPipeError:  # whoever read the output has had enough
         raise typer.Exit(CLOSED) from None
     except (*ERRORS, KeyboardInterrupt, Terminated) as error:
+        if ranks and not interrupted(error):
+            raise
         tell("interrupted" if interrupted(error) else f"error: {message_of(error)}")
         raise typer.Exit(code(error)) from None
     except Exception as error:

@@ -28,7 +28,7 @@ from xlstm.engines.pointwise import pointwise
 from xlstm.layers.recurrent import KINDS, sLSTM
 
 PACKAGES = (
-    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba"),
+    *("numpy", "array-api-compat", "safetensors", "threadpoolctl", "numba", "mpi4py", "mpich"),
     *("cupy-cuda12x", "cupy-cuda13x", "torch", "jax", "keras", "onnx", "onnxruntime", "h5py", "matplotlib"),
 )
 # Beginnings of environment variables that change how fast something is.

@@ -31,15 +31,15 @@ def is_command(program: str, original: list[str]) -> bool:
 
 def end_at_once() -> None:
     """Let a signal end the process on the spot, without a word."""
-    _handle(lambda number, frame: os._exit(128 + number))
+    handle(lambda number, frame: os._exit(128 + number))
 
 
 def interrupt() -> None:
     """Let a signal raise KeyboardInterrupt in the main thread; `received` tells which signal it was."""
-    sys.excepthook = _end_of_interrupted
+    sys.excepthook = end_of_interrupted
     sys.unraisablehook = _end_of_ignored
-    atexit.register(_handle, signal.SIG_IGN)  # in the last moments of Python, which then knows no handlers
-    _handle(_raise)
+    atexit.register(handle, signal.SIG_IGN)  # in the last moments of Python, which then knows no handlers
+    handle(_raise)
 
 
 def done() -> None:
@@ -53,7 +53,8 @@ def received() -> int | None:
     return 128 + _received[0] if _received else None
 
 
-def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+def handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """Handle the signals, but those that the process ignores."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # the shell ignores it for a job in the background
             signal.signal(number, handler)
@@ -64,7 +65,7 @@ def _raise(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _end_of_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def end_of_interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """Show no traceback where a signal is the cause."""
     if (code := received()) is not None:
         os._exit(code)

@@ -18,8 +18,9 @@ from typer import Argument, Option
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
+from xlstm.cli import launch
 from xlstm.cli.configuration import BackendOption, ColumnOption, ConfigOption, JsonOption, QuietOption, as_toml, command
-from xlstm.cli.console import Report, code, interrupted, message_of, progress, tell
+from xlstm.cli.console import Report, code, compare, interrupted, join, message_of, progress, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
 from xlstm.data import writing
@@ -51,6 +52,9 @@ class Run(Report):
         Whether steps are captured in CUDA graphs.
     resume, as_json, config, save_config, quiet : optional
         Options of the command line, two of which work by themselves.
+    ranks : int, optional
+        Where they are not there yet, the command is run on so many ranks, and this process ends as they do. Rank 0
+        alone writes and prints.
     """
 
     def __init__(
@@ -65,15 +69,26 @@ class Run(Report):
         config: ConfigOption = None,
         save_config: Annotated[Path | None, Option(help="Write the options to a TOML file.")] = None,
         quiet: QuietOption = False,
+        ranks: Annotated[
+            int | None, Option(min=1, help="Processes that train together, each on its share of every batch.")
+        ] = None,
     ) -> None:
         super().__init__(as_json)
+        self.group = join()
+        if ranks not in (None, self.group.size):
+            if self.group.size > 1:
+                raise ValueError(f"--ranks is {ranks}, but the launcher started {self.group.size}")
+            raise typer.Exit(launch.launch(ranks))
+        self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
-        if save_config is not None:
+        if save_config is not None and self.leads:
             writing.write(save_config, as_toml(context).encode())
         self.keeps = not context.command.hidden
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
         self.saved: list[Path] = []
+        if not self.leads:
+            return
         if output.exists():
             writing.check(self.file)
         if resume and not self.checkpoints:
@@ -92,8 +107,10 @@ class Run(Report):
         model.set_params(graph=self.graph)
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
-        else:
+        elif self.leads:
             self.output.mkdir(parents=True, exist_ok=True)
+        if self.group.size > 1:
+            beside["group"] = self.group
         with progress() as show:
             if isinstance(model, Forecaster):
                 beside["progress"] = show  # which also sees the training on all of the series
@@ -105,6 +122,10 @@ class Run(Report):
                 self._save(model, note)  # the best so far
                 raise
         self._save(model, note)  # before anything else can go wrong
+        compare(self.group)
+        self.group.close()
+        if not self.leads:
+            raise typer.Exit
         self.trained = trained = model.trained_
         early = ", stopped early" if trained.stopped_early else ""
         skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
@@ -113,6 +134,8 @@ class Run(Report):
         return model
 
     def _save(self, model: Any, note: dict[str, Any] | None) -> None:
+        if not self.leads:
+            return
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
         if self.keeps:

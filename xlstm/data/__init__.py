@@ -4,6 +4,7 @@ from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.frames import Columns, is_table, table_like, table_of
 from xlstm.data.series import synthetic
 from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
+from xlstm.data.shards import Shard
 from xlstm.data.table import read_table
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Prefetch",
     "Sequences",
     "SeriesWindows",
+    "Shard",
     "Split",
     "Streams",
     "Windows",

@@ -6,6 +6,8 @@ A layer packs sequences of different lengths by `recurrence/packing.py`.
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.groups import Part
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
@@ -39,6 +42,8 @@ class Batch(NamedTuple):
         Lengths of the sequences, where they differ.
     options : dict of str to array, optional
         Further arguments of the model's `forward`, on the host, such as `groups` of a TiRex-2.
+    part : Part, optional
+        Which part of a larger batch this is, where `distributed.Shard` has cut it.
     """
 
     x: Any
@@ -47,6 +52,7 @@ class Batch(NamedTuple):
     fresh: bool
     lengths: Any | None = None
     options: Mapping[str, Any] | None = None
+    part: Part | None = None
 
 
 class Batches(Protocol):
@@ -116,12 +122,30 @@ class Windows:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, shuffled by `rng` or in order without it."""
-        for rows in orders(len(self.x), self.batch_size, rng):
-            arrays = (self.x, self.target, self.mask, self.lengths)
-            x, target, mask, lengths = (None if array is None else array[rows] for array in arrays)
-            if self.every_step:
-                target, mask = _time_first(target), _time_first(mask)
-            yield Batch(_time_first(x), target, mask, True, lengths)
+        for rows in self.orders(rng):
+            yield self.batch(rows, slice(None))
+
+    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+        """Return the numbers of the examples in each batch of an epoch."""
+        return orders(len(self.x), self.batch_size, rng)
+
+    def batch(self, rows: Host, own: slice) -> Batch:
+        """Return the columns `own` of the batch of some examples."""
+        arrays = (self.x, self.target, self.mask, self.lengths)
+        x, target, mask, lengths = (None if array is None else array[rows[own]] for array in arrays)
+        if self.every_step:
+            target, mask = _time_first(target), _time_first(mask)
+        return Batch(_time_first(x), target, mask, True, lengths)
+
+    @functools.cached_property
+    def counts(self) -> Host:
+        """The number of targets that count in each example (N,), or the sum of their weights."""
+        axes = 2 if self.every_step else 1
+        mask = np.ones(self.target.shape[:axes]) if self.mask is None else self.mask
+        if self.every_step and self.lengths is not None:
+            there = np.arange(self.x.shape[1]) < self.lengths[:, None]
+            mask = mask * there.reshape(there.shape + (1,) * (mask.ndim - 2))
+        return counted(mask, self.target.shape)
 
 
 @dataclass(frozen=True)
@@ -298,20 +322,39 @@ class Sequences:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, in batches of similar lengths that `rng` shuffles, or in order without it."""
+        for rows in self.orders(rng):
+            yield self.batch(rows, slice(None))
+
+    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+        """Return the numbers of the sequences in each batch of an epoch."""
         batches = orders(len(self.lengths), self.batch_size, None)
         if rng is not None:
             pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
             order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
             batches = [order[batches[k]] for k in rng.permutation(len(batches))]
-        for rows in batches:
-            target, mask = self._chosen(self.target, rows), self._chosen(self.mask, rows)
-            yield Batch(_padded(self.sequences, rows), target, mask, True, self.lengths[rows])
+        return batches
 
-    def _chosen(self, values: Any, rows: Host) -> Any:
+    def batch(self, rows: Host, own: slice) -> Batch:
+        """Return the columns `own` of the batch of some sequences, which is as long as the longest of them all."""
+        T = int(np.max(self.lengths[rows]))
+        target, mask = self._chosen(self.target, rows[own], T), self._chosen(self.mask, rows[own], T)
+        return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows[own]])
+
+    @functools.cached_property
+    def counts(self) -> Host:
+        """The number of targets that count for each sequence (N,), or the sum of their weights."""
+        if not self.every_step:
+            return counted(np.ones(len(self.target)) if self.mask is None else self.mask, self.target.shape)
+        masks = [np.ones(len(truth)) for truth in self.target] if self.mask is None else self.mask
+        return np.array(
+            [counted(mask[None], (1, *truth.shape))[0] for mask, truth in zip(masks, self.target, strict=True)]
+        )
+
+    def _chosen(self, values: Any, rows: Host, T: int) -> Any:
         """Return the targets or the masks of some of the sequences."""
         if values is None:
             return None
-        return _padded(values, rows) if self.every_step else values[rows]
+        return _padded(values, rows, T) if self.every_step else values[rows]
 
 
 @dataclass(frozen=True)
@@ -417,11 +460,16 @@ def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def _padded(arrays: list[Host], rows: Host) -> Host:
+def counted(mask: Host, shape: tuple[int, ...]) -> Host:
+    """Return how many targets of each example count (N,), with a mask of leading axes of their shape (N, ...)."""
+    each = np.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=np.float64)
+    return np.asarray(each * math.prod(shape[mask.ndim :]))
+
+
+def _padded(arrays: list[Host], rows: Host, T: int) -> Host:
     """Return some of the arrays (T_i, ...) side by side, (T, B, ...), with zeros after the end of each."""
     chosen = [arrays[k] for k in rows]
-    shape = (max(map(len, chosen)), len(chosen), *chosen[0].shape[1:])
-    found = np.zeros(shape, np.result_type(*chosen))
+    found = np.zeros((T, len(chosen), *arrays[0].shape[1:]), np.result_type(*(chosen or arrays[:1])))
     for b, array in enumerate(chosen):
         found[: len(array), b] = array
     return found

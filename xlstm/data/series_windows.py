@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -179,17 +181,40 @@ class SeriesWindows:
         x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets) with `flat`. The mask
         is None where no target of any stretch is missing.
         """
-        columns = np.arange(self._rows.shape[1]) if self.targets is None else self.targets
-        past, ahead = np.arange(self.window), self.window + np.arange(self.horizon)
-        for chosen in orders(len(self.starts), self.batch_size, rng):
-            starts = self.starts[chosen]
-            rows = starts[:, None] + ahead
-            target = self._rows[rows[:, :, None], columns]
-            mask = None if self._observed is None else self._observed[rows]
-            if self.flat:
-                target = target.reshape(len(rows), -1)
-                mask = None if mask is None else mask.reshape(len(rows), -1)
-            yield Batch(self._rows[past[:, None] + starts], target, mask, True)
+        for chosen in self.orders(rng):
+            yield self.batch(chosen, slice(None))
+
+    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+        """Return the numbers of the stretches in each batch of an epoch."""
+        return orders(len(self.starts), self.batch_size, rng)
+
+    def batch(self, chosen: Host, own: slice) -> Batch:
+        """Return the columns `own` of the batch of some stretches."""
+        starts = self.starts[chosen[own]]
+        rows = self._ahead(starts)
+        target = self._rows[rows[:, :, None], self._columns]
+        mask = None if self._observed is None else self._observed[rows]
+        if self.flat:
+            target = target.reshape(len(rows), math.prod(target.shape[1:]))
+            mask = None if mask is None else mask.reshape(target.shape)
+        return Batch(self._rows[np.arange(self.window)[:, None] + starts], target, mask, True)
+
+    @functools.cached_property
+    def counts(self) -> Host:
+        """The number of targets that count in each stretch (N,)."""
+        if self._observed is None:
+            return np.full(len(self.starts), float(self.horizon * len(self._columns)))
+        past = np.cumsum(np.concatenate(([0], np.sum(self._observed, axis=1))))  # before each row
+        firsts = self.starts + self.window
+        return np.asarray(past[firsts + self.horizon] - past[firsts], np.float64)
+
+    @property
+    def _columns(self) -> Any:
+        return np.arange(self._rows.shape[1]) if self.targets is None else self.targets
+
+    def _ahead(self, starts: Host) -> Host:
+        """Return the rows (N, horizon) that are predicted after the windows from these rows on."""
+        return starts[:, None] + self.window + np.arange(self.horizon)
 
 
 def _rows(name: str, given: Any) -> Host:

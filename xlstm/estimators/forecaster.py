@@ -11,6 +11,7 @@ import numpy as np
 from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, DType, Params
 from xlstm.data import panels
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, read_series
@@ -120,7 +121,11 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
 
     def fit(
-        self, values: Any, progress: Callable[[Progress], None] | None = None, **covariates: Unpack[CovariateArguments]
+        self,
+        values: Any,
+        progress: Callable[[Progress], None] | None = None,
+        group: Group | None = None,
+        **covariates: Unpack[CovariateArguments],
     ) -> Self:
         """Train on a series, or on several.
 
@@ -131,6 +136,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
             and never a target; rows before the first value of some target are left out. Dates in a table are looked at.
         progress : callable, optional
             Called with a `training.Progress` after every step.
+        group : Group, optional
+            The ranks that train together, each with the same arguments, as for `training.train`.
         covariates : past, future, static, dates
             `past` (N, P) are covariates that are known up to the last value, `future` (N or more, F) those that are
             known in advance, `static` (S,) numbers that do not change, and `dates` (N,) rising dates, of which features
@@ -156,7 +163,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         """
         checks.optional(checks.function)("Forecaster", "progress", progress)
         backend, given, variants = self._to_fit(values, covariates)
-        self._fit(variants, given, backend, progress)
+        self._fit(variants, given, backend, progress, group)
         return self
 
     def examples(self, values: Any, **covariates: Unpack[CovariateArguments]) -> dict[str, predictor.Examples]:
@@ -408,6 +415,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         given: Given,
         backend: Backend,
         progress: Callable[[Progress], None] | None,
+        group: Group | None = None,
     ) -> None:
         """Train on series and store the result, also where a signal ends it."""
         start = self.test_predictor_.params if self.warm_start and self.__sklearn_is_fitted__() else None
@@ -415,7 +423,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         train, several = data["train"], data["train"].several
         s = train.predictor.settings
         stop: BaseException | None = None
-        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume", "graph")}
+        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume", "graph")} | {"group": group}
         run |= {"epochs": s.epochs, "patience": s.patience, "validation": data["validation"], "progress": progress}
         try:
             trained = fitting.train(train, start, **run)
@@ -424,7 +432,9 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         test = final = replace(data["validation"].predictor, params=trained.params)
         if s.refit and stop is None:
             try:
-                final = fitting.refitted(train, start, trained.best_epoch, progress=progress, graph=self.graph)
+                final = fitting.refitted(
+                    train, start, trained.best_epoch, progress=progress, graph=self.graph, group=group
+                )
             except (Interrupted, Terminated) as error:
                 problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
                 stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)

@@ -1,5 +1,6 @@
 """The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,7 +11,7 @@ from xlstm import losses
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import Batch
+from xlstm.data.batches import Batch, orders
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.estimators import baselines
@@ -202,15 +203,27 @@ class Examples:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, shuffled by `rng` or in order without it."""
-        order = np.arange(len(self.origins)) if rng is None else rng.permutation(len(self.origins))
-        s, D = self.predictor.settings, width(self.predictor.scaling)
-        for rows in np.split(order, range(s.batch_size, len(order), s.batch_size)):
-            x = np.empty((s.window, len(rows), D))
-            for k in np.unique(self.series[rows]):
-                columns = np.flatnonzero(self.series[rows] == k)
-                at = rows[columns]
-                x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
-            yield Batch(x, self.target[rows], self.mask[rows], True)
+        for rows in self.orders(rng):
+            yield self.batch(rows, slice(None))
+
+    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+        """Return the numbers of the windows in each batch of an epoch."""
+        return orders(len(self.origins), self.predictor.settings.batch_size, rng)
+
+    def batch(self, rows: Host, own: slice) -> Batch:
+        """Return the columns `own` of the batch of some windows."""
+        rows = rows[own]
+        x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
+        for k in np.unique(self.series[rows]):
+            columns = np.flatnonzero(self.series[rows] == k)
+            at = rows[columns]
+            x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
+        return Batch(x, self.target[rows], self.mask[rows], True)
+
+    @functools.cached_property
+    def counts(self) -> Host:
+        """The number of targets that count in each window (M,)."""
+        return np.asarray(np.sum(self.mask, axis=1, dtype=np.float64))
 
 
 def examples(

@@ -13,6 +13,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.foreign import from_foreign
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import generator
 from xlstm.data import Sequences
@@ -57,7 +58,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
     averaging: float = 0.98
     patience: int = 15
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, group: Group | None = None) -> Self:
         """Train on sequences.
 
         Parameters
@@ -68,6 +69,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
             The target of each sequence; of a regressor also (N, O).
         sample_weight : array (N,), optional
             How much each sequence counts.
+        group : Group, optional
+            The ranks that train together, each with the same arguments, as for `training.train`.
 
         Returns
         -------
@@ -113,7 +116,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
 
         start = self.params_ if again else model.init(self.seed, home)
         options = {"epochs": self.epochs, "patience": self.patience if held else None, "validation": held_out}
-        return self._train(model, start, fitted, home, keep, loss=self._loss, **options)
+        return self._train(model, start, fitted, home, keep, loss=self._loss, group=group, **options)
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
         """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.

@@ -12,6 +12,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.data import text
 from xlstm.data.batches import Streams
@@ -119,7 +120,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
     schedule: str = "constant"
     every: int | None = None
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, group: Group | None = None) -> Self:
         """Learn from a text.
 
         Parameters
@@ -128,6 +129,8 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             A text, or texts that follow each other.
         y : None
             It is not used.
+        group : Group, optional
+            The ranks that train together, each with the same arguments, as for `training.train`.
 
         Returns
         -------
@@ -172,7 +175,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
 
         data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
         start = self.params_ if again else model.init(self.seed, home)
-        return self._train(model, start, data, home, keep, steps=self.steps, every=self.every)
+        return self._train(model, start, data, home, keep, steps=self.steps, every=self.every, group=group)
 
     def nats(self, X: Any) -> float:
         """Return the mean of -log p of a token given those before it, in nats; `X` as for `fit`.

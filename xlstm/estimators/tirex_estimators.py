@@ -11,6 +11,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.convert import dtype_text
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
@@ -495,13 +496,15 @@ class TiRexTrainer(TrainedEstimator):
     schedule: str = "cosine"
     averaging: float = 0.99
 
-    def fit(self, X: Any = None, y: Any = None) -> Self:
+    def fit(self, X: Any = None, y: Any = None, group: Group | None = None) -> Self:
         """Train.
 
         Parameters
         ----------
         X, y : object, optional
             They are not used.
+        group : Group, optional
+            The ranks that train together, each with the same arguments, as for `training.train`.
 
         Returns
         -------
@@ -529,7 +532,7 @@ class TiRexTrainer(TrainedEstimator):
             self._become(model_=model, params_=trained.params, trained_=trained)
 
         start = model.init(self.seed, home)
-        return self._train(model, start, data, home, keep, steps=self.steps, validation=validation)
+        return self._train(model, start, data, home, keep, steps=self.steps, validation=validation, group=group)
 
     def save(self, path: AnyPath) -> None:
         """Write the model as a checkpoint, which `xlstm.interop.tirex.load` reads.

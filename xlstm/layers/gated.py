@@ -340,12 +340,12 @@ class Recurrent(SequenceLayer):
     ) -> Masks:
         """Draw the masks of one layer and direction: one of h a sequence, those of zoneout a packed row."""
         P, B = start[0].shape
-        drop = dropout(rng, self.recurrent_dropout, (B, P), rows)
+        drop = dropout(rng, self.recurrent_dropout, (1, B, P), rows)  # with an axis of steps: these are not packed rows
         shares = [
             rate if rng is None or rate is None else bernoulli(rng, rate, (rows.shape[0], h.shape[0]), rows)
             for rate, h in zip(self._zones, start, strict=True)
         ]
-        return Masks(None if drop is None else packing.sort(xp, [drop.T])[0], tuple(shares))
+        return Masks(None if drop is None else packing.sort(xp, [drop[0, ...].T])[0], tuple(shares))
 
 
 def _together(xp: Namespace, columns: Sequence[Sequence[Array]], packing: Packing) -> State:

@@ -64,9 +64,13 @@ class Callback:
 
     A callback that remembers something is to give it in `state`, so that a run goes on as if it had not been
     interrupted.
+
+    With a group it runs on every rank, unless its `everywhere` is False: then on rank 0 alone, and it changes neither
+    gradients nor weights.
     """
 
     needs_validation = False
+    everywhere = True  # on all ranks of a group, not on rank 0 alone
 
     def begin(self, params: Params) -> None:
         """Forget what an earlier run has left; `params` are the starting weights."""
@@ -105,6 +109,8 @@ class Each(Callback):
     """Calls a function of a `Progress` after every step; where it returns True, training stops."""
 
     function: Callable[[Progress], Any]
+
+    everywhere = False
 
     def step(self, now: Progress) -> bool | None:
         answer: bool | None = self.function(now)
@@ -296,6 +302,8 @@ class TensorBoard(Callback):
     TypeError, ValueError
         `folder` is no path, or `every` no whole number from 1 up.
     """
+
+    everywhere = False
 
     def __init__(self, folder: str | os.PathLike[str], every: int = 1) -> None:
         self.folder = checks.path("TensorBoard", "folder", folder)

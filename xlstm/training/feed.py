@@ -14,11 +14,14 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.data.batches import BATCHES, Batch, Batches
 from xlstm.data.host import Host, finite
+from xlstm.data.shards import Shard
 from xlstm.losses import mse
 from xlstm.precision import Mixed
+from xlstm.training.parallel import added
 
 Loss = Callable[..., tuple[Array, Array]]
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
@@ -34,6 +37,7 @@ class Inputs(NamedTuple):
     options: dict[str, Any]  # those of the batch, and lengths where sequences differ in length
     weight: float  # number of targets that count, or the sum of their weights
     host: Batch
+    total: float  # the weight of the whole batch, of which other ranks may have a part
 
 
 def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
@@ -82,7 +86,8 @@ class Feed:
             if number <= skip:
                 continue
             inputs = self.inputs(batch, f"{where}{each} {number}")
-            counted += inputs.weight * (batch.lengths is None or bool(np.any(batch.lengths)))
+            lengths = batch.lengths if batch.part is None else batch.part.lengths
+            counted += inputs.total * (lengths is None or bool(np.any(lengths)))
             yield inputs
         if number == 0:
             raise ValueError(f"{where}: the data yield no batches")
@@ -139,7 +144,8 @@ class Feed:
             if not getattr(self.model, "last", False):  # whose targets have no time axis
                 target, mask = self._swapped(target), None if mask is None else self._swapped(mask)
         options = {**(batch.options or {}), **({} if batch.lengths is None else {"lengths": batch.lengths})}
-        return Inputs(x, target, mask, batch.fresh, options, float(weight), batch)
+        total = float(weight) if batch.part is None else batch.part.total
+        return Inputs(x, target, mask, batch.fresh, options, float(weight), batch, total)
 
     def _mask(self, batch: Batch) -> Any:
         """Return the mask (T, B, ...) without targets past the end of a sequence."""
@@ -162,7 +168,13 @@ def _within_lengths(batch: Batch) -> Host:
 
 
 def evaluate(
-    model: Any, params: Params, data: Batches, loss: Loss | None = None, *, stopped: Callable[[], bool] = lambda: False
+    model: Any,
+    params: Params,
+    data: Batches,
+    loss: Loss | None = None,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    group: Group | None = None,
 ) -> float:
     """Return the mean loss over all of `data`, with the state carried as in training.
 
@@ -176,6 +188,8 @@ def evaluate(
         As for `train`.
     stopped : callable, optional
         `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
+    group : Group, optional
+        The ranks that share each batch; all of them return the same.
 
     Returns
     -------
@@ -190,13 +204,25 @@ def evaluate(
     feed = Feed.of("evaluate", model, params)
     BATCHES("evaluate", "data", data)
     loss = loss_of("evaluate", model, loss)
-    total, count, state = 0.0, 0.0, None
-    for batch in feed.batches(data, "evaluate", ": batch"):
-        with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
-            y, state, _ = feed.forward(params, batch, state, train=False)
-            value, _ = loss(y, batch.target, batch.mask)
-        total += batch.weight * float(value)
-        count += batch.weight
-        if stopped():
+    if group is not None and not isinstance(data, Shard):
+        data = Shard(data, group)
+    total, count = 0.0, 0.0
+    parts = _losses(feed, params, data, loss, stopped)
+    for value, weight, ends in parts if group is None else added(group, parts):
+        total, count = total + value, count + weight
+        if ends:
             return math.nan
     return total / count
+
+
+def _losses(
+    feed: Feed, params: Params, data: Batches, loss: Loss, stopped: Callable[[], bool]
+) -> Iterator[tuple[float, float, float]]:
+    """Yield the summed loss of each batch, its number of targets, and whether nobody needs the result any more."""
+    state, value = None, 0.0
+    for batch in feed.batches(data, "evaluate", ": batch"):
+        if batch.host.x.shape[1]:  # a rank may have no sequence
+            with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
+                y, state, _ = feed.forward(params, batch, state, train=False)
+                value = float(loss(y, batch.target, batch.mask)[0])
+        yield batch.weight * value if batch.weight else 0.0, batch.weight, stopped()

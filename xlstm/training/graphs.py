@@ -11,7 +11,7 @@ import contextlib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from xlstm.arrays import bernoulli, checks, foreach, probe
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params, namespace
+from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
 from xlstm.training.feed import Inputs
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ class Given(NamedTuple):
         1 where a step whose gradients are not finite is left out, and 0 where it cannot be taken.
     targets, total : float
         The number of targets of the batch, and of all batches of an update.
+    share : float
+        The share of a rank in the targets of the batch.
+    signal, stop : float
+        1 where this rank has received a signal, or a callback has asked it to stop.
     """
 
     number: float
@@ -91,6 +95,9 @@ class Given(NamedTuple):
     forgiven: float
     targets: float
     total: float
+    share: float = 1.0
+    signal: float = 0.0
+    stop: float = 0.0
 
 
 def decision(device_state: Array, name: str) -> Array:
@@ -194,7 +201,8 @@ class Graphs:
         lengths = tuple((name, np.asarray(value).tobytes()) for name, value in inputs.options.items())
         # A graph has this number of the generator of masks.
         increment = None if state.masks is None else state.masks.bit_generator.state["state"].get("inc")
-        key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place)
+        part = None if inputs.host.part is None else inputs.host.part.key
+        key = (_kinds(batch), inputs.fresh, lengths, _kinds(start), increment, place, part)
         if key in self.captured:
             return self._launched(self.captured[key], state, inputs, given)
         with contextlib.nullcontext() if self.recorder is None else self.recorder.rehearsal():
@@ -235,7 +243,9 @@ class Graphs:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
         fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
-        later = None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states)
+        later = (
+            None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states, fixed.host.part)
+        )
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
         assert self.recorder is not None
@@ -244,7 +254,7 @@ class Graphs:
 
     def _leave(self, place: Any, end: Any) -> None:
         """Put the state of the model after a step into its place, unless the step could not be taken."""
-        for old, new in zip(_leaves(place), _leaves(end), strict=True):
+        for old, new in zip(leaves(place), leaves(end), strict=True):
             fuse(self.home.xp, _unless_failed, old, new, decision(self.device_state, "failed"), out=old)
 
     def _launched(self, known: _Captured, state: StepState, inputs: Inputs, given: np.ndarray[Any, Any]) -> StepState:
@@ -258,7 +268,7 @@ class Graphs:
             assert state.masks is not None
             self.states[: len(known.sizes)] = self.home.asarray(bernoulli.states(state.masks, known.sizes))
         if not inputs.fresh and state.carried is not None and state.carried is not known.start:
-            for old, new in zip(_leaves(known.start), _leaves(state.carried), strict=True):
+            for old, new in zip(leaves(known.start), leaves(state.carried), strict=True):
                 old[...] = new
         known.graph.launch()
         step = state.moments.step + (state.batches + 1 == self.owner.accumulate)
@@ -273,15 +283,6 @@ def _copies(xp: Namespace, arrays: Params) -> Params:
 
 def _unless_failed(xp: Namespace, old: Array, new: Array, failed: Any) -> Array:
     return xp.where(failed > 0, old, new)
-
-
-def _leaves(tree: Any) -> Iterator[Array]:
-    """Yield the arrays of a state of a model."""
-    if isinstance(tree, tuple | list):
-        for part in tree:
-            yield from _leaves(part)
-    elif tree is not None:
-        yield tree
 
 
 def _copied(tree: Any) -> Any:

@@ -24,14 +24,17 @@ from xlstm import checkpoint
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import BATCHES, Batches
+from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
 from xlstm.training.feed import Inputs, Loss, evaluate
 from xlstm.training.folder import Checkpoint, Folder
+from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated, deferred
 
@@ -99,6 +102,7 @@ def train(
     clip: float | None = None,
     averaging: float = 0.0,
     progress: Callable[[Progress], object] | None = None,
+    group: Group | None = None,
 ) -> Trained:
     """Fit a model.
 
@@ -156,6 +160,10 @@ def train(
         elsewhere; True says that yours may be captured, and is refused where graphs are not possible.
     patience, clip, averaging, progress : optional
         They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
+    group : Group, optional
+        The ranks that train together, as `distributed.group()` returns them; all call this with the same arguments. A
+        batch is shared by all, so the result is that of one process up to rounding. Rank 0 alone writes files and calls
+        functions; a signal, or a callback that asks to stop, ends training one step later on all ranks.
 
     Returns
     -------
@@ -178,6 +186,8 @@ def train(
     Interrupted, Terminated
         Ctrl-C, or SIGTERM or SIGHUP, after the step was finished and saved; a second signal acts at once. These are a
         KeyboardInterrupt and a SystemExit, whose `trained` is what was best so far.
+    OtherRankError
+        Another rank of the group could not go on; this one stopped before the same step.
     """
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
@@ -186,7 +196,8 @@ def train(
     for k, callback in enumerate(checks.several("train", "callbacks", callbacks, "a list of callbacks", 1000)):
         one = CALLBACK("train", f"callbacks[{k}]", callback)
         chosen.append(one if isinstance(one, Callback) else Each(one))
-    step = Step(model, optimizer, loss=loss, precision=precision, callbacks=chosen, accumulate=accumulate, graph=graph)
+    how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
+    step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
     for name, batches in {"data": data, "validation": validation}.items():
@@ -201,8 +212,10 @@ def train(
     if checks.flag("train", "resume", resume) and checkpoints is None:
         raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
     path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
-    folder = Folder(path, checks.count("train", "keep", keep))
-    run = Run(step, params, seed, data, validation, epochs, steps, every, folder)
+    folder = Folder(path if group is None or group.rank == 0 else None, checks.count("train", "keep", keep))
+    if group is not None:
+        data, validation = Shard(data, group), None if validation is None else Shard(validation, group)
+    run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None)
     try:
         run.begin(resume)
         return run.train()
@@ -223,6 +236,7 @@ class Run:
     steps: int
     every: int | None
     folder: Folder
+    saving: bool  # whether there are checkpoints, which rank 0 writes
     epoch: int = 1  # that is under way
     done: int = 0  # its batches done
     best_epoch: int = 0
@@ -234,19 +248,27 @@ class Run:
     start: float = field(default_factory=time.perf_counter)  # earlier by the seconds before a checkpoint
 
     def __post_init__(self, start_params: Params) -> None:
-        self.callbacks = list(self.step.callbacks)
+        self.state: StepState = self.step.init(start_params, self.seed)
+        joint = self.state.joint
+        self.ranks = Ranks(joint, self.step.model, self.step._local)
+        self.all_callbacks = list(self.step.callbacks)
+        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.runs(callback)]
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
-        self.remembering = [callback for callback in self.callbacks if has(callback, "state")]
+        self.remembering = [callback for callback in self.all_callbacks if has(callback, "state")]
+        for callback in self.all_callbacks:
+            if not callback.everywhere and has(callback, "gradients", "weights"):
+                kind = type(callback).__name__
+                raise ValueError(f"train: {kind}.everywhere is False, expected True as it changes gradients or weights")
         steps = min(self.epochs * len(self.data), self.steps)
         if self.step.accumulate > steps:
             raise ValueError(f"train: accumulate is {self.step.accumulate}, but there are {steps} batches in all")
-        self.state: StepState = self.step.init(start_params, self.seed)
         self.order = generator(self.seed, stream=1, where="train")  # stream 0 drew the weights
         self.order_before: Any = None  # its state when the epoch began
+        start_params = start_params if joint is None else self.state.params  # those of rank 0
         self.best = self.judged = start_params
         for callback in self.callbacks:
             callback.begin(start_params)
-        if self.folder.path is not None:
+        if self.saving:
             checks.seed_number("train", "seed", self.seed)
             for callback in self.callbacks:  # what cannot be saved is refused before any work
                 checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
@@ -268,14 +290,23 @@ class Run:
 
     def begin(self, resume: bool) -> None:
         """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
-        self.folder.begin()
-        origin = self.folder.newest() if resume else None
-        self.folder.check(origin)
+        if self.step.group is not None:
+            self.ranks.agree({**self.settings, "epochs": self.epochs, "most steps": self.steps, "every": self.every})
+        found: list[Checkpoint] = []
+        self.ranks.of_first(lambda: found.extend(self._found(resume)))
+        origin = self.ranks.read(found[0] if found else None)
         if origin is not None:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
-        self.folder.rewind(self.total, self.epoch)
+        self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
+
+    def _found(self, resume: bool) -> list[Checkpoint]:
+        """Make the folder, and return the checkpoint to go on from, if any."""
+        self.folder.begin()
+        origin = self.folder.newest() if resume else None
+        self.folder.check(origin)
+        return [] if origin is None else [origin]
 
     def train(self) -> Trained:
         """Train until the end, or until a signal or a callback stops it."""
@@ -286,20 +317,23 @@ class Run:
                     if self._epoch(received):
                         break
                 self._save()
-            except Exception:  # the state before the step that failed is sound
-                with contextlib.suppress(Exception):
-                    self._save()
+            except Exception as error:  # the state before the step that failed is sound
+                if self.ranks.saves(error):
+                    with contextlib.suppress(Exception):
+                        self._save()
                 raise
             finally:
                 self.folder.flush()
+            number = self.ranks.signal(received)
         trained = self._result()
-        if not received:
+        if number is None:
             return trained
         at = f"epoch {self.epoch}, step {self.done}" if self.done else f"epoch {self.epoch - 1}"
         how = "it keeps no checkpoints" if self.folder.path is None else f"resume=True goes on from {self.folder.path}"
-        message = f"train: stopped after {at} by signal {received[0]}; {trained.unsaved or how}"
-        log.warning(message)
-        raise (Interrupted if received[0] == signal.SIGINT else Terminated)(message, trained, received[0])
+        message = f"train: stopped after {at} by signal {number}; {trained.unsaved or how}"
+        if self.ranks.first:
+            log.warning(message)
+        raise (Interrupted if number == signal.SIGINT else Terminated)(message, trained, number)
 
     def _epoch(self, received: list[int]) -> bool:
         """Train for the rest of an epoch; return whether training is to stop within it."""
@@ -310,10 +344,13 @@ class Run:
         rest: Iterable[Inputs] = ()
         if self.total < self.steps:
             rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
-        for inputs in rest:
+        for inputs in self.ranks.guarded(rest):
             self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
-            self._count(taken)
-            if self._asks("step") or received:
+            asked = False
+            with self.ranks.held():
+                self._count(taken)
+                asked = self._asks("step")
+            if self.ranks.stops(asked, received):
                 return True
             if self.total == self.steps:
                 break
@@ -321,12 +358,17 @@ class Run:
                 self._save()
         if not self.watched:
             self.judged = self._copied(self.judged)
+        if self.ranks.meets(received):
+            return True
         improved = self.validation is not None and self._validate(self.validation, where, received)
-        if received:
+        if self.validation is not None and self.ranks.meets(received):
             return True
         if self.validation is None:
             self.best_epoch = self.epoch
-        self.ended = self._asks("epoch")
+        ended = False
+        with self.ranks.held():
+            ended = self._asks("epoch")
+        self.ended = self.ranks.any(ended)
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save()
@@ -352,8 +394,9 @@ class Run:
 
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
-        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=lambda: bool(received))
-        if received:
+        group, stopped = self.step.group, functools.partial(bool, received)
+        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=stopped, group=group)
+        if self.ranks.meets(received):
             return False
         if not math.isfinite(loss):
             raise FloatingPointError(f"{where}: the validation loss is {loss:g}")
@@ -377,8 +420,9 @@ class Run:
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
     def _result(self) -> Trained:
-        unsaved = "; ".join(filter(None, (self.folder.problem, self.folder.history_problem)))
-        if unsaved:
+        problems = filter(None, (self.folder.problem, self.folder.history_problem))
+        unsaved = self.ranks.of_first(lambda: "; ".join(problems))
+        if unsaved and self.ranks.first:
             warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
         best = self.best if self.validations else self.judged
         stopped = self.epoch <= self.epochs and self.total < self.steps
@@ -387,9 +431,11 @@ class Run:
 
     def _save(self) -> None:
         """Write a checkpoint, where there is a folder and it does not have this one."""
-        if self.folder.path is None:
+        if not self.saving:
             return
-        state = self.state
+        state = self.ranks.whole(self.state, self.total)
+        if not self.ranks.first:
+            return
         about = {
             **self.settings,
             **{name: getattr(self, name) for name in (*PLACES, "total", "seconds")},
@@ -407,7 +453,8 @@ class Run:
             "validations": np.array(self.validations),
             "callbacks": [callback.state() for callback in self.remembering],
         }
-        self.folder.save(about, tree, bool(self.validations))
+        with self.ranks.held():
+            self.folder.save(about, tree, bool(self.validations))
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -424,10 +471,10 @@ class Run:
             "loss function": _text(getattr(step.loss, "__func__", step.loss)),
             "callbacks": [
                 _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
-                for callback in self.callbacks
+                for callback in self.all_callbacks
                 if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
             ],
-            "moments": sorted(self.state.moments.slots),
+            "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
             **{name: None if one is None else first_batch(one) for name, one in data.items()},
         }
@@ -448,7 +495,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
         params = run.state.params
         alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
-        alike["slots"] = run.state.moments.slots
+        alike["slots"] = run.ranks.slots(run.state)
         alike["losses"] = np.broadcast_to(0.0, about["total"])
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
         if held["sums"] is not None:
@@ -469,7 +516,9 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         for name in PLACES:
             setattr(run, name, about[name])
         for callback, state in zip(run.remembering, held["callbacks"], strict=True):
-            callback.restore(state)
+            if callback in run.callbacks:
+                callback.restore(state)
+        run.state = run.ranks.part(run.state)
         run.start -= about["seconds"]
     except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
         raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
@@ -483,7 +532,7 @@ def _text(value: Any) -> str:
 
 def first_batch(data: Batches) -> str:
     """Return a number that tells data apart: it is made of their first batch in order."""
-    batches, crc = data.batches(), 0
+    batches, crc = (data.data if isinstance(data, Shard) else data).batches(), 0
     first = next(iter(batches), None)
     for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
         if array is not None:

@@ -15,7 +15,9 @@ from xlstm.arrays import checks, foreach
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles, listed
+from xlstm.arrays.groups import GROUP, Group
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
+from xlstm.arrays.part_masks import of_part
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
@@ -25,9 +27,12 @@ from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
+from xlstm.training.parallel import Joint, shared
+from xlstm.training.sharded import Sharded, joint_of
 
 OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
+RANKS = checks.optional(GROUP)
 NOT_FINITE = "the loss or the norm of the gradient is not finite"
 AHEAD = 32  # steps that the host is ahead of a GPU at most, before it looks how they went
 
@@ -62,6 +67,8 @@ class StepState(NamedTuple):
         The names of steps that the host has not looked at yet.
     graphs : Graphs or None
         CUDA graphs of steps, which have the arrays of this state and change them.
+    joint : Joint or None
+        What the ranks of a group sum up.
     """
 
     params: Params
@@ -77,6 +84,7 @@ class StepState(NamedTuple):
     device_state: Array | None = None
     pending: tuple[str, ...] = ()
     graphs: Graphs | None = None
+    joint: Joint | None = None
 
 
 class Taken(NamedTuple):
@@ -87,7 +95,7 @@ class Taken(NamedTuple):
     loss : float, or 0-d array
         That of its batch; on the GPU where the step did not wait.
     norm : float, or 0-d array
-        The norm of the gradient.
+        The norm of the gradient; with a group and `accumulate` the root of the sum of the squares of all ranks' parts.
     updated : bool, or 0-d array
         Whether the step changed the parameters.
     """
@@ -129,6 +137,10 @@ class Step:
         model or a callback's `gradients` does not run on the host then: the numbers that it made there when the step
         was captured stay. "auto" captures where that is possible, and nothing of it is code of your own, and takes
         steps one by one elsewhere.
+    group : Group, optional
+        The ranks that train together, as `distributed.group()` returns them. Each is given its part of every batch, by
+        `distributed.Shard`; loss and gradients are those of the whole batch, and so is all that follows. `init` takes
+        the weights of rank 0.
 
     Raises
     ------
@@ -158,10 +170,11 @@ class Step:
     accumulate: int = field(default=1, kw_only=True)
     wait: bool = field(default=True, kw_only=True)
     graph: bool | str = field(default=False, kw_only=True)
+    group: Group | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         flags = {"wait": checks.flag, "graph": choice}
-        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, **flags)
+        checks.fields(self, optimizer=OPTIMIZER, precision=MIXED, accumulate=checks.count, group=RANKS, **flags)
         if self.graph is True and not isinstance(self.optimizer, ByRules):
             raise ValueError("Step: graph is True, which needs an optimizer of xlstm.optim")
         object.__setattr__(self, "loss", loss_of("Step", self.model, self.loss))
@@ -191,7 +204,14 @@ class Step:
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.graph is True and not compiles(feed.home.xp):
             raise BackendError(f"Step: graph is True, which needs arrays of CuPy on CUDA, the backend is {feed.home}")
-        return StepState(params, self.optimizer.init(params), None, scaling, None, 0.0, 0, 0, masks, feed)
+        joint = None
+        if self.group is not None:
+            params = shared(self.group, feed.home, params)
+            joint = joint_of(self.group, feed.home, params, self.optimizer, self.callbacks)
+        moments = self.optimizer.init(params)
+        if isinstance(joint, Sharded):
+            moments = moments._replace(slots=joint.cut_slots(moments.slots))
+        return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, joint=joint)
 
     def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:
         """Take a step.
@@ -213,10 +233,22 @@ class Step:
         FloatingPointError
             The loss, a parameter or a gradient is not finite, with `precision` at the least scale too.
         ValueError
-            Numbers of the batch are not finite or do not fit into the dtype.
+            Numbers of the batch are not finite or do not fit into the dtype. The batch is a part of a larger one and
+            there is no group, or the reverse.
+        OtherRankError
+            Another rank of the group could not take the step.
         """
-        inputs = batch if isinstance(batch, Inputs) else state.feed.inputs(batch, where)
-        if not compiles(state.feed.home.xp) or not isinstance(self.optimizer, ByRules):
+        inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
+        if inputs is None or (state.joint is not None and state.joint.error is not None):
+            return self._refused(state, where)
+        found = self._taken(state, inputs, where)
+        if state.joint is not None and state.masks is not None:
+            state.joint.same_masks(state.masks, inputs)
+        return found
+
+    def _taken(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
+        """Take a step, or ask a GPU for it."""
+        if not self._asks(state):
             return self._watched(state, inputs, where)
         waits = self.wait or self._scales
         if waits or len(state.pending) == AHEAD:
@@ -250,6 +282,8 @@ class Step:
         """
         if not state.pending:
             return state
+        if state.joint is not None:
+            state.joint.look()
         failed = int(Decided(*to_numpy(state.device_state).tolist()).failed)
         if failed:
             raise FloatingPointError(f"{state.pending[failed - 1]}: {NOT_FINITE}; where steps wait, the error says why")
@@ -259,6 +293,42 @@ class Step:
     def _scales(self) -> bool:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
+
+    def _asks(self, state: StepState) -> bool:
+        """Return whether a GPU makes the decisions of a step."""
+        return compiles(state.feed.home.xp) and isinstance(self.optimizer, ByRules)
+
+    @property
+    def _local(self) -> bool:
+        """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
+        return self.group is not None and self.accumulate > 1 and not self._scales
+
+    def _inputs(self, state: StepState, batch: Batch, where: str) -> Inputs | None:
+        """Return a batch as the model takes it; None where that fails on a rank of a group, which all are to know."""
+        if state.joint is not None and state.joint.error is not None:
+            return None
+        try:
+            inputs = state.feed.inputs(batch, where)
+            if (batch.part is None) != (self.group is None):
+                expected = "expected batches of distributed.Shard where the Step has a group, and only there"
+                raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
+            return inputs
+        except Exception as error:
+            if state.joint is None:
+                raise
+            state.joint.error = error
+            return None
+
+    def _refused(self, state: StepState, where: str) -> tuple[StepState, Taken]:
+        """Tell all ranks that this one cannot take the step; raises its error, at once or when steps are settled."""
+        assert state.joint is not None
+        if len(state.pending) == AHEAD:
+            self.settle(state)
+        batches = (state.batches + 1) % self.accumulate
+        state.joint.fail(self._local, self._local and batches == 0 and self._asks(state))  # a GPU sums before it looks
+        if self.wait or self._scales or not self._asks(state):
+            state.joint.look()
+        return state._replace(pending=(*state.pending, where), batches=batches), Taken(math.nan, math.nan, False)
 
     def _captures(self, masks: np.random.Generator | None) -> bool:
         """Return whether steps on a GPU are captured."""
@@ -275,10 +345,11 @@ class Step:
     def _watched(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
         """Take a step whose decisions the host makes."""
         feed, scaling = state.feed, state.scaling
-        value, carried, used, grads = self._gradients(state, inputs, scaling.scale)
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm = optimizers.global_norm(grads)
+        given = self._given(state, inputs)
+        value, carried, used, grads, norm = self._summed(state, inputs, scaling.scale, given)
         loss, size = map(float, to_numpy(feed.home.xp.stack((value, norm))))
+        if state.joint is not None:
+            state.joint.look()
         next_scaling = after(self.precision, scaling, math.isfinite(size))
         if next_scaling is None or not math.isfinite(loss):
             feed.check(where, inputs.host, everything=True)
@@ -288,20 +359,17 @@ class Step:
         state = state._replace(carried=carried, scaling=next_scaling)
         if not math.isfinite(size):
             return state, Taken(loss, size, False)
-        total = state.weight + inputs.weight or 1.0
-        state = self._updated(state, grads, norm, (total, inputs.weight), self.optimizer.update)
+        state = self._updated(state, grads, norm, (given.total, given.targets), self.optimizer.update)
         state = self._counted(state, inputs)
         return state, Taken(loss, size, state.batches == 0)
 
     def _enqueued(self, state: StepState, inputs: Inputs) -> StepState:
         """Enqueue a step on a GPU; the state after it has the counts from before it."""
         assert isinstance(self.optimizer, ByRules)
-        home, total = state.feed.home, state.weight + inputs.weight
+        home = state.feed.home
         if state.device_state is None:
             state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
-        forgiven = after(self.precision, state.scaling, False) is not None
-        first = Given(len(state.pending) + 1, state.scaling.scale, forgiven, inputs.weight, total or 1.0)
-        given = np.array([*first, *self.optimizer.numbers(state.updates)])
+        given = np.array([*self._given(state, inputs), *self.optimizer.numbers(state.updates)])
         if not self._captures(state.masks):
             return self._arrays(state._replace(graphs=None), inputs, home.asarray(given, "float64"))
         graphs = state.graphs
@@ -313,7 +381,7 @@ class Step:
     def _counted(self, state: StepState, inputs: Inputs) -> StepState:
         """Return the state with the counts after a step that was taken."""
         if state.batches + 1 < self.accumulate:
-            return state._replace(weight=state.weight + inputs.weight, batches=state.batches + 1)
+            return state._replace(weight=state.weight + inputs.total, batches=state.batches + 1)
         return state._replace(updates=state.updates + 1, sums=None, weight=0.0, batches=0)
 
     def _updated(
@@ -330,11 +398,15 @@ class Step:
             state = state._replace(sums=_each(_weighted, [grads, sums], tuple(weights), into, first=state.batches == 0))
             if state.batches + 1 < self.accumulate:
                 return state
-            grads = _each(_mean, [state.sums], (total,))
-            norm = optimizers.global_norm(grads)
+            if state.joint is not None and self._local:
+                grads, norm = state.joint.mean(state.sums or {}, total)
+            else:
+                grads = _each(_mean, [state.sums], (total,))
+                norm = optimizers.global_norm(grads)
         for callback in self.callbacks:
             grads = callback.gradients(grads, norm)
-        params, moments = update(state.params, grads, state.moments)
+        arrays = (state.params, grads, state.moments)
+        params, moments = update(*arrays) if state.joint is None else state.joint.updated(update, *arrays)
         return state._replace(params=params, moments=moments)
 
     def _awaited(
@@ -342,6 +414,8 @@ class Step:
     ) -> tuple[StepState, Taken]:
         """Wait for a step, from `state` to `enqueued`; `masks` are the state of their generator before it."""
         decided = Decided(*to_numpy(enqueued.device_state).tolist())
+        if state.joint is not None:
+            state.joint.look()
         if decided.failed:  # no array of the state before has changed: the step is taken again to see why
             if enqueued.graphs is not None:
                 enqueued.device_state[...] = 0.0  # type: ignore[index]
@@ -365,23 +439,46 @@ class Step:
         """
         assert isinstance(self.optimizer, ByRules)
         first, numbers = Given(*given[: len(Given._fields)]), list(given[len(Given._fields) :])
-        loss, carried, _, grads = self._gradients(state, inputs, first.scale if self._scales else 1.0)
-        norm = optimizers.global_norm(grads)
+        loss, carried, _, grads, norm = self._summed(state, inputs, first.scale if self._scales else 1.0, first)
         device_state = decide(state.feed.home.xp, state.device_state, loss, norm, first)
         counts = decision(device_state, "counts")
         state = state._replace(carried=carried, device_state=device_state)
         update = functools.partial(self.optimizer.apply, numbers=numbers, counts=counts, in_place=in_place)
         return self._updated(state, grads, norm, (first.total, first.targets, counts), update, in_place)
 
-    def _gradients(self, state: StepState, inputs: Inputs, scale: float | Array) -> tuple[Array, Any, Params, Params]:
-        """Return the loss, the state of the model at the end, the weights that it was run with, and the gradients."""
+    def _given(self, state: StepState, inputs: Inputs) -> Given:
+        """Return the numbers that the host gives a step."""
+        forgiven = after(self.precision, state.scaling, False) is not None
+        numbers = (len(state.pending) + 1, state.scaling.scale, forgiven)
+        targets, total = inputs.weight if self._local else inputs.total, state.weight + inputs.total or 1.0
+        if state.joint is None:
+            return Given(*numbers, targets, total)
+        share, asked = inputs.weight / (inputs.total or 1.0), (float(state.joint.signal), float(state.joint.stop))
+        return Given(*numbers, targets, total, share, *asked)
+
+    def _summed(
+        self, state: StepState, inputs: Inputs, scale: float | Array, given: Given
+    ) -> tuple[Array, Any, Params, Params, Array]:
+        """Return what `_gradients` does, with a group that of the whole batch, and the norm of the gradient."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if state.joint is not None:
+                early = self._scales  # so that the same gradients overflow as in the whole batch
+                own = functools.partial(self._gradients, state, inputs, scale, given.share if early else 1.0)
+                return state.joint.summed(own, state, inputs, given, self._local, early)
+            found = self._gradients(state, inputs, scale)
+            return *found, optimizers.global_norm(found[-1])
+
+    def _gradients(
+        self, state: StepState, inputs: Inputs, scale: float | Array, share: float | Array = 1.0
+    ) -> tuple[Array, Any, Params, Params]:
+        """Return the loss, the state of the model at the end, the weights it was run with, and a share of gradients."""
         feed, dtype, low = state.feed, state.feed.home.dtype, state.feed.low.dtype
-        masks = {} if state.masks is None else {"seed": state.masks}
+        masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
             used = lowered(state.params, low)  # copies in a lower precision, where there is one
             y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
             value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
-            grads = self.model.backward(used, saved, lowered(dy, low, scale))[0]
+            grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
             grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
             return value, carried, used, raised(grads, dtype, scale)
 

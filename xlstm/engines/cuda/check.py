@@ -1,15 +1,14 @@
 """A comparison of every kind of kernel with NumPy in float64, on the card that is there.
 
-A kind whose values are wrong is not used again. The result is kept in the folder of CuPy's compiled kernels, by card,
-driver and versions, and a process that finds it there goes by it.
+A kind whose values are wrong is not used again. Which are wrong is kept in the folder of CuPy's compiled kernels, by
+card, driver and versions, and a process that finds it there goes by it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import importlib
-import itertools
 import json
 import os
 import sys
@@ -31,20 +30,20 @@ from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.rows import by_rows, summed
-from xlstm.arrays.scan import scan
 from xlstm.cells import gru, lstm, mlstm_chunks, rnn, slstm
+from xlstm.engines import private
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import chunk_passes, launch
-from xlstm.engines.cuda.choice import MMA, PATHS, PRECISIONS, TENSOR, TF32, _refuses, use
-from xlstm.engines.cuda.chunk_source import WAYS
+from xlstm.engines.cuda.choice import PATHS, PRECISIONS, TF32, choose, use
 from xlstm.engines.cuda.cuda_engine import CUDA
-from xlstm.engines.numba import private
+from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.pointwise import pointwise
 
 VARIABLE = "XLSTM_CUDA_CHECK"
 # Numbers are rounded some ten times on the way of a gradient: the products, gates and states of three steps. Halves are
 # rounded where they are stored, float32 and float64 also in some 40 sums, and in exp and tanh. The bounds are wide, as
-# what an index, a barrier or a scale makes wrong is as large as the values themselves.
+# a wrong index, barrier or scale changes values by as much as they are themselves.
 ALLOWED = {
     "float64": 200 * 2.0**-53,
     "float32": 200 * 2.0**-24,
@@ -54,10 +53,12 @@ ALLOWED = {
 }
 DTYPES = tuple(device.TYPES)
 CELLS = {"LSTM": lstm.Cell(), "GRU": gru.Cell(), "RNN": rnn.Cell(), "sLSTM": slstm.Cell()}
-_begun: set[str] = set()  # cards that were used before
 WIDTHS = [(2, 9), (1, 5)]  # steps and sequences
 D, H = 3, 40
+STEP = "step"  # in the place of a path, for a single step
 LEAST = 1e-3  # a smaller array counts as one of this size
+WRONG, OTHER = "wrong values", "other bits in a second run"
+_begun: set[str] = set()  # cards that were used before
 
 
 class Row(NamedTuple):
@@ -68,17 +69,15 @@ class Row(NamedTuple):
     kernel, dtype : str
     difference : float or None
         The largest one from NumPy, relative to the largest value of an array; None where there is no number.
-    allowed : float
     problem : str
         "" where all is well.
     name : str
-        Where there is a problem, kernels whose names begin like this are not used.
+        That of the kernels that are not used where there is a problem, as `broken.note` takes it.
     """
 
     kernel: str
     dtype: str
     difference: float | None
-    allowed: float
     problem: str
     name: str
 
@@ -92,13 +91,11 @@ class Checked(list[Row]):
         return [row for row in self if row.problem]
 
     def __str__(self) -> str:
-        lines = []
-        for row in self:
-            difference = "no" if row.difference is None else f"{row.difference:.1e}"
-            lines.append(
-                f"{row.kernel:18s}{row.dtype:10s}{difference:>8s} of {row.allowed:.1e}  {row.problem or 'right'}"
-            )
-        return "\n".join(lines)
+        return "\n".join(
+            f"{kernel:18s}{dtype:10s}{'no' if difference is None else f'{difference:.1e}':>8s} "
+            f"of {ALLOWED[dtype]:.1e}  {problem or 'right'}"
+            for kernel, dtype, difference, problem, _ in self
+        )
 
 
 def check() -> Checked:
@@ -133,7 +130,8 @@ def run() -> Checked:
     _mark(found)
     try:
         folder, name = _place()
-        private.write(folder, name, json.dumps(found).encode())
+        # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a part of a card.
+        private.write(folder, name, json.dumps([row for row in found if row.problem in (WRONG, OTHER)]).encode())
     except OSError:  # nobody else may write there, and so nothing is kept
         pass
     return found
@@ -156,22 +154,14 @@ def first_use() -> None:
 
 def _mark(found: Checked) -> None:
     for row in found.wrong:
-        if not _known(row.name):
+        if not broken.among(row.name):
             broken.note(row.name, f"{row.problem}, {row.dtype}")
-
-
-def _known(name: str) -> str:
-    """Return what is known against kernels whose names begin like this, or ""."""
-    card = broken.current()
-    return next(
-        (why for (where, start), why in broken._reasons.items() if where == card and start.startswith(name)), ""
-    )
 
 
 def _place() -> tuple[Path, str]:
     """Return the folder and the name of the file that keeps a result."""
-    cupy = probe.cupy()
-    runtime, versions = cupy.cuda.runtime, (cupy.__version__, importlib.import_module("xlstm").__version__)
+    cupy, package = probe.cupy(), sys.modules["xlstm"]  # an import of it would go upwards
+    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__)
     key = repr((Row._fields, broken.current(), runtime.driverGetVersion(), runtime.runtimeGetVersion(), *versions))
     folder = private.folder(Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm"))
     return folder, f"check-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
@@ -180,26 +170,31 @@ def _place() -> tuple[Path, str]:
 def _rows() -> Iterator[Row]:
     card = launch.current()
     for dtype in DTYPES:
-        if _refuses("pointwise", dtype, card):
+        if dtype == "bfloat16" and card.capability < TF32:
             continue
         for name, run in ARRAYS.items():
-            yield _row(name.removeprefix("xlstm_"), dtype, name, run, (4, 40), (4, 40))
+            yield _row(name.strip("_").removeprefix("xlstm_"), dtype, name, run, (4, 40), (4, 40))
         yield _row("product", dtype, "product", lambda xp, a, b: [matmul(xp, a, b)], (2, 40, 30), (2, 30, 20))
-        for cell, precision in itertools.product(CELLS, PRECISIONS[: 1 + (dtype == "float32")]):
-            layer, G = CELLS[cell], len(CELLS[cell].GATES)
-            shapes = (G * H, D), (G * H, H), (G * H,), *[(G * H,)] * (cell == "GRU"), (sum(k * n for k, n in WIDTHS), D)
-            ways = [path for path in PATHS[1:] if not _refuses(path, dtype, card)]
-            for path in ways if precision == "float32" else ways[2:]:
-                name = f"{path} {dtype if path in PATHS[:3] else TENSOR.get((dtype, precision), dtype)} "
-                run = functools.partial(_passes, layer, path, precision)
-                yield _row(f"{path} {cell}", "tf32" if precision == "tf32" else dtype, name, run, *shapes)
-            if precision == "float32":
-                yield _row(f"step {cell}", dtype, "step ", functools.partial(_step, layer), *shapes)
-        for (of, precision), way in WAYS.items():
-            if of == dtype and card.capability >= (MMA if dtype == "float16" else TF32):
-                run, shapes = functools.partial(_chunks, precision), (*[(2, 2, 40, 16)] * 3, *[(2, 2, 40)] * 2)
-                kind = "tf32" if precision == "tf32" else dtype
-                yield _row("chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes)
+        for precision in PRECISIONS if dtype == "float32" else PRECISIONS[:1]:
+            yield from _rows_of_layers(dtype, precision, card)
+
+
+def _rows_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Row]:
+    kind = "tf32" if precision == "tf32" else dtype
+    for of, cell in CELLS.items():
+        rows, biases = len(cell.GATES) * H, ("b", "bh") if of == "GRU" else ("b",)
+        shapes = (rows, D), (rows, H), *[(rows,)] * len(biases), (sum(k * n for k, n in WIDTHS), D)
+        step = pointwise(cell, (), biases)
+        names = {} if kind == "tf32" else {STEP: f"{STEP} "}
+        for path in PATHS[1:]:
+            with contextlib.suppress(ValueError):  # a path that the card has not
+                name = choose((path, precision), step, "", dtype, H, 1, WIDTHS[0][1], card).arithmetic.name
+                names |= {path: f"{path} {name} "} if kind in (dtype, name) else {}
+        for path, name in names.items():
+            yield _row(f"{path} {of}", kind, name, functools.partial(_passes, cell, path, precision), *shapes)
+    if way := chunk_passes.way_of(dtype, precision, card):
+        run, shapes = functools.partial(_chunks, precision), (*[(2, 2, 40, 16)] * 3, *[(2, 2, 40)] * 2)
+        yield _row("chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes)
 
 
 def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]], *shapes: tuple[int, ...]) -> Row:
@@ -208,47 +203,36 @@ def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]],
     be = backend("cupy", dtype=dtype)
     if kind == "float32" and probe.cupy()._core.get_compute_type(np.dtype(kind)) == CUBLAS_TF32:
         kind = "tf32"
-    allowed = ALLOWED[kind]
     given = [be.asarray(0.3 * rng.standard_normal(shape)) for shape in shapes]
     try:
         found, again = ([to_numpy(a).astype("float64") for a in run(be.xp, *given)] for _ in range(2))
     except broken.CudaError as error:
-        return Row(kernel, kind, None, allowed, broken.reason(error), name)
+        return Row(kernel, kind, None, broken.reason(error), name)
     expected = run(np, *(to_numpy(a).astype("float64") for a in given))
     gaps = [np.abs(a - b).max() / max(np.abs(b).max(), LEAST) for a, b in zip(found, expected, strict=True)]
     gap = float(np.max(gaps))  # NaN counts
-    problem = _known(name) or ("" if gap <= allowed else "wrong values")
+    problem = broken.among(name) or ("" if gap <= ALLOWED[kind] else WRONG)
     if not problem and not all(map(np.array_equal, found, again)):
-        problem = "other bits in a second run"
-    return Row(kernel, kind, gap if np.isfinite(gap) else None, allowed, problem, name)
+        problem = OTHER
+    return Row(kernel, kind, gap if np.isfinite(gap) else None, problem, name)
 
 
 def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
-    """Return what a pass forward and one backward give, by kernels or by NumPy."""
-    step, x, state = _layer(cell, xp, *arrays)
-    engine = ARRAY_API if xp is np else CUDA
+    """Return what a pass forward and one backward give, or a single step, by kernels or by NumPy."""
+    *weights, x = arrays
+    engine: Any = ARRAY_API if xp is np else CUDA
+    step = Step(xp, cell, dict(zip(("Wx", "Wh", "b", "bh"), weights, strict=False)), Masks())
+    state = [xp.full((H, WIDTHS[0][1]), rest, dtype=x.dtype) for rest in cell.REST]
+    if path == STEP:
+        with use("pointwise"):
+            after = engine.step(step, x[: WIDTHS[0][1], :], [s.T for s in state])
+        return [s.T for s in after] if xp is np else after[1:]  # after h itself
     with use(path, precision):
         y, end, tape = engine.forward(step, x, state, WIDTHS, "all")
         # Which of two numbers is the maximum m, and so has its gradient, may depend on a rounding.
         dend = [xp.zeros_like(s) for s in end] if "m" in cell.STATES else end
         found, start = engine.backward(tape, y, dend)
     return [y, *end, *start, *(found.arrays[name] for name in sorted(found.arrays))]
-
-
-def _step(cell: Any, xp: Namespace, *arrays: Array) -> list[Array]:
-    """Return the state after a single step."""
-    step, x, state = _layer(cell, xp, *arrays)
-    x, state = x[: WIDTHS[0][1], :], [s.T for s in state]
-    if xp is np:
-        return [s.T for s in ARRAY_API.step(step, x, state)]
-    with use("pointwise"):
-        return (CUDA.step(step, x, state) or [])[1:]
-
-
-def _layer(cell: Any, xp: Namespace, *arrays: Array) -> tuple[Step, Array, list[Array]]:
-    *weights, x = arrays
-    step = Step(xp, cell, dict(zip(("Wx", "Wh", "b", "bh"), weights, strict=False)), Masks())
-    return step, x, [xp.full((H, WIDTHS[0][1]), rest, dtype=x.dtype) for rest in cell.REST]
 
 
 def _chunks(precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
@@ -277,24 +261,19 @@ def _sigmoid(xp: Namespace, a: Array) -> Array:
     return 1 / (1 + xp.exp(-a))
 
 
-def _decayed(xp: Namespace, c: Array, a: Array) -> Array:
-    return 0.5 * c + a
-
-
-# Calls of two arrays (4, 40) that launch the kernels whose names begin like this.
+# Calls of two arrays (4, 40) that launch the kernels of these names.
 ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
     "xlstm_concat": lambda xp, a, b: [concat(xp, [a, Filled(0.5, 2), b], 1)],
     "xlstm_gather": lambda xp, a, b: gather(xp, [a, b], [xp.asarray([1, 3, 0]), xp.asarray([2, 2])]),
-    "xlstm_rows": lambda xp, a, b: [
+    "xlstm_rows_": lambda xp, a, b: [
         *by_rows(xp, _softmax, a, b),
         *summed(xp, _moved, a, b, rate=0.3),
         narrow.products(xp, [a, b], [xp.reshape(w, (10, 4, 4)) for w in (b, a)]),
     ],
     "xlstm_add_rows": lambda xp, a, b: [add_rows(xp, xp.asarray([1, 3, 1, 0]), a, 5)],
-    "xlstm_fuse": lambda xp, a, b: [fuse(xp, _sigmoid, a), fuse(xp, _sigmoid, b, out=b + 0)],
-    "xlstm_scan": lambda xp, a, b: scan(xp, _decayed, [a[:, 0]], b)[0],
+    "xlstm_fuse_": lambda xp, a, b: [fuse(xp, _sigmoid, a), fuse(xp, _sigmoid, b, out=b + 0)],
     "xlstm_total": lambda xp, a, b: [total(xp, a, b, axes=(-2, -1))],
-    "xlstm_each": lambda xp, a, b: [
+    "xlstm_each_": lambda xp, a, b: [
         *foreach.copies(xp, [a]),
         *foreach.apply(xp, _moved, [[a], [b]], [0.3])[0],
         *foreach.apply(xp, _moved, [[a + 0], [b + 0]], [0.3], into=(0, 1))[0],

@@ -122,43 +122,48 @@ def choose(
     path, precision = asked
     found, others = {}, {}
     for name in PATHS:
-        refused = "" if name == "loop" else why if step is None else _refuses(name, dtype, device)
-        made = Choice(name, ARITHMETIC[dtype])
-        if step is not None and step.obstacle and name not in LAUNCHES:
-            refused = f"no kernel does several steps with {step.obstacle}"
-        if not refused and name not in LAUNCHES:
-            assert step is not None
-            exact = precision if device.capability >= TF32 else "float32"  # more digits than were asked for
-            a = ARITHMETIC[dtype if name == "plain" else TENSOR.get((dtype, exact), dtype)]
-            ways = [tiling.best(kind, step, width, heads, B, a, device, name == "cluster") for kind in tiling.PASSES]
-            made = Choice(name, a, forward=ways[0], backward=ways[1])
-            if None in ways:
-                refused = (
-                    f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits {device.sms} SMs with "
-                    f"{device.shared} bytes, {tiling.PASSES[ways.index(None)]}"
-                )
-        if step is not None:
-            made = made._replace(name=f"{name} {made.arithmetic.name} {step.before['zx']} x {heads} x {width}")
-        if path == "auto" and not refused:
-            refused = broken.why(made.name, device.name)
-        if refused:
-            others[name] = refused
+        made = why if step is None and name != "loop" else _way(name, precision, step, dtype, width, heads, B, device)
+        if path == "auto" and isinstance(made, Choice):
+            made = broken.why(made.name, device.name) or made
+        if isinstance(made, str):
+            others[name] = made
         else:
             found[name] = made
     if path == "auto":
         path = min(found, key=lambda name: found[name].time)
-        others |= {
-            name: f"forward and backward should take {made.time:.1f} us a step (an estimate)"
-            for name, made in found.items()
-        }
+        words = "forward and backward should take {:.1f} us a step (an estimate)"
+        others |= {name: words.format(made.time) for name, made in found.items() if name != path}
     elif path in found:
-        others |= dict.fromkeys(found, f"{path} was asked for")
+        others |= {name: f"{path} was asked for" for name in found if name != path}
     else:
         raise ValueError(
             f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
         )
-    others.pop(path)
     return found[path]._replace(others=others)
+
+
+def _way(
+    path: str, precision: str, step: Pointwise | None, dtype: str, width: int, heads: int, B: int, device: Device
+) -> Choice | str:
+    """Return how a path runs a layer, or why it does not."""
+    if step is None or path == "loop":
+        return Choice(path, ARITHMETIC[dtype])
+    if refused := _refuses(path, dtype, device):
+        return refused
+    a, forward, backward = ARITHMETIC[dtype], None, None
+    if path not in LAUNCHES:
+        if step.obstacle:
+            return f"no kernel does several steps with {step.obstacle}"
+        exact = precision if device.capability >= TF32 else "float32"  # more digits than were asked for
+        a = ARITHMETIC[dtype if path == "plain" else TENSOR.get((dtype, exact), dtype)]
+        given = step, width, heads, B, a, device, path == "cluster"
+        forward, backward = (tiling.best(kind, *given) for kind in tiling.PASSES)
+        if forward is None or backward is None:
+            return (
+                f"no way to divide {heads} x {width} units, {B} sequences and {a.name} fits {device.sms} SMs with "
+                f"{device.shared} bytes, {'forward' if forward is None else 'backward'}"
+            )
+    return Choice(path, a, f"{path} {a.name} {step.before['zx']} x {heads} x {width}", forward, backward)
 
 
 def _refuses(path: str, dtype: str, device: Device) -> str:

@@ -21,6 +21,7 @@ from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import MMA, TF32, told
 from xlstm.engines.cuda.chunk_source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
 from xlstm.engines.cuda.kernels import contiguous
+from xlstm.engines.cuda.tiling import Device
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N, ...) with any strides
 POINTERS = (
@@ -70,17 +71,20 @@ class Kernels(NamedTuple):
             launch.launch(kernel, (count * tiles, 1), THREADS, table)
 
 
+def way_of(dtype: str, precision: str, card: Device) -> Way | None:
+    """Return how a card multiplies numbers of a dtype, or None where it has no kernels for them."""
+    least = MMA if dtype == "float16" else TF32
+    return WAYS.get((dtype, precision if dtype == "float32" else "float32")) if card.capability >= least else None
+
+
 def kernels(xp: Namespace, q: Array, k: Array, v: Array, chunk: int, forget: str, eps: float) -> Kernels | None:
     """Return the kernels for an mLSTM with queries, keys and values (B, N, T, ...), or None where there are none."""
     card = launch.device(xp, q)
     if card is None:
         return None
-    (path, precision), (B, N, T, K) = told(), q.shape
-    dtype, V = dtype_name(q.dtype), v.shape[-1]
-    way = WAYS.get((dtype, precision if dtype == "float32" else "float32"))
+    (path, precision), (B, N, T, K), V = told(), q.shape, v.shape[-1]
+    way = way_of(dtype_name(q.dtype), precision, card)
     if way is None or path == "loop" or chunk > LARGEST or K % 2 or V % 2 or B * N * T == 0:
-        return None
-    if card.capability < (MMA if dtype == "float16" else TF32):
         return None
     most = 16 // q.itemsize
     pack = most if all(_fits(a, most) for a in (q, k, v)) else 2

@@ -220,10 +220,9 @@ class CudaTape(Kernels, Tape):
     def _loop(self, kind: str, arrays: dict[str, Any], tiling: Tiling) -> None:
         """Launch one kernel for all steps; where not all groups fit the device, one after the other."""
         source, xp, Wh = cell_source.loop(self.function, kind, tiling, self.keep_h), self.step.xp, self.Wh
-        arrange, size, arrangers = _arranging(source.text, tiling)
-        arranged = room(xp, Wh, (size,), np.uint32)
+        arranged = room(xp, Wh, (tiling.arranged // 4,), np.uint32)
         most = min(self.device.sms, launch.resident(source, tiling.threads)) // tiling.blocks
-        launch.launch(arrange, (arrangers, 1), ARRANGERS, [Wh, arranged])
+        launch.launch(Source(ARRANGE, source.text, shared=32), (tiling.arrangers, 1), ARRANGERS, [Wh, arranged])
         groups = -(-self.first // tiling.columns) * tiling.heads
         at_once = groups if tiling.cluster else min(groups, most)
         offsets = flags = exchange = None
@@ -328,12 +327,6 @@ class CudaTape(Kernels, Tape):
             row += k * n
             ends.insert(0, self.y[row - n + more : row, :])  # the longest come first
         return ends[0] if len(ends) == 1 else concat(self.step.xp, ends, 0)
-
-
-@functools.lru_cache(maxsize=256)
-def _arranging(text: str, tiling: Tiling) -> tuple[Source, int, int]:
-    """Return the kernel that lays weights out, how many numbers it writes, and its blocks."""
-    return Source(ARRANGE, text, shared=32), tiling.arranged // 4, tiling.arrangers
 
 
 CUDA = Cuda()

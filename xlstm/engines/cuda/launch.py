@@ -117,7 +117,7 @@ def _kernel(source: Source, number: int) -> Any:
 
 def device(xp: Namespace, like: Array) -> Device | None:
     """Return the device of an array, or None where `xp` is not CuPy on CUDA."""
-    return _device(like.device.id) if xp is not np and fuse.compiles(xp) else None
+    return _device(like.device.id) if fuse.compiles(xp) else None
 
 
 def current() -> Device:
@@ -131,13 +131,10 @@ def _device(number: int) -> Device:
     properties = runtime.getDeviceProperties(number)
     capability = 10 * properties["major"] + properties["minor"]
     shared = runtime.deviceGetAttribute(OPTIN, number)
-    largest = 0
-    if capability >= 90:
-        with probe.cupy().cuda.Device(number):
-            largest = next((blocks for blocks in (16, 8) if _clusters(blocks, shared)), 0)
     from xlstm.engines.cuda import check  # which launches by this file
 
     with probe.cupy().cuda.Device(number):
+        largest = next((blocks for blocks in (16, 8) if capability >= 90 and _clusters(blocks, shared)), 0)
         check.first_use()
     return Device(properties["name"].decode(), capability, properties["multiProcessorCount"], shared, largest)
 

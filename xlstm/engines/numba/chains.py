@@ -8,6 +8,7 @@ its first number and by its steps along two axes of rows, so one compilation ser
 
 from __future__ import annotations
 
+import array
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ from xlstm.tracing.writers import LIBM, Python
 
 SMALL = 1 << 14  # elements below which NumPy's calls cost less than the way to a compiled loop
 SHARED = 1 << 19  # elements from which on threads share a loop; less takes about as long as to wake one
+SUMS = 16  # parts of sums over rows, whatever the number of threads: their bits do not depend on it
 NARROW = 16  # columns below which a row is not worth its loop
 
 
@@ -67,18 +69,19 @@ def run(
     results = [np.empty((*shape[:-1], 1) if one else shape, dtype) for dtype, one in plan.results[:kept]]
     flat, work = n0 == 1, n0 * n1 * columns
     whole = columns if flat else n0
-    size = min(cores.threads(), whole) if work >= SHARED else 1
-    rooms = [np.zeros((size, columns), dtype) for dtype, _ in plan.results[kept:]]
+    threads = cores.threads() if work >= SHARED else 1
+    parts = min(SUMS if sums and not flat and work >= SHARED else threads, whole)
+    rooms = [np.zeros((parts, columns), dtype) for dtype, _ in plan.results[kept:]]
     pieces = []
-    for k in range(size):
-        first, last = whole * k // size, whole * (k + 1) // size
+    for k in range(parts):
+        first, last = whole * k // parts, whole * (k + 1) // parts
         numbers = [n1, last - first if flat else columns]
         for a, (s, t, c) in zip((*arrays, *results), plan.steps, strict=True):
             numbers += (address(a) + first * (c if flat else s), s, t)
         for room in rooms:
             numbers += (address(room[k]) + (first * room.itemsize if flat else 0), 0, 0)
-        pieces.append((tuple(numbers), 0, 1 if flat else last - first))
-    together([(plan.chain, pieces)], size)
+        pieces.append((array.array("q", numbers), 0, 1 if flat else last - first))
+    together([(plan.chain, pieces)], threads)
     results += [room.sum(axis=0) for room in rooms]
     return results[0] if len(results) == 1 else tuple(results)
 
@@ -181,8 +184,14 @@ def compiled(
         for a in names
     ]
     head = ", ".join(f"{a}, {a}_s, {a}_t" for a in names)
-    text = [f"def chain(n1, columns, {head}, first, last):", "    for i in range(first, last):"]
-    text.append("        for j in range(n1):")
+    # It takes the address of its numbers, as threads call it: a function around it would have a copy of its own, whose
+    # means LLVM adds up in another order.
+    text = [
+        "def chain(at, first, last):",
+        f"    n1, columns, {head} = carray(at_integer(at), ({2 + 3 * len(names)},))",
+        "    for i in range(first, last):",
+        "        for j in range(n1):",
+    ]
     text += [f"            {line}" for line in (*body, *row.body())]
     with jit.lock:
         made = jit.new_module(jit.formulas().__name__, vars(jit.formulas()), "\n".join(text) + "\n")

@@ -30,7 +30,8 @@ from numba.core.compiler import CompileResult
 from numba.core.runtime._nrt_python import c_helpers
 from numba.core.serialize import dumps
 
-from xlstm.engines.numba import held_signals, private
+from xlstm.engines import private
+from xlstm.engines.numba import held_signals
 
 LIMIT = 1 << 27  # the code of the loops of a dtype has about 1 MB, and that of a cell 0.2 MB
 PREFIX = "xlstm_"  # of the names of modules, and so of files

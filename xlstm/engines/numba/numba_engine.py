@@ -220,7 +220,7 @@ def division(weights: int, sequences: int, steps: int) -> tuple[int, int]:
     most, work = cores.given(), weights * sequences  # raises an error of the setting, however small the work is
     if work * steps <= LARGE:
         return 1, 1
-    most = most or cores.usable()
+    most = most or cores.threads()
     parts = min(most, sequences // COLUMNS) if weights <= NEAR else 1
     return (parts, 1) if parts > 1 else (1, min(most, max(1, work // STEP)))
 

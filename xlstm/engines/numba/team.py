@@ -31,7 +31,8 @@ LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worke
 # arguments (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a
 # thread.
 Call = tuple[int, Callable[..., None], tuple[Any, ...], int]
-Piece = tuple[tuple[Any, ...], int, int]  # arguments, and then `first` and `last`
+# Arguments, and then `first` and `last`. A function that takes the address of integers is given them in an array.
+Piece = tuple["tuple[Any, ...] | array.array[int]", int, int]
 
 
 def share(calls: Sequence[Call], work: int) -> None:
@@ -70,13 +71,16 @@ def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: 
     if not helpers:
         for function, pieces in jobs:
             for arguments, first, last in pieces:
-                function(*arguments, first, last)
+                given = (arguments.buffer_info()[0],) if isinstance(arguments, array.array) else arguments
+                function(*given, first, last)
         return
     rows, tables = array.array("q"), {}
     for function, pieces in jobs:
         for arguments, first, last in pieces:
             key = id(function), id(arguments)
-            if key not in tables:
+            if isinstance(arguments, array.array):
+                tables[key] = _address(function), arguments
+            elif key not in tables:
                 numbers: list[int] = []
                 entry = _entry(function, _enter(arguments, numbers))
                 tables[key] = entry, array.array("q", numbers)
@@ -135,10 +139,6 @@ def _expression(kind: Any, places: Iterator[int]) -> str:
 @functools.cache
 def _entry(function: Any, kind: tuple[Any, ...]) -> int:
     """Return the address of a function that takes the address of its arguments, and calls another one with them."""
-    from numba import types
-
-    from xlstm.engines.numba import vectors
-
     places = itertools.count()
     arguments = "".join(_expression(one, places) + ", " for one in kind)
     source = f"""def entry(at, first, last):
@@ -147,7 +147,17 @@ def _entry(function: Any, kind: tuple[Any, ...]) -> int:
 """
     found = jit.new_module(f"{function.__module__}.{function.__name__}", {"function": function}, source)
     jit.bind(found, (found.entry,), counted=True)
-    return int(vectors.address(found.entry, types.void(*[types.int64] * 3)))
+    return _address(found.entry)
+
+
+@functools.cache
+def _address(function: Any) -> int:
+    """Return the address of a function that takes the address of its arguments, `first` and `last`."""
+    from numba import types
+
+    from xlstm.engines.numba import vectors
+
+    return int(vectors.address(function, types.void(*[types.int64] * 3)))
 
 
 @functools.cache

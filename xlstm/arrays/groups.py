@@ -1,0 +1,159 @@
+"""The seam to other processes that train the same model: what training needs of MPI, NCCL or a test double.
+
+The processes of a group are its ranks. Each has its own columns of every batch, and all hold the same weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Array
+
+GROUP = checks.having("rank", "size", "sum", "tell", "share", expected="a group, as distributed.group() returns it")
+
+
+class OtherRankError(RuntimeError):
+    """Another rank could not go on, so this one stops, too; the message names that rank and its error."""
+
+
+class Group(Protocol):
+    """The processes that train together. All ranks call all but `abort` in the same order.
+
+    Attributes
+    ----------
+    rank : int
+        The number of this process, from 0.
+    size : int
+        The number of processes.
+    local_rank : int
+        The number of this process among those on its machine, from 0.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+    def sum(self, a: Array) -> None:
+        """Replace a contiguous array by the sum over all ranks, which has the same bits on each.
+
+        The array is NumPy's, or CuPy's: then it is changed in the current stream, also while that is captured.
+        """
+
+    def tell(self, what: Any) -> list[Any]:
+        """Return the small objects that the ranks tell, in the order of the ranks; each is pickled."""
+
+    def share(self, arrays: Sequence[Array]) -> None:
+        """Replace contiguous arrays by those of rank 0; they have the same shapes and dtypes on all ranks."""
+
+    def sum_part(self, a: Array, out: Array) -> None:
+        """Put this rank's part of the sum over all ranks of `a` (size * n,) into `out` (n,)."""
+
+    def gather_parts(self, part: Array, out: Array) -> None:
+        """Put the parts (n,) of all ranks side by side into `out` (size * n,)."""
+
+    def abort(self, message: str) -> None:
+        """End the job now, on all ranks; any rank may call this at any time."""
+
+    def close(self) -> None:
+        """Say that this rank needs the others no more; a process that ends without it ends the job."""
+
+
+class Alone:
+    """The group of a single process."""
+
+    rank, size, local_rank = 0, 1, 0
+
+    def sum(self, a: Array) -> None:
+        """Leave the array as it is."""
+
+    def tell(self, what: Any) -> list[Any]:
+        """Return the object in a list."""
+        return [what]
+
+    def share(self, arrays: Sequence[Array]) -> None:
+        """Leave the arrays as they are."""
+
+    def sum_part(self, a: Array, out: Array) -> None:
+        """Copy the array."""
+        out[...] = a
+
+    def gather_parts(self, part: Array, out: Array) -> None:
+        """Copy the array."""
+        out[...] = part
+
+    def abort(self, message: str) -> None:
+        """End the process with a message and status 1."""
+        raise SystemExit(message)
+
+    def close(self) -> None:
+        """Do nothing: there is nobody to tell."""
+
+
+def columns(B: int, group: Group) -> slice:
+    """Return the columns of a batch of B sequences that a rank has: as many as the others, or one more or less."""
+    return slice(B * group.rank // group.size, B * (group.rank + 1) // group.size)
+
+
+class Part(NamedTuple):
+    """The part of a batch that a rank has.
+
+    Attributes
+    ----------
+    total : float
+        The targets that count in the whole batch, or the sum of their weights.
+    B : int
+        Sequences of the whole batch.
+    own : slice
+        The columns of this rank.
+    lengths : array (B,), or None
+        Those of all sequences, where they differ.
+    """
+
+    total: float
+    B: int
+    own: slice
+    lengths: np.ndarray[Any, Any] | None = None
+
+    @property
+    def key(self) -> tuple[int, int, int, bytes | None]:
+        """All that decides where its numbers lie among those of the whole batch."""
+        lengths = None if self.lengths is None else np.asarray(self.lengths, np.int64).tobytes()
+        return self.B, self.own.start, self.own.stop, lengths
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Return how many numbers the whole batch has, where this part has (T, b, ...), or packed rows (N, D)."""
+        if len(shape) == 2 and self.lengths is not None:
+            return int(np.sum(self.lengths)) * shape[1]
+        return math.prod(shape) // int(self.own.stop - self.own.start) * self.B
+
+
+@functools.lru_cache(maxsize=16)
+def rows(key: tuple[int, int, int, bytes | None], steps: int, packed: bool) -> np.ndarray[Any, Any]:
+    """Return the places of a part's rows among the rows of the whole batch.
+
+    Parameters
+    ----------
+    key
+        That of a `Part`.
+    steps : int
+        The length of the first axis: of an array (T, b, ...), whose rows are (T * b), or of packed rows (N, D).
+    packed : bool
+        The rows are those of the steps of all sequences, as `recurrence/packing.py` has them.
+    """
+    B, start, stop, given = key
+    if packed and given is not None:
+        lengths = np.frombuffer(given, np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        places = np.flatnonzero((order >= start) & (order < stop))  # of the own sequences, the longest first
+        step = np.arange(max(lengths))[:, None]
+        firsts = np.cumsum([0, *np.count_nonzero(lengths > step, axis=1)])[:-1, None]  # the first row of each step
+        found: np.ndarray[Any, Any] = (firsts + places)[lengths[order][places] > step]
+        return found
+    T = steps // (stop - start) if packed else steps
+    return (np.arange(T)[:, None] * B + np.arange(start, stop)).reshape(-1)

@@ -1,0 +1,175 @@
+"""A thread beside each rank, which ends the job where a rank waits for another one in vain.
+
+A rank that leaves or fails gives notice of it to all others. One that has waited for too long asks them how far they
+have come, which their threads answer; the job ends with the names of those that did not come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+
+VARIABLE = "XLSTM_GROUP_TIMEOUT"
+SECONDS = "600"  # that a rank waits, where the variable is not set
+TICK = 0.1  # seconds between two looks at the clocks
+ANSWER = 3.0  # seconds for others to answer
+TURN = 0.3  # seconds in which ranks that fail together agree on the one that speaks
+SILENT = 3.0  # seconds that the others give it
+
+
+class Clock:
+    """What the ranks do together on one engine, in the same order.
+
+    Attributes
+    ----------
+    counts : array (2,)
+        How many of it this rank has begun, and how many have ended.
+    kind : str
+        The last one in words.
+    """
+
+    def __init__(self, kind: str = "") -> None:
+        self.counts, self.kind = np.zeros(2, np.int64), kind
+
+    @contextlib.contextmanager
+    def during(self, kind: str) -> Iterator[None]:
+        """Count what a `with` block does."""
+        self.kind = kind
+        self.counts[0] += 1
+        try:
+            yield
+        finally:
+            self.counts[1] += 1
+
+
+class Notice(NamedTuple):
+    """What a rank tells another one: how it is, and by each clock how much it has begun and what that was last."""
+
+    rank: int
+    how: str  # "goes on", "leaves" or "fails"
+    asks: bool
+    begun: list[tuple[int, str]]
+
+
+def limit() -> float:
+    """Return how many seconds a rank waits for others: XLSTM_GROUP_TIMEOUT, of which 0 means for ever."""
+    text = os.environ.get(VARIABLE) or SECONDS
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{VARIABLE} is {checks.shown(text)}, expected seconds from 0 up; 0 means no limit")
+    return seconds or math.inf
+
+
+class Watch:
+    """The thread of a rank, and what it knows of the others.
+
+    Parameters
+    ----------
+    comm : communicator of mpi4py
+        Nobody else uses it.
+    clocks : list of Clock
+    fail : callable
+        `fail(ranks, why)` ends the job, since those ranks failed.
+
+    Attributes
+    ----------
+    how : str
+        How this rank is: it "goes on", "leaves" or "fails".
+    check : callable
+        Raises what an engine has found wrong meanwhile.
+    """
+
+    def __init__(self, comm: Any, clocks: Sequence[Clock], fail: Callable[[list[int], str], None]) -> None:
+        self._comm, self._clocks, self._fail = comm, clocks, fail
+        self.check: Callable[[], None] = lambda: None
+        self._others = [rank for rank in range(comm.size) if rank != comm.rank]
+        self._limit, self._parent, self.how = limit(), os.getppid(), "goes on"
+        self._known: dict[int, Notice] = {}  # the last notice of each other rank
+        self._sent: list[Any] = []  # requests of MPI, whose memory is needed until it has sent them
+        self._lock, self._left = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="xlstm.watch", daemon=True)
+        self._thread.start()
+
+    def notify(self, how: str) -> None:
+        """Tell all other ranks how this one is."""
+        self.how = how
+        self._send(self._others)
+
+    def speaks(self) -> bool:
+        """Tell whether it is this rank that says how the job ends, where several find it out at once."""
+        if self._failing():
+            return False
+        self.notify("fails")
+        time.sleep(TURN)
+        return all(rank > self._comm.rank for rank in self._failing())
+
+    def leave(self) -> None:
+        """Wait until all ranks leave, and stop the thread."""
+        barrier = self._comm.Ibarrier()
+        while not barrier.Test():
+            time.sleep(TICK / 10)  # some rounds of messages
+        self._left.set()
+        self._thread.join()
+
+    def _send(self, ranks: list[int], asks: bool = False) -> None:
+        begun = [(int(clock.counts[0]), clock.kind) for clock in self._clocks]
+        notice = Notice(self._comm.rank, self.how, asks, begun)
+        self._sent += [self._comm.isend(notice, rank) for rank in ranks]
+
+    def _receive(self) -> None:
+        with self._lock:  # the thread and the end of the program may both be here
+            while (message := self._comm.improbe()) is not None:
+                notice = message.recv()
+                self._known[notice.rank] = notice
+                if notice.asks:
+                    self._send([notice.rank])
+
+    def _failing(self) -> list[int]:
+        """Return the other ranks that fail."""
+        self._receive()
+        return [rank for rank, notice in self._known.items() if notice.how == "fails"]
+
+    def _run(self) -> None:
+        """Look at the clocks until all ranks leave."""
+        place, since, asked = None, 0.0, False
+        while not self._left.wait(TICK):
+            if os.getppid() != self._parent:  # the launcher is gone, and nobody else ends this rank
+                os._exit(1)
+            self._receive()
+            try:
+                self.check()
+            except Exception as error:
+                self._fail([self._comm.rank], str(error))
+            now = next(((k, int(c.counts[0])) for k, c in enumerate(self._clocks) if c.counts[0] > c.counts[1]), None)
+            if now != place:
+                place, since, asked = now, time.monotonic(), False
+            elif place is not None:
+                asked = self._judge(*place, time.monotonic() - since, asked)
+
+    def _judge(self, k: int, begun: int, waited: float, asked: bool) -> bool:
+        """End the job where others do not come to where this rank waits by a clock; return whether they were asked."""
+        kind = self._clocks[k].kind
+        came = [r for r, known in self._known.items() if known.begun[k][0] > begun or known.begun[k] == (begun, kind)]
+        late = [rank for rank in self._others if rank not in came]
+        if gone := [rank for rank in late if rank in self._known and self._known[rank].how == "leaves"]:
+            self._fail(gone, f"left before {kind} {begun}")
+        if waited >= self._limit + ANSWER:
+            within = f"within {self._limit:g} s ({VARIABLE})"
+            if late:
+                self._fail(late, f"did not come to {kind} {begun} {within}")
+            self._fail([self._comm.rank], f"all ranks came to {kind} {begun}, which did not end {within}")
+        if waited >= self._limit and not asked:
+            self._send(self._others, asks=True)
+        return waited >= self._limit

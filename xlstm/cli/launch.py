@@ -1,0 +1,144 @@
+"""`--ranks`: processes on this machine that train one model, which MPICH's mpiexec starts with this command line.
+
+A rank writes to standard output and error of this process, and not to pipes of mpiexec: the progress bar stays on a
+terminal, and what mpiexec itself prints is apart. By a socket it tells its number, its process and its exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from xlstm.arrays import mpi
+from xlstm.cli import process_signals
+from xlstm.cli.console import tell
+
+VARIABLE = "XLSTM_RANKS"  # in ranks: the descriptors of standard output, of standard error and of the socket
+BANNER = re.compile(r"PID (\d+) RUNNING AT")  # in what mpiexec prints of a rank that did not end well
+SIGNAL = re.compile(r"EXIT STRING: .*\(signal (\d+)\)")
+
+
+def launch(ranks: int) -> int:
+    """Run the command line of this process on so many ranks, pass signals on to them, and return the exit code.
+
+    It is that of rank 0 where every rank came to its end, and else 1, which a line on standard error explains.
+
+    Raises
+    ------
+    ImportError
+        mpi4py, or the mpiexec of the package mpich, is not installed in the environment of this Python.
+    """
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if importlib.util.find_spec("mpi4py") is None or not mpiexec.exists():
+        other = f"or start with that of another MPI: mpiexec -n {ranks} xlstm train ..., without --ranks"
+        raise ImportError(f"--ranks needs mpi4py, and {mpiexec} of MPICH: {mpi.INSTALL}, {other}")
+    given = [_copied(1), _copied(2)]
+    ours, theirs = socket.socketpair()
+    with ours, tempfile.TemporaryFile() as printed:
+        with theirs:
+            given.append(theirs.fileno())
+            process = subprocess.Popen(
+                [str(mpiexec), "-n", str(ranks), sys.executable, *sys.orig_argv[1:]],
+                env={**os.environ, VARIABLE: " ".join(map(str, given))},
+                pass_fds=given,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a signal from the terminal comes to this process alone
+            )
+        job = _Job(ranks, process.pid)
+        process_signals.handle(job.pass_on)
+        with ours.makefile() as lines:
+            for line in lines:  # until mpiexec and all ranks are gone
+                job.note(*map(int, line.split()))
+        process.wait()
+        printed.seek(0)
+        return job.verdict(process.returncode, printed.read().decode(errors="replace"))
+
+
+class _Job:
+    """What is known of the ranks: their processes, and the exit codes of those that came to their end."""
+
+    def __init__(self, ranks: int, mpiexec: int) -> None:
+        self.ranks, self.mpiexec = ranks, mpiexec
+        self.processes, self.codes = dict[int, int](), dict[int, int]()
+
+    def note(self, rank: int, process: int, code: int = -1) -> None:
+        """Note what a rank tells."""
+        self.processes[process] = rank
+        if code >= 0:
+            self.codes[rank] = code
+
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Pass a signal on to all ranks, or to mpiexec as long as none has told its process."""
+        for process in [*self.processes] or [self.mpiexec]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def verdict(self, code: int, printed: str) -> int:
+        """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and what that printed."""
+        if len(self.codes) == self.ranks:
+            return self.codes[0] or max(self.codes.values())
+        if any(self.codes.values()):  # that rank has said why
+            return 1
+        if printed.strip():
+            tell(printed.strip())
+        named = BANNER.search(printed)
+        rank = None if named is None else self.processes.get(int(named[1]))
+        if code < 0:
+            tell(f"xlstm: mpiexec was ended by {signal.Signals(-code).name}, and so was the job")
+        elif rank is not None:
+            found = SIGNAL.search(printed)
+            how = f"was killed by {signal.Signals(int(found[1])).name}" if found else f"ended with exit code {code}"
+            tell(f"xlstm: rank {rank} of {self.ranks} (host {socket.gethostname()}) {how}, the job ends")
+        elif code == 0:
+            left = ", ".join(str(rank) for rank in range(self.ranks) if rank not in self.codes)
+            tell(f"xlstm: the job ended, and rank {left} of {self.ranks} did not come to its end")
+        return 1
+
+
+def attach() -> Callable[[int], None]:
+    """Where this process is a rank, write where its launcher does, and return what tells the exit code at the end."""
+    if VARIABLE not in os.environ:
+        return lambda code: None
+    output, error, descriptor = map(int, os.environ.pop(VARIABLE).split())
+    for given, number in ((output, 1), (error, 2)):
+        os.dup2(given, number)
+        os.close(given)
+    channel, who = socket.socket(fileno=descriptor), f"{os.environ['PMI_RANK']} {os.getpid()}"
+    channel.sendall(f"{who}\n".encode())
+    threading.Thread(target=_follow, args=(channel,), daemon=True).start()
+
+    def end(code: int) -> None:
+        with contextlib.suppress(OSError):  # the launcher was killed
+            channel.sendall(f"{who} {code}\n".encode())
+
+    mpi.told.append(lambda message: end(1))
+    return end
+
+
+def _follow(channel: socket.socket) -> None:
+    """End as by SIGTERM where the launcher has ended before: it was killed."""
+    with contextlib.suppress(OSError):
+        channel.recv(1)  # it sends nothing
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _copied(number: int) -> int:
+    """Return another descriptor of a stream, which from here on is one of nothing where it was closed."""
+    try:
+        os.fstat(number)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return os.dup(number)

@@ -1,0 +1,119 @@
+"""The part of the data that a rank trains on: its columns of every batch, so that all ranks go through all batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import GROUP, Group, Part, columns
+from xlstm.data.batches import BATCHES, Batch, Batches, Prefetch
+from xlstm.data.host import Host
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Data of which a rank sees its own sequences: as many of each batch as the others, or one more or less.
+
+    The batches and their order are those of the data, and so are the random numbers that they take. Where the data can,
+    they prepare nothing but the own sequences. A rank may have none where a batch has fewer than there are ranks.
+    Sequences that `groups` of a TiRex-2 put together stay together.
+
+    Parameters
+    ----------
+    data : Batches
+        The same on all ranks.
+    group : Group
+        As `distributed.group()` returns it.
+
+    Raises
+    ------
+    TypeError
+        These are no data, or no group.
+    """
+
+    data: Batches
+    group: Group
+
+    def __post_init__(self) -> None:
+        checks.fields(self, data=BATCHES, group=GROUP)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.data)
+
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield one epoch, in the order of the data."""
+        data: Any = self.data
+        if isinstance(data, Prefetch):
+            yield from dataclasses.replace(data, data=Shard(data.data, self.group)).batches(rng)
+        elif _by_rows(type(data)):
+            lengths = getattr(data, "lengths", None)
+            for rows in data.orders(rng):
+                own = columns(len(rows), self.group)
+                whole = None if lengths is None else lengths[rows]
+                yield data.batch(rows, own)._replace(part=Part(float(np.sum(data.counts[rows])), len(rows), own, whole))
+        else:
+            for batch in data.batches(rng):
+                yield cut(batch, self.group, getattr(data, "every_step", None))
+
+
+def _by_rows(kind: type) -> bool:
+    """Return whether batches of a class are those that its `batch` makes of its `orders`."""
+    owner = next((one for one in kind.__mro__ if "batches" in vars(one)), object)
+    return {"orders", "batch", "counts"} <= vars(owner).keys()
+
+
+def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
+    """Return the columns of a batch that a rank has.
+
+    Parameters
+    ----------
+    batch : Batch
+    group : Group
+    every_step : bool, optional
+        Whether targets have a time axis; by default those have one that begin with the axes (T, B) of x.
+    """
+    if not isinstance(batch, Batch):
+        raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
+    T, B = batch.x.shape[:2]
+    groups = None if batch.options is None else batch.options.get("groups")
+    own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
+    timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
+    total = float(math.prod(batch.target.shape))
+    mask = batch.mask
+    if mask is not None or (timed and batch.lengths is not None):
+        mask = np.ones(batch.target.shape[: 1 + timed], bool) if mask is None else to_numpy(mask)
+        if timed:
+            mask = mask.reshape(mask.shape + (1,) * (2 - mask.ndim))  # (T,) stands for all sequences
+            mask = np.broadcast_to(mask, (T, B, *mask.shape[2:]))
+            if batch.lengths is not None:
+                there = np.arange(T)[:, None] < to_numpy(batch.lengths)
+                mask = mask * there.reshape(there.shape + (1,) * (mask.ndim - 2))
+        total = float(np.sum(mask)) * math.prod(batch.target.shape[mask.ndim :])
+    at = (slice(None), own) if timed else own
+    options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
+    return Batch(
+        batch.x[:, own],
+        batch.target[at],
+        None if mask is None else mask[at],
+        batch.fresh,
+        None if batch.lengths is None else batch.lengths[own],
+        options,
+        Part(total, B, own, None if batch.lengths is None else to_numpy(batch.lengths)),
+    )
+
+
+def _whole_groups(groups: Host, group: Group) -> slice:
+    """Return the columns of a rank where sequences with the same number of `groups` (B,) stay together."""
+    borders = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+    if len(borders) - 1 != len(np.unique(groups)):
+        raise ValueError(f"Shard: groups is {checks.shown(groups)}, expected sequences of a group side by side")
+    own = columns(len(borders) - 1, group)
+    return slice(borders[own.start], borders[own.stop])

@@ -1,0 +1,39 @@
+"""Training on several processes and machines: the processes that `mpiexec` started, as a group."""
+
+from xlstm import __version__
+from xlstm.arrays import mpi
+from xlstm.arrays.groups import Group, OtherRankError
+from xlstm.data.shards import Shard
+
+__all__ = ["Group", "OtherRankError", "Shard", "group"]
+
+
+def group() -> Group:
+    """Return the processes that a launcher such as mpiexec or srun started; a process without one is alone.
+
+    mpi4py is imported where a launcher started more than one process, or where the program has imported it before. Each
+    rank makes the GPU of its number on the machine the current one. An error that nobody catches on a rank ends the
+    job from here on, and so does a rank that does not come where others wait for it: because its program has ended, or
+    within the seconds of the environment variable XLSTM_GROUP_TIMEOUT (600; 0 means for ever).
+
+    Returns
+    -------
+    Group
+        The same one at each call.
+
+    Raises
+    ------
+    BackendError
+        mpi4py or an MPI is missing, the launcher is that of another MPI, or versions of xlstm differ between ranks.
+    ValueError
+        XLSTM_GROUP_TIMEOUT is no number of seconds.
+
+    Examples
+    --------
+    >>> from xlstm import distributed
+    >>> distributed.group().size
+    1
+    >>> distributed.group().tell("a word")
+    ['a word']
+    """
+    return mpi.group(__version__)

@@ -1,0 +1,224 @@
+"""Steps on several ranks: the loss and the gradients of all ranks are one sum, and all that follows is on that sum.
+
+Each rank has its own columns of a batch, and its share of the targets. It writes its loss and its gradients, times that
+share, into a flat buffer, which begins with a head of few numbers. The sum of the buffers is the loss and the gradient
+of the whole batch, with the same bits on every rank, so that all ranks do the same with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from xlstm.arrays import foreach
+from xlstm.arrays.backend import Backend
+from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.cuda_graph import capturing
+from xlstm.arrays.fuse import compiles, fuse
+from xlstm.arrays.groups import Group, OtherRankError
+from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.training import optimizers
+from xlstm.training.optimizers import OptimState
+
+if TYPE_CHECKING:
+    from xlstm.training.feed import Inputs
+    from xlstm.training.graphs import Given
+    from xlstm.training.steps import StepState
+
+Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
+
+
+class Head(NamedTuple):
+    """The first numbers of the buffer.
+
+    Attributes
+    ----------
+    loss : float
+        NaN where a rank has failed.
+    squares : float
+        The sum of the squares of the rank's gradients, where these are not summed with the head.
+    failed, signal, stop : float
+        Above 0 where a rank cannot take the step, has received a signal, or has been asked to stop by a callback.
+    """
+
+    loss: Any
+    squares: Any
+    failed: Any
+    signal: Any
+    stop: Any
+
+
+class Joint:
+    """What a rank adds to the sums of all ranks, and what they have agreed on in the last one.
+
+    Attributes
+    ----------
+    error : Exception or None
+        An error of this rank, which makes the next sum fail on all ranks.
+    signal, stop : bool
+        What this rank tells the others in the next sum.
+    agreed : Head
+        The head of the last sum that the host has looked at.
+    """
+
+    def __init__(self, group: Group, home: Backend, params: Params) -> None:
+        if home.name not in ("numpy", "cupy"):
+            raise BackendError(f"Step: group is given, which needs arrays of NumPy or CuPy, the backend is {home}")
+        self.group, self.home = group, home
+        self.error: Exception | None = None
+        self.signal = self.stop = False
+        ends = np.cumsum([ROOM, *(p.size for p in params.values())]).tolist()
+        self.each = -(-(ends[-1] - ROOM) // group.size)  # numbers of a rank, where all have equal parts
+        self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
+        self.head = self.buffer[:ROOM]
+        places = zip(params.items(), ends, ends[1:], strict=False)
+        self.grads = {name: self.buffer[start:end].reshape(p.shape) for (name, p), start, end in places}
+        self.agreed = Head(0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def summed(
+        self, gradients: Callable[[], Any], state: StepState, inputs: Inputs, given: Given, local: bool, early: bool
+    ) -> tuple[Array, Any, Params, Params, Array]:
+        """Return the loss of the whole batch, the state of the model, the weights it was run with, gradients and norm.
+
+        Parameters
+        ----------
+        gradients : callable
+            It returns the first four of them for the own part of the batch.
+        state : StepState
+        inputs : Inputs
+        given : Given
+            Its share, signal and stop, the last two numbers, are used.
+        local : bool
+            Sum the head alone. The gradients are those of the own part then, and the square of the norm is the sum of
+            the squares of all parts.
+        early : bool
+            The gradients that `gradients` returns are the share of this rank already.
+        """
+        xp, share = self.home.xp, given.share
+        if compiles(xp) and isinstance(share, float):
+            share = self.home.asarray(np.array(share), "float64")
+        value, carried, used, grads = self._own(gradients, state, inputs)
+        if self.error is not None:
+            self._refuse(local)
+        else:
+            norm = optimizers.global_norm(grads) if local and grads else 0.0
+            for k, number in enumerate(Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, *given[-2:])):
+                self.head[k] = number
+            if not local:
+                self._fill(grads, 1.0 if early else share)
+        if local:
+            self.group.sum(self.head)
+            none = {name: xp.zeros_like(place) for name, place in self.grads.items()}
+            return self.head[0], carried, used, grads or none, xp.sqrt(self.head[1])
+        grads, norm = self._summed()
+        return self.head[0], carried, used, grads, norm
+
+    def mean(self, sums: Params, total: Any) -> tuple[Params, Array]:
+        """Return the sums of gradients of all ranks, divided by the total number of targets, and their norm."""
+        self._fill(sums, 1 / total)
+        return self._summed(ROOM)
+
+    def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
+        """Return the parameters and the state of the optimiser after an update."""
+        return update(params, grads, moments)
+
+    def _summed(self, start: int = 0) -> tuple[Params, Array]:
+        """Sum the buffer from `start` on; return the gradients, and their norm."""
+        self.group.sum(self.buffer[start:])
+        return self.grads, optimizers.global_norm(self.grads)
+
+    def fail(self, local: bool, then_all: bool) -> None:
+        """Take part in the sum of a step that this rank cannot take, or in both of them."""
+        self._refuse(local and not then_all)
+        self.group.sum(self.head if local else self.buffer)
+        if then_all:
+            self.group.sum(self.buffer[ROOM:])
+
+    def look(self) -> None:
+        """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""
+        self.agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
+        if self.agreed.failed:
+            blame(self.group, self.error)
+
+    def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
+        """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of the last rank."""
+        part = inputs.host.part
+        if part is not None and self.group.size > part.B:
+            masks.bit_generator.state = self.group.tell(masks.bit_generator.state)[-1]
+
+    def _own(self, gradients: Callable[[], Any], state: StepState, inputs: Inputs) -> Any:
+        """Return what `gradients` does; without gradients where this rank has no sequence, or cannot take the step."""
+        if self.error is None and inputs.host.x.shape[1]:
+            try:
+                return gradients()
+            except Exception as error:
+                if capturing() is not None:
+                    raise
+                self.error = error
+        return self.home.xp.zeros_like(self.head[0]), None if self.error is None else state.carried, state.params, {}
+
+    def _refuse(self, local: bool) -> None:
+        """Put zeros into the buffer, and a failure into its head."""
+        (self.head if local else self.buffer)[...] = 0.0
+        self.head[0], self.head[2] = math.nan, 1.0
+
+    def _fill(self, grads: Params, share: Any) -> None:
+        """Put the share of gradients into the buffer, on CuPy by one launch; zeros where there are none."""
+        names, xp = list(self.grads), self.home.xp
+        if not grads:
+            self.buffer[ROOM:] = 0.0
+        elif compiles(xp):
+            columns = [[part[name] for name in names] for part in (grads, self.grads)]
+            foreach.apply(xp, _shared, columns, (share,), (1,))
+        else:
+            for name in names:
+                np.multiply(grads[name] if share else 0.0, share, out=self.grads[name])
+
+
+def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
+    return xp.where(share > 0, share * g, xp.zeros_like(g))  # what has no target that counts may be NaN
+
+
+def _own_share(xp: Namespace, value: Array, share: Any) -> Any:
+    """Return the share of a loss; 0 where no target counts, whose mean may be NaN."""
+    if compiles(xp):
+        return fuse(xp, _shared, value, value, share)
+    return value * share if share else 0.0
+
+
+def blame(group: Group, error: Exception | None) -> NoReturn:
+    """Raise the error of this rank, or name the rank that has one; all ranks call this together."""
+    said = group.tell(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    rank, text = next((k, one) for k, one in enumerate(said) if one is not None)
+    raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {text}")
+
+
+def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
+    """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on all of them."""
+    while True:
+        error, mine = None, None
+        try:
+            mine = next(parts, None)
+        except Exception as problem:
+            error = problem
+        if mine is None and error is None:
+            return
+        sums = np.array([float(error is not None), *(mine or (0.0, 0.0, 0.0))])
+        group.sum(sums)
+        if sums[0]:
+            blame(group, error)
+        yield tuple(sums[1:].tolist())
+
+
+def shared(group: Group, home: Backend, params: Params) -> Params:
+    """Return copies of the weights of rank 0."""
+    xp = home.xp
+    copies = {name: xp.asarray(p, copy=True, order="C") for name, p in params.items()}
+    group.share(list(copies.values()))
+    return copies

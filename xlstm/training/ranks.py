@@ -1,0 +1,224 @@
+"""What a run asks of the ranks of its group between steps: one folder, one checkpoint, and the same decisions."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
+from xlstm.arrays.namespace import Array, Namespace
+from xlstm.layers.sequence import Leaf
+from xlstm.training.callbacks import Callback
+from xlstm.training.feed import Inputs
+from xlstm.training.folder import Checkpoint
+from xlstm.training.optimizers import Slots
+from xlstm.training.parallel import Joint, blame
+from xlstm.training.sharded import Sharded
+from xlstm.training.steps import StepState
+
+
+class Ranks:
+    """The ranks of a run; a process without a group is alone.
+
+    Errors, signals and what callbacks ask for are kept until all ranks come together: in the sum of the next step, or
+    in `meets`. So all of them raise, or stop, at the same place.
+
+    Parameters
+    ----------
+    joint : Joint or None
+    model : object
+        It says where sequences are in its state.
+    local : bool
+        The sums of gradients that a step has not used yet are those of each rank.
+    """
+
+    def __init__(self, joint: Joint | None, model: Any, local: bool) -> None:
+        self.joint, self.model, self.local = joint, model, local
+        self.group: Group = Alone() if joint is None else joint.group
+        self.first = self.group.rank == 0  # which alone writes and speaks
+        self._signal: int | None = None
+
+    def runs(self, callback: Callback) -> bool:
+        """Return whether a callback runs here."""
+        return self.first or callback.everywhere
+
+    def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
+        """Yield batches, and None for one that this rank could not get, so that the next sum tells all ranks."""
+        with self.held():
+            yield from batches
+            return
+        yield None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep an error until all ranks come together."""
+        try:
+            yield
+        except Exception as error:
+            if self.joint is None:
+                raise
+            self.joint.error = error
+
+    def stops(self, asked: bool, received: list[int]) -> bool:
+        """Return whether to stop after a step; what is asked of a group now, the next sum tells all ranks."""
+        if self.joint is None:
+            return asked or bool(received)
+        self.joint.stop |= asked
+        self.joint.signal = bool(received)
+        return bool(self.joint.agreed.signal or self.joint.agreed.stop)
+
+    def meets(self, received: list[int]) -> bool:
+        """Return whether to stop between steps; all ranks come here together."""
+        told = self._told((received[:1], self.joint is not None and self.joint.stop))
+        self._signal = next((numbers[0] for numbers, _ in told if numbers), None)
+        return self._signal is not None or any(stop for _, stop in told)
+
+    def any(self, asked: bool) -> bool:
+        """Return whether any rank says yes."""
+        return any(self._told(asked))
+
+    def signal(self, received: list[int]) -> int | None:
+        """Return the number of the signal that has stopped the run, if any."""
+        self.meets(received)
+        return self._signal
+
+    def saves(self, error: Exception) -> bool:
+        """Return whether all ranks have raised this error, so that they come together for a checkpoint."""
+        return self.joint is None or isinstance(error, FloatingPointError | OtherRankError) or error is self.joint.error
+
+    def of_first(self, value: Callable[[], Any]) -> Any:
+        """Return a value that rank 0 makes."""
+        found = None
+        with self.held():
+            found = value() if self.first else None
+        return self._told(found)[0]
+
+    def _told(self, what: Any) -> list[Any]:
+        """Return what all ranks tell; an error that one has kept is raised on all of them."""
+        error = None if self.joint is None else self.joint.error
+        told = self.group.tell((error is not None, what))
+        if any(failed for failed, _ in told):
+            blame(self.group, error)
+        return [one for _, one in told]
+
+    def read(self, origin: Checkpoint | None) -> Checkpoint | None:
+        """Return the checkpoint that rank 0 has read; files of the others are not looked at."""
+        about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
+        told = self.group.tell(about)[0]
+        if told is None:
+            return None
+        path, description, value, kinds = told
+        arrays = {name: np.empty(*kind) for name, kind in kinds.items()} if origin is None else origin.arrays
+        self.group.share(list(arrays.values()))
+        return Checkpoint(path, description, value, arrays)
+
+    def agree(self, settings: dict[str, Any]) -> None:
+        """Raise ValueError unless all ranks have the same settings."""
+        told = self.group.tell(settings)
+        for rank, other in enumerate(told):
+            for name, value in told[0].items():
+                if other[name] != value:
+                    there, expected = checks.shown(other[name]), f"that of rank 0, {checks.shown(value)}"
+                    raise ValueError(f"train: {name} of rank {rank} is {there}, expected {expected}")
+
+    def whole(self, state: StepState, total: int) -> StepState:
+        """Return the state of one process, from all ranks; RuntimeError where their weights differ."""
+        if self.joint is None:
+            return state
+        crc = 0
+        for p in state.params.values():
+            crc = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, crc)
+        told = self.group.tell(crc)
+        usual = max(told, key=told.count)
+        if different := [str(rank) for rank, one in enumerate(told) if one != usual]:
+            problem = f"the weights of rank {', '.join(different)} differ from those of the other ranks"
+            raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
+        sums = state.sums
+        if sums is not None and self.local:
+            sums = {name: a.copy() for name, a in sums.items()}
+            for a in sums.values():
+                self.group.sum(a)
+        moments = state.moments
+        if isinstance(self.joint, Sharded):
+            moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
+        return state._replace(carried=self._gathered(self.joint.home.xp, state.carried), sums=sums, moments=moments)
+
+    def slots(self, state: StepState) -> Slots:
+        """Return arrays with the names, shapes and dtypes of the moments of such a state."""
+        if not isinstance(self.joint, Sharded):
+            return state.moments.slots
+        return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
+
+    def part(self, state: StepState) -> StepState:
+        """Return the part of this rank of such a state."""
+        if self.joint is None:
+            return state
+        sums = state.sums
+        if sums is not None and self.local and not self.first:
+            sums = {name: a * 0 for name, a in sums.items()}
+        moments = state.moments
+        if isinstance(self.joint, Sharded):
+            moments = moments._replace(slots=self.joint.cut_slots(moments.slots))
+        return state._replace(carried=self._cut(state.carried), sums=sums, moments=moments)
+
+    def _gathered(self, xp: Namespace, carried: Any) -> Any:
+        """Return the states of all sequences, side by side in the order of the ranks."""
+        mine = None if carried is None else list(_leaves(carried))
+        told = self.group.tell(None if mine is None else [(a.shape, str(a.dtype)) for a in mine])
+        known = next((kinds for kinds in told if kinds is not None), None)
+        if known is None:
+            return None
+        found = []
+        for k, (axis, (shape, dtype)) in enumerate(zip(self._axes, known, strict=True)):
+            ends = np.cumsum([0, *(0 if kinds is None else kinds[k][0][axis] for kinds in told)]).tolist()
+            whole = xp.zeros((*shape[:axis], ends[-1], *shape[axis + 1 :]), dtype=dtype)
+            if mine is not None:
+                whole[_at(axis, slice(*ends[self.group.rank : self.group.rank + 2]))] = mine[k]
+            self.group.sum(whole)
+            found.append(whole)
+        return _nested(self.model.states, iter(found))
+
+    def _cut(self, carried: Any) -> Any:
+        """Return the states of the sequences that this rank has, None where it has none."""
+        if carried is None:
+            return None
+        parts = []
+        for axis, a in zip(self._axes, _leaves(carried), strict=True):
+            own = columns(a.shape[axis], self.group)
+            if own.start == own.stop:
+                return None
+            parts.append(a[_at(axis, own)].copy())
+        return _nested(self.model.states, iter(parts))
+
+    @property
+    def _axes(self) -> list[int]:
+        """The axis of each array of the state that sequences lie along."""
+        states = getattr(self.model, "states", None)
+        if states is None:
+            kind = type(self.model).__name__
+            raise ValueError(f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie in it")
+        return [len(leaf.before) for leaf in _leaves(states)]
+
+
+def _at(axis: int, own: slice) -> tuple[slice, ...]:
+    return (slice(None),) * axis + (own,)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """Yield the arrays of a state of a model, or what describes them."""
+    if isinstance(tree, tuple | list) and not isinstance(tree, Leaf):
+        for part in tree:
+            yield from _leaves(part)
+    else:
+        yield tree
+
+
+def _nested(states: Any, arrays: Iterator[Array]) -> Any:
+    """Return arrays in tuples that are nested as the states of a model are."""
+    return next(arrays) if isinstance(states, Leaf) else tuple(_nested(part, arrays) for part in states)
