@@ -18,11 +18,12 @@ from xlstm.models import TiRex, TiRex2
 SHAPES = [(3, 2, 4, 5)]
 TEXT = "to be or not to be, that is the question:\n" * 40
 # Those that run in test_bench.py, test_bench_tasks.py and test_launch.py, and on CuPy in test_cupy_runs.py; and two
-# workers, which run inside packages that are not installed here.
+# workers, which run inside packages that are not installed here; and a count that takes minutes.
 ELSEWHERE = {
     *("layers", "report", "tasks", "ranks"),
     *("gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized", "host"),
     *("published_worker", "tirex_worker"),
+    "traffic",
 }
 
 

@@ -37,7 +37,7 @@ def test_kernels_of_arrays(start, stage, dtype):
             found = ARRAYS[start](be.xp, *(a.copy() for a in given))
         with gpu.counted() as again:
             ARRAYS[start](be.xp, *(a.copy() for a in given))  # nor is it tried a second time
-    assert len(warned) == len({str(w.message) for w in warned}) <= 2
+    assert len(warned) == len({str(w.message) for w in warned}) <= 3
     assert not [name for name in again.found.names if f" {start}" in name]
     for a, b in zip(found, expected, strict=True):
         assert (a.dtype, a.shape) == (b.dtype, b.shape)

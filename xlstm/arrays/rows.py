@@ -32,8 +32,7 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back
     if fuse.compiles(xp):
-        found = _launched(xp, function, arrays, options)
-        return fuse.plain(xp, function, arrays, options) if found is None else found
+        return summed(xp, function, *arrays, sums=0, **options)
     found = fuse.looped(xp, function, arrays, 0, options)
     return function(xp, *arrays, **options) if found is None else found
 
@@ -74,16 +73,18 @@ def summed(
     -------
     array or tuple of array
     """
-    cupy = fuse.compiles(xp)
-    found = _launched(xp, function, arrays, options, sums, keep, leading, out) if cupy else None
-    if found is not None:
-        return found
-    found = fuse.looped(xp, function, arrays, sums, options)
-    if found is not None:
-        found = list(fuse.listed(found))
+    if fuse.compiles(xp):
+        given, room = (tuple([(a.dtype, a.shape, a.strides) for a in some]) for some in (arrays, out))
+        plan = _plan(function, given, tuple(options.items()), sums, keep, leading, room)
+        found = None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out)
+        if found is not None:
+            return found
+        found = list(fuse.listed(fuse.plain(xp, function, arrays, options, leading=leading)))
     else:
-        plain = fuse.plain(xp, function, arrays, options, leading=leading) if cupy else None
-        found = list(fuse.listed(fuse.fuse(xp, function, *arrays, **options) if plain is None else plain))
+        looped = fuse.looped(xp, function, arrays, sums, options)
+        found = list(fuse.listed(fuse.fuse(xp, function, *arrays, **options) if looped is None else looped))
+        sums = sums if looped is None else 0
+    if sums:
         ndim = max(a.ndim - (n is not None) for a, n in itertools.zip_longest(arrays, leading))
         for k in range(len(found) - sums, len(found)):
             before = found[k].ndim - ndim
@@ -106,26 +107,10 @@ def _same(xp: Namespace, a: Array) -> Array:
     return a
 
 
-def _launched(
-    xp: Namespace,
-    function: Callable[..., Any],
-    arrays: Sequence[Array],
-    options: dict[str, Any],
-    sums: int = 0,
-    keep: int = 1,
-    leading: tuple[int | None, ...] = (),
-    out: Sequence[Array] = (),
-) -> Any:
-    """Return the results from one launch, or None where no kernel works for these arrays."""
-    given, room = (tuple([(a.dtype, a.shape, a.strides) for a in some]) for some in (arrays, out))
-    plan = _plan(function, given, tuple(options.items()), sums, keep, leading, room)
-    return None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out, sums)
-
-
-def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array], sums: int) -> Any:
+def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array]) -> Any:
     made = probe.cupy().ndarray
     found = (*out, *[made(shape, dtype) for shape, dtype in plan.results[len(out) :]])
-    more = [made(*plan.parts), constants.counters(xp, COUNTERS, device_of(arrays[0]))] if sums else []
+    more = [made(*plan.parts), constants.counters(xp, COUNTERS, device_of(arrays[0]))] if plan.parts[0] else []
     plan.kernel(plan.grid, (plan.threads,), (plan.layout, *arrays, *found, *more))
     return found[0] if len(found) == 1 else found
 
@@ -172,8 +157,9 @@ def _plan(
     threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
     tiles = 1 if made.whole else -(-columns // threads)
     # Sums of a block are written and read once more, so that many of them are those of more rows.
-    blocks = BLOCKS * 8 // max(8, len(made.slots)) // (heads * tiles)
-    chunk = 1 if made.whole and not sums else -(-rows // max(1, blocks))
+    many = max(8, len(made.slots))
+    blocks = max(1, BLOCKS * 8 // many // (heads * tiles))
+    chunk = 1 if made.whole and not sums else max(8, many // 2, -(-rows // blocks))
     if len(sizes) > OUTER or heads * tiles > 65535:
         return None
     numbers = [rows, columns, chunk, tiles, *(sizes or [1])]

@@ -2,7 +2,7 @@
 
 Sorting by counting compares all numbers with one another, N^2 of them, which is less work than the product with one-hot
 rows by as many times as a row has elements, and needs nothing of the host, so that a graph captures it. Equal numbers
-are a segment then. A block adds up some rows of one; the last of the blocks of a long segment adds up their sums.
+are a segment then, whose rows are added up one after the other, in float64 since there may be many.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import device, fuse, probe
+from xlstm.arrays import device, probe
 from xlstm.arrays.namespace import Array
 
-THREADS, ROWS = 256, 16  # threads of a block, and rows that it adds up
+THREADS = 256  # of a block
 
 TEXT = """
 // For each place in sorted order: the number that is there, where its segment begins and how long that is.
-struct Place {{ int from, first, length, come; }};  // `come` counts blocks
+struct Place {{ int from, first, length; }};
 extern "C" __global__ void xlstm_sort(const long long* keys, int count, Place* places) {{
     __shared__ long long tile[{threads}];
     const int n = blockIdx.x * {threads} + threadIdx.x;
@@ -36,41 +36,19 @@ extern "C" __global__ void xlstm_sort(const long long* keys, int count, Place* p
             before += tile[k] == own && start + k < n;
         }}
     }}
-    if (n < count) places[less + before] = {{n, less, equal, 0}};
+    if (n < count) places[less + before] = {{n, less, equal}};
 }}
-// Long segments have a row of `parts` for each block: of {rows} places two at most are where such a block begins, the
-// first of a segment and another one.
-__device__ __forceinline__ long long part_of(int place, int first) {{ return place / {rows} * 2 + (place > first); }}
+// A block has some columns of a segment, at the beginning of which it is.
 extern "C" __global__ void xlstm_add_rows(
-    const long long* keys, Place* places, const {type}* rows, long long step, int columns, long long count,
-    {real}* parts, {type}* to) {{
-    __shared__ bool last;
-    const int place = blockIdx.x;
-    const Place here = places[place];
-    const long long key = keys[here.from];
-    if ((place - here.first) % {rows} || key < 0 || key >= count) return;
-    const int end = here.first + here.length, some = end - place < {rows} ? end - place : {rows};
-    const bool whole = here.length <= {rows};
-    for (int at = threadIdx.x; at < columns; at += {threads}) {{
-        {real} sum = 0;
-        for (int k = 0; k < some; k++) sum += widen(rows[places[place + k].from * step + at]);
-        if (whole) narrow(to[key * columns + at], sum);
-        else parts[part_of(place, here.first) * columns + at] = sum;
-    }}
-    if (whole) return;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0)
-        last = atomicAdd(&places[here.first].come, 1) + 1 == (here.length + {rows} - 1) / {rows};
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    for (int at = threadIdx.x; at < columns; at += {threads}) {{
-        {real} sum = 0;
-        for (int k = here.first; k < end; k += {rows})
-            sum += ((volatile {real}*)parts)[part_of(k, here.first) * columns + at];  // that other blocks wrote
-        narrow(to[key * columns + at], sum);
-    }}
+    const long long* keys, const Place* places, const {type}* rows, long long step, int columns, long long count,
+    {type}* to) {{
+    const Place* here = places + blockIdx.x;
+    const long long key = keys[here->from];
+    const int at = blockIdx.y * {threads} + threadIdx.x;
+    if ((int)blockIdx.x != here->first || key < 0 || key >= count || at >= columns) return;
+    double sum = 0;
+    for (int k = 0; k < here->length; k++) sum += widen(rows[here[k].from * step + at]);
+    narrow(to[key * columns + at], sum);
 }}
 """
 
@@ -84,20 +62,18 @@ def added(keys: Array, rows: Array, count: int) -> Array:
     """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are left out."""
     cp, (N, D) = probe.cupy(), rows.shape
     keys, rows = cp.ascontiguousarray(keys), rows if rows.strides[1] == rows.itemsize else rows.copy(order="C")
-    places = cp.empty((N, 4), dtype=np.int32)
-    parts = cp.empty((2 * (N // ROWS + 1), D), dtype={"float": np.float32, "double": np.float64}[fuse.real(rows.dtype)])
+    places = cp.empty((N, 3), dtype=np.int32)
     found = cp.zeros((count, D), dtype=rows.dtype)
     sort, add = _kernels(rows.dtype)
     sort((-(-N // THREADS),), (THREADS,), (keys, np.int32(N), places))
     sizes = np.int64(rows.strides[0] // rows.itemsize), np.int32(D), np.int64(count)
-    add((N,), (THREADS,), (keys, places, rows, *sizes, parts, found))
+    add((N, -(-D // THREADS)), (THREADS,), (keys, places, rows, *sizes, found))
     return found
 
 
 def text(dtype: Any) -> str:
     """Return the text of both kernels."""
-    own = {"type": device.type_of(dtype), "real": fuse.real(dtype)}
-    return device.TEXT + TEXT.format(threads=THREADS, rows=ROWS, **own)
+    return device.TEXT + TEXT.format(threads=THREADS, type=device.type_of(dtype))
 
 
 @functools.cache

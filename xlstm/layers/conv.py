@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,35 +55,52 @@ class CausalConv(SameWidth, SequenceLayer):
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
         arrays = (*self._taps(xp, p), *self._windows(xs, span.T), p["b"])
-        found = listed(fuse(xp, _activated if self.silu else _convolved, *arrays, size=self.kernel_size))
-        y, kept = found[-1], (xs, *found) if self.silu else (xs,)
+        # On CuPy the backward pass convolves again, since to write and read the values before silu takes longer.
+        function = _convolved if not self.silu else _silu if compiles(xp) else _activated
+        found = listed(fuse(xp, function, *arrays, size=self.kernel_size))
+        y, kept = found[-1], (xs, *found) if len(found) > 1 else (xs,)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
         last = xp.take(rows(xs), self._ends(xp, span, xs), axis=0)
         return y, (reshape(last, state[0].shape),), kept
 
-    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+    def scan_bwd(
+        self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span,
+        add: Sequence[Array] = (), out: Sequence[Array] = (),
+    ) -> Derivatives:  # fmt: skip
+        """Return gradients of the parameters, of x, plus what is in `add` and in the room `out`, and of the state."""
         xp, (xs, *values) = span.xp, kept
-        before, T = self.kernel_size - 1, span.T
+        size, before, T = self.kernel_size, self.kernel_size - 1, span.T
         padded = xp.empty((T + 2 * before, *dy.shape[1:]), dtype=dy.dtype, device=device_of(dy))
         padded[:before, ...], padded[before + T :, ...] = 0, 0
         dz = padded[before : before + T, ...]
         if compiles(xp):
-            arrays, leading = (dy, windows(xs, self.kernel_size), *values), (None, self.kernel_size)
-            _, db, dW = summed(xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz])
+            arrays, leading = (dy, windows(xs, size), p["W"].T, p["b"]), (None, size, size)
+            options = {"size": size, "activated": self.silu}
+            _, db, dW = summed(xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz], **options)
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
-            dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs, T), sums=self.kernel_size)), axis=1)
-        dys = self._windows(padded, before + T)
-        dxs = fuse(xp, _convolved, *self._taps(xp, p)[::-1], *dys, size=self.kernel_size)
+            dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs, T), sums=size)), axis=1)
+        grads, taps = {"W": dW, "b": db}, self._taps(xp, p)[::-1]
+        if compiles(xp) and dstate is None:
+            dzs = self._windows(padded[before:, ...], T)
+            dx = summed(xp, _convolved, *taps, *dzs, *add, sums=0, out=out, size=size)
+            start = summed(xp, _convolved, *taps, *self._windows(padded, before), sums=0, size=size)
+            return grads, dx, (start,)
+        dxs = fuse(xp, _convolved, *taps, *self._windows(padded, before + T), size=size)
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
             dlast = add_rows(xp, self._ends(xp, span, xs), rows(dstate[0]), xs.shape[0] * span.B)
             dxs += reshape(dlast, xs.shape)
-        return {"W": dW, "b": db}, dxs[before:, ...], (dxs[:before, ...],)
+        dx = dxs[before:, ...]
+        for a in add:
+            dx += a
+        for room in out:
+            room[...] = dx
+        return grads, dx, (dxs[:before, ...],)
 
     def _taps(self, xp: Namespace, p: Params) -> list[Array]:
         """Return the weights of each step that a y sees, (D,), the earliest first."""
@@ -100,7 +118,7 @@ class CausalConv(SameWidth, SequenceLayer):
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
-    """Return the sum of taps times steps, which are `size` arrays each, and of a bias, if there is one."""
+    """Return the sum of taps times steps, which are `size` arrays each, and of what else there is."""
     y = arrays[0] * arrays[size]
     for tap, x in zip(arrays[1:size], arrays[size + 1 : 2 * size], strict=True):
         y += tap * x
@@ -114,11 +132,18 @@ def _activated(xp: Namespace, *arrays: Array, size: int) -> tuple[Array, Array]:
     return y, silu(xp, y)
 
 
+def _silu(xp: Namespace, *arrays: Array, size: int) -> Array:
+    return _activated(xp, *arrays, size=size)[1]
+
+
 def _products(xp: Namespace, dy: Array, *xs: Array) -> tuple[Array, ...]:
     return tuple(dy * x for x in xs)
 
 
-def _weights_bwd(xp: Namespace, dy: Array, xs: Array, *values: Array) -> tuple[Array, Array, Array]:
+def _weights_bwd(
+    xp: Namespace, dy: Array, xs: Array, W: Array, b: Array, size: int, activated: bool
+) -> tuple[Array, Array, Array]:
     """Return the gradient before silu, if there is one, and those of the bias and of all taps by each row."""
-    dz = silu_bwd(xp, dy, *values) if values else dy
+    taps = [a[j, ...] for a in (W, xs) for j in range(size)]
+    dz = silu_bwd(xp, dy, *_activated(xp, *taps, b, size=size)) if activated else dy
     return dz, dz, dz * xs

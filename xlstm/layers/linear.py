@@ -163,23 +163,18 @@ class HeadwiseLinear(SameWidth, Module):
             dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add, self.bias)
             return [dict(zip(names, own, strict=True)) for own in zip(*sums, strict=True)], dxs
         grads, found = list[Params](), list(add)
-        for (p, kept, dys), k in zip(maps, of, strict=True):
-            own, dx = self._differentiated(xp, p, kept, functools.reduce(operator.add, dys))
-            grads.append(own)
-            before = found[k]
+        for (p, (heads, W), dys), k in zip(maps, of, strict=True):
+            dy = functools.reduce(operator.add, dys)
+            dz = self._split(xp, dy, W.shape[0])
+            dW = matmul(xp, xp.matrix_transpose(dz), heads)
+            own = [dW if dW.shape == p["W"].shape else self._parted(xp, dW)]
+            own += [column_sums(xp, dy)] if self.bias else []
+            grads.append(dict(zip(names, own, strict=True)))
+            dx, before = self._map(xp, [(dz, W)], dy), found[k]
             if before is not None:
                 before += dx
             found[k] = dx if before is None else before
         return grads, found
-
-    def _differentiated(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
-        heads, W = kept
-        dz = self._split(xp, dy, W.shape[0])
-        dW = matmul(xp, xp.matrix_transpose(dz), heads)
-        grads = {"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)}
-        if self.bias:
-            grads["b"] = column_sums(xp, dy)
-        return grads, self._map(xp, [(dz, W)], dy)
 
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
         """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G D)."""

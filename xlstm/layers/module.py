@@ -267,10 +267,10 @@ class Backward:
         self.grads: Params = {}
 
     def __call__(self, name: str, dy: Array, *dstate: Any, **options: Any) -> Any:
-        """Differentiate a part; options are those of its `apply_bwd`."""
+        """Differentiate a part; options are those of its backward pass."""
         part, p, kept = self.module.parts[name], self.module.below(name, self.p), self.kept[name]
         if dstate:
-            grads, *found = part.scan_bwd(p, kept, dy, *dstate, self.span)
+            grads, *found = part.scan_bwd(p, kept, dy, *dstate, self.span, **options)
         else:
             grads, *found = part.apply_bwd(self.xp, p, kept, dy, **options)
         self.grads |= {f"{name}.{last}": g for last, g in grads.items()}

@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, foreach, probe
+from xlstm.arrays import broken, device, foreach, narrow, probe
 from xlstm.arrays.backend import backend
 from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse, total
-from xlstm.arrays.gather import gather
+from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.arrays.rows import by_rows
+from xlstm.arrays.rows import by_rows, summed
 from xlstm.cells import gru, lstm, mlstm_chunks, rnn, slstm
 from xlstm.engines import private
 from xlstm.engines.array_api import ARRAY_API
@@ -265,7 +265,12 @@ def _sigmoid(xp: Namespace, a: Array) -> Array:
 ARRAYS: dict[str, Callable[..., Sequence[Array]]] = {
     "xlstm_concat": lambda xp, a, b: [concat(xp, [a, Filled(0.5, 2), b], 1)],
     "xlstm_gather": lambda xp, a, b: gather(xp, [a, b], [xp.asarray([1, 3, 0]), xp.asarray([2, 2])]),
-    "xlstm_rows_": lambda xp, a, b: by_rows(xp, _softmax, a, b),
+    "xlstm_rows_": lambda xp, a, b: [
+        *by_rows(xp, _softmax, a, b),
+        *summed(xp, _moved, a, b, rate=0.3),
+        narrow.products(xp, [a, b], [xp.reshape(w, (10, 4, 4)) for w in (b, a)]),
+    ],
+    "xlstm_add_rows": lambda xp, a, b: [add_rows(xp, xp.asarray([1, 3, 1, 0]), a, 5)],
     "xlstm_fuse_": lambda xp, a, b: [fuse(xp, _sigmoid, a), fuse(xp, _sigmoid, b, out=b + 0)],
     "xlstm_total": lambda xp, a, b: [total(xp, a, b, axes=(-2, -1))],
     "xlstm_each_": lambda xp, a, b: [

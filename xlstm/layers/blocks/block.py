@@ -9,9 +9,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
-from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
-from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of
+from xlstm.arrays.rows import summed
 from xlstm.cells.activations import FEED_FORWARD
 from xlstm.layers import initializers
 from xlstm.layers.linear import Linear
@@ -216,8 +216,10 @@ class GatedFeedForward(SameWidth, Module):
     def apply_bwd(self, xp: Namespace, p: Params, kept: Any, dy: Array) -> tuple[Params, Array]:
         run = Backward(self, xp, p, kept)
         du = run("down", dy)  # (3)
-        dz = fuse(xp, _gated_bwd, du, kept["gate"], kept["value"], kept["a"], activation=self.activation)  # (2)
-        return run.grads, run("up", concat(xp, dz, -1))  # (1)
+        dz, U = xp.empty((*du.shape[:-1], 2 * self.hidden_size), dtype=du.dtype, device=device_of(du)), self.hidden_size
+        arrays, out = (du, kept["gate"], kept["value"], kept["a"]), (dz[..., :U], dz[..., U:])
+        summed(xp, _gated_bwd, *arrays, sums=0, out=out, activation=self.activation)  # (2)
+        return run.grads, run("up", dz)  # (1)
 
 
 @dataclass(frozen=True)

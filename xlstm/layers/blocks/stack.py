@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.concat import concat
-from xlstm.arrays.fuse import fuse
+from xlstm.arrays.fuse import compiles, fuse, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.rows import summed
 from xlstm.cells import slstm
@@ -122,41 +122,37 @@ class mLSTMBlock(Block):  # noqa: N801
         gates = run("gates", qkv)  # (6)
         h, end, memory = self.memory.run(q, k, v, gates[..., :N], gates[..., N:], state[1], run.span)  # (7)
         n = run("outnorm", h)
-        s, g, sg = fuse(xp, _skipped, n, run.p["skip"], c, z)  # (8) (9)
-        run.keep(z=z, c=c, memory=memory, s=s, g=g)
+        # On CuPy the backward pass computes s and g again, since to write and read them takes longer.
+        *again, sg = listed(fuse(xp, _skipped, n, run.p["skip"], c, z, keep=not compiles(xp)))  # (8) (9)
+        run.keep(z=z, c=c, memory=memory, sg=again or [n])
         return run.dropped("mask", run("down", sg), self.dropout), (conv_end, end)  # (10) (11)
 
     def mix_bwd(self, run: Backward, dy: Array, dstate: Any) -> tuple[Array, State]:
         xp, F, kept, skip = run.xp, self.inner, run.kept, run.p["skip"]
         conv_end, end = (None, None) if dstate is None else dstate
-        c, g = kept["c"], kept["g"]
         dsg = run("down", run.dropped("mask", dy))  # (11) (10)
         daz = xp.empty((*dy.shape[:-1], 2 * F), dtype=dy.dtype, device=device_of(dy))
-        arrays = (dsg, kept["s"], kept["z"], g, skip, c)
+        arrays = (dsg, kept["z"], skip, kept["c"], *kept["sg"])
         _, ds, dc, run.grads["skip"] = summed(xp, _skipped_bwd, *arrays, out=[daz[..., F:]])  # (9) (8)
         dh = run("outnorm", ds)
         (dq, dk, dv, di, df), start = self.memory.run_bwd(kept["memory"], dh, end, run.span)  # (7)
         dqkv = run("gates", concat(xp, (di, df), -1))  # (6)
         dys = [(d, dqkv[..., j * F : (j + 1) * F]) for j, d in enumerate((dq, dk, dv))]
         dc, da = run.beside("qkv", dys, (0, 0, 1), (dc, None))  # (5)
-        more, conv_start = run("conv", dc, conv_end)  # (4) (3)
-        fuse(xp, _added, da, more, out=daz[..., :F])
+        _, conv_start = run("conv", dc, conv_end, add=[da], out=[daz[..., :F]])  # (4) (3)
         return run("up", daz), (conv_start, start)  # (2)
 
 
-def _added(xp: Namespace, a: Array, b: Array) -> Array:
-    return a + b
-
-
-def _skipped(xp: Namespace, n: Array, skip: Array, c: Array, z: Array) -> tuple[Array, Array, Array]:
+def _skipped(xp: Namespace, n: Array, skip: Array, c: Array, z: Array, keep: bool = True) -> Any:
     s, g = n + skip * c, silu(xp, z)  # (8) (9)
-    return s, g, s * g
+    return (s, g, s * g) if keep else s * g
 
 
 def _skipped_bwd(
-    xp: Namespace, dsg: Array, s: Array, z: Array, g: Array, skip: Array, c: Array
+    xp: Namespace, dsg: Array, z: Array, skip: Array, c: Array, *kept: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Return the gradients of z, n, c and the skip weights, the last row by row."""
+    """Return the gradients of z, n, c and the skip weights, the last row by row, from s and g, or else from n."""
+    s, g = kept if len(kept) > 1 else _skipped(xp, kept[0], skip, c, z)[:2]
     ds = dsg * g
     return silu_bwd(xp, dsg * s, z, g), ds, ds * skip, ds * c  # (9) (8)
 
@@ -245,10 +241,11 @@ class sLSTMBlock(Block):  # noqa: N801
         dh = run.dropped("mask", run("outnorm", dy))  # (6) (5)
         dgates, cell_start = run("cell", dh, cell_end)  # (4)
         dys = [(dgates[..., j * D : (j + 1) * D],) for j in range(4)]
-        (dc, du), conv_start = run.beside("ifzo", dys, (0, 0, 1, 1), (None, None)), ()  # (3)
-        if self.conv_kernel_size:
-            dc, conv_start = run("conv", dc, conv_end)  # (2) (1)
-        return du + dc, (conv_start, cell_start)
+        dc, du = run.beside("ifzo", dys, (0, 0, 1, 1), (None, None))  # (3)
+        if not self.conv_kernel_size:
+            return du + dc, ((), cell_start)
+        du, conv_start = run("conv", dc, conv_end, add=[du])  # (2) (1)
+        return du, (conv_start, cell_start)
 
 
 @dataclass(frozen=True)
