@@ -13,7 +13,6 @@ all the work that threads share.
 
 from __future__ import annotations
 
-import array
 import ctypes
 import faulthandler
 import functools
@@ -21,6 +20,7 @@ import itertools
 import mmap
 import sys
 import types
+from array import array as integers
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -341,7 +341,7 @@ def one_by_one(guards: Guards, jobs: list[Any], size: int) -> None:
     """Do what threads would do together, the last first where arrays start with a page."""
     for function, pieces in jobs:
         for arguments, first, last in pieces if guards.flush == "end" else pieces[::-1]:
-            given = (arguments.buffer_info()[0],) if isinstance(arguments, array.array) else arguments
+            given = (arguments.buffer_info()[0],) if isinstance(arguments, integers) else arguments
             function(*given, first, last)
 
 
