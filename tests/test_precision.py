@@ -19,6 +19,7 @@ from xlstm import BackendError, losses, precision
 from xlstm.arrays import convert, probe
 from xlstm.arrays.backend import backend_like, backend_of
 from xlstm.arrays.convert import cast, to_numpy
+from xlstm.arrays.fuse import CUPY
 from xlstm.arrays.namespace import namespace
 from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
@@ -278,8 +279,9 @@ def test_tf32_holds_within_its_block():
 
 
 def test_tf32_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(probe, "rocm", lambda: False)
     with pytest.raises(ValueError, match="precision tf32: the weights are float64, expected float32"):
-        named("tf32", backends.Backend("cupy", np, "cpu", "float64"))
+        named("tf32", backends.Backend("cupy", types.SimpleNamespace(__name__=CUPY), "gpu", "float64"))
     monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75"))
     monkeypatch.setattr(probe, "cupy_failure", lambda number=0: None)
     with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"), tf32():
@@ -292,6 +294,7 @@ def test_tf32_says_what_is_missing(monkeypatch):
 def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(monkeypatch):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     monkeypatch.setattr(probe, "cupy", fake_cupy)
+    monkeypatch.setattr(probe, "rocm", lambda: False)
     home = backends.Backend("cupy", types.SimpleNamespace(), "gpu")
     assert backend_of(home, "bfloat16").dtype == "bfloat16"
     assert convert.dtype_of(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
