@@ -35,6 +35,7 @@ def test_equal_bits_however_many_threads_share_the_rows(monkeypatch, rng, first)
     def sums(xp, x, y):
         return x + y, x * y
 
+    monkeypatch.setenv(jit.VARIABLE, "1")
     monkeypatch.setattr(chains, "SHARED", 1)
     monkeypatch.setattr(cores, "usable", lambda: 2)
     x, y = (rng.standard_normal((70, 40, 130)).astype("f4") for _ in range(2))
