@@ -113,6 +113,7 @@ long cuda_on_cpu::time_ns() { return std::chrono::steady_clock::now().time_since
 extern "C" {
 void cuda_on_cpu_took(char* p, size_t size, void* stream) {  // a block that a pool gives holds NaN
     LOCK;
+    if (!p) return;  // there was no memory
     blocks[p] = {size, ++counts["allocations"], capturing()};
     if (!capturing()) submit(stream, "", "", [=] { return memset(p, 0xff, size), cudaSuccess; });
 }

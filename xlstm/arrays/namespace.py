@@ -114,7 +114,10 @@ def library(xp: Namespace) -> str:
 
 def device_of(array: Array) -> Any:
     """Return the device of an array, in its library's own terms."""
-    return array.device
+    try:
+        return array.device
+    except AttributeError:  # a scalar of NumPy before 2.1
+        return array_api_compat.device(array)
 
 
 @functools.lru_cache(maxsize=64, typed=True)  # dtypes of two libraries do not compare
