@@ -219,7 +219,9 @@ def test_a_state_on_a_gpu_takes_no_more_memory_than_its_arrays(monkeypatch):
     views = "xlstm.layers.sequence.foreach.views"  # of parts of a longer array, which are made from addresses on a GPU
     monkeypatch.setattr(views, lambda a, shapes, starts: [a[starts[0] :][: math.prod(shapes[0])].reshape(shapes[0])])
     gpu = SimpleNamespace(
-        reshape=np.reshape, full=lambda n, value, **how: made.setdefault(value, np.full(n, value, **how))
+        reshape=np.reshape,
+        zeros=lambda n, **how: made.setdefault(0.0, np.zeros(n, **how)),
+        full=lambda n, value, **how: made.setdefault(value, np.full(n, value, **how)),
     )
     C, n, m = complete("mLSTM", gpu, "state", None, layer.states, 3, layer.init(0, "numpy"))
     assert {value: a.size for value, a in made.items()} == {0.0: C.size + n.size, -np.inf: 64}

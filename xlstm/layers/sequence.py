@@ -353,10 +353,10 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
         start = ends.get(kind, 0)
         ends[kind] = start + -(-math.prod(shape) // ALIGNED) * ALIGNED
         places.append((kind, start, shape))
-    whole = {
-        (value, dtype): xp.full((size,), value, dtype=dtype, device=device_of(like))
-        for (value, dtype), size in ends.items()
-    }
+    whole = {}
+    for (value, dtype), size in ends.items():
+        how = {"dtype": dtype, "device": device_of(like)}
+        whole[value, dtype] = xp.full((size,), value, **how) if value else xp.zeros((size,), **how)
     return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
 
 
