@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 2_140,
 }
 CUDA = 1_410
-TESTS = 20_170
+TESTS = 20_180
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
