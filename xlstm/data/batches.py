@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Part
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
@@ -63,8 +64,30 @@ class Batches(Protocol):
         """Yield the batches of one epoch, in an order that `rng` may decide."""
 
 
+class ByRows:
+    """Data that know the rows of each batch before they make it, so that a rank can make its own part alone."""
+
+    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+        """Return the numbers of the examples in each batch of an epoch."""
+        raise NotImplementedError
+
+    def batch(self, rows: Host, own: slice) -> Batch:
+        """Return the columns `own` of the batch of some examples."""
+        raise NotImplementedError
+
+    @property
+    def counts(self) -> Host:
+        """The number of targets that count in each example (N,), or the sum of their weights."""
+        raise NotImplementedError
+
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield one epoch, in an order that `rng` decides, or in order without it."""
+        for rows in self.orders(rng):
+            yield self.batch(rows, slice(None))
+
+
 @dataclass(frozen=True)
-class Windows:
+class Windows(ByRows):
     """Independent examples in shuffled batches, each from the initial state.
 
     Arrays may be of any library, or lists; they are kept on the host.
@@ -120,17 +143,10 @@ class Windows:
         """Return the number of batches in an epoch."""
         return -(-len(self.x) // self.batch_size)
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, shuffled by `rng` or in order without it."""
-        for rows in self.orders(rng):
-            yield self.batch(rows, slice(None))
-
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        """Return the numbers of the examples in each batch of an epoch."""
         return orders(len(self.x), self.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some examples."""
         arrays = (self.x, self.target, self.mask, self.lengths)
         x, target, mask, lengths = (None if array is None else array[rows[own]] for array in arrays)
         if self.every_step:
@@ -139,7 +155,6 @@ class Windows:
 
     @functools.cached_property
     def counts(self) -> Host:
-        """The number of targets that count in each example (N,), or the sum of their weights."""
         axes = 2 if self.every_step else 1
         mask = np.ones(self.target.shape[:axes]) if self.mask is None else self.mask
         if self.every_step and self.lengths is not None:
@@ -244,7 +259,7 @@ class Streams:
 
 
 @dataclass(frozen=True)
-class Sequences:
+class Sequences(ByRows):
     """Independent sequences of unequal length, each from the initial state, in batches of similar lengths.
 
     A batch is as long as its longest sequence. With a generator of random numbers the sequences are shuffled, those of
@@ -320,13 +335,8 @@ class Sequences:
         """Return the number of batches in an epoch."""
         return -(-len(self.lengths) // self.batch_size)
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, in batches of similar lengths that `rng` shuffles, or in order without it."""
-        for rows in self.orders(rng):
-            yield self.batch(rows, slice(None))
-
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        """Return the numbers of the sequences in each batch of an epoch."""
+        """Return the numbers of the sequences in each batch: of similar lengths that `rng` shuffles, or in order."""
         batches = orders(len(self.lengths), self.batch_size, None)
         if rng is not None:
             pools = orders(len(self.lengths), self.bucket * self.batch_size, rng)
@@ -342,7 +352,6 @@ class Sequences:
 
     @functools.cached_property
     def counts(self) -> Host:
-        """The number of targets that count for each sequence (N,), or the sum of their weights."""
         if not self.every_step:
             return counted(np.ones(len(self.target)) if self.mask is None else self.mask, self.target.shape)
         masks = [np.ones(len(truth)) for truth in self.target] if self.mask is None else self.mask
@@ -458,6 +467,19 @@ def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]
     """Return the numbers of the examples in each batch of `size`, shuffled by `rng` or in order without it."""
     order = np.arange(count) if rng is None else rng.permutation(count)
     return [order[start : start + size] for start in range(0, count, size)]
+
+
+def within_lengths(batch: Batch) -> Host:
+    """Return which steps (T, B) lie within their sequences."""
+    T, B = batch.x.shape[:2]
+    return np.ones((T, B), bool) if batch.lengths is None else np.arange(T)[:, None] < to_numpy(batch.lengths)
+
+
+def mask_of_steps(batch: Batch) -> Host:
+    """Return the mask (T, B, ...) of targets that have a time axis, without those past the end of a sequence."""
+    there = within_lengths(batch)
+    mask = there if batch.mask is None else to_numpy(batch.mask)
+    return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(there.shape + (1,) * (mask.ndim - 2))
 
 
 def counted(mask: Host, shape: tuple[int, ...]) -> Host:

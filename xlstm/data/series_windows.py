@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.batches import Batch, orders
+from xlstm.data.batches import Batch, ByRows, orders
 from xlstm.data.host import Host, Values, finite, numbers
 
 
@@ -85,7 +85,7 @@ def split(length: int, validation: float = 0.2, test: float = 0.2) -> Split:
 
 
 @dataclass(frozen=True)
-class SeriesWindows:
+class SeriesWindows(ByRows):
     """Stretches of `window` rows of one or several series, with the `horizon` rows after each as its target.
 
     No stretch goes over the border between two series, and a series that is too short for one has none. The rows are in
@@ -175,33 +175,26 @@ class SeriesWindows:
         """Return the number of batches in an epoch."""
         return -(-len(self.starts) // self.batch_size)
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, shuffled by `rng` or in order without it.
+    def orders(self, rng: np.random.Generator | None) -> list[Host]:
+        return orders(len(self.starts), self.batch_size, rng)
+
+    def batch(self, rows: Host, own: slice) -> Batch:
+        """Return the columns `own` of the batch of some stretches.
 
         x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets) with `flat`. The mask
         is None where no target of any stretch is missing.
         """
-        for chosen in self.orders(rng):
-            yield self.batch(chosen, slice(None))
-
-    def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        """Return the numbers of the stretches in each batch of an epoch."""
-        return orders(len(self.starts), self.batch_size, rng)
-
-    def batch(self, chosen: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some stretches."""
-        starts = self.starts[chosen[own]]
-        rows = self._ahead(starts)
-        target = self._rows[rows[:, :, None], self._columns]
-        mask = None if self._observed is None else self._observed[rows]
+        starts = self.starts[rows[own]]
+        ahead = starts[:, None] + self.window + np.arange(self.horizon)  # the rows that are predicted
+        target = self._rows[ahead[:, :, None], self._columns]
+        mask = None if self._observed is None else self._observed[ahead]
         if self.flat:
-            target = target.reshape(len(rows), math.prod(target.shape[1:]))
+            target = target.reshape(len(starts), math.prod(target.shape[1:]))
             mask = None if mask is None else mask.reshape(target.shape)
         return Batch(self._rows[np.arange(self.window)[:, None] + starts], target, mask, True)
 
     @functools.cached_property
     def counts(self) -> Host:
-        """The number of targets that count in each stretch (N,)."""
         if self._observed is None:
             return np.full(len(self.starts), float(self.horizon * len(self._columns)))
         past = np.cumsum(np.concatenate(([0], np.sum(self._observed, axis=1))))  # before each row
@@ -211,10 +204,6 @@ class SeriesWindows:
     @property
     def _columns(self) -> Any:
         return np.arange(self._rows.shape[1]) if self.targets is None else self.targets
-
-    def _ahead(self, starts: Host) -> Host:
-        """Return the rows (N, horizon) that are predicted after the windows from these rows on."""
-        return starts[:, None] + self.window + np.arange(self.horizon)
 
 
 def _rows(name: str, given: Any) -> Host:

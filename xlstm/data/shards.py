@@ -13,7 +13,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import GROUP, Group, Part, columns
-from xlstm.data.batches import BATCHES, Batch, Batches, Prefetch
+from xlstm.data.batches import BATCHES, Batch, Batches, ByRows, Prefetch, mask_of_steps
 from xlstm.data.host import Host
 
 
@@ -53,7 +53,7 @@ class Shard:
         data: Any = self.data
         if isinstance(data, Prefetch):
             yield from dataclasses.replace(data, data=Shard(data.data, self.group)).batches(rng)
-        elif _by_rows(type(data)):
+        elif isinstance(data, ByRows) and type(data).batches is ByRows.batches:
             lengths = getattr(data, "lengths", None)
             for rows in data.orders(rng):
                 own = columns(len(rows), self.group)
@@ -62,12 +62,6 @@ class Shard:
         else:
             for batch in data.batches(rng):
                 yield cut(batch, self.group, getattr(data, "every_step", None))
-
-
-def _by_rows(kind: type) -> bool:
-    """Return whether batches of a class are those that its `batch` makes of its `orders`."""
-    owner = next((one for one in kind.__mro__ if "batches" in vars(one)), object)
-    return {"orders", "batch", "counts"} <= vars(owner).keys()
 
 
 def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
@@ -87,15 +81,10 @@ def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
     total = float(math.prod(batch.target.shape))
-    mask = batch.mask
-    if mask is not None or (timed and batch.lengths is not None):
-        mask = np.ones(batch.target.shape[: 1 + timed], bool) if mask is None else to_numpy(mask)
-        if timed:
-            mask = mask.reshape(mask.shape + (1,) * (2 - mask.ndim))  # (T,) stands for all sequences
-            mask = np.broadcast_to(mask, (T, B, *mask.shape[2:]))
-            if batch.lengths is not None:
-                there = np.arange(T)[:, None] < to_numpy(batch.lengths)
-                mask = mask * there.reshape(there.shape + (1,) * (mask.ndim - 2))
+    mask = None if batch.mask is None else to_numpy(batch.mask)
+    if timed and (mask is not None or batch.lengths is not None):
+        mask = mask_of_steps(batch)
+    if mask is not None:
         total = float(np.sum(mask)) * math.prod(batch.target.shape[mask.ndim :])
     at = (slice(None), own) if timed else own
     options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}

@@ -1,7 +1,7 @@
 """The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from xlstm import losses
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import Batch, orders
+from xlstm.data.batches import Batch, ByRows, orders
 from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
 from xlstm.estimators import baselines
@@ -172,7 +172,7 @@ class Predictor:
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(ByRows):
     """Windows with what a network is to predict after each of them, in shuffled batches. Windows are made as needed.
 
     Attributes
@@ -201,17 +201,10 @@ class Examples:
         """Return the number of batches in an epoch."""
         return -(-len(self.origins) // self.predictor.settings.batch_size)
 
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, shuffled by `rng` or in order without it."""
-        for rows in self.orders(rng):
-            yield self.batch(rows, slice(None))
-
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
-        """Return the numbers of the windows in each batch of an epoch."""
         return orders(len(self.origins), self.predictor.settings.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some windows."""
         rows = rows[own]
         x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
         for k in np.unique(self.series[rows]):
@@ -222,7 +215,6 @@ class Examples:
 
     @functools.cached_property
     def counts(self) -> Host:
-        """The number of targets that count in each window (M,)."""
         return np.asarray(np.sum(self.mask, axis=1, dtype=np.float64))
 
 

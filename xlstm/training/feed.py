@@ -16,8 +16,8 @@ from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import BATCHES, Batch, Batches
-from xlstm.data.host import Host, finite
+from xlstm.data.batches import BATCHES, Batch, Batches, mask_of_steps, within_lengths
+from xlstm.data.host import finite
 from xlstm.data.shards import Shard
 from xlstm.losses import mse
 from xlstm.precision import Mixed
@@ -100,7 +100,7 @@ class Feed:
         Arrays on a device are left alone, since reading them would wait for it, and so are targets that a mask leaves
         out, unless `everything` is to be checked.
         """
-        counts = None if batch.lengths is None else _within_lengths(batch)
+        counts = None if batch.lengths is None else within_lengths(batch)
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
         if everything or isinstance(batch.target, np.ndarray):
@@ -152,19 +152,11 @@ class Feed:
         whole = batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)
         if whole or getattr(self.model, "last", False):
             return batch.mask
-        there = np.ones(batch.x.shape[:2], bool) if batch.lengths is None else _within_lengths(batch)
-        mask = there if batch.mask is None else to_numpy(batch.mask)
-        more = max(0, mask.ndim - 2)
-        return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(there.shape + (1,) * more)
+        return mask_of_steps(batch)
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""
         return self.home.xp.permute_dims(array, (1, 0, *range(2, array.ndim)))
-
-
-def _within_lengths(batch: Batch) -> Host:
-    """Return which steps (T, B) lie within their sequences."""
-    return np.arange(batch.x.shape[0])[:, None] < to_numpy(batch.lengths)
 
 
 def evaluate(
