@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from xlstm.arrays import cuda_graph, probe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 # By card and name; a name that ends in "_" or " " stands for all that begin with it.
 _reasons: dict[tuple[str, str], str] = {}
@@ -24,7 +25,7 @@ class CudaError(RuntimeError):
     """A kernel that does not compile, is not loaded or launched, or that failed while it ran."""
 
 
-def attempt(name: str, launch: Callable[..., Any], *args: Any) -> Any:
+def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | None:
     """Return `launch(*args)`, or None where the kernel of this name is broken on the current card.
 
     It is remembered, with one warning. A name of several words is that of a whole way, of which the first word is
@@ -99,8 +100,9 @@ def _clear() -> None:
 
 def cache(function: Function) -> Function:
     """Cache the results of a function as `functools.cache` does, until another kernel turns out to be broken."""
-    _caches.append(functools.cache(function))
-    return _caches[-1]  # type: ignore[no-any-return]
+    cached = functools.cache(function)
+    _caches.append(cached)
+    return cast(Function, cached)
 
 
 def reason(error: BaseException) -> str:

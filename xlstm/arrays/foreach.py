@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe
+from xlstm.arrays import broken, device, fuse, probe, strides
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
@@ -119,7 +119,7 @@ def apply(
     given = [real(number) if kind is None else number for number, kind in zip(numbers, kinds, strict=True)]
     found = broken.attempt(kernel.name, _applied, kernel, columns, shapes, results, into, given)
     if found is not None:
-        return found  # type: ignore[no-any-return]
+        return found
     given = [number if isinstance(number, real) else xp.astype(number, real) for number in given]
     return _one_by_one(columns, into, lambda a: fuse.plain(xp, function, a, options, *given))
 
@@ -246,7 +246,7 @@ def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Pl
     most, parts = _most(len(itemsizes)), []
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
-    lie = [[tuple(n * math.prod(shape[k + 1 :]) for k in range(len(shape))) for shape in shapes] for n in itemsizes]
+    lie = [[strides.contiguous(shape, size) for shape in shapes] for size in itemsizes]
     for k in range(0, len(sizes), most):
         some, first = sizes[k : k + most], ends[k : k + most + 1]
         table = np.zeros((), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True))

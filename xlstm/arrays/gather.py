@@ -60,7 +60,7 @@ def gather(xp: Namespace, arrays: Sequence[Array], places: Sequence[Array]) -> l
     if fuse.compiles(xp):
         found = broken.attempt("xlstm_gather", _gathered, arrays, places) if arrays[0].itemsize > 1 else None
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
         arrays = [xp.concat((a, xp.zeros((1, *a.shape[1:]), dtype=a.dtype)), axis=0) for a in arrays]
     return [xp.take(a, at, axis=0) for a, at in zip(arrays, places, strict=True)]
 
@@ -98,9 +98,9 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
     On CuPy a place that there is not is left out.
     """
     if xp is np:
-        found = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
-        np.add.at(found, places, rows)
-        return found
+        total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
+        np.add.at(total, places, rows)
+        return total
     if fuse.compiles(xp) and segments.takes(rows):
         found = broken.attempt("xlstm_add_rows", segments.added, places, rows, count)
         if found is not None:

@@ -116,7 +116,7 @@ def _run(xp: Namespace, plan: Plan, arrays: Sequence[Array], out: Sequence[Array
 
 
 class Plan(NamedTuple):
-    """What a call asks for, but for addresses."""
+    """A launch, but for the addresses of its arrays."""
 
     kernel: Any
     grid: tuple[int, int]
@@ -149,7 +149,7 @@ def _plan(
         return None
     results = [(one.shape(shape, keep), one.dtype) for one in made.results.values()]
     lying = [(size, tuple(step // dtype.itemsize for step in far)) for dtype, size, far in (*arrays, *out)]
-    lying += [(size, _contiguous(size)) for size, _ in results[len(out) : len(results) - sums]]
+    lying += [(size, strides.contiguous(size)) for size, _ in results[len(out) : len(results) - sums]]
     apart = [n is not None for n in (*leading, *(one.length for one in made.results.values()))]
     steps = [strides.broadcast(shape, size[n:], far[n:]) for (size, far), n in zip(lying, apart, strict=False)]
     sizes, along = strides.joined(range(len(shape) - keep), shape, steps)
@@ -175,7 +175,3 @@ def _plan(
 
 
 _source = functools.cache(Source)
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

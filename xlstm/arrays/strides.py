@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 
 def broadcast(shape: Sequence[int], own: Sequence[int], steps: Sequence[int]) -> list[int]:
     """Return the steps of an array along each axis of `shape`, 0 where it has one number for all."""
     return [0] * (len(shape) - len(own)) + [0 if n == 1 else step for n, step in zip(own, steps, strict=True)]
+
+
+def contiguous(shape: Sequence[int], unit: int = 1) -> tuple[int, ...]:
+    """Return the steps of a contiguous array, in elements or in units such as bytes."""
+    return tuple(unit * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def joined(

@@ -130,6 +130,7 @@ def run() -> Checked:
     _mark(found)
     try:
         folder, name = _place()
+        private.folder(folder)
         # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a part of a card.
         private.write(folder, name, json.dumps([row for row in found if row.problem in (WRONG, OTHER)]).encode())
     except OSError:  # nobody else may write there, and so nothing is kept
@@ -142,10 +143,7 @@ def first_use() -> None:
     if (card := broken.current()) in _begun:
         return
     _begun.add(card)
-    try:
-        kept = private.read(*_place(), 1 << 20)
-    except OSError:
-        kept = None
+    kept = private.read(*_place(), 1 << 20)
     if kept is not None:
         _mark(Checked(Row(*row) for row in json.loads(kept)))
     elif os.environ.get(VARIABLE, "0") != "0":
@@ -163,7 +161,7 @@ def _place() -> tuple[Path, str]:
     cupy, package = probe.cupy(), sys.modules["xlstm"]  # an import of it would go upwards
     runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__)
     key = repr((Row._fields, broken.current(), runtime.driverGetVersion(), runtime.runtimeGetVersion(), *versions))
-    folder = private.folder(Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm"))
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm")
     return folder, f"check-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 

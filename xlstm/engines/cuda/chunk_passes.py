@@ -102,10 +102,7 @@ def chunkwise(xp: Namespace, *given: Any) -> tuple[Array, Array, Array, Array, S
         The state after the last step.
     saved : Saved
     """
-    found: tuple[Array, Array, Array, Array, Saved] | None = None
-    if given[-1] is not None:
-        found = broken.attempt(given[-1].name, forward, xp, *given)
-    return found
+    return None if given[-1] is None else broken.attempt(given[-1].name, forward, xp, *given)
 
 
 def chunkwise_bwd(
@@ -113,7 +110,7 @@ def chunkwise_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of q, k, v, i~, f~, C0, n0 and m0; dC, dn and dm may all be None, which means 0."""
     made, given = saved.made, (dh, dC, dn, dm)
-    found: tuple[Array, ...] | None = broken.attempt(made.name, backward, xp, *given, saved)
+    found = broken.attempt(made.name, backward, xp, *given, saved)
     if found is None:
         q, k, v, i, f, C0, n0, m0 = *saved.inputs, *saved.start
         *_, again = plain.chunkwise(xp, q, k, v, i, f, C0, n0, m0, made.eps, made.forget, made.shape.L)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import broken, constants
+from xlstm.arrays.broken import Result
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
@@ -76,14 +77,14 @@ class Cuda:
             return None
         found = _attempt(f"step {choice.name}", Single(step, x).run, state)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
         y, end, _ = self._next(step, widths).forward(step, x, [s.T for s in state], widths, "nothing")
         return [y, *(s.T for s in end)]
 
     def backward(self, tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; see `Engine`."""
         assert isinstance(tape, CudaTape)
-        found: tuple[Gradients, list[Array]] | None = _attempt(tape.choice.name, tape.backward, dy, dstate)
+        found = _attempt(tape.choice.name, tape.backward, dy, dstate)
         if found is None:  # the forward pass begins again, too: the next path keeps other values
             engine = self._next(tape.step, tape.widths)
             _, _, again = engine.forward(tape.step, tape.x, tape.initial, tape.widths, "all")
@@ -95,7 +96,7 @@ class Cuda:
         return ARRAY_API if self.refuses(step, widths) else self
 
 
-def _attempt(name: str, run: Callable[..., Any], *args: Any) -> Any:
+def _attempt(name: str, run: Callable[..., Result], *args: Any) -> Result | None:
     """Do as `broken.attempt`, but raise the error where a path was asked for."""
     return broken.attempt(name, run, *args) if told()[0] == "auto" else run(*args)
 
