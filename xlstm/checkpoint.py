@@ -213,8 +213,12 @@ def check_alike(name: str, value: Any, like: Any) -> None:
         if not isinstance(value, dict) or value.keys() != like.keys():
             raise ValueError(f"{name} is {shown(value)}, expected a dict of {few(like)}")
         for key, one in like.items():
-            other = value[key]
-            if isinstance(one, dict) or getattr(other, "shape", None) != one.shape or other.dtype != one.dtype:
-                check_alike(f"{name} {key}", other, one)
-    elif getattr(value, "shape", None) != like.shape or value.dtype != like.dtype:
+            if not _is_alike(value[key], one):
+                check_alike(f"{name} {key}", value[key], one)
+    elif not _is_alike(value, like):
         raise ValueError(f"{name} is {shown(value)}, expected {shown(like)}")
+
+
+def _is_alike(value: Any, like: Any) -> bool:
+    """Return whether `like` is an array, and `value` one of its shape and dtype."""
+    return not isinstance(like, dict) and getattr(value, "shape", None) == like.shape and value.dtype == like.dtype

@@ -259,10 +259,10 @@ def _all_plain(state: Any, kind: Any, dtype: Any) -> bool:
     return True
 
 
-def leaves(tree: Any) -> Iterator[Array]:
-    """Yield the arrays of a state of a model."""
-    if isinstance(tree, tuple | list):
+def leaves(tree: Any, whole: type | tuple[()] = ()) -> Iterator[Any]:
+    """Yield the arrays of a state of a model, or tuples of the type `whole` that describe them."""
+    if isinstance(tree, tuple | list) and not isinstance(tree, whole):
         for part in tree:
-            yield from leaves(part)
+            yield from leaves(part, whole)
     elif tree is not None:
         yield tree

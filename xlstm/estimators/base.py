@@ -65,6 +65,7 @@ CHECKS: dict[str, checks.Kind] = {
     "weight_decay": checks.non_negative,
     "window": checks.optional(checks.whole(2, checks.LARGEST)),
 }
+OF_TRAIN = ("callbacks", "checkpoints", "resume", "graph")  # parameters that `training.train` is given as they are
 # Parameters that no file keeps: those of a run, and the tokens of a text, whose codec is in the file itself.
 RUN = ("backend", "callbacks", "checkpoints", "every", "graph", "resume", "tokens", "warm_start")
 
@@ -290,7 +291,7 @@ class TrainedEstimator(Estimator):
         self, model: Any, params: Params, data: Batches, home: Backend, keep: Callable[[Trained], None], **options: Any
     ) -> Self:
         """Train, and give the result to `keep`, also where a signal ends training."""
-        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume", "graph")}
+        run = {name: getattr(self, name) for name in OF_TRAIN}
         try:
             trained = learn(self, model, params, data, home, **run, **options)
         except (Interrupted, Terminated) as error:

@@ -18,7 +18,7 @@ from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, re
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import Given
 from xlstm.estimators import baselines, evaluation, fitting, predictor
-from xlstm.estimators.base import AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
+from xlstm.estimators.base import OF_TRAIN, AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
 from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
@@ -423,7 +423,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         train, several = data["train"], data["train"].several
         s = train.predictor.settings
         stop: BaseException | None = None
-        run = {name: getattr(self, name) for name in ("callbacks", "checkpoints", "resume", "graph")} | {"group": group}
+        run = {name: getattr(self, name) for name in OF_TRAIN} | {"group": group}
         run |= {"epochs": s.epochs, "patience": s.patience, "validation": data["validation"], "progress": progress}
         try:
             trained = fitting.train(train, start, **run)

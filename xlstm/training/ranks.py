@@ -12,7 +12,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
-from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.namespace import Array, Namespace, leaves
 from xlstm.layers.sequence import Leaf
 from xlstm.training.callbacks import Callback
 from xlstm.training.feed import Inputs
@@ -169,7 +169,7 @@ class Ranks:
 
     def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
-        mine = None if carried is None else list(_leaves(carried))
+        mine = None if carried is None else list(leaves(carried))
         told = self.group.tell(None if mine is None else [(a.shape, str(a.dtype)) for a in mine])
         known = next((kinds for kinds in told if kinds is not None), None)
         if known is None:
@@ -189,7 +189,7 @@ class Ranks:
         if carried is None:
             return None
         parts = []
-        for axis, a in zip(self._axes, _leaves(carried), strict=True):
+        for axis, a in zip(self._axes, leaves(carried), strict=True):
             own = columns(a.shape[axis], self.group)
             if own.start == own.stop:
                 return None
@@ -203,20 +203,11 @@ class Ranks:
         if states is None:
             kind = type(self.model).__name__
             raise ValueError(f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie in it")
-        return [len(leaf.before) for leaf in _leaves(states)]
+        return [len(leaf.before) for leaf in leaves(states, Leaf)]
 
 
 def _at(axis: int, own: slice) -> tuple[slice, ...]:
     return (slice(None),) * axis + (own,)
-
-
-def _leaves(tree: Any) -> Iterator[Any]:
-    """Yield the arrays of a state of a model, or what describes them."""
-    if isinstance(tree, tuple | list) and not isinstance(tree, Leaf):
-        for part in tree:
-            yield from _leaves(part)
-    else:
-        yield tree
 
 
 def _nested(states: Any, arrays: Iterator[Array]) -> Any:
