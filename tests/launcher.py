@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 INSTALLED = MPIEXEC.exists() and importlib.util.find_spec("mpi4py") is not None
 needed = pytest.mark.skipif(not INSTALLED and "mpi" not in REQUIRED, reason="it needs mpi4py and mpich")
-# What programs begin with; `now` tells the test when something happens.
+# Programs begin with this; `now` tells the test when something happens.
 START = """
 import os, signal, sys, time, numpy as np, xlstm
 from xlstm import distributed

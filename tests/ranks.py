@@ -49,7 +49,7 @@ class Threads:
 
 
 class Shared:
-    """What the ranks have in common: a slot for each, and where they meet."""
+    """The things that ranks have in common: a slot for each, and where they meet."""
 
     def __init__(self, size):
         self.slots, self.barrier = [None] * size, threading.Barrier(size, timeout=60)

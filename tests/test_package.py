@@ -17,6 +17,9 @@ import xlstm
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+# Packages that nothing imports before they are needed.
+PACKAGES = ("typer", "rich", "click", "matplotlib", "cupy", "torch", "jax", "onnx", "h5py", "numba", "mpi4py")
+
 BLOCK = """
 import sys
 class Blocker:
@@ -41,22 +44,7 @@ def python(code, cwd):
 
 
 def test_training_needs_only_four_packages(tmp_path):
-    blocked = [
-        "typer",
-        "rich",
-        "click",
-        "matplotlib",
-        "cupy",
-        "torch",
-        "pandas",
-        "narwhals",
-        "pyarrow",
-        "jax",
-        "onnx",
-        "h5py",
-        "numba",
-        "mpi4py",
-    ]
+    blocked = [*PACKAGES, "pandas", "narwhals", "pyarrow"]
     result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("[")
@@ -67,21 +55,7 @@ def test_import_loads_nothing_heavy(tmp_path):
     loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
     assert "xlstm" in loaded
     assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
-    heavy = {
-        "typer",
-        "rich",
-        "click",
-        "matplotlib",
-        "cupy",
-        "torch",
-        "safetensors",
-        "jax",
-        "onnx",
-        "h5py",
-        "numba",
-        "mpi4py",
-    }
-    assert not loaded & {*heavy, "threadpoolctl"}
+    assert not loaded & {*PACKAGES, "safetensors", "threadpoolctl"}
 
 
 NEEDS = {"keras": "h5py", "onnx_export": "onnxruntime", "onnx_import": "onnx"}

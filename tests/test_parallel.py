@@ -113,7 +113,11 @@ def test_validation_callbacks_and_files(size, tmp_path):
         plateau, seen = training.ReduceOnPlateau(1e-2, factor=0.5, patience=1), Sees()
         callbacks = [training.MovingAverage(0.9), plateau, training.EarlyStopping(3), seen]
         options = {"validation": held, "epochs": 12, "callbacks": callbacks, "checkpoints": tmp_path / name}
-        progress = lambda now: calls.append(now.total) if name != "one" else None  # noqa: E731
+
+        def progress(now):
+            if name != "one":
+                calls.append(now.total)
+
         rate = optim.adam(plateau)
         result = training.train(MODEL, start(MODEL, group), fitted, rate, group=group, progress=progress, **options)
         return result, plateau.scale, seen.seen
@@ -152,7 +156,10 @@ def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
 
     def run(group, name, last=17, resume=False):
         """Train; the others of a group stop a step later than rank 0 says."""
-        stop = lambda now: last < 17 and now.total == last - (group is not None)  # noqa: E731
+
+        def stop(now):
+            return last < 17 and now.total == last - (group is not None)
+
         files = {"checkpoints": tmp_path / name, "resume": resume}
         return trained(group, model, data, steps=17, progress=stop, **files, **options)
 

@@ -27,7 +27,7 @@ SILENT = 3.0  # seconds that the others give it
 
 
 class Clock:
-    """What the ranks do together on one engine, in the same order.
+    """Counts of the things that ranks do together on one engine, in the same order.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Clock:
 
 
 class Notice(NamedTuple):
-    """What a rank tells another one: how it is, and by each clock how much it has begun and what that was last."""
+    """The state of a rank, told to another one, with how much it has begun by each clock and the kind of the last."""
 
     rank: int
     how: str  # "goes on", "leaves" or "fails"
