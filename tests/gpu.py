@@ -132,5 +132,4 @@ def first_contact() -> None:
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()
-    broken._reasons.clear()
-    broken._clear()
+    broken.forget()

@@ -30,10 +30,10 @@ PACKAGES = {
     "plots": 560,
     "recurrence": 220,
     "tracing": 330,
-    "training": 2_140,
+    "training": 2_130,
 }
 CUDA = 1_410
-TESTS = 20_180
+TESTS = 20_160
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
