@@ -267,15 +267,15 @@ class CudaTape(Kernels, Tape):
         after = self._states(arrays, states)
         if self.function.around.projected:
             return [self._back_through_projection(arrays, states[0]), *after]
-        xp, product = self.step.xp, self.empty({"": None}, 0)[""]
+        xp, have = self.step.xp, 0
         for at, end in reversed(list(itertools.pairwise(self.starts))):
-            ending = (end - at - product.shape[0], self.step.H)  # sequences whose last step this is
-            if ending[0]:
-                product = xp.concat((product, xp.zeros(ending, dtype=product.dtype, device=device_of(product))))
-            arrays["product"] = product
-            self.ask_bwd(arrays, at, end - at)
-            product = self._by_h(arrays, at, end)
-        return [after[0] + self._masked(product), *after[1:]]
+            if end - at > have:  # sequences whose last step this is
+                zeros = xp.zeros((end - at - have, self.step.H), dtype=self.Wh.dtype, device=device_of(self.Wh))
+                arrays["product"] = xp.concat((arrays["product"], zeros)) if have else zeros
+            have = end - at
+            self.ask_bwd(arrays, at, have)
+            arrays["product"] = self._by_h(arrays, at, end)
+        return [after[0] + self._masked(arrays["product"]), *after[1:]]
 
     def _back_through_projection(self, arrays: dict[str, Any], dend: Array) -> Array:
         """Run all steps backward; the gradient of y, (N, P), becomes that of h of every step."""
