@@ -301,7 +301,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     Returns
     -------
     class
-        A subclass of the base of `xlstm.LSTM`, made with (input_size, hidden_size, num_layers=1, *, ...).
+        A subclass of the base of `xlstm.LSTM`, made with `(input_size, hidden_size, num_layers=1, *, ...)`.
 
     Raises
     ------

@@ -167,7 +167,7 @@ def adam(
 def adamw(
     lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
 ) -> Optimizer:
-    """Make Adam with decoupled weight decay, p *= 1 - lr weight_decay (Loshchilov & Hutter 2019).
+    """Make Adam with decoupled weight decay, `p *= 1 - lr weight_decay` (Loshchilov & Hutter 2019).
 
     Parameters
     ----------
