@@ -244,6 +244,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The site in docs/_build/html: no warning, notebooks run."""
+    session.install("-e", ".[fast,plot,tables,onnx,keras,text]", *group("docs"))
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
 def gpu(session: nox.Session) -> None:
     """The GPU check within 10 minutes: results, races, barriers, graphs, times beside others', all tests."""
     cuda = os.environ.get("XLSTM_CUDA", "cuda12")
