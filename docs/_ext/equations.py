@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.errors import ExtensionError
+from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,9 @@ def statements(body: list[Any], name: str = "", around: frozenset[int] = frozens
         inner = getattr(one, "body", None)
         own = frozenset(range(one.lineno, inner[0].lineno if inner else one.end_lineno + 1))
         if isinstance(one, ast.FunctionDef | ast.ClassDef):
-            yield from statements(one.body, f"{name}.{one.name}".lstrip("."))
+            fields = isinstance(one, ast.ClassDef)  # whose comments describe values
+            inner = [part for part in one.body if not fields or isinstance(part, ast.FunctionDef)]
+            yield from statements(inner, f"{name}.{one.name}".lstrip("."))
         else:
             yield name, own, own | around
             yield from statements([*(inner or []), *getattr(one, "orelse", [])], name, own | around)
@@ -82,7 +84,7 @@ class Equations(SphinxDirective):
         shown = [one for one in numbered(file) if one.function == function and one.numbers in tags]
         if missing := tags - {one.numbers for one in shown}:
             where = f"{self.env.docname}, line {self.lineno}"
-            raise ExtensionError(f"{where}: no line of {function} in {file} has the numbers {sorted(missing)}")
+            raise SphinxError(f"{where}: no line of {function} in {file} has the numbers {sorted(missing)}")
         rows = [TAG.sub(r"& \\quad (\1)", formula) for formula in self.content if formula.strip()]
         formulas = "\\begin{aligned}" + " \\\\ ".join(rows) + "\\end{aligned}"
         lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
@@ -104,7 +106,7 @@ def check(app: Sphinx, page: nodes.document) -> None:
         for one in numbered(file):
             if one[:2] not in found:
                 where = f"line {max(one.lines)} of {file}, in {one.function}"
-                raise ExtensionError(f"{app.env.docname}: no formula has the numbers {one.numbers} of {where}")
+                raise SphinxError(f"{app.env.docname}: no formula has the numbers {one.numbers} of {where}")
 
 
 def sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
