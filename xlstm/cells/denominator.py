@@ -42,9 +42,9 @@ def exp_minus(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
 
 def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:
     """Return max(|s|, exp(-m)) + eps with s = n q."""
-    return xp.maximum(xp.abs(s), exp_minus(xp, m, limit, dtype)) + eps
+    return xp.maximum(xp.abs(s), exp_minus(xp, m, limit, dtype)) + eps  # (21)
 
 
 def sign_beyond(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
     """Return the derivative of max(|s|, one) by s: the sign of s where |s| is larger, else 0."""
-    return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)
+    return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)  # (21)

@@ -65,7 +65,7 @@ def step(
     *found, ik, n = by_rows(xp, _begin, *arrays, **options) if compiles(xp) else _begin(xp, *arrays, **options)
     logf, m, i1, f1, s, den = [a[..., 0] for a in found]
     C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
-    Cq = matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]
+    Cq = matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]  # (21)
     h = astype(xp, Cq / den[..., None], q.dtype)  # (21)
     return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h)
 
@@ -88,9 +88,9 @@ def _begin(
 ) -> tuple[Array, ...]:
     """Return all but the memory and h: log f, m, the gates divided by exp(m), n q, the denominator, i k and n."""
     logf = FORGET[forget].fwd(xp, f)  # (26)
-    kept = logf + m0
+    kept = logf + m0  # (15)
     m = xp.maximum(kept, i)  # (15)
-    r = at_least(xp, m, low)
+    r = at_least(xp, m, low)  # (15) finite before the first write
     i1, f1 = xp.exp(i - r), xp.exp(at_least(xp, kept, low) - r)  # (16) (17)
     ik = root * i1 * k  # (23)
     n = f1 * n0 + ik  # (20)
@@ -99,7 +99,7 @@ def _begin(
 
 
 def _memory(xp: Namespace, C0: Array, f: Array, ik: Array, v: Array) -> Array:
-    return f * C0 + ik * v
+    return f * C0 + ik * v  # (19)
 
 
 def step_bwd(
@@ -116,9 +116,9 @@ def step_bwd(
     (q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h = saved
     root = q.shape[-1] ** -0.5
     dCq = dh / den[..., None]  # (21) by C q
-    dden = -total(xp, dCq, h)
-    one = exp_minus(xp, m, limit_of(xp, s.dtype), s.dtype)
-    sign = sign_beyond(xp, s, one, s.dtype)
+    dden = -total(xp, dCq, h)  # (21) by the denominator
+    one = exp_minus(xp, m, limit_of(xp, s.dtype), s.dtype)  # (21)
+    sign = sign_beyond(xp, s, one, s.dtype)  # (21)
     ds, dm = dden * sign, dm - dden * one * (1 - xp.abs(sign))  # (21) by n q and m
     dq = matmul(xp, C, dCq[..., :, None])[..., 0] + ds[..., None] * n  # (21)
     dC = dC + q[..., :, None] * dCq[..., None, :]  # (21)
@@ -132,4 +132,4 @@ def step_bwd(
     di = i_di + wrote * dm
     dlogf = f_df + (1 - wrote) * dm  # (17) (15), and the gradient of m0
     df = FORGET[forget].bwd(xp, dlogf, f, logf)  # (26)
-    return dq, dk, dv, di, df, f1[..., None, None] * dC, f1[..., None] * dn, dlogf
+    return dq, dk, dv, di, df, f1[..., None, None] * dC, f1[..., None] * dn, dlogf  # (19) (20) (15)

@@ -22,57 +22,57 @@ FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other ter
 
 def accumulate(xp: Namespace, b: Wide, most: Wide, i: Array, logf: Array) -> tuple[Array, Array]:
     logf = wide(xp, logf)
-    b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))
-    return b, xp.maximum(most, written(xp, i, b))
+    b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))  # (1)
+    return b, xp.maximum(most, written(xp, i, b))  # (3)
 
 
 def written(xp: Namespace, i: Array, b: Wide) -> Array:
     """Return w (2)."""
-    return wide(xp, i) - b
+    return wide(xp, i) - b  # (2)
 
 
 def m_after(xp: Namespace, m: Wide, b: Wide, most: Wide) -> Array:
-    return b + xp.maximum(most, m)
+    return b + xp.maximum(most, m)  # (3)
 
 
 def stabilise(xp: Namespace, most: Wide, m: Wide, low: float) -> Array:
-    return at_least(xp, xp.maximum(most, m), low)
+    return at_least(xp, xp.maximum(most, m), low)  # (3)
 
 
 def read_write(
     xp: Namespace, w: Wide, r: Wide, m0: Wide, last: Wide, root: float, low: float, dtype: Any
 ) -> tuple[Array, Array]:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
+    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)  # (6) (9)
 
 
 def keep(xp: Namespace, m0: Wide, last: Wide, low: float, dtype: Any) -> Array:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)
+    return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)  # (9)
 
 
 def state(xp: Namespace, C: Array, keep: Array, written: Array) -> Array:
-    return keep * C + written
+    return keep * C + written  # (9)
 
 
 def D(  # noqa: N802
     xp: Namespace, w: Wide, r: Wide, wrote: Array, reads: Array, root: float, dtype: Any
 ) -> Array:
-    until = xp.astype(wrote <= reads, dtype)
-    D = xp.astype(w - r, dtype)
-    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # later steps may have written with any weight
-    D *= root * until
+    until = xp.astype(wrote <= reads, dtype)  # (4) s <= t
+    D = xp.astype(w - r, dtype)  # (4)
+    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # (4) later steps may have written with any weight
+    D *= root * until  # (4)
     return D
 
 
 def den(xp: Namespace, s: Array, b: Wide, r: Wide, eps: float, limit: float, dtype: Any) -> Array:
-    return denominator(xp, s, b + r, eps, limit, dtype)
+    return denominator(xp, s, b + r, eps, limit, dtype)  # (7)
 
 
 def den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Wide, r: Wide, limit: float, dtype: Any) -> Array:
-    return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)
+    return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)  # (8) (7)
 
 
 def quotient(xp: Namespace, num: Array, den: Array, dtype: Any) -> Array:
-    return astype(xp, num / den, dtype)
+    return astype(xp, num / den, dtype)  # (8)
 
 
 def scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
@@ -83,27 +83,27 @@ def scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
 
 
 def b_bwd(xp: Namespace, dh_h: Array, ds: Array, s: Array, dw: Array) -> Array:
-    return dh_h + ds * s - dw
+    return dh_h + ds * s - dw  # (1) (2)
 
 
 def m_bwd(xp: Namespace, dh_h: Array, den: Array, eps: float) -> Array:
-    return -eps * dh_h / den
+    return -eps * dh_h / den  # (7)
 
 
 def from_before(xp: Namespace, m0: Wide, most: Wide, dtype: Any) -> Array:
-    return xp.astype(m0 >= most, dtype)
+    return xp.astype(m0 >= most, dtype)  # (3)
 
 
 def add_to_last(xp: Namespace, dm: Array, end: Array, step: Array, last: Array, dtype: Any) -> Array:
-    return dm + end * xp.astype(step >= last, dtype)
+    return dm + end * xp.astype(step >= last, dtype)  # (3)
 
 
 def is_largest(xp: Namespace, w: Wide, most: Wide, wrote: Array, reads: Array, dtype: Any) -> Array:
-    return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)
+    return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)  # (3)
 
 
 def share(xp: Namespace, old: Array, dm: Array, count: Array) -> Array:
-    return (1 - old) * dm / count
+    return (1 - old) * dm / count  # (3)
 
 
 def add(xp: Namespace, total: Array, d: Array) -> Array:

@@ -58,22 +58,22 @@ def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) 
 
 
 def _centred(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
-    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)
+    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)  # (1)
 
 
 def _centred_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Array:
-    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
-    return r * (dn - mean - n * along)
+    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))  # (1), (2)
+    return r * (dn - mean - n * along)  # (3) (2) (1)
 
 
 def _by_root(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
     """Return x with mean square 1, and 1 / the root of its mean square."""
-    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
-    return x * r, r
+    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)  # (2)
+    return x * r, r  # (3)
 
 
 def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
-    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
+    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))  # (3) (2)
 
 
 MEAN_AND_VARIANCE = Normal(normalize_bwd, _centred, _centred_bwd)
