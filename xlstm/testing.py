@@ -13,6 +13,8 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.random import generator
 
+__all__ = ["GradientError", "gradcheck"]
+
 # The weights of f(x + k step v) / step in the fourth-order central difference.
 STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
 TINY = float(np.finfo(np.float64).tiny)

@@ -52,7 +52,15 @@ Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
 
 
 class OptimState(NamedTuple):
-    """The state of an optimiser: updates done, and moments (slot name -> parameter name -> array)."""
+    """The state of an optimiser.
+
+    Attributes
+    ----------
+    step : int
+        Number of updates done.
+    slots : dict of str to dict of str to array
+        Moments, by the name of the slot and that of the parameter.
+    """
 
     step: int
     slots: Slots
