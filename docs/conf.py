@@ -6,6 +6,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
+import reference  # noqa: E402
+
 import xlstm  # noqa: E402
 
 project = "xlstm"
@@ -22,6 +24,7 @@ extensions = [
     "equations",
     "mathml",
     "site_files",
+    "commands",
 ]
 exclude_patterns = ["_build", "_ext"]
 templates_path = ["_templates"]
@@ -36,8 +39,9 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 60
 
 # The reference
+default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
 autosummary_generate = True
-autosummary_imported_members = False
+autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference").get}
 autodoc_typehints = "none"  # docstrings say types, with shapes
 numpydoc_show_class_members = False
 python_use_unqualified_type_names = True
@@ -52,7 +56,7 @@ html_show_sourcelink = False
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
-    "show_prev_next": True,
+    "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],

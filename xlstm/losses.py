@@ -52,7 +52,7 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 @accepts_foreign
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Return the mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
+    """Return the mean absolute error, `mean(|y - target|)`, and its gradient by y, which is 0 at 0.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
 
 @accepts_foreign
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
-    """Return the mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
+    """Return the mean of `e^2/2` where `|e| <= delta`, else `delta (|e| - delta/2)`, and its gradient (Huber 1964).
 
     Parameters
     ----------

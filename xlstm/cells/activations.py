@@ -406,7 +406,14 @@ def register(
 
 
 class Activation(NamedTuple):
-    """A gate activation by name, and the values of its parameters."""
+    """A gate activation by name.
+
+    Attributes
+    ----------
+    name : str
+    values : tuple of float
+        The values of its parameters, in order.
+    """
 
     name: str
     values: tuple[Any, ...]

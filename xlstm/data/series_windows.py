@@ -45,7 +45,13 @@ def first_row(where: str, values: Values) -> int:
 
 
 class Split(NamedTuple):
-    """Parts of a series in time order, as slices."""
+    """Parts of a series in time order, as slices.
+
+    Attributes
+    ----------
+    train, validation, test : slice
+        Rows of the series.
+    """
 
     train: slice
     validation: slice

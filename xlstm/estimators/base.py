@@ -78,7 +78,7 @@ class Estimator:
     """The base of estimators."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    KIND: ClassVar[str] = ""  # the kind of its files
+    KIND: ClassVar[str] = ""  #: the kind of its files
     _kind: ClassVar[str] = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
     _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
     _arrays: ClassVar[tuple[str, ...]] = ()  # arrays of float64 that `fit` found, for files

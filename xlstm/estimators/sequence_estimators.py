@@ -355,8 +355,21 @@ class SequenceClassifier(SequenceEstimator):
 class SequenceRegressor(SequenceEstimator):
     """Predict numbers from sequences, which may differ in length, with a recurrent network.
 
-    Parameters and attributes are those of `SequenceClassifier`, but for `classes_`. Targets are scaled to deviation 1
-    for training.
+    Targets are scaled to deviation 1 for training.
+
+    Parameters
+    ----------
+    cell, hidden_size, num_layers, bidirectional, dropout, options, standardize, validation_fraction
+        As in `SequenceClassifier`.
+    epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, checkpoints, resume
+        As in `SequenceClassifier`.
+    warm_start, seed, backend, dtype, precision, graph
+        As in `SequenceClassifier`.
+
+    Attributes
+    ----------
+    model_, params_, trained_
+        As in `SequenceClassifier`.
 
     Examples
     --------

@@ -22,6 +22,8 @@ from xlstm.interop.common import Host, Layer, floating, kind_by_shape, one_dtype
 from xlstm.layers.recurrent import KINDS
 from xlstm.models.sequence import SequenceModel
 
+__all__ = ["from_keras", "to_keras"]
+
 # The position of each of our gates among Keras'.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
 # Options that Keras lacks, and the values that mean they are not used.

@@ -24,6 +24,8 @@ from xlstm.interop import published
 from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
+__all__ = ["load", "save"]
+
 Config = Mapping[str, Any]
 
 CONFIGS = ("config.json", "model-config.yaml", "config.yaml")

@@ -22,6 +22,8 @@ from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, 
 from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 
+__all__ = ["from_torch", "to_torch"]
+
 # The position of each of our gates among PyTorch's.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}

@@ -70,8 +70,8 @@ class Module:
 
         num_heads: int
 
-    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  # checks of options that differ from those in `OPTIONS`
-    HEADED: ClassVar[tuple[str, ...]] = ()  # names of widths that have to be divisible by `num_heads`
+    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  #: checks of options that differ from those in `OPTIONS`
+    HEADED: ClassVar[tuple[str, ...]] = ()  #: names of widths that have to be divisible by `num_heads`
     _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
     def __post_init__(self) -> None:

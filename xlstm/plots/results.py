@@ -208,7 +208,14 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
 
 
 class Fan(NamedTuple):
-    """Quantiles (H, Q) of what comes after the end of a series, and their levels."""
+    """Quantiles of what comes after the end of a series.
+
+    Attributes
+    ----------
+    quantiles : array (H, Q)
+    levels : sequence of Q floats
+        The level of each column, such as 0.1.
+    """
 
     quantiles: Values
     levels: Sequence[float]

@@ -67,6 +67,13 @@ class Callback:
 
     With a group it runs on every rank, unless its `everywhere` is False: then on rank 0 alone, and it changes neither
     gradients nor weights.
+
+    Attributes
+    ----------
+    needs_validation : bool
+        Whether training without validation data is an error.
+    everywhere : bool
+        Whether it runs on all ranks of a group, not on rank 0 alone.
     """
 
     needs_validation = False
@@ -182,6 +189,11 @@ class MovingAverage(Callback):
     ----------
     decay : float
         From 0, which gives the weights themselves, to less than 1.
+
+    Attributes
+    ----------
+    mean : dict of str to array
+        The average so far.
 
     Raises
     ------

@@ -52,7 +52,15 @@ Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
 
 
 class OptimState(NamedTuple):
-    """The state of an optimiser: updates done, and moments (slot name -> parameter name -> array)."""
+    """The state of an optimiser.
+
+    Attributes
+    ----------
+    step : int
+        Number of updates done.
+    slots : dict of str to dict of str to array
+        Moments, by the name of the slot and that of the parameter.
+    """
 
     step: int
     slots: Slots
@@ -167,7 +175,7 @@ def adam(
 def adamw(
     lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
 ) -> Optimizer:
-    """Make Adam with decoupled weight decay, p *= 1 - lr weight_decay (Loshchilov & Hutter 2019).
+    """Make Adam with decoupled weight decay, `p *= 1 - lr weight_decay` (Loshchilov & Hutter 2019).
 
     Parameters
     ----------

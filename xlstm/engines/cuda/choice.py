@@ -30,7 +30,21 @@ _told: contextvars.ContextVar[tuple[str | None, str | None]] = contextvars.Conte
 
 
 class Choice(NamedTuple):
-    """A path, and why each other one is not taken."""
+    """A path, and why each other one is not taken.
+
+    Attributes
+    ----------
+    path : str
+        One of `PATHS`.
+    arithmetic : Arithmetic
+        The dtypes of products, sums and states.
+    name : str
+        The name under which it is known where it is broken.
+    forward, backward : Tiling or None
+        How a path with one kernel for all steps divides the batch.
+    others : dict of str to str
+        Each other path, and why it is not taken.
+    """
 
     path: str
     arithmetic: Arithmetic

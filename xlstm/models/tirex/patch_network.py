@@ -61,7 +61,7 @@ class PatchNetwork(Backbone):
         **dict.fromkeys(("qk_norm", "arcsinh", "binary", "sign_flip", "differencing"), checks.flag),
         "scale_eps": checks.non_negative,
     }
-    COVARIATES: ClassVar[bool] = False  # whether a forecast takes some
+    COVARIATES: ClassVar[bool] = False  #: whether a forecast takes covariates
     horizon: int = 0  # steps that are forecast at least
     _symbol = "2P"
 
