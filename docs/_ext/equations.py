@@ -93,7 +93,8 @@ class Equations(SphinxDirective):
         block = nodes.literal_block(code, code, language="python", equations=(file, [one[:2] for one in shown]))
         page = self.env.app.builder.get_relative_uri(self.env.docname, SOURCE + file)
         link = nodes.reference("", f"{function} in {file}", refuri=f"{page}#line-{at[0]}", internal=True)
-        return [nodes.math_block(formulas, formulas, nowrap=True), block, nodes.paragraph("", "", link)]
+        below = nodes.paragraph("", "", link, classes=["equations"])
+        return [nodes.math_block(formulas, formulas, nowrap=True), block, below]
 
 
 def check(app: Sphinx, page: nodes.document) -> None:

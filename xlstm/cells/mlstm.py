@@ -129,7 +129,7 @@ def step_bwd(
     f_df = f1 * (total(xp, C0, dC, (-2, -1)) + total(xp, n0, dn))  # (19) (20): f times its gradient
     dm = dm - i_di - f_df  # (16) (17)
     wrote = xp.astype(i > logf + m0, dm.dtype)  # (15)
-    di = i_di + wrote * dm
+    di = i_di + wrote * dm  # (16) (15)
     dlogf = f_df + (1 - wrote) * dm  # (17) (15), and the gradient of m0
     df = FORGET[forget].bwd(xp, dlogf, f, logf)  # (26)
     return dq, dk, dv, di, df, f1[..., None, None] * dC, f1[..., None] * dn, dlogf  # (19) (20) (15)

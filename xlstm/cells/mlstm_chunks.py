@@ -140,7 +140,7 @@ def chunkwise_bwd(
     dw = total(xp, K, dK, dtype=wide)
     db = fuse(xp, formulas.b_bwd, dh_h, ds, s, dw)  # (1) (2)
     dtotal = _total_decay_bwd(xp, C, end, dCs)  # (1) (9)
-    dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))  # (6) (9)
+    dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))  # (3) (6) (9)
     if dm is not None or eps:
         # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it also changes the
         # final m.

@@ -110,13 +110,13 @@ class Cell(cell.Summed):
 
     def _log_forget(self, xp: Namespace, af: Array) -> Array:
         """Return log f from its pre-activation."""
-        return self._forget.fwd(xp, self._limited(xp, af))
+        return self._forget.fwd(xp, self._limited(xp, af))  # (1)
 
     def _log_forget_bwd(self, xp: Namespace, af: Array) -> Array:
         """Return the derivative of log f by its pre-activation."""
         limited = self._limited(xp, af)
-        r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)
-        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)
+        r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)  # (1)
+        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)  # (1)
 
     def _limited(self, xp: Namespace, af: Array) -> Array:
         return af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))

@@ -113,7 +113,7 @@ class ArrayApi:
                     if options is None:
                         dzx, dzh, dh0, *dcarry = cell.gates_bwd(xp, here, *dstate, **own)  # (4)
                         dh = step.recur_bwd(WT, found.put_products(rows, dzx, dzh))  # (3)
-                        dstate = [dh if dh0 is None else dh + dh0, *dcarry]  # (4)
+                        dstate = [dh if dh0 is None else dh + dh0, *dcarry]  # (3) and (4) through h0
                     else:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, WT, here, dstate, normal, found)
@@ -179,7 +179,7 @@ class Options:
         if self.drop is not None:
             dh = dh * self.drop  # (2)
         if dh0 is not None:
-            dh = dh + dh0  # (4)
+            dh = dh + dh0  # (2) and (4) through h0
         return [d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)]  # (6)
 
     def _shares(self, t: int) -> list[Any]:
