@@ -41,7 +41,7 @@ nb_execution_timeout = 60
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
 autosummary_generate = True
-autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference").get}
+autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference")}
 autodoc_typehints = "none"  # docstrings say types, with shapes
 numpydoc_show_class_members = False
 python_use_unqualified_type_names = True

@@ -280,6 +280,11 @@ class Sequences(ByRows):
     bucket : int
         Batches whose sequences are sorted together. With 1 batches are random.
 
+    Attributes
+    ----------
+    lengths : whole numbers (N,)
+        The length of each sequence.
+
     Raises
     ------
     TypeError, ValueError

@@ -155,6 +155,7 @@ class Recurrent(SequenceLayer):
 
     @property
     def output_size(self) -> int:
+        """Width of y."""
         return len(self.directions) * self.state_sizes[0]
 
     @functools.cached_property

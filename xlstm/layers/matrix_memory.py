@@ -183,6 +183,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @property
     def output_size(self) -> int:
+        """Width of y."""
         return self.hidden_size
 
     @functools.cached_property

@@ -69,6 +69,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def input_size(self) -> int:
+        """Width of x."""
         return int(self.recurrent.input_size) if self.inputs is None else self.inputs
 
     @functools.cached_property
@@ -83,6 +84,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def states(self) -> State:
+        """The leaves of the state of the layer."""
         return self.recurrent.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:

@@ -62,7 +62,7 @@ class PatchNetwork(Backbone):
         "scale_eps": checks.non_negative,
     }
     COVARIATES: ClassVar[bool] = False  #: whether a forecast takes covariates
-    horizon: int = 0  # steps that are forecast at least
+    horizon: int = 0  #: steps that are forecast at least
     _symbol = "2P"
 
     def __post_init__(self) -> None:
