@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
 import reference  # noqa: E402
+import source_pages  # noqa: E402
 
 import xlstm  # noqa: E402
 
@@ -20,11 +21,12 @@ extensions = [
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.viewcode",
+    "sphinx.ext.linkcode",
     "equations",
     "mathml",
     "site_files",
     "commands",
+    "source_pages",
 ]
 exclude_patterns = ["_build", "_ext"]
 templates_path = ["_templates"]
@@ -42,6 +44,7 @@ nb_execution_timeout = 60
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
 autosummary_generate = True
 autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference")}
+linkcode_resolve = source_pages.link
 autodoc_typehints = "none"  # docstrings say types, with shapes
 numpydoc_show_class_members = False
 python_use_unqualified_type_names = True

@@ -14,7 +14,7 @@ from xlstm.cli.app import app as command_line
 HEAD = """# Commands
 
 Every command of the command line with its arguments and options, as `xlstm COMMAND --help` shows them. The guide to
-[training](../../training.md#the-command-line) shows them in use.
+[the command line](../../command_line.md) shows them in use.
 """
 
 

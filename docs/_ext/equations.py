@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from docutils import nodes
+from source_pages import SOURCE
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 Numbers = tuple[int, ...]
-SOURCE = "source/"  # pages of source files
 TAG = re.compile(r"\\tag\{([\d, ]+)\}")
 
 
@@ -110,17 +110,7 @@ def check(app: Sphinx, page: nodes.document) -> None:
                 raise SphinxError(f"{app.env.docname}: no formula has the numbers {one.numbers} of {where}")
 
 
-def sources(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Yield a page for each source file that a page shows, with an anchor at each line."""
-    pages = "".join(path.read_text(encoding="utf-8") for path in Path(app.srcdir).rglob("*.md"))
-    for file in sorted(set(re.findall(r"^```\{equations\} (\S+)", pages, re.MULTILINE))):
-        text = (ROOT / file).read_text(encoding="utf-8")
-        code = app.builder.highlighter.highlight_block(text, "python", lineanchors="line")
-        yield SOURCE + file, {"title": file, "body": f"<h1>{file}</h1>{code}", "parents": []}, "page.html"
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("equations", Equations)
     app.connect("doctree-read", check)
-    app.connect("html-collect-pages", sources)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
