@@ -252,7 +252,7 @@ class Run:
         joint = self.state.joint
         self.ranks = Ranks(joint, self.step.model, self.step._local)
         self.all_callbacks = list(self.step.callbacks)
-        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.runs(callback)]
+        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.first or callback.everywhere]
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
         self.remembering = [callback for callback in self.all_callbacks if has(callback, "state")]
         for callback in self.all_callbacks:
@@ -346,11 +346,7 @@ class Run:
             rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
         for inputs in self.ranks.guarded(rest):
             self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
-            asked = False
-            with self.ranks.held():
-                self._count(taken)
-                asked = self._asks("step")
-            if self.ranks.stops(asked, received):
+            if self.ranks.stops(self.ranks.tried(functools.partial(self._count, taken)), received):
                 return True
             if self.total == self.steps:
                 break
@@ -365,17 +361,14 @@ class Run:
             return True
         if self.validation is None:
             self.best_epoch = self.epoch
-        ended = False
-        with self.ranks.held():
-            ended = self._asks("epoch")
-        self.ended = self.ranks.any(ended)
+        self.ended = self.ranks.any(self.ranks.tried(lambda: self._asks("epoch")))
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save()
         return False
 
-    def _count(self, taken: Taken) -> None:
-        """Note a step, and let callbacks see the new weights."""
+    def _count(self, taken: Taken) -> bool:
+        """Note a step, and let callbacks see the new weights; return whether one says to stop."""
         self.losses.append(taken.loss)
         self.norm, self.done = taken.norm, self.done + 1
         self.skipped += not math.isfinite(taken.norm)
@@ -384,6 +377,7 @@ class Run:
             for callback in self.callbacks:
                 self.judged = callback.weights(self.judged, self.state.updates)
         self.folder.log(total=self.total, epoch=self.epoch, loss=taken.loss, norm=taken.norm, seconds=self.seconds)
+        return self._asks("step")
 
     def _copied(self, params: Params) -> Params:
         """Return weights that the next step leaves alone, which it changes where steps are captured."""
@@ -453,8 +447,7 @@ class Run:
             "validations": np.array(self.validations),
             "callbacks": [callback.state() for callback in self.remembering],
         }
-        with self.ranks.held():
-            self.folder.save(about, tree, bool(self.validations))
+        self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,12 +13,10 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
 from xlstm.arrays.namespace import Array, Namespace, leaves
 from xlstm.layers.sequence import Leaf
-from xlstm.training.callbacks import Callback
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import Joint, blame
-from xlstm.training.sharded import Sharded
+from xlstm.training.parallel import Joint, Sharded, blame, held
 from xlstm.training.steps import StepState
 
 
@@ -42,42 +39,30 @@ class Ranks:
         self.joint, self.model, self.local = joint, model, local
         self.group: Group = Alone() if joint is None else joint.group
         self.first = self.group.rank == 0  # which alone writes and speaks
-        self._signal: int | None = None
-
-    def runs(self, callback: Callback) -> bool:
-        """Return whether a callback runs here."""
-        return self.first or callback.everywhere
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
         """Yield batches, and None for one that this rank could not get, so that the next sum tells all ranks."""
-        with self.held():
+        with held(self.joint):
             yield from batches
             return
         yield None
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep an error until all ranks come together."""
-        try:
-            yield
-        except Exception as error:
-            if self.joint is None:
-                raise
-            self.joint.error = error
+    def tried(self, function: Callable[[], Any]) -> Any:
+        """Return what a function does, or None where it fails, which all ranks hear when they come together."""
+        with held(self.joint):
+            return function()
 
     def stops(self, asked: bool, received: list[int]) -> bool:
         """Return whether to stop after a step; what is asked of a group now, the next sum tells all ranks."""
         if self.joint is None:
             return asked or bool(received)
-        self.joint.stop |= asked
+        self.joint.stop |= bool(asked)
         self.joint.signal = bool(received)
         return bool(self.joint.agreed.signal or self.joint.agreed.stop)
 
     def meets(self, received: list[int]) -> bool:
         """Return whether to stop between steps; all ranks come here together."""
-        told = self._told((received[:1], self.joint is not None and self.joint.stop))
-        self._signal = next((numbers[0] for numbers, _ in told if numbers), None)
-        return self._signal is not None or any(stop for _, stop in told)
+        return self.any(bool(received) or (self.joint is not None and self.joint.stop))
 
     def any(self, asked: bool) -> bool:
         """Return whether any rank says yes."""
@@ -85,8 +70,7 @@ class Ranks:
 
     def signal(self, received: list[int]) -> int | None:
         """Return the number of the signal that has stopped the run, if any."""
-        self.meets(received)
-        return self._signal
+        return next((numbers[0] for numbers in self._told(received) if numbers), None)
 
     def saves(self, error: Exception) -> bool:
         """Return whether all ranks have raised this error, so that they come together for a checkpoint."""
@@ -94,10 +78,7 @@ class Ranks:
 
     def of_first(self, value: Callable[[], Any]) -> Any:
         """Return a value that rank 0 makes."""
-        found = None
-        with self.held():
-            found = value() if self.first else None
-        return self._told(found)[0]
+        return self._told(self.tried(value) if self.first else None)[0]
 
     def _told(self, what: Any) -> list[Any]:
         """Return what all ranks tell; an error that one has kept is raised on all of them."""
