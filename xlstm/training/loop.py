@@ -13,7 +13,7 @@ import signal
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -292,21 +292,19 @@ class Run:
         """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
         if self.step.group is not None:
             self.ranks.agree({**self.settings, "epochs": self.epochs, "most steps": self.steps, "every": self.every})
-        found: list[Checkpoint] = []
-        self.ranks.of_first(lambda: found.extend(self._found(resume)))
-        origin = self.ranks.read(found[0] if found else None)
+        origin = self.ranks.read(lambda: self._newest(resume))
         if origin is not None:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
 
-    def _found(self, resume: bool) -> list[Checkpoint]:
+    def _newest(self, resume: bool) -> Checkpoint | None:
         """Make the folder, and return the checkpoint to go on from, if any."""
         self.folder.begin()
         origin = self.folder.newest() if resume else None
         self.folder.check(origin)
-        return [] if origin is None else [origin]
+        return origin
 
     def train(self) -> Trained:
         """Train until the end, or until a signal or a callback stops it."""
@@ -525,13 +523,10 @@ def _text(value: Any) -> str:
 
 def first_batch(data: Batches) -> str:
     """Return a number that tells data apart: it is made of their first batch in order."""
-    batches, crc = (data.data if isinstance(data, Shard) else data).batches(), 0
-    first = next(iter(batches), None)
+    first, crc = next(iter((data.data if isinstance(data, Shard) else data).batches()), None), 0
     for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
         if array is not None:
             crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
-    if isinstance(batches, Generator):
-        batches.close()
     return f"{crc:08x}"
 
 

@@ -88,10 +88,11 @@ class Ranks:
             blame(self.group, error)
         return [one for _, one in told]
 
-    def read(self, origin: Checkpoint | None) -> Checkpoint | None:
-        """Return the checkpoint that rank 0 has read; files of the others are not looked at."""
+    def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
+        origin = self.tried(newest) if self.first else None
         about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
-        told = self.group.tell(about)[0]
+        told = self._told(about)[0]
         if told is None:
             return None
         path, description, value, kinds = told
