@@ -11,8 +11,8 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Params, namespace
 from xlstm.data.batches import Batch, ByRows, orders
-from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.baselines import LinearBaseline
