@@ -186,7 +186,7 @@ class Streams:
         need = self.batch_size * self.length
         if len(self.x) < need:
             raise ValueError(
-                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} rows, "
+                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} rows or tokens, "
                 f"got {len(self.x)}"
             )
         finite("Streams", "x", self.x)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -151,7 +151,7 @@ class Joint:
         """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""
         self.agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
         if self.agreed.failed:
-            blame(self.group, self.error)
+            told(self.group, self.error)
 
     def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of the last rank."""
@@ -288,30 +288,29 @@ def held(joint: Joint | None) -> Iterator[None]:
         joint.error = error
 
 
-def blame(group: Group, error: Exception | None) -> NoReturn:
-    """Raise the error of this rank, or name the rank that has one; all ranks call this together."""
-    said = group.tell(None if error is None else f"{type(error).__name__}: {error}")
+def told(group: Group, error: Exception | None, what: Any = None) -> list[Any]:
+    """Return what all ranks tell, together; raise the error of this rank, or name another rank that has one."""
+    said = group.tell((None if error is None else f"{type(error).__name__}: {error}", what))
     if error is not None:
         raise error
-    rank, text = next((k, one) for k, one in enumerate(said) if one is not None)
-    raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {text}")
+    for rank, (problem, _) in enumerate(said):
+        if problem is not None:
+            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {problem}")
+    return [one for _, one in said]
 
 
 def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
     """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on all of them."""
     while True:
-        error, mine = None, None
+        error = mine = None
         try:
             mine = next(parts, None)
         except Exception as problem:
             error = problem
-        if mine is None and error is None:
+        several = told(group, error, mine)
+        if mine is None:
             return
-        sums = np.array([float(error is not None), *(mine or (0.0, 0.0, 0.0))])
-        group.sum(sums)
-        if sums[0]:
-            blame(group, error)
-        yield tuple(sums[1:].tolist())
+        yield tuple(map(sum, zip(*several, strict=True)))
 
 
 def shared(group: Group, home: Backend, params: Params) -> Params:

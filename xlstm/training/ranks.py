@@ -16,7 +16,7 @@ from xlstm.layers.sequence import Leaf
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import Joint, Sharded, blame, held
+from xlstm.training.parallel import Joint, Sharded, held, told
 from xlstm.training.steps import StepState
 
 
@@ -82,20 +82,16 @@ class Ranks:
 
     def _told(self, what: Any) -> list[Any]:
         """Return what all ranks tell; an error that one has kept is raised on all of them."""
-        error = None if self.joint is None else self.joint.error
-        told = self.group.tell((error is not None, what))
-        if any(failed for failed, _ in told):
-            blame(self.group, error)
-        return [one for _, one in told]
+        return told(self.group, None if self.joint is None else self.joint.error, what)
 
     def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
         origin = self.tried(newest) if self.first else None
         about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
-        told = self._told(about)[0]
-        if told is None:
+        read = self._told(about)[0]
+        if read is None:
             return None
-        path, description, value, kinds = told
+        path, description, value, kinds = read
         arrays = {name: np.empty(*kind) for name, kind in kinds.items()} if origin is None else origin.arrays
         self.group.share(list(arrays.values()))
         return Checkpoint(path, description, value, arrays)
