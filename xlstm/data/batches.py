@@ -186,8 +186,8 @@ class Streams:
         need = self.batch_size * self.length
         if len(self.x) < need:
             raise ValueError(
-                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} rows or tokens, "
-                f"got {len(self.x)}"
+                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} "
+                f"rows or tokens, got {len(self.x)}"
             )
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
