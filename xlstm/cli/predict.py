@@ -29,7 +29,6 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
 
 LARGEST = 700.0  # nats whose perplexity is a number
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "slstm": "sLSTM", "mlstm": "mLSTM", "xlstm": "xLSTM"}
 
 
 @command()
@@ -299,7 +298,7 @@ def of_forecasts(report: Report, model: Forecaster, series: Series) -> tuple[Sco
         errors = (f"{rmse[h - 1]:.4g}" for rmse in (score.model, score.persistence, score.autoregression))
         within = f"{100 * score.coverage[h - 1]:.0f} %"
         rows.append((f"{h} {series.step}{'s' if h > 1 else ''} ahead", *errors, within))
-    network, baseline = CELLS.get(model.cell, model.cell), f"autoregression of {score.order}"
+    network, baseline = type(model.model_.recurrent).__name__, f"autoregression of {score.order}"
     names = ("", network, "persistence", baseline, f"{100 * score.interval:.0f} % interval")
     report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", names, rows))
     methods = ("model", "persistence", "autoregression", "seasonal")

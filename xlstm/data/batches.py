@@ -118,10 +118,8 @@ class Windows(ByRows):
         axes = 2 if self.every_step else 1
         if not _is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
-            raise ValueError(
-                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, "
-                f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
-            )
+            expected = f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
+            raise ValueError(f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         check_mask("Windows", self.mask, self.target, axes)
         there = None
         if self.lengths is not None:
@@ -179,16 +177,12 @@ class Streams:
     def __post_init__(self) -> None:
         checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
         if not _is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
-            raise ValueError(
-                f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected (N, D) and (N, ...); "
-                "x may also be tokens, whole numbers (N,)"
-            )
+            expected = "expected (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
+            raise ValueError(f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         need = self.batch_size * self.length
         if len(self.x) < need:
-            raise ValueError(
-                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} "
-                f"rows or tokens, got {len(self.x)}"
-            )
+            streams = f"{self.batch_size} streams (batch_size) of {self.length} steps (length)"
+            raise ValueError(f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}")
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
 
@@ -432,10 +426,8 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     found = [row[:, None] if row.ndim == 1 else row for row in rows]
     for k, row in enumerate(found):
         if row.ndim != 2 or row.shape[1] != found[0].shape[-1]:
-            raise ValueError(
-                f"Sequences: sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}, "
-                "expected (T, D) with one D, or (T,)"
-            )
+            shapes = f"sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}"
+            raise ValueError(f"Sequences: {shapes}, expected (T, D) with one D, or (T,)")
     return found
 
 

@@ -345,10 +345,8 @@ class SequenceClassifier(SequenceEstimator):
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
         if again and not np.array_equal(classes, self.classes_):
-            known = checks.shown(list(self.classes_))
-            raise ValueError(
-                f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
-            )
+            found, known = checks.shown(list(classes)), checks.shown(list(self.classes_))
+            raise ValueError(f"{where}: y holds the classes {found}, expected those of before, {known}")
         return {"classes_": classes}, numbers.reshape(-1)
 
 
