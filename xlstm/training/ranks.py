@@ -15,7 +15,6 @@ from xlstm.arrays.namespace import Array, Namespace, leaves
 from xlstm.layers.sequence import Leaf
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
-from xlstm.training.optimizers import Slots
 from xlstm.training.parallel import Joint, Sharded, held, told
 from xlstm.training.steps import StepState
 
@@ -127,12 +126,6 @@ class Ranks:
             moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
         return state._replace(carried=self._gathered(self.joint.home.xp, state.carried), sums=sums, moments=moments)
 
-    def slots(self, state: StepState) -> Slots:
-        """Return arrays with the names, shapes and dtypes of the moments of such a state."""
-        if not isinstance(self.joint, Sharded):
-            return state.moments.slots
-        return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
-
     def part(self, state: StepState) -> StepState:
         """Return the part of this rank of such a state."""
         if self.joint is None:
@@ -147,32 +140,30 @@ class Ranks:
 
     def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
-        mine = None if carried is None else list(leaves(carried))
-        told = self.group.tell(None if mine is None else [(a.shape, str(a.dtype)) for a in mine])
-        known = next((kinds for kinds in told if kinds is not None), None)
+        mine = [] if carried is None else list(leaves(carried))
+        told = self.group.tell([(a.shape, str(a.dtype)) for a in mine])
+        known = next(filter(None, told), None)
         if known is None:
             return None
-        found = []
-        for k, (axis, (shape, dtype)) in enumerate(zip(self._axes, known, strict=True)):
-            ends = np.cumsum([0, *(0 if kinds is None else kinds[k][0][axis] for kinds in told)]).tolist()
-            whole = xp.zeros((*shape[:axis], ends[-1], *shape[axis + 1 :]), dtype=dtype)
-            if mine is not None:
-                whole[_at(axis, slice(*ends[self.group.rank : self.group.rank + 2]))] = mine[k]
+        axes = self._axes
+        ends = np.cumsum([0, *(kinds[0][0][axes[0]] if kinds else 0 for kinds in told)]).tolist()
+        own = slice(*ends[self.group.rank : self.group.rank + 2])
+        every = [
+            xp.zeros((*s[:k], ends[-1], *s[k + 1 :]), dtype=dtype) for k, (s, dtype) in zip(axes, known, strict=True)
+        ]
+        for axis, whole, part in zip(axes, every, mine or every, strict=True):
+            if mine:
+                whole.swapaxes(0, axis)[own] = part.swapaxes(0, axis)
             self.group.sum(whole)
-            found.append(whole)
-        return _nested(self.model.states, iter(found))
+        return _nested(self.model.states, iter(every))
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
-        if carried is None:
-            return None
         parts = []
-        for axis, a in zip(self._axes, leaves(carried), strict=True):
+        for axis, a in zip(self._axes, leaves(carried), strict=True) if carried is not None else ():
             own = columns(a.shape[axis], self.group)
-            if own.start == own.stop:
-                return None
-            parts.append(a[_at(axis, own)].copy())
-        return _nested(self.model.states, iter(parts))
+            parts.append(a.swapaxes(0, axis)[own].swapaxes(0, axis).copy())
+        return _nested(self.model.states, iter(parts)) if parts and parts[0].size else None
 
     @property
     def _axes(self) -> list[int]:
@@ -182,10 +173,6 @@ class Ranks:
             kind = type(self.model).__name__
             raise ValueError(f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie in it")
         return [len(leaf.before) for leaf in leaves(states, Leaf)]
-
-
-def _at(axis: int, own: slice) -> tuple[slice, ...]:
-    return (slice(None),) * axis + (own,)
 
 
 def _nested(states: Any, arrays: Iterator[Array]) -> Any:
