@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,8 +161,8 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
         problem = f"the label {checks.shown(unknown[0])} is unknown, expected one of {checks.few(map(str, known))}"
         raise ValueError(f"confusion: {problem}")
     counts = np.zeros((len(known), len(known)), dtype=np.int64)
-    for (label, other), count in Counter(pairs).items():
-        counts[place[label], place[other]] = count
+    for label, other in pairs:
+        counts[place[label], place[other]] += 1
     return known, counts
 
 
