@@ -376,13 +376,10 @@ def crossover(rows: Sequence[Row]) -> list[str]:
         some.sort(key=lambda r: r.case.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
+        sizes = " and ".join(str(r.case.size) for r, won in zip(some, wins, strict=True) if won)
+        where = f"at T,B,D,H = {sizes}, but not at the largest size" if sizes else "at no size measured"
         if since is not None:
             where = f"from T,B,D,H = {some[since].case.size} on" if since else "at every size measured"
-        elif any(wins):
-            sizes = " and ".join(str(r.case.size) for r, won in zip(some, wins, strict=True) if won)
-            where = f"at T,B,D,H = {sizes}, but not at the largest size"
-        else:
-            where = "at no size measured"
         lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines
 

@@ -29,6 +29,7 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
 
 LARGEST = 700.0  # nats whose perplexity is a number
+UNITS = {"characters": "character", "bytes": "byte", "tokenizer": "token"}  # by the kind of a codec
 
 
 @command()
@@ -272,9 +273,7 @@ def of_text(report: Report, model: TextModel, nats: float, what: str) -> dict[st
     """Print the mean of -log p of a token of a text, and return it; `what` is the text, in words."""
     perplexity = math.exp(nats) if nats < LARGEST else None
     shown = "" if perplexity is None else f", perplexity {perplexity:.4g}"
-    codec = model.codec_
-    unit = "character" if isinstance(codec, text.Characters) else "byte" if isinstance(codec, text.Bytes) else "token"
-    report.print(f"{what}: {nats:.4f} nats a {unit}{shown}")
+    report.print(f"{what}: {nats:.4f} nats a {UNITS[model.codec_kind_]}{shown}")
     return {"nats": nats, "perplexity": perplexity}
 
 
