@@ -3,7 +3,7 @@
 from xlstm import __version__
 from xlstm.arrays import mpi
 from xlstm.arrays.groups import Group, OtherRankError
-from xlstm.data.batches import Shard
+from xlstm.data.shards import Shard
 
 __all__ = ["Group", "OtherRankError", "Shard", "group"]
 

@@ -1,9 +1,10 @@
 """From files and tables to batches on the host."""
 
-from xlstm.data.batches import Batch, Prefetch, Sequences, Shard, Streams, Windows
+from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.frames import Columns, is_table, table_like, table_of
 from xlstm.data.series import Series, bundled, read_csv, synthetic
 from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
+from xlstm.data.shards import Shard
 from xlstm.data.table import read_table
 
 __all__ = [

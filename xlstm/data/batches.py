@@ -6,18 +6,17 @@ A layer packs sequences of different lengths by `recurrence/packing.py`.
 from __future__ import annotations
 
 import copy
-import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import GROUP, Group, Part, columns
+from xlstm.arrays.groups import Part
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
@@ -388,95 +387,6 @@ class Prefetch:
                 yield batch
         finally:
             thread.shutdown(cancel_futures=True)  # waits for the batch that is being prepared
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Data of which a rank sees its own sequences: as many of each batch as the others, or one more or less.
-
-    The batches and their order are those of the data, and so are the random numbers that they take. Where the data can,
-    they prepare nothing but the own sequences. A rank may have none where a batch has fewer than there are ranks.
-    Sequences that `groups` of a TiRex-2 put together stay together.
-
-    Parameters
-    ----------
-    data : Batches
-        The same on all ranks.
-    group : Group
-        As `distributed.group()` returns it.
-
-    Raises
-    ------
-    TypeError
-        These are no data, or no group.
-    """
-
-    data: Batches
-    group: Group
-
-    def __post_init__(self) -> None:
-        checks.fields(self, data=BATCHES, group=GROUP)
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return len(self.data)
-
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, in the order of the data."""
-        data: Any = self.data
-        if isinstance(data, Prefetch):
-            yield from replace(data, data=Shard(data.data, self.group)).batches(rng)
-        elif isinstance(data, ByRows) and type(data).batches is ByRows.batches:
-            for rows in data.orders(rng):
-                own = columns(len(rows), self.group)
-                yield _part(data.batch(rows, own), own, len(rows), getattr(data, "every_step", False))
-        else:
-            for batch in data.batches(rng):
-                yield cut(batch, self.group, getattr(data, "every_step", None))
-
-
-def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
-    """Return the columns of a batch that a rank has.
-
-    Parameters
-    ----------
-    batch : Batch
-    group : Group
-    every_step : bool, optional
-        Whether targets have a time axis; by default those have one that begin with the axes (T, B) of x.
-    """
-    if not isinstance(batch, Batch):
-        raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
-    T, B = batch.x.shape[:2]
-    groups = None if batch.options is None else batch.options.get("groups")
-    own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
-    timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
-    target = batch.target[:, own] if timed else batch.target[own]
-    return _part(batch._replace(x=batch.x[:, own], target=target, options=options), own, B, timed)
-
-
-def _part(batch: Batch, own: slice, B: int, timed: bool) -> Batch:
-    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths."""
-    mask, lengths = (None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths))
-    T = len(batch.x)
-    if timed and (mask is not None or lengths is not None):
-        mask = mask_of_steps(mask, lengths, T, B)
-    shape = (T, B, *batch.target.shape[2:]) if timed else (B, *batch.target.shape[1:])
-    total = float(math.prod(shape)) if mask is None else float(np.sum(mask)) * math.prod(shape[mask.ndim :])
-    if mask is not None:
-        mask = mask[:, own] if timed else mask[own]
-    part = Part(total, B, own, lengths)
-    return batch._replace(mask=mask, lengths=None if lengths is None else lengths[own], part=part)
-
-
-def _whole_groups(groups: Host, group: Group) -> slice:
-    """Return the columns of a rank where sequences with the same number of `groups` (B,) stay together."""
-    borders = [0, *(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
-    if len(borders) - 1 != len(np.unique(groups)):
-        raise ValueError(f"Shard: groups is {checks.shown(groups)}, expected sequences of a group side by side")
-    own = columns(len(borders) - 1, group)
-    return slice(borders[own.start], borders[own.stop])
 
 
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:

@@ -16,8 +16,9 @@ from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import BATCHES, Batch, Batches, Shard, mask_of_steps, within_lengths
+from xlstm.data.batches import BATCHES, Batch, Batches, mask_of_steps, within_lengths
 from xlstm.data.host import finite
+from xlstm.data.shards import Shard
 from xlstm.losses import mse
 from xlstm.precision import Mixed
 from xlstm.training.parallel import added

@@ -27,7 +27,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.data.batches import BATCHES, Batches, Shard
+from xlstm.data.batches import BATCHES, Batches
+from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
