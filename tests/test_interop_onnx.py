@@ -172,7 +172,8 @@ def test_exported_file_describes_itself():
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
-        (xlstm.RNN(D, H, activations="selu"), {}, "activation 'selu' is none that ONNX has"),
+        (xlstm.LSTM(D, H, reverse=True), {"step": True}, "step is True, which does not go with a reverse direction"),
+        (xlstm.layers.linear.Linear(D, H), {}, "layer is Linear.*expected a layer or a model that goes through time"),
         (xlstm.GRU(D, H), {"params": {}}, r"GRU: parameter 0\.Wx is missing"),
         (xlstm.GRU(D, H), {"opset": 13}, "opset is 13, expected 14 to"),
         (SMALL, {"tokens": 0}, "tokens is 0, expected 1 or more"),

@@ -6,27 +6,34 @@ A network runs on arrays that write nodes, and a recurrence within it becomes ON
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Params
+from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
 from xlstm.data import writing
 from xlstm.engines import engine
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
-from xlstm.interop.common import Exported, Host, Layer, prepared
+from xlstm.interop.common import Exported, Host, Layer
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
 from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
-from xlstm.layers.recurrent import GRU, LSTM
-from xlstm.layers.sequence import complete
+from xlstm.layers.gated import Recurrent
+from xlstm.layers.linear import Embedding
+from xlstm.layers.module import Forward, Module
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete
+from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
 from xlstm.recurrence.packing import Packing, Span
@@ -41,16 +48,18 @@ FUNCTIONS = {
         *("elu", "softsign", "softplus"),
     )
 }
+LAYER = checks.instance(Module, "a layer or a model")
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
 
 
 def to_onnx(
-    layer: Layer | SequenceModel | TiRex | TiRex2,
+    layer: SequenceLayer,
     params: Params,
     path: str | os.PathLike[str] | None = None,
     *,
     lengths: bool = False,
     state: bool = True,
+    step: bool = False,
     opset: int = 17,
     tokens: int | None = None,
 ) -> Any:
@@ -125,57 +134,195 @@ def to_onnx(
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
     else:
-        exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
-        last = isinstance(layer, SequenceModel) and layer.last
-        model = _recurrent_network(exported, last, state, lengths, opset)
+        LAYER("to_onnx", "layer", layer).check(params)
+        if not isinstance(layer, SequenceLayer):
+            model = _module_network(layer, params, opset)
+        else:
+            if step and (lengths or layer.directions != ("",)):
+                name = "lengths" if lengths else "a reverse direction"
+                raise ValueError(f"to_onnx: step is True, which does not go with {name}")
+            model = _sequence_network(layer, params, state, lengths, step, opset)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-def _recurrent_network(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
-    """Return the model of a layer and its head; with `last` the head sees the final state of the last layer only."""
-    layer, graph = exported.layer, Graph(opset)
-    n, H, first = len(layer.directions), layer.hidden_size, layer.batch_first
-    x = Array("x", (*((BATCH, TIME) if first else (TIME, BATCH)), layer.input_size), np.float32)
-    starts = {s: Array(f"{s}0", (layer.num_layers * n, BATCH, H), np.float32) for s in layer.STATES if state}
-    steps = [Array("lengths", (BATCH,), np.int32)] if lengths else []
-    ends: dict[str, list[Array]] = {s: [] for s in layer.STATES}
-    with graph.open():
-        y = arrays.permute_dims(x, (1, 0, 2)) if first else x
-        for k in range(layer.num_layers):
-            start = {s: a[k * n : (k + 1) * n] for s, a in starts.items()}
-            named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
-            named |= {"X": y.name, **{f"initial_{s}": a.name for s, a in start.items()}}
-            if lengths:
-                named["sequence_lens"] = "lengths"
-            outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
-            graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
-            y = Array(outputs[0], (TIME, n, BATCH, H), np.float32)
-            y = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (TIME, BATCH, n * H))
-            for s, name in zip(layer.STATES, outputs[1:], strict=True):
-                end = Array(name, (n, BATCH, H), np.float32)
-                # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
-                ends[s].append(arrays.where((steps[0] > 0)[None, :, None], end, start.get(s, 0.0)) if lengths else end)
-        if last:
-            y = arrays.reshape(arrays.permute_dims(ends["h"][-1], (1, 0, 2)), (BATCH, n * H))
-        if exported.head is not None:
-            y = y @ arrays.constant(exported.head[0].T, np.float32) + arrays.constant(exported.head[1], np.float32)
-            y = arrays.where(_within(graph, x, steps[0], int(first)), y, 0.0) if lengths and not last else y
-        if first and not last:
-            y = arrays.permute_dims(y, (1, 0, 2))
-        results = {"y": y, **{s: arrays.concat(some) for s, some in ends.items()}}
-    name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
-    return _closed(graph, [x, *starts.values(), *steps], results, name)
+def _module_network(layer: Module, params: Params, opset: int) -> Any:
+    """Return the model of a layer that looks at each step by itself."""
+    graph, is_table = Graph(opset), isinstance(layer, Embedding)
+    x = (
+        Array("tokens", (TIME, BATCH), np.int64)
+        if is_table
+        else Array("x", (TIME, BATCH, layer.input_size), np.float32)
+    )
+    with _writing(graph, x):
+        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
+        y, _ = layer.apply(arrays, p, x)
+    return _closed(graph, [x], {"y": y}, type(layer).__name__)
 
 
-def _within(graph: Graph, x: Array, lengths: Array, axis: int) -> Array:
-    """Return whether steps of x, whose time is this axis, are before the end of their sequence (T, B, 1)."""
-    (shape,) = graph.node("Shape", [x.name])
-    (T,) = graph.node("Gather", [shape, graph.enter(axis, np.int64)])
-    (steps,) = graph.node("Range", [graph.enter(0, np.int64), T, graph.enter(1, np.int64)])
-    within: Array = Array(steps, (TIME,), np.int64)[:, None] < lengths
-    return within[..., None]
+def _sequence_network(layer: SequenceLayer, params: Params, state: bool, lengths: bool, step: bool, opset: int) -> Any:
+    """Return the model of a layer or model, over all steps or for one of them."""
+    graph, is_text = Graph(opset), isinstance(layer, xLSTMLanguageModel)
+    outer = (BATCH,) if step else (BATCH, TIME) if layer.batch_first else (TIME, BATCH)
+    x = Array("tokens", outer, np.int64) if is_text else Array("x", (*outer, layer.input_size), np.float32)
+    begin = _named(layer.states)
+    ends = Array("lengths", (BATCH,), np.int32) if lengths else None
+    with _writing(graph, x):
+        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
+        start = complete("to_onnx", arrays, "state", begin if state else None, layer.states, BATCH, p)
+        if step:
+            y, end = layer.run_step(arrays, p, x, start)
+        else:
+            y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
+            y = layer._swap(arrays, y)
+        results = {"y": y, **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)}}
+    inputs = [x, *(leaves(begin) if state else ()), *([] if ends is None else [ends])]
+    return _closed(graph, inputs, results, type(layer).__name__)
+
+
+def _named(states: State, prefix: str = "") -> State:
+    """Return the inputs of a state: `h0`, or the places of its parts before that, such as `0.1.C0`."""
+    return tuple(
+        Array(f"{prefix}{leaf.name}0", (*leaf.before.values(), BATCH, *leaf.after.values()), np.float32)
+        if isinstance(leaf, Leaf)
+        else _named(leaf, f"{prefix}{k}.")
+        for k, leaf in enumerate(states)
+    )
+
+
+def _end(begin: str, x: str) -> str:
+    """Return the name of a part of the final state: `h` for `h0`, and `x1` where the input has the name."""
+    name = begin.removesuffix("0")
+    return f"{name}1" if name == x else name
+
+
+def _nested(like: State, flat: Iterator[Array]) -> State:
+    """Return arrays as a state that is nested as another one is."""
+    return tuple(_nested(part, flat) if isinstance(part, tuple) else next(flat) for part in like)
+
+
+def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+    """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the final state."""
+    recurrent = getattr(layer, "recurrent", layer)
+    native = _is_native(recurrent)
+    if recurrent is not layer and (layer.last or native or layer.directions != ("",)):
+        run = Forward(layer, arrays, p)
+        x = x if layer.inputs is None else run("input", x)
+        y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
+        y = run("head", y)
+        return y if layer.last or lengths is None else _where(_steps()[:, None] < lengths, y, 0.0), end
+    if native:
+        return _native(layer, p, x, start, lengths)
+    if layer.directions == ("",):
+        return _scan(functools.partial(layer.run_step, arrays, p), x, start, lengths)
+    ends: list[State] = []
+    for k in range(layer.num_layers):
+        outputs = []
+        for direction, cell in layer.cells.items():
+            own = {"num_layers": 1, "bidirectional": False, "reverse": False, "dropout": 0.0}
+            one = replace(layer, input_size=x.shape[2], activations=cell.activations or None, **own)
+            weights = {f"0.{last}": p[name] for last, name in layer.names[f"{k}.{direction}"[:-1]].items()}
+            begin = tuple(s[len(ends) : len(ends) + 1] for s in start)
+            step = functools.partial(one.run_step, arrays, weights)
+            y, end = _scan(step, x, begin, lengths, reverse=bool(direction))
+            outputs.append(y)
+            ends.append(end)
+        x = arrays.concat(outputs, 2)
+    return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
+
+
+def _body(model: SequenceModel, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+    """Write what is below the head of a model: return its input, for all steps or for the last, and the final state."""
+    layer = model.recurrent
+    if not model.last or isinstance(layer, Recurrent):
+        y, end = _over_time(layer, p, x, start, lengths)
+        return model._final(arrays, end[0], False) if model.last else y, end
+
+    def step(x: Array, state: State) -> tuple[Array, State]:
+        y, end = layer.run_step(arrays, p, x, state[0])
+        return y, (end, y)  # the latest y is a part of the state
+
+    _, (end, y) = _scan(step, x, (start, arrays.zeros((BATCH, layer.output_size))), lengths)
+    return y, end
+
+
+def _is_native(layer: Any) -> bool:
+    """Return whether an operator of ONNX does what a layer does."""
+    if type(layer) not in (LSTM, GRU, RNN) or layer._used("layer_norm", "cell_clip", "zoneout", "proj_size"):
+        return False
+    names = [activations.parse(text)[0] for text in layer.activations or ()]
+    return all(name in FUNCTIONS or name == "linear" for name in names)
+
+
+def _native(layer: Layer, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+    """Write a layer as ONNX's own nodes, one for both directions; see `_over_time`."""
+    graph, n, H = arrays.current(), len(layer.directions), layer.hidden_size
+    exported = Exported(layer, {name: graph.constants[a.name] for name, a in p.items()}, None)
+    ends: list[list[Array]] = []
+    for k in range(layer.num_layers):
+        begin = [s[k * n : (k + 1) * n] for s in start]
+        named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
+        named["X"] = x.name
+        if start[0].name not in graph.fixed:  # a constant one is zero, which is the operators' default
+            named |= {f"initial_{s}": a.name for s, a in zip(layer.STATES, begin, strict=True)}
+        if lengths is not None:
+            named["sequence_lens"] = lengths.name
+        outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
+        graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
+        y = Array(outputs[0], (TIME, n, BATCH, H), np.float32)
+        x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (TIME, BATCH, n * H))
+        after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
+        if (
+            lengths is not None
+        ):  # a sequence without steps ends where it began; onnxruntime says 0, or what is in memory
+            after = [_where(lengths > 0, a, b) for a, b in zip(after, begin, strict=True)]
+        ends.append(after)
+    return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
+
+
+def _scan(
+    step: Callable[[Array, State], tuple[Array, State]],
+    x: Array,
+    start: State,
+    lengths: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, State]:
+    """Write a Scan of `step(x, state) -> (y, state)` over x (T, B, ...); return y (T, B, ...) and the final state.
+
+    Past the end of a sequence y is zero and the state stays, so that the reverse direction begins at that end.
+    """
+    outer, flat = arrays.current(), [*leaves(start)]
+    body, over = Graph(outer.opset, outer), [x] if lengths is None else [x, _steps()]
+    with body.open():
+        before, now = ([Array(body.name(), a.shape[k:], a.dtype) for a in some] for k, some in ((0, flat), (1, over)))
+        y, end = step(now[0], _nested(start, iter(before)))
+        after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
+        if lengths is not None:
+            after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
+            y = _where(now[1] < lengths, y, 0.0)
+    options: dict[str, Any] = {"body": _subgraph(body, [*before, *now], [*after, y]), "num_scan_inputs": len(over)}
+    if reverse:
+        options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
+    *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
+    found = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
+    return Array(ys, (x.shape[0], *y.shape), y.dtype), _nested(start, iter(found))
+
+
+def _where(there: Array, new: Array, old: Any) -> Array:
+    """Return `new` in the sequences, or also the steps, that are `there` (B,) or (T, B), else `old`."""
+    axis = new.shape.index(BATCH)
+    shape = (*(1,) * (axis + 1 - there.ndim), *there.shape, *(1,) * (new.ndim - axis - 1))
+    key = tuple(None if n == 1 else slice(None) for n in shape)
+    chosen: Array = arrays.where(there[key], new, old)
+    return chosen
+
+
+def _steps() -> Array:
+    """Return the numbers of the steps, (T,)."""
+    graph, T = arrays.current(), arrays.reshape(arrays.open_size("time"), ())
+    (steps,) = graph.node("Range", [graph.enter(0, np.int64), T.name, graph.enter(1, np.int64)])
+    return Array(steps, (TIME,), np.int64)
 
 
 def _inputs(named: Mapping[str, str]) -> list[str]:
@@ -235,63 +382,50 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
 
 
 class _Scan:
-    """The engine for arrays that write ONNX: the cell of a step in the body of a Scan."""
+    """The engine for arrays that write ONNX: the reference engine's step in the body of a Scan."""
 
     name = "onnx"
 
     def refuses(self, step: Step, widths: Widths) -> str:
         """Return why it cannot run a step, or ""."""
-        if step.xp is not arrays:
-            return "it writes ONNX"
-        return f"no Scan does {step.obstacle}" if step.obstacle or step.own else ""
+        return "" if step.xp is arrays else "it writes ONNX"
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], Any]:
         """Write all steps; see `Engine`."""
         ((T, B),) = widths
-        G, H, outer = step.G, step.H, arrays.current()
-        zx = arrays.reshape(x if "Wx" not in step.w else x @ step.w["Wx"].T, (T, B, G * H))
-        starts = [s.T for s in state]
-        body = Graph(outer.opset, outer)
-        with body.open():
-            before = [Array(body.name(), s.shape, s.dtype) for s in starts]
-            now = Array(body.name(), (B, G * H), zx.dtype)
-            sums = [arrays.permute_dims(arrays.reshape(now, (B, G, H)), (1, 0, 2)), _recurrent(step, before[0])]
-            for k, name in enumerate(("b", "bh")):
-                if name in step.added:
-                    sums[k] = sums[k] + arrays.reshape(step.w[name], (G, 1, H))
-            results = step.cell.gates(arrays, *sums, *before)[: len(before)]
-            after = [arrays.reshape(a, s.shape) for a, s in zip(results, before, strict=True)]
-        graph = _subgraph(body, [*before, now], [*after, after[0]])
-        names = [a.name for a in (*starts, zx)]
-        *ends, y = outer.node("Scan", names, len(before) + 1, body=graph, num_scan_inputs=1)
-        after = [Array(name, s.shape, s.dtype).T for name, s in zip(ends, starts, strict=True)]
-        return arrays.reshape(Array(y, (T, B, H), zx.dtype), (T * B, H)), after, None
+
+        def one(x: Array, state: State) -> tuple[Array, State]:
+            after = tuple(s.T for s in ARRAY_API.step(step, x, state))
+            return after[0], after
+
+        start = tuple(s.T for s in state)
+        if T == 1:
+            y, ends = one(x, start)
+        else:
+            y, ends = _scan(one, arrays.reshape(x, (T, B, x.shape[1])), start)
+        return arrays.reshape(y, (T * B, step.P)), [s.T for s in ends], None
 
     def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
         """Refuse: a graph has no gradients."""
         raise NotImplementedError
 
 
-def _recurrent(step: Step, h: Array) -> Array:
-    """Return the products of h (B, H), (G, B, H)."""
-    B, (G, H), Wh = h.shape[0], (step.G, step.H), step.w["Wh"]
-    if Wh.ndim == 2:
-        return arrays.permute_dims(arrays.reshape(h @ Wh.T, (B, G, H)), (1, 0, 2))
-    N, K = Wh.shape[1:3]
-    by_head = arrays.reshape(arrays.permute_dims(Wh, (1, 3, 0, 2)), (N, K, G * K))
-    z = arrays.permute_dims(arrays.reshape(h, (B, N, K)), (1, 0, 2)) @ by_head  # (N, B, G K)
-    return arrays.reshape(arrays.permute_dims(arrays.reshape(z, (N, B, G, K)), (2, 1, 0, 3)), (G, B, H))
-
-
 @contextlib.contextmanager
-def _engine() -> Iterator[None]:
-    """Let recurrences of arrays that write ONNX run."""
+def _writing(graph: Graph, x: Array) -> Iterator[None]:
+    """Write what arrays do in this context to a graph, and let their recurrences run; x has the open sizes."""
+    (shape,) = graph.node("Shape", [x.name])
+    for name, size in arrays.OPEN.items():
+        if size in x.shape:
+            axis = x.shape.index(size)
+            graph.node("Slice", [shape, *(graph.enter([k], np.int64) for k in (axis, axis + 1))], [name])
+            graph.fixed.add(name)
     scan: Any = _Scan()
     engine.ENGINES.insert(0, scan)
     try:
-        yield
+        with graph.open():
+            yield
     finally:
         engine.ENGINES.remove(scan)
 
@@ -301,9 +435,7 @@ def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
     graph = Graph(opset)
     x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
     span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
-    (shape,) = graph.node("Shape", ["tokens"])
-    graph.node("Slice", [shape, *(graph.enter([k], "int64") for k in (0, 1))], ["batch"])
-    with graph.open(), _engine():
+    with _writing(graph, x):
         p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
         state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
         y, _, _ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
@@ -331,9 +463,11 @@ def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array],
 def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
     """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
     named = [a.name for a in outputs]
+    made = {output for node in graph.nodes for output in node.output}
     for k, one in enumerate(named):
-        if one in named[:k] or any(one == a.name for a in inputs):
-            named[k] = graph.node("Identity", [one])[0]
+        if one in named[:k] or one not in made:
+            named[k] = graph.name()
+            graph.nodes.append(library().helper.make_node("Identity", [one], [named[k]]))
     needed, nodes = set(named), []
     for node in reversed(graph.nodes):
         if needed & set(node.output):
@@ -345,5 +479,5 @@ def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], n
 
 def _value(name: str, array: Array) -> Any:
     helper = library().helper
-    dims = [{BATCH: "batch", TIME: "time"}.get(n, n) for n in array.shape]
+    dims = [next((name for name, size in arrays.OPEN.items() if n == size), n) for n in array.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
