@@ -312,12 +312,23 @@ def max(x: Array, axis: Any, keepdims: bool = False) -> Array:
     return _reduced("ReduceMax", current().opset >= AXES_GIVEN, x, axis, keepdims)
 
 
+def argmax(x: Array, axis: int) -> Array:
+    axis %= x.ndim
+    return _node("ArgMax", [x], (*x.shape[:axis], *x.shape[axis + 1 :]), int64, axis=axis, keepdims=0)
+
+
+def sort(x: Array, axis: int = -1) -> Array:
+    count = current().enter([x.shape[axis]], int64)
+    return Array(current().node("TopK", [x.name, count], 2, axis=axis, largest=0)[0], x.shape, x.dtype)
+
+
 # New arrays:
 
 
 def constant(values: Any, dtype: Any = None) -> Array:
     """Return an array of numbers that are known."""
     host = np.asarray(values, dtype)
+    host = host.astype(object) if host.dtype.kind == "U" else host
     return Array(current().enter(host), host.shape, host.dtype)
 
 

@@ -48,13 +48,14 @@ FUNCTIONS = {
         *("elu", "softsign", "softplus"),
     )
 }
+Exporting = tuple[list[Array], Callable[[Params], dict[str, Array]]]
 LAYER = checks.instance(Module, "a layer or a model")
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
 
 
 def to_onnx(
-    layer: SequenceLayer,
-    params: Params,
+    layer: Any,
+    params: Params | None = None,
     path: str | os.PathLike[str] | None = None,
     *,
     lengths: bool = False,
@@ -122,63 +123,93 @@ def to_onnx(
     newest = library().defs.onnx_opset_version()
     if not OLDEST <= opset <= newest:
         raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-    if isinstance(layer, TiRex | TiRex2):
-        if lengths:
-            kind = type(layer).__name__
-            raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
-        layer.check(params)
-        usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
-        tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
-        model = _network(layer, params, tokens, opset)
-    elif tokens is not None:
+    about, given, formula = {}, {}, None
+    if hasattr(layer, "for_export"):
+        if params is not None or step:
+            raise ValueError(
+                "to_onnx: params and step are for layers and models, not for an estimator, expected neither"
+            )
+        about, given, formula = layer.for_export(lengths)
+        layer, params = layer.model_, layer.params_
+    LAYER("to_onnx", "layer", layer).check(params)
+    if tokens is not None and not isinstance(layer, TiRex | TiRex2):
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
+    if formula is not None:
+        inputs, outputs = _of_estimator(layer, given, formula)
+    elif isinstance(layer, TiRex | TiRex2):
+        inputs, outputs = _of_tirex(layer, lengths, tokens)
     else:
-        LAYER("to_onnx", "layer", layer).check(params)
-        if not isinstance(layer, SequenceLayer):
-            model = _module_network(layer, params, opset)
-        else:
-            if step and (lengths or layer.directions != ("",)):
-                name = "lengths" if lengths else "a reverse direction"
-                raise ValueError(f"to_onnx: step is True, which does not go with {name}")
-            model = _sequence_network(layer, params, state, lengths, step, opset)
+        inputs, outputs = _of_model(layer, state, lengths, step)
+    graph = Graph(opset)
+    with _writing(graph, inputs):
+        found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in params.items()})
+    model = _closed(graph, inputs, found, type(layer).__name__)
+    library().helper.set_model_props(model, about)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-def _module_network(layer: Module, params: Params, opset: int) -> Any:
-    """Return the model of a layer that looks at each step by itself."""
-    graph, is_table = Graph(opset), isinstance(layer, Embedding)
-    x = (
-        Array("tokens", (TIME, BATCH), np.int64)
-        if is_table
-        else Array("x", (TIME, BATCH, layer.input_size), np.float32)
-    )
-    with _writing(graph, x):
-        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
-        y, _ = layer.apply(arrays, p, x)
-    return _closed(graph, [x], {"y": y}, type(layer).__name__)
+def _of_estimator(model: Any, given: Mapping[str, Any], formula: Callable[..., dict[str, Array]]) -> Exporting:
+    """Return the inputs of an estimator, and the function that writes it around its network."""
+    inputs = [Array(name, [arrays.OPEN.get(n, n) for n in dims], dtype) for name, (dims, dtype) in given.items()]
+
+    def outputs(p: Params) -> dict[str, Array]:
+        def run(x: Array, lengths: Array | None = None) -> Array:
+            start = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+            y, _ = _over_time(model, p, arrays.astype(x, np.float32), start, lengths)
+            return arrays.astype(y, np.float64)
+
+        return formula(arrays, run, *inputs)
+
+    return inputs, outputs
 
 
-def _sequence_network(layer: SequenceLayer, params: Params, state: bool, lengths: bool, step: bool, opset: int) -> Any:
-    """Return the model of a layer or model, over all steps or for one of them."""
-    graph, is_text = Graph(opset), isinstance(layer, xLSTMLanguageModel)
-    outer = (BATCH,) if step else (BATCH, TIME) if layer.batch_first else (TIME, BATCH)
+def _of_tirex(model: TiRex | TiRex2, lengths: bool, tokens: int | None) -> Exporting:
+    """Return the input of a network with the batch first, for so many tokens, and the function that writes it."""
+    if lengths:
+        kind = type(model).__name__
+        raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
+    usual = (model.context + getattr(model, "horizon", 0)) // model.patch_size
+    T = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
+    x = Array("tokens", (BATCH, T, model.input_size), np.float32)
+
+    def outputs(p: Params) -> dict[str, Array]:
+        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+        span = Span(arrays, Packing.of("to_onnx", None, T, BATCH))
+        y, *_ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
+        return {"y": arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))}
+
+    return [x], outputs
+
+
+def _of_model(layer: Any, state: bool, lengths: bool, step: bool) -> Exporting:
+    """Return the inputs of a layer or model over all steps, or for one of them, and the function that writes it."""
+    through_time = isinstance(layer, SequenceLayer)
+    if (step or lengths) and not through_time:
+        raise ValueError(f"to_onnx: step and lengths are not for a {type(layer).__name__}, which has no time")
+    if step and (lengths or layer.directions != ("",)):
+        name = "lengths" if lengths else "a reverse direction"
+        raise ValueError(f"to_onnx: step is True, which does not go with {name}")
+    outer = (BATCH,) if step else (BATCH, TIME) if getattr(layer, "batch_first", False) else (TIME, BATCH)
+    is_text = isinstance(layer, xLSTMLanguageModel | Embedding)
     x = Array("tokens", outer, np.int64) if is_text else Array("x", (*outer, layer.input_size), np.float32)
-    begin = _named(layer.states)
+    begin = _named(layer.states) if through_time else ()
     ends = Array("lengths", (BATCH,), np.int32) if lengths else None
-    with _writing(graph, x):
-        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
+
+    def outputs(p: Params) -> dict[str, Array]:
+        if not through_time:
+            return {"y": layer.apply(arrays, p, x)[0]}
         start = complete("to_onnx", arrays, "state", begin if state else None, layer.states, BATCH, p)
         if step:
             y, end = layer.run_step(arrays, p, x, start)
         else:
             y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
             y = layer._swap(arrays, y)
-        results = {"y": y, **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)}}
-    inputs = [x, *(leaves(begin) if state else ()), *([] if ends is None else [ends])]
-    return _closed(graph, inputs, results, type(layer).__name__)
+        return {"y": y, **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)}}
+
+    return [x, *(leaves(begin) if state else ()), *([] if ends is None else [ends])], outputs
 
 
 def _named(states: State, prefix: str = "") -> State:
@@ -270,8 +301,9 @@ def _native(layer: Layer, p: Params, x: Array, start: State, lengths: Array | No
             named["sequence_lens"] = lengths.name
         outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
         graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
-        y = Array(outputs[0], (TIME, n, BATCH, H), np.float32)
-        x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (TIME, BATCH, n * H))
+        T = x.shape[0]
+        y = Array(outputs[0], (T, n, BATCH, H), np.float32)
+        x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (T, BATCH, n * H))
         after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
         if (
             lengths is not None
@@ -413,12 +445,12 @@ class _Scan:
 
 
 @contextlib.contextmanager
-def _writing(graph: Graph, x: Array) -> Iterator[None]:
-    """Write what arrays do in this context to a graph, and let their recurrences run; x has the open sizes."""
-    (shape,) = graph.node("Shape", [x.name])
+def _writing(graph: Graph, inputs: Sequence[Array]) -> Iterator[None]:
+    """Write what arrays do in this context to a graph, and let their recurrences run."""
     for name, size in arrays.OPEN.items():
-        if size in x.shape:
-            axis = x.shape.index(size)
+        x = next((one for one in inputs if size in one.shape), None)
+        if x is not None:
+            axis, (shape,) = x.shape.index(size), graph.node("Shape", [x.name])
             graph.node("Slice", [shape, *(graph.enter([k], np.int64) for k in (axis, axis + 1))], [name])
             graph.fixed.add(name)
     scan: Any = _Scan()
@@ -428,19 +460,6 @@ def _writing(graph: Graph, x: Array) -> Iterator[None]:
             yield
     finally:
         engine.ENGINES.remove(scan)
-
-
-def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
-    """Return the model of a network with the batch first, for so many tokens of each sequence of any batch."""
-    graph = Graph(opset)
-    x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
-    span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
-    with _writing(graph, x):
-        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
-        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
-        y, _, _ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
-        y = arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))
-    return _closed(graph, [x], {"y": y}, type(model).__name__)
 
 
 def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
