@@ -18,20 +18,20 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h
 
 
 def export(
-    model: Annotated[Path, Argument(help="Model file of train forecast, import or models.save.")],
-    to: Annotated[str, Option("--to", help="onnx, torch or keras.")],
+    model: Annotated[Path, Argument(help="Model file of train, import, an estimator's save or models.save.")],
+    to: Annotated[str, Option("--to", help="onnx, torch or keras.")] = "onnx",
     output: Annotated[Path | None, Option("--output", "-o", help="By default beside the model.")] = None,
 ) -> None:
-    """Write the network of a model for onnxruntime, PyTorch or Keras."""
+    """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for PyTorch or Keras."""
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
-    file, _, _, network, params = load_model("export", model)
+    file, _, estimator, network, params = load_model("export", model)
     path = output or file.with_name(file.name.removesuffix(".safetensors") + SUFFIXES[to])
     _check_target(path, file)
     if to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
-        to_onnx(network, params, path)
+        to_onnx(estimator or network, None if estimator else params, path)
     elif to == "keras":
         from xlstm.interop.keras import to_keras
 

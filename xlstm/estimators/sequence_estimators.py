@@ -171,13 +171,13 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         where, N = type(self).__name__, self.n_features_in_
         if lengths and self.table_:
             raise ValueError(f"{where}: lengths is True, expected False: it takes tables, whose rows have {N} steps")
-        given = {"X": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)}
+        given = {"x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)}
         more = {"lengths": (("batch",), np.int32)} if lengths else {}
         return super().for_export(lengths)[0], given | more, self._exported
 
-    def _exported(self, xp: Namespace, run: Callable[..., Any], X: Any, *lengths: Any) -> dict[str, Any]:
+    def _exported(self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any) -> dict[str, Any]:
         """Return the outputs of an exported file."""
-        rows = _scaled(X[..., None] if self.table_ else X, self.mean_, self.std_)
+        rows = _scaled(x[..., None] if self.table_ else x, self.mean_, self.std_)
         return self._answers(xp, run(xp.permute_dims(rows, (1, 0, 2)), *lengths))
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:

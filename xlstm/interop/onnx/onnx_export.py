@@ -131,7 +131,8 @@ def to_onnx(
             )
         about, given, formula = layer.for_export(lengths)
         layer, params = layer.model_, layer.params_
-    LAYER("to_onnx", "layer", layer).check(params)
+    weights: Params = {} if params is None else params
+    LAYER("to_onnx", "layer", layer).check(weights)
     if tokens is not None and not isinstance(layer, TiRex | TiRex2):
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
@@ -143,7 +144,7 @@ def to_onnx(
         inputs, outputs = _of_model(layer, state, lengths, step)
     graph = Graph(opset)
     with _writing(graph, inputs):
-        found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in params.items()})
+        found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()})
     model = _closed(graph, inputs, found, type(layer).__name__)
     library().helper.set_model_props(model, about)
     if path is not None:
