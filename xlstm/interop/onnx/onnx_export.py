@@ -1,6 +1,6 @@
-"""Layers and models as ONNX: recurrent layers as ONNX's own nodes, other networks by Scan.
+"""Layers, models and estimators as ONNX: LSTM, GRU and RNN as ONNX's own nodes, all else by Scan.
 
-A network runs on arrays that write nodes, and a recurrence within it becomes ONNX's Scan.
+A network runs on arrays that write nodes. Over time it becomes a Scan, in whose body one step of it is written.
 """
 
 from __future__ import annotations
@@ -64,30 +64,42 @@ def to_onnx(
     opset: int = 17,
     tokens: int | None = None,
 ) -> Any:
-    """Write a layer or model as ONNX, in float32.
+    """Write a layer, a model or an estimator as ONNX.
 
-    The model computes what `layer.forward(params, x, train=False)` does, in the same layouts, and takes any
-    batch size B and number T of time steps. L is the number of layers times that of directions.
+    The file computes what `layer.forward(params, x, train=False)` does, in float32 and in the same layouts, for any
+    batch size B and any number T of time steps. A layer that an operator of ONNX expresses becomes that operator; all
+    else becomes a Scan, whose body is one step.
 
-    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state, `h0` and for an LSTM `c0`
-    (L, B, H), and `lengths` (B,) of int32. Its outputs are `y`, the layer's output or the head's prediction, and the
-    final state, `h` and for an LSTM `c` (L, B, H).
+    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state and the lengths of the
+    sequences. A language model has `tokens` in the place of `x`, of int64. Its outputs are `y` and the final state.
+    A part of the state has the name of our state with a 0 as an input, such as `h0` and `c0`, and without it as an
+    output (`x1` in a `CausalConv`); where states are nested, the places of a part stand before its name, such as
+    `0.1.C0` in a stack. A layer without time takes `x` (T, B, D) and has no state.
 
     A TiRex or TiRex2 is written as its univariate network, for a fixed number T of tokens: its input is `tokens` (B, T,
     2P), its output `y` (B, T, Q, P).
 
+    An estimator is written with its scaling, without a state, and with its labels, its kind and what else `fit` found
+    as metadata. A classifier and a regressor take `x` of float64, (B, T, D) or a table (B, T), and return `label` (B,)
+    and `probabilities` (B, C), or `y` (B,) or (B, O). A `Forecaster` takes what its `export_inputs` returns, and
+    returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its language model, with the vocabulary as
+    metadata, and a `ZeroShotForecaster` its network.
+
     Parameters
     ----------
-    layer : LSTM, GRU, RNN, SequenceModel, TiRex or TiRex2
-        The layer, a model of one, or a forecaster.
+    layer : Module or estimator
+        A layer, a block, a stack or a model; or an estimator that is fitted.
     params : dict of str to array
-        Its parameters, on any backend; float64 is rounded to float32.
+        The parameters of a layer or model, on any backend; float64 is rounded to float32. An estimator has its own.
     path : path, optional
         Where to write the file, whole or not at all.
     lengths : bool
-        Whether the model has the input `lengths`.
+        Whether there is the input `lengths` (B,) of int32: past the end of a sequence `y` is zero, and the final state
+        is that at the end.
     state : bool
-        Whether it has the inputs `h0` and `c0`; without them the initial state is zero, as it is in a TiRex.
+        Whether the state is an input; without it each sequence starts from the state before the first step.
+    step : bool
+        Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y` (B, O).
     opset : int
         Version of ONNX's operators, 14 or newer.
     tokens : int, optional
@@ -100,10 +112,10 @@ def to_onnx(
     Raises
     ------
     ValueError
-        The layer has an option that ONNX lacks, parameters are missing, surplus or misshapen, or the
-        installed onnx does not know the opset.
+        A cell of your own uses a function that is not written as ONNX, parameters are missing, surplus or misshapen, an
+        option does not go with the layer, or the installed onnx does not know the opset.
     TypeError
-        The layer is of another kind.
+        The layer is neither a layer nor a model, nor an estimator that is kept in files.
     OSError
         The file cannot be written.
     ImportError
