@@ -17,7 +17,7 @@ from tests.layers import make, pairwise
 from xlstm.arrays.namespace import leaves
 from xlstm.cells.cell import Cell
 from xlstm.cli import export_import
-from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel, ZeroShotForecaster
 from xlstm.interop import tirex
 from xlstm.interop.onnx import from_onnx, to_onnx
 from xlstm.layers.blocks.block import GatedFeedForward
@@ -522,3 +522,5 @@ def test_files_and_the_command_line(tmp_path, rng):
     model_files.save(tmp_path / "model.safetensors", model, params)
     export_import.export(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
+    zero_shot = ZeroShotForecaster((model, params)).fit()
+    same(predict(to_onnx(zero_shot, tokens=7), tokens), model(params, tokens)[0])

@@ -248,9 +248,9 @@ def _nested(like: State, flat: Iterator[Array]) -> State:
 
 def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
     """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the final state."""
-    recurrent = getattr(layer, "recurrent", layer)
-    native = _is_native(recurrent)
-    if recurrent is not layer and (layer.last or native or layer.directions != ("",)):
+    has_head = isinstance(layer, SequenceModel)
+    native = _is_native(layer.recurrent if has_head else layer)
+    if has_head and (layer.last or native or layer.directions != ("",)):
         run = Forward(layer, arrays, p)
         x = x if layer.inputs is None else run("input", x)
         y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
@@ -318,9 +318,8 @@ def _native(layer: Layer, p: Params, x: Array, start: State, lengths: Array | No
         y = Array(outputs[0], (T, n, BATCH, H), np.float32)
         x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (T, BATCH, n * H))
         after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
-        if (
-            lengths is not None
-        ):  # a sequence without steps ends where it began; onnxruntime says 0, or what is in memory
+        if lengths is not None:
+            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
             after = [_where(lengths > 0, a, b) for a, b in zip(after, begin, strict=True)]
         ends.append(after)
     return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
