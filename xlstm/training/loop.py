@@ -587,7 +587,7 @@ class RangeTest(NamedTuple):
 def find_learning_rate(
     model: Any,
     params: Params,
-    data: Batches,
+    data: Batches | Iterable[Any],
     optimizer: Callable[[optimizers.Schedule], optimizers.Optimizer] = optimizers.adam,
     *,
     low: float = 1e-6,
@@ -605,8 +605,8 @@ def find_learning_rate(
     model : object
         As for `train`.
     params : dict of str to array
-    data : Batches
-        They are gone through as often as needed.
+    data : Batches, or an iterable of batches or pairs
+        As for `train`. They are gone through as often as needed.
     optimizer : callable
         Makes an optimiser of a schedule, such as `optim.adam`.
     low, high : float
