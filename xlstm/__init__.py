@@ -81,7 +81,6 @@ __all__ = [
     "register_cell",
     "sLSTM",
     "sLSTMBlock",
-    "series",
     "training",
     "workspace",
     "xLSTMLanguageModel",
