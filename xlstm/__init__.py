@@ -81,6 +81,7 @@ __all__ = [
     "register_cell",
     "sLSTM",
     "sLSTMBlock",
+    "series",
     "training",
     "workspace",
     "xLSTMLanguageModel",
