@@ -44,7 +44,7 @@ PROBLEMS = """() => {
   for (let node; (node = walk.nextNode());) {
     const own = node.parentElement, text = node.textContent.trim();
     if (!text || !own.checkVisibility({checkVisibilityCSS: true, checkOpacity: true})) continue;
-    if (own.closest("svg, math, .sr-only, .visually-hidden, .skip-link")) continue;
+    if (own.closest("svg, math, .sr-only, .visually-hidden, .skip-link, .search-button__kbd-shortcut")) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     for (const line of range.getClientRects()) {

@@ -144,7 +144,7 @@ def chunkwise_bwd(
     if dm is not None or eps:
         # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it also changes the
         # final m.
-        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)  # (7)
+        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)  # (7) by the m of (3)
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
         dw, db, dm0 = dw + more, db + dmb, dm0 + extra  # (3)
     di = astype(xp, _steps(xp, dw, T, -1), i.dtype)  # (2)
