@@ -250,7 +250,7 @@ def docs(session: nox.Session) -> None:
     In CI, on a Debian where it is root and Chromium is missing, it installs Chromium; elsewhere a missing one is named.
     """
     session.install("--no-compile", "-e", ".[fast,plot,tables]", *group("docs"))
-    shutil.rmtree("docs/_build/html", ignore_errors=True)  # of notebooks that did not change there are results beside it
+    shutil.rmtree("docs/_build/html", ignore_errors=True)  # results of notebooks are beside it
     session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", "2", "docs", "docs/_build/html", env=ALONE)
     if os.environ.get("CI") and not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
         session.run("apt-get", "update", "-q", external=True)
