@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import broken, device, fuse, probe
-from xlstm.arrays.constants import Home
+from xlstm.arrays.constants import Home, home
 from xlstm.arrays.convert import like
 from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.groups import Part, rows
@@ -175,7 +175,7 @@ def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: 
     if part is None:
         rest: tuple[Any, ...] = (device.struct(_halves(*_jump(blocks * THREADS, c)), "u8"),)
     else:
-        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, Home(device_of(mask))))
+        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))))
         rest = places, np.int64(mask.size // len(places))
     kernel = device.kernel(TEXT, name, OPTIONS)
     kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, step, *rest))

@@ -144,7 +144,7 @@ class Clip(Callback):
         if self.value is not None:
             grads = optimizers.clip_value(grads, self.value)
             norm = optimizers.global_norm(grads)
-        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm)
+        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
 
 
 @dataclass(frozen=True)

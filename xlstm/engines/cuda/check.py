@@ -191,7 +191,7 @@ def _rows_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Row]:
         for path, name in names.items():
             yield _row(f"{path} {of}", kind, name, functools.partial(_passes, cell, path, precision), *shapes)
     if way := chunk_passes.way_of(dtype, precision, card):
-        run, shapes = functools.partial(_chunks, precision), (*[(2, 2, 40, 16)] * 3, *[(2, 2, 40)] * 2)
+        run, shapes = functools.partial(_chunks, precision), (*[(40, 2, 32)] * 3, *[(40, 2, 2)] * 2)
         yield _row("chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes)
 
 
@@ -235,15 +235,23 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
 
 def _chunks(precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
     """Return what the passes of an mLSTM give in chunks of 16 steps."""
-    (B, N, _, K), cell, kernels = arrays[0].shape, typing.cast(Any, mlstm_chunks), typing.cast(Any, chunk_passes)
-    given = [*arrays, *(xp.zeros((B, N, K, K)[:axes], dtype=xp.float32) for axes in (4, 3, 2))]
+    cell, kernels = typing.cast(Any, mlstm_chunks), typing.cast(Any, chunk_passes)
+    (T, B, N), K = arrays[3].shape, arrays[0].shape[2] // arrays[3].shape[2]
+
+    def by_head(a: Array) -> Array:
+        """Return (T, B, N F) as (B, N, T, F), and gates (T, B, N) as (B, N, T)."""
+        split = xp.reshape(a, (T, B, N) if a.shape[2] == N else (T, B, N, K))
+        return xp.permute_dims(split, (1, 2, 0, 3)[: split.ndim])
+
+    state = [xp.zeros((B, N, K, K)[:axes], dtype=xp.float32) for axes in (4, 3, 2)]
     if xp is np:
-        h, *end, saved = cell.chunkwise(np, *given, eps=0.1)
+        h, *end, saved = cell.chunkwise(np, *map(by_head, arrays), *state, eps=0.1)
         return [h, *end, *cell.chunkwise_bwd(np, h, *end, saved, eps=0.1)]
     with use("auto", precision):
-        made = kernels.kernels(xp, *arrays[:3], chunk=16, forget="sigmoid", eps=0.1)
-    h, *end, saved = kernels.forward(xp, *given, made)
-    return [h, *end, *kernels.backward(xp, h, *end, saved)]
+        made = kernels.kernels(xp, *arrays[:3], N, chunk=16, forget="sigmoid", eps=0.1)
+    h, *end, saved = kernels.forward(xp, *arrays, *state, made)
+    grads = kernels.backward(xp, h, *end, saved)
+    return [by_head(h), *end, *map(by_head, grads[:5]), *grads[5:]]
 
 
 def _softmax(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:
