@@ -105,11 +105,7 @@ def plain(
 
 
 def looped(
-    xp: Namespace,
-    function: Callable[..., Any],
-    arrays: tuple[Array, ...],
-    sums: int,
-    options: dict[str, Any],
+    xp: Namespace, function: Callable[..., Any], arrays: tuple[Array, ...], sums: int, options: dict[str, Any]
 ) -> Any:
     """Return what `loops` returns, and None for arrays that are not NumPy's."""
     if xp is not np or loops is None:

@@ -60,20 +60,13 @@ class Logs(NamedTuple):
 
 
 def chunkwise(
-    xp: Namespace,
-    q: Array,
-    k: Array,
-    v: Array,
-    i: Array,
-    f: Array,
-    C0: Array,
-    n0: Array,
-    m0: Array,
-    eps: float = 0.0,
-    forget: str = "sigmoid",
-    chunk: int = CHUNK,
+    xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid", chunk: int = CHUNK
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs."""
+    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs.
+
+    The arrays are q, k, v, i~, f~, C0, n0 and m0.
+    """
+    q, k, v, i, f, C0, n0, m0 = arrays
     T, V = q.shape[-2], v.shape[-1]
     L = min(chunk, T)
     dtype, wide = q.dtype, C0.dtype

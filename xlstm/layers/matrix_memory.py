@@ -60,8 +60,8 @@ class Memory(NamedTuple):
         cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
             q, k, v = (reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
-            C, n, m = state
-            h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
+            given = q, k, v, i[0, ...], f[0, ...], *state
+            h, *end = mlstm.step(xp, *given, eps=self.eps, forget=self.forget)
             return reshape(h, (1, B, self.N * self.V)), tuple(end), None
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
@@ -72,12 +72,12 @@ class Memory(NamedTuple):
         if computed is not None:
             h, *end, kept = computed
             return h, tuple(end), kept if keep else None
-        given = self._by_head(xp, q, k, v, i, f)
-        looped = loops.chunkwise([*given, *state], self.eps, self.forget, self.steps, keep) if xp is np else None
+        given = *self._by_head(xp, q, k, v, i, f), *state
+        looped = loops.chunkwise(given, self.eps, self.forget, self.steps, keep) if xp is np else None
         if looped is not None:
             (h, *end), kept = looped
         else:
-            h, *end, kept = self._plainly(xp, given, state)
+            h, *end, kept = mlstm.chunkwise(xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps)
             # The arrays that are kept refer to the final state, too, and the caller may change that.
             end = [xp.asarray(s, copy=True) for s in end]
         return self._rows(xp, h), tuple(end), kept if keep else None
@@ -89,7 +89,8 @@ class Memory(NamedTuple):
         if isinstance(saved, chunks.Saved):
             grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
             if grads is None:  # the forward pass begins again, too
-                *_, saved = self._plainly(xp, self._by_head(xp, *saved.inputs), saved.start)
+                given = *self._by_head(xp, *saved.inputs), *saved.start
+                *_, saved = mlstm.chunkwise(xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps)
         if grads is None:
             dh = self._heads(xp, dh)
             if isinstance(saved, loops.Saved):
@@ -99,10 +100,6 @@ class Memory(NamedTuple):
             grads = [*(self._rows(xp, d) for d in grads[:5]), *grads[5:]]
         dq, dk, dv, di, df, *start = grads
         return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(start)
-
-    def _plainly(self, xp: Namespace, given: Sequence[Array], state: Sequence[Array]) -> tuple[Any, ...]:
-        options: dict[str, Any] = {"eps": self.eps, "forget": self.forget, "chunk": self.steps}
-        return mlstm.chunkwise(xp, *given, *state, **options)
 
     def _by_head(self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array) -> list[Array]:
         """Return all as the cell takes them: (B, N, T, F), and gates (B, N, T)."""

@@ -191,7 +191,7 @@ def backward(
         for name, dtype in (("den", SINGLE), ("s", SINGLE), ("b", DOUBLE), ("r", DOUBLE))
     ]
     options = {"limit": limit_of(xp, SINGLE), "dtype": SINGLE}
-    dh_h, ds = by_rows(xp, _rows_bwd, _by_head(dh, N), _by_head(h, N), *of_steps, **options)
+    dh_h, ds = by_rows(xp, _rows_bwd, by_head(dh, N), by_head(h, N), *of_steps, **options)
     _room, arrays = made.made_room(xp, q, BACKWARD + MAXIMUM if through_maximum else BACKWARD)
     grads = {name: room(xp, a, a.shape) for name, a in zip(("dq", "dk", "dv", "di", "df"), saved.inputs, strict=True)}
     starts = {name: room(xp, a, a.shape) for name, a in zip(("dC0", "dn0", "dm0"), start, strict=True)}
@@ -215,11 +215,9 @@ def _rows_bwd(
     return dh_h, formulas.den_bwd(xp, dh_h, den, s, b, r, limit=limit, dtype=dtype)  # (7)
 
 
-def _by_head(a: Array, heads: int) -> Array:
+def by_head(a: Array, heads: int) -> Array:
     """Return (T, B, N F) seen as (B, N, T, F)."""
-    (T, B, width), (t, b, one) = a.shape, a.strides
-    F = width // heads
-    return probe.cupy().ndarray((B, heads, T, F), a.dtype, a.data, (b, F * one, t, one))
+    return a.reshape(*a.shape[:2], heads, -1).transpose(1, 2, 0, 3)
 
 
 def _view(a: Array | None, heads: int) -> tuple[int, ...]:
