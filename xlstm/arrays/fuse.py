@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import broken, probe
-from xlstm.arrays.namespace import HALVES, Array, Namespace
+from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 from xlstm.tracing.writers import C
 
@@ -151,6 +151,49 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     if xp.__name__ == CUPY and name(a.dtype) == "bfloat16":
         return fuse(xp, _where, condition, a, b)
     return xp.where(condition, a, b)
+
+
+def scan(
+    xp: Namespace, function: Callable[..., Any], start: Array, *arrays: Array, axis: int = -1, reverse: bool = False
+) -> tuple[Array, Array]:
+    """Go through a recurrence of few steps, on CuPy by one launch for each and one to keep it.
+
+    A step applies `function(xp, carried, *arrays of the step)`, whose result is carried on.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    function
+        As for `fuse`, with one result.
+    start
+        The value that is carried into the first step: an array without the axis of steps.
+    arrays
+        Arrays with steps along `axis`; their shapes without it broadcast with that of `start`.
+    axis : int
+        Negative.
+    reverse : bool
+        Whether to go from the last step to the first.
+
+    Returns
+    -------
+    kept : array
+        The values that are carried into the steps, along `axis`.
+    end : array
+        The value after the last step.
+    """
+    n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
+    carried, kept = start, None
+    for t in range(n - 1, -1, -1) if reverse else range(n):
+        at = (..., t, *tail)
+        given = (carried, *(a[at] for a in arrays))
+        new = fuse(xp, function, *given) if compiles(xp) else function(xp, *given)
+        if kept is None:  # the result has the shape and the dtype of all of them
+            place = new.ndim + axis + 1
+            kept = xp.empty((*new.shape[:place], n, *new.shape[place:]), dtype=new.dtype, device=device_of(new))
+        kept[at] = carried
+        carried = new
+    return kept, carried
 
 
 def windows(a: Array, width: int) -> Array:

@@ -22,8 +22,8 @@ from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, astype
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import at_least, denominator, limit_of, low_of
 from xlstm.cells.mlstm_chunks import CHUNK, chunkwise, chunkwise_bwd
+from xlstm.cells.mlstm_formulas import at_least, denominator, limit_of, low_of
 
 __all__ = ["CHUNK", "chunkwise", "chunkwise_bwd", "step"]
 

@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.fuse import compiles, fuse, total
+from xlstm.arrays.fuse import compiles, fuse, scan, total
 from xlstm.arrays.matmul import matmul, packed, product
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
-from xlstm.arrays.scan import scan
 from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import limit_of, low_of
+from xlstm.cells.mlstm_formulas import limit_of, low_of
 
 CHUNK = 64
 

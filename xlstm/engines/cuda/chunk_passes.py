@@ -15,7 +15,7 @@ from xlstm.arrays import broken, device, probe
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array, Namespace, astype, dtype_name, room
 from xlstm.arrays.rows import by_rows
 from xlstm.cells import mlstm_formulas as formulas
-from xlstm.cells.denominator import limit_of
+from xlstm.cells.mlstm_formulas import limit_of
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import MMA, TF32, told
 from xlstm.engines.cuda.chunk_source import KINDS, LARGEST, THREADS, WAYS, Shape, Way, source, steps
@@ -23,29 +23,11 @@ from xlstm.engines.cuda.kernels import contiguous
 from xlstm.engines.cuda.tiling import Device
 
 VIEWS = ("q", "k", "v", "i", "f", "dh")  # arrays (T, B, N F) with any strides
-POINTERS = (
-    *(
-        "C0",
-        "n0",
-        "m0",
-        "logf",
-        "read",
-        "write",
-        "keep",
-        "b",
-        "w",
-        "most",
-        "r",
-        "m",
-        "C",
-        "n",
-        "end_C",
-        "end_n",
-        "end_m",
-    ),
-    *("s", "den", "h", "dh_h", "ds", "dend_C", "dend_n", "dC", "dn", "dC0", "dn0", "dm0", "inner", "dq", "dk", "dv"),
-    *("dw", "dend_m", "dm", "more_w", "more_b", "more_m", "di", "df"),
+NAMES = (
+    "C0 n0 m0 logf read write keep b w most r m C n end_C end_n end_m s den h dh_h ds dend_C dend_n dC dn dC0 dn0 dm0 "
+    "inner dq dk dv dw dend_m dm more_w more_b more_m di df"
 )
+POINTERS = tuple(NAMES.split())
 NUMBERS = ("T", "groups", "chunks")
 FORWARD = ("b", "w", "most", "r", "m", "logf", "s", "den", "read", "write", "keep", "C", "n")  # kept for backward
 BACKWARD = ("inner", "dC", "dn", "dw")
