@@ -176,9 +176,9 @@ def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: 
         places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))))
         name, draws, rest = "xlstm_bernoulli_rows", PIECE, (places, np.int64(mask.size // len(places)))
     blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
-    step = device.struct(_halves(A, c), "u8")
+    step = device.struct(_halves(A, c), form="4Q")
     kernel = device.kernel(TEXT, name, OPTIONS)
-    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, step, *rest))
+    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest))
 
 
 @functools.lru_cache(maxsize=16)

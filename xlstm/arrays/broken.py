@@ -73,7 +73,7 @@ def why(name: str, card: str) -> str:
 
 
 def _among(name: str, kind: str) -> bool:
-    return kind[-1] in "_ " and name.startswith(kind)
+    return kind.endswith(("_", " ")) and name.startswith(kind)
 
 
 def note(name: str, why: str) -> None:

@@ -87,11 +87,10 @@ def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     outputs = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(inputs, places, strict=True)]
     most = max(a.size for a in outputs)
     if most:
-        sources = [
-            (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
-            for a, to, at in zip(inputs, outputs, places, strict=True)
-        ]
-        table = device.struct([*sources, *[(0,) * 6] * (ARRAYS - len(sources))])
+        sources: list[int] = []
+        for a, to, at in zip(inputs, outputs, places, strict=True):
+            sources += (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
+        table = device.struct([*sources, *[0] * (6 * ARRAYS - len(sources))])
         grid = (-(-most // THREADS), len(inputs))
         device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(inputs[0].itemsize)))
     return outputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,20 +99,15 @@ class CausalConv(SameWidth, SequenceLayer):
             to[...] = dx
         return grads, dx, (dxs[:before, ...],)
 
-    def _slid(
-        self,
-        xp: Namespace,
-        function: Callable[..., Any],
-        taps: Array,
-        xs: Array,
-        *more: Array,
-        out: Sequence[Array] = (),
-    ) -> Any:
-        """Return the results of a function of taps (k, D), the steps that each is multiplied by, and more arrays."""
+    def _slid(self, xp: Namespace, function: Any, taps: Array, xs: Array, *more: Array, **options: Any) -> Any:
+        """Return the results of a function of taps (k, D), the steps that each is multiplied by, and more arrays.
+
+        Options are those of `summed`, for CuPy.
+        """
         size = self.kernel_size
         if compiles(xp):
-            options: dict[str, Any] = {"leading": (size, size), "of": function, "size": size}
-            return summed(xp, _of_windows, taps, windows(xs, size), *more, sums=0, out=out, **options)
+            options |= {"leading": (size, size), "of": function, "size": size}
+            return summed(xp, _of_windows, taps, windows(xs, size), *more, sums=0, **options)
         copies = [taps[j, ...] + 0 for j in range(size)]  # whose numbers are side by side
         return fuse(xp, function, *copies, *self._windows(xs), *more, size=size)
 
@@ -127,7 +122,7 @@ class CausalConv(SameWidth, SequenceLayer):
         return constants.copied(xp, (steps * span.B + np.arange(span.B)).ravel(), device_of(like))
 
 
-def _of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Callable[..., Any], size: int) -> Any:
+def _of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Any, size: int) -> Any:
     return of(xp, *(a[j, ...] for a in (taps, xs) for j in range(size)), *more, size=size)
 
 

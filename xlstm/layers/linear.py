@@ -153,7 +153,7 @@ class HeadwiseLinear(SameWidth, Module):
         of : sequence of int
             The number of the x of each map.
         add : sequence of array (..., D) or None
-            For each x what is added to its gradient; it may be used up.
+            For each x what is added to its gradient.
         """
         names = ("W", "b")[: len(self.shapes)]
         if narrow.takes(xp, maps[0][0]["W"]):
@@ -169,10 +169,8 @@ class HeadwiseLinear(SameWidth, Module):
             own = [dW if dW.shape == p["W"].shape else self._parted(xp, dW)]
             own += [column_sums(xp, dy)] if self.bias else []
             grads.append(dict(zip(names, own, strict=True)))
-            dx, before = self._map(xp, [(dz, W)], dy), found[k]
-            if before is not None:
-                before += dx
-            found[k] = dx if before is None else before
+            dx = self._map(xp, [(dz, W)], dy)
+            found[k] = dx if found[k] is None else found[k] + dx
         return grads, found
 
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
