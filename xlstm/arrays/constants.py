@@ -43,9 +43,9 @@ def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     return kept(_made(xp, "eye", (n,), dtype, home(device)))
 
 
-def number(xp: Namespace, value: float, dtype: Any, device: Any, shape: tuple[int, ...] = ()) -> Array:
-    """Return an array, by default without axes, with a number in all places."""
-    return kept(_made(xp, "full", (shape, value), dtype, home(device)))
+def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
+    """Return a number as an array without axes."""
+    return kept(_made(xp, "full", ((), value), dtype, home(device)))
 
 
 def counters(xp: Namespace, n: int, device: Any) -> Array:

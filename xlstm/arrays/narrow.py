@@ -39,9 +39,8 @@ def products_bwd(
     Ws: Sequence[Array],
     of: Sequence[int],
     add: Sequence[Array | None],
-    bias: bool = False,
-) -> tuple[list[Array], ...]:
-    """Return gradients of the different x, and for each product that of W, and with `bias` that of an added (N K,).
+) -> tuple[list[Array], list[Array]]:
+    """Return gradients of the different x, and for each product that of W.
 
     Parameters
     ----------
@@ -55,16 +54,13 @@ def products_bwd(
         The number of the x of each product.
     add : sequence of array or None
         For each x what is added to its gradient.
-    bias : bool
     """
     K, added, counts = Ws[0].shape[-1], [a for a in add if a is not None], tuple(len(some) for some in dys)
     arrays = [*(dy for some in dys for dy in some), *xs, *added]
     dxs = [room(xp, x, x.shape) for x in xs]
-    options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add), "bias": bias}
-    found = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws) * (1 + bias), out=dxs, **options)
-    dWs, dbs = found[len(dxs) : len(dxs) + len(Ws)], found[len(dxs) + len(Ws) :]
-    dWs = [reshape(d, Ws[0].shape) for d in dWs]
-    return (dxs, dWs, [reshape(d, (-1,)) for d in dbs]) if bias else (dxs, dWs)
+    options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)}
+    found = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
+    return dxs, [reshape(d, Ws[0].shape) for d in found[len(dxs) :]]
 
 
 def _by_blocks(
@@ -87,15 +83,9 @@ def _product(xp: Namespace, W: Array, x: Array, K: int, turned: bool = False) ->
 
 
 def _products_bwd(
-    xp: Namespace,
-    *arrays: Array,
-    K: int,
-    of: tuple[int, ...],
-    counts: tuple[int, ...],
-    add: tuple[bool, ...],
-    bias: bool,
+    xp: Namespace, *arrays: Array, K: int, of: tuple[int, ...], counts: tuple[int, ...], add: tuple[bool, ...]
 ) -> tuple[Array, ...]:
-    """Return the gradients of each x, and of each W and, if there is one, bias by this row."""
+    """Return the gradients of each x, and of each W by this row."""
     given = iter(arrays)
     dys = [_sum(next(given) for _ in range(count)) for count in counts]
     xs = [next(given) for _ in add]
@@ -104,7 +94,7 @@ def _products_bwd(
     for dy, W, k in zip(dys, given, of, strict=True):
         dxs[k].append(_product(xp, W, dy, K, turned=True))
         dWs.append(xp.stack([dy[i, ...] * xs[k][j, ...] for i in range(K) for j in range(K)]))
-    return (*map(_sum, dxs), *dWs, *(dys if bias else ()))
+    return (*map(_sum, dxs), *dWs)
 
 
 def _sum(terms: Iterable[Array]) -> Array:

@@ -155,20 +155,22 @@ class HeadwiseLinear(SameWidth, Module):
         add : sequence of array (..., D) or None
             For each x what is added to its gradient.
         """
-        names = ("W", "b")[: len(self.shapes)]
+        grads, found = list[Params](), list(add)
         if narrow.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more, Ws = [dys for _, _, dys in maps], [p["W"] for p, _, _ in maps]
-            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add, self.bias)
-            return [dict(zip(names, own, strict=True)) for own in zip(*sums, strict=True)], dxs
-        grads, found = list[Params](), list(add)
+            found, dWs = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add)
+            grads = [{"W": dW} for dW in dWs]
+            for own, dys in zip(grads if self.bias else (), more, strict=False):
+                own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
+            return grads, found
         for (p, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)
             dz = self._split(xp, dy, W.shape[0])
             dW = matmul(xp, xp.matrix_transpose(dz), heads)
-            own = [dW if dW.shape == p["W"].shape else self._parted(xp, dW)]
-            own += [column_sums(xp, dy)] if self.bias else []
-            grads.append(dict(zip(names, own, strict=True)))
+            grads.append({"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)})
+            if self.bias:
+                grads[-1]["b"] = column_sums(xp, dy)
             dx = self._map(xp, [(dz, W)], dy)
             found[k] = dx if found[k] is None else found[k] + dx
         return grads, found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks, constants, foreach, fuse
+from xlstm.arrays import checks, foreach, fuse
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
@@ -344,10 +344,7 @@ def complete(
 
 
 def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bool) -> list[Array]:
-    """Return the arrays of leaves before the first step, as parts of one array for each value and dtype.
-
-    Nobody changes them.
-    """
+    """Return the arrays of leaves before the first step, as parts of one array for each value and dtype."""
     ends: dict[Any, int] = {}  # elements of all arrays of a value and dtype
     places = []
     for leaf in leaves:
@@ -356,12 +353,10 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
         start = ends.get(kind, 0)
         ends[kind] = start + -(-math.prod(shape) // ALIGNED) * ALIGNED
         places.append((kind, start, shape))
-    whole, device = {}, device_of(like)
+    whole = {}
     for (value, dtype), size in ends.items():
-        if value:
-            whole[value, dtype] = constants.number(xp, value, dtype, device, (size,))
-        else:
-            whole[value, dtype] = xp.zeros((size,), dtype=dtype, device=device)
+        how = {"dtype": dtype, "device": device_of(like)}
+        whole[value, dtype] = xp.full((size,), value, **how) if value else xp.zeros((size,), **how)
     return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
 
 

@@ -121,6 +121,8 @@ class Each(Callback):
 class Clip(Callback):
     """Limits the global norm of the gradient (Pascanu et al. 2013), or each of its values.
 
+    Gradients of CuPy are changed where they are.
+
     Parameters
     ----------
     norm : float, optional
