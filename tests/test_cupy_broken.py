@@ -187,6 +187,7 @@ def test_missing_memory_is_no_fault_of_a_kernel(monkeypatch):
     errors = [cupy.cuda.memory.OutOfMemoryError(1, 2), cublas.CUBLASError(3)]
     errors += [cupy.cuda.runtime.CUDARuntimeError(2), cupy.cuda.driver.CUDADriverError(2)]
     layer, used = xlstm.LSTM(3, 20), launch._kernel
+    launch.current()  # what the card can do is known before
     for error in errors:
 
         def refuse(*_, error=error):
