@@ -26,11 +26,11 @@ LOADED = {"script": "src", "img": "src", "iframe": "src"}  # attributes whose fi
 # Whether the search has ended.
 FOUND = "document.querySelector('.search-summary, #search-results p')?.innerText.includes('found')"
 
-# Texts that lie over each other, or hardly differ from what is behind them. A text that its box cuts off counts as far
-# as it is seen, and boxes that overlap by less than 3 pixels only touch.
-PROBLEMS = """() => {
+# Texts that lie over each other, where `layout` is true, and texts that hardly differ from what is behind them. A text
+# that its box cuts off counts as far as it is seen, and boxes that overlap by less than 3 pixels only touch.
+PROBLEMS = """layout => {
   const seen = [], found = [];
-  if (document.documentElement.scrollWidth > innerWidth) {
+  if (layout && document.documentElement.scrollWidth > innerWidth) {
     found.push(`scrolls sideways: ${document.documentElement.scrollWidth} of ${innerWidth} pixels`);
   }
   const shade = text => {
@@ -40,29 +40,38 @@ PROBLEMS = """() => {
     const [r, g, b] = part.slice(0, 3).map(v => linear(v / scale));
     return {light: 0.2126 * r + 0.7152 * g + 0.0722 * b, solid: part.length < 4 || part[3] > 0.5};
   };
+  const kept = new Map();  // the colour behind an element, and the box that its texts are seen in
+  const around = element => {
+    if (!element) return {light: 1, left: -1e9, top: -1e9, right: 1e9, bottom: 1e9};
+    if (!kept.has(element)) {
+      const outer = around(element.parentElement), style = getComputedStyle(element);
+      const box = {...outer}, own = shade(style.backgroundColor);
+      if (own.solid) box.light = own.light;
+      if (style.overflow !== "visible" && element !== document.body) {
+        const edge = element.getBoundingClientRect();
+        [box.left, box.right] = [Math.max(box.left, edge.left), Math.min(box.right, edge.right)];
+        [box.top, box.bottom] = [Math.max(box.top, edge.top), Math.min(box.bottom, edge.bottom)];
+      }
+      kept.set(element, box);
+    }
+    return kept.get(element);
+  };
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node; (node = walk.nextNode());) {
     const own = node.parentElement, text = node.textContent.trim();
     if (!text || !own.checkVisibility({checkVisibilityCSS: true, checkOpacity: true})) continue;
     if (own.closest("svg, math, .sr-only, .visually-hidden, .skip-link, .search-button__kbd-shortcut")) continue;
+    const box = around(own), pair = [shade(getComputedStyle(own).color).light, box.light];
+    const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    if (contrast < 2) found.push(`contrast ${contrast.toFixed(1)}: ${text.slice(0, 40)}`);
+    if (!layout) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     for (const line of range.getClientRects()) {
-      let [left, top, right, bottom] = [line.left, line.top, line.right, line.bottom];
-      for (let box = own; box !== document.body; box = box.parentElement) {
-        if (getComputedStyle(box).overflow === "visible") continue;
-        const edge = box.getBoundingClientRect();
-        [left, right] = [Math.max(left, edge.left), Math.min(right, edge.right)];
-        [top, bottom] = [Math.max(top, edge.top), Math.min(bottom, edge.bottom)];
-      }
+      const [left, right] = [Math.max(line.left, box.left), Math.min(line.right, box.right)];
+      const [top, bottom] = [Math.max(line.top, box.top), Math.min(line.bottom, box.bottom)];
       if (right - left > 3 && bottom - top > 3) seen.push({left, top, right, bottom, own, text});
     }
-    let behind = own;
-    while (behind && !shade(getComputedStyle(behind).backgroundColor).solid) behind = behind.parentElement;
-    const back = behind ? shade(getComputedStyle(behind).backgroundColor).light : 1;
-    const pair = [shade(getComputedStyle(own).color).light, back];
-    const contrast = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
-    if (contrast < 2) found.push(`contrast ${contrast.toFixed(1)}: ${text.slice(0, 40)}`);
   }
   seen.sort((a, b) => a.top - b.top);
   seen.forEach((a, k) => {
@@ -117,10 +126,12 @@ def broken(site: Path) -> Iterator[str]:
 
 
 def shown(site: Path) -> list[Path]:
-    """Return the pages to look at: all that are written by hand, and of those made from docstrings one in twenty."""
+    """Return the pages to look at: all that are written by hand, and some of those made from docstrings and sources."""
     pages = [path for path in sorted(site.rglob("*.html")) if path.parent.name != "_static"]
-    made = [path for path in pages if {"generated", "source"} & {*path.relative_to(site).parts}]
-    return [path for path in pages if path not in made] + made[::20]
+    folders = {path: path.relative_to(site).parts for path in pages}
+    docstrings = [path for path in pages if "generated" in folders[path]]
+    sources = [path for path in pages if "source" in folders[path]]
+    return [path for path in pages if path not in {*docstrings, *sources}] + docstrings[::20] + sources[::100]
 
 
 def looked_at(site: Path, browser: Any) -> Iterator[str]:
@@ -133,7 +144,7 @@ def looked_at(site: Path, browser: Any) -> Iterator[str]:
             tab.set_viewport_size({"width": width, "height": 900})
             for scheme in SCHEMES:
                 tab.emulate_media(color_scheme=scheme)
-                for problem in tab.evaluate(PROBLEMS):
+                for problem in tab.evaluate(PROBLEMS, scheme == "light"):
                     yield f"{path.relative_to(site)} at {width} pixels, {scheme}: {problem}"
     for words, page in SEARCHES.items():
         tab.goto(f"{(site / 'search.html').as_uri()}?q={words}")
