@@ -39,7 +39,8 @@ def runs(version: str) -> bool:
 LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
-nox.options.sessions = ["lint", "types", "tests", "distributed", *(["pythons"] if OTHERS else []), "lowest", "docs", "build"]
+PYTHONS = ["pythons"] if OTHERS else []
+nox.options.sessions = ["lint", "types", "tests", "distributed", *PYTHONS, "lowest", "docs", "build"]
 
 Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
