@@ -221,7 +221,7 @@ class SequenceLayer(Module):
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         if dy is not None:
             if dy.shape != saved.shape:
-                checks.shape(where, "dy", dy, self._output_dims(span.T, span.B))
+                checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
             dy = self._swap(xp, dy)
         end = None
         if dstate is not None:
@@ -260,7 +260,7 @@ class SequenceLayer(Module):
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
         arrays = {} if x is None else {"x" if what == "state" else "dy": x}
-        parts = [(n, leaf, part) for n, leaf, part in _flat(where, what, state, self.states) if part is not None]
+        parts = [(n, leaf, part) for n, leaf, part in flat(where, what, state, self.states) if part is not None]
         arrays |= {name: part for name, _, part in parts}
         return self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]), params, x, state
 
@@ -277,7 +277,8 @@ class SequenceLayer(Module):
             raise ValueError(f"{type(self).__name__}: x has no time steps, expected T of 1 or more")
         return x
 
-    def _output_dims(self, T: int, B: int) -> checks.Dims:
+    def output_dims(self, T: int, B: int) -> checks.Dims:
+        """Return the sizes of y by their letters."""
         outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
         return {**outer, self._output_symbol: self.output_size}
 
@@ -320,7 +321,7 @@ def complete(
         _check_container(where, what, state, leaves)
     like = next(iter(params.values()))
     if filled is None and xp is not np and fuse.compiles(xp):
-        missing = [leaf for _, leaf, part in _flat(where, what, state, leaves) if part is None]
+        missing = [leaf for _, leaf, part in flat(where, what, state, leaves) if part is None]
         filled = iter(_filled(xp, like, missing, B, zero))
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
@@ -360,8 +361,14 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
     return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
 
 
-def _flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
-    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing."""
+def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
+    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A state, or a part of it, is no tuple of as many entries as there are leaves.
+    """
     if state is not None:
         _check_container(where, what, state, leaves)
     for k, leaf in enumerate(leaves):
@@ -369,7 +376,7 @@ def _flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[st
         if isinstance(leaf, Leaf):
             yield f"{what} {leaf.name}", leaf, part
         else:
-            yield from _flat(where, f"{what}[{k}]", part, leaf)
+            yield from flat(where, f"{what}[{k}]", part, leaf)
 
 
 def _check_container(where: str, what: str, state: Any, leaves: State) -> None:

@@ -348,5 +348,5 @@ class PatchNetwork(Backbone):
         """Return (..., Q P) as (..., Q, P)."""
         return xp.reshape(y, (*y.shape[:-1], len(self.quantiles), self.patch_size))
 
-    def _output_dims(self, T: int, B: int) -> checks.Dims:
+    def output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "T": T, "Q": len(self.quantiles), "P": self.patch_size}
