@@ -47,7 +47,8 @@ class Bridge:
         self.name = type(layer).__name__
         self.names = tuple(layer.shapes)
         self.has_state = isinstance(layer, SequenceLayer)
-        self.leaves: tuple[Leaf, ...] = tuple(leaves(self.layer.states, Leaf)) if self.has_state else ()
+        states = layer.states if isinstance(layer, SequenceLayer) else ()
+        self.leaves: tuple[Leaf, ...] = tuple(leaves(states, Leaf))
 
     def params(self, arrays: Sequence[Array]) -> Params:
         """Return parameters by name."""
