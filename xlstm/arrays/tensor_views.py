@@ -59,13 +59,28 @@ def to_tensor(array: Array) -> Tensor:
 
 def stream_of(where: str, tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which CuPy works on the device of a tensor, and on PyTorch's current stream there."""
-    if tensor.is_cpu:
+    if not tensor.is_cuda:
         return contextlib.nullcontext()
     cuda = foreign.cupy_for(where, "a tensor").cuda
     context, number = contextlib.ExitStack(), tensor.device.index
     context.enter_context(cuda.Device(number))
-    context.enter_context(cuda.ExternalStream(probe.torch().cuda.current_stream(number).cuda_stream, number))
+    pointer = probe.torch().cuda.current_stream(number).cuda_stream
+    if hasattr(cuda.Stream, "from_external"):
+        context.enter_context(cuda.Stream.from_external(_Stream(pointer)))
+    else:  # of CuPy before 14
+        context.enter_context(cuda.ExternalStream(pointer, number))
     return context
+
+
+class _Stream:
+    """A stream of another library, by NVIDIA's protocol for streams."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return the version of the protocol, and the stream."""
+        return 0, self.pointer
 
 
 class Views(NamedTuple):

@@ -262,8 +262,9 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
                 f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no sequences"
             )
         given = self._complete(x, bridge.flat(state), params[0])
-        if x.is_floating_point() and torch.is_autocast_enabled(x.device.type):
-            x = x.to(params[0].dtype)
+        if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
+            x = x.to(params[0].dtype) if x.is_floating_point() else x
+            given = [a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)]
         train = self.training and bridge.layer.random
         seed = torch.randint(LARGEST_SEED, ()) if train else None
         keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *params, *given))
@@ -300,7 +301,5 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         bridge = self._bridge
         found = []
         for a, leaf, shape, dtype in zip(flat, bridge.leaves, bridge.shapes(x)[1:], _dtypes(bridge, like), strict=True):
-            if a is None:
-                a = like.new_full(shape, leaf.rest, dtype=dtype)
-            found.append(a.to(dtype) if torch.is_autocast_enabled(a.device.type) else a)
+            found.append(like.new_full(shape, leaf.rest, dtype=dtype) if a is None else a)
         return found
