@@ -240,6 +240,9 @@ class Embedding(Module):
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
         """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""
+        views = self._views(params, x)
+        if views is not None:
+            return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         params, x = from_foreign("Embedding", (params, x))
         xp = self.namespace(params, {})
         check_library("Embedding", "x", xp, x)
