@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
 from xlstm.interop.bridge import Bridge
@@ -37,15 +38,17 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
             raise TypeError(f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time")
         if self.compute_dtype not in ("float32", "float64") or self.compute_dtype != self.variable_dtype:
             raise ValueError(f"{WHERE}: the dtype policy is {self.dtype_policy.name}, expected float32 or float64")
-        self._function = _function(layer)
+        self._function = _function(self._bridge)
         self.layer = layer
         self.seed = checks.seed_number(WHERE, "seed", seed)
         self.seed_generator = keras.random.SeedGenerator(seed) if layer.random else None
         values = layer.init(seed, "numpy", self.variable_dtype) if params is None else params
         layer.check(values)
-        self.params = {name: self.add_weight(values[name].shape, "zeros", name=name) for name in self._bridge.names}
-        for name, variable in self.params.items():
-            variable.assign(values[name])
+        self.params = {}
+        for name in self._bridge.names:
+            # PyTorch, which Keras tells of the variable, has no dots in names.
+            self.params[name] = self.add_weight(values[name].shape, "zeros", name=name.replace(".", "_"))
+            self.params[name].assign(to_numpy(values[name]))
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Return y for x, both batch first."""
@@ -75,12 +78,24 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         return cls(**{**config, "layer": model_files.from_config(description)})
 
 
-def _function(layer: Any) -> Callable[[Params, Any, Any], Any]:
+def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
     """Return a function of Keras' backend from parameters, x and the seed of masks, None outside training, to y."""
     backend = keras.config.backend()
     if backend == "jax":
         from xlstm.interop import jax
 
-        run = jax.layer(layer)
+        run = jax.layer(bridge.layer)
         return lambda params, x, seed: run(params, x, train=seed is not None, seed=seed)[0]
+    if backend == "torch":
+        from xlstm.interop import torch_module
+
+        spec = torch_module.spec_of(bridge)
+
+        def function(params: Params, x: Any, seed: Any) -> Any:
+            if seed is not None:
+                first, second = seed.long() & 0x7FFFFFFF  # Keras has them in int32
+                seed = (first << 32) + second
+            return torch_module.run(bridge, spec, x, list(params.values()), seed=seed)[0]
+
+        return function
     raise ValueError(f"{WHERE}: the backend of Keras is {backend}, expected torch or jax (KERAS_BACKEND)")
