@@ -58,7 +58,7 @@ def test_import_loads_nothing_heavy(tmp_path):
     assert not loaded & {*PACKAGES, "safetensors", "threadpoolctl"}
 
 
-NEEDS = {"keras": "h5py", "onnx_export": "onnxruntime", "onnx_import": "onnx"}
+NEEDS = {"jax": "jax", "keras": "h5py", "onnx_export": "onnxruntime", "onnx_import": "onnx"}
 EXAMPLES = [path for path in sorted((ROOT / "xlstm").rglob("*.py")) if "    >>> " in path.read_text(encoding="utf-8")]
 
 
@@ -99,8 +99,8 @@ def test_public_names_have_docstrings(name):
 def public():
     """Yield the public functions, classes and methods of every public module, by name."""
     modules = {name: value for name in xlstm.__all__ if inspect.ismodule(value := getattr(xlstm, name))}
-    inner = "cells.activations engines.engine interop.keras interop.nxai interop.onnx interop.tirex interop.torch"
-    for name in inner.split():
+    interop = "interop.jax interop.keras interop.nxai interop.onnx interop.tirex interop.torch"
+    for name in f"cells.activations engines.engine {interop}".split():
         modules[name] = importlib.import_module(f"xlstm.{name}")
     for where, module in [("xlstm", xlstm), *modules.items()]:
         for name in getattr(module, "__all__", dir(module)):

@@ -122,7 +122,7 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
 
 @functools.lru_cache(maxsize=64)
 def _bridge(spec: str) -> Bridge:
-    """Return the bridge of a layer from what `_spec` says of it.
+    """Return the bridge of a layer from what `spec_of` says of it.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def _bridge(spec: str) -> Bridge:
     return Bridge("xlstm::forward", model_files.from_config(json.loads(spec)))
 
 
-def _spec(bridge: Bridge) -> str:
+def spec_of(bridge: Bridge) -> str:
     """Return a layer as text, which an operator takes: its configuration, where files know its class."""
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
@@ -227,6 +227,27 @@ def _options(bridge: Bridge, lengths: Any, seed: Tensor | None, train: bool, kee
     return {"lengths": lengths, "seed": None if seed is None else int(seed), "train": train, "keep": keep}
 
 
+def run(
+    bridge: Bridge,
+    spec: str,
+    x: Tensor,
+    params: Sequence[Tensor],
+    state: Sequence[Tensor] = (),
+    lengths: Any = None,
+    seed: Tensor | None = None,
+) -> Sequence[Tensor]:
+    """Return y and the final state, to which autograd adds our backward pass; a seed draws the masks of training."""
+    train = seed is not None
+    keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *params, *state))
+    if torch.compiler.is_compiling():
+        lengths = None if lengths is None else torch.as_tensor(lengths)
+        return forward_op(spec, params, x, state, lengths, seed, train, keep)[:-1]  # type: ignore[no-any-return]
+    options = _options(bridge, lengths, seed, train, keep)
+    if keep:
+        return Pass.apply(bridge, options, x, *params, *state)  # type: ignore[no-any-return]
+    return _forward(bridge, x, params, state, **options)[0]
+
+
 class LayerModule(torch.nn.Module):  # type: ignore[misc]
     """A layer or a model with its parameters, as `xlstm.interop.torch.module` makes it.
 
@@ -252,7 +273,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
             given = params[name]
             owner.register_parameter(last, torch.nn.Parameter(given if torch.is_tensor(given) else to_tensor(given)))
             self._places.append((path, last))
-        self._spec = _spec(self._bridge)
+        self._spec = spec_of(self._bridge)
 
     def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
         """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
@@ -265,16 +286,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
             x = x.to(params[0].dtype) if x.is_floating_point() else x
             given = [a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)]
-        train = self.training and bridge.layer.random
-        seed = torch.randint(LARGEST_SEED, ()) if train else None
-        keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *params, *given))
-        if torch.compiler.is_compiling():
-            lengths = None if lengths is None else torch.as_tensor(lengths)
-            y, *end, _ = forward_op(self._spec, params, x, given, lengths, seed, train, keep)
-        elif keep:
-            y, *end = Pass.apply(bridge, _options(bridge, lengths, seed, train, keep), x, *params, *given)
-        else:
-            (y, *end), _ = _forward(bridge, x, params, given, **_options(bridge, lengths, seed, train, keep))
+        seed = torch.randint(LARGEST_SEED, ()) if self.training and bridge.layer.random else None
+        y, *end = run(bridge, self._spec, x, params, given, lengths, seed)
         return (y, bridge.state(end)) if bridge.has_state else y
 
     def arrays(self) -> Params:

@@ -170,7 +170,7 @@ class SequenceLayer(Module):
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
             raise TypeError(f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees another")
-        params, x, start, span = self._begin(params, x, state, lengths, groups)
+        params, x, start, span = self.begin(params, x, state, lengths, groups)
         span.keep = keep
         if train and self.random:
             span.rng = masks(where, seed)
@@ -181,7 +181,7 @@ class SequenceLayer(Module):
             y = self._swap(span.xp, y)
         return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
 
-    def _begin(
+    def begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
     ) -> tuple[Params, Array, State, Span]:
         """Check the arguments of a call, and return them, x (T, B, D), the initial state and the span for inference."""
