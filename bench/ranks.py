@@ -47,8 +47,10 @@ def language(batch: int) -> tuple[Any, Any]:
 MODELS = {
     "LSTM 20k": (64, lambda batch: lstm(50, batch, 8, 64, 1)),
     "LSTM 0.3M": (64, lambda batch: lstm(50, batch, 32, 256, 1)),
+    "LSTM 0.3M, B 256": (256, lambda batch: lstm(50, batch, 32, 256, 1)),
     "xLSTM LM 0.5M": (32, language),
     "LSTM 13.7M": (32, lambda batch: lstm(20, batch, 256, 1024, 2)),
+    "LSTM 13.7M, B 128": (128, lambda batch: lstm(20, batch, 256, 1024, 2)),
 }
 
 
@@ -165,7 +167,7 @@ def main() -> None:
     for name, rounds in found.items():
         line = summary(MODELS[name][0], rounds)
         print(
-            f"  {name:14s} {line['parameters']:10,.0f}  {line['ranks']:8.0f} {line['process']:8.0f}  "
+            f"  {name:17s} {line['parameters']:10,.0f}  {line['ranks']:8.0f} {line['process']:8.0f}  "
             f"{line['quotient']:.2f}  {line['sum']:6.1%} {line['wait']:6.1%}  {line['weak']:.2f}  {len(rounds)}"
         )
         if options.json is not None:

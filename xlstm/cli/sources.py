@@ -33,9 +33,9 @@ ESTIMATORS = {one.KIND: one for one in (Forecaster, TextModel, SequenceClassifie
 # The commands that take each kind of model file.
 COMMANDS = {
     Forecaster.KIND: ("predict", "evaluate", "export", "inspect"),
-    TextModel.KIND: ("generate", "evaluate", "inspect"),
-    SequenceClassifier.KIND: ("predict", "evaluate", "inspect"),
-    SequenceRegressor.KIND: ("inspect",),
+    TextModel.KIND: ("generate", "evaluate", "export", "inspect"),
+    SequenceClassifier.KIND: ("predict", "evaluate", "export", "inspect"),
+    SequenceRegressor.KIND: ("export", "inspect"),
     model_files.KIND: ("generate", "export", "inspect"),
     folder.KIND: ("train --resume",),
 }

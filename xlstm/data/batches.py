@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -22,9 +23,9 @@ from xlstm.arrays.groups import Part
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
-BATCHES = checks.having(
-    "batches", "__len__", expected="Windows, Sequences, Streams, or something else that yields batches"
-)
+EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
+BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
+ITERABLE = checks.accepted(lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED)
 
 
 class Batch(NamedTuple):
@@ -417,6 +418,76 @@ class Prefetch:
                 yield batch
         finally:
             thread.shutdown(cancel_futures=True)  # waits for the batch that is being prepared
+
+
+@dataclass(frozen=True)
+class Iterated:
+    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are pairs or a `Batch`.
+
+    The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B, T, D), or tokens (B,
+    T). A pair begins from the initial state. With a generator of random numbers a list of independent batches is
+    shuffled, and so are the examples of a `DataLoader` whose sampler draws them, which gets a generator for each epoch;
+    all else keeps its order.
+
+    Parameters
+    ----------
+    data : iterable
+        An iterator can be gone through once.
+    every_step : bool
+        Targets of pairs have a time axis, (B, T, ...) instead of (B, ...).
+
+    Raises
+    ------
+    TypeError
+        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a `Batch`.
+    ValueError
+        Once it is its turn: the shapes of a pair do not go together.
+    """
+
+    data: Iterable[Any]
+    every_step: bool = True
+
+    def __post_init__(self) -> None:
+        checks.fields(self, data=ITERABLE, every_step=checks.flag)
+
+    @property
+    def once(self) -> bool:
+        """Whether the data cannot begin anew."""
+        return isinstance(self.data, Iterator)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, or the largest number there is where the data do not tell."""
+        try:
+            return len(self.data)  # type: ignore[arg-type]
+        except TypeError:  # a DataLoader has a method for its length, which says so if there is none
+            return checks.COUNTED
+
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield one epoch, in an order that `rng` decides where it can."""
+        data: Any = self.data
+        if isinstance(data, list | tuple):
+            if rng is not None and all(not isinstance(one, Batch) or one.fresh for one in data):
+                data = [data[k] for k in rng.permutation(len(data))]
+        elif hasattr(getattr(data, "sampler", None), "generator"):
+            drawn: Any = sys.modules["torch"].Generator()
+            data.sampler.generator = drawn.manual_seed(0 if rng is None else int(rng.integers(2**63)))
+        for number, one in enumerate(data, 1):
+            yield one if isinstance(one, Batch) else self._batch(f"batch {number}", one)
+
+    def _batch(self, where: str, pair: Any) -> Batch:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise TypeError(
+                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
+            )
+        x, target = (numbers(f"train: {where}", name, one) for name, one in zip(("x", "target"), pair, strict=True))
+        if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
+            return Batch(x, target, None, True)
+        axes = 2 if self.every_step else 1
+        if not _is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
+            leading = "(B, T, ...)" if self.every_step else "(B, ...)"
+            shapes = f"x of shape {x.shape} and target of shape {target.shape}"
+            raise ValueError(f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}")
+        return Batch(_time_first(x), _time_first(target) if self.every_step else target, None, True)
 
 
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:

@@ -226,6 +226,9 @@ class TextModel(TrainedEstimator, NetworkEstimator):
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
 
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
+        return super().for_export(lengths)[0] | {"vocabulary": self.codec_.content.decode()}, {}, None
+
     def _content(self) -> dict[str, Any]:
         return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}
 

@@ -238,6 +238,10 @@ class ZeroShotForecaster(SeriesEstimator):
         folds = checks.count(FORECASTER, "folds", folds)
         return self._scored(values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1))
 
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
+        """Return what `interop.onnx.to_onnx` writes beside the network, which takes tokens of scaled patches."""
+        return {"kind": FORECASTER}, {}, None
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles have: all but the checkpoint's content, which is read again."""
         return {name: value for name, value in vars(self).items() if name not in ("_source", "_loaded")}

@@ -18,6 +18,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
+from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, one_dtype, prepared, reordered
 from xlstm.layers.recurrent import KINDS, RNN
@@ -93,7 +94,8 @@ def from_torch(
     Parameters
     ----------
     state_dict_or_path : dict of str to tensor or array, or path
-        A state dict as from `module.state_dict()`, or a safetensors file of one. Pickled files are refused.
+        A state dict as from `module.state_dict()`, or a file of one: a safetensors file, or one of `torch.save`, in
+        which a checkpoint of Lightning has it under `state_dict`. Only tensors and plain values of it are read.
     kind : {"lstm", "gru", "rnn"}, optional
         The kind of the module, by default that which the shapes of the weights show.
     activation : {"tanh", "relu"}, optional
@@ -117,7 +119,7 @@ def from_torch(
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the file is
-        no safetensors file; the kind or activation is unknown.
+        damaged or holds anything else; the kind or activation is unknown.
 
     Examples
     --------
@@ -202,16 +204,11 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> tu
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
     path = Path(source)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        raise ValueError(
-            f"{path}: a pickled file, which can run code when it is read; "
-            "save it with safetensors.torch.save_file(module.state_dict(), path) instead"
-        )
-    file = Tensors(path)
+    file = TorchFile(path) if path.suffix in PICKLED else Tensors(path)
     names = [name for name in file.shapes if name.startswith(prefix)]
     arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
     checkpoint.finite(source, arrays)
-    return arrays, file.metadata
+    return arrays, getattr(file, "metadata", {})
 
 
 def _name(ours: str) -> str:

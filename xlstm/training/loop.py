@@ -27,12 +27,12 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.data.batches import BATCHES, Batches
+from xlstm.data.batches import Batches, Iterated
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
-from xlstm.training.feed import Inputs, Loss, evaluate
+from xlstm.training.feed import Inputs, Loss, batches_of, evaluate
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
@@ -82,12 +82,12 @@ class Trained:
 def train(
     model: Any,
     params: Params,
-    data: Batches,
+    data: Batches | Iterable[Any],
     optimizer: optimizers.Optimizer,
     *,
     epochs: int | None = None,
     steps: int | None = None,
-    validation: Batches | None = None,
+    validation: Batches | Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: Seed = 0,
     precision: Mixed | None = None,
@@ -119,8 +119,11 @@ def train(
         batches in that order.
     params : dict of str to array
         Starting weights; they are not changed. Their library and device are used.
-    data, validation : Batches
-        The data to fit, and those to judge by.
+    data, validation : Batches, or an iterable of batches or pairs
+        The data to fit, and those to judge by: those of `xlstm.data`, or any iterable, such as a list or a `DataLoader`
+        of PyTorch, of `Batch` or of pairs (x, target) with the sequences first, x (B, T, D) and target (B, T, ...), or
+        (B, ...) for a model that predicts once. Lists of independent batches, and the sampler of a `DataLoader`, are
+        shuffled by the seed. An iterator is gone through once: it is no `validation`, and does not go with `resume`.
     optimizer : Optimizer
     epochs : int, optional
         Most passes over `data`.
@@ -200,9 +203,16 @@ def train(
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+    data = batches_of("train", "data", model, data)
+    validation = None if validation is None else batches_of("train", "validation", model, validation)
     for name, batches in {"data": data, "validation": validation}.items():
-        if (name == "data" or batches is not None) and len(BATCHES("train", name, batches)) == 0:
+        if batches is not None and len(batches) == 0:
             raise ValueError(f"train: {name} has no batches")
+    if isinstance(data, Iterated) and data.once:
+        epochs = _single_pass(data, epochs, resume)
+    if isinstance(validation, Iterated) and validation.once:
+        expected = "expected data that can begin anew after every epoch"
+        raise ValueError(f"train: validation is an iterator, {checks.shown(validation.data)}, {expected}")
     if epochs is None and steps is None:
         raise ValueError("train: epochs and steps are None, expected one of them")
     count = checks.optional(checks.count)
@@ -221,6 +231,16 @@ def train(
         return run.train()
     finally:
         folder.close()
+
+
+def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
+    """Return the one epoch of data that are gone through once; ValueError where more is asked of them."""
+    problem = f"train: data is an iterator, {checks.shown(data.data)}, which cannot begin anew"
+    if resume is True:
+        raise ValueError(f"{problem}, and so does not go with resume=True")
+    if epochs not in (None, 1):
+        raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
+    return 1
 
 
 @dataclass(eq=False)
@@ -531,8 +551,11 @@ def _text(value: Any) -> str:
 
 
 def first_batch(data: Batches) -> str:
-    """Return a number that tells data apart: it is made of their first batch in order."""
-    batches, crc = (data.data if isinstance(data, Shard) else data).batches(), 0
+    """Return a number that tells data apart: it is made of their first batch in order, if they can begin anew."""
+    whole = data.data if isinstance(data, Shard) else data
+    if isinstance(whole, Iterated) and whole.once:
+        return "unknown"
+    batches, crc = whole.batches(), 0
     first = next(iter(batches), None)
     for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
         if array is not None:
@@ -564,7 +587,7 @@ class RangeTest(NamedTuple):
 def find_learning_rate(
     model: Any,
     params: Params,
-    data: Batches,
+    data: Batches | Iterable[Any],
     optimizer: Callable[[optimizers.Schedule], optimizers.Optimizer] = optimizers.adam,
     *,
     low: float = 1e-6,
@@ -582,8 +605,8 @@ def find_learning_rate(
     model : object
         As for `train`.
     params : dict of str to array
-    data : Batches
-        They are gone through as often as needed.
+    data : Batches, or an iterable of batches or pairs
+        As for `train`. They are gone through as often as needed.
     optimizer : callable
         Makes an optimiser of a schedule, such as `optim.adam`.
     low, high : float
