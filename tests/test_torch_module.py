@@ -174,6 +174,7 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
         ("LSTM: .* on meta, expected a CPU or a CUDA device", lambda net, x: net.to("meta")(x.to("meta"))),
         ("LSTM: 0.Wx has dtype float32 but x has float64", lambda net, x: net(x.double())),
         (r"LSTM: state has 1 entries, expected a tuple \(h, c\)", lambda net, x: net(x, (x,))),
+        ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
         ("LSTM: lengths has shape", lambda net, x: net(x, lengths=[1])),
         ("Linear: lengths is .*, expected None", lambda net, x: module(Linear(D, H))(x, lengths=[1])),
         ("Linear: state is .*, expected None", lambda net, x: module(Linear(D, H))(x, x)),
@@ -203,8 +204,8 @@ def test_compiled(name):
         found = torch.autograd.grad(sum(a.square().sum() for a in found), [*net.parameters(), *given])
         assert all(map(torch.equal, found, expected))
     if name == "lstm":
-        short = torch.compile(lambda x, h: net(x, (h, None), torch.tensor([1, 2, 3, 0]))[0], backend="aot_eager")
-        assert torch.equal(short(x, state[0]), net(x, (state[0], None), [1, 2, 3, 0])[0])
+        short = torch.compile(lambda x: net(x, lengths=torch.tensor([1, 2, 3, 0]))[0], backend="aot_eager")
+        assert torch.equal(short(x), net(x, lengths=[1, 2, 3, 0])[0])
         twice = torch.compile(lambda x: net(x)[0].sum(), backend="eager")
         dx = torch.autograd.grad(twice(x), x, create_graph=True)[0]
         with pytest.raises(RuntimeError, match="xlstm::backward: gradients of gradients"):

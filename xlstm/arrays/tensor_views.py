@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -19,29 +19,6 @@ from xlstm.arrays import foreign, probe
 from xlstm.arrays.namespace import HALVES, Array, dtype_name, leaves
 
 Tensor = Any  # of PyTorch
-
-
-def from_tensors(where: str, tensors: Iterable[Tensor]) -> list[Array]:
-    """Return NumPy or CuPy arrays that share the memory of PyTorch tensors; None stays None.
-
-    Raises
-    ------
-    TypeError
-        A tensor is on a device other than a CPU or a CUDA device, or is bfloat16 on a CPU; or it is on a CUDA device
-        and CuPy does not work. The error begins with `where`.
-    """
-    return [None if t is None else _array(where, t.detach()) for t in tensors]
-
-
-def _array(where: str, tensor: Tensor) -> Array:
-    if tensor.is_cpu:
-        try:
-            return tensor.numpy()
-        except TypeError as error:  # NumPy has no such numbers
-            raise TypeError(f"{where}: a tensor is {tensor.dtype} on a CPU, expected float32 or float64") from error
-    if not tensor.is_cuda:
-        raise TypeError(f"{where}: a tensor is on {tensor.device}, expected a CPU or a CUDA device")
-    return foreign.cupy_for(where, "a tensor").from_dlpack(tensor)
 
 
 def to_tensor(array: Array) -> Tensor:
@@ -55,21 +32,6 @@ def to_tensor(array: Array) -> Tensor:
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array)
-
-
-def stream_of(where: str, tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which CuPy works on the device of a tensor, and on PyTorch's current stream there."""
-    if not tensor.is_cuda:
-        return contextlib.nullcontext()
-    cuda = foreign.cupy_for(where, "a tensor").cuda
-    context, number = contextlib.ExitStack(), tensor.device.index
-    context.enter_context(cuda.Device(number))
-    pointer = probe.torch().cuda.current_stream(number).cuda_stream
-    if hasattr(cuda.Stream, "from_external"):
-        context.enter_context(cuda.Stream.from_external(_Stream(pointer)))
-    else:  # of CuPy before 14
-        context.enter_context(cuda.ExternalStream(pointer, number))
-    return context
 
 
 class _Stream:
@@ -110,27 +72,45 @@ def views_of(where: str, params: Any, *values: Any) -> Views | None:
     TypeError
         An array is traced by JAX, or is on a GPU and CuPy does not work.
     """
-    first = next(iter(params.values()), None) if isinstance(params, dict) else None
+    first: Any = next(iter(params.values()), None) if isinstance(params, dict) else None
     if type(first) is np.ndarray or array_api_compat.is_cupy_array(first):
         return None
-    arrays = list(leaves((tuple(params.values()), values))) if first is not None else []
+    arrays = list(leaves((*params.values(), values))) if first is not None else []
     if array_api_compat.is_torch_array(first) and all(map(array_api_compat.is_torch_array, arrays)):
-        return _views_of_tensors(where, first, arrays)
+        half = first.is_cpu and dtype_name(first.dtype) in HALVES
+        alike = all(a.device == first.device and not a.requires_grad for a in arrays)
+        return views_of_tensors(where, first) if alike and not half and (first.is_cpu or first.is_cuda) else None
     if array_api_compat.is_jax_array(first) and all(map(array_api_compat.is_jax_array, arrays)):
         return _views_of_jax(where, first, arrays)
     return None
 
 
-def _views_of_tensors(where: str, first: Tensor, arrays: list[Tensor]) -> Views | None:
-    for a in arrays:
-        if a.device != first.device or a.requires_grad or (a.is_cpu and dtype_name(a.dtype) in HALVES):
-            return None
-    if not (first.is_cpu or first.is_cuda):
-        return None
-    return Views(lambda a: _array(where, a), to_tensor, stream_of(where, first))
+def views_of_tensors(where: str, like: Tensor) -> Views:
+    """Return how to run on views of PyTorch tensors on the device of one, in its current stream.
+
+    Views of tensors that require a gradient do not record one. They raise TypeError, which begins with `where`, for a
+    tensor on a device other than a CPU or a CUDA device, and for bfloat16 on a CPU.
+    """
+    if not like.is_cuda:
+        return Views(functools.partial(_of_tensor, where), to_tensor, contextlib.nullcontext())
+    cupy = foreign.cupy_for(where, "a tensor")
+    context, number = contextlib.ExitStack(), like.device.index
+    context.enter_context(cupy.cuda.Device(number))
+    stream = _Stream(probe.torch().cuda.current_stream(number).cuda_stream)
+    context.enter_context(cupy.cuda.Stream.from_external(stream))
+    return Views(lambda a: cupy.from_dlpack(a.detach()), to_tensor, context)
 
 
-def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views | None:
+def _of_tensor(where: str, tensor: Tensor) -> Array:
+    if not tensor.is_cpu:
+        raise TypeError(f"{where}: a tensor is on {tensor.device}, expected a CPU or a CUDA device")
+    try:
+        return tensor.detach().numpy()
+    except TypeError as error:  # NumPy has no such numbers
+        raise TypeError(f"{where}: a tensor is {tensor.dtype} on a CPU, expected float32 or float64") from error
+
+
+def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:
     jax = sys.modules["jax"]
     if any(isinstance(a, jax.core.Tracer) for a in arrays):
         raise TypeError(f"{where}: an array is traced by JAX; use xlstm.interop.jax.layer, which JAX can differentiate")

@@ -18,7 +18,7 @@ import torch
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.arrays.tensor_views import from_tensors, stream_of, to_tensor
+from xlstm.arrays.tensor_views import to_tensor, views_of_tensors
 from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
 
@@ -65,24 +65,18 @@ def _saved(where: str, handle: Tensor) -> Any:
 
 def _forward(
     bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], **options: Any
-) -> tuple[list[Tensor], Any]:
+) -> tuple[tuple[Tensor, ...], Any]:
     """Return y and the final state, and what was kept."""
-    where = bridge.name
-    with stream_of(where, x):
-        (array,) = from_tensors(where, [x])
-        found, saved = bridge.forward(from_tensors(where, params), array, from_tensors(where, state), **options)
-        return [to_tensor(a) for a in found], saved
+    return views_of_tensors(bridge.name, x).run(bridge.forward, params, x, state, **options)  # type: ignore[no-any-return]
 
 
 def _backward(
     bridge: Bridge, params: Sequence[Tensor], handle: Tensor, douts: Sequence[Tensor | None]
-) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+) -> tuple[Sequence[Tensor], Tensor | None, Sequence[Tensor]]:
     """Return gradients of the parameters, of x, and of the initial state."""
-    where = bridge.name
-    with stream_of(where, params[0]):
-        dy, *dend = from_tensors(where, douts)
-        grads, dx, start = bridge.backward(from_tensors(where, params), _saved(where, handle), dy, dend)
-        return [to_tensor(a) for a in grads], None if dx is None else to_tensor(dx), [to_tensor(a) for a in start]
+    dy, *dend = douts
+    views = views_of_tensors(bridge.name, params[0])
+    return views.run(bridge.backward, params, _saved(bridge.name, handle), dy, dend)  # type: ignore[no-any-return]
 
 
 def _refuse(where: str) -> None:
@@ -104,7 +98,7 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
         ctx.set_materialize_grads(False)
         # Autograd raises where one of these was changed in place before backward.
         ctx.save_for_backward(_handle(saved), x, *tensors, *found)
-        return tuple(found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -151,19 +145,10 @@ BACKWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle,
 
 
 @torch.library.custom_op("xlstm::forward", mutates_args=(), schema=f"{FORWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
-def forward_op(
-    spec: str,
-    params: list[Tensor],
-    x: Tensor,
-    state: list[Tensor],
-    lengths: Tensor | None,
-    seed: Tensor | None,
-    train: bool,
-    keep: bool,
-) -> list[Tensor]:
+def forward_op(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
     bridge = _bridge(spec)
-    found, saved = _forward(bridge, x, params, state, **_options(bridge, lengths, seed, train, keep))
+    found, saved = _forward(bridge, x, params, state, **_options(bridge, *options))
     return [*(a.contiguous() for a in found), _handle(saved)]
 
 
@@ -282,7 +267,9 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
             raise TypeError(
                 f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no sequences"
             )
-        given = self._complete(x, bridge.flat(state), params[0])
+        given: list[Tensor] = [] if state is None else bridge.flat(state)
+        if any(a is None for a in given):
+            raise TypeError(f"{bridge.name}: a part of state is None, expected all of its tensors, or None for state")
         if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
             x = x.to(params[0].dtype) if x.is_floating_point() else x
             given = [a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)]
@@ -292,7 +279,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
 
     def arrays(self) -> Params:
         """Return the parameters by our names as NumPy or CuPy arrays that share their memory."""
-        return self._bridge.params(from_tensors(self._bridge.name, self._tensors()))
+        params = self._tensors()
+        return self._bridge.params(list(map(views_of_tensors("arrays", params[0]).take, params)))
 
     def extra_repr(self) -> str:
         """Return the layer in words."""
@@ -305,14 +293,4 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
             for part in path:
                 owner = owner._modules[part]
             found.append(getattr(owner, last))
-        return found
-
-    def _complete(self, x: Tensor, flat: list[Tensor | None], like: Tensor) -> list[Tensor]:
-        """Return the initial state with the arrays that are missing, or nothing where all are."""
-        if all(a is None for a in flat):
-            return []
-        bridge = self._bridge
-        found = []
-        for a, leaf, shape, dtype in zip(flat, bridge.leaves, bridge.shapes(x)[1:], _dtypes(bridge, like), strict=True):
-            found.append(like.new_full(shape, leaf.rest, dtype=dtype) if a is None else a)
         return found

@@ -147,8 +147,7 @@ class Module:
         ValueError, TypeError
             A parameter is missing or misshapen, or arrays differ in library, device or dtype.
         """
-        views = self._views(params, x)
-        if views is not None:
+        if (views := self._views(params, x)) is not None:
             return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         xp, params, x = self._agreed(params, "x", x)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
@@ -166,8 +165,7 @@ class Module:
             `saved` comes from another module, an array is misshapen, or arrays differ in library, device or dtype.
         """
         checks.saved(type(self).__name__, self, saved, Saved)
-        views = self._views(params, dy)
-        if views is not None:
+        if (views := self._views(params, dy)) is not None:
             return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
         xp, params, dy = self._agreed(params, "dy", dy)
         if tuple(dy.shape) != saved.shape:

@@ -161,11 +161,9 @@ class SequenceLayer(Module):
             An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
             numbers from 0 to T; a seed is needed and missing.
         """
-        if type(x) is not np.ndarray:
-            views = self._views(params, x, state)
-            if views is not None:
-                masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
-                return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
+        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
+            masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
+            return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
         where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
@@ -220,10 +218,8 @@ class SequenceLayer(Module):
         ValueError, TypeError
             `saved` is None, or comes from another layer; a gradient has another shape, library, device or dtype.
         """
-        if type(dy) is not np.ndarray:
-            views = self._views(params, dy, dstate)
-            if views is not None:
-                return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
+        if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
+            return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
         span = saved.span
@@ -246,10 +242,8 @@ class SequenceLayer(Module):
         ValueError
             The layer has a reverse direction, which begins at the end of the sequence.
         """
-        if type(x) is not np.ndarray:
-            views = self._views(params, x, state)
-            if views is not None:
-                return views.run(self.step, params, x, state)  # type: ignore[no-any-return]
+        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
+            return views.run(self.step, params, x, state)  # type: ignore[no-any-return]
         where = type(self).__name__
         if self.directions != ("",):
             raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
