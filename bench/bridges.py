@@ -11,8 +11,10 @@ from typing import Any
 
 from bench import cases, peers, run
 from bench.cases import Case
+from xlstm.arrays import cores
 from xlstm.cli.bench import home_of, interleave
 from xlstm.interop import jax as bridge_to_jax
+from xlstm.interop.torch import module
 
 SIZES = [*cases.SHAPES, *cases.LARGE]
 
@@ -32,7 +34,24 @@ def in_jax(case: Case) -> Callable[[], object]:
     return lambda: jax.block_until_ready(work(params, x))
 
 
-BRIDGES = {"JAX": in_jax}  # by the name of the peer
+def in_torch(case: Case) -> Callable[[], object]:
+    """Return the work of `torch.nn.LSTM` in `bench.peers` with our layer in its place."""
+    torch = peers.module("torch")
+    torch.set_num_threads(cores.threads())
+    layer = case.layer_of()
+    net = module(layer, layer.init(0, "numpy", case.dtype))
+    x, dy = map(torch.tensor, case.arrays())
+    x.requires_grad_()
+
+    def work() -> None:
+        net.zero_grad()
+        x.grad = None
+        net(x)[0].backward(dy)
+
+    return work
+
+
+BRIDGES = {"torch": in_torch, "JAX": in_jax}  # by the name of the peer
 
 
 def main() -> None:
