@@ -1,11 +1,15 @@
 """Our layers as functions of JAX: values and gradients are NumPy's, under every transformation of JAX."""
 
+import gc
+
 import numpy as np
 import pytest
 
 import xlstm
 from tests.conftest import later
+from xlstm.interop.bridge import Bridge
 from xlstm.interop.jax import layer as jax_layer
+from xlstm.layers.module import Saved
 from xlstm.models.sequence import SequenceModel
 
 jax = later("jax")
@@ -108,6 +112,36 @@ def test_transformations(rng):
     close(vjp(y), vjp(y))
     rows = jax.jacrev(lambda x: run(params, x)[0][-1, 0])(x)
     close(rows, np.stack([jax.grad(lambda x, k=k: run(params, x)[0][-1, 0, k])(x) for k in range(H)]))
+
+
+def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, rng):
+    """A backward pass that finds nothing runs the forward pass again; one that never comes leaves one value."""
+    passes, forward = [], Bridge.forward
+
+    def counted(*arguments, **options):
+        passes.append(options["keep"])
+        return forward(*arguments, **options)
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(one, Saved) and one.layer is layer for one in gc.get_objects())
+
+    monkeypatch.setattr(Bridge, "forward", counted)
+    layer = xlstm.LSTM(D, H)
+    params, x = inputs(layer, rng)
+    run = jax_layer(layer)
+    step = jax.jit(jax.value_and_grad(lambda p: loss_of(run, p, x)))
+    _, expected = step(params)
+    jax.block_until_ready(expected)
+    assert passes == [True]
+    assert alive() == 0
+    several = [jax.vjp(lambda p: loss_of(run, p, x), params)[1] for _ in range(3)]
+    assert passes == 4 * [True]
+    assert alive() == 1
+    for vjp in several:
+        close(vjp(1.0)[0], expected)
+    assert passes == 6 * [True]
+    assert alive() == 0
 
 
 def test_misuse_is_named(rng):
