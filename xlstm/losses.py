@@ -141,10 +141,8 @@ def pinball(
     levels = [share("pinball", f"quantiles[{k}]", value) for k, value in enumerate(given)]
     xp = namespace("pinball", {"y": y, "target": target})
     if tuple(y.shape) != (*target.shape, len(levels)):
-        raise ValueError(
-            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of {len(levels)} quantiles, "
-            f"{(*target.shape, len(levels))}"
-        )
+        expected = f"that of target and one axis of {len(levels)} quantiles, {(*target.shape, len(levels))}"
+        raise ValueError(f"pinball: y has shape {tuple(y.shape)}, expected {expected}")
     weight = _weight("pinball", xp, target, mask, y)
     weight = weight if mask is None else weight[..., None]
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
@@ -182,10 +180,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
         raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or more")
     _belongs("cross_entropy", "labels", xp, labels, "integral")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
-        raise ValueError(
-            f"cross_entropy: labels have shape {tuple(labels.shape)}, "
-            f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
-        )
+        expected = f"that of the logits without the last axis, {tuple(logits.shape[:-1])}"
+        raise ValueError(f"cross_entropy: labels have shape {tuple(labels.shape)}, expected {expected}")
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V, device = logits.shape[-1], device_of(logits)
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64  # it holds every label
@@ -249,9 +245,8 @@ def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: 
         return 1 / max(1, math.prod(target.shape))
     _belongs(where, "mask", xp, mask, ("bool", "real floating"))
     if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
-        raise ValueError(
-            f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
-        )
+        expected = f"the leading axes of {tuple(target.shape)}"
+        raise ValueError(f"{where}: mask has shape {tuple(mask.shape)}, expected {expected}")
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
     chosen = ones * xp.astype(_leading(xp, mask, target), like.dtype)
     total = xp.sum(chosen)

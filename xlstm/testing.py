@@ -136,10 +136,8 @@ def gradcheck(
                         break
                     error = _error(exact - again, noise, scale)
                 if not error <= tolerance:  # NaN is not
-                    raise GradientError(
-                        f"{pair}: backward gives {exact:.12g}, finite differences {numeric:.12g}, "
-                        f"relative error {error:.2g} > {tolerance:.2g}"
-                    )
+                    both = f"backward gives {exact:.12g}, finite differences {numeric:.12g}"
+                    raise GradientError(f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}")
                 worst = max(worst, error)
     return worst
 

@@ -6,8 +6,6 @@ A layer packs sequences of different lengths by `recurrence/packing.py`.
 from __future__ import annotations
 
 import copy
-import functools
-import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,12 +71,7 @@ class ByRows:
         raise NotImplementedError
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some examples."""
-        raise NotImplementedError
-
-    @property
-    def counts(self) -> Host:
-        """The number of targets that count in each example (N,), or the sum of their weights."""
+        """Return the batch of some examples, with the columns `own` of x and target alone."""
         raise NotImplementedError
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -126,10 +119,8 @@ class Windows(ByRows):
         axes = 2 if self.every_step else 1
         if not _is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
-            raise ValueError(
-                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, "
-                f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
-            )
+            expected = f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
+            raise ValueError(f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         check_mask("Windows", self.mask, self.target, axes)
         there = None
         if self.lengths is not None:
@@ -148,20 +139,12 @@ class Windows(ByRows):
         return orders(len(self.x), self.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        arrays = (self.x, self.target, self.mask, self.lengths)
-        x, target, mask, lengths = (None if array is None else array[rows[own]] for array in arrays)
+        arrays, mine = (self.x, self.target, self.mask, self.lengths), rows[own]
+        places = (mine, mine, rows, rows)
+        x, target, mask, lengths = (None if a is None else a[at] for a, at in zip(arrays, places, strict=True))
         if self.every_step:
             target, mask = _time_first(target), _time_first(mask)
         return Batch(_time_first(x), target, mask, True, lengths)
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        axes = 2 if self.every_step else 1
-        mask = np.ones(self.target.shape[:axes]) if self.mask is None else self.mask
-        if self.every_step and self.lengths is not None:
-            there = np.arange(self.x.shape[1]) < self.lengths[:, None]
-            mask = mask * there.reshape(there.shape + (1,) * (mask.ndim - 2))
-        return counted(mask, self.target.shape)
 
 
 @dataclass(frozen=True)
@@ -195,16 +178,12 @@ class Streams:
     def __post_init__(self) -> None:
         checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
         if not _is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
-            raise ValueError(
-                f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected (N, D) and (N, ...); "
-                "x may also be tokens, whole numbers (N,)"
-            )
+            expected = "expected (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
+            raise ValueError(f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         need = self.batch_size * self.length
         if len(self.x) < need:
-            raise ValueError(
-                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} rows, "
-                f"got {len(self.x)}"
-            )
+            streams = f"{self.batch_size} streams (batch_size) of {self.length} steps (length)"
+            raise ValueError(f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}")
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
 
@@ -346,19 +325,10 @@ class Sequences(ByRows):
         return batches
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some sequences, which is as long as the longest of them all."""
+        """Return the batch of some sequences, as long as the longest of them, with `own` columns of x and target."""
         T = int(np.max(self.lengths[rows]))
-        target, mask = self._chosen(self.target, rows[own], T), self._chosen(self.mask, rows[own], T)
-        return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows[own]])
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        if not self.every_step:
-            return counted(np.ones(len(self.target)) if self.mask is None else self.mask, self.target.shape)
-        masks = [np.ones(len(truth)) for truth in self.target] if self.mask is None else self.mask
-        return np.array(
-            [counted(mask[None], (1, *truth.shape))[0] for mask, truth in zip(masks, self.target, strict=True)]
-        )
+        target, mask = self._chosen(self.target, rows[own], T), self._chosen(self.mask, rows, T)
+        return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows])
 
     def _chosen(self, values: Any, rows: Host, T: int) -> Any:
         """Return the targets or the masks of some of the sequences."""
@@ -527,10 +497,8 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     found = [row[:, None] if row.ndim == 1 else row for row in rows]
     for k, row in enumerate(found):
         if row.ndim != 2 or row.shape[1] != found[0].shape[-1]:
-            raise ValueError(
-                f"Sequences: sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}, "
-                "expected (T, D) with one D, or (T,)"
-            )
+            shapes = f"sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}"
+            raise ValueError(f"Sequences: {shapes}, expected (T, D) with one D, or (T,)")
     return found
 
 
@@ -540,23 +508,16 @@ def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def within_lengths(batch: Batch) -> Host:
-    """Return which steps (T, B) lie within their sequences."""
-    T, B = batch.x.shape[:2]
-    return np.ones((T, B), bool) if batch.lengths is None else np.arange(T)[:, None] < to_numpy(batch.lengths)
+def within_lengths(lengths: Any, T: int, B: int) -> Host:
+    """Return which steps (T, B) lie within sequences of these lengths (B,), by default all."""
+    return np.ones((T, B), bool) if lengths is None else np.arange(T)[:, None] < to_numpy(lengths)
 
 
-def mask_of_steps(batch: Batch) -> Host:
+def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
     """Return the mask (T, B, ...) of targets that have a time axis, without those past the end of a sequence."""
-    there = within_lengths(batch)
-    mask = there if batch.mask is None else to_numpy(batch.mask)
-    return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(there.shape + (1,) * (mask.ndim - 2))
-
-
-def counted(mask: Host, shape: tuple[int, ...]) -> Host:
-    """Return how many targets of each example count (N,), with a mask of leading axes of their shape (N, ...)."""
-    each = np.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=np.float64)
-    return np.asarray(each * math.prod(shape[mask.ndim :]))
+    there = within_lengths(lengths, T, B)
+    mask = there if mask is None else to_numpy(mask)
+    return np.asarray(mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(T, B, *(1,) * (mask.ndim - 2)))
 
 
 def _padded(arrays: list[Host], rows: Host, T: int) -> Host:

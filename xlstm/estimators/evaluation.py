@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace
-from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of

@@ -16,9 +16,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.data import panels
-from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, read_series
 from xlstm.data.host import Values, check_reach
-from xlstm.data.panels import Given
+from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
 from xlstm.estimators import baselines, evaluation, fitting, predictor
 from xlstm.estimators.base import OF_TRAIN, AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
 from xlstm.estimators.baselines import LinearBaseline

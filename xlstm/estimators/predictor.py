@@ -1,6 +1,5 @@
 """The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,8 +11,8 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.batches import Batch, ByRows, orders
-from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.baselines import LinearBaseline
@@ -213,17 +212,13 @@ class Examples(ByRows):
         return orders(len(self.origins), self.predictor.settings.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        rows = rows[own]
+        mask, rows = self.mask[rows], rows[own]
         x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
         for k in np.unique(self.series[rows]):
             columns = np.flatnonzero(self.series[rows] == k)
             at = rows[columns]
             x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
-        return Batch(x, self.target[rows], self.mask[rows], True)
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        return np.asarray(np.sum(self.mask, axis=1, dtype=np.float64))
+        return Batch(x, self.target[rows], mask, True)
 
 
 def examples(

@@ -188,14 +188,11 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         """Return what the model gives for each sequence, (N, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
-        lengths = np.array([len(row) for row in rows])
-        order, outputs = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
-        for start in range(0, len(order), CHUNK):
-            places = order[start : start + CHUNK]
-            batch = np.zeros((lengths[places[-1]], len(places), rows[0].shape[1]))  # (T, B, D)
-            for k, place in enumerate(places):
-                batch[: lengths[place], k] = rows[place]
-            y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
+        order = np.argsort([len(row) for row in rows], kind="stable")  # sorted by length, they need little padding
+        outputs = []
+        for batch in Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK).batches():
+            lengths = None if self.table_ else batch.lengths
+            y, *_ = self.model_(self.params_, home.asarray(batch.x), lengths=lengths)
             outputs.append(to_numpy(y).astype(np.float64))
         return np.concatenate(outputs)[np.argsort(order)]
 
@@ -365,10 +362,8 @@ class SequenceClassifier(SequenceEstimator):
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
         if again and not np.array_equal(classes, self.classes_):
-            known = checks.shown(list(self.classes_))
-            raise ValueError(
-                f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
-            )
+            found, known = checks.shown(list(classes)), checks.shown(list(self.classes_))
+            raise ValueError(f"{where}: y holds the classes {found}, expected those of before, {known}")
         return {"classes_": classes}, numbers.reshape(-1)
 
 

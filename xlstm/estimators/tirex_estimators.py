@@ -14,9 +14,8 @@ from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
-from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.panels import Given
+from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator

@@ -107,7 +107,7 @@ class Feed:
         Arrays on a device are left alone, since reading them would wait for it, and so are targets that a mask leaves
         out, unless `everything` is to be checked.
         """
-        counts = None if batch.lengths is None else within_lengths(batch)
+        counts = None if batch.lengths is None else within_lengths(batch.lengths, *batch.x.shape[:2])
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
         if everything or isinstance(batch.target, np.ndarray):
@@ -159,7 +159,7 @@ class Feed:
         whole = batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)
         if whole or getattr(self.model, "last", False):
             return batch.mask
-        return mask_of_steps(batch)
+        return mask_of_steps(batch.mask, batch.lengths, *batch.x.shape[:2])
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""

@@ -13,7 +13,7 @@ import signal
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -272,7 +272,7 @@ class Run:
         joint = self.state.joint
         self.ranks = Ranks(joint, self.step.model, self.step._local)
         self.all_callbacks = list(self.step.callbacks)
-        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.runs(callback)]
+        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.first or callback.everywhere]
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
         self.remembering = [callback for callback in self.all_callbacks if has(callback, "state")]
         for callback in self.all_callbacks:
@@ -312,21 +312,19 @@ class Run:
         """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
         if self.step.group is not None:
             self.ranks.agree({**self.settings, "epochs": self.epochs, "most steps": self.steps, "every": self.every})
-        found: list[Checkpoint] = []
-        self.ranks.of_first(lambda: found.extend(self._found(resume)))
-        origin = self.ranks.read(found[0] if found else None)
+        origin = self.ranks.read(lambda: self._newest(resume))
         if origin is not None:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
 
-    def _found(self, resume: bool) -> list[Checkpoint]:
+    def _newest(self, resume: bool) -> Checkpoint | None:
         """Make the folder, and return the checkpoint to go on from, if any."""
         self.folder.begin()
         origin = self.folder.newest() if resume else None
         self.folder.check(origin)
-        return [] if origin is None else [origin]
+        return origin
 
     def train(self) -> Trained:
         """Train until the end, or until a signal or a callback stops it."""
@@ -366,11 +364,7 @@ class Run:
             rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
         for inputs in self.ranks.guarded(rest):
             self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
-            asked = False
-            with self.ranks.held():
-                self._count(taken)
-                asked = self._asks("step")
-            if self.ranks.stops(asked, received):
+            if self.ranks.stops(self.ranks.tried(functools.partial(self._count, taken)), received):
                 return True
             if self.total == self.steps:
                 break
@@ -385,17 +379,14 @@ class Run:
             return True
         if self.validation is None:
             self.best_epoch = self.epoch
-        ended = False
-        with self.ranks.held():
-            ended = self._asks("epoch")
-        self.ended = self.ranks.any(ended)
+        self.ended = self.ranks.any(self.ranks.tried(lambda: self._asks("epoch")))
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save()
         return False
 
-    def _count(self, taken: Taken) -> None:
-        """Note a step, and let callbacks see the new weights."""
+    def _count(self, taken: Taken) -> bool:
+        """Note a step, and let callbacks see the new weights; return whether one says to stop."""
         self.losses.append(taken.loss)
         self.norm, self.done = taken.norm, self.done + 1
         self.skipped += not math.isfinite(taken.norm)
@@ -404,6 +395,7 @@ class Run:
             for callback in self.callbacks:
                 self.judged = callback.weights(self.judged, self.state.updates)
         self.folder.log(total=self.total, epoch=self.epoch, loss=taken.loss, norm=taken.norm, seconds=self.seconds)
+        return self._asks("step")
 
     def _copied(self, params: Params) -> Params:
         """Return weights that the next step leaves alone, which it changes where steps are captured."""
@@ -473,8 +465,7 @@ class Run:
             "validations": np.array(self.validations),
             "callbacks": [callback.state() for callback in self.remembering],
         }
-        with self.ranks.held():
-            self.folder.save(about, tree, bool(self.validations))
+        self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -494,7 +485,7 @@ class Run:
                 for callback in self.all_callbacks
                 if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
             ],
-            "moments": sorted(self.ranks.slots(self.state)),
+            "moments": sorted(step.optimizer.init(self.state.params).slots),
             "steps": len(self.data),
             **{name: None if one is None else first_batch(one) for name, one in data.items()},
         }
@@ -515,7 +506,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
         params = run.state.params
         alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
-        alike["slots"] = run.ranks.slots(run.state)
+        alike["slots"] = run.step.optimizer.init(params).slots
         alike["losses"] = np.broadcast_to(0.0, about["total"])
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
         if held["sums"] is not None:
@@ -555,13 +546,10 @@ def first_batch(data: Batches) -> str:
     whole = data.data if isinstance(data, Shard) else data
     if isinstance(whole, Iterated) and whole.once:
         return "unknown"
-    batches, crc = whole.batches(), 0
-    first = next(iter(batches), None)
+    first, crc = next(iter(whole.batches()), None), 0
     for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
         if array is not None:
             crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
-    if isinstance(batches, Generator):
-        batches.close()
     return f"{crc:08x}"
 
 
