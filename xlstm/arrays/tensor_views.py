@@ -29,7 +29,8 @@ def to_tensor(array: Array) -> Tensor:
     torch = probe.torch()
     if not isinstance(array, np.ndarray):
         return torch.from_dlpack(array)
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+    flags = array.flags
+    if not flags.writeable or (not flags.forc and min(array.strides) < 0):
         array = array.copy()
     return torch.from_numpy(array)
 
