@@ -177,6 +177,9 @@ class HeadwiseLinear(SameWidth, Module):
 
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
         """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G D)."""
+        if xp is not np and not compiles(xp):  # a library may have no views, nor numbers that change
+            parts = [reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
+            return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
         y = room(xp, like, (*like.shape[:-1], len(pairs) * self.size))
         for part, (a, b) in enumerate(pairs):
             multiply(xp, a, b, self._split(xp, y, a.shape[0], part))
