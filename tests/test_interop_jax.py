@@ -120,7 +120,7 @@ def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, 
 
     def alive():
         gc.collect()
-        return sum(isinstance(one, Saved) and one.layer is layer for one in gc.get_objects())
+        return sum(type(one) is Saved and one.layer is layer for one in gc.get_objects())
 
     monkeypatch.setattr(Bridge, "forward", counted)
     layer = xlstm.LSTM(D, H)
