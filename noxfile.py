@@ -284,7 +284,7 @@ def build(session: nox.Session) -> None:
 
 TRAIN_BARE = """
 from xlstm.estimators import Forecaster
-from xlstm.data import bundled, read_csv
+from xlstm.series import bundled, read_csv
 values = read_csv(bundled("sunspots")).values
 forecaster = Forecaster(epochs=2).fit(values)
 print("two epochs with nothing but NumPy and three small packages: RMSE", forecaster.score(values).model)

@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Blocker())
 TRAIN = """
 import numpy as np, xlstm
 from xlstm import optim, training, estimators
-from xlstm.data import bundled, read_csv
+from xlstm.series import bundled, read_csv
 values = read_csv(bundled("sunspots")).values
 forecaster = estimators.Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(values)
 forecaster.save("model.safetensors")

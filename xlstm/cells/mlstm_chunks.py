@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.fuse import compiles, fuse, total
+from xlstm.arrays.fuse import compiles, fuse, scan, total
 from xlstm.arrays.matmul import matmul, packed, product
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
-from xlstm.arrays.scan import scan
 from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import limit_of, low_of
+from xlstm.cells.mlstm_formulas import limit_of, low_of
 
 CHUNK = 64
 
@@ -60,20 +59,13 @@ class Logs(NamedTuple):
 
 
 def chunkwise(
-    xp: Namespace,
-    q: Array,
-    k: Array,
-    v: Array,
-    i: Array,
-    f: Array,
-    C0: Array,
-    n0: Array,
-    m0: Array,
-    eps: float = 0.0,
-    forget: str = "sigmoid",
-    chunk: int = CHUNK,
+    xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid", chunk: int = CHUNK
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs."""
+    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs.
+
+    The arrays are q, k, v, i~, f~, C0, n0 and m0.
+    """
+    q, k, v, i, f, C0, n0, m0 = arrays
     T, V = q.shape[-2], v.shape[-1]
     L = min(chunk, T)
     dtype, wide = q.dtype, C0.dtype

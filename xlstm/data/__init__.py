@@ -2,7 +2,7 @@
 
 from xlstm.data.batches import Batch, Prefetch, Sequences, Streams, Windows
 from xlstm.data.frames import Columns, is_table, table_like, table_of
-from xlstm.data.series import Series, bundled, read_csv, synthetic
+from xlstm.data.series import synthetic
 from xlstm.data.series_windows import SeriesWindows, Split, carry_forward, split
 from xlstm.data.shards import Shard
 from xlstm.data.table import read_table
@@ -12,16 +12,13 @@ __all__ = [
     "Columns",
     "Prefetch",
     "Sequences",
-    "Series",
     "SeriesWindows",
     "Shard",
     "Split",
     "Streams",
     "Windows",
-    "bundled",
     "carry_forward",
     "is_table",
-    "read_csv",
     "read_table",
     "split",
     "synthetic",

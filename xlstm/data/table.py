@@ -139,7 +139,7 @@ def read_table(
 ) -> Columns:
     """Read columns of numbers from a CSV or a Parquet file.
 
-    A CSV file is one as `xlstm.data.read_csv` takes it: with a header, and commas, semicolons, tabs or bars between
+    A CSV file is one as `xlstm.series.read_csv` takes it: with a header, and commas, semicolons, tabs or bars between
     cells. A column of dates gives the labels of the rows. The rows stay as they are in the file.
 
     Parameters
@@ -150,7 +150,7 @@ def read_table(
         Names of the columns, in the order in which they are wanted; by default all but the dates. Dates are
         labels of the rows whether they are named or not.
     date_format, decimal, encoding : optional
-        As for `xlstm.data.read_csv`; a Parquet file needs none of them.
+        As for `xlstm.series.read_csv`; a Parquet file needs none of them.
 
     Returns
     -------

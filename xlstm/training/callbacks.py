@@ -121,6 +121,8 @@ class Each(Callback):
 class Clip(Callback):
     """Limits the global norm of the gradient (Pascanu et al. 2013), or each of its values.
 
+    Gradients of CuPy are changed where they are.
+
     Parameters
     ----------
     norm : float, optional
@@ -144,7 +146,7 @@ class Clip(Callback):
         if self.value is not None:
             grads = optimizers.clip_value(grads, self.value)
             norm = optimizers.global_norm(grads)
-        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm)
+        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
 
 
 @dataclass(frozen=True)

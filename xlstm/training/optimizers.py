@@ -344,7 +344,7 @@ def global_norm(grads: Params) -> Array:
 
 
 @accepts_foreign
-def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
+def clip_global_norm(grads: Params, limit: float, norm: Array | None = None, *, in_place: bool = False) -> Params:
     """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
 
     Parameters
@@ -353,6 +353,8 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     limit : float
     norm : 0-d array, optional
         The global norm, where it is known already.
+    in_place : bool
+        Whether gradients may be changed where they are, which CuPy's are where all are contiguous.
 
     Returns
     -------
@@ -370,7 +372,9 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     if not compiles(xp):
         scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
         return {name: g * scale for name, g in grads.items()}
-    results = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
+    given = list(grads.values())
+    into = (0,) if in_place and all(g.flags.c_contiguous for g in given) else ()
+    results = foreach.apply(xp, _scaled, [given], (norm, limit), into)
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
 

@@ -159,11 +159,13 @@ class Ranks:
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
+        if carried is None:
+            return None
         parts = []
-        for axis, a in zip(self._axes, leaves(carried), strict=True) if carried is not None else ():
+        for axis, a in zip(self._axes, leaves(carried), strict=True):
             own = columns(a.shape[axis], self.group)
             parts.append(a.swapaxes(0, axis)[own].swapaxes(0, axis).copy())
-        return _nested(self.model.states, iter(parts)) if parts and parts[0].size else None
+        return _nested(self.model.states, iter(parts)) if all(part.size for part in parts) else None
 
     @property
     def _axes(self) -> list[int]:

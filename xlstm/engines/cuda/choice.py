@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -94,16 +95,9 @@ def told() -> tuple[str, str]:
     return path, precision
 
 
-@broken.cache
+@functools.cache
 def choose(
-    asked: tuple[str, str],
-    step: Pointwise | None,
-    why: str,
-    dtype: str,
-    width: int,
-    heads: int,
-    B: int,
-    device: Device,
+    asked: tuple[str, str], step: Pointwise | None, why: str, dtype: str, width: int, heads: int, B: int, device: Device
 ) -> Choice:
     """Return the way in which a layer of `heads` with `width` units runs a batch of B sequences.
 
@@ -140,6 +134,9 @@ def choose(
             f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
         )
     return found[path]._replace(others=others)
+
+
+broken.changed.append(choose.cache_clear)
 
 
 def _way(
