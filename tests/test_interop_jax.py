@@ -1,22 +1,27 @@
 """Our layers as functions of JAX: values and gradients are NumPy's, under every transformation of JAX."""
 
+import gc
+
 import numpy as np
 import pytest
 
 import xlstm
 from tests.conftest import later
+from xlstm.interop.bridge import Bridge
 from xlstm.interop.jax import layer as jax_layer
+from xlstm.layers.module import Saved
 from xlstm.models.sequence import SequenceModel
 
 jax = later("jax")
 T, B, D, H = 6, 3, 3, 4
 LSTM = xlstm.LSTM(D, H)
+DROPPING = xlstm.LSTM(D, H, 2, dropout=0.5)
 LSTM_STATE = (0.3 * np.ones((1, B, H)), -0.2 * np.ones((1, B, H)))
 CASES = [
     (LSTM, {"state": LSTM_STATE}),
     (LSTM, {"state": (LSTM_STATE[0], None)}),
     (xlstm.GRU(D, H, 2, bidirectional=True, batch_first=True), {"lengths": np.array([6, 0, 2])}),
-    (xlstm.LSTM(D, H, 2, dropout=0.5), {"seed": 7}),
+    (DROPPING, {"seed": 7}),
     (xlstm.xLSTMStack(H, 2, slstm_at=[1], num_heads=2), {}),
     (SequenceModel(xlstm.mLSTM(D, H, num_heads=2), 2, last=True), {}),
 ]
@@ -62,13 +67,12 @@ def test_values_and_gradients_are_numpys(rng, layer, options):
 
 
 def test_seeds_and_inference(rng):
-    layer = xlstm.LSTM(D, H, 2, dropout=0.5)
-    params, x = inputs(layer, rng)
-    run, key = jax_layer(layer), jax.random.key(3)
-    close(run(params, x, train=False), layer(params, x))
+    params, x = inputs(DROPPING, rng)
+    run, key = jax_layer(DROPPING), jax.random.key(3)
+    close(run(params, x, train=False), DROPPING(params, x))
     close(run(params, x, seed=key), run(params, x, seed=jax.random.key_data(key)))
     several = jax.vmap(lambda seed: run(params, x, seed=seed)[0])(np.array([3, 5]))
-    close(several, np.stack([layer.forward(params, x, seed=seed)[0] for seed in (3, 5)]))
+    close(several, np.stack([DROPPING.forward(params, x, seed=seed)[0] for seed in (3, 5)]))
 
 
 def test_tokens_have_no_gradient():
@@ -104,36 +108,55 @@ def test_transformations(rng):
         return jax.lax.scan(part, jax.tree.map(np.zeros_like, LSTM_STATE), x.reshape(3, T // 3, B, D))[1].sum()
 
     close(jax.jit(jax.grad(in_parts, argnums=(0, 1)))(params, x), gradient(params, x))
-    y, vjp = jax.vjp(run, params, x)
-    close(vjp(y), vjp(y))
-    rows = jax.jacrev(lambda x: run(params, x)[0][-1, 0])(x)
-    close(rows, np.stack([jax.grad(lambda x, k=k: run(params, x)[0][-1, 0, k])(x) for k in range(H)]))
+
+
+def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, rng):
+    """A backward pass that finds nothing runs the forward pass again; one that never comes leaves one value."""
+    passes, forward = [], Bridge.forward
+
+    def counted(*arguments, **options):
+        passes.append(options["keep"])
+        return forward(*arguments, **options)
+
+    def alive():
+        gc.collect()
+        return sum(type(one) is Saved and one.layer is layer for one in gc.get_objects())
+
+    monkeypatch.setattr(Bridge, "forward", counted)
+    layer = xlstm.LSTM(D, H)
+    params, x = inputs(layer, rng)
+    run = jax_layer(layer)
+    step = jax.jit(jax.value_and_grad(lambda p: loss_of(run, p, x)))
+    _, expected = step(params)
+    jax.block_until_ready(expected)
+    assert passes == [True]
+    assert alive() == 0
+    several = [jax.vjp(lambda p: loss_of(run, p, x), params)[1] for _ in range(3)]
+    assert passes == 4 * [True]
+    assert alive() == 1
+    for vjp in several:
+        close(vjp(1.0)[0], expected)
+    assert passes == 6 * [True]
+    assert alive() == 0
 
 
 def test_misuse_is_named(rng):
     params, x = inputs(LSTM, rng)
-    run, dropping = jax_layer(LSTM), xlstm.LSTM(D, H, 2, dropout=0.5)
+    run, drop, (xs, _) = jax_layer(LSTM), jax_layer(DROPPING), inputs(DROPPING, rng)
     two = jax.tree.map(lambda a: np.stack([a, a]), params)
 
     def slope(x):
         return jax.grad(lambda x: (run(params, x)[0] ** 2).sum())(x).sum()
 
     bad = [
-        (lambda: jax_layer(3), TypeError, "interop.jax.layer: layer is 3, expected a layer or a model"),
         (lambda: jax_layer(xlstm.Linear(D, H)), TypeError, r"interop.jax.layer: layer is .*, expected one that goes"),
         (lambda: jax.vmap(run, in_axes=(0, None))(two, x), ValueError, "LSTM: vmap is over parameters, expected in_"),
         (lambda: jax.grad(slope)(x), NotImplementedError, "LSTM: a second derivative is asked for, expected first"),
         (lambda: run(params, x[0]), ValueError, r"LSTM: x has shape \(3, 3\), expected \(T, B, D\)"),
         (lambda: run(params, x.astype("float32")), TypeError, "LSTM: .* has dtype .*, expected the same"),
-        (lambda: run(params, x, (x, x)), ValueError, r"LSTM: state h has shape .*, expected \(layers\*directions, B"),
-        (lambda: run({"0.Wx": x}, x), ValueError, r"LSTM: 0.Wx has shape .*, expected \(4H, D\)"),
         (lambda: run(params, x, lengths=[9, 1, 1]), ValueError, r"LSTM: lengths\[0\] is 9, expected 0 to T = 6"),
-        (lambda: jax_layer(dropping)(dropping.init(0, "numpy"), x.astype("float32")), ValueError, "LSTM: masks are "),
-        (
-            lambda: jax_layer(dropping)(dropping.init(0, "numpy", "float64"), x, seed=0.5),
-            TypeError,
-            "LSTM: seed has dtype float64, expected a whole number or a key",
-        ),
+        (lambda: drop(xs, x), ValueError, "LSTM: masks are drawn while training, so forward needs a seed"),
+        (lambda: drop(xs, x, seed=0.5), TypeError, "LSTM: seed has dtype float64, expected a whole number or a key"),
     ]
     for call, error, words in bad:
         with pytest.raises(error, match=f"^{words}"):

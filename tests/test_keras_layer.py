@@ -32,20 +32,15 @@ assert keras.config.backend() == "jax"
 net, data = keras.models.load_model(sys.argv[1], compile=False), np.load(sys.argv[2])
 net.compile(keras.optimizers.Adam(0.02), "mse")
 np.testing.assert_allclose(net.predict(data["x"], verbose=0), data["y"], rtol=1e-5, atol=1e-6)
-losses = net.fit(data["x"], data["target"], epochs=2, verbose=0).history["loss"]
-assert losses[1] < losses[0]
+first, second = net.fit(data["x"], data["target"], epochs=2, verbose=0).history["loss"]
+assert second < first
 """
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        xlstm.GRU(D, H, 2, bidirectional=True),
-        xlstm.LSTM(D, H, batch_first=True),
-        SequenceModel(xlstm.mLSTM(D, H, num_heads=2), 2, last=True),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
+LAYERS = [xlstm.GRU(D, H, 2, bidirectional=True), SequenceModel(xlstm.LSTM(D, H, batch_first=True), 2, last=True)]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 def test_values_and_gradients_are_ours(rng, layer):
     """With time or batch first; x of Keras is batch first."""
     made = keras_layer(layer, seed=3, dtype="float64", name="ours")
@@ -95,29 +90,11 @@ def test_training_saving_and_loading(tmp_path, rng):
 
 
 def test_misuse_is_named(monkeypatch):
-    lstm = xlstm.LSTM(D, H)
-    bad = [
-        (lambda: keras_layer(3), TypeError, "interop.keras.layer: layer is 3, expected a layer or a model"),
-        (
-            lambda: keras_layer(xlstm.Linear(D, H)),
-            TypeError,
-            "interop.keras.layer: .*, expected one that goes",
-        ),
-        (lambda: keras_layer(lstm, dtype="mixed_bfloat16"), ValueError, ".*: the dtype policy is mixed_bfloat16, exp"),
-        (lambda: keras_layer(lstm, {"0.Wx": np.ones(3)}), ValueError, r"LSTM: 0.Wx has shape \(3,\), expected \(4H, D"),
-        (lambda: keras_layer(lstm, seed=-1), ValueError, "interop.keras.layer: seed: expected a whole number from 0"),
-        (lambda: keras_layer(lstm)(np.ones((B, T, 2))), ValueError, r"LSTM: x has shape \(6, 8, 2\), expected \(T, B"),
-    ]
-    for call, error, words in bad:
-        with pytest.raises(error, match=words):
-            call()
-    monkeypatch.setattr(keras.config, "backend", lambda: "numpy")
-    with pytest.raises(ValueError, match=r"^interop.keras.layer: the backend of Keras is numpy, expected torch or jax"):
-        keras_layer(lstm)
-
-
-def test_the_backend_tensorflow_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"^interop.keras.layer: layer is .*, expected one that goes through time"):
+        keras_layer(xlstm.Linear(D, H))
+    with pytest.raises(ValueError, match="the dtype policy is mixed_bfloat16, expected float32 or float64"):
+        keras_layer(xlstm.LSTM(D, H), dtype="mixed_bfloat16")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     code = "import xlstm, xlstm.interop.keras as bridge; bridge.layer(xlstm.LSTM(3, 4))"
-    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
-    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "interop.keras.layer: the backend of Keras is tensorflow, expected torch or jax" in found.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,9 @@ def layer(layer: Any) -> Callable[..., tuple[Any, Any]]:
     their gradients by `jax.custom_vjp`. It works under `jit`, `grad`, `value_and_grad`, `checkpoint`, `scan`, and
     `vmap` over x and the state. Arrays on a GPU are copied to the host and back.
 
-    The views last for one callback, so nothing is kept between the two passes: the backward pass runs the forward pass
-    again.
+    Between the passes stays what the last forward pass of the function kept, with copies of x and the parameters; the
+    backward pass takes it by a handle, an array. Where it has gone, since JAX ordered, repeated or dropped calls, the
+    backward pass runs the forward pass again.
 
     Parameters
     ----------
@@ -120,8 +122,19 @@ def _differentiable(bridge: Bridge) -> Any:
     def forward(*arguments: Any) -> list[Array]:
         return passed(False, *arguments)[0]
 
-    def backward(params: Any, x: Any, state: Any, lengths: Any, seed: Any, dy: Any, dstate: Any) -> Any:
-        _, saved = passed(True, params, x, state, lengths, seed)
+    kept: dict[bytes, Any] = {}  # by a handle: what the last forward pass kept, until a backward pass takes it
+
+    def forward_kept(*arguments: Any) -> list[Array]:
+        results, saved = passed(True, *jax.tree.map(np.array, arguments))  # copies, since buffers end with the call
+        handle = np.frombuffer(os.urandom(16), np.uint32)
+        kept.clear()
+        kept[handle.tobytes()] = saved
+        return [*results, handle]
+
+    def backward(params: Any, x: Any, state: Any, lengths: Any, seed: Any, handle: Any, dy: Any, dstate: Any) -> Any:
+        saved = kept.pop(handle.tobytes(), None)
+        if saved is None:
+            _, saved = passed(True, params, x, state, lengths, seed)
         grads, dx, start = bridge.backward(params, saved, dy, dstate)
         return grads, dx, [d for d, given in zip(start, state, strict=True) if given is not None]
 
@@ -136,16 +149,26 @@ def _differentiable(bridge: Bridge) -> Any:
     def second(*_: Any) -> None:
         raise NotImplementedError(f"{bridge.name}: a second derivative is asked for, expected first ones only")
 
+    def outputs_kept(*arguments: Any) -> Any:
+        return [*outputs(*arguments), jax.ShapeDtypeStruct((4,), np.uint32)]
+
     run = jax.custom_vjp(_on_host(bridge.name, forward, outputs))
+    run_kept = jax.custom_jvp(_on_host(bridge.name, forward_kept, outputs_kept))
     run_bwd = jax.custom_jvp(_on_host(bridge.name, backward, gradients))
+    run_kept.defjvp(second)
     run_bwd.defjvp(second)
 
-    def vjp(arguments: tuple[Any, ...], upstream: list[Any]) -> tuple[Any, ...]:
-        grads, dx, start = run_bwd(*arguments, upstream[0], upstream[1:])
+    def begin(*arguments: Any) -> tuple[list[Any], Any]:
+        *results, handle = run_kept(*arguments)
+        return results, (arguments, handle)
+
+    def end(residuals: Any, upstream: list[Any]) -> tuple[Any, ...]:
+        arguments, handle = residuals
+        grads, dx, start = run_bwd(*arguments, handle, upstream[0], upstream[1:])
         found = iter(start)
         return grads, dx, [None if given is None else next(found) for given in arguments[2]], None, None
 
-    run.defvjp(lambda *arguments: (run(*arguments), arguments), vjp)
+    run.defvjp(begin, end)
     return run
 
 
