@@ -56,7 +56,7 @@ class Views(NamedTuple):
     def run(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
         """Call a function with views of the arrays in values, which may be nested; options are given as they are."""
         with self.context:
-            return _mapped(self.give, function(*(_mapped(self.take, value) for value in values), **options))
+            return _mapped(self.give, function(*_mapped(self.take, values), **options))
 
 
 def views_of(where: str, params: Any, *values: Any) -> Views | None:
@@ -124,8 +124,8 @@ def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:
 
 def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
     """Return the same nesting of dicts, tuples and lists with a function of each array."""
+    if type(tree) in (tuple, list):
+        return tuple([_mapped(function, value) for value in tree])
     if isinstance(tree, dict):
         return {name: _mapped(function, value) for name, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        return tuple(_mapped(function, value) for value in tree)
     return function(tree) if hasattr(tree, "__dlpack__") else tree
