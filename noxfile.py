@@ -140,7 +140,7 @@ def full(session: nox.Session) -> None:
 
 def install_all(session: nox.Session) -> None:
     """Install the project and everything that any test uses; files are compiled when they are imported."""
-    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "bench", "device"))
+    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "jax", "bench", "device"))
 
 
 def run_each(session: nox.Session, commands: list[Command]) -> None:

@@ -121,7 +121,7 @@ def test_every_public_name_is_in_the_reference_with_an_example():
         if page is None:
             missing.append(name)
         elif ">>>" not in (inspect.getdoc(value) or ""):
-            examples = "\n".join(blocks(page, "pycon"))
+            examples = "\n".join(blocks(page, "pycon") + blocks(page))
             lacking += [] if re.search(rf"\b{name.rpartition('.')[2]}\b", examples) else [name]
     assert not missing
     assert not lacking

@@ -177,6 +177,11 @@ def step(
     return found[0], found
 
 
+def asked() -> str | None:
+    """Return the name of the engine that was asked for with `use`, or None."""
+    return _asked.get()
+
+
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
     """Run every recurrence in this context in the engine of a name, which raises where it cannot.

@@ -1,5 +1,6 @@
-"""LSTM, GRU and RNN weights under PyTorch's names: state dicts, and safetensors files, without PyTorch.
+"""Layers in PyTorch's programs; and weights under PyTorch's names: state dicts, and safetensors files, without PyTorch.
 
+`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` are for LSTM, GRU and RNN.
 PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), and it has two biases.
 """
 
@@ -23,13 +24,60 @@ from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, 
 from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
 
-__all__ = ["from_torch", "to_torch"]
+__all__ = ["from_torch", "module", "to_torch"]
 
 # The position of each of our gates among PyTorch's.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
 # Options that PyTorch lacks, and the values that mean they are not used.
 ABSENT = {"reverse": False, "peepholes": False, "coupled_input_forget": False, "clip": None, "reset_after": True}
+
+
+def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> Any:
+    """Return a layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
+
+    Its parameters have our names, and share memory with the arrays that our functions read: `arrays()` returns these.
+    Called with x, and by name with the initial `state` and `lengths` of the sequences, as `forward` of the layer takes
+    them, it returns y and the final state; a layer without a state returns y alone. Gradients reach x, the parameters
+    and the initial state. Masks of dropout are drawn in training mode, from PyTorch's random numbers.
+
+    Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on PyTorch's current stream,
+    without a copy. Within `torch.autocast` x and the state are cast to the dtype of the parameters. `torch.compile`
+    and `torch.export` see one operator, `xlstm::forward`.
+
+    Parameters
+    ----------
+    layer_or_model : Module
+        Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
+    params : dict of str to array or tensor, optional
+        Its parameters, with which those of the module share memory where PyTorch can write to it. By default they are
+        drawn.
+    seed : int
+        Seed of the initial parameters, float32 on the CPU.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no layer or model, or `params` are not its parameters. A call raises TypeError where parameters are
+        float16 or bfloat16 on a CPU, and what `forward` of the layer raises. A second derivative is a RuntimeError.
+
+    Examples
+    --------
+    >>> import torch, xlstm
+    >>> from xlstm.interop.torch import module
+    >>> lstm = module(xlstm.LSTM(3, 8))
+    >>> y, (h, c) = lstm(torch.ones(5, 2, 3))
+    >>> y.sum().backward()
+    >>> sorted(name for name, p in lstm.named_parameters() if p.grad is not None)
+    ['0.Wh', '0.Wx', '0.b']
+    """
+    from xlstm.interop.torch_module import LayerModule
+
+    return LayerModule(layer_or_model, params, seed)
 
 
 @reading.brief()

@@ -239,6 +239,8 @@ class Embedding(Module):
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
         """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""
+        if (views := self._views(params, x)) is not None:
+            return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         params, x = from_foreign("Embedding", (params, x))
         xp = self.namespace(params, {})
         check_library("Embedding", "x", xp, x)

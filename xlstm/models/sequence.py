@@ -125,8 +125,8 @@ class SequenceModel(SequenceLayer):
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
 
-    def _output_dims(self, T: int, B: int) -> checks.Dims:
-        return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)
+    def output_dims(self, T: int, B: int) -> checks.Dims:
+        return {"B": B, "O": self.output_size} if self.last else super().output_dims(T, B)
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         return super()._swap(xp, array) if array.ndim == 3 else array
