@@ -268,6 +268,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
         """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
         bridge, params = self._bridge, self._tensors()
+        if not torch.is_tensor(x):
+            raise TypeError(f"{bridge.name}: x is {checks.shown(x)}, expected a PyTorch tensor")
         if lengths is not None and not bridge.has_state:
             raise TypeError(
                 f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no sequences"
