@@ -175,6 +175,7 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
         ("LSTM: 0.Wx has dtype float32 but x has float64", lambda net, x: net(x.double())),
         (r"LSTM: state has 1 entries, expected a tuple \(h, c\)", lambda net, x: net(x, (x,))),
         ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
+        ("LSTM: x is an array of float32 .*, expected a PyTorch", lambda net, x: net(x.detach().numpy())),
         ("LSTM: lengths has shape", lambda net, x: net(x, lengths=[1])),
         ("Linear: lengths is .*, expected None", lambda net, x: module(Linear(D, H))(x, lengths=[1])),
         ("Linear: state is .*, expected None", lambda net, x: module(Linear(D, H))(x, x)),

@@ -67,16 +67,21 @@ def _forward(
     bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], **options: Any
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return y and the final state, and what was kept."""
-    return views_of_tensors(bridge.name, x).run(bridge.forward, params, x, state, **options)  # type: ignore[no-any-return]
+    take, give, context = views_of_tensors(bridge.name, x)
+    with context:
+        found, saved = bridge.forward([take(a) for a in params], take(x), [take(a) for a in state], **options)
+        return tuple(map(give, found)), saved
 
 
 def _backward(
     bridge: Bridge, params: Sequence[Tensor], handle: Tensor, douts: Sequence[Tensor | None]
-) -> tuple[Sequence[Tensor], Tensor | None, Sequence[Tensor]]:
+) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
     """Return gradients of the parameters, of x, and of the initial state."""
-    dy, *dend = douts
-    views = views_of_tensors(bridge.name, params[0])
-    return views.run(bridge.backward, params, _saved(bridge.name, handle), dy, dend)  # type: ignore[no-any-return]
+    take, give, context = views_of_tensors(bridge.name, params[0])
+    with context:
+        dy, *dend = (None if d is None else take(d) for d in douts)
+        grads, dx, start = bridge.backward([take(a) for a in params], _saved(bridge.name, handle), dy, dend)
+        return list(map(give, grads)), None if dx is None else give(dx), list(map(give, start))
 
 
 def _refuse(where: str) -> None:
@@ -263,6 +268,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
     def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
         """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
         bridge, params = self._bridge, self._tensors()
+        if not torch.is_tensor(x):
+            raise TypeError(f"{bridge.name}: x is {checks.shown(x)}, expected a PyTorch tensor")
         if lengths is not None and not bridge.has_state:
             raise TypeError(
                 f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no sequences"
