@@ -24,7 +24,7 @@ PACKAGES = {
     "data": 2_070,
     "engines": 4_120,
     "estimators": 1_770,
-    "interop": 2_740,
+    "interop": 2_750,
     "layers": 2_000,
     "models": 1_750,
     "plots": 540,
@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 2_100,
 }
 CUDA = 1_390
-TESTS = 20_860
+TESTS = 20_910
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
