@@ -281,7 +281,7 @@ def test_tf32_holds_within_its_block():
 def test_tf32_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(probe, "rocm", lambda: False)
     with pytest.raises(ValueError, match="precision tf32: the weights are float64, expected float32"):
-        named("tf32", backends.Backend("cupy", types.SimpleNamespace(__name__=CUPY), "gpu", "float64"))
+        named("tf32", backends.Backend("cupy", types.ModuleType(CUPY), "gpu", "float64"))
     monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75"))
     monkeypatch.setattr(probe, "cupy_failure", lambda number=0: None)
     with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"), tf32():
