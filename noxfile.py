@@ -39,7 +39,8 @@ def runs(version: str) -> bool:
 LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest versions of packages
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
-nox.options.sessions = ["lint", "types", "tests", "distributed", *(["pythons"] if OTHERS else []), "lowest", "build"]
+PYTHONS = ["pythons"] if OTHERS else []
+nox.options.sessions = ["lint", "types", "tests", "distributed", *PYTHONS, "lowest", "docs", "build"]
 
 Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
@@ -139,7 +140,7 @@ def full(session: nox.Session) -> None:
 
 def install_all(session: nox.Session) -> None:
     """Install the project and everything that any test uses; files are compiled when they are imported."""
-    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "bench", "device"))
+    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "jax", "bench", "device"))
 
 
 def run_each(session: nox.Session, commands: list[Command]) -> None:
@@ -241,6 +242,22 @@ def bench(session: nox.Session) -> None:
     peer = str(Path(session.create_tmp()).resolve() / "published")
     session.install("--target", peer, "--upgrade", "--no-deps", "xlstm>=2.0.6", "mlstm_kernels>=2.0.6")
     session.run("python", "-m", "bench", *session.posargs, env={"XLSTM_BENCH_PEER": peer})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site in docs/_build/html: no warning, notebooks run, links lead somewhere, and pages look right in Chromium.
+
+    In CI, on a Debian where it is root and Chromium is missing, it installs Chromium; elsewhere a missing one is named.
+    """
+    session.install("--no-compile", "-e", ".[fast,plot,tables]", *group("docs"))
+    for made in ("docs/_build/html", "docs/reference/generated"):  # results of notebooks are beside the first
+        shutil.rmtree(made, ignore_errors=True)
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", "2", "docs", "docs/_build/html", env=ALONE)
+    if os.environ.get("CI") and not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
+        session.run("apt-get", "update", "-q", external=True)
+        session.run("apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium", external=True)
+    session.run("python", "docs/check_site.py", "docs/_build/html")
 
 
 @nox.session

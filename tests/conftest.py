@@ -12,6 +12,7 @@ the others.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -29,6 +30,8 @@ from tests import cuda_on_cpu
 from xlstm.arrays import cores
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
+from xlstm.engines import engine
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.numba import jit, numba_engine
 
 DATA = Path(__file__).parent / "data"
@@ -142,9 +145,10 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
 
 
 @pytest.fixture(params=BACKENDS)
-def be(request: pytest.FixtureRequest) -> Backend:
-    """A backend that makes float64 arrays."""
-    return make_backend(request.param)
+def be(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """A backend that makes float64 arrays; the reference engine runs on tensors themselves, not on views of them."""
+    with engine.use(ARRAY_API.name) if request.param == "torch" else contextlib.nullcontext():
+        yield make_backend(request.param)
 
 
 @pytest.fixture(autouse=True, scope="session")

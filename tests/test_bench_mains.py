@@ -53,6 +53,7 @@ def sizes(monkeypatch, name, **values):
         ("step", {"REPEAT": 2}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("lengths", {"SHAPES": SHAPES}),
+        ("bridges", {"SIZES": SHAPES}),
         ("inference", {"SHAPES": SHAPES, "LARGE": []}),
         ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),
     ],

@@ -11,7 +11,6 @@ import pytest
 import xlstm
 from bench.peak import peak_memory
 from tests.docs import blocks
-from xlstm import plots
 from xlstm.cli import bench as timed
 from xlstm.cli.bench import Case, Row, Size, Timing, interleave
 from xlstm.layers import recurrent
@@ -137,7 +136,7 @@ def test_torch_nn_does_the_same_work(layer, monkeypatch):
 def test_sizes_are_drawn_by_their_work():
     pytest.importorskip("matplotlib")
     rows = [r for H in (256, 16, 64) for r in (row(H, "numpy", 1.0), row(H, "torch.nn", 0.5))]
-    (axes,) = plots.comparison(rows).axes
+    (axes,) = timed.drawn(rows).axes
     work = sorted(r.case.operations for r in rows[::2])
     assert axes.get_xscale() == "log"
     for line in axes.lines:

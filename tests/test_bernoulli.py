@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from xlstm.arrays import bernoulli as masks
-from xlstm.arrays.bernoulli import bernoulli
+from xlstm.arrays.bernoulli import bernoulli, of_part
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Part
-from xlstm.arrays.part_masks import of_part
 from xlstm.recurrence.packing import Packing
 
 

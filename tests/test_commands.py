@@ -369,7 +369,7 @@ WRONG = [
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
     (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model, which takes no --bytes"),
     (["forecast", "series", "long.csv"], "series: kind is 'forecaster', which is for xlstm predict, evaluate, export"),
-    (["import", "weights.pt"], "weights.pt: a pickled file, which can run code when it is read; save it with"),
+    (["import", "weights.pt"], "weights.pt: not read without PyTorch (File is not a zip file)"),
     (["info", "--card", "h100"], "info: --card goes with --explain"),
     (["runs", "torn"], "none of the runs has a readable history"),
 ]

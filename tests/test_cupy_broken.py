@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import numpy as np
@@ -177,6 +178,30 @@ def test_a_card_that_answers_nothing_more_is_named():
     with pytest.raises(CudaError, match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing"):
         concat(xp, [a, a], 0)
     cuda_on_cpu.recover()
+
+
+def test_missing_memory_is_no_fault_of_a_kernel(monkeypatch):
+    """It reaches the user as CUDA, cuBLAS or the pool says it, and the kernels run as soon as there is memory."""
+    gpu.first_contact()
+    cublas = importlib.import_module("cupy_backends.cuda.libs.cublas")
+    errors = [cupy.cuda.memory.OutOfMemoryError(1, 2), cublas.CUBLASError(3)]
+    errors += [cupy.cuda.runtime.CUDARuntimeError(2), cupy.cuda.driver.CUDADriverError(2)]
+    layer, used = xlstm.LSTM(3, 20), launch._kernel
+    launch.current()  # what the card can do is known before
+    for error in errors:
+
+        def refuse(*_, error=error):
+            raise error
+
+        with pytest.raises(type(error)) as found:
+            broken.attempt("xlstm_concat", refuse)
+        monkeypatch.setattr(launch, "_kernel", refuse)
+        with pytest.raises(type(error)) as raised:
+            results(layer, "float32")
+        monkeypatch.setattr(launch, "_kernel", used)
+        assert found.value is raised.value is error
+        assert not broken._reasons
+    agree(results(layer, "float32"), results(layer, backend="numpy"), TOLERANCE["float32"], largest)
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def repeated(backend, made, data, begun=0):
     [
         (xlstm.LSTM(4, H), 33, 3),  # the batch and the optimiser's numbers
         (xlstm.LSTM(4, H, 2, dropout=0.25), None, 4),  # and states of the generator
-        (TEXT, 189, 3),
+        (TEXT, 181, 3),
     ],
     ids=["LSTM", "LSTM, dropout", "text"],
 )

@@ -23,13 +23,16 @@ NAMES = ("h", "C", "n", "m", "dq", "dk", "dv", "di", "df", "dC0", "dn0", "dm0")
 
 
 def inputs_of(rng, T, B, N, K, V):
-    """q, k, v, i, f and the state as the layer has them: steps first in memory, all of a step within one row."""
+    """q, k, v, i, f and the state as the layer has them: all of a step within one row."""
     widths = np.cumsum([N * K, N * K, N * V, N, N])
-    rows = rng.standard_normal((T, B, widths[-1]))
-    parts = np.split(rows, widths[:-1], axis=-1)
-    steps = [a.reshape(T, B, N, -1).transpose(1, 2, 0, 3) for a in parts[:3]]
-    gates = [a.transpose(1, 2, 0) for a in parts[3:]]
-    return [*steps, *gates], [rng.standard_normal(shape) for shape in ((B, N, K, V), (B, N, K), (B, N))]
+    steps = np.split(rng.standard_normal((T, B, widths[-1])), widths[:-1], axis=-1)
+    return steps, [rng.standard_normal(shape) for shape in ((B, N, K, V), (B, N, K), (B, N))]
+
+
+def by_head(a, N):
+    """(T, B, N F) as the cell has it, (B, N, T, F), and gates (B, N, T)."""
+    found = to_numpy(a).astype("float64").reshape(*a.shape[:2], N, -1).transpose(1, 2, 0, 3)
+    return found[..., 0] if a.shape[2] == N else found
 
 
 def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **options):
@@ -39,17 +42,19 @@ def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **optio
         change(steps, state)
     low, high = xlstm.backend("cupy", dtype=dtype), xlstm.backend("cupy", dtype="float32")
     given = [low.asarray(a) for a in steps] + [high.asarray(a) for a in state]
-    exact = [to_numpy(a).astype("float64") for a in given]
-    made = passes.kernels(low.xp, *given[:3], chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0))
+    N = sizes[2]
+    exact = [*(by_head(a, N) for a in given[:5]), *(to_numpy(a).astype("float64") for a in given[5:])]
+    made = passes.kernels(low.xp, *given[:3], N, chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0))
     most = 16 // given[0].itemsize
     assert made.shape.pack == (2 if sizes[3] % most or sizes[4] % most else most)
     *found, saved = passes.chunkwise(low.xp, *given, made)
     *expected, kept = mlstm.chunkwise(np, *exact, chunk=chunk, **options)
-    d = [rng.standard_normal(a.shape) for a in expected]
+    d = [rng.standard_normal(a.shape) for a in (found[0], *expected[1:])]
     dh, *dend = low.asarray(d[0]), *(high.asarray(a) for a in d[1:])
     dend, d[1:] = (dend, d[1:]) if final else ([None] * 3, [None] * 3)
     found += passes.chunkwise_bwd(low.xp, dh, *dend, saved)
-    expected += mlstm.chunkwise_bwd(np, to_numpy(dh).astype("float64"), *d[1:], kept, **options)
+    expected += mlstm.chunkwise_bwd(np, by_head(dh, N), *d[1:], kept, **options)
+    found = [by_head(a, N) if k in (0, *range(4, 9)) else a for k, a in enumerate(found)]
     return ({name: a for name, a in zip(NAMES, made, strict=True) if a is not None} for made in (found, expected))
 
 
@@ -90,7 +95,7 @@ def test_from_the_state_before_the_first_step(rng):
     """m = -inf, and steps that write nothing."""
 
     def change(steps, state):
-        steps[3] = np.where(np.arange(21) < 6, -np.inf, steps[3])
+        steps[3] = np.where(np.arange(21)[:, None, None] < 6, -np.inf, steps[3])
         state[:] = np.zeros_like(state[0]), np.zeros_like(state[1]), np.full_like(state[2], -np.inf)
 
     found, expected = both(rng, (21, 2, 1, 4, 6), change=change, final=False)
@@ -100,7 +105,7 @@ def test_from_the_state_before_the_first_step(rng):
 @pytest.mark.parametrize("low", [-30.0, -np.inf])
 def test_digits_survive_a_strong_forget(rng, low):
     def change(steps, state):
-        steps[4][..., [7, 20]] = low
+        steps[4][[7, 20]] = low
 
     found, expected = both(rng, (40, 1, 2, 4, 6), change=change, final=False)
     agree(*({name: made[name] for name in NAMES[:4]} for made in (found, expected)), 1e-5)
@@ -123,8 +128,8 @@ def test_cards(monkeypatch):
         card = Device("a card", capability, 40, 101376)
         monkeypatch.setattr(passes.launch, "device", lambda xp, like, card=card: card)
         be = xlstm.backend("cupy", dtype=dtype)
-        q = be.asarray(np.ones((1, 2, 20, 8)))
-        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 64, "sigmoid", 0.0) is not None
+        q = be.asarray(np.ones((20, 1, 16)))
+        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 2, 64, "sigmoid", 0.0) is not None
     assert [*found.values()] == [False, True, False, True, True]
 
 

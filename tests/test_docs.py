@@ -1,12 +1,15 @@
 """README.md and the pages of docs/ are true: code runs, commands parse, links and paths lead somewhere."""
 
 import ast
+import functools
 import importlib.util
+import inspect
 import os
 import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -17,14 +20,18 @@ from tests.docs import blocks
 from xlstm.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+# Sphinx runs notebooks, and writes pages of its own.
+NOT_HERE = ("_build", "generated")
+PAGES = [ROOT / "README.md", *(p for p in sorted(DOCS.rglob("*.md")) if not {*NOT_HERE} & {*p.parts})]
 PROSE = [*PAGES, ROOT / "CONTRIBUTING.md"]
+REFERENCE = [page for page in PAGES if page.parent.name == "reference" and blocks(page, "pycon")]
 GPU = "# needs a GPU"
 COMMANDS = typer.main.get_command(app)
 
 
 def names(paths):
-    return [path.name for path in paths]
+    return [str(path.relative_to(ROOT)) for path in paths]
 
 
 def libraries(block):
@@ -46,12 +53,12 @@ def programs():
         for number, block in enumerate(blocks(page), 1):
             needed = sorted(libraries(block))
             if needed or GPU in block:
-                which = f"{page.name}-{number}-{'-'.join(needed) or 'gpu'}"
+                which = f"{page.relative_to(ROOT)}-{number}-{'-'.join(needed) or 'gpu'}"
                 found.append(pytest.param([*plain, block], needed, GPU in block, id=which))
             else:
                 plain.append(block)
         if plain:
-            found.append(pytest.param(plain, [], False, id=page.name))
+            found.append(pytest.param(plain, [], False, id=str(page.relative_to(ROOT))))
     return found
 
 
@@ -63,18 +70,85 @@ def test_code_runs(tmp_path, program, needed, gpu):
             pytest.skip(f"{library} is not installed")
     if gpu and isinstance(reason := xlstm.available_backends()["cupy"], str):
         pytest.skip(f"cupy: {reason}")
-    (tmp_path / "page.py").write_text("\n".join(program), encoding="utf-8")
+    result = run(tmp_path, "\n".join(program), "page.py")
+    assert result.returncode == 0, result.stderr
+
+
+def run(folder, text, *command):
+    """Run a program in a folder: some text, which is written to the last word of the command."""
+    (folder / command[-1]).write_text(text, encoding="utf-8")
     usual = {"XLSTM_BACKEND": "numpy", "XLSTM_COMPILE": "0", "KERAS_BACKEND": "torch"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, "page.py"],
-        cwd=tmp_path,
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
         env={**os.environ, **usual, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("page", REFERENCE, ids=names(REFERENCE))
+def test_examples_of_the_reference_run(tmp_path, page):
+    """They print what the page says."""
+    pytest.importorskip("pandas" if page.stem == "data" else "matplotlib" if page.stem == "plots" else "numpy")
+    text = "\n".join(blocks(page, "pycon"))
+    result = run(tmp_path, text, "-W", "error", "-m", "doctest", "-o", "NORMALIZE_WHITESPACE", "page.txt")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+MODULES = [name for name in xlstm.__all__ if inspect.ismodule(getattr(xlstm, name)) and name != "interop"]
+MODULES += [f"interop.{name}" for name in xlstm.interop.__all__] + ["testing", "engines.engine"]
+
+
+def public():
+    """Return the public names of all public modules but modules, and what they name."""
+    modules = {"xlstm": xlstm, **{f"xlstm.{name}": importlib.import_module(f"xlstm.{name}") for name in MODULES}}
+    found = {f"{where}.{name}": getattr(module, name) for where, module in modules.items() for name in module.__all__}
+    return {name: value for name, value in found.items() if not inspect.ismodule(value) and not name.endswith("__")}
+
+
+def test_every_public_name_is_in_the_reference_with_an_example():
+    """By one of its names, and with an example in its docstring or on its page."""
+    listed, missing, lacking = {}, [], []
+    for page in (DOCS / "reference").glob("*.md"):
+        for name in re.findall(r"^   (xlstm[\w.]*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+            listed[name] = page
+    names = public()
+    for name, value in names.items():
+        page = next((listed[other] for other in names if names[other] is value and other in listed), None)
+        if page is None:
+            missing.append(name)
+        elif ">>>" not in (inspect.getdoc(value) or ""):
+            examples = "\n".join(blocks(page, "pycon") + blocks(page))
+            lacking += [] if re.search(rf"\b{name.rpartition('.')[2]}\b", examples) else [name]
+    assert not missing
+    assert not lacking
+    assert not sorted(listed.keys() - names.keys())
+
+
+# what has a docstring of its own
+DOCUMENTED = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
+
+
+def attributes(kind):
+    """Return the names of the public attributes of a class, without those of Python's own classes."""
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("xlstm.")]
+    found = {name for base in ours for name in (*vars(base), *vars(base).get("__annotations__", {}))}
+    return ours, sorted(name for name in found if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", [name for name, value in public().items() if inspect.isclass(value)])
+def test_every_public_attribute_is_documented(name):
+    """In its own docstring, in a section of the class, or in a comment `#:`; a subclass inherits that."""
+    bases, found = attributes(public()[name])
+    said = "\n".join(inspect.getsource(base) for base in bases)
+    for attribute in found:
+        members = [vars(base)[attribute] for base in bases if attribute in vars(base)]
+        own = any(isinstance(member, DOCUMENTED) and member.__doc__ for member in members)
+        section = re.search(rf"^    (\w+, )*{attribute}(, \w+)*( :.*)?$", said, re.MULTILINE)
+        assert own or section or re.search(rf"\b{attribute}\b.*#:", said), attribute
 
 
 def calls(text):
@@ -110,8 +184,10 @@ def headings(page):
 
 @pytest.mark.parametrize("page", PROSE, ids=names(PROSE))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-        if "://" not in target:
+    """Pages that are made when the site is built are looked for there, by docs/check_site.py."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" not in target and "generated/" not in target:
             name, _, heading = target.partition("#")
             other = page.parent / name if name else page
             assert other.exists(), target
@@ -122,7 +198,7 @@ def test_links_lead_somewhere(page):
 def test_files_modules_and_sessions_are_there(page):
     text = page.read_text(encoding="utf-8")
     for path in re.findall(r"\b(?:xlstm|bench|tests|docs)/[\w/-]*\w(?:\.\w+)?/?", text):
-        assert (ROOT / path).exists(), path
+        assert path.startswith("docs/_build") or (ROOT / path).exists(), path
     for module in re.findall(r"python -m ([\w.]+)", text):
         assert module == "venv" or importlib.util.find_spec(module) is not None, module
     sessions = (ROOT / "noxfile.py").read_text(encoding="utf-8")
@@ -131,4 +207,4 @@ def test_files_modules_and_sessions_are_there(page):
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 75

@@ -6,8 +6,11 @@ of NumPy.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from types import SimpleNamespace
 
+import array_api_compat
 import numpy as np
 import pytest
 
@@ -19,7 +22,9 @@ from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.data import Batch, Sequences, Streams, Windows
+from xlstm.engines import engine
 from xlstm.estimators import Forecaster, SequenceRegressor
+from xlstm.layers.linear import Embedding, Linear
 from xlstm.models import TiRex
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers
@@ -90,8 +95,8 @@ def leaves(state):
     return [a for s in state for a in (leaves(s) if isinstance(s, tuple) else [s])]
 
 
-def everything(layer, be, kind, lengths=None):
-    """Give a layer all its arrays as objects of a kind; return all that it gives."""
+def everything(layer, be, kind, lengths=None, given_back=None):
+    """Give a layer all its arrays as objects of a kind; return all that it gives, which is of the type `given_back`."""
     rng = np.random.default_rng(0)
     made = functools.partial(be.asarray, dtype="float64")
     params = {name: kind(made(p)) for name, p in layer.draw(rng).items()}
@@ -102,7 +107,7 @@ def everything(layer, be, kind, lengths=None):
     grads, dx, start = layer.backward(params, saved, dy, given)
     once, after = layer.step(params, kind(made(rng.standard_normal((B, layer.input_size)))), given)
     found = [y, *leaves(state), *grads.values(), dx, *leaves(start), once, *leaves(after)]
-    assert all(type(a) is type(made(1.0)) for a in found)
+    assert all(type(a) is (given_back or type(made(1.0))) for a in found)
     return [to_numpy(a) for a in found]
 
 
@@ -121,6 +126,112 @@ def test_layers(name, kind, layer):
     lengths = Offered(np.array([4, 1, 2])) if kind is Offered else None
     for a, b in zip(everything(layer, be, kind, lengths), everything(layer, be, lambda a: a, lengths), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def tensors_of(library):
+    """Return the function that makes arrays of a library, which is not one of our backends' own."""
+    module = pytest.importorskip(library)
+    if library == "torch":
+        return lambda a: module.tensor(to_numpy(a))
+    return lambda a: module.numpy.asarray(to_numpy(a))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H, 2, proj_size=3),
+        xlstm.GRU(D, H, layer_norm=True),
+        xlstm.sLSTM(D, H, num_heads=2),
+        xlstm.mLSTM(D, H, num_heads=2),
+        SequenceModel(xlstm.RNN(D, H), 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_tensors_run_as_views_of_numpy(library, layer):
+    be, make = backend("numpy"), tensors_of(library)
+    with pytest.importorskip("jax").enable_x64(True) if library == "jax" else contextlib.nullcontext():
+        kind = type(make(np.ones(1)))
+        found = everything(layer, be, make, np.array([4, 1, 2]), kind)
+    for a, b in zip(found, everything(layer, be, lambda a: a, np.array([4, 1, 2])), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_reference_engine_takes_tensors_themselves():
+    torch = pytest.importorskip("torch")
+    layer, make = xlstm.LSTM(D, H), tensors_of("torch")
+    params = {name: make(p) for name, p in layer.init(0, "numpy").items()}
+    x, kept = torch.ones(T, B, D), {}
+    for name in (None, "array_api"):
+        with contextlib.nullcontext() if name is None else engine.use(name):
+            y, _, saved = layer.forward(params, x)
+            grads, dx, _ = layer.backward(params, saved, None if name is None else torch.zeros_like(y))
+        kept[name] = type(saved.c)
+        assert all(type(a) is torch.Tensor for a in (y, dx, *grads.values()))
+    assert kept == {None: np.ndarray, "array_api": torch.Tensor}
+    linear, embedding = Linear(D, H), Embedding(7, D)
+    for part, given in ((linear, x), (embedding, torch.ones(T, B, dtype=torch.int64))):
+        own = {name: make(p) for name, p in part.init(0, "numpy").items()}
+        y, saved = part.forward(own, given)
+        grads, _ = part.backward(own, saved, y)
+        assert type(y) is torch.Tensor is type(grads["W"])
+    with pytest.raises(TypeError, match=r"LSTM: 0.Wx requires grad, .*use xlstm\.interop\.torch\.module"):
+        layer({**params, "0.Wx": params["0.Wx"].requires_grad_()}, x)
+
+
+def test_traced_arrays_say_what_to_use():
+    jax = pytest.importorskip("jax")
+    layer, make = xlstm.LSTM(D, H), tensors_of("jax")
+    params = {name: make(p) for name, p in layer.init(0, "numpy").items()}
+    with pytest.raises(TypeError, match=r"LSTM: an array is traced by JAX; use xlstm\.interop\.jax\.layer"):
+        jax.jit(lambda x: layer(params, x)[0])(make(np.ones((T, B, D), "float32")))
+
+
+class OnCuda:
+    """A tensor of PyTorch on a GPU, as far as views of it need one."""
+
+    is_cpu, is_cuda, requires_grad = False, True, False
+
+    def __init__(self, array):
+        self.array, self.device, self.dtype = array, SimpleNamespace(type="cuda", index=0), array.dtype
+
+    def detach(self):
+        return self
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
+    stream = xp.cuda.Stream(non_blocking=True)
+    torch = SimpleNamespace(from_dlpack=OnCuda, cuda=SimpleNamespace(current_stream=lambda device: theirs))
+    theirs = SimpleNamespace(cuda_stream=stream.ptr)
+    monkeypatch.setattr(probe, "torch", lambda: torch)
+    monkeypatch.setattr(array_api_compat, "is_torch_array", lambda a: isinstance(a, OnCuda))
+    layer, be = xlstm.LSTM(D, H), make_backend("cupy")
+    params = layer.init(0, be)
+    x = be.asarray(np.ones((T, B, D)))
+    expected, _ = layer(params, x)
+    seen = []
+    monkeypatch.setattr(type(layer), "run", watched(type(layer).run, seen, xp))
+    y, state = layer({name: OnCuda(p) for name, p in params.items()}, OnCuda(x))
+    stream.synchronize()
+    assert seen == [stream.ptr]
+    assert all(isinstance(a, OnCuda) for a in (y, *state))
+    np.testing.assert_array_equal(to_numpy(y.array), to_numpy(expected))
+
+
+def watched(run, seen, xp):
+    """Return a method that notes the current stream first."""
+
+    def noting(*args):
+        seen.append(xp.cuda.get_current_stream().ptr)
+        return run(*args)
+
+    return noting
 
 
 @cases()

@@ -7,10 +7,9 @@ import pytest
 
 from tests import cuda_on_cpu, gpu, nvrtc
 from tests.conftest import make_backend
-from xlstm.arrays import segments
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.gather import add_rows, gather
+from xlstm.arrays.gather import add_rows, add_text, gather
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -63,4 +62,4 @@ def test_rows_that_are_added_on_cupy(rng, dtype, sizes):
 @pytest.mark.parametrize("capability", [75, 90, 120])
 def test_the_kernels_compile(capability):
     for dtype in ("float32", "float64", "float16", "bfloat16"):
-        assert nvrtc.compile_for(capability, segments.text(gpu.half(dtype))).spilled == 0
+        assert nvrtc.compile_for(capability, add_text(gpu.half(dtype))).spilled == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,18 @@ import pytest
 import xlstm
 from tests.conftest import DATA, later
 from tests.layers import make, pairwise
+from xlstm.arrays.namespace import leaves
+from xlstm.cells.cell import Cell
 from xlstm.cli import export_import
+from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel, ZeroShotForecaster
 from xlstm.interop import tirex
 from xlstm.interop.onnx import from_onnx, to_onnx
+from xlstm.layers.blocks.block import GatedFeedForward
+from xlstm.layers.conv import CausalConv
+from xlstm.layers.gated import Recurrent
+from xlstm.layers.linear import Embedding, HeadwiseLinear
+from xlstm.layers.norm import LayerNorm, MultiHeadNorm
+from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.models import SequenceModel, TiRex, model_files
 
 onnx = pytest.importorskip("onnx")
@@ -139,6 +149,163 @@ def compare(layer, params, rng, model=None, **inputs):
         close(theirs, ours)
 
 
+STACK = xlstm.xLSTMStack(32, 2, slstm_at=[1], num_heads=2)
+WHOLE = {"layer_norm": True, "zoneout": 0.2, "recurrent_dropout": 0.1}
+# Models that take the body of a Scan, with every option that no operator of ONNX has, and modules without time.
+SCANNED = [
+    xlstm.LSTM(D, 16, 2, bidirectional=True, peepholes=True, proj_size=12, cell_clip=1.0, batch_first=True, **WHOLE),
+    xlstm.LSTM(D, 16, reverse=True, coupled_input_forget=True, **WHOLE),
+    xlstm.GRU(D, 16, 2, activations=("sigmoid", "selu"), **WHOLE),
+    xlstm.RNN(D, 16, clip=2.0, batch_first=True, bidirectional=True, **WHOLE),
+    xlstm.sLSTM(D, 8, 2, num_heads=2, bidirectional=True),
+    xlstm.sLSTM(D, 8, num_heads=4, forget_gate="exponential", batch_first=True),
+    xlstm.mLSTM(D, 8, 2, num_heads=2, qk_size=4, eps=1e-3, batch_first=True),
+    xlstm.mLSTM(D, 8, forget_gate="exponential", bias=False),
+    xlstm.mLSTMBlock(32, 2, conv_kernel_size=1, bias=True),
+    xlstm.sLSTMBlock(32, 2, conv_kernel_size=0, ffn_activation="silu"),
+    CausalConv(D, silu=True),
+    STACK,
+    xlstm.xLSTMLarge(32, 2, 2, bias=True),
+    SequenceModel(STACK, 2),
+    SequenceModel(STACK, 2, last=True, inputs=D),
+    SequenceModel(xlstm.mLSTM(D, 8), 2, last=True),
+    SequenceModel(xlstm.LSTM(8, 8, bidirectional=True), 2, inputs=D),
+    SequenceModel(xlstm.sLSTM(8, 8, reverse=True, batch_first=True), 2, last=True, inputs=D),
+    xlstm.xLSTMLanguageModel(STACK, 7),
+    xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(32, 1, 2), 7, tied=True, logit_cap=5.0),
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(D, 8), 7, batch_first=False),
+    xlstm.Linear(D, 2),
+    HeadwiseLinear(32, 4, bias=True),
+    LayerNorm(32, bias=True),
+    MultiHeadNorm(32, num_heads=2),
+    GatedFeedForward(32, 6),
+    Embedding(7, D),
+]
+
+
+def state_inputs(states, prefix=""):
+    """The names of the inputs of a state."""
+    for k, leaf in enumerate(states):
+        yield from [f"{prefix}{leaf.name}0"] if isinstance(leaf, Leaf) else state_inputs(leaf, f"{prefix}{k}.")
+
+
+def draw_input(model, rng, B, T=None):
+    outer = (B,) if T is None else (B, T) if getattr(model, "batch_first", False) else (T, B)
+    if isinstance(model, Embedding | xlstm.xLSTMLanguageModel):
+        return {"tokens": rng.integers(0, 7, outer)}
+    return {"x": 2 * normal(rng, *outer, model.input_size)}
+
+
+@pytest.mark.parametrize("model", SCANNED, ids=lambda model: f"{SCANNED.index(model)} {type(model).__name__}")
+def test_every_model_runs_in_onnxruntime(model, rng):
+    """It does with a state and lengths and without, for any batch and time, and for one step, in two opsets."""
+    params = {name: (a + 0.2 * normal(rng, *a.shape)).astype("f4") for name, a in model.init(backend="numpy").items()}
+    through_time = isinstance(model, SequenceLayer)
+    forms = [(0, 0, 0), (1, 1, 0), (0, 1, 0), (1, 0, 1)] if through_time else [(0, 0, 0)]
+    for state, lengths, step in forms:
+        if step and model.directions != ("",):
+            continue
+        options = {"state": bool(state), "lengths": bool(lengths), "step": bool(step)} if through_time else {}
+        run = session(to_onnx(model, params, opset=17 if state else 21, **options)).run
+        for B, T in ((1, 1), (3, 7)):
+            feed = draw_input(model, rng, B, None if step else T)
+            (x,), start, given = feed.values(), None, {}
+            if state:
+                (before,) = draw_input(model, rng, B, 4).values()
+                start = model.forward(params, before, train=False)[1]
+                feed |= dict(zip(state_inputs(model.states), leaves(start), strict=True))
+            if lengths:
+                given["lengths"] = feed["lengths"] = np.array([4, 0, T] if B == 3 else [T], np.int32)
+            if not through_time:
+                expected = [model(params, x)]
+            else:
+                y, end = model.step(params, x, start) if step else model(params, x, start, **given)
+                expected = [y, *leaves(end)]
+            for ours, theirs in zip(expected, run(None, feed), strict=True):
+                same(theirs, ours)
+
+
+SEQUENCES = np.random.default_rng(0).normal(7.0, 3.0, (30, T, D))
+SIZES = {"hidden_size": 8, "epochs": 1, "backend": "numpy"}
+
+
+@pytest.mark.parametrize("cell", ["lstm", "slstm", "xlstm"])
+@pytest.mark.parametrize("labels", [np.array(["down", "up"]), np.array([3, 5])])
+def test_classifiers_with_scaling_and_labels(rng, cell, labels):
+    classifier = SequenceClassifier(cell=cell, **SIZES).fit(SEQUENCES, labels[np.arange(30) % 2])
+    lengths = np.array([3, T, 1], np.int32)
+    found = session(to_onnx(classifier, lengths=True)).run(None, {"x": SEQUENCES[:3], "lengths": lengths})
+    some = [row[:n] for row, n in zip(SEQUENCES, lengths, strict=False)]
+    np.testing.assert_array_equal(found[0], classifier.predict(some))
+    close(found[1], classifier.predict_proba(some))
+    run = session(to_onnx(classifier))
+    for B, steps in ((1, 2), (4, 5)):
+        close(
+            run.run(["probabilities"], {"x": SEQUENCES[:B, :steps]})[0], classifier.predict_proba(SEQUENCES[:B, :steps])
+        )
+    assert json.loads(run.get_modelmeta().custom_metadata_map["classes_"]) == labels.tolist()
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_regressors_of_tables(columns):
+    """The numbers are those of targets, and rows of a table have their own scaling for each step."""
+    table = SEQUENCES[..., 0]
+    regressor = SequenceRegressor(**SIZES).fit(table, 50 + (table[:, 0] if columns == 1 else table[:, :2]))
+    for B in (1, 4):
+        same(session(to_onnx(regressor)).run(None, {"x": table[:B]})[0], regressor.predict(table[:B]))
+    with pytest.raises(
+        ValueError, match=f"lengths is True, expected False: it takes tables, whose rows have {T} steps"
+    ):
+        to_onnx(regressor, lengths=True)
+    with pytest.raises(ValueError, match="params and step are for layers and models, not for an estimator"):
+        to_onnx(regressor, regressor.params_)
+
+
+@pytest.mark.parametrize("options", [{}, {"quantiles": ()}, {"least": 990.0, "cell": "mlstm"}])
+def test_forecasters_with_what_is_below_their_network(rng, options):
+    values, future = 1000 + rng.normal(size=(120, 2)).cumsum(axis=0), rng.normal(size=(123, 1))
+    forecaster = Forecaster(horizon=3, window=8, **SIZES, **options).fit(values, future=future)
+    run = session(to_onnx(forecaster)).run
+    for several in ([values], [values, values[:90]]):
+        covariates = {"future": [future[: len(one) + 3] for one in several]}
+        found = run(None, forecaster.export_inputs(several, **covariates))
+        same(found[0], np.stack(forecaster.predict(several, **covariates)))
+        if forecaster.quantiles:
+            same(found[1], np.stack(forecaster.predict_quantiles(several, **covariates)))
+
+
+def test_text_models_and_the_command_line(tmp_path, rng):
+    text = TextModel(hidden_size=8, embedding_size=4, batch_size=2, length=4, steps=2, backend="numpy").fit(
+        "a to do " * 9
+    )
+    classifier = SequenceClassifier(**SIZES).fit(SEQUENCES, np.arange(30) % 2)
+    for name, estimator in {"text": text, "classes": classifier}.items():
+        estimator.save(tmp_path / f"{name}.safetensors")
+        export_import.export(tmp_path / f"{name}.safetensors")
+    run, tokens = session(str(tmp_path / "text.onnx")), np.array([text.codec_.encode("to do")])
+    start = {name: np.zeros((1, 1, 8), np.float32) for name in ("h0", "c0")}
+    same(run.run(["y"], {"tokens": tokens, **start})[0], text.model_(text.params_, tokens)[0])
+    about = run.get_modelmeta().custom_metadata_map
+    assert (about["kind"], about["vocabulary"]) == ("text model", " adot")
+    x = {"x": SEQUENCES[:2]}
+    close(session(str(tmp_path / "classes.onnx")).run(None, x)[1], classifier.predict_proba(SEQUENCES[:2]))
+
+
+@dataclass(frozen=True)
+class Sine(Cell):
+    """A cell whose function no operator here writes."""
+
+    GATES = ("a",)
+
+    def gates(self, xp, zx, zh, h0):
+        return xp.sin(zx[0, ...] + zh[0, ...]), None
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sines(Recurrent):
+    CELL = Sine
+
+
 @pytest.mark.parametrize("layer", LAYERS, ids=label)
 def test_exported_layer_runs_in_onnxruntime(layer, rng):
     params = draw_params(layer, rng)
@@ -172,7 +339,9 @@ def test_exported_file_describes_itself():
 @pytest.mark.parametrize(
     ("layer", "options", "message"),
     [
-        (xlstm.RNN(D, H, activations="selu"), {}, "activation 'selu' is none that ONNX has"),
+        (xlstm.LSTM(D, H, reverse=True), {"step": True}, "step is True, which does not go with a reverse direction"),
+        (Sines(D, H), {}, "the formula uses sin, a function of arrays that is not written as ONNX"),
+        (xlstm.Linear(D, H), {"lengths": True}, "step and lengths are not for a Linear, which has no time"),
         (xlstm.GRU(D, H), {"params": {}}, r"GRU: parameter 0\.Wx is missing"),
         (xlstm.GRU(D, H), {"opset": 13}, "opset is 13, expected 14 to"),
         (SMALL, {"tokens": 0}, "tokens is 0, expected 1 or more"),
@@ -310,7 +479,8 @@ def predict(model, tokens):
 
 def same(found, expected):
     assert found.shape == expected.shape
-    assert np.max(np.abs(found - expected), initial=0) <= 1e-5 * np.max(np.abs(expected), initial=1)
+    most = np.max(np.abs(expected), initial=1, where=np.isfinite(expected))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * most)
 
 
 @pytest.mark.parametrize("name", [f"tirex{k}/{name}" for k in (1, 2) for name in "abc"])
@@ -352,3 +522,5 @@ def test_files_and_the_command_line(tmp_path, rng):
     model_files.save(tmp_path / "model.safetensors", model, params)
     export_import.export(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
+    zero_shot = ZeroShotForecaster((model, params)).fit()
+    same(predict(to_onnx(zero_shot, tokens=7), tokens), model(params, tokens)[0])

@@ -1,7 +1,6 @@
 """Weights from and to PyTorch, and through them: forward and every gradient equal PyTorch's."""
 
 import itertools
-import pickle
 
 import numpy as np
 import pytest
@@ -155,15 +154,23 @@ class Bomb:
         return (pytest.fail, ("unpickled",))
 
 
-def test_pickles_are_never_read(tmp_path):
-    for protocol in (2, 4):
-        path = tmp_path / f"{protocol}.pt"
-        path.write_bytes(pickle.dumps({"weight_ih_l0": Bomb()}, protocol))
-        with pytest.raises(ValueError, match="a pickled file, which can run code"):
-            from_torch(path, "lstm")
-    torch.save(module_of("lstm", {}).state_dict(), tmp_path / "module.pt")
-    with pytest.raises(ValueError, match=r"safetensors\.torch\.save_file"):
-        from_torch(tmp_path / "module.pt", "lstm")
+def test_files_of_torch(tmp_path):
+    """State dicts by themselves and in a checkpoint are read, in which nothing is executed; all else is refused."""
+    module = module_of("lstm", {})
+    expected = from_torch(module.state_dict(), "lstm")[1]
+    for content, prefix in (
+        (module.state_dict(), ""),
+        ({"state_dict": {"m." + n: a for n, a in module.state_dict().items()}, "epoch": 3}, "m."),
+    ):
+        for suffix in ("pt", "pth", "ckpt"):
+            torch.save(content, tmp_path / f"module.{suffix}")
+            found = from_torch(tmp_path / f"module.{suffix}", prefix=prefix)[1]
+            assert {name: array.tobytes() for name, array in found.items()} == {
+                n: a.tobytes() for n, a in expected.items()
+            }
+    torch.save({"weight_ih_l0": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(ValueError, match=r"bomb\.pt: not read without PyTorch \(it names '_pytest"):
+        from_torch(tmp_path / "bomb.pt", "lstm")
 
 
 def test_parameters_on_another_backend(be):

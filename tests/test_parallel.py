@@ -15,7 +15,7 @@ from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.models import TiRex2, xLSTMLanguageModel
 from xlstm.models.tirex import PatchWindows
-from xlstm.training import loop, sharded
+from xlstm.training import loop, parallel
 from xlstm.training.folder import read, read_history
 
 RNG = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def same(found, expected):
 def shared(request, monkeypatch):
     """Whether ranks share the optimiser, which they do for many parameters."""
     if request.param:
-        monkeypatch.setattr(sharded, "LEAST", 1)
+        monkeypatch.setattr(parallel, "LEAST", 1)
 
 
 SHARED = {"indirect": ["shared"], "ids": lambda value: "shared" if value is True else "" if value is False else None}

@@ -9,7 +9,7 @@ from tests import gpu
 from tests.gpu import as_it_lies, half
 from xlstm.arrays import matmul as products
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.matmul import Operand, matmul, packed, plan, strides
+from xlstm.arrays.matmul import Operand, _call, _operand, matmul, packed, strides
 
 
 def operands(rng, batch, rows, columns, dtype):
@@ -103,26 +103,34 @@ def test_what_is_empty(xp):
 
 
 def test_shapes_that_do_not_fit_are_refused():
+    kinds = (np.dtype("f4"),) * 3
     for a, b in (((2, 3, 4), (2, 5, 6)), ((2, 3, 4), (3, 4, 5))):
         with pytest.raises(ValueError, match="do not fit"):
-            plan(a, (0,) * len(a), b, (0,) * len(b))
+            _call(a, (0,) * len(a), b, (0,) * len(b), *kinds)
     with pytest.raises(ValueError, match="cuBLAS takes less than"):
-        plan((2**31, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+        _call((2**31, 1, 1), (4, 4, 4), (1, 1, 1), (4, 4, 4), *kinds)
 
 
-def test_plans():
+def test_how_operands_lie():
     a = np.empty((2, 3, 4, 5))
-    assert plan(a.shape, strides(a), a.swapaxes(-1, -2).shape, strides(a.swapaxes(-1, -2))).operands == (
-        Operand(False, 5, 20),
-        Operand(True, 5, 20),
-    )
-    assert plan((4, 5), (5, 1), (3, 5, 6), (30, 6, 1)).operands == (Operand(False, 5, 0), Operand(False, 6, 30))
+    assert _operand(a.shape, strides(a), (2, 3)) == Operand(False, 5, 20)
+    turned = a.swapaxes(-1, -2)
+    assert _operand(turned.shape, strides(turned), (2, 3)) == Operand(True, 5, 20)
+    assert _operand((4, 5), (5, 1), (3,)) == Operand(False, 5, 0)
     # neither rows nor columns contiguous; matrices not equally far apart; rows over one another
     for shape, far in (((2, 4, 5), (40, 10, 2)), ((2, 3, 4, 5), (100, 20, 5, 1)), ((2, 4, 5), (20, 2, 1))):
-        assert plan(shape, far, (5, 6), (6, 1)).operands[0] is None
+        assert _operand(shape, far, shape[:-2]) is None
     # all axes of the layer's queries: sequences, heads, chunks
     q = np.empty((8, 2, 3, 5)).transpose(1, 2, 0, 3).reshape(2, 3, 4, 2, 5)
-    assert plan(q.shape, strides(q), (5, 6), (6, 1)).operands[0] is None
+    assert _operand(q.shape, strides(q), q.shape[:-2]) is None
+
+
+def test_rows_of_all_matrices_are_multiplied_at_once(be, rng):
+    """By one matrix: where they lie in a line, in wider rows too, and elsewhere."""
+    a, b = rng.standard_normal((4, 3, 6)), rng.standard_normal((5, 2))
+    for view in (lambda x: x[..., :5], lambda x: x[:, 1:, 1:], lambda x: be.xp.permute_dims(x, (1, 0, 2))[..., 1:]):
+        found = matmul(be.xp, view(be.asarray(a)), be.asarray(b))
+        np.testing.assert_allclose(to_numpy(found), to_numpy(view(be.asarray(a))) @ b, rtol=1e-13, atol=1e-13)
 
 
 def test_what_products_would_copy_is_copied_once(xp):
@@ -167,9 +175,9 @@ def test_dtypes_that_cublas_would_misread_are_refused(xp, dtypes):
         gpu.counted() as counts,
         pytest.raises(TypeError, match=rf"^multiply: dtypes are {a} @ {b} -> {out}, expected one of float16, bfloat16"),
     ):
-        products.multiply(xp.ones((2, 3, 4), dtype=a), xp.ones((2, 4, 5), dtype=b), xp.zeros((2, 3, 5), dtype=out))
+        products.multiply(xp, xp.ones((2, 3, 4), dtype=a), xp.ones((2, 4, 5), dtype=b), xp.zeros((2, 3, 5), dtype=out))
     assert counts.products == 0
     for kind in ("f2", "bfloat16"):  # both may be summed up into float32
         found = xp.zeros((2, 3, 5), dtype="f4")
-        products.multiply(xp.ones((2, 3, 4), dtype=half(kind)), xp.ones((2, 4, 5), dtype=half(kind)), found)
+        products.multiply(xp, xp.ones((2, 3, 4), dtype=half(kind)), xp.ones((2, 4, 5), dtype=half(kind)), found)
         assert xp.all(found == 4)

@@ -33,6 +33,7 @@ from xlstm.training import (
     Step,
     TensorBoard,
     Terminated,
+    evaluate,
     find_learning_rate,
     optimizers,
     train,
@@ -68,6 +69,27 @@ def shuffled():
     return model, windows(rng), {"validation": windows(rng), "callbacks": [plateau], "accumulate": 3}
 
 
+def pairs_of(data):
+    """The batches of windows as pairs with the sequences first."""
+    return [(batch.x.swapaxes(0, 1), batch.target) for batch in data.batches()]
+
+
+def loader_of(data, shuffle):
+    torch = pytest.importorskip("torch")
+    examples = torch.utils.data.TensorDataset(torch.from_numpy(data.x), torch.from_numpy(data.target))
+    return torch.utils.data.DataLoader(examples, batch_size=data.batch_size, shuffle=shuffle)
+
+
+def pairs():
+    model, data, options = shuffled()
+    return model, pairs_of(data), {**options, "validation": pairs_of(data)}
+
+
+def loader():
+    model, data, options = shuffled()
+    return model, loader_of(data, True), {**options, "validation": loader_of(data, False)}
+
+
 def fit(kind, folder=None, optimizer=None, data=None, **options):
     model, batches, given = kind()
     callbacks = [*given.pop("callbacks", ()), *options.pop("callbacks", ())]
@@ -75,7 +97,9 @@ def fit(kind, folder=None, optimizer=None, data=None, **options):
     params = model.init(0, make_backend("numpy", "float32"))
     options = {"epochs": EPOCHS, "seed": 5, **given, **options}
     optimizer = optimizer or optimizers.adam(rate)
-    return train(model, params, data or batches, optimizer, checkpoints=folder, callbacks=callbacks, **options)
+    return train(
+        model, params, batches if data is None else data, optimizer, checkpoints=folder, callbacks=callbacks, **options
+    )
 
 
 def same(one, two):
@@ -112,6 +136,8 @@ def never(now):
         (random_masks, {"precision": Mixed(scale=8.0, every=4), "accumulate": 2}),
         (shuffled, {}),
         (shuffled, {"epochs": None, "steps": 13}),
+        (pairs, {}),
+        (loader, {"epochs": None, "steps": 13}),
     ],
 )
 def test_stopped_at_any_step_and_resumed(tmp_path, monkeypatch, kind, options):
@@ -124,6 +150,30 @@ def test_stopped_at_any_step_and_resumed(tmp_path, monkeypatch, kind, options):
         assert len(part.losses) == k
         same(whole, fit(kind, folder, resume=True, **options))
     same(whole, fit(kind, folder, resume=True, **options))  # a run that is over
+
+
+def test_iterables_of_batches_and_pairs(tmp_path):
+    """They are those of `Windows`; of an iterator there is one epoch, which cannot be resumed."""
+    model, data, _ = shuffled()
+    params, forms = model.init(0, "numpy"), [list(data.batches()), pairs_of(data), loader_of(data, False)]
+    expected = evaluate(model, params, data)
+    assert [evaluate(model, params, one) for one in (*forms, iter(forms[0]))] == [expected] * 4
+    assert len({fit(shuffled, data=forms[1], epochs=1, seed=seed).losses[0] for seed in range(9)}) > 1  # shuffled
+    same(*(fit(shuffled, data=one) for one in forms[:2]))
+    once = fit(shuffled, tmp_path, data=iter(forms[1]), epochs=None, steps=99)
+    assert (len(once.losses), len(once.validations)) == (5, 1)
+    refused = [
+        (ValueError, {"data": iter(forms[1]), "resume": True, "folder": tmp_path}, "does not go with resume=True"),
+        (ValueError, {"data": iter(forms[1]), "epochs": 2}, "cannot begin anew, expected epochs=1, got 2"),
+        (ValueError, {"validation": iter(forms[1])}, "validation is an iterator"),
+        (ValueError, {"data": []}, "data has no batches"),
+        (TypeError, {"data": 3}, "data is 3, expected Windows.* or pairs"),
+        (TypeError, {"data": [{"x": 1}]}, "batch 1 is .*expected a pair .x, target. or an xlstm.data.Batch"),
+        (ValueError, {"data": [(data.x, data.target[1:])]}, r"batch 1 has x of shape .* \(B, \.\.\.\)"),
+    ]
+    for error, options, words in refused:
+        with pytest.raises(error, match=words):
+            fit(shuffled, **options)
 
 
 def test_steps_end_the_last_epoch():

@@ -5,7 +5,7 @@ import pytest
 
 from tests.gpu import as_it_lies
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.scan import scan
+from xlstm.arrays.fuse import scan
 
 
 def step(xp, c, g, x):

@@ -17,23 +17,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
-    "": 570,
-    "arrays": 2_710,
-    "cells": 1_160,
-    "cli": 1_770,
-    "data": 2_100,
+    "": 560,
+    "arrays": 2_740,
+    "cells": 1_080,
+    "cli": 1_780,
+    "data": 2_070,
     "engines": 4_120,
-    "estimators": 1_740,
-    "interop": 2_150,
-    "layers": 1_970,
+    "estimators": 1_770,
+    "interop": 2_750,
+    "layers": 2_000,
     "models": 1_750,
-    "plots": 560,
+    "plots": 540,
     "recurrence": 220,
     "tracing": 330,
-    "training": 2_130,
+    "training": 2_100,
 }
-CUDA = 1_410
-TESTS = 20_160
+CUDA = 1_390
+TESTS = 20_910
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

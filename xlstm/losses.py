@@ -45,14 +45,14 @@ def mse(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
         Shapes, libraries or dtypes do not match.
     """
     xp, weight = _regression("mse", y, target, mask)
-    e = y - target
-    de = weight * e
-    return xp.sum(de * e), astype(xp, 2 * de, y.dtype)
+    e = y - target  # (1)
+    de = weight * e  # (1)
+    return xp.sum(de * e), astype(xp, 2 * de, y.dtype)  # (1)
 
 
 @accepts_foreign
 def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
-    """Return the mean absolute error, mean(|y - target|), and its gradient by y, which is 0 at 0.
+    """Return the mean absolute error, `mean(|y - target|)`, and its gradient by y, which is 0 at 0.
 
     Parameters
     ----------
@@ -73,13 +73,13 @@ def mae(y: Array, target: Array, mask: Array | None = None) -> tuple[Array, Arra
         Shapes, libraries or dtypes do not match.
     """
     xp, weight = _regression("mae", y, target, mask)
-    e = y - target
-    return xp.sum(weight * xp.abs(e)), astype(xp, weight * xp.sign(e), y.dtype)
+    e = y - target  # (2)
+    return xp.sum(weight * xp.abs(e)), astype(xp, weight * xp.sign(e), y.dtype)  # (2)
 
 
 @accepts_foreign
 def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0) -> tuple[Array, Array]:
-    """Return the mean of e^2/2 where |e| <= delta, else delta (|e| - delta/2), and its gradient by y (Huber 1964).
+    """Return the mean of `e^2/2` where `|e| <= delta`, else `delta (|e| - delta/2)`, and its gradient (Huber 1964).
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ def huber(y: Array, target: Array, mask: Array | None = None, delta: float = 1.0
     """
     delta = checks.above_0("huber", "delta", delta)
     xp, weight = _regression("huber", y, target, mask)
-    e = y - target
-    de = clamp(xp, e, delta)
-    return xp.sum(weight * de * (e - 0.5 * de)), astype(xp, weight * de, y.dtype)
+    e = y - target  # (3)
+    de = clamp(xp, e, delta)  # (3)
+    return xp.sum(weight * de * (e - 0.5 * de)), astype(xp, weight * de, y.dtype)  # (3)
 
 
 @accepts_foreign
@@ -141,17 +141,15 @@ def pinball(
     levels = [share("pinball", f"quantiles[{k}]", value) for k, value in enumerate(given)]
     xp = namespace("pinball", {"y": y, "target": target})
     if tuple(y.shape) != (*target.shape, len(levels)):
-        raise ValueError(
-            f"pinball: y has shape {tuple(y.shape)}, expected that of target and one axis of {len(levels)} quantiles, "
-            f"{(*target.shape, len(levels))}"
-        )
+        expected = f"that of target and one axis of {len(levels)} quantiles, {(*target.shape, len(levels))}"
+        raise ValueError(f"pinball: y has shape {tuple(y.shape)}, expected {expected}")
     weight = _weight("pinball", xp, target, mask, y)
     weight = weight if mask is None else weight[..., None]
     q = xp.astype(constants.copied(xp, np.array(levels), device_of(y)), y.dtype, copy=False)
-    e = target[..., None] - y
-    slope = q - xp.astype(e < 0, y.dtype)  # the derivative of the loss by e
-    dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)
-    return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)
+    e = target[..., None] - y  # (4)
+    slope = q - xp.astype(e < 0, y.dtype)  # (4) the derivative of the loss by e
+    dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)  # (4)
+    return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)  # (4)
 
 
 @accepts_foreign
@@ -182,10 +180,8 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
         raise ValueError(f"cross_entropy: logits have shape {tuple(logits.shape)}, expected (..., V), V of 1 or more")
     _belongs("cross_entropy", "labels", xp, labels, "integral")
     if tuple(labels.shape) != tuple(logits.shape[:-1]):
-        raise ValueError(
-            f"cross_entropy: labels have shape {tuple(labels.shape)}, "
-            f"expected that of the logits without the last axis, {tuple(logits.shape[:-1])}"
-        )
+        expected = f"that of the logits without the last axis, {tuple(logits.shape[:-1])}"
+        raise ValueError(f"cross_entropy: labels have shape {tuple(labels.shape)}, expected {expected}")
     weight = _weight("cross_entropy", xp, labels, mask, logits)
     V, device = logits.shape[-1], device_of(logits)
     kind = logits.dtype if V * finfo(xp, logits.dtype).eps < 1 else xp.float64  # it holds every label
@@ -206,23 +202,23 @@ def cross_entropy(logits: Array, labels: Array, mask: Array | None = None) -> tu
     error, mean = by_rows(xp, _softmax_error, logits, top, xp.astype(label, kind)[..., None], classes, share, width=V)
     rows = xp.arange(math.prod(labels.shape), dtype=xp.int64, device=device) * V + xp.reshape(label, (-1,))
     picked = xp.reshape(xp.take(xp.reshape(logits, (-1,)), rows, axis=0), labels.shape)
-    log_p = picked - (top + xp.log(V * mean))[..., 0]
+    log_p = picked - (top + xp.log(V * mean))[..., 0]  # (5)
     log_p = xp.where(known, log_p, xp.full_like(log_p, xp.nan))
-    return -xp.sum(weight * log_p), xp.astype(error, logits.dtype, copy=False)
+    return -xp.sum(weight * log_p), xp.astype(error, logits.dtype, copy=False)  # (5)
 
 
 def _softmax_error(
     xp: Namespace, z: Array, top: Array, label: Array, classes: Array, weight: Array, width: int
 ) -> tuple[Array, Array]:
     """Return weight (softmax(z) - one-hot(label)) over the last axis, and the mean of exp(z - top)."""
-    e = xp.exp(z - top)
-    mean = xp.mean(e, axis=-1, keepdims=True)
-    return weight * (e / (mean * width) - _hit(xp, classes, label)), mean
+    e = xp.exp(z - top)  # (5)
+    mean = xp.mean(e, axis=-1, keepdims=True)  # (5)
+    return weight * (e / (mean * width) - _hit(xp, classes, label)), mean  # (6)
 
 
 def _hit(xp: Namespace, classes: Array, label: Array) -> Array:
     """Return 1 for the class that is the label, and 0 for the others."""
-    return 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))
+    return 1 - xp.minimum(xp.abs(classes - label), xp.ones_like(classes))  # (6)
 
 
 def _entropy(xp: Namespace, z: Array, label: Array, classes: Array, weight: Array, width: int) -> tuple[Array, Array]:
@@ -232,7 +228,7 @@ def _entropy(xp: Namespace, z: Array, label: Array, classes: Array, weight: Arra
     hit, below = _hit(xp, classes, label), z - top
     known = width * xp.mean(hit, axis=-1, keepdims=True)
     picked = width * xp.mean(xp.where(hit > 0.5, below, xp.zeros_like(below)), axis=-1, keepdims=True)
-    lost = weight * (xp.log(width * mean) - picked) * (known / known)
+    lost = weight * (xp.log(width * mean) - picked) * (known / known)  # (5)
     return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
 
 
@@ -246,16 +242,15 @@ def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tupl
 def _weight(where: str, xp: Namespace, target: Array, mask: Array | None, like: Array) -> Array:
     """Return the weight of every element in the mean; they add up to 1. Without a mask it is a number."""
     if mask is None:
-        return 1 / max(1, math.prod(target.shape))
+        return 1 / max(1, math.prod(target.shape))  # (7)
     _belongs(where, "mask", xp, mask, ("bool", "real floating"))
     if tuple(mask.shape) != tuple(target.shape[: mask.ndim]):
-        raise ValueError(
-            f"{where}: mask has shape {tuple(mask.shape)}, expected the leading axes of {tuple(target.shape)}"
-        )
+        expected = f"the leading axes of {tuple(target.shape)}"
+        raise ValueError(f"{where}: mask has shape {tuple(mask.shape)}, expected {expected}")
     ones = xp.ones(target.shape, dtype=like.dtype, device=device_of(like))
     chosen = ones * xp.astype(_leading(xp, mask, target), like.dtype)
     total = xp.sum(chosen)
-    return chosen / xp.where(total > 0, total, xp.ones_like(total))
+    return chosen / xp.where(total > 0, total, xp.ones_like(total))  # (7)
 
 
 def _leading(xp: Namespace, mask: Array, target: Array) -> Array:

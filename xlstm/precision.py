@@ -32,7 +32,15 @@ LEAST, MOST = 2.0**-14, 2.0**24  # gradients that still overflow at the least sc
 
 
 class Scaling(NamedTuple):
-    """The factor of gradients, and how many steps in a row they were finite since it last changed."""
+    """The factor of gradients, and when it last changed.
+
+    Attributes
+    ----------
+    scale : float
+        The factor.
+    good : int
+        Number of steps in a row with finite gradients since the factor last changed.
+    """
 
     scale: float = 1.0
     good: int = 0

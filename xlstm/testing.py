@@ -13,6 +13,8 @@ from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.namespace import Array
 from xlstm.arrays.random import generator
 
+__all__ = ["GradientError", "gradcheck"]
+
 # The weights of f(x + k step v) / step in the fourth-order central difference.
 STENCIL = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
 TINY = float(np.finfo(np.float64).tiny)
@@ -57,7 +59,7 @@ def gradcheck(
         tried too: the error of the difference itself, or of a kink within its reach, vanishes with the step.
     tolerance : float
         The largest relative error allowed. Errors are relative to the larger of the two derivatives
-        and of |dx| |v| / sqrt(n), the size that a derivative in a random direction has. The effect of ten
+        and of `|dx| |v| / sqrt(n)`, the size that a derivative in a random direction has. The effect of ten
         roundings of each output on the finite difference is not counted as an error; where it
         is more than the tolerance allows of the largest gradient, nothing can be checked, which is
         an error too.
@@ -136,10 +138,8 @@ def gradcheck(
                         break
                     error = _error(exact - again, noise, scale)
                 if not error <= tolerance:  # NaN is not
-                    raise GradientError(
-                        f"{pair}: backward gives {exact:.12g}, finite differences {numeric:.12g}, "
-                        f"relative error {error:.2g} > {tolerance:.2g}"
-                    )
+                    both = f"backward gives {exact:.12g}, finite differences {numeric:.12g}"
+                    raise GradientError(f"{pair}: {both}, relative error {error:.2g} > {tolerance:.2g}")
                 worst = max(worst, error)
     return worst
 

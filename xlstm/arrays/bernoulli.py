@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import broken, device, fuse, probe
-from xlstm.arrays.constants import Home
+from xlstm.arrays.constants import Home, home
 from xlstm.arrays.convert import like
 from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.groups import Part, rows
@@ -22,7 +22,7 @@ from xlstm.arrays.namespace import Array, device_of, namespace_of
 
 State = Any  # of a PCG64, a dict
 
-A, M = 0x2360ED051FC65DA44385DF649FCCF645, 1 << 128  # the multiplier of PCG64, and the modulus
+A = 0x2360ED051FC65DA44385DF649FCCF645  # the multiplier of PCG64
 THREADS, BLOCKS = 256, 1024  # of a launch at most
 OPTIONS = ("-device-int128",)
 PIECE = 32  # numbers of a row that a thread draws
@@ -36,22 +36,22 @@ typedef unsigned __int128 u128;
 
 struct State { u64 kept, first, high, low; };
 struct Steps {  // x' = a x + c
-    u64 a_high, a_low, c_high, c_low;
-    __device__ u128 a() const { return (u128)a_high << 64 | a_low; }
-    __device__ u128 c() const { return (u128)c_high << 64 | c_low; }
+    u128 a, c;
+    __device__ u128 operator()(u128 x) const { return a * x + c; }
 };
+struct Halves { u64 a_high, a_low, c_high, c_low; };
+__device__ __forceinline__ u128 joined(u64 high, u64 low) { return (u128)high << 64 | low; }
+__device__ __forceinline__ Steps joined(const Halves& one) {
+    return {joined(one.a_high, one.a_low), joined(one.c_high, one.c_low)};
+}
 
-__device__ __forceinline__ u128 after(u128 state, const Steps& one, u64 steps) {  // by squaring
-    u128 a = one.a(), c = one.c(), all_a = 1, all_c = 0;
+__device__ __forceinline__ Steps jump(const Steps& one, u64 steps) {  // by squaring
+    Steps square = one, all = {1, 0};
     for (; steps; steps >>= 1) {
-        if (steps & 1) {
-            all_a *= a;
-            all_c = all_c * a + c;
-        }
-        c = (a + 1) * c;
-        a *= a;
+        if (steps & 1) all = {all.a * square.a, all.c * square.a + square.c};
+        square = {square.a * square.a, (square.a + 1) * square.c};
     }
-    return all_a * state + all_c;
+    return all;
 }
 __device__ __forceinline__ u64 output(u128 state) {
     const u64 high = (u64)(state >> 64), mixed = high ^ (u64)state;
@@ -72,30 +72,32 @@ struct Values {  // two of so many bytes: `below` for numbers below `rate`, else
 };
 
 // Writes a value for each of `count` numbers. They are drawn from a state on the device, or without one from `given`;
-// `one` is a step, and `all` one for each thread.
+// `halves` are those of a step.
 extern "C" __global__ void xlstm_bernoulli(void* to, long long count, int size, float rate, u64 below, u64 other,
-                                           const State given, const State* there, const Steps one, const Steps all) {
+                                           const State given, const State* there, const Halves halves) {
     const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const long long threads = (long long)gridDim.x * blockDim.x;
     const State from = there ? *there : given;
     const Values values{to, size, rate, below, other};
     const int kept = (int)from.kept;
     if (thread == 0 && kept) values.put(0, (unsigned)from.first);
-    u128 state = after((u128)from.high << 64 | from.low, one, thread + 1);
+    const Steps one = joined(halves), all = jump(one, threads);
+    u128 state = jump(one, thread + 1)(joined(from.high, from.low));
     for (long long draw = thread; 2 * draw + kept < count; draw += threads) {
         const u64 drawn = output(state);
         values.put(2 * draw + kept, (unsigned)drawn);
         if (2 * draw + kept + 1 < count) values.put(2 * draw + kept + 1, (unsigned)(drawn >> 32));
-        state = all.a() * state + all.c();
+        state = all(state);
     }
 }
 
 // The same for some rows of `width` numbers out of all that are drawn, whose places are in `rows`.
 extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int size, float rate, u64 below, u64 other,
-                                                const State given, const State* there, const Steps one,
+                                                const State given, const State* there, const Halves halves,
                                                 const long long* rows, long long width) {
     const long long threads = (long long)gridDim.x * blockDim.x, pieces = (width + PIECE - 1) / PIECE;
     const State from = there ? *there : given;
+    const Steps one = joined(halves);
     const Values values{to, size, rate, below, other};
     for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < count / width * pieces; k += threads) {
         const long long row = k / pieces, start = k % pieces * PIECE, end = min(width, start + PIECE);
@@ -104,11 +106,11 @@ extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int s
             values.put(at++, (unsigned)from.first);
             number++;
         }
-        u128 state = after((u128)from.high << 64 | from.low, one, number / 2 + 1);
+        u128 state = jump(one, number / 2 + 1)(joined(from.high, from.low));
         for (; at < row * width + end; at++, number++) {
             const u64 drawn = output(state);
             values.put(at, (unsigned)(number & 1 ? drawn >> 32 : drawn));
-            if (number & 1) state = one.a() * state + one.c();
+            if (number & 1) state = one(state);
         }
     }
 }
@@ -169,16 +171,14 @@ def _launched(
 
 def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: int, part: Part | None) -> None:
     """Launch the kernel that fills a mask, or the one for the part of a batch."""
-    name, draws = ("xlstm_bernoulli", 2) if part is None else ("xlstm_bernoulli_rows", PIECE)
+    name, draws, rest = "xlstm_bernoulli", 2, tuple[Any, ...]()
+    if part is not None:
+        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))))
+        name, draws, rest = "xlstm_bernoulli_rows", PIECE, (places, np.int64(mask.size // len(places)))
     blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
-    step = device.struct(_halves(A, c), "u8")
-    if part is None:
-        rest: tuple[Any, ...] = (device.struct(_halves(*_jump(blocks * THREADS, c)), "u8"),)
-    else:
-        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, Home(device_of(mask))))
-        rest = places, np.int64(mask.size // len(places))
+    step = device.struct(_halves(A, c), form="4Q")
     kernel = device.kernel(TEXT, name, OPTIONS)
-    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, "u8"), on_device, step, *rest))
+    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest))
 
 
 @functools.lru_cache(maxsize=16)
@@ -228,16 +228,6 @@ def _halves(*numbers: int) -> list[int]:
     return [half for number in numbers for half in (number >> 64, number & (2**64 - 1))]
 
 
-def _jump(steps: int, c: int) -> tuple[int, int]:
-    """Return a and c of so many steps at once."""
-    a, all_a, all_c = A, 1, 0
-    while steps:
-        if steps & 1:
-            all_a, all_c = all_a * a % M, (all_c * a + c) % M
-        a, c, steps = a * a % M, (a + 1) * c % M, steps >> 1
-    return all_a, all_c
-
-
 def after(state: State, count: int) -> State:
     """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64 first."""
     count -= state["has_uint32"]
@@ -248,3 +238,64 @@ def after(state: State, count: int) -> State:
     bits.advance(-(-count // 2) - 1)
     last = int(bits.random_raw())
     return {**bits.state, "has_uint32": count % 2, "uinteger": last >> 32}
+
+
+# The part of a batch that a rank has: numbers are those that one process would draw for these sequences.
+
+GAP = 4096  # numbers of other ranks from which on a jump takes less time than to draw them
+
+
+class Columns(np.random.Generator):
+    """A generator for the part of a batch, which goes on as if the numbers of the whole batch had been drawn.
+
+    Parameters
+    ----------
+    bits : numpy.random.BitGenerator
+    part : Part
+    """
+
+    def __init__(self, bits: np.random.BitGenerator, part: Part) -> None:
+        super().__init__(bits)
+        self.part = part
+
+    def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
+        """Draw from [0, 1) for an array (T, b, ...), or for packed rows (N, D); other shapes are the same on all ranks.
+
+        Parameters
+        ----------
+        size : tuple of int
+        dtype : dtype
+        out : None
+        """
+        if not isinstance(size, tuple) or len(size) < 2:
+            return super().random(size, dtype, out)
+        found = rows(self.part.key, size[0], len(size) == 2)
+        count = self.part.count(size)
+        width = int(np.prod(size)) // max(1, len(found))
+        if np.dtype(dtype) != np.float32 or not isinstance(self.bit_generator, np.random.PCG64):
+            return super().random((count // max(1, width), width), dtype)[found].reshape(size)
+        return self._drawn(found, width, count).reshape(size)
+
+    def _drawn(self, found: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
+        """Return the rows `found` of all that are drawn, in float32; a draw of 64 bits has two numbers."""
+        bits: Any = self.bit_generator
+        state, drawn, at = bits.state, [], 0
+        kept = state["has_uint32"]
+        for some in np.split(found, np.flatnonzero(np.diff(found) * width > GAP) + 1) if len(found) else ():
+            start, end = some[0] * width, (some[-1] + 1) * width
+            first, last = max(0, start - kept) // 2, (end - kept + 1) // 2
+            bits.advance(int(first - at))
+            numbers, at = bits.random_raw(int(last - first)).view(np.uint32), last
+            if kept and start == 0:
+                numbers = np.concatenate(([np.uint32(state["uinteger"])], numbers))
+            else:
+                numbers = numbers[start - kept - 2 * first :]
+            drawn.append(numbers[: end - start].reshape(-1, width)[some - some[0]])
+        bits.state = after(state, count) if count else state
+        whole = np.concatenate(drawn) if drawn else np.zeros(0, np.uint32)
+        return (whole >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def of_part(rng: np.random.Generator, part: Part | None) -> np.random.Generator:
+    """Return the generator of the masks for a part of a batch, or as it is for a whole batch."""
+    return rng if part is None or isinstance(rng, Later) else Columns(rng.bit_generator, part)

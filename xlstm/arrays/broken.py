@@ -9,16 +9,17 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from xlstm.arrays import cuda_graph, probe
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
-# By card and name; a name that ends in "_" or " " stands for all that begin with it.
+# By the name of a card and that of a kernel; one that ends in "_" or " " stands for all that begin with it. Equal cards
+# share what is known, since the same text does not compile for both.
 _reasons: dict[tuple[str, str], str] = {}
-_caches: list[Any] = []
+changed: list[Callable[[], None]] = []  # functions that are called after another reason is known, or forgotten
+NO_MEMORY = {"CUBLASError": 3}  # the status, which is 2 in other errors of CUDA
 
 
 class CudaError(RuntimeError):
@@ -36,14 +37,15 @@ def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | No
     CudaError
         The card answers nothing any more, as after an access to memory that is not there.
     Exception
-        Others than those of CUDA and its compiler; and all within a capture, which cannot go on.
+        Others than those of CUDA and its compiler; those that say that there is no memory, which is no fault of a
+        kernel; and all within a capture, which cannot go on.
     """
     if not works(name):
         return None
     try:
         return launch(*args)
     except (RuntimeError, probe.cupy().cuda.compiler.CompileException) as error:
-        if cuda_graph.capturing() is not None:
+        if no_memory(error) or cuda_graph.capturing() is not None:
             raise
         try:
             probe.cupy().cuda.get_current_stream().synchronize()
@@ -54,20 +56,24 @@ def attempt(name: str, launch: Callable[..., Result], *args: Any) -> Result | No
     return None
 
 
+def no_memory(error: BaseException) -> bool:
+    """Tell whether CUDA, cuBLAS or a pool found no memory."""
+    return isinstance(error, MemoryError) or getattr(error, "status", None) == NO_MEMORY.get(type(error).__name__, 2)
+
+
 def works(name: str) -> bool:
     """Tell whether nothing is known against a kernel on the current card."""
     return not _reasons or not why(name, current())
 
 
 def why(name: str, card: str) -> str:
-    """Return why a kernel is not used on a card, or ""."""
-    kinds = (why for start, why in _known(card) if name == start or (start[-1] in "_ " and name.startswith(start)))
-    return next(kinds, "")
+    """Return why a kernel, or one of a kind, is not used on a card, or ""."""
+    known = _known(card)
+    return next((why for other, why in known if name == other or _among(name, other) or _among(other, name)), "")
 
 
-def among(start: str) -> str:
-    """Return why one of the kernels whose names begin like this is not used on the current card, or ""."""
-    return next((why for name, why in _known(current()) if name.startswith(start)), "")
+def _among(name: str, kind: str) -> bool:
+    return kind.endswith(("_", " ")) and name.startswith(kind)
 
 
 def note(name: str, why: str) -> None:
@@ -75,7 +81,8 @@ def note(name: str, why: str) -> None:
     card, kind = current(), name.split()[0]
     said = (kind, why) in [(other.split()[0], one) for other, one in _known(card)]
     _reasons[card, name] = why
-    _clear()
+    for call in changed:
+        call()
     if not said:
         text = f"cuda: on {card} {name.strip('_ ')}: {why}; another way does its work where there is one"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
@@ -85,24 +92,13 @@ def forget() -> None:
     """Have all kernels be tried again on the current card."""
     for name, _ in _known(card := current()):
         del _reasons[card, name]
-    _clear()
+    for call in changed:
+        call()
 
 
 def _known(card: str) -> list[tuple[str, str]]:
     """Return names and reasons on a card, whatever other threads add meanwhile."""
     return [(name, why) for (where, name), why in list(_reasons.items()) if where == card]
-
-
-def _clear() -> None:
-    for cached in _caches:
-        cached.cache_clear()
-
-
-def cache(function: Function) -> Function:
-    """Cache the results of a function as `functools.cache` does, until another kernel turns out to be broken."""
-    cached = functools.cache(function)
-    _caches.append(cached)
-    return cast(Function, cached)
 
 
 def reason(error: BaseException) -> str:

@@ -89,8 +89,8 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
 
 def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any) -> Array:
     result = probe.cupy().ndarray(*kind)
-    addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts]
-    table = device.with_addresses(addresses, layout, spare=PARTS - len(parts))
+    addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts] + [0] * (PARTS - len(parts))
+    table = device.struct(addresses, layout, f"{PARTS}Q")
     device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
     return result
 

@@ -28,6 +28,12 @@ DEVICE void narrow(bf16_t& to, float v) {
 DEVICE void narrow(float& to, float v) { to = v; }
 DEVICE void narrow(double& to, double v) { to = v; }
 
+// Numbers next to each other in memory, which are read or written at once.
+template <class T, int COUNT>
+struct alignas(COUNT * sizeof(T)) Pack {
+    T at[COUNT];
+};
+
 DEVICE unsigned bits_of(float v) { return __float_as_uint(v); }
 DEVICE float float_of(unsigned v) { return __uint_as_float(v); }
 

@@ -33,13 +33,10 @@ def kernel(text: str, name: str, options: tuple[str, ...] = ()) -> Any:
     return probe.cupy().RawKernel(text, name, options, backend="nvrtc")
 
 
-def struct(numbers: Sequence[Any], dtype: str = "i8") -> np.ndarray[Any, Any]:
-    """Return numbers of 64 bits, or structs of them, as one value, as a kernel takes a struct."""
-    found = np.array(numbers, dtype).reshape(-1)
-    return found.view(f"V{found.nbytes}")
+def struct(numbers: Sequence[Any], rest: bytes = b"", form: str = "") -> np.ndarray[Any, Any]:
+    """Return numbers, in a form of the module `struct` or by default of 64 bits, and bytes after them as one value.
 
-
-def with_addresses(addresses: Sequence[int], rest: bytes, columns: int = 1, spare: int = 0) -> np.ndarray[Any, Any]:
-    """Return a struct that begins with columns of addresses, each with spare room, and whose rest is known before."""
-    both = packing.pack(f"{len(addresses) // columns}Q{8 * spare}x" * columns, *addresses) + rest
-    return np.frombuffer(both, f"V{len(both)}")
+    A kernel takes it as a struct.
+    """
+    whole = packing.pack(form or f"{len(numbers)}q", *numbers) + rest
+    return np.frombuffer(whole, f"V{len(whole)}")

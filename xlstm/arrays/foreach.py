@@ -217,7 +217,7 @@ def _launch(kernel: Any, plan: Plan, columns: Sequence[Sequence[Array]], *argume
             for column, lie in zip(columns, plan.lie, strict=True)
             for a, steps in zip(column[part.some], lie[part.some], strict=True)
         ]
-        table = device.with_addresses([a.data.ptr for a in arrays], part.sizes, len(columns), part.spare)
+        table = device.struct([a.data.ptr for a in arrays], part.sizes, part.form)
         kernel(part.grid, (THREADS,), (table, *part.numbers, *arguments))
 
 
@@ -225,7 +225,7 @@ class Part(NamedTuple):
     """The arrays of a launch."""
 
     some: slice
-    spare: int  # how many more it has room for
+    form: str  # of the addresses of its columns, each with room for more
     sizes: bytes  # `Table` after its addresses
     grid: tuple[int]
     numbers: tuple[Any, Any]  # how many arrays there are, and chunks of arrays before them
@@ -253,7 +253,8 @@ def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Pl
         table["size"][: len(some)] = some
         table["first"][: len(some)] = np.subtract(first[:-1], first[0])
         numbers = np.int32(len(some)), np.int64(first[0])
-        parts.append(Part(slice(k, k + most), most - len(some), table.tobytes(), (first[-1] - first[0],), numbers))
+        form = f"{len(some)}Q{8 * (most - len(some))}x" * len(itemsizes)
+        parts.append(Part(slice(k, k + most), form, table.tobytes(), (first[-1] - first[0],), numbers))
     return Plan(ends[-1], [end * CHUNK for end in ends[:-1]], lie, parts)
 
 

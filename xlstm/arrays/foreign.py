@@ -84,15 +84,12 @@ def _adopted(where: str, value: Any) -> Any:
     if not described:
         kind = int(value.__dlpack_device__()[0])
         if kind in HOST:
-            return _taken(where, value, np.from_dlpack)
+            return taken(where, value, np.from_dlpack)
         if kind not in DEVICE:
             known = ", ".join(f"{number} ({words})" for number, words in sorted((HOST | DEVICE).items()))
             raise TypeError(f"{where}: {_kind(value)} is on a DLPack device of kind {kind}, expected {known}")
-    failure = probe.cupy_failure()
-    if failure is not None:
-        raise TypeError(f"{where}: {_kind(value)} is on a GPU, which needs CuPy: {failure}")
-    cupy = probe.cupy()
-    return _taken(where, value, functools.partial(_described, cupy) if described else cupy.from_dlpack)
+    cupy = cupy_for(where, _kind(value))
+    return taken(where, value, functools.partial(_described, cupy) if described else cupy.from_dlpack)
 
 
 def _described(cupy: Any, value: Any) -> Any:
@@ -102,7 +99,16 @@ def _described(cupy: Any, value: Any) -> Any:
         return cupy.asarray(value)
 
 
-def _taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
+def cupy_for(where: str, what: str) -> Any:
+    """Return CuPy's module; raise TypeError, which names what is on a GPU, where CuPy does not work."""
+    failure = probe.cupy_failure()
+    if failure is not None:
+        raise TypeError(f"{where}: {what} is on a GPU, which needs CuPy: {failure}")
+    return probe.cupy()
+
+
+def taken(where: str, value: Any, take: Callable[[Any], Any]) -> Any:
+    """Return `take(value)`; raise TypeError, which names the array, where that fails."""
     try:
         return take(value)
     except Exception as error:  # of the library that made it, or of the one that takes it

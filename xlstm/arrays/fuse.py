@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import broken, probe
-from xlstm.arrays.namespace import HALVES, Array, Namespace
+from xlstm.arrays.namespace import HALVES, Array, Namespace, device_of
 from xlstm.tracing.symbols import Line, SymbolicNamespace, Symbols, trace
 from xlstm.tracing.writers import C
 
@@ -25,6 +25,7 @@ CUPY = "array_api_compat.cupy"
 loops: Callable[..., Any] | None = None
 
 
+@functools.lru_cache(maxsize=16)
 def compiles(xp: Namespace) -> bool:
     """Tell whether arrays of this namespace are worth a kernel of their own, which those of CuPy on CUDA are."""
     return bool(xp.__name__ == CUPY) and not probe.rocm()
@@ -104,11 +105,7 @@ def plain(
 
 
 def looped(
-    xp: Namespace,
-    function: Callable[..., Any],
-    arrays: tuple[Array, ...],
-    sums: int,
-    options: dict[str, Any],
+    xp: Namespace, function: Callable[..., Any], arrays: tuple[Array, ...], sums: int, options: dict[str, Any]
 ) -> Any:
     """Return what `loops` returns, and None for arrays that are not NumPy's."""
     if xp is not np or loops is None:
@@ -156,18 +153,53 @@ def where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
     return xp.where(condition, a, b)
 
 
+def scan(
+    xp: Namespace, function: Callable[..., Any], start: Array, *arrays: Array, axis: int = -1, reverse: bool = False
+) -> tuple[Array, Array]:
+    """Go through a recurrence of few steps, on CuPy by one launch for each and one to keep it.
+
+    A step applies `function(xp, carried, *arrays of the step)`, whose result is carried on.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    function
+        As for `fuse`, with one result.
+    start
+        The value that is carried into the first step: an array without the axis of steps.
+    arrays
+        Arrays with steps along `axis`; their shapes without it broadcast with that of `start`.
+    axis : int
+        Negative.
+    reverse : bool
+        Whether to go from the last step to the first.
+
+    Returns
+    -------
+    kept : array
+        The values that are carried into the steps, along `axis`.
+    end : array
+        The value after the last step.
+    """
+    n, tail = arrays[0].shape[axis], (slice(None),) * (-axis - 1)
+    carried, kept = start, None
+    for t in range(n - 1, -1, -1) if reverse else range(n):
+        at = (..., t, *tail)
+        given = (carried, *(a[at] for a in arrays))
+        new = fuse(xp, function, *given) if compiles(xp) else function(xp, *given)
+        if kept is None:  # the result has the shape and the dtype of all of them
+            place = new.ndim + axis + 1
+            kept = xp.empty((*new.shape[:place], n, *new.shape[place:]), dtype=new.dtype, device=device_of(new))
+        kept[at] = carried
+        carried = new
+    return kept, carried
+
+
 def windows(a: Array, width: int) -> Array:
     """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...): T steps from each of `width` steps on."""
     shape, steps = (width, a.shape[0] - width + 1, *a.shape[1:]), (a.strides[0], *a.strides)
-    return probe.cupy().lib.stride_tricks.as_strided(a, shape, steps)
-
-
-class Text(NamedTuple):
-    """A kernel as CuPy takes it: parameters in and out ("float32 x0, float64 x1") and statements for one element."""
-
-    inputs: str
-    outputs: str
-    body: str
+    return probe.cupy().ndarray(shape, a.dtype, a.data, steps)
 
 
 def real(dtype: Any) -> str:
@@ -194,21 +226,6 @@ def parameters(dtypes: dict[str, Any]) -> str:
 def listed(found: Any) -> tuple[Any, ...]:
     """Return the results of a function that may have one or several."""
     return found if isinstance(found, tuple) else (found,)
-
-
-@functools.cache
-def source(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Text:
-    """Return the text of the kernel that `fuse` runs: inputs are x0, x1, ..., results y0, y1, ..."""
-    inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
-    outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
-    lines = traced(function, len(dtypes), options)
-    writer = C(
-        lines,
-        lambda x, _: converted(x, inputs[x]),
-        lambda y, _, value: f"{y} = {converted(value, outputs[y])};",
-        {x: real(dtype) for x, dtype in inputs.items()},
-    )
-    return Text(parameters(inputs), parameters(outputs), "\n".join(writer.statements()))
 
 
 def traced(
@@ -246,8 +263,17 @@ def _where(xp: Namespace, condition: Array, a: Array, b: Array) -> Array:
 
 @functools.cache
 def _kernel(function: Callable[..., Any], dtypes: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Any:
-    text = source(function, dtypes, options)
-    return probe.cupy().ElementwiseKernel(*text, f"xlstm_fuse_{function.__name__.strip('_')}")
+    """Return the kernel of `fuse`: inputs are x0, x1, ..., results y0, y1, ..."""
+    inputs = {f"x{k}": dtype for k, dtype in enumerate(dtypes)}
+    outputs = {f"y{k}": dtype for k, dtype in enumerate(results(function, dtypes, dict(options)))}
+    body = C(
+        traced(function, len(dtypes), options),
+        lambda x, _: converted(x, inputs[x]),
+        lambda y, _, value: f"{y} = {converted(value, outputs[y])};",
+        {x: real(dtype) for x, dtype in inputs.items()},
+    ).statements()
+    name = f"xlstm_fuse_{function.__name__.strip('_')}"
+    return probe.cupy().ElementwiseKernel(parameters(inputs), parameters(outputs), "\n".join(body), name)
 
 
 @functools.cache

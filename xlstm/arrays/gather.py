@@ -1,13 +1,21 @@
-"""Rows of arrays at places: read, on CuPy of several arrays in one launch, with zeros for missing rows; or added."""
+"""Rows of arrays at places: read, on CuPy of several arrays in one launch, with zeros for missing rows; or added.
+
+Rows are added on CuPy, as gradients of an embedding are, in an order that is the same each time. Sorting by counting
+compares all numbers with one another, N^2 of them, which is less work than the product with one-hot rows by as many
+times as a row has elements, and needs nothing of the host, so that a graph captures it. Equal numbers are a segment
+then, whose rows are added up one after the other, in float64 since there may be many.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe, segments
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, device_of
@@ -79,15 +87,49 @@ def _launched(arrays: Sequence[Array], places: Sequence[Array]) -> list[Array]:
     outputs = [probe.cupy().empty((at.size, *a.shape[1:]), dtype=a.dtype) for a, at in zip(inputs, places, strict=True)]
     most = max(a.size for a in outputs)
     if most:
-        sources = [
-            (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
-            for a, to, at in zip(inputs, outputs, places, strict=True)
-        ]
-        table = device.struct([*sources, *[(0,) * 6] * (ARRAYS - len(sources))])
+        sources: list[int] = []
+        for a, to, at in zip(inputs, outputs, places, strict=True):
+            sources += (a.data.ptr, to.data.ptr, at.data.ptr, math.prod(a.shape[1:]), at.size, a.shape[0])
+        table = device.struct([*sources, *[0] * (6 * ARRAYS - len(sources))])
         grid = (-(-most // THREADS), len(inputs))
         device.kernel(TEXT, "xlstm_gather")(grid, (THREADS,), (table, np.int32(inputs[0].itemsize)))
     return outputs
 
+
+ADD_TEXT = """
+// For each place in sorted order: the number that is there, where its segment begins and how long that is.
+struct Place {{ int from, first, length; }};
+extern "C" __global__ void xlstm_sort(const long long* keys, int count, Place* places) {{
+    __shared__ long long tile[{threads}];
+    const int n = blockIdx.x * {threads} + threadIdx.x;
+    const long long own = keys[n < count ? n : 0];
+    int less = 0, equal = 0, before = 0;
+    for (int start = 0; start < count; start += {threads}) {{
+        const int some = count - start < {threads} ? count - start : {threads};
+        __syncthreads();
+        if ((int)threadIdx.x < some) tile[threadIdx.x] = keys[start + threadIdx.x];
+        __syncthreads();
+        for (int k = 0; k < some; k++) {{
+            less += tile[k] < own;
+            equal += tile[k] == own;
+            before += tile[k] == own && start + k < n;
+        }}
+    }}
+    if (n < count) places[less + before] = {{n, less, equal}};
+}}
+// A block has some columns of a segment, at the beginning of which it is.
+extern "C" __global__ void xlstm_add_rows(
+    const long long* keys, const Place* places, const {type}* rows, long long step, int columns, long long count,
+    {type}* to) {{
+    const Place* here = places + blockIdx.x;
+    const long long key = keys[here->from];
+    const int at = blockIdx.y * {threads} + threadIdx.x;
+    if ((int)blockIdx.x != here->first || key < 0 || key >= count || at >= columns) return;
+    double sum = 0;
+    for (int k = 0; k < here->length; k++) sum += widen(rows[here[k].from * step + at]);
+    narrow(to[key * columns + at], sum);
+}}
+"""
 
 COMPARED = 1 << 24  # pairs of a place and a row that are compared at once
 
@@ -101,8 +143,8 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         total = np.zeros((count, rows.shape[1]), dtype=rows.dtype)
         np.add.at(total, places, rows)
         return total
-    if fuse.compiles(xp) and segments.takes(rows):
-        found = broken.attempt("xlstm_add_rows", segments.added, places, rows, count)
+    if fuse.compiles(xp) and device.known(rows.dtype) and rows.size > 0 and rows.shape[0] < 2**31:
+        found = broken.attempt("xlstm_add_rows", _added, places, rows, count)
         if found is not None:
             return found
     # A product with a matrix of ones and zeros does it, some rows of the result at a time.
@@ -111,3 +153,21 @@ def add_rows(xp: Namespace, places: Array, rows: Array, count: int) -> Array:
         some = xp.arange(first, min(first + step, count), dtype=places.dtype, device=device_of(places))
         parts.append(matmul(xp, xp.astype(some[:, None] == places[None, :], rows.dtype), rows))
     return parts[0] if len(parts) == 1 else concat(xp, parts, 0)
+
+
+def _added(keys: Array, rows: Array, count: int) -> Array:
+    """Return (count, D) with each of rows (N, D) added at its key, from 0 to count - 1; others are left out."""
+    cp, (N, D), text = probe.cupy(), rows.shape, add_text(rows.dtype)
+    keys, rows = cp.ascontiguousarray(keys), rows if rows.strides[1] == rows.itemsize else rows.copy(order="C")
+    places = cp.empty((N, 3), dtype=np.int32)
+    found = cp.zeros((count, D), dtype=rows.dtype)
+    device.kernel(text, "xlstm_sort")((-(-N // THREADS),), (THREADS,), (keys, np.int32(N), places))
+    sizes = np.int64(rows.strides[0] // rows.itemsize), np.int32(D), np.int64(count)
+    device.kernel(text, "xlstm_add_rows")((N, -(-D // THREADS)), (THREADS,), (keys, places, rows, *sizes, found))
+    return found
+
+
+@functools.cache
+def add_text(dtype: Any) -> str:
+    """Return the text of both kernels that add rows."""
+    return device.TEXT + ADD_TEXT.format(threads=THREADS, type=device.type_of(dtype))

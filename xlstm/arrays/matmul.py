@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import cuda_graph, fuse, probe
-from xlstm.arrays.namespace import Array, Namespace, astype
+from xlstm.arrays.namespace import Array, Namespace, astype, reshape
 
 KINDS = {"float16": 2, "bfloat16": 14, "float32": 0, "float64": 1}  # numbers in cudaDataType
 FLOATS = tuple(KINDS)
@@ -32,14 +32,6 @@ class Operand(NamedTuple):
     columns: bool  # one column after the other, instead of rows
     lead: int  # from one row (or column) to the next
     step: int  # from one matrix to the next
-
-
-class Plan(NamedTuple):
-    """A batch of products, (M, K) times (K, N); an operand is None if it has to be copied first."""
-
-    batch: tuple[int, ...]
-    sizes: tuple[int, int, int]  # M, K, N
-    operands: tuple[Operand | None, Operand | None]
 
 
 class Call(NamedTuple):
@@ -64,8 +56,9 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     xp
         The namespace of the arrays.
     A, B
-        (..., M, K) and (..., K, N). Transposed ones cost nothing; on CuPy other views cost nothing either where the
-        rows or columns are contiguous and the matrices of the batch equally far apart, and a copy where not.
+        (..., M, K) and (..., K, N); by one matrix B all rows of A are multiplied at once. Transposed ones cost nothing;
+        on CuPy other views cost nothing either where the rows or columns are contiguous and the matrices of the batch
+        equally far apart, and a copy where not.
     add : array, optional
         (..., M, N), contiguous: the product is added to it, in its place.
     dtype : optional
@@ -83,9 +76,7 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
         On CuPy, where shapes do not fit.
     """
     if not fuse.compiles(xp) or A.dtype != B.dtype or fuse.name(A.dtype) not in FLOATS:
-        found = compiled(A, B) if xp is np and compiled is not None else None
-        if found is None:
-            found = A @ B
+        found = _elsewhere(xp, A, B)
         if add is None:
             return found if dtype is None else astype(xp, found, dtype)
         add += found
@@ -102,13 +93,25 @@ def matmul(xp: Namespace, A: Array, B: Array, add: Array | None = None, dtype: A
     return _multiply(call, A, B, add, call.one)
 
 
-def multiply(A: Array, B: Array, out: Array) -> None:
-    """Set a CuPy array (..., M, N) to A @ B; its rows are contiguous, its matrices equally far apart.
+def _elsewhere(xp: Namespace, A: Array, B: Array) -> Array:
+    """Return A @ B by the library or by compiled tiles, the rows of all of A as one matrix where B is one."""
+    if B.ndim == 2 != A.ndim:
+        found = _elsewhere(xp, reshape(A, (math.prod(A.shape[:-1]), A.shape[-1])), B)
+        return reshape(found, (*A.shape[:-1], B.shape[1]))
+    tiled = compiled(A, B) if xp is np and compiled is not None else None
+    return A @ B if tiled is None else tiled
 
-    cuBLAS is told dtypes and believes them, so others than those of `matmul` are a TypeError.
+
+def multiply(xp: Namespace, A: Array, B: Array, out: Array) -> None:
+    """Set (..., M, N) to A @ B, all of one dtype.
+
+    Rows of `out` are contiguous, and its matrices equally far apart, which may be further than they are large.
     """
-    call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
-    _multiply(call, A, B, out, call.zero)
+    if fuse.compiles(xp):
+        call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
+        _multiply(call, A, B, out, call.zero)
+    else:
+        out[...] = A @ B
 
 
 def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
@@ -119,10 +122,7 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
             out[...] = 0
         return out
     if call.copied is not None:
-        A, B = (
-            cp.ascontiguousarray(cp.broadcast_to(a, (*call.shape[:-2], *a.shape[-2:]))) if copied else a
-            for a, copied in zip((A, B), call.copied, strict=True)
-        )
+        A, B = (_copy(a, call.shape[:-2]) if copied else a for a, copied in zip((A, B), call.copied, strict=True))
         call = _call(A.shape, A.strides, B.shape, B.strides, A.dtype, B.dtype, out.dtype, out.strides)
     how = _compute(A.dtype, cp._core.get_compute_type(A.dtype) if A.dtype.itemsize > 2 else 0)
     args = (*call.head, B.data.ptr, *call.b, A.data.ptr, *call.a, beta, out.data.ptr, *call.out, *how)
@@ -133,21 +133,9 @@ def _multiply(call: Call, A: Array, B: Array, out: Array, beta: int) -> Array:
     return out
 
 
-def multiply_each(xp: Namespace, triples: Sequence[tuple[Array, Array, Array]]) -> None:
-    """Set each `out` of (a, b, out), NumPy or CuPy arrays of one dtype, to a @ b.
-
-    Parameters
-    ----------
-    xp
-        The namespace of the arrays.
-    triples : sequence of (array (n, M, K), array (n, K, N), array (n, M, N))
-        The rows of an `out` are contiguous; those of its matrices may have other numbers between them.
-    """
-    for a, b, out in triples:
-        if fuse.compiles(xp):
-            multiply(a, b, out)
-        else:
-            out[...] = a @ b
+def _copy(a: Array, batch: tuple[int, ...]) -> Array:
+    cp = probe.cupy()
+    return cp.ascontiguousarray(a if a.ndim == 2 else cp.broadcast_to(a, (*batch, *a.shape[-2:])))
 
 
 def product(xp: Namespace, A: Array, B: Array) -> Array:
@@ -165,26 +153,6 @@ def packed(xp: Namespace, a: Array) -> Array:
 def strides(a: Array) -> tuple[int, ...]:
     """Return the strides of an array in elements."""
     return tuple(s // a.itemsize for s in a.strides)
-
-
-def plan(a: Sequence[int], a_strides: Sequence[int], b: Sequence[int], b_strides: Sequence[int]) -> Plan:
-    """Return how to multiply arrays of these shapes and strides (in elements).
-
-    Raises
-    ------
-    ValueError
-        The shapes do not fit.
-    """
-    try:
-        batch = np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2]))
-    except ValueError:
-        batch = None
-    if batch is None or a[-1] != b[-2]:
-        raise ValueError(f"matmul: shapes {tuple(a)} and {tuple(b)} do not fit")
-    sizes = (a[-2], a[-1], b[-1])
-    if max(math.prod(batch), *sizes) >= LIMIT:
-        raise ValueError(f"matmul: {math.prod(batch)} products of sizes {sizes}, cuBLAS takes less than 2^31 each")
-    return Plan(batch, sizes, (_operand(a, a_strides, batch), _operand(b, b_strides, batch)))
 
 
 def _operand(shape: Sequence[int], strides: Sequence[int], batch: Sequence[int]) -> Operand | None:
@@ -237,11 +205,24 @@ def _call(
     kind, kind_out = fuse.name(A), fuse.name(to)
     if kind not in FLOATS or A != B or kind_out not in (kind, "float32" if A.itemsize == 2 else kind):
         raise TypeError(f"multiply: dtypes are {A} @ {B} -> {to}, expected one of {', '.join(FLOATS)}")
-    way = plan(a, [step // A.itemsize for step in a_steps], b, [step // A.itemsize for step in b_steps])
-    M, K, N = way.sizes
+    try:
+        batch = np.broadcast_shapes(a[:-2], b[:-2])
+    except ValueError:
+        batch = None
+    if batch is None or a[-1] != b[-2]:
+        raise ValueError(f"matmul: shapes {a} and {b} do not fit")
+    shape, (_, zero, one) = (*batch, *a[-2:-1], b[-1]), _scalars(kind)
+    a_steps, b_steps = (tuple(step // A.itemsize for step in steps) for steps in (a_steps, b_steps))
+    if len(b) == 2 != len(a) and out_steps is None:
+        rows, far = math.prod(a[:-1]), line(a[:-1], a_steps[:-1], a[:-1])
+        if far or rows == 1:  # those of all of A are one matrix
+            a, a_steps, batch = (rows, a[-1]), (far or 0, a_steps[-1]), ()
+    (M, K), N = a[-2:], b[-1]
+    if max(math.prod(batch), M, K, N) >= LIMIT:
+        problem = f"{math.prod(batch)} products of sizes {(M, K, N)}, cuBLAS takes less than 2^31 each"
+        raise ValueError(f"matmul: {problem}")
     *apart, lead, _ = (M * N, N, 1) if out_steps is None else [step // np.dtype(to).itemsize for step in out_steps]
-    left, right = way.operands
-    shape, (_, zero, one) = (*way.batch, M, N), _scalars(kind)
+    left, right = _operand(a, a_steps, batch), _operand(b, b_steps, batch)
     whole, copied = Operand(False, 1, 0), None if left and right else (left is None, right is None)
     left, right = left or whole, right or whole
     return Call(
@@ -249,7 +230,7 @@ def _call(
         head=(int(right.columns), int(left.columns), N, M, K, one),
         a=(KINDS[kind], left.lead, left.step),
         b=(KINDS[kind], right.lead, right.step),
-        out=(KINDS[kind_out], max(lead, N), apart[-1] if apart else M * N, math.prod(way.batch)),
+        out=(KINDS[kind_out], max(lead, N), apart[-1] if apart else M * N, math.prod(batch)),
     )
 
 

@@ -72,7 +72,10 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
         if device_of(array) != home:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if records and array.requires_grad:
-            raise TypeError(f"{where}: {name} requires grad; gradients are computed by hand here, pass {name}.detach()")
+            raise TypeError(
+                f"{where}: {name} requires grad, which only a torch.nn.Module records: use "
+                f"xlstm.interop.torch.module(layer), or pass {name}.detach()"
+            )
     if array_api_compat.is_cupy_array(first):
         current = int(probe.cupy().cuda.runtime.getDevice())
         if home.id != current:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from xlstm.arrays.fuse import compiles
-from xlstm.arrays.namespace import Array, Namespace, device_of
+from xlstm.arrays.namespace import Array, Namespace, reshape, room
 from xlstm.arrays.rows import summed
 
 WIDEST = 4  # more would not fit a thread's registers
@@ -24,11 +25,10 @@ def takes(xp: Namespace, W: Array) -> bool:
 
 def products(xp: Namespace, xs: Sequence[Array], Ws: Sequence[Array]) -> Array:
     """Return the products x[n] W[n]^T of N blocks, of each x (..., N K) and W (N, K, K), side by side, (..., G N K)."""
-    (N, K, _), shape = Ws[0].shape, xs[0].shape
-    y = xp.empty((*shape[:-1], len(Ws) * N * K), dtype=xs[0].dtype, device=device_of(xs[0]))
-    out = [_blocks(xp, y[..., k : k + N * K], K) for k in range(0, y.shape[-1], N * K)]
-    arrays = [*(_blocks(xp, x, K) for x in xs), *(_entries(xp, W) for W in Ws)]
-    summed(xp, _products, *arrays, sums=0, leading=_lengths(len(xs), len(Ws), K), out=out, K=K)
+    (N, K, _), x = Ws[0].shape, xs[0]
+    y = room(xp, x, (*x.shape[:-1], len(Ws) * N * K))
+    out = [y[..., k : k + N * K] for k in range(0, y.shape[-1], N * K)]
+    _by_blocks(xp, _products, xs, Ws, sums=0, out=out, K=K)
     return y
 
 
@@ -39,9 +39,8 @@ def products_bwd(
     Ws: Sequence[Array],
     of: Sequence[int],
     add: Sequence[Array | None],
-    bias: bool = False,
-) -> tuple[list[Array], ...]:
-    """Return gradients of the different x, and for each product that of W, and with `bias` that of an added (N K,).
+) -> tuple[list[Array], list[Array]]:
+    """Return gradients of the different x, and for each product that of W.
 
     Parameters
     ----------
@@ -55,35 +54,21 @@ def products_bwd(
         The number of the x of each product.
     add : sequence of array or None
         For each x what is added to its gradient.
-    bias : bool
     """
     K, added, counts = Ws[0].shape[-1], [a for a in add if a is not None], tuple(len(some) for some in dys)
-    arrays = [_blocks(xp, a, K) for a in (*(dy for some in dys for dy in some), *xs, *added)]
-    dxs = [xp.empty(x.shape, dtype=x.dtype, device=device_of(x)) for x in xs]
-    found = summed(
-        *(xp, _products_bwd, *arrays, *(_entries(xp, W) for W in Ws)),
-        sums=len(Ws) * (1 + bias),
-        leading=_lengths(len(arrays), len(Ws), K),
-        out=[_blocks(xp, dx, K) for dx in dxs],
-        **{"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add), "bias": bias},
-    )
-    dWs, dbs = found[len(dxs) : len(dxs) + len(Ws)], found[len(dxs) + len(Ws) :]
-    dWs = [xp.reshape(d, Ws[0].shape) for d in dWs]
-    return (dxs, dWs, [xp.reshape(d, (-1,)) for d in dbs]) if bias else (dxs, dWs)
+    arrays = [*(dy for some in dys for dy in some), *xs, *added]
+    dxs = [room(xp, x, x.shape) for x in xs]
+    options = {"K": K, "of": tuple(of), "counts": counts, "add": tuple(a is not None for a in add)}
+    found = _by_blocks(xp, _products_bwd, arrays, Ws, sums=len(Ws), out=dxs, **options)
+    return dxs, [reshape(d, Ws[0].shape) for d in found[len(dxs) :]]
 
 
-def _lengths(arrays: int, Ws: int, K: int) -> tuple[int, ...]:
-    return (K,) * arrays + (K * K,) * Ws
-
-
-def _blocks(xp: Namespace, x: Array, K: int) -> Array:
-    """Return (..., N K) as (K, ..., N)."""
-    return xp.moveaxis(xp.reshape(x, (*x.shape[:-1], x.shape[-1] // K, K)), -1, 0)
-
-
-def _entries(xp: Namespace, W: Array) -> Array:
-    """Return (N, K, K) as (K^2, N)."""
-    return xp.reshape(W, (W.shape[0], -1)).T
+def _by_blocks(
+    xp: Namespace, function: Callable[..., Any], arrays: Sequence[Array], Ws: Sequence[Array], K: int, **options: Any
+) -> Any:
+    """Return the results of a function of x (K, ..., N) and W (K^2, N), from arrays (..., N K) and (N, K, K)."""
+    leading = (K,) * len(arrays) + (K * K,) * len(Ws)
+    return summed(xp, function, *arrays, *(reshape(W, (-1,)) for W in Ws), leading=leading, last=True, K=K, **options)
 
 
 def _products(xp: Namespace, *arrays: Array, K: int) -> tuple[Array, ...]:
@@ -98,15 +83,9 @@ def _product(xp: Namespace, W: Array, x: Array, K: int, turned: bool = False) ->
 
 
 def _products_bwd(
-    xp: Namespace,
-    *arrays: Array,
-    K: int,
-    of: tuple[int, ...],
-    counts: tuple[int, ...],
-    add: tuple[bool, ...],
-    bias: bool,
+    xp: Namespace, *arrays: Array, K: int, of: tuple[int, ...], counts: tuple[int, ...], add: tuple[bool, ...]
 ) -> tuple[Array, ...]:
-    """Return the gradients of each x, and of each W and, if there is one, bias by this row."""
+    """Return the gradients of each x, and of each W by this row."""
     given = iter(arrays)
     dys = [_sum(next(given) for _ in range(count)) for count in counts]
     xs = [next(given) for _ in add]
@@ -115,7 +94,7 @@ def _products_bwd(
     for dy, W, k in zip(dys, given, of, strict=True):
         dxs[k].append(_product(xp, W, dy, K, turned=True))
         dWs.append(xp.stack([dy[i, ...] * xs[k][j, ...] for i in range(K) for j in range(K)]))
-    return (*map(_sum, dxs), *dWs, *(dys if bias else ()))
+    return (*map(_sum, dxs), *dWs)
 
 
 def _sum(terms: Iterable[Array]) -> Array:

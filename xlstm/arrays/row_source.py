@@ -116,7 +116,7 @@ class Source:
     Parameters
     ----------
     function, dtypes, options
-        As for `fuse.source`.
+        As for `fuse`, from which the dtypes of arrays are.
     single : tuple of bool
         Which arrays have one number for a row.
     leading : tuple of int or None

@@ -44,6 +44,7 @@ def summed(
     sums: int = 1,
     keep: int = 1,
     leading: tuple[int | None, ...] = (),
+    last: bool = False,
     out: Sequence[Array] = (),
     **options: Any,
 ) -> Any:
@@ -64,6 +65,9 @@ def summed(
         1 or, on CuPy, 2.
     leading : tuple of int or None, optional
         On CuPy the length of the leading axis that the function takes apart, for each array that has one.
+    last : bool
+        All arrays and those of `out` have such an axis as the inner part of their last one, (..., N n), and the
+        function sees (n, ..., N).
     out : sequence of array, optional
         Room for other results, the first of all, in any memory order.
     options
@@ -75,10 +79,13 @@ def summed(
     """
     if fuse.compiles(xp):
         given, room = (tuple([(a.dtype, a.shape, a.strides) for a in some]) for some in (arrays, out))
-        plan = _plan(function, given, tuple(options.items()), sums, keep, leading, room)
+        plan = _plan(function, given, tuple(options.items()), sums, keep, leading, last, room)
         found = None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out)
         if found is not None:
             return found
+    if last:
+        arrays = tuple(_leading(xp, a, n) for a, n in zip(arrays, leading, strict=True))
+    if fuse.compiles(xp):
         found = list(fuse.listed(fuse.plain(xp, function, arrays, options, leading=leading)))
     else:
         looped = fuse.looped(xp, function, arrays, sums, options)
@@ -91,9 +98,14 @@ def summed(
             found[k] = xp.sum(found[k], axis=tuple(range(before, found[k].ndim - keep)))
             found[k] = xp.moveaxis(found[k], 0, -1) if before else found[k]
     for k, to in enumerate(out):
-        to[...] = found[k]
+        (_leading(xp, to, found[k].shape[0]) if last else to)[...] = found[k]
         found[k] = to
     return found[0] if len(found) == 1 else tuple(found)
+
+
+def _leading(xp: Namespace, a: Array, n: Any) -> Array:
+    """Return (..., N n) seen as (n, ..., N)."""
+    return xp.moveaxis(xp.reshape(a, (*a.shape[:-1], a.shape[-1] // n, n)), -1, 0)
 
 
 def column_sums(xp: Namespace, a: Array) -> Array:
@@ -134,10 +146,13 @@ def _plan(
     sums: int,
     keep: int,
     leading: tuple[int | None, ...],
+    last: bool,
     out: tuple[tuple[Any, ...], ...],
 ) -> Plan | None:
     """Return the plan for the dtypes, shapes and strides of arrays, or None where there is no kernel for them."""
     leading = (*leading, *[None] * (len(arrays) - len(leading)))
+    if last:
+        arrays = _apart(arrays, leading)
     own = [shape if n is None else shape[1:] for (_, shape, _), n in zip(arrays, leading, strict=True)]
     dtypes, shape = tuple(dtype for dtype, _, _ in arrays), np.broadcast_shapes(*own)
     single = tuple(not axes or axes[-1] == 1 for axes in own)
@@ -147,10 +162,12 @@ def _plan(
         made = _source(function, dtypes, options, single, leading, sums)
     except UntraceableError:
         return None
+    lengths = [one.length for one in made.results.values()]
     results = [(one.shape(shape, keep), one.dtype) for one in made.results.values()]
+    out = _apart(out, lengths) if last else out
     lying = [(size, tuple(step // dtype.itemsize for step in far)) for dtype, size, far in (*arrays, *out)]
     lying += [(size, strides.contiguous(size)) for size, _ in results[len(out) : len(results) - sums]]
-    apart = [n is not None for n in (*leading, *(one.length for one in made.results.values()))]
+    apart = [n is not None for n in (*leading, *lengths)]
     steps = [strides.broadcast(shape, size[n:], far[n:]) for (size, far), n in zip(lying, apart, strict=False)]
     sizes, along = strides.joined(range(len(shape) - keep), shape, steps)
     heads, columns, rows = math.prod(shape[-keep:-1]), shape[-1], math.prod(shape[:-keep])
@@ -171,6 +188,14 @@ def _plan(
         device.kernel(made.text(max(1, len(sizes)), fixed), made.name),
         *(grid, threads, device.struct(numbers), results),
         (grid[0] * len(made.slots) * heads * columns, np.float64 if made.real == "double" else np.float32),
+    )
+
+
+def _apart(arrays: Sequence[tuple[Any, ...]], lengths: Sequence[Any]) -> tuple[tuple[Any, ...], ...]:
+    """Return dtypes, shapes and strides of arrays (..., N n) as those of (n, ..., N)."""
+    return tuple(
+        (dtype, (n, *shape[:-1], shape[-1] // n), (far[-1], *far[:-1], far[-1] * n))
+        for (dtype, shape, far), n in zip(arrays, lengths, strict=False)
     )
 
 

@@ -26,34 +26,34 @@ from xlstm.arrays.namespace import Array, Namespace, constant
 def sigmoid(xp: Namespace, x: Array) -> Array:
     """Return 1 / (1 + exp(-x)) as e / (1 + e) with e = exp(x), which keeps all digits of small results."""
     # From this bound on, sigmoid(x) rounds to 1, and exp(x) is still finite.
-    e = xp.exp(xp.minimum(x, 40.0 if xp is np and x.itemsize > 2 else constant(xp, x, 40.0, half=10.0)))
-    e /= 1 + e
+    e = xp.exp(xp.minimum(x, 40.0 if xp is np and x.itemsize > 2 else constant(xp, x, 40.0, half=10.0)))  # (1)
+    e /= 1 + e  # (1)
     return e
 
 
 def sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     """Differentiate `sigmoid`: dx from dy."""
-    return dy * (y * (1 - y))
+    return dy * (y * (1 - y))  # (1)
 
 
 def tanh(xp: Namespace, x: Array) -> Array:
     """Return tanh(x)."""
-    return xp.tanh(x)
+    return xp.tanh(x)  # (2)
 
 
 def tanh_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     """Differentiate `tanh`: dx from dy."""
-    return dy * (1 - y * y)
+    return dy * (1 - y * y)  # (2)
 
 
 def log_sigmoid(xp: Namespace, x: Array) -> Array:
     """Return log(sigmoid(x)) = min(x, 0) - log(1 + exp(-|x|)), which is exact where sigmoid(x) underflows."""
-    return xp.minimum(x, xp.zeros_like(x)) - xp.log1p(xp.exp(-xp.abs(x)))
+    return xp.minimum(x, xp.zeros_like(x)) - xp.log1p(xp.exp(-xp.abs(x)))  # (3)
 
 
 def log_sigmoid_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
     """Differentiate `log_sigmoid`: dx from dy."""
-    return dy * sigmoid(xp, -x)
+    return dy * sigmoid(xp, -x)  # (3)
 
 
 def silu(xp: Namespace, x: Array) -> Array:
@@ -299,12 +299,12 @@ def exponential_bwd(xp: Namespace, dy: Array, x: Array, y: Array) -> Array:
 def clamp(xp: Namespace, x: Array, limit: float) -> Array:
     """Return x within [-limit, limit], without the synchronisation that `xp.clip` costs on CuPy."""
     high = xp.full_like(x, limit)
-    return xp.minimum(xp.maximum(x, -high), high)
+    return xp.minimum(xp.maximum(x, -high), high)  # (4)
 
 
 def clamp_bwd(xp: Namespace, dy: Array, x: Array, limit: float) -> Array:
     """Differentiate `clamp`: dx from dy."""
-    return dy * xp.astype(xp.abs(x) < limit, dy.dtype)
+    return dy * xp.astype(xp.abs(x) < limit, dy.dtype)  # (4)
 
 
 class Pair(NamedTuple):
@@ -406,7 +406,14 @@ def register(
 
 
 class Activation(NamedTuple):
-    """A gate activation by name, and the values of its parameters."""
+    """A gate activation by name.
+
+    Attributes
+    ----------
+    name : str
+    values : tuple of float
+        The values of its parameters, in order.
+    """
 
     name: str
     values: tuple[Any, ...]

@@ -51,9 +51,9 @@ class Cell(cell.Cell):
 
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx and zh (3, H, B) and h0 (H, B)."""
-        zg = zx[:2, ...] + zh[:2, ...]
+        zg = zx[:2, ...] + zh[:2, ...]  # (1) pre-activations
         s, m = self._activate(xp, 0, zg), zh[2, ...]  # (1) z, r
-        zn = zx[2, ...] + s[1, ...] * m
+        zn = zx[2, ...] + s[1, ...] * m  # (2) pre-activation
         n = self._activate(xp, 1, zn)  # (2)
         h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
         return h, Saved(s, n, h0, m, self._kept(zg), self._kept(zn))
@@ -61,12 +61,12 @@ class Cell(cell.Cell):
     def derivatives(self, xp: Namespace, saved: Saved) -> Local:
         """Return the local derivatives: dzx = (az, ar, an) dh, dzh = (az, ar, r an) dh and dh0 = z dh."""
         az, an = self._mean_bwd(xp, saved)
-        ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # the reset gate: (2) through r, (1)
+        ar = self._gate_bwd(xp, 1, an * saved.m, saved)  # (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
     def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, Array]:
         """Return the gradients dzx and dzh (3, H, B) and dh0 (H, B) from dh (H, B)."""
-        dzx = local.a * dh
+        dzx = local.a * dh  # (1) (2) (3)
         dzh = xp.asarray(dzx, copy=True)
         dzh[2, ...] *= local.r  # (2)
         return dzx, dzh, local.z * dh  # (3) through h0
@@ -115,9 +115,9 @@ class ResetBefore(Cell):
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, Wn: Array, drop: Array | float = 1.0
     ) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx (3, H, B), zh (2, H, B) and h0 (H, B)."""
-        zg = zx[:2, ...] + zh
+        zg = zx[:2, ...] + zh  # (1) pre-activations
         s = self._activate(xp, 0, zg)  # (1) z, r
-        zn = zx[2, ...] + product(xp, Wn, s[1, ...] * h0 * drop)
+        zn = zx[2, ...] + product(xp, Wn, s[1, ...] * h0 * drop)  # (2) pre-activation
         n = self._activate(xp, 1, zn)  # (2)
         h = n + s[0, ...] * (h0 - n)  # (3) h = (1 - z) n + z h0
         return h, Saved(s, n, h0, None, self._kept(zg), self._kept(zn))
@@ -127,16 +127,16 @@ class ResetBefore(Cell):
     ) -> Local:
         """Return the local derivatives: dzx = (az dh, ar dq, an dh) and dh0 = z dh + r dq, with dq = Wn^T (an dh)."""
         az, an = self._mean_bwd(xp, saved)
-        ar = self._gate_bwd(xp, 1, saved.h0, saved)  # the reset gate: (2) through r, (1)
+        ar = self._gate_bwd(xp, 1, saved.h0, saved)  # (2) through r, (1)
         return Local(xp.stack((az, ar, an)), saved.s[1, ...], saved.s[0, ...])
 
     def gates_bwd(  # type: ignore[override]
         self, xp: Namespace, local: Local, dh: Array, Wn: Array, drop: Array | float = 1.0
     ) -> tuple[Array, Array, Array]:
         """Return the gradients dzx (3, H, B), dzh (2, H, B) and dh0 (H, B) from dh (H, B)."""
-        dz = local.a * dh
+        dz = local.a * dh  # (1) (2) (3)
         dq = product(xp, Wn.T, dz[2, ...]) * drop  # (2)
-        dz[1, ...] = local.a[1, ...] * dq
+        dz[1, ...] = local.a[1, ...] * dq  # (2) through r, (1)
         return dz, dz[:2, ...], local.z * dh + local.r * dq  # (3) and (2) through h0
 
     def own_bwd(self, xp: Namespace, dz: Array, saved: Saved, Wn: Array, drop: Array | float = 1.0) -> dict[str, Array]:

@@ -37,7 +37,7 @@ class Local(NamedTuple):
 
 def gates(xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array) -> tuple[Array, Array, Saved]:
     """Run one step: return h and c (H, B), from the products zx and zh (4, H, B) and the states before it."""
-    z = zx + zh
+    z = zx + zh  # (1) (2) pre-activations
     s = sigmoid(xp, z[:3, ...])  # (1) i, o, f
     g = xp.tanh(z[3, ...])  # (2)
     i, o, f = s[0, ...], s[1, ...], s[2, ...]

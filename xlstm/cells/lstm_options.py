@@ -77,26 +77,26 @@ class Cell(cell.Summed):
         self, xp: Namespace, zx: Array, zh: Array, h0: Array, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
     ) -> tuple[Array, Array, Saved]:
         """Run one step: return h and c (H, B), from zx and zh (G, H, B) and the states before it."""
-        z = zx + zh
+        z = zx + zh  # (1) (2) pre-activations
         if p is not None:
-            z = z + self._peep(xp, p, c0)
+            z = z + self._peep(xp, p, c0)  # (1) i and f look at c0
         s = self._activate(xp, 0, z[:-1, ...])  # (1) i, o, f
         g = self._activate(xp, 1, z[-1, ...])  # (2)
         i, o = s[0, ...], s[1, ...]
-        f = 1 - i if self.coupled_input_forget else s[2, ...]
+        f = 1 - i if self.coupled_input_forget else s[2, ...]  # (1)
         c = f * c0 + i * g  # (3)
         raw = None
         if self.cell_clip is not None:
             raw, c = c, clamp(xp, c, self.cell_clip)  # (4)
         if p is not None:
-            zo = z[1, ...] + p[1, ...] * c
+            zo = z[1, ...] + p[1, ...] * c  # (1) o looks at c
             o = self._activate(xp, 0, zo)  # (1) o looks at c
             s = xp.concat((s[:1, ...], o[None, ...], s[2:, ...]))
             z = xp.concat((z[:1, ...], zo[None, ...], z[2:, ...]))
         n = r = None
         v = c
         if gc is not None:
-            n, r = normalize(xp, c, -2)
+            n, r = normalize(xp, c, -2)  # (5)
             v = gc * n + bc  # (5)
         u = self._pairs[2].fwd(xp, v)  # (6)
         kept = self._kept(z), v if self._pairs[2].from_input else None, raw, None if p is None else c, n, r
@@ -116,18 +116,18 @@ class Cell(cell.Summed):
         ag = self._activate_bwd(xp, 1, i, zg, g)  # (3) through g, (2)
         a = xp.stack((ai, ao, *af, ag))
         dv = self._pairs[2].bwd(xp, o, saved.v, u)  # (7) through u, (6)
-        e = f
+        e = f  # (3) through c0
         if p is not None:
             e = e + p[0, ...] * a[0, ...]  # (1) i and f look at c0
             if not self.coupled_input_forget:
-                e = e + p[2, ...] * a[2, ...]
+                e = e + p[2, ...] * a[2, ...]  # (1)
         if self.cell_clip is not None:
             e, b = (clamp_bwd(xp, d, saved.raw, self.cell_clip) for d in (e, a))  # (4)
-            a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))
+            a = xp.concat((b[:1, ...], a[1:2, ...], b[2:, ...]))  # (4) but not o, which looks at the bounded c
         look = None if p is None else p[1, ...] * a[1, ...]  # (1) o looks at c
         if gc is None:
-            return Local(a, dv if look is None else dv + look, e)
-        return Local(a, gc * dv, e, saved.n, saved.r, look, dv)
+            return Local(a, dv if look is None else dv + look, e)  # (7) through v, and (1) through o
+        return Local(a, gc * dv, e, saved.n, saved.r, look, dv)  # (5) through n
 
     def gates_bwd(  # type: ignore[override]
         self, xp: Namespace, local: Local, dh: Array, dc: Array, **own: Array
@@ -138,13 +138,13 @@ class Cell(cell.Summed):
         if n is not None:
             dn = normalize_bwd(xp, dn, n, r, -2)  # (5)
         if look is not None and n is not None:
-            dn = dn + look * dh
-        dc = dc + dn
+            dn = dn + look * dh  # (1) o looks at c
+        dc = dc + dn  # (3) the gradient of c, from the next step and from h
         dz = a * dc  # (3) i, f, g
         dz[1, ...] = a[1, ...] * dh  # (7) o
         if dv is None:
             return dz, dz, None, e * dc  # (3) through c0
-        return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc
+        return xp.concat((dz, (dv * dh)[None, ...])), dz, None, e * dc  # (3) through c0, (5) the gradient of v
 
     def own_bwd(
         self, xp: Namespace, dz: Array, saved: Saved, c0: Array, p: Own = None, gc: Own = None, bc: Own = None
@@ -152,10 +152,10 @@ class Cell(cell.Summed):
         """Return the gradients of p, gc and bc, summed over steps and sequences, from dz (rows, k, H, B)."""
         grads: dict[str, Array] = {}
         if gc is not None:
-            grads |= {"gc": dz[-1, ...] * saved.n, "bc": dz[-1, ...]}
+            grads |= {"gc": dz[-1, ...] * saved.n, "bc": dz[-1, ...]}  # (5)
         if p is not None:
             seen = (c0, saved.c, c0)[: p.shape[0]]
-            grads["p"] = dz[: p.shape[0], ...] * xp.stack(seen)
+            grads["p"] = dz[: p.shape[0], ...] * xp.stack(seen)  # (1)
         return {name: xp.sum(d, axis=(-3, -1)) for name, d in grads.items()}
 
     def activated(self, xp: Namespace, saved: Saved) -> Array:
@@ -170,5 +170,5 @@ class Cell(cell.Summed):
         """Return the terms (G, H, B) that the peepholes at c0, those of i and f, add to the pre-activations."""
         seen = [xp.zeros_like(c0)] * len(self.GATES)
         for k in range(0, len(self.GATES) - 1, 2):
-            seen[k] = p[k, ...] * c0
+            seen[k] = p[k, ...] * c0  # (1)
         return xp.stack(seen)

@@ -15,121 +15,52 @@ those named are free: q and k (..., T, K), v (..., T, V), i and f (..., T), C (.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from xlstm.arrays.fuse import compiles, fuse, total
+from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, astype
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
 from xlstm.cells.mlstm_chunks import CHUNK, chunkwise, chunkwise_bwd
+from xlstm.cells.mlstm_formulas import at_least, denominator, limit_of, low_of
 
-__all__ = ["CHUNK", "chunkwise", "chunkwise_bwd", "step", "step_bwd"]
-
-
-class SavedStep(NamedTuple):
-    """The arrays that `step` keeps for backward."""
-
-    inputs: tuple[Array, ...]  # q, k, v, i~, f~, C0, n0, m0
-    logf: Array
-    gates: tuple[Array, Array]  # i, f, stabilised
-    state: tuple[Array, Array, Array]  # C, n, m
-    s: Array  # n q
-    den: Array
-    h: Array
+__all__ = ["CHUNK", "chunkwise", "chunkwise_bwd", "step"]
 
 
-def step(
-    xp: Namespace,
-    q: Array,
-    k: Array,
-    v: Array,
-    i: Array,
-    f: Array,
-    C0: Array,
-    n0: Array,
-    m0: Array,
-    eps: float = 0.0,
-    forget: str = "sigmoid",
-) -> tuple[Array, Array, Array, Array, SavedStep]:
-    """Compute one step: return h (..., V), the state C, n, m after it, and what backward needs.
+def step(xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid") -> tuple[Array, Array, Array, Array]:
+    """Compute one step: return h (..., V), and the state C, n, m after it; gradients are those of `chunkwise`.
 
-    q and k are (..., K), v is (..., V), i = i~ and f = f~ are (...).
+    The arrays are q and k (..., K), v (..., V), i = i~ and f = f~ (...), C0, n0 and m0.
     """
+    q, k, v, i, f, C0, n0, m0 = arrays
     wide = n0.dtype
     f = astype(xp, f, wide)
     options: dict[str, Any] = {"forget": forget, "low": low_of(xp, m0.dtype), "root": q.shape[-1] ** -0.5}
     options |= {"eps": eps, "limit": limit_of(xp, wide), "dtype": wide}
-    arrays = i[..., None], f[..., None], m0[..., None], q, k, n0
-    *found, ik, n = by_rows(xp, _begin, *arrays, **options) if compiles(xp) else _begin(xp, *arrays, **options)
-    logf, m, i1, f1, s, den = [a[..., 0] for a in found]
-    C = fuse(xp, _memory, C0, f1[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
-    Cq = matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]
-    h = astype(xp, Cq / den[..., None], q.dtype)  # (21)
-    return h, C, n, m, SavedStep((q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h)
+    given = i[..., None], f[..., None], m0[..., None], q, k, n0
+    *found, ik, n = by_rows(xp, _begin, *given, **options) if compiles(xp) else _begin(xp, *given, **options)
+    m, kept, den = [a[..., 0] for a in found]
+    C = fuse(xp, _memory, C0, kept[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
+    Cq = matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]  # (21)
+    return astype(xp, Cq / den[..., None], q.dtype), C, n, m  # (21)
 
 
 def _begin(
-    xp: Namespace,
-    i: Array,
-    f: Array,
-    m0: Array,
-    q: Array,
-    k: Array,
-    n0: Array,
-    *,
-    forget: str,
-    low: float,
-    root: float,
-    eps: float,
-    limit: float,
-    dtype: Any,
+    xp: Namespace, *arrays: Array, forget: str, low: float, root: float, eps: float, limit: float, dtype: Any
 ) -> tuple[Array, ...]:
-    """Return all but the memory and h: log f, m, the gates divided by exp(m), n q, the denominator, i k and n."""
+    """Return all but the memory and h: m, f divided by exp(m), the denominator, i k divided likewise, and n."""
+    i, f, m0, q, k, n0 = arrays
     logf = FORGET[forget].fwd(xp, f)  # (26)
-    kept = logf + m0
+    kept = logf + m0  # (15)
     m = xp.maximum(kept, i)  # (15)
-    r = at_least(xp, m, low)
+    r = at_least(xp, m, low)  # (15) finite before the first write
     i1, f1 = xp.exp(i - r), xp.exp(at_least(xp, kept, low) - r)  # (16) (17)
     ik = root * i1 * k  # (23)
     n = f1 * n0 + ik  # (20)
     s = xp.sum(q * n, axis=-1, keepdims=True)  # (21) n q
-    return logf, m, i1, f1, s, denominator(xp, s, m, eps=eps, limit=limit, dtype=dtype), ik, n  # (21) max(|n q|, 1)
+    return m, f1, denominator(xp, s, m, eps=eps, limit=limit, dtype=dtype), ik, n  # (21) max(|n q|, 1)
 
 
 def _memory(xp: Namespace, C0: Array, f: Array, ik: Array, v: Array) -> Array:
-    return f * C0 + ik * v
-
-
-def step_bwd(
-    xp: Namespace,
-    dh: Array,
-    dC: Array,
-    dn: Array,
-    dm: Array,
-    saved: SavedStep,
-    eps: float = 0.0,
-    forget: str = "sigmoid",
-) -> tuple[Array, ...]:
-    """Return the gradients of q, k, v, i~, f~, C0, n0 and m0."""
-    (q, k, v, i, f, C0, n0, m0), logf, (i1, f1), (C, n, m), s, den, h = saved
-    root = q.shape[-1] ** -0.5
-    dCq = dh / den[..., None]  # (21) by C q
-    dden = -total(xp, dCq, h)
-    one = exp_minus(xp, m, limit_of(xp, s.dtype), s.dtype)
-    sign = sign_beyond(xp, s, one, s.dtype)
-    ds, dm = dden * sign, dm - dden * one * (1 - xp.abs(sign))  # (21) by n q and m
-    dq = matmul(xp, C, dCq[..., :, None])[..., 0] + ds[..., None] * n  # (21)
-    dC = dC + q[..., :, None] * dCq[..., None, :]  # (21)
-    dn = dn + q * ds[..., None]  # (21)
-    dk = root * i1[..., None] * (matmul(xp, dC, v[..., :, None])[..., 0] + dn)  # (19) (20) (23)
-    dv = root * i1[..., None] * matmul(xp, k[..., None, :], dC)[..., 0, :]  # (19)
-    i_di = total(xp, k, dk)  # (19) (20): i times its gradient
-    f_df = f1 * (total(xp, C0, dC, (-2, -1)) + total(xp, n0, dn))  # (19) (20): f times its gradient
-    dm = dm - i_di - f_df  # (16) (17)
-    wrote = xp.astype(i > logf + m0, dm.dtype)  # (15)
-    di = i_di + wrote * dm
-    dlogf = f_df + (1 - wrote) * dm  # (17) (15), and the gradient of m0
-    df = FORGET[forget].bwd(xp, dlogf, f, logf)  # (26)
-    return dq, dk, dv, di, df, f1[..., None, None] * dC, f1[..., None] * dn, dlogf
+    return f * C0 + ik * v  # (19)

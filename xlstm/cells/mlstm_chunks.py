@@ -25,13 +25,12 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import constants
 from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.fuse import compiles, fuse, total
+from xlstm.arrays.fuse import compiles, fuse, scan, total
 from xlstm.arrays.matmul import matmul, packed, product
 from xlstm.arrays.namespace import Array, Namespace, astype, device_of
-from xlstm.arrays.scan import scan
 from xlstm.cells import mlstm_formulas as formulas
 from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import limit_of, low_of
+from xlstm.cells.mlstm_formulas import limit_of, low_of
 
 CHUNK = 64
 
@@ -60,20 +59,13 @@ class Logs(NamedTuple):
 
 
 def chunkwise(
-    xp: Namespace,
-    q: Array,
-    k: Array,
-    v: Array,
-    i: Array,
-    f: Array,
-    C0: Array,
-    n0: Array,
-    m0: Array,
-    eps: float = 0.0,
-    forget: str = "sigmoid",
-    chunk: int = CHUNK,
+    xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid", chunk: int = CHUNK
 ) -> tuple[Array, Array, Array, Array, Saved]:
-    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs."""
+    """Compute all steps: return h (..., T, V), the state C, n, m after the last one, and what backward needs.
+
+    The arrays are q, k, v, i~, f~, C0, n0 and m0.
+    """
+    q, k, v, i, f, C0, n0, m0 = arrays
     T, V = q.shape[-2], v.shape[-1]
     L = min(chunk, T)
     dtype, wide = q.dtype, C0.dtype
@@ -82,7 +74,7 @@ def chunkwise(
     logs, m = _logs(xp, _chunks(xp, i, L, -1, -math.inf), _chunks(xp, logf, L, -1), m0)  # (1) (2) (3)
     Q, K = (packed(xp, _chunks(xp, a, L, -2)) for a in (q, k))
     V1 = _with_normaliser(xp, _chunks(xp, v, L, -2))
-    read, write, keep = _weights(xp, logs, q, wide)
+    read, write, keep = _weights(xp, logs, q, wide)  # (6) (9)
     written = matmul(xp, _T(xp, write[..., None] * K), V1, dtype=wide)  # (9)
     start = _with_normaliser(xp, C0, n0)
     C, end = scan(xp, formulas.state, start, keep[..., None, None], written, axis=-3)  # (9)
@@ -116,21 +108,21 @@ def chunkwise_bwd(
     T, L, V = q.shape[-2], logs.b.shape[-1], v.shape[-1]
     Q, K, V1, H, dH = (_chunks(xp, a, L, -2) for a in (q, k, v, h, dh))
     Q, K, V1 = packed(xp, Q), packed(xp, K), _with_normaliser(xp, V1)
-    read, write, keep = _weights(xp, logs, q, wide)
+    read, write, keep = _weights(xp, logs, q, wide)  # (6) (9)
     times_D = _multiplier(xp, q, logs)
     dh_h = total(xp, dH, H, dtype=wide)  # -den times the gradient of den (8)
     ds = fuse(xp, formulas.den_bwd, dh_h, den, s, logs.b, logs.r, limit=limit_of(xp, s.dtype), dtype=s.dtype)  # (7)
-    dnum = fuse(xp, formulas.quotient, dH, den[..., None], dtype=dtype)
+    dnum = fuse(xp, formulas.quotient, dH, den[..., None], dtype=dtype)  # (8)
     dnum = _with_normaliser(xp, dnum, astype(xp, ds, dtype))  # (8), that of [num, s]
     dCs = matmul(xp, _T(xp, read[..., None] * Q), dnum, dtype=wide)  # (6)
     last = xp.zeros_like(end) if dC is None or dn is None else _with_normaliser(xp, dC, dn)
     # (9), after each chunk
     dCs, dC0 = scan(xp, formulas.state, last, keep[..., None, None], dCs, axis=-3, reverse=True)
     dS = times_D(matmul(xp, dnum, _T(xp, V1)))  # (6) (5), that of Q K^T
-    dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))
+    dQ = matmul(xp, dnum, _T(xp, astype(xp, C, dtype)))  # (6)
     dQ = fuse(xp, formulas.scale_add, dQ, read[..., None], matmul(xp, dS, K), out=_room(xp, q, L, dQ))  # (6) (5)
     dCs_low = astype(xp, dCs, dtype)
-    dK = matmul(xp, V1, _T(xp, dCs_low))
+    dK = matmul(xp, V1, _T(xp, dCs_low))  # (9)
     dK = fuse(
         xp, formulas.scale_add, dK, write[..., None], matmul(xp, _T(xp, dS), Q), out=_room(xp, k, L, dK)
     )  # (9) (5)
@@ -138,25 +130,25 @@ def chunkwise_bwd(
     dV = matmul(xp, write[..., None] * K, dCs_low, add=dV)[..., :V]  # (9)
     # w_s enters everything that step s writes, b_t everything that step t reads (4) (6) (9).
     dw = total(xp, K, dK, dtype=wide)
-    db = fuse(xp, formulas.b_bwd, dh_h, ds, s, dw)
-    dtotal = _total_decay_bwd(xp, C, end, dCs)
-    dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))
+    db = fuse(xp, formulas.b_bwd, dh_h, ds, s, dw)  # (1) (2)
+    dtotal = _total_decay_bwd(xp, C, end, dCs)  # (1) (9)
+    dm0 = total(xp, C[..., 0, :, :], dC0, (-2, -1))  # (3) (6) (9)
     if dm is not None or eps:
         # The choice of the maximum cancels out of h, C and n, except for how much eps weighs; it also changes the
         # final m.
-        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)
+        dms = fuse(xp, formulas.m_bwd, dh_h, den, eps=eps)  # (7) by the m of (3)
         more, dmb, extra = _maximum_bwd(xp, logs, dms, None if dm is None else dm - dtotal[..., -1])  # (3)
-        dw, db, dm0 = dw + more, db + dmb, dm0 + extra
+        dw, db, dm0 = dw + more, db + dmb, dm0 + extra  # (3)
     di = astype(xp, _steps(xp, dw, T, -1), i.dtype)  # (2)
     dlogf = _steps(xp, _suffix_sums(xp, dtotal, db), T, -1)  # (1)
-    df = astype(xp, fuse(xp, FORGET[forget].bwd, dlogf, f, logf), i.dtype)
+    df = astype(xp, fuse(xp, FORGET[forget].bwd, dlogf, f, logf), i.dtype)  # (1)
     return *(_steps(xp, d, T, -2) for d in (dQ, dK, dV)), di, df, dC0[..., :V], dC0[..., V], dm0
 
 
 def _logs(xp: Namespace, i: Array, logf: Array, m0: Array) -> tuple[Logs, Array]:
     """Return the logarithms, from which the running maximum of a step is m = b + r, and m after the last chunk."""
-    b, most = _accumulated(xp, i, logf)  # (1)
-    m, end = scan(xp, formulas.m_after, formulas.wide(xp, m0), b[..., -1], most[..., -1])
+    b, most = _accumulated(xp, i, logf)  # (1) (3)
+    m, end = scan(xp, formulas.m_after, formulas.wide(xp, m0), b[..., -1], most[..., -1])  # (3) of the chunks
     r = fuse(xp, formulas.stabilise, most, m[..., None], low=low_of(xp, most.dtype))  # (3)
     return Logs(b, formulas.written(xp, i, b), most, m, r), end  # (2)
 
@@ -180,12 +172,12 @@ def _multiplier(xp: Namespace, q: Array, logs: Logs) -> Callable[[Array], Array]
     pairs, options = _pairs(xp, logs.w, logs.r), _root_and_dtype(q)
     if compiles(xp):
         return lambda a: fuse(xp, _times_D, a, *pairs, **options)
-    D = fuse(xp, formulas.D, *pairs, **options)
+    D = fuse(xp, formulas.D, *pairs, **options)  # (4)
     return lambda a: a * D
 
 
 def _times_D(xp: Namespace, a: Array, *pairs: Array, **options: Any) -> Array:  # noqa: N802
-    return a * formulas.D(xp, *pairs, **options)
+    return a * formulas.D(xp, *pairs, **options)  # (4)
 
 
 def _root_and_dtype(q: Array) -> dict[str, Any]:
@@ -196,24 +188,24 @@ def _maximum_bwd(xp: Namespace, logs: Logs, dm: Array, dend: Array | None) -> tu
     """Return the gradients of w, b and m0 from those of m (..., chunks, L) and of the final m (3)."""
     _, w, most, m, _ = logs
     dtype = dm.dtype
-    old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)
+    old = fuse(xp, formulas.from_before, m[..., None], most, dtype=dtype)  # (3)
     dend = xp.zeros_like(dm[..., 0, 0]) if dend is None else dend
-    ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)
+    ends, dm0 = scan(xp, formulas.state, dend, old[..., -1], total(xp, old, dm), reverse=True)  # (3) by m0
     pairs = _pairs(xp, w, most)
     steps = pairs[2][0, :]
-    dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)
-    largest = fuse(xp, formulas.is_largest, *pairs, dtype=dtype)
-    share = fuse(xp, formulas.share, old, dm, xp.sum(largest, axis=-1))
-    dw = matmul(xp, share[..., None, :], largest)[..., 0, :]
-    return dw, dm - dw, dm0
+    dm = fuse(xp, formulas.add_to_last, dm, ends[..., None], steps, steps[-1:], dtype=dtype)  # (3)
+    largest = fuse(xp, formulas.is_largest, *pairs, dtype=dtype)  # (3)
+    share = fuse(xp, formulas.share, old, dm, xp.sum(largest, axis=-1))  # (3)
+    dw = matmul(xp, share[..., None, :], largest)[..., 0, :]  # (3) by w
+    return dw, dm - dw, dm0  # (3) (2) by b
 
 
 def _total_decay_bwd(xp: Namespace, C: Array, end: Array, dCs: Array) -> Array:
     """Return the gradient of the sum of log f of each chunk through the state after it, (..., chunks)."""
-    last = total(xp, end, dCs[..., -1, :, :], (-2, -1))[..., None]
+    last = total(xp, end, dCs[..., -1, :, :], (-2, -1))[..., None]  # (1) (9)
     if C.shape[-3] == 1:
         return last
-    return xp.concat((total(xp, C[..., 1:, :, :], dCs[..., :-1, :, :], (-2, -1)), last), axis=-1)
+    return xp.concat((total(xp, C[..., 1:, :, :], dCs[..., :-1, :, :], (-2, -1)), last), axis=-1)  # (1) (9)
 
 
 # All steps at once:
@@ -223,17 +215,17 @@ def _accumulated(xp: Namespace, i: Array, logf: Array) -> tuple[Array, Array]:
     """Return b and the maximum, which `formulas.accumulate` carries, after every step."""
     i, logf = formulas.wide(xp, i), formulas.wide(xp, logf)
     logf = xp.maximum(logf, xp.full_like(logf, formulas.FORGOTTEN))
-    b = product(xp, logf, xp.triu(_ones(xp, logf, (i.shape[-1],) * 2)))
-    most, k = i - b, 1
+    b = product(xp, logf, xp.triu(_ones(xp, logf, (i.shape[-1],) * 2)))  # (1)
+    most, k = i - b, 1  # (2)
     while k < i.shape[-1]:  # the largest of the last 2 k, from that of the last k
-        most = xp.concat((most[..., :k], xp.maximum(most[..., k:], most[..., :-k])), axis=-1)
+        most = xp.concat((most[..., :k], xp.maximum(most[..., k:], most[..., :-k])), axis=-1)  # (3)
         k *= 2
     return b, most
 
 
 def _suffix_sums(xp: Namespace, start: Array, d: Array) -> Array:
     """Return for each step `start` plus the sum of d from that step on."""
-    return product(xp, d, xp.tril(_ones(xp, d, (d.shape[-1],) * 2))) + start[..., None]
+    return product(xp, d, xp.tril(_ones(xp, d, (d.shape[-1],) * 2))) + start[..., None]  # (1)
 
 
 # Steps and chunks:

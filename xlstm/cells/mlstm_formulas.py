@@ -6,15 +6,16 @@ They run on arrays, and on symbols, from which the kernels of `engines/cuda/chun
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays.namespace import Array, Namespace, astype
-from xlstm.cells.activations import FORGET
-from xlstm.cells.denominator import at_least, denominator, exp_minus, limit_of, low_of, sign_beyond
+from xlstm.arrays.namespace import Array, Namespace, astype, finfo
+from xlstm.cells.activations import FORGET, clamp
 
 Wide: TypeAlias = Array  # float64, whatever the dtype of the states is; `Formula.kinds` looks for it
 FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other terms of its sum their digits
@@ -22,57 +23,57 @@ FORGOTTEN = -1e5  # the least log f in use; a lower one would cost the other ter
 
 def accumulate(xp: Namespace, b: Wide, most: Wide, i: Array, logf: Array) -> tuple[Array, Array]:
     logf = wide(xp, logf)
-    b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))
-    return b, xp.maximum(most, written(xp, i, b))
+    b = b + xp.maximum(logf, xp.full_like(logf, FORGOTTEN))  # (1)
+    return b, xp.maximum(most, written(xp, i, b))  # (3)
 
 
 def written(xp: Namespace, i: Array, b: Wide) -> Array:
     """Return w (2)."""
-    return wide(xp, i) - b
+    return wide(xp, i) - b  # (2)
 
 
 def m_after(xp: Namespace, m: Wide, b: Wide, most: Wide) -> Array:
-    return b + xp.maximum(most, m)
+    return b + xp.maximum(most, m)  # (3)
 
 
 def stabilise(xp: Namespace, most: Wide, m: Wide, low: float) -> Array:
-    return at_least(xp, xp.maximum(most, m), low)
+    return at_least(xp, xp.maximum(most, m), low)  # (3)
 
 
 def read_write(
     xp: Namespace, w: Wide, r: Wide, m0: Wide, last: Wide, root: float, low: float, dtype: Any
 ) -> tuple[Array, Array]:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)
+    return xp.astype(xp.exp(at_least(xp, m0, low) - r), dtype), xp.astype(root * xp.exp(w - last), dtype)  # (6) (9)
 
 
 def keep(xp: Namespace, m0: Wide, last: Wide, low: float, dtype: Any) -> Array:
-    return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)
+    return xp.astype(xp.exp(at_least(xp, m0, low) - last), dtype)  # (9)
 
 
 def state(xp: Namespace, C: Array, keep: Array, written: Array) -> Array:
-    return keep * C + written
+    return keep * C + written  # (9)
 
 
 def D(  # noqa: N802
     xp: Namespace, w: Wide, r: Wide, wrote: Array, reads: Array, root: float, dtype: Any
 ) -> Array:
-    until = xp.astype(wrote <= reads, dtype)
-    D = xp.astype(w - r, dtype)
-    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # later steps may have written with any weight
-    D *= root * until
+    until = xp.astype(wrote <= reads, dtype)  # (4) s <= t
+    D = xp.astype(w - r, dtype)  # (4)
+    D = xp.exp(xp.minimum(D, xp.zeros_like(until)))  # (4) later steps may have written with any weight
+    D *= root * until  # (4)
     return D
 
 
 def den(xp: Namespace, s: Array, b: Wide, r: Wide, eps: float, limit: float, dtype: Any) -> Array:
-    return denominator(xp, s, b + r, eps, limit, dtype)
+    return denominator(xp, s, b + r, eps, limit, dtype)  # (7)
 
 
 def den_bwd(xp: Namespace, dh_h: Array, den: Array, s: Array, b: Wide, r: Wide, limit: float, dtype: Any) -> Array:
-    return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)
+    return -dh_h / den * sign_beyond(xp, s, exp_minus(xp, b + r, limit, dtype), dtype)  # (8) (7)
 
 
 def quotient(xp: Namespace, num: Array, den: Array, dtype: Any) -> Array:
-    return astype(xp, num / den, dtype)
+    return astype(xp, num / den, dtype)  # (8)
 
 
 def scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
@@ -83,27 +84,27 @@ def scale_add(xp: Namespace, a: Array, scale: Array, b: Array) -> Array:
 
 
 def b_bwd(xp: Namespace, dh_h: Array, ds: Array, s: Array, dw: Array) -> Array:
-    return dh_h + ds * s - dw
+    return dh_h + ds * s - dw  # (1) (2)
 
 
 def m_bwd(xp: Namespace, dh_h: Array, den: Array, eps: float) -> Array:
-    return -eps * dh_h / den
+    return -eps * dh_h / den  # (7)
 
 
 def from_before(xp: Namespace, m0: Wide, most: Wide, dtype: Any) -> Array:
-    return xp.astype(m0 >= most, dtype)
+    return xp.astype(m0 >= most, dtype)  # (3)
 
 
 def add_to_last(xp: Namespace, dm: Array, end: Array, step: Array, last: Array, dtype: Any) -> Array:
-    return dm + end * xp.astype(step >= last, dtype)
+    return dm + end * xp.astype(step >= last, dtype)  # (3)
 
 
 def is_largest(xp: Namespace, w: Wide, most: Wide, wrote: Array, reads: Array, dtype: Any) -> Array:
-    return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)
+    return xp.astype(w >= most, dtype) * xp.astype(wrote <= reads, dtype)  # (3)
 
 
 def share(xp: Namespace, old: Array, dm: Array, count: Array) -> Array:
-    return (1 - old) * dm / count
+    return (1 - old) * dm / count  # (3)
 
 
 def add(xp: Namespace, total: Array, d: Array) -> Array:
@@ -113,6 +114,47 @@ def add(xp: Namespace, total: Array, d: Array) -> Array:
 def wide(xp: Namespace, a: Array) -> Array:
     """Return an array in float64: sums of logarithms have to keep the digits of their smallest terms."""
     return xp.astype(a, xp.float64)
+
+
+# The stabilised denominator of h, max(|n q|, exp(-m)) + eps, which both forms share: C and n are kept divided by exp(m)
+# (Beck et al. 2024, appendix A.3), so the 1 of eq. 21 becomes exp(-m). The running maximum m itself is computed in
+# `_begin` of `mlstm.py` and in `_logs` of `mlstm_chunks.py`.
+
+
+def at_least(xp: Namespace, m: Array, low: float) -> Array:
+    """Return max(m, low).
+
+    Before the first write, where m is -inf, the factor of the state is then exp(low - low) = 1 and not nan.
+    """
+    return xp.maximum(m, xp.full_like(m, low))
+
+
+@functools.cache
+def low_of(xp: Namespace, dtype: Any) -> float:
+    """Return the finite number that takes the place of -inf in differences of logarithms."""
+    return -math.pow(finfo(xp, dtype).max, 0.8)
+
+
+@functools.cache
+def limit_of(xp: Namespace, dtype: Any) -> float:
+    """Return a bound of |x| up to which exp(x) and exp(-x) are normal numbers of the dtype."""
+    return -math.log(float(finfo(xp, dtype).smallest_normal)) - 1
+
+
+def exp_minus(xp: Namespace, m: Array, limit: float, dtype: Any) -> Array:
+    """Return exp(-m) within the range of the dtype, neither infinite nor 0."""
+    one = xp.exp(clamp(xp, -m, limit))
+    return one if m.dtype == dtype else xp.astype(one, dtype)
+
+
+def denominator(xp: Namespace, s: Array, m: Array, eps: float, limit: float, dtype: Any) -> Array:
+    """Return max(|s|, exp(-m)) + eps with s = n q."""
+    return xp.maximum(xp.abs(s), exp_minus(xp, m, limit, dtype)) + eps  # (7)
+
+
+def sign_beyond(xp: Namespace, s: Array, one: Array, dtype: Any) -> Array:
+    """Return the derivative of max(|s|, one) by s: the sign of s where |s| is larger, else 0."""
+    return xp.astype(s > one, dtype) - xp.astype(s < -one, dtype)  # (7)
 
 
 OPTIONS = ("root", "low", "eps", "limit", "dtype")  # arguments that are the same for all steps

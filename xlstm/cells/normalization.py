@@ -39,12 +39,12 @@ def normalize_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> A
 def layer_norm(xp: Namespace, x: Array, gain: Array, axis: Axis) -> tuple[Array, tuple[Array, Array]]:
     """Return x normalised and times a gain, and what `normalize` returns."""
     n, r = normalize(xp, x, axis)
-    return gain * n, (n, r)
+    return gain * n, (n, r)  # (4)
 
 
 def layer_norm_bwd(xp: Namespace, dy: Array, gain: Array, n: Array, r: Array, axis: Axis) -> Array:
     """Return the gradient of x from that of y, with `y, (n, r) = layer_norm(xp, x, gain, axis)`."""
-    return normalize_bwd(xp, gain * dy, n, r, axis)
+    return normalize_bwd(xp, gain * dy, n, r, axis)  # (4)
 
 
 def normalize_root(xp: Namespace, x: Array, axis: int, eps: float = EPS) -> tuple[Array, Array]:
@@ -58,22 +58,22 @@ def normalize_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) 
 
 
 def _centred(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
-    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)
+    return _by_root(xp, x - xp.mean(x, axis=axis, keepdims=True), axis, eps)  # (1)
 
 
 def _centred_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: Axis) -> Array:
-    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))
-    return r * (dn - mean - n * along)
+    mean, along = (xp.mean(a, axis=axis, keepdims=True) for a in (dn, dn * n))  # (1), (2)
+    return r * (dn - mean - n * along)  # (3) (2) (1)
 
 
 def _by_root(xp: Namespace, x: Array, axis: Axis, eps: float) -> tuple[Array, Array]:
     """Return x with mean square 1, and 1 / the root of its mean square."""
-    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
-    return x * r, r
+    r = 1 / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)  # (2)
+    return x * r, r  # (3)
 
 
 def _by_root_bwd(xp: Namespace, dn: Array, n: Array, r: Array, axis: int) -> Array:
-    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))
+    return r * (dn - n * xp.mean(dn * n, axis=axis, keepdims=True))  # (3) (2)
 
 
 MEAN_AND_VARIANCE = Normal(normalize_bwd, _centred, _centred_bwd)
@@ -108,8 +108,8 @@ def scaled(xp: Namespace, x: Array, formula: Any, axis: Axis, eps: float, limit:
     if limit is None:
         return formula(xp, x, axis, eps)  # type: ignore[no-any-return]
     c = _factor(xp, x, axis, limit)
-    n, r = formula(xp, x * c, axis, eps)
-    return n, r * c
+    n, r = formula(xp, x * c, axis, eps)  # (5)
+    return n, r * c  # (5)
 
 
 def _factor(xp: Namespace, x: Array, axis: Axis, limit: float) -> Array:
@@ -118,7 +118,7 @@ def _factor(xp: Namespace, x: Array, axis: Axis, limit: float) -> Array:
     It is 1 unless x has elements larger than the limit, `fourth_root`, beside which eps does not matter.
     """
     most = xp.max(xp.abs(x), axis=axis, keepdims=True)
-    return limit / xp.maximum(most, xp.full_like(most, limit))
+    return limit / xp.maximum(most, xp.full_like(most, limit))  # (5)
 
 
 @functools.cache

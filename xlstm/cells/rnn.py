@@ -33,7 +33,7 @@ class Cell(cell.Summed):
 
     def gates(self, xp: Namespace, zx: Array, zh: Array, h0: Array) -> tuple[Array, Saved]:
         """Run one step: return h (H, B), from zx and zh (1, H, B)."""
-        z = zx[0, ...] + zh[0, ...]
+        z = zx[0, ...] + zh[0, ...]  # (1) pre-activation
         h = self._activate(xp, 0, z)  # (1)
         return h, Saved(h, self._kept(z))
 
@@ -44,7 +44,7 @@ class Cell(cell.Summed):
 
     def gates_bwd(self, xp: Namespace, local: Local, dh: Array) -> tuple[Array, Array, None]:
         """Return the gradient dz (1, H, B) of zx and of zh."""
-        dz = local.a * dh
+        dz = local.a * dh  # (1)
         return dz, dz, None
 
     def activated(self, xp: Namespace, saved: Saved) -> Array:

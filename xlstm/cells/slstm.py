@@ -83,7 +83,7 @@ class Cell(cell.Summed):
         az = tanh_bwd(xp, i, z, z)  # (5) through z, (4)
         wrote = xp.where(i < 1, xp.zeros_like(i), xp.ones_like(i))  # (2) m is the logarithm of i
         r = self._log_forget_bwd(xp, af)  # (1)
-        return Local(ao, k, -k * q, az, i, i * z, f, f * c0, f * n0, wrote, r)
+        return Local(ao, k, -k * q, az, i, i * z, f, f * c0, f * n0, wrote, r)  # (7) through n, (5) (6)
 
     def gates_bwd(
         self, xp: Namespace, local: Local, dh: Array, dc: Array, dn: Array, dm: Array
@@ -91,14 +91,14 @@ class Cell(cell.Summed):
         """Return the gradients dz (4, H, B) of zx and of zh, and dc0, dn0, dm0 (H, B)."""
         ao, kc, kn, az, i, iz, f, fc, fn, wrote, r = local
         dc = dc + kc * dh  # (8) (7)
-        dn = dn + kn * dh
+        dn = dn + kn * dh  # (8) (7)
         di = iz * dc + i * dn  # (5) (6) through i, (3)
         df = fc * dc + fn * dn  # (5) (6) through f, (3)
         dm = dm - di - df  # (3) through m
         dmi = wrote * dm  # (2)
-        df = df + (dm - dmi)
-        dz = xp.stack((di + dmi, r * df, az * dc, ao * dh))
-        return dz, dz, None, f * dc, f * dn, df  # (1) through m0
+        df = df + (dm - dmi)  # (2) through log f + m0
+        dz = xp.stack((di + dmi, r * df, az * dc, ao * dh))  # (2) (1) (4) (8)
+        return dz, dz, None, f * dc, f * dn, df  # (5) (6) through c0, n0; (1) through m0
 
     def activated(self, xp: Namespace, saved: Saved) -> Array:
         """Return the gate values (4, ...) in the order of GATES; i and f are divided by exp(m)."""
@@ -110,13 +110,13 @@ class Cell(cell.Summed):
 
     def _log_forget(self, xp: Namespace, af: Array) -> Array:
         """Return log f from its pre-activation."""
-        return self._forget.fwd(xp, self._limited(xp, af))
+        return self._forget.fwd(xp, self._limited(xp, af))  # (1)
 
     def _log_forget_bwd(self, xp: Namespace, af: Array) -> Array:
         """Return the derivative of log f by its pre-activation."""
         limited = self._limited(xp, af)
-        r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)
-        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)
+        r = self._forget.bwd(xp, xp.ones_like(af), limited, limited)  # (1)
+        return r if self.forget_limit is None else r * xp.astype(af < self.forget_limit, af.dtype)  # (1)
 
     def _limited(self, xp: Namespace, af: Array) -> Array:
         return af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))

@@ -213,7 +213,7 @@ def bench(
     for line in crossover(rows):
         out.print(line)
     if plot is not None:
-        plots.save(plots.comparison(rows), plot)
+        plots.save(drawn(rows), plot)
         out.print(f"picture: {plot}")
 
 
@@ -376,12 +376,29 @@ def crossover(rows: Sequence[Row]) -> list[str]:
         some.sort(key=lambda r: r.case.operations)
         wins = [r.ratio < 0.95 for r in some]
         since = next((k for k in range(len(some)) if all(wins[k:])), None)
+        sizes = " and ".join(str(r.case.size) for r, won in zip(some, wins, strict=True) if won)
+        where = f"at T,B,D,H = {sizes}, but not at the largest size" if sizes else "at no size measured"
         if since is not None:
             where = f"from T,B,D,H = {some[since].case.size} on" if since else "at every size measured"
-        elif any(wins):
-            sizes = " and ".join(str(r.case.size) for r, won in zip(some, wins, strict=True) if won)
-            where = f"at T,B,D,H = {sizes}, but not at the largest size"
-        else:
-            where = "at no size measured"
         lines.append(f"{kind}: {WORDS[name]} is faster than {WORDS[first]} {where}")
     return lines
+
+
+def drawn(rows: Sequence[Row]) -> Any:
+    """Draw sequences a second by the operations of a call, with sizes as marks, a panel for each layer and dtype."""
+    kinds = list(dict.fromkeys(row.kind for row in rows))
+    figure, panels = figures.panels(len(kinds), 1, 3.0)
+    for kind, axes in zip(kinds, panels, strict=True):
+        some = [row for row in rows if row.kind == kind]
+        for k, name in enumerate(dict.fromkeys((row.name, row.device) for row in some)):
+            line = sorted((row.case.operations, row.sequences) for row in some if (row.name, row.device) == name)
+            axes.plot(*zip(*line, strict=True), label=", ".join(name), **figures.line(k))
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        sizes = {row.case.operations: ",".join(map(str, row.case.size)) for row in some}
+        axes.set_xticks([*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=figures.SMALL)
+        axes.set_xticks([], minor=True)
+        x = "T,B,D,H, placed by the floating-point operations of a call"
+        figures.label(axes, f"{kind}, forward and backward", x, "sequences a second")
+        figures.legend(axes)
+    return figure

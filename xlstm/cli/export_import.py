@@ -10,6 +10,7 @@ from typer import Argument, Option
 from xlstm.cli.console import out
 from xlstm.cli.sources import find_model, load_model
 from xlstm.data import writing
+from xlstm.data.pytorch import PICKLED
 from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
@@ -17,20 +18,20 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".torch.safetensors", "keras": ".weights.h
 
 
 def export(
-    model: Annotated[Path, Argument(help="Model file of train forecast, import or models.save.")],
-    to: Annotated[str, Option("--to", help="onnx, torch or keras.")],
+    model: Annotated[Path, Argument(help="Model file of train, import, an estimator's save or models.save.")],
+    to: Annotated[str, Option("--to", help="onnx, torch or keras.")] = "onnx",
     output: Annotated[Path | None, Option("--output", "-o", help="By default beside the model.")] = None,
 ) -> None:
-    """Write the network of a model for onnxruntime, PyTorch or Keras."""
+    """Write a model for onnxruntime, with an estimator's scaling and labels, or its network for PyTorch or Keras."""
     if to not in SUFFIXES:
         raise ValueError(f"export: format {to!r} is unknown, expected {', '.join(SUFFIXES)}")
-    file, _, _, network, params = load_model("export", model)
+    file, _, estimator, network, params = load_model("export", model)
     path = output or file.with_name(file.name.removesuffix(".safetensors") + SUFFIXES[to])
     _check_target(path, file)
     if to == "onnx":
         from xlstm.interop.onnx import to_onnx
 
-        to_onnx(network, params, path)
+        to_onnx(estimator or network, None if estimator else params, path)
     elif to == "keras":
         from xlstm.interop.keras import to_keras
 
@@ -51,7 +52,9 @@ def export(
 
 
 def import_(
-    file: Annotated[Path, Argument(help=".onnx, .keras, .weights.h5, or .safetensors of a PyTorch state dict.")],
+    file: Annotated[
+        Path, Argument(help=".onnx, .keras, .weights.h5, or .safetensors, .pt, .pth or .ckpt of a PyTorch state dict.")
+    ],
     kind: Annotated[str | None, Option(help="lstm, gru or rnn; what the file shows if left out.")] = None,
     name: Annotated[str, Option(help="Node, layer, or prefix of names, where the file holds others too.")] = "",
     activation: Annotated[str | None, Option(help="That of a plain RNN whose file does not say it.")] = None,
@@ -67,12 +70,13 @@ def import_(
         from xlstm.interop.keras import from_keras
 
         layer, params = from_keras(file, kind, name=name or None, activations=activation)
-    elif file.suffix in (".safetensors", ".pt", ".pth"):  # pickled ones are refused by name
+    elif file.suffix in (".safetensors", *PICKLED):
         from xlstm.interop.torch import from_torch
 
         layer, params = from_torch(file, kind, activation=activation, prefix=name)
     else:
-        raise ValueError(f"{file}: suffix {file.suffix!r} is unknown, expected .onnx, .keras, .h5 or .safetensors")
+        expected = ".onnx, .keras, .h5, .safetensors, .pt, .pth or .ckpt"
+        raise ValueError(f"{file}: suffix {file.suffix!r} is unknown, expected {expected}")
     if kind is not None and type(layer).__name__.lower() != kind:
         raise ValueError(f"{file}: holds an {type(layer).__name__}, expected {kind!r}")
     ending = next((e for e in (*SUFFIXES.values(), ".safetensors") if file.name.endswith(e)), file.suffix)

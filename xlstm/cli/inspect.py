@@ -15,7 +15,7 @@ from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
 from xlstm.cli.configuration import ColumnOption, JsonOption, command
 from xlstm.cli.console import Report, printable
-from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, dated, load_model
+from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, dated, load_model, read_text
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.series import read_series
@@ -114,9 +114,9 @@ def _look(network: Any, params: Params, x: Any, draw: bool) -> tuple[dict[str, l
 
 def _tokens(codec: Any, data: Path, steps: int) -> Any:
     """Return the first tokens of a text, (1, T)."""
+    start = read_text(data)[: LETTERS * steps]
     try:
-        with data.open(encoding="utf-8") as file:
-            tokens = codec.encode(file.read(LETTERS * steps))[:steps]
+        tokens = codec.encode(start)[:steps]
     except ValueError as error:
         raise ValueError(f"{data}: {error}") from error
     return np.array(_enough(data, tokens, "tokens"))[None]

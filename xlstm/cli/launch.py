@@ -25,8 +25,8 @@ from xlstm.cli import process_signals
 from xlstm.cli.console import tell
 
 VARIABLE = "XLSTM_RANKS"  # in ranks: the descriptors of standard output, of standard error and of the socket
-BANNER = re.compile(r"PID (\d+) RUNNING AT")  # in what mpiexec prints of a rank that did not end well
-SIGNAL = re.compile(r"EXIT STRING: .*\(signal (\d+)\)")
+# In what mpiexec prints of a rank that did not end well: its process, and the number of the signal that ended it.
+BANNER = re.compile(r"PID (\d+) RUNNING AT(?:.*EXIT STRING: [^\n]*\(signal (\d+)\))?", re.DOTALL)
 
 
 def launch(ranks: int) -> int:
@@ -95,12 +95,10 @@ class _Job:
         if printed.strip():
             tell(printed.strip())
         named = BANNER.search(printed)
-        rank = None if named is None else self.processes.get(int(named[1]))
         if code < 0:
             tell(f"xlstm: mpiexec was ended by {signal.Signals(-code).name}, and so was the job")
-        elif rank is not None:
-            found = SIGNAL.search(printed)
-            how = f"was killed by {signal.Signals(int(found[1])).name}" if found else f"ended with exit code {code}"
+        elif named is not None and (rank := self.processes.get(int(named[1]))) is not None:
+            how = f"was killed by {signal.Signals(int(named[2])).name}" if named[2] else f"ended with exit code {code}"
             tell(f"xlstm: rank {rank} of {self.ranks} (host {socket.gethostname()}) {how}, the job ends")
         elif code == 0:
             left = ", ".join(str(rank) for rank in range(self.ranks) if rank not in self.codes)

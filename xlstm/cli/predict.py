@@ -29,7 +29,7 @@ from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
 
 LARGEST = 700.0  # nats whose perplexity is a number
-CELLS = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN", "slstm": "sLSTM", "mlstm": "mLSTM", "xlstm": "xLSTM"}
+UNITS = {"characters": "character", "bytes": "byte", "tokenizer": "token"}  # by the kind of a codec
 
 
 @command()
@@ -273,9 +273,7 @@ def of_text(report: Report, model: TextModel, nats: float, what: str) -> dict[st
     """Print the mean of -log p of a token of a text, and return it; `what` is the text, in words."""
     perplexity = math.exp(nats) if nats < LARGEST else None
     shown = "" if perplexity is None else f", perplexity {perplexity:.4g}"
-    codec = model.codec_
-    unit = "character" if isinstance(codec, text.Characters) else "byte" if isinstance(codec, text.Bytes) else "token"
-    report.print(f"{what}: {nats:.4f} nats a {unit}{shown}")
+    report.print(f"{what}: {nats:.4f} nats a {UNITS[model.codec_kind_]}{shown}")
     return {"nats": nats, "perplexity": perplexity}
 
 
@@ -299,7 +297,7 @@ def of_forecasts(report: Report, model: Forecaster, series: Series) -> tuple[Sco
         errors = (f"{rmse[h - 1]:.4g}" for rmse in (score.model, score.persistence, score.autoregression))
         within = f"{100 * score.coverage[h - 1]:.0f} %"
         rows.append((f"{h} {series.step}{'s' if h > 1 else ''} ahead", *errors, within))
-    network, baseline = CELLS.get(model.cell, model.cell), f"autoregression of {score.order}"
+    network, baseline = type(model.model_.recurrent).__name__, f"autoregression of {score.order}"
     names = ("", network, "persistence", baseline, f"{100 * score.interval:.0f} % interval")
     report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", names, rows))
     methods = ("model", "persistence", "autoregression", "seasonal")

@@ -33,9 +33,9 @@ ESTIMATORS = {one.KIND: one for one in (Forecaster, TextModel, SequenceClassifie
 # The commands that take each kind of model file.
 COMMANDS = {
     Forecaster.KIND: ("predict", "evaluate", "export", "inspect"),
-    TextModel.KIND: ("generate", "evaluate", "inspect"),
-    SequenceClassifier.KIND: ("predict", "evaluate", "inspect"),
-    SequenceRegressor.KIND: ("inspect",),
+    TextModel.KIND: ("generate", "evaluate", "export", "inspect"),
+    SequenceClassifier.KIND: ("predict", "evaluate", "export", "inspect"),
+    SequenceRegressor.KIND: ("export", "inspect"),
     model_files.KIND: ("generate", "export", "inspect"),
     folder.KIND: ("train --resume",),
 }
@@ -179,9 +179,8 @@ class Layout:
         groups = grouped(names_in(file, self.sequence))
         for name, rows in groups.items():
             if len(several := dict.fromkeys(read[rows].tolist())) > 1:
-                raise ValueError(
-                    f"{path}: sequence {checks.shown(name)} has labels {checks.few(several)}, expected one"
-                )
+                found = f"sequence {checks.shown(name)} has labels {checks.few(several)}"
+                raise ValueError(f"{path}: {found}, expected one")
         firsts = np.array([rows[0] for rows in groups.values()])
         return np.fromiter((values[rows] for rows in groups.values()), object), [*groups], read[firsts]
 

@@ -6,10 +6,9 @@ A layer packs sequences of different lengths by `recurrence/packing.py`.
 from __future__ import annotations
 
 import copy
-import functools
-import math
+import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -22,9 +21,9 @@ from xlstm.arrays.groups import Part
 from xlstm.data.host import Host, finite, numbers, weights
 from xlstm.recurrence.packing import checked_lengths
 
-BATCHES = checks.having(
-    "batches", "__len__", expected="Windows, Sequences, Streams, or something else that yields batches"
-)
+EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
+BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
+ITERABLE = checks.accepted(lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED)
 
 
 class Batch(NamedTuple):
@@ -72,12 +71,7 @@ class ByRows:
         raise NotImplementedError
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some examples."""
-        raise NotImplementedError
-
-    @property
-    def counts(self) -> Host:
-        """The number of targets that count in each example (N,), or the sum of their weights."""
+        """Return the batch of some examples, with the columns `own` of x and target alone."""
         raise NotImplementedError
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
@@ -125,10 +119,8 @@ class Windows(ByRows):
         axes = 2 if self.every_step else 1
         if not _is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
-            raise ValueError(
-                f"Windows: x has shape {self.x.shape} and target {self.target.shape}, "
-                f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
-            )
+            expected = f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
+            raise ValueError(f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         check_mask("Windows", self.mask, self.target, axes)
         there = None
         if self.lengths is not None:
@@ -147,20 +139,12 @@ class Windows(ByRows):
         return orders(len(self.x), self.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        arrays = (self.x, self.target, self.mask, self.lengths)
-        x, target, mask, lengths = (None if array is None else array[rows[own]] for array in arrays)
+        arrays, mine = (self.x, self.target, self.mask, self.lengths), rows[own]
+        places = (mine, mine, rows, rows)
+        x, target, mask, lengths = (None if a is None else a[at] for a, at in zip(arrays, places, strict=True))
         if self.every_step:
             target, mask = _time_first(target), _time_first(mask)
         return Batch(_time_first(x), target, mask, True, lengths)
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        axes = 2 if self.every_step else 1
-        mask = np.ones(self.target.shape[:axes]) if self.mask is None else self.mask
-        if self.every_step and self.lengths is not None:
-            there = np.arange(self.x.shape[1]) < self.lengths[:, None]
-            mask = mask * there.reshape(there.shape + (1,) * (mask.ndim - 2))
-        return counted(mask, self.target.shape)
 
 
 @dataclass(frozen=True)
@@ -194,16 +178,12 @@ class Streams:
     def __post_init__(self) -> None:
         checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
         if not _is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
-            raise ValueError(
-                f"Streams: x has shape {self.x.shape} and target {self.target.shape}, expected (N, D) and (N, ...); "
-                "x may also be tokens, whole numbers (N,)"
-            )
+            expected = "expected (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
+            raise ValueError(f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         need = self.batch_size * self.length
         if len(self.x) < need:
-            raise ValueError(
-                f"Streams: {self.batch_size} streams (batch_size) of {self.length} steps (length) need {need} rows, "
-                f"got {len(self.x)}"
-            )
+            streams = f"{self.batch_size} streams (batch_size) of {self.length} steps (length)"
+            raise ValueError(f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}")
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
 
@@ -280,6 +260,11 @@ class Sequences(ByRows):
     bucket : int
         Batches whose sequences are sorted together. With 1 batches are random.
 
+    Attributes
+    ----------
+    lengths : whole numbers (N,)
+        The length of each sequence.
+
     Raises
     ------
     TypeError, ValueError
@@ -345,19 +330,10 @@ class Sequences(ByRows):
         return batches
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        """Return the columns `own` of the batch of some sequences, which is as long as the longest of them all."""
+        """Return the batch of some sequences, as long as the longest of them, with `own` columns of x and target."""
         T = int(np.max(self.lengths[rows]))
-        target, mask = self._chosen(self.target, rows[own], T), self._chosen(self.mask, rows[own], T)
-        return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows[own]])
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        if not self.every_step:
-            return counted(np.ones(len(self.target)) if self.mask is None else self.mask, self.target.shape)
-        masks = [np.ones(len(truth)) for truth in self.target] if self.mask is None else self.mask
-        return np.array(
-            [counted(mask[None], (1, *truth.shape))[0] for mask, truth in zip(masks, self.target, strict=True)]
-        )
+        target, mask = self._chosen(self.target, rows[own], T), self._chosen(self.mask, rows, T)
+        return Batch(_padded(self.sequences, rows[own], T), target, mask, True, self.lengths[rows])
 
     def _chosen(self, values: Any, rows: Host, T: int) -> Any:
         """Return the targets or the masks of some of the sequences."""
@@ -419,6 +395,76 @@ class Prefetch:
             thread.shutdown(cancel_futures=True)  # waits for the batch that is being prepared
 
 
+@dataclass(frozen=True)
+class Iterated:
+    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are pairs or a `Batch`.
+
+    The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B, T, D), or tokens (B,
+    T). A pair begins from the initial state. With a generator of random numbers a list of independent batches is
+    shuffled, and so are the examples of a `DataLoader` whose sampler draws them, which gets a generator for each epoch;
+    all else keeps its order.
+
+    Parameters
+    ----------
+    data : iterable
+        An iterator can be gone through once.
+    every_step : bool
+        Targets of pairs have a time axis, (B, T, ...) instead of (B, ...).
+
+    Raises
+    ------
+    TypeError
+        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a `Batch`.
+    ValueError
+        Once it is its turn: the shapes of a pair do not go together.
+    """
+
+    data: Iterable[Any]
+    every_step: bool = True
+
+    def __post_init__(self) -> None:
+        checks.fields(self, data=ITERABLE, every_step=checks.flag)
+
+    @property
+    def once(self) -> bool:
+        """Whether the data cannot begin anew."""
+        return isinstance(self.data, Iterator)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, or the largest number there is where the data do not tell."""
+        try:
+            return len(self.data)  # type: ignore[arg-type]
+        except TypeError:  # a DataLoader has a method for its length, which says so if there is none
+            return checks.COUNTED
+
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield one epoch, in an order that `rng` decides where it can."""
+        data: Any = self.data
+        if isinstance(data, list | tuple):
+            if rng is not None and all(not isinstance(one, Batch) or one.fresh for one in data):
+                data = [data[k] for k in rng.permutation(len(data))]
+        elif hasattr(getattr(data, "sampler", None), "generator"):
+            drawn: Any = sys.modules["torch"].Generator()
+            data.sampler.generator = drawn.manual_seed(0 if rng is None else int(rng.integers(2**63)))
+        for number, one in enumerate(data, 1):
+            yield one if isinstance(one, Batch) else self._batch(f"batch {number}", one)
+
+    def _batch(self, where: str, pair: Any) -> Batch:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise TypeError(
+                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
+            )
+        x, target = (numbers(f"train: {where}", name, one) for name, one in zip(("x", "target"), pair, strict=True))
+        if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
+            return Batch(x, target, None, True)
+        axes = 2 if self.every_step else 1
+        if not _is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
+            leading = "(B, T, ...)" if self.every_step else "(B, ...)"
+            shapes = f"x of shape {x.shape} and target of shape {target.shape}"
+            raise ValueError(f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}")
+        return Batch(_time_first(x), _time_first(target) if self.every_step else target, None, True)
+
+
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
     """Raise ValueError unless a mask has leading axes of the target, at least the first `axes` of them."""
     if mask is not None and (mask.ndim < axes or mask.shape != target.shape[: mask.ndim]):
@@ -456,10 +502,8 @@ def _of_one_width(rows: list[Host]) -> list[Host]:
     found = [row[:, None] if row.ndim == 1 else row for row in rows]
     for k, row in enumerate(found):
         if row.ndim != 2 or row.shape[1] != found[0].shape[-1]:
-            raise ValueError(
-                f"Sequences: sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}, "
-                "expected (T, D) with one D, or (T,)"
-            )
+            shapes = f"sequences[{k}] has shape {rows[k].shape} and sequences[0] {rows[0].shape}"
+            raise ValueError(f"Sequences: {shapes}, expected (T, D) with one D, or (T,)")
     return found
 
 
@@ -469,23 +513,16 @@ def orders(count: int, size: int, rng: np.random.Generator | None) -> list[Host]
     return [order[start : start + size] for start in range(0, count, size)]
 
 
-def within_lengths(batch: Batch) -> Host:
-    """Return which steps (T, B) lie within their sequences."""
-    T, B = batch.x.shape[:2]
-    return np.ones((T, B), bool) if batch.lengths is None else np.arange(T)[:, None] < to_numpy(batch.lengths)
+def within_lengths(lengths: Any, T: int, B: int) -> Host:
+    """Return which steps (T, B) lie within sequences of these lengths (B,), by default all."""
+    return np.ones((T, B), bool) if lengths is None else np.arange(T)[:, None] < to_numpy(lengths)
 
 
-def mask_of_steps(batch: Batch) -> Host:
+def mask_of_steps(mask: Any, lengths: Any, T: int, B: int) -> Host:
     """Return the mask (T, B, ...) of targets that have a time axis, without those past the end of a sequence."""
-    there = within_lengths(batch)
-    mask = there if batch.mask is None else to_numpy(batch.mask)
-    return mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(there.shape + (1,) * (mask.ndim - 2))
-
-
-def counted(mask: Host, shape: tuple[int, ...]) -> Host:
-    """Return how many targets of each example count (N,), with a mask of leading axes of their shape (N, ...)."""
-    each = np.sum(mask, axis=tuple(range(1, mask.ndim)), dtype=np.float64)
-    return np.asarray(each * math.prod(shape[mask.ndim :]))
+    there = within_lengths(lengths, T, B)
+    mask = there if mask is None else to_numpy(mask)
+    return np.asarray(mask.reshape(mask.shape + (1,) * (2 - mask.ndim)) * there.reshape(T, B, *(1,) * (mask.ndim - 2)))
 
 
 def _padded(arrays: list[Host], rows: Host, T: int) -> Host:

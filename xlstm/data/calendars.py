@@ -157,10 +157,9 @@ def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | No
         return None
     if place[-1] >= FILL[0] * len(place) + FILL[1]:
         row = int(np.argmax(steps)) + 1
-        raise ValueError(
-            f"{line(row)}: {steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}, "
-            f"expected at most {FILL[0]} times as many as there are; split the series there"
-        )
+        missing = f"{steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}"
+        expected = f"expected at most {FILL[0]} times as many as there are; split the series there"
+        raise ValueError(f"{line(row)}: {missing}, {expected}")
     steps_taken = found.at(ticks[0] + every * np.arange(place[-1] + 1))
     return found._replace(dates=steps_taken, place=place, every=every, zone=clocks)
 

@@ -175,11 +175,9 @@ class CsvFile:
         if self.dialect.date_format is not None:
             raise ValueError(f"{self.path}: no column holds dates of the format {shown(self.dialect.date_format)}")
         if strange:
-            raise ValueError(
-                f"{strange}, which looks like a date but is not in ISO 8601; say its format with --date-format "
-                "(date_format='%d/%m/%Y'), write dates such as 2024-01-31, or leave the column out to take rows as "
-                "equal steps in the order of the file"
-            )
+            how = "say its format with --date-format (date_format='%d/%m/%Y'), write dates such as 2024-01-31"
+            without = "leave the column out to take rows as equal steps in the order of the file"
+            raise ValueError(f"{strange}, which looks like a date but is not in ISO 8601; {how}, or {without}")
         named = self.names[0].lower() in HEADERS | INDEX
         is_label = len(self.names) > 1 and (named or not any(map(is_number, self._cells[0])))
         return (0 if is_label else None), False

@@ -251,9 +251,8 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
     """Return the name of the column of dates, or None."""
     names = [name for name, dtype in frame.schema.items() if dtype in (nw.Date, nw.Datetime)]
     if len(names) > 1:
-        raise ValueError(
-            f"{where}: columns {checks.few(map(str, names))} hold dates, expected at most one column of dates"
-        )
+        dated = checks.few(map(str, names))
+        raise ValueError(f"{where}: columns {dated} hold dates, expected at most one column of dates")
     return names[0] if names else None
 
 

@@ -27,6 +27,7 @@ STORAGES = {
     **{"Double": "F64", "Float": "F32", "Half": "F16", "BFloat16": "BF16", "Bool": "BOOL"},
     **{"Long": "I64", "Int": "I32", "Short": "I16", "Char": "I8", "Byte": "U8"},
 }
+PICKLED = (".ckpt", ".pt", ".pth", ".bin")  # suffixes of such files
 CONVERSION = (
     "with PyTorch, convert it once: c = torch.load(PATH, weights_only=True); "
     "safetensors.torch.save_file({n: t.clone() for n, t in c['state_dict'].items()}, 'model.safetensors'); "

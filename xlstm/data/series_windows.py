@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,7 +44,13 @@ def first_row(where: str, values: Values) -> int:
 
 
 class Split(NamedTuple):
-    """Parts of a series in time order, as slices."""
+    """Parts of a series in time order, as slices.
+
+    Attributes
+    ----------
+    train, validation, test : slice
+        Rows of the series.
+    """
 
     train: slice
     validation: slice
@@ -184,22 +189,13 @@ class SeriesWindows(ByRows):
         x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets) with `flat`. The mask
         is None where no target of any stretch is missing.
         """
-        starts = self.starts[rows[own]]
+        starts = self.starts[rows]
         ahead = starts[:, None] + self.window + np.arange(self.horizon)  # the rows that are predicted
-        target = self._rows[ahead[:, :, None], self._columns]
+        target = self._rows[ahead[own, :, None], self._columns]
         mask = None if self._observed is None else self._observed[ahead]
         if self.flat:
-            target = target.reshape(len(starts), math.prod(target.shape[1:]))
-            mask = None if mask is None else mask.reshape(target.shape)
-        return Batch(self._rows[np.arange(self.window)[:, None] + starts], target, mask, True)
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        if self._observed is None:
-            return np.full(len(self.starts), float(self.horizon * len(self._columns)))
-        past = np.cumsum(np.concatenate(([0], np.sum(self._observed, axis=1))))  # before each row
-        firsts = self.starts + self.window
-        return np.asarray(past[firsts + self.horizon] - past[firsts], np.float64)
+            target, mask = (None if a is None else a.reshape(len(a), math.prod(a.shape[1:])) for a in (target, mask))
+        return Batch(self._rows[np.arange(self.window)[:, None] + starts[own]], target, mask, True)
 
     @property
     def _columns(self) -> Any:

@@ -54,11 +54,9 @@ class Shard:
         if isinstance(data, Prefetch):
             yield from dataclasses.replace(data, data=Shard(data.data, self.group)).batches(rng)
         elif isinstance(data, ByRows) and type(data).batches is ByRows.batches:
-            lengths = getattr(data, "lengths", None)
             for rows in data.orders(rng):
                 own = columns(len(rows), self.group)
-                whole = None if lengths is None else lengths[rows]
-                yield data.batch(rows, own)._replace(part=Part(float(np.sum(data.counts[rows])), len(rows), own, whole))
+                yield _part(data.batch(rows, own), own, len(rows), getattr(data, "every_step", False))
         else:
             for batch in data.batches(rng):
                 yield cut(batch, self.group, getattr(data, "every_step", None))
@@ -80,23 +78,23 @@ def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
     groups = None if batch.options is None else batch.options.get("groups")
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
-    total = float(math.prod(batch.target.shape))
-    mask = None if batch.mask is None else to_numpy(batch.mask)
-    if timed and (mask is not None or batch.lengths is not None):
-        mask = mask_of_steps(batch)
-    if mask is not None:
-        total = float(np.sum(mask)) * math.prod(batch.target.shape[mask.ndim :])
-    at = (slice(None), own) if timed else own
     options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
-    return Batch(
-        batch.x[:, own],
-        batch.target[at],
-        None if mask is None else mask[at],
-        batch.fresh,
-        None if batch.lengths is None else batch.lengths[own],
-        options,
-        Part(total, B, own, None if batch.lengths is None else to_numpy(batch.lengths)),
-    )
+    target = batch.target[:, own] if timed else batch.target[own]
+    return _part(batch._replace(x=batch.x[:, own], target=target, options=options), own, B, timed)
+
+
+def _part(batch: Batch, own: slice, B: int, timed: bool) -> Batch:
+    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths."""
+    mask, lengths = (None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths))
+    T = len(batch.x)
+    if timed and (mask is not None or lengths is not None):
+        mask = mask_of_steps(mask, lengths, T, B)
+    shape = (T, B, *batch.target.shape[2:]) if timed else (B, *batch.target.shape[1:])
+    total = float(math.prod(shape)) if mask is None else float(np.sum(mask)) * math.prod(shape[mask.ndim :])
+    if mask is not None:
+        mask = mask[:, own] if timed else mask[own]
+    part = Part(total, B, own, lengths)
+    return batch._replace(mask=mask, lengths=None if lengths is None else lengths[own], part=part)
 
 
 def _whole_groups(groups: Host, group: Group) -> slice:

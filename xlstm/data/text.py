@@ -44,10 +44,8 @@ class Numbers(Codec):
     def encode(self, text: str) -> list[int]:
         found = [part for part in re.split(r"[\s,]+", text) if part]
         if not all(part.isdecimal() and len(part) <= DIGITS for part in found):
-            raise ValueError(
-                f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model; "
-                "expected whole numbers such as '3 1 4', or --bytes"
-            )
+            expected = "expected whole numbers such as '3 1 4', or --bytes"
+            raise ValueError(f"prompt: {shown(text)} is text, but there is no {TOKENIZER} beside the model; {expected}")
         return [int(part) for part in found]
 
     def decode(self, tokens: list[int]) -> str:

@@ -105,22 +105,14 @@ def check(path: AnyPath) -> None:
 
 def _create(temporary: Path, path: Path) -> int:
     """Make the temporary file, which must not exist even as a link, and return the mode that it is to have."""
-    old = _mode(path)
+    old = os.stat(reading.regular(path)).st_mode if path.exists() else None  # None, too, for a link to no file
+    if old is not None and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, "it is write-protected", str(path))
     with open(temporary, "xb") as file:
         if old is None:
             return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        os.chmod(temporary, 0o600)  # nobody else sees it meanwhile
-        return old
-
-
-def _mode(path: Path) -> int | None:
-    """Return the mode of a file that can be replaced, or None where there is none yet."""
-    if not path.exists():  # nor does the link lead to a file
-        return None
-    mode = os.stat(reading.regular(path)).st_mode
-    if not os.access(path, os.W_OK):
-        raise PermissionError(errno.EACCES, "it is write-protected", str(path))
-    return stat.S_IMODE(mode) & 0o777
+    os.chmod(temporary, 0o600)  # nobody else sees it meanwhile
+    return stat.S_IMODE(old) & 0o777
 
 
 @contextlib.contextmanager
@@ -133,7 +125,7 @@ def _folder(folder: Path, lock: bool) -> Iterator[None]:
         return
     try:
         if lock:
-            _lock(handle)
+            locked(handle, PATIENCE)
         yield
         with contextlib.suppress(OSError):
             os.fsync(handle)
@@ -141,13 +133,17 @@ def _folder(folder: Path, lock: bool) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(handle: int) -> None:
-    """Lock a folder until it is closed, where the system can, unless others keep it locked for long."""
-    with contextlib.suppress(ImportError, OSError):
+def locked(handle: int, patience: float = 0.0) -> bool:
+    """Lock a folder until it is closed; return False where others have it locked for longer than some seconds."""
+    end = time.monotonic() + patience
+    with contextlib.suppress(ImportError, OSError):  # not every system, nor every file system, has such locks
         import fcntl
 
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+        while True:
             with contextlib.suppress(BlockingIOError):
-                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            if time.monotonic() >= end:
+                return False
             time.sleep(0.002)
+    return True

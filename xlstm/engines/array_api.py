@@ -35,7 +35,7 @@ class ArrayApi:
         """Run all steps; see `Engine`."""
         tape = Tape(self, step, widths, x, state[0])
         xp, y, recur, gates, own, device = step.xp, tape.y, step.recur, step.cell.gates, step.own, x.device
-        zx, tape.normal = step.project(x)  # (R, N)
+        zx, tape.normal = step.project(x)  # (1) all steps at once, (R, N)
         ended: list[Sequence[Array]] = []  # states of the sequences that are over, the longest first
         for segment in segments(tuple(widths)):
             k, n, row = segment
@@ -53,11 +53,11 @@ class ArrayApi:
             products = step.reshape(zx[:, row : row + k * n], (step.G, step.H, k, n))
             for t in range(k):
                 if options is None:
-                    *state, saved = gates(xp, products[:, :, t, :], recur(step.Wh, state[0]), *state, **own)
+                    *state, saved = gates(xp, products[:, :, t, :], recur(step.Wh, state[0]), *state, **own)  # (3) (4)
                     groups = (saved,)
                 else:
                     state, *groups = options.forward(t, step.Wh, products[:, :, t, :], state)
-                y[row : row + n, :] = state[0].T
+                y[row : row + n, :] = state[0].T  # (8)
                 row += n
                 if keep == "nothing":
                     continue
@@ -109,11 +109,11 @@ class ArrayApi:
                     here = local._make([None if a is None else a[..., t - start, :, :] for a in local])
                     rows = segment.rows(t)
                     if dy is not None:
-                        dstate[0] = dstate[0] + dy[rows, :].T
+                        dstate[0] = dstate[0] + dy[rows, :].T  # (8)
                     if options is None:
-                        dzx, dzh, dh0, *dcarry = cell.gates_bwd(xp, here, *dstate, **own)
-                        dh = step.recur_bwd(WT, found.put_products(rows, dzx, dzh))
-                        dstate = [dh if dh0 is None else dh + dh0, *dcarry]
+                        dzx, dzh, dh0, *dcarry = cell.gates_bwd(xp, here, *dstate, **own)  # (4)
+                        dh = step.recur_bwd(WT, found.put_products(rows, dzx, dzh))  # (3)
+                        dstate = [dh if dh0 is None else dh + dh0, *dcarry]  # (3) and (4) through h0
                     else:
                         normal = [a[t, ...] for a in kept.normal]
                         dstate = options.backward(t, WT, here, dstate, normal, found)
@@ -141,19 +141,20 @@ class Options:
     ) -> tuple[list[Array], Any, tuple[Array, ...], tuple[Array, ...]]:
         """Return the state after step t, what the cell saved, the product of h normalised, and h before projection."""
         step, xp = self.step, self.xp
-        h = state[0] if self.drop is None else state[0] * self.drop
+        h = state[0] if self.drop is None else state[0] * self.drop  # (2)
         normal: tuple[Array, ...] = ()
         if self.gh is None:
-            zh = step.recur(W, h)
+            zh = step.recur(W, h)  # (3)
         else:
-            zh, normal = layer_norm(xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0)
+            zh, normal = layer_norm(xp, reshape(product(xp, W, h), (step.R, h.shape[1])), self.gh, 0)  # (3) (7)
             zh = reshape(zh if step.bh is None else zh + step.bh[:, None], (step.R // step.H, step.H, h.shape[1]))
-        h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)
+        h, *carry, saved = step.cell.gates(xp, zx, zh, *state, **self.own)  # (4)
         out: tuple[Array, ...] = ()
         if step.Whr is not None:
-            out, h = (h,), product(xp, step.Whr, h)
+            out, h = (h,), product(xp, step.Whr, h)  # (5)
         new = [h, *carry]
         if step.zoneout:
+            # (6)
             new = [b if s is None else s * a + (1 - s) * b for a, b, s in zip(state, new, self._shares(t), strict=True)]
         return new, saved, normal, out
 
@@ -164,22 +165,22 @@ class Options:
         step, xp, rows = self.step, self.xp, self.segment.rows(t)
         direct: list[Array | None] = [None] * len(dstate)  # what zoneout lets through to the old state
         if step.zoneout:
-            direct = [None if s is None else s * d for d, s in zip(dstate, self._shares(t), strict=True)]
-            dstate = [d if kept is None else d - kept for d, kept in zip(dstate, direct, strict=True)]
+            direct = [None if s is None else s * d for d, s in zip(dstate, self._shares(t), strict=True)]  # (6)
+            dstate = [d if kept is None else d - kept for d, kept in zip(dstate, direct, strict=True)]  # (6)
         dh, *dcarry = dstate
         if step.Whr is not None:
-            found.put("out", rows, dh)
-            dh = product(xp, step.Whr.T, dh)
-        dzx, dzh, dh0, *dcarry = step.cell.gates_bwd(xp, local, dh, *dcarry, **self.own)
+            found.put("out", rows, dh)  # (5)
+            dh = product(xp, step.Whr.T, dh)  # (5)
+        dzx, dzh, dh0, *dcarry = step.cell.gates_bwd(xp, local, dh, *dcarry, **self.own)  # (4)
         da = found.put_products(rows, dzx, dzh)
         if self.gh is not None:
-            da = found.put("a", rows, layer_norm_bwd(xp, da, self.gh, normal[0], normal[1], 0))
-        dh = step.recur_bwd(WT, da)
+            da = found.put("a", rows, layer_norm_bwd(xp, da, self.gh, normal[0], normal[1], 0))  # (7)
+        dh = step.recur_bwd(WT, da)  # (3)
         if self.drop is not None:
-            dh = dh * self.drop
+            dh = dh * self.drop  # (2)
         if dh0 is not None:
-            dh = dh + dh0
-        return [d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)]
+            dh = dh + dh0  # (2) and (4) through h0
+        return [d if kept is None else d + kept for d, kept in zip((dh, *dcarry), direct, strict=True)]  # (6)
 
     def _shares(self, t: int) -> list[Any]:
         rows = self.segment.rows(t)

@@ -100,36 +100,36 @@ class Step:
     def project(self, x: Array) -> tuple[Array, tuple[Array, Array] | None]:
         """Return Wx x + b of rows x (N, D), (R, N), and with layer_norm Wx x normalised and 1 / its deviation."""
         xp, w = self.xp, self.w
-        zx = self._times(w["Wx"], x.T) if "Wx" in w else xp.asarray(x.T, copy=True)
+        zx = self._times(w["Wx"], x.T) if "Wx" in w else xp.asarray(x.T, copy=True)  # (1)
         normal = None
         if "gx" in w:
-            zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)
+            zx, normal = layer_norm(xp, zx, w["gx"][:, None], 0)  # (7)
         if self.b is not None:
-            zx += self.b[:, None]
+            zx += self.b[:, None]  # (1)
         return zx, normal
 
     def project_bwd(self, dzx: Array, normal: tuple[Array, Array] | None) -> tuple[Params, Array]:
         """Return the gradient of gx where there is one, and that of Wx x, from that of zx (R, N)."""
         if normal is None:
             return {}, dzx
-        grads = {"gx": total(self.xp, dzx, normal[0])}
-        return grads, layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)
+        grads = {"gx": total(self.xp, dzx, normal[0])}  # (7)
+        return grads, layer_norm_bwd(self.xp, dzx, self.w["gx"][:, None], *normal, 0)  # (7)
 
     def recur(self, W: Array, h: Array) -> Array:
         """Return W h + bh (gates, H, n), with W the recurrent weight; heads go by themselves."""
         n = h.shape[1]
         if self.heads:
             h = self.reshape(h, (W.shape[1], W.shape[3], n))
-        zh = self.reshape(self._times(W, h), (self.R // self.H, self.H, n))
-        return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))
+        zh = self.reshape(self._times(W, h), (self.R // self.H, self.H, n))  # (3)
+        return zh if self.bh is None else zh + reshape(self.bh, (-1, self.H, 1))  # (3)
 
     def recur_bwd(self, WT: Array, da: Array) -> Array:
         """Return W^T da (P, n)."""
         n = da.shape[1]
         if self.heads:
             G, N, K, _ = WT.shape
-            return reshape(self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))
-        dh = self._times(WT, da)
+            return reshape(self.xp.sum(self._times(WT, reshape(da, (G, N, K, n))), axis=0), (self.P, n))  # (3) by heads
+        dh = self._times(WT, da)  # (3)
         return dh if dh.ndim == 2 else reshape(dh, (self.P, n))
 
 

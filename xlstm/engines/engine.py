@@ -24,12 +24,19 @@ from xlstm.engines.numba import jit
 from xlstm.engines.numba.numba_engine import NUMBA, Stream
 from xlstm.engines.tape import Gradients, Tape, Widths
 
+__all__ = ["Engine", "use"]
+
 
 class Engine(Protocol):
     """Runs one recurrent layer in one direction over a packed batch.
 
     To add an engine, write a class with these methods and put it into `ENGINES`. One step, as for streaming, goes
     another way: the function `step` has the reference engine or Numba run it.
+
+    Attributes
+    ----------
+    name : str
+        The name by which `use` asks for it.
     """
 
     name: str
@@ -168,6 +175,11 @@ def step(
         return launched[0], launched[1:]
     found = [s.T for s in ARRAY_API.step(step, x, state)]
     return found[0], found
+
+
+def asked() -> str | None:
+    """Return the name of the engine that was asked for with `use`, or None."""
+    return _asked.get()
 
 
 @contextlib.contextmanager

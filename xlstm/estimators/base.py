@@ -4,6 +4,7 @@ A subclass is a dataclass whose fields are its parameters. The constructor store
 them by `CHECKS`. Results of `fit` have names with an underscore at their end.
 """
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,7 +79,7 @@ class Estimator:
     """The base of estimators."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-    KIND: ClassVar[str] = ""  # the kind of its files
+    KIND: ClassVar[str] = ""  #: the kind of its files
     _kind: ClassVar[str] = ""  # scikit-learn's name for the kind of estimator: "classifier", "regressor" or nothing
     _takes: ClassVar[tuple[str, ...]] = ("two_d_array", "three_d_array")  # scikit-learn's names for the kinds of X
     _arrays: ClassVar[tuple[str, ...]] = ()  # arrays of float64 that `fit` found, for files
@@ -232,6 +233,27 @@ class FiledEstimator(Estimator):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
         return estimator
+
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any] | None]:
+        """Return what `interop.onnx.to_onnx` writes beside the network.
+
+        Parameters
+        ----------
+        lengths : bool
+            Whether there is an input of lengths.
+
+        Returns
+        -------
+        about : dict of str to str
+            Metadata of the file.
+        inputs : dict of str to (shape, dtype)
+            The inputs; open sizes are "batch" and "time".
+        formula : callable or None
+            `formula(xp, run, *inputs) -> outputs` by name, where `run(x, lengths=None)` is the network; None where the
+            network stands alone.
+        """
+        facts = {name: json.dumps(_plain(getattr(self, name, None))) for name in self._facts}
+        return {"kind": self.KIND, **facts}, {}, None
 
     def _settings(self) -> dict[str, Any]:
         """Return the parameters that a file keeps, and those of `RUN`."""

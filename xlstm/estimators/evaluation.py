@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.data.covariates import TimeSeries
+from xlstm.arrays.namespace import Array, Namespace
 from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of
@@ -243,14 +244,12 @@ def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:
     return by
 
 
-def widen(levels: Values, scale: Values, by: Values, quantiles: Sequence[float]) -> Values:
+def widen(xp: Namespace, levels: Array, scale: Array, by: Values, quantiles: Sequence[float]) -> Array:
     """Return quantiles (M, H, C, Q) whose intervals are widened by (..., P) scales; they do not cross."""
-    levels = levels.copy()
+    more = np.zeros((*by.shape[:-1], len(quantiles)))
     for p, (low, high) in enumerate(pairs(quantiles)):
-        more = by[..., p] * scale[:, None]
-        levels[..., low] -= more
-        levels[..., high] += more
-    return np.sort(levels, axis=-1)
+        more[..., low], more[..., high] = -by[..., p], by[..., p]
+    return xp.sort(levels + more * scale[:, None, :, None], axis=-1)
 
 
 def _limit(recent: Values, quantiles: Sequence[float]) -> Any:
@@ -287,6 +286,6 @@ def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> For
         chunk, scale, outside = _chunk(predictor, series, units, start)
         before = start - int(chunk.at[0])
         at, mean, quantiles, truth = (part[before:] for part in chunk)
-        quantiles = widen(quantiles, scale[before:], rolling(outside, before, levels), levels)
-        parts.append(Forecasts(at, mean, predictor.limited(quantiles), truth))
+        quantiles = widen(np, quantiles, scale[before:], rolling(outside, before, levels), levels)
+        parts.append(Forecasts(at, mean, predictor.limited(np, quantiles), truth))
     return parts[0] if len(parts) == 1 else Forecasts(*map(np.concatenate, zip(*parts, strict=True)))

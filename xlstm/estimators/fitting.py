@@ -12,8 +12,8 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import check_reach
+from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor
 from xlstm.estimators.baselines import LinearBaseline

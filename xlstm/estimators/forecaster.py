@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Self, Unpack
@@ -11,12 +12,12 @@ import numpy as np
 from xlstm import precision as precisions
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
-from xlstm.arrays.namespace import Array, DType, Params
+from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.data import panels
-from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries, read_series
 from xlstm.data.host import Values, check_reach
-from xlstm.data.panels import Given
+from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
 from xlstm.estimators import baselines, evaluation, fitting, predictor
 from xlstm.estimators.base import OF_TRAIN, AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
 from xlstm.estimators.baselines import LinearBaseline
@@ -333,6 +334,50 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         season = fitting.season_of(variants[0], s.season)
         return evaluation.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
 
+    def export_inputs(self, values: Any, **covariates: Unpack[CovariateArguments]) -> dict[str, Host]:
+        """Return the inputs by name of the file that `interop.onnx.to_onnx` writes, for the values after each series.
+
+        Parameters
+        ----------
+        values, covariates
+            As for `predict`.
+
+        Returns
+        -------
+        dict of str to array
+            `x` (window, S, D), the windows as the network sees them; `base` (S, H, C), the last value and the linear
+            baseline; `scale` (S, C), that of the windows.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As `predict` does.
+        """
+        p = self.predictor_
+        _, several, units = self._read(values, covariates, p.settings.horizon)
+        pairs = zip(several, units, strict=True)
+        x, base, scale = zip(*(p.before(one, u, np.array([len(one.values)])) for one, u in pairs), strict=True)
+        found = {"x": np.concatenate([to_numpy(one) for one in x], axis=1, dtype=np.float32)}
+        return found | {"base": np.concatenate(base), "scale": np.concatenate(scale)}
+
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
+        p = self.predictor_
+        if lengths:
+            raise ValueError(f"Forecaster: lengths is True, expected False: windows have {p.settings.window} steps")
+        given: dict[str, Any] = {"x": ((p.settings.window, "batch", p.model.input_size), np.float32)}
+        given["base"] = ("batch", *p.spread.shape), np.float64
+        given["scale"] = ("batch", self.n_targets_), np.float64
+        about = super().for_export(lengths)[0] | {"quantiles": json.dumps(list(p.settings.quantiles))}
+        return about, given, self._exported
+
+    def _exported(self, xp: Namespace, run: Callable[..., Any], x: Array, base: Array, scale: Array) -> dict[str, Any]:
+        """Return the outputs of an exported file."""
+        mean, quantiles = self.predictor_.after(xp, run(x), base, scale)
+        without = {"mean": mean}
+        if not self.predictor_.settings.quantiles:
+            return without
+        return without | {"quantiles": self._calibrated(xp, quantiles, scale)}
+
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
         return self.checked() | fitted | self._roles().given()
@@ -474,8 +519,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
         mean, quantiles, scale = self.predictor_.forecast(series, units, np.array([len(series.values)]))
-        quantiles = evaluation.widen(quantiles, scale, self.adjustment_, self.predictor_.settings.quantiles)
-        return mean[0], self.predictor_.limited(quantiles)[0]
+        return mean[0], self._calibrated(np, quantiles, scale)[0]
+
+    def _calibrated(self, xp: Namespace, quantiles: Array, scale: Array) -> Array:
+        """Return calibrated quantiles (M, H, C, Q)."""
+        wide = evaluation.widen(xp, quantiles, scale, self.adjustment_, self.predictor_.settings.quantiles)
+        return self.predictor_.limited(xp, wide)
 
     def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""

@@ -126,9 +126,8 @@ def weights(where: str, given: Any, count: int) -> Host | None:
     if numbers.shape != (count,):
         raise ValueError(f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)")
     if not (np.all(numbers >= 0) and np.any(numbers)):
-        raise ValueError(
-            f"{where}: sample_weight has {numbers.min():g}, expected weights from 0 up, and some above zero"
-        )
+        expected = "expected weights from 0 up, and some above zero"
+        raise ValueError(f"{where}: sample_weight has {numbers.min():g}, {expected}")
     return numbers
 
 

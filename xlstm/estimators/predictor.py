@@ -1,6 +1,5 @@
 """The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -10,10 +9,10 @@ import numpy as np
 from xlstm import losses
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Array, Params, namespace
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.batches import Batch, ByRows, orders
-from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
 from xlstm.estimators.baselines import LinearBaseline
@@ -134,15 +133,23 @@ class Predictor:
 
         Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises FloatingPointError.
         """
-        x, scale = self.windows(series, units, origins)
+        x, base, scale = self.before(series, units, origins)
         y, _, _ = self.model.forward(self.params, x, train=False)
-        outputs = to_numpy(y).astype(np.float64)
-        outputs = outputs.reshape(len(origins), *self.spread.shape, 1 + len(self.settings.quantiles))
-        base = series.known[origins - 1, None] + units * self.line.apply(series, self.scaling, units, origins)
-        ahead = base[..., None] + outputs * (self.spread * scale[:, None])[..., None]
-        if not np.all(np.isfinite(ahead)):
+        mean, quantiles = self.after(np, to_numpy(y).astype(np.float64), base, scale)
+        if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(quantiles))):
             raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
-        return self.limited(ahead[..., 0]), np.sort(ahead[..., 1:], axis=-1), scale
+        return mean, quantiles, scale
+
+    def before(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values, Values]:
+        """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and the scale (M, C)."""
+        x, scale = self.windows(series, units, origins)
+        return x, series.known[origins - 1, None] + units * self.line.apply(series, self.scaling, units, origins), scale
+
+    def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> tuple[Array, Array]:
+        """Return the mean (M, H, C) and quantiles (M, H, C, Q) that the network's y makes of what is below it."""
+        outputs = xp.reshape(y, (scale.shape[0], *self.spread.shape, 1 + len(self.settings.quantiles)))
+        ahead = base[..., None] + outputs * (self.spread * scale[:, None])[..., None]
+        return self.limited(xp, ahead[..., 0]), xp.sort(ahead[..., 1:], axis=-1)
 
     def windows(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values]:
         """Return windows (T, M, D) as the network sees them, and their scale (M, C)."""
@@ -166,9 +173,9 @@ class Predictor:
         )
         return np.concatenate(parts, axis=2)
 
-    def limited(self, ahead: Values) -> Values:
+    def limited(self, xp: Namespace, ahead: Array) -> Array:
         """Return forecasts that are not below the least value that there can be."""
-        return ahead if self.settings.least is None else np.maximum(ahead, self.settings.least)
+        return ahead if self.settings.least is None else xp.maximum(ahead, self.settings.least)
 
 
 @dataclass(frozen=True)
@@ -205,17 +212,13 @@ class Examples(ByRows):
         return orders(len(self.origins), self.predictor.settings.batch_size, rng)
 
     def batch(self, rows: Host, own: slice) -> Batch:
-        rows = rows[own]
+        mask, rows = self.mask[rows], rows[own]
         x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))
         for k in np.unique(self.series[rows]):
             columns = np.flatnonzero(self.series[rows] == k)
             at = rows[columns]
             x[:, columns] = self.predictor.inputs(self.several[k], self.scale[at], self.origins[at])
-        return Batch(x, self.target[rows], self.mask[rows], True)
-
-    @functools.cached_property
-    def counts(self) -> Host:
-        return np.asarray(np.sum(self.mask, axis=1, dtype=np.float64))
+        return Batch(x, self.target[rows], mask, True)
 
 
 def examples(

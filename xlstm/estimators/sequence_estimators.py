@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -14,8 +15,9 @@ from xlstm.arrays.backend import Backend, backend_like, backend_of
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.groups import Group
-from xlstm.arrays.namespace import Params
+from xlstm.arrays.namespace import Namespace, Params
 from xlstm.arrays.random import generator
+from xlstm.cells.activations import softmax
 from xlstm.data import Sequences
 from xlstm.estimators import inputs
 from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator, column_names
@@ -105,7 +107,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         counts = np.ones(count) if weights is None else weights[order]
         if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
             held = 0
-        rows = [(row - mean) / std for row in data.rows]
+        rows = [_scaled(row, mean, std) for row in data.rows]
         fitted, held_out = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
         results |= {"table_": data.is_table, "n_features_in_": data.features, "mean_": mean, "std_": std}
         results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
@@ -157,7 +159,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         where = type(self).__name__
         data = inputs.sequences(where, X, tables=self.table_)
         self._check_features(where, data)
-        rows = [(row - self.mean_) / self.std_ for row in data.rows]
+        rows = [_scaled(row, self.mean_, self.std_) for row in data.rows]
         most = math.sqrt(np.finfo(self.dtype).max)
         for k, row in enumerate(rows):
             if not np.all(np.abs(row) < most):
@@ -165,18 +167,32 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
                 raise ValueError(f"{where}: {problem}; expected less than {most:.3g} for {self.dtype}")
         return rows
 
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
+        where, N = type(self).__name__, self.n_features_in_
+        if lengths and self.table_:
+            raise ValueError(f"{where}: lengths is True, expected False: it takes tables, whose rows have {N} steps")
+        given = {"x": (("batch", N) if self.table_ else ("batch", "time", N), np.float64)}
+        more = {"lengths": (("batch",), np.int32)} if lengths else {}
+        return super().for_export(lengths)[0], given | more, self._exported
+
+    def _exported(self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any) -> dict[str, Any]:
+        """Return the outputs of an exported file."""
+        rows = _scaled(x[..., None] if self.table_ else x, self.mean_, self.std_)
+        return self._answers(xp, run(xp.permute_dims(rows, (1, 0, 2)), *lengths))
+
+    def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
+        """Return what is made of the network's y (N, O), by name."""
+        raise NotImplementedError
+
     def _outputs(self, X: Any) -> Host:
         """Return what the model gives for each sequence, (N, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
-        lengths = np.array([len(row) for row in rows])
-        order, outputs = np.argsort(lengths, kind="stable"), []  # sorted by length, sequences need little padding
-        for start in range(0, len(order), CHUNK):
-            places = order[start : start + CHUNK]
-            batch = np.zeros((lengths[places[-1]], len(places), rows[0].shape[1]))  # (T, B, D)
-            for k, place in enumerate(places):
-                batch[: lengths[place], k] = rows[place]
-            y, *_ = self.model_(self.params_, home.asarray(batch), lengths=None if self.table_ else lengths[places])
+        order = np.argsort([len(row) for row in rows], kind="stable")  # sorted by length, they need little padding
+        outputs = []
+        for batch in Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK).batches():
+            lengths = None if self.table_ else batch.lengths
+            y, *_ = self.model_(self.params_, home.asarray(batch.x), lengths=lengths)
             outputs.append(to_numpy(y).astype(np.float64))
         return np.concatenate(outputs)[np.argsort(order)]
 
@@ -318,20 +334,21 @@ class SequenceClassifier(SequenceEstimator):
 
     def predict(self, X: Any) -> Host:
         """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        likeliest = np.argmax(self._outputs(X), axis=1)
-        return np.asarray(self.classes_[likeliest])
+        return np.asarray(self._answers(np, self._outputs(X))["label"])
 
     def predict_proba(self, X: Any) -> Any:
         """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
-        logits = self._outputs(X)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return _as(shares / shares.sum(axis=1, keepdims=True), X)
+        return _as(self._answers(np, self._outputs(X))["probabilities"], X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the share of sequences whose label is predicted, the accuracy."""
         labels, where = self.predict(X), type(self).__name__
         hits = labels == inputs.labels(where, y, len(labels))
         return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(labels))))
+
+    def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
+        label = xp.take(xp.asarray(self.classes_), xp.argmax(logits, axis=1), axis=0)
+        return {"label": label, "probabilities": softmax(xp, logits)}
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
@@ -345,18 +362,29 @@ class SequenceClassifier(SequenceEstimator):
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
         if again and not np.array_equal(classes, self.classes_):
-            known = checks.shown(list(self.classes_))
-            raise ValueError(
-                f"{where}: y holds the classes {checks.shown(list(classes))}, expected those of before, {known}"
-            )
+            found, known = checks.shown(list(classes)), checks.shown(list(self.classes_))
+            raise ValueError(f"{where}: y holds the classes {found}, expected those of before, {known}")
         return {"classes_": classes}, numbers.reshape(-1)
 
 
 class SequenceRegressor(SequenceEstimator):
     """Predict numbers from sequences, which may differ in length, with a recurrent network.
 
-    Parameters and attributes are those of `SequenceClassifier`, but for `classes_`. Targets are scaled to deviation 1
-    for training.
+    Targets are scaled to deviation 1 for training.
+
+    Parameters
+    ----------
+    cell, hidden_size, num_layers, bidirectional, dropout, options, standardize, validation_fraction
+        As in `SequenceClassifier`.
+    epochs, batch_size, learning_rate, weight_decay, clip, patience, averaging, callbacks, checkpoints, resume
+        As in `SequenceClassifier`.
+    warm_start, seed, backend, dtype, precision, graph
+        As in `SequenceClassifier`.
+
+    Attributes
+    ----------
+    model_, params_, trained_
+        As in `SequenceClassifier`.
 
     Examples
     --------
@@ -377,8 +405,7 @@ class SequenceRegressor(SequenceEstimator):
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        numbers = self._outputs(X) * self.target_std_ + self.target_mean_
-        return _as(numbers[:, 0] if self.one_target_ else numbers, X)
+        return _as(self._answers(np, self._outputs(X))["y"], X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
@@ -388,6 +415,10 @@ class SequenceRegressor(SequenceEstimator):
         mean = np.average(truth, axis=0, weights=weights)
         squares = [np.average((truth - other) ** 2, axis=0, weights=weights) for other in (predicted, mean)]
         return float(np.mean(1 - squares[0] / np.where(squares[1] > 0, squares[1], 1.0)))
+
+    def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
+        numbers = y * self.target_std_ + self.target_mean_
+        return {"y": numbers[:, 0] if self.one_target_ else numbers}
 
     def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
         where = type(self).__name__
@@ -407,6 +438,10 @@ class SequenceRegressor(SequenceEstimator):
         for name in ("target_mean_", "target_std_"):
             checks.shape("file", name, getattr(self, name), {"O": len(self.target_mean_)})
         return super()._restore(arrays)
+
+
+def _scaled(rows: Any, mean: Host, std: Host) -> Any:
+    return (rows - mean) / std
 
 
 def _as(values: Host, X: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data.covariates import TimeSeries
 from xlstm.data.host import LARGEST, Values
+from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 
 FAR = 1e3  # usual changes beyond which a change counts as no larger, so that one outlier does not decide all

@@ -156,13 +156,8 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             raise ValueError(f"{where}: {problem}")
         numbers = np.array(codec.encode(whole), dtype=np.int64)
         held = int(self.validation_fraction * len(numbers))
-        need = self.batch_size * self.length + 1
-        if len(numbers) - held < need:
-            raise ValueError(
-                f"{where}: the text has {len(numbers) - held} tokens to learn from, expected {need} or more: "
-                f"batch_size times length, and one"
-            )
         fitted, held_out = numbers[: len(numbers) - held], numbers[len(numbers) - held :]
+        data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
         model, home = self._model(codec.size), backend_of(self.backend, self.dtype)
         if again:
             self._check_warm_start(self.model_.backbone, model.backbone)
@@ -173,7 +168,6 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             self.vocab_size_ = model.vocab_size
             self.held_out_ = self._nats(held_out) if len(held_out) >= LEAST else None
 
-        data = Streams(fitted[:-1], fitted[1:], self.batch_size, self.length)
         start = self.params_ if again else model.init(self.seed, home)
         return self._train(model, start, data, home, keep, steps=self.steps, every=self.every, group=group)
 
@@ -225,6 +219,9 @@ class TextModel(TrainedEstimator, NetworkEstimator):
     def generate(self, prompt: str, max_tokens: int = 200, **options: Any) -> str:
         """Return a prompt and the text that follows it; the options are those of `stream`."""
         return prompt + "".join(self.stream(prompt, max_tokens, **options))
+
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
+        return super().for_export(lengths)[0] | {"vocabulary": self.codec_.content.decode()}, {}, None
 
     def _content(self) -> dict[str, Any]:
         return super()._content() | {VOCABULARY: np.frombuffer(self.codec_.content, dtype=np.uint8)}

@@ -14,9 +14,8 @@ from xlstm.arrays.convert import dtype_text
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
-from xlstm.data.covariates import CovariateArguments, Covariates, TimeSeries
 from xlstm.data.host import Values
-from xlstm.data.panels import Given
+from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation, fitting
 from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
@@ -237,6 +236,10 @@ class ZeroShotForecaster(SeriesEstimator):
         """
         folds = checks.count(FORECASTER, "folds", folds)
         return self._scored(values, covariates, lambda rows, horizon: rows - horizon * np.arange(folds, 0, -1))
+
+    def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], None]:
+        """Return what `interop.onnx.to_onnx` writes beside the network, which takes tokens of scaled patches."""
+        return {"kind": FORECASTER}, {}, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copies and pickles have: all but the checkpoint's content, which is read again."""

@@ -1,9 +1,9 @@
-"""Weights in and out of other libraries: names, orders and layouts; no maths."""
+"""Weights in and out of other libraries, and our layers as parts of their programs; no maths."""
 
 import importlib
 from typing import Any
 
-__all__ = ["keras", "nxai", "onnx", "tirex", "torch"]
+__all__ = ["jax", "keras", "nxai", "onnx", "tirex", "torch"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """LSTM, GRU and SimpleRNN of Keras 3 as a layer and its parameters, and the reverse: layers, arrays and files.
 
+`layer` makes a layer of Keras of any of ours.
+
 Keras has kernels (D, G*H) with gates in order i f c o (ours i o f g) and z r h (ours z r n), and one bias; a GRU with
 `reset_after` has a bias (2, 3H). `reordered` puts the rows of arrays into the order of `ORDER`.
 """
@@ -21,6 +23,8 @@ from xlstm.interop import common, hdf5
 from xlstm.interop.common import Host, Layer, floating, kind_by_shape, one_dtype, reordered
 from xlstm.layers.recurrent import KINDS
 from xlstm.models.sequence import SequenceModel
+
+__all__ = ["from_keras", "layer", "to_keras"]
 
 # The position of each of our gates among Keras'.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (0, 1, 2), "rnn": (0,)}
@@ -391,6 +395,50 @@ def to_keras(layer: Layer | SequenceModel, params: Params, path: str | os.PathLi
     if path is not None:
         writing.write(path, hdf5.written(items))
     return arrays
+
+
+def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: Any) -> Any:
+    """Return a layer or a model as a `keras.layers.Layer`, which Keras trains by our forward and backward passes.
+
+    It runs with Keras' backends jax and torch, as `xlstm.interop.jax.layer` and `xlstm.interop.torch.module` do. x and
+    y are batch first as everywhere in Keras, whatever `batch_first` of the layer is. The initial state is that before
+    the first step, the final one is not returned, and masks of Keras are not heeded.
+
+    A model with this layer is saved in a `.keras` file. To load it, Keras has to know the layer: it does once
+    `xlstm.interop.keras_layer` is imported.
+
+    Parameters
+    ----------
+    layer : LSTM, GRU, RNN, sLSTM, mLSTM, xLSTMStack, SequenceModel, or another one that goes through time
+    params : dict of str to array, optional
+        Its first parameters, by default those that `layer.init(seed)` draws.
+    seed : int
+        Seed of these, and of the masks that are drawn while training.
+    **options
+        Options of every layer of Keras, such as `name`, `trainable`, and `dtype`, "float32" or "float64".
+
+    Returns
+    -------
+    keras.layers.Layer
+        It has variables under our names of the parameters, in a dict `params`.
+
+    Raises
+    ------
+    ImportError
+        Keras is not installed, or its backend is not.
+    ValueError
+        Keras runs on another backend, such as tensorflow, or with another dtype; or `params` are not the layer's.
+    TypeError
+        `layer` is something else.
+    """
+    try:
+        from xlstm.interop.keras_layer import KerasLayer
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            raise
+        expected = "expected torch or jax (KERAS_BACKEND)"
+        raise ImportError(f"interop.keras.layer: the backend of Keras is tensorflow, {expected}") from error
+    return KerasLayer(layer, params, seed, **options)
 
 
 def _arrays(layer: Layer, weights: dict[str, Host]) -> list[Host]:

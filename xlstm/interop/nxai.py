@@ -31,6 +31,8 @@ from xlstm.layers.blocks.large import xLSTMLarge
 from xlstm.layers.blocks.stack import sLSTMBlock, xLSTMStack
 from xlstm.models.language import xLSTMLanguageModel
 
+__all__ = ["load", "save"]
+
 Config = Mapping[str, Any]
 
 HEAD = "lm_head.weight"

@@ -18,16 +18,17 @@ from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
-from xlstm.data.pytorch import TorchFile
+from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop import published
 from xlstm.interop.published import Host, Layout, Pieces, Shape, Shards, options, values
 from xlstm.models.tirex import Mixers, TiRex, TiRex2
 
+__all__ = ["load", "save"]
+
 Config = Mapping[str, Any]
 
 CONFIGS = ("config.json", "model-config.yaml", "config.yaml")
-PICKLED = (".ckpt", ".pt", ".pth")
 HYPER = "hyper_parameters"
 
 EDGES = {

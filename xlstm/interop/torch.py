@@ -1,5 +1,6 @@
-"""LSTM, GRU and RNN weights under PyTorch's names: state dicts, and safetensors files, without PyTorch.
+"""Layers in PyTorch's programs; and weights under PyTorch's names: state dicts, and safetensors files, without PyTorch.
 
+`module` makes a `torch.nn.Module` of any layer or model. `from_torch` and `to_torch` are for LSTM, GRU and RNN.
 PyTorch's rows are in gate order i f g o (ours i o f g) and r z n (ours z r n), and it has two biases.
 """
 
@@ -17,16 +18,66 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.data import reading
+from xlstm.data.pytorch import PICKLED, TorchFile
 from xlstm.data.tensors import Tensors
 from xlstm.interop.common import Host, Layer, floating, inverse, kind_by_shape, one_dtype, prepared, reordered
 from xlstm.layers.recurrent import KINDS, RNN
 from xlstm.models.sequence import SequenceModel
+
+__all__ = ["from_torch", "module", "to_torch"]
 
 # The position of each of our gates among PyTorch's.
 ORDER = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn": (0,)}
 NAMES = {"Wx": "weight_ih", "Wh": "weight_hh", "b": "bias_ih", "bh": "bias_hh", "Whr": "weight_hr"}
 # Options that PyTorch lacks, and the values that mean they are not used.
 ABSENT = {"reverse": False, "peepholes": False, "coupled_input_forget": False, "clip": None, "reset_after": True}
+
+
+def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> Any:
+    """Return a layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
+
+    Its parameters have our names, and share memory with the arrays that our functions read: `arrays()` returns these.
+    Called with x, and by name with the initial `state` and `lengths` of the sequences, as `forward` of the layer takes
+    them, it returns y and the final state; a layer without a state returns y alone. Gradients reach x, the parameters
+    and the initial state. Masks of dropout are drawn in training mode, from PyTorch's random numbers.
+
+    Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on PyTorch's current stream,
+    without a copy. Within `torch.autocast` x and the state are cast to the dtype of the parameters. `torch.compile`
+    and `torch.export` see one operator, `xlstm::forward`.
+
+    Parameters
+    ----------
+    layer_or_model : Module
+        Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
+    params : dict of str to array or tensor, optional
+        Its parameters, with which those of the module share memory where PyTorch can write to it. By default they are
+        drawn.
+    seed : int
+        Seed of the initial parameters, float32 on the CPU.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is no layer or model, or `params` are not its parameters. A call raises TypeError where parameters are
+        float16 or bfloat16 on a CPU, and what `forward` of the layer raises. A second derivative is a RuntimeError.
+
+    Examples
+    --------
+    >>> import torch, xlstm
+    >>> from xlstm.interop.torch import module
+    >>> lstm = module(xlstm.LSTM(3, 8))
+    >>> y, (h, c) = lstm(torch.ones(5, 2, 3))
+    >>> y.sum().backward()
+    >>> sorted(name for name, p in lstm.named_parameters() if p.grad is not None)
+    ['0.Wh', '0.Wx', '0.b']
+    """
+    from xlstm.interop.torch_module import LayerModule
+
+    return LayerModule(layer_or_model, params, seed)
 
 
 @reading.brief()
@@ -45,7 +96,8 @@ def from_torch(
     Parameters
     ----------
     state_dict_or_path : dict of str to tensor or array, or path
-        A state dict as from `module.state_dict()`, or a safetensors file of one. Pickled files are refused.
+        A state dict as from `module.state_dict()`, or a file of one: a safetensors file, or one of `torch.save`, in
+        which a checkpoint of Lightning has it under `state_dict`. Only tensors and plain values of it are read.
     kind : {"lstm", "gru", "rnn"}, optional
         The kind of the module, by default that which the shapes of the weights show.
     activation : {"tanh", "relu"}, optional
@@ -69,7 +121,7 @@ def from_torch(
         There is no such file.
     ValueError, TypeError
         Weights are missing, surplus, misshapen, of several dtypes or of another kind of module; the file is
-        no safetensors file; the kind or activation is unknown.
+        damaged or holds anything else; the kind or activation is unknown.
 
     Examples
     --------
@@ -154,16 +206,11 @@ def _read(source: Mapping[str, Any] | str | os.PathLike[str], prefix: str) -> tu
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"from_torch: got a {type(source).__name__}, expected a state dict or a path")
     path = Path(source)
-    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        raise ValueError(
-            f"{path}: a pickled file, which can run code when it is read; "
-            "save it with safetensors.torch.save_file(module.state_dict(), path) instead"
-        )
-    file = Tensors(path)
+    file = TorchFile(path) if path.suffix in PICKLED else Tensors(path)
     names = [name for name in file.shapes if name.startswith(prefix)]
     arrays = {name: floating("from_torch", name, array) for name, array in file.read(names).items()}
     checkpoint.finite(source, arrays)
-    return arrays, file.metadata
+    return arrays, getattr(file, "metadata", {})
 
 
 def _name(ours: str) -> str:

@@ -13,7 +13,7 @@ from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles, fuse, listed, windows
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
@@ -54,10 +54,9 @@ class CausalConv(SameWidth, SequenceLayer):
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp = span.xp
         xs = concat(xp, (state[0], x), 0)  # (k - 1 + T, B, D)
-        arrays = (*self._taps(xp, p), *self._windows(xs, span.T), p["b"])
         # On CuPy the backward pass convolves again, since to write and read the values before silu takes longer.
         function = _convolved if not self.silu else _silu if compiles(xp) else _activated
-        found = listed(fuse(xp, function, *arrays, size=self.kernel_size))
+        found = listed(self._slid(xp, function, p["W"].T, xs, p["b"]))
         y, kept = found[-1], (xs, *found) if len(found) > 1 else (xs,)
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
@@ -72,24 +71,22 @@ class CausalConv(SameWidth, SequenceLayer):
         """Return gradients of the parameters, of x, plus what is in `add` and in the room `out`, and of the state."""
         xp, (xs, *values) = span.xp, kept
         size, before, T = self.kernel_size, self.kernel_size - 1, span.T
-        padded = xp.empty((T + 2 * before, *dy.shape[1:]), dtype=dy.dtype, device=device_of(dy))
+        padded = room(xp, dy, (T + 2 * before, *dy.shape[1:]))
         padded[:before, ...], padded[before + T :, ...] = 0, 0
-        dz = padded[before : before + T, ...]
+        dz, taps = padded[before : before + T, ...], p["W"].T
         if compiles(xp):
-            arrays, leading = (dy, windows(xs, size), p["W"].T, p["b"]), (None, size, size)
-            options = {"size": size, "activated": self.silu}
+            arrays, leading = (dy, windows(xs, size), taps, p["b"]), (None, size, size)
+            options: dict[str, Any] = {"size": size, "activated": self.silu}
             _, db, dW = summed(xp, _weights_bwd, *arrays, sums=2, leading=leading, out=[dz], **options)
         else:
             dz[...] = fuse(xp, silu_bwd, dy, *values) if values else dy
             db = column_sums(xp, dz)
-            dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs, T), sums=size)), axis=1)
-        grads, taps = {"W": dW, "b": db}, self._taps(xp, p)[::-1]
+            dW = xp.stack(listed(summed(xp, _products, dz, *self._windows(xs), sums=size)), axis=1)
+        grads, taps = {"W": dW, "b": db}, xp.flip(taps, axis=0)
         if compiles(xp) and dstate is None:
-            dzs = self._windows(padded[before:, ...], T)
-            dx = summed(xp, _convolved, *taps, *dzs, *add, sums=0, out=out, size=size)
-            start = summed(xp, _convolved, *taps, *self._windows(padded, before), sums=0, size=size)
-            return grads, dx, (start,)
-        dxs = fuse(xp, _convolved, *taps, *self._windows(padded, before + T), size=size)
+            dx = self._slid(xp, _convolved, taps, padded[before:, ...], *add, out=out)
+            return grads, dx, (self._slid(xp, _convolved, taps, padded[: 2 * before, ...]),)
+        dxs = self._slid(xp, _convolved, taps, padded)
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
@@ -98,23 +95,35 @@ class CausalConv(SameWidth, SequenceLayer):
         dx = dxs[before:, ...]
         for a in add:
             dx += a
-        for room in out:
-            room[...] = dx
+        for to in out:
+            to[...] = dx
         return grads, dx, (dxs[:before, ...],)
 
-    def _taps(self, xp: Namespace, p: Params) -> list[Array]:
-        """Return the weights of each step that a y sees, (D,), the earliest first."""
-        taps = [p["W"][:, j] for j in range(self.kernel_size)]
-        return taps if compiles(xp) else [tap + 0 for tap in taps]  # copies, whose numbers are side by side
+    def _slid(self, xp: Namespace, function: Any, taps: Array, xs: Array, *more: Array, **options: Any) -> Any:
+        """Return the results of a function of taps (k, D), the steps that each is multiplied by, and more arrays.
 
-    def _windows(self, xs: Array, T: int) -> list[Array]:
-        """Return the T steps that each of the taps is multiplied by."""
+        Options are those of `summed`, for CuPy.
+        """
+        size = self.kernel_size
+        if compiles(xp):
+            options |= {"leading": (size, size), "of": function, "size": size}
+            return summed(xp, _of_windows, taps, windows(xs, size), *more, sums=0, **options)
+        copies = [taps[j, ...] + 0 for j in range(size)]  # whose numbers are side by side
+        return fuse(xp, function, *copies, *self._windows(xs), *more, size=size)
+
+    def _windows(self, xs: Array) -> list[Array]:
+        """Return the steps that each of the taps is multiplied by."""
+        T = xs.shape[0] - self.kernel_size + 1
         return [xs[j : j + T, ...] for j in range(self.kernel_size)]
 
     def _ends(self, xp: Namespace, span: Span, like: Array) -> Array:
         """Return where the last k - 1 steps of all sequences are among the (k - 1 + T) B rows, as one axis."""
         steps = span.lengths + np.arange(self.kernel_size - 1)[:, None]  # (k - 1, B)
         return constants.copied(xp, (steps * span.B + np.arange(span.B)).ravel(), device_of(like))
+
+
+def _of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Any, size: int) -> Any:
+    return of(xp, *(a[j, ...] for a in (taps, xs) for j in range(size)), *more, size=size)
 
 
 def _convolved(xp: Namespace, *arrays: Array, size: int) -> Array:
@@ -144,6 +153,7 @@ def _weights_bwd(
     xp: Namespace, dy: Array, xs: Array, W: Array, b: Array, size: int, activated: bool
 ) -> tuple[Array, Array, Array]:
     """Return the gradient before silu, if there is one, and those of the bias and of all taps by each row."""
-    taps = [a[j, ...] for a in (W, xs) for j in range(size)]
-    dz = silu_bwd(xp, dy, *_activated(xp, *taps, b, size=size)) if activated else dy
+    dz = dy
+    if activated:
+        dz = silu_bwd(xp, dy, *_of_windows(xp, W, xs, b, of=_activated, size=size))
     return dz, dz, dz * xs

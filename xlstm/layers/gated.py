@@ -82,7 +82,7 @@ class Recurrent(SequenceLayer):
     initializer: str = "uniform"
     recompute: bool = False
 
-    CELL: ClassVar[type[Cell]]  # its fields are options of the layer, where this has them too
+    CELL: ClassVar[type[Cell]]  #: its fields are options of the layer, where this has them too
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -155,6 +155,7 @@ class Recurrent(SequenceLayer):
 
     @property
     def output_size(self) -> int:
+        """Width of y."""
         return len(self.directions) * self.state_sizes[0]
 
     @functools.cached_property

@@ -15,14 +15,13 @@ from xlstm.arrays import constants, fuse, narrow
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.matmul import matmul, multiply_each
-from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape
+from xlstm.arrays.matmul import matmul, multiply
+from xlstm.arrays.namespace import Array, Namespace, Params, check_library, device_of, reshape, room
 from xlstm.arrays.rows import column_sums
 from xlstm.layers.initializers import constant, normal, uniform
 from xlstm.layers.module import Module, SameWidth, Saved, Weight, rows
 
-BLOCK = 64  # narrow heads are joined into blocks of at most this width
-FEW = 64  # rows that a GPU multiplies by heads as they are: to join them would take longer
+BLOCK = 64  # narrow heads are joined into blocks of at most this width, but not on a GPU, which then has more to do
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,17 @@ class Linear(Module):
         return found | ({"b": (O, draw[1])} if self.bias else {})
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Array]:
-        y = matmul(xp, rows(x), p["W"].T)
+        y = matmul(xp, x, p["W"].T)
         if self.bias:
             y += p["b"]
-        return reshape(y, (*x.shape[:-1], self.output_size)), x
+        return y, x
 
     def apply_bwd(self, xp: Namespace, p: Params, kept: Array, dy: Array) -> tuple[Params, Array]:
         dz = rows(dy)
         grads = {"W": matmul(xp, dz.T, rows(kept))}
         if self.bias:
             grads["b"] = column_sums(xp, dz)
-        return grads, reshape(matmul(xp, dz, p["W"]), kept.shape)
+        return grads, matmul(xp, dy, p["W"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class HeadwiseLinear(SameWidth, Module):
             heads = [x for _, x in maps]
             y = narrow.products(xp, heads, Ws)
         else:
-            if self._together > 1 and (not compiles(xp) or math.prod(like.shape[:-1]) > FEW):
+            if self._together > 1 and not compiles(xp):
                 Ws = [self._joined(xp, W) for W in Ws]
             heads = [self._split(xp, x, Ws[0].shape[0]) for _, x in maps]
             y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
@@ -154,36 +153,36 @@ class HeadwiseLinear(SameWidth, Module):
         of : sequence of int
             The number of the x of each map.
         add : sequence of array (..., D) or None
-            For each x what is added to its gradient; it may be used up.
+            For each x what is added to its gradient.
         """
-        names = ("W", "b")[: len(self.shapes)]
+        grads, found = list[Params](), list(add)
         if narrow.takes(xp, maps[0][0]["W"]):
             xs = dict(zip(of, (kept[0] for _, kept, _ in maps), strict=True))
             more, Ws = [dys for _, _, dys in maps], [p["W"] for p, _, _ in maps]
-            dxs, *sums = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add, self.bias)
-            return [dict(zip(names, own, strict=True)) for own in zip(*sums, strict=True)], dxs
-        grads, found = list[Params](), list(add)
+            found, dWs = narrow.products_bwd(xp, more, [xs[k] for k in range(len(add))], Ws, of, add)
+            grads = [{"W": dW} for dW in dWs]
+            for own, dys in zip(grads if self.bias else (), more, strict=False):
+                own["b"] = column_sums(xp, functools.reduce(operator.add, dys))
+            return grads, found
         for (p, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)
             dz = self._split(xp, dy, W.shape[0])
             dW = matmul(xp, xp.matrix_transpose(dz), heads)
-            own = [dW if dW.shape == p["W"].shape else self._parted(xp, dW)]
-            own += [column_sums(xp, dy)] if self.bias else []
-            grads.append(dict(zip(names, own, strict=True)))
-            dx, before = self._map(xp, [(dz, W)], dy), found[k]
-            if before is not None:
-                before += dx
-            found[k] = dx if before is None else before
+            grads.append({"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)})
+            if self.bias:
+                grads[-1]["b"] = column_sums(xp, dy)
+            dx = self._map(xp, [(dz, W)], dy)
+            found[k] = dx if found[k] is None else found[k] + dx
         return grads, found
 
     def _map(self, xp: Namespace, pairs: Sequence[tuple[Array, Array]], like: Array) -> Array:
         """Return the products (N, rows, K) of all heads, of one pair after the other, as (..., G D)."""
-        if xp is not np and not compiles(xp):
+        if xp is not np and not compiles(xp):  # a library may have no views, nor numbers that change
             parts = [reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
             return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
-        y = xp.empty((*like.shape[:-1], len(pairs) * self.size), dtype=like.dtype, device=device_of(like))
-        N = pairs[0][0].shape[0]
-        multiply_each(xp, [(a, b, self._split(xp, y, N, part)) for part, (a, b) in enumerate(pairs)])
+        y = room(xp, like, (*like.shape[:-1], len(pairs) * self.size))
+        for part, (a, b) in enumerate(pairs):
+            multiply(xp, a, b, self._split(xp, y, a.shape[0], part))
         return y
 
     @functools.cached_property
@@ -240,6 +239,8 @@ class Embedding(Module):
 
     def forward(self, params: Params, x: Array) -> tuple[Any, ...]:
         """Return a row (..., D) for each of tokens x (...), and what `backward` needs."""
+        if (views := self._views(params, x)) is not None:
+            return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         params, x = from_foreign("Embedding", (params, x))
         xp = self.namespace(params, {})
         check_library("Embedding", "x", xp, x)

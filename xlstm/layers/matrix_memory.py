@@ -60,43 +60,50 @@ class Memory(NamedTuple):
         cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
             q, k, v = (reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
-            C, n, m = state
-            h, *end, _ = mlstm.step(xp, q, k, v, i[0, ...], f[0, ...], C, n, m, self.eps, self.forget)
+            given = q, k, v, i[0, ...], f[0, ...], *state
+            h, *end = mlstm.step(xp, *given, eps=self.eps, forget=self.forget)
             return reshape(h, (1, B, self.N * self.V)), tuple(end), None
         # Past the end of a sequence a step writes nothing and forgets nothing.
         i = span.mask(i, -float("inf"))
         f = span.mask(f, float("inf") if self.forget == "sigmoid" else 0.0)
-        i, f = (xp.permute_dims(a, (1, 2, 0)) for a in (i, f))  # (B, N, T)
-        q, k, v = (self._heads(xp, a) for a in (q, k, v))
-        if xp is np:
-            looped = loops.chunkwise([q, k, v, i, f, *state], self.eps, self.forget, self.steps, keep)
-            if looped is not None:
-                (h, *end), saved = looped
-                return self._rows(xp, h), tuple(end), saved
-        C, n, m = state
+        made = chunks.kernels(xp, q, k, v, self.N, self.steps, self.forget, self.eps)
+        computed = chunks.chunkwise(xp, q, k, v, i, f, *state, made)
         kept: Any
-        made = chunks.kernels(xp, q, k, v, self.steps, self.forget, self.eps)
-        computed = chunks.chunkwise(xp, q, k, v, i, f, C, n, m, made)
         if computed is not None:
             h, *end, kept = computed
+            return h, tuple(end), kept if keep else None
+        given = *self._by_head(xp, q, k, v, i, f), *state
+        looped = loops.chunkwise(given, self.eps, self.forget, self.steps, keep) if xp is np else None
+        if looped is not None:
+            (h, *end), kept = looped
         else:
-            h, *end, kept = mlstm.chunkwise(xp, q, k, v, i, f, C, n, m, self.eps, self.forget, self.steps)
+            h, *end, kept = mlstm.chunkwise(xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps)
             # The arrays that are kept refer to the final state, too, and the caller may change that.
             end = [xp.asarray(s, copy=True) for s in end]
         return self._rows(xp, h), tuple(end), kept if keep else None
 
     def run_bwd(self, saved: Any, dh: Array, dstate: State | None, span: Span) -> tuple[tuple[Array, ...], State]:
         """Return gradients of q, k, v, i and f, and of the initial state, from those of h and of the final state."""
-        xp, dh, (dC, dn, dm) = span.xp, self._heads(span.xp, dh), dstate or (None, None, None)
-        grads: Sequence[Array]
-        if isinstance(saved, loops.Saved):
-            grads = loops.chunkwise_bwd(dh, dstate, saved, self.eps, self.forget)
-        elif isinstance(saved, chunks.Saved):
+        xp, (dC, dn, dm) = span.xp, dstate or (None, None, None)
+        grads: Sequence[Array] | None = None
+        if isinstance(saved, chunks.Saved):
             grads = chunks.chunkwise_bwd(xp, dh, dC, dn, dm, saved)
-        else:
-            grads = mlstm.chunkwise_bwd(xp, dh, dC, dn, dm, saved, self.eps, self.forget)
-        dq, dk, dv, di, df = (self._rows(xp, d) for d in grads[:5])
-        return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(grads[5:])
+            if grads is None:  # the forward pass begins again, too
+                given = *self._by_head(xp, *saved.inputs), *saved.start
+                *_, saved = mlstm.chunkwise(xp, *given, eps=self.eps, forget=self.forget, chunk=self.steps)
+        if grads is None:
+            dh = self._heads(xp, dh)
+            if isinstance(saved, loops.Saved):
+                grads = loops.chunkwise_bwd(dh, dstate, saved, self.eps, self.forget)
+            else:
+                grads = mlstm.chunkwise_bwd(xp, dh, dC, dn, dm, saved, self.eps, self.forget)
+            grads = [*(self._rows(xp, d) for d in grads[:5]), *grads[5:]]
+        dq, dk, dv, di, df, *start = grads
+        return (dq, dk, dv, span.mask(di), span.mask(df)), tuple(start)
+
+    def _by_head(self, xp: Namespace, q: Array, k: Array, v: Array, i: Array, f: Array) -> list[Array]:
+        """Return all as the cell takes them: (B, N, T, F), and gates (B, N, T)."""
+        return [*(self._heads(xp, a) for a in (q, k, v)), *(xp.permute_dims(a, (1, 2, 0)) for a in (i, f))]
 
     def _heads(self, xp: Namespace, a: Array) -> Array:
         """Return (T, B, N F) seen as (B, N, T, F)."""
@@ -183,6 +190,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
 
     @property
     def output_size(self) -> int:
+        """Width of y."""
         return self.hidden_size
 
     @functools.cached_property
@@ -231,10 +239,9 @@ class mLSTM(SequenceLayer):  # noqa: N801
         for k in range(self.num_layers):
             mask = dropout(span.rng, self.dropout if k else 0.0, tuple(x.shape), x)
             x, beyond = _limited(xp, dropped(x, mask))
-            z = matmul(xp, rows(x), p[f"{k}.Wx"].T)
+            z = matmul(xp, x, p[f"{k}.Wx"].T)
             if self.bias:
                 z += p[f"{k}.b"]
-            z = reshape(z, (span.T, span.B, z.shape[1]))
             q, key, v, o, i, f = (z[..., part] for part in self._splits.values())
             h, end, memory = self.memory.run(q, key, v, i, f, tuple(s[k, ...] for s in state), span)
             s, y = fuse(xp, gated, o, h)
@@ -253,11 +260,11 @@ class mLSTM(SequenceLayer):  # noqa: N801
             end = None if dstate is None else tuple(d[k, ...] for d in dstate)
             do, dh = fuse(xp, gated_bwd, dy, one.o, one.h)
             (dq, dk, dv, di, df), start = self.memory.run_bwd(one.memory, dh, end, span)
-            dz = rows(concat(xp, (dq, dk, dv, do, di, df), -1))
-            grads[f"{k}.Wx"] = matmul(xp, dz.T, rows(one.x))
+            dz = concat(xp, (dq, dk, dv, do, di, df), -1)
+            grads[f"{k}.Wx"] = matmul(xp, rows(dz).T, rows(one.x))
             if self.bias:
                 grads[f"{k}.b"] = column_sums(xp, dz)
-            dy = reshape(matmul(xp, dz, p[f"{k}.Wx"]), one.x.shape)
+            dy = matmul(xp, dz, p[f"{k}.Wx"])
             if one.beyond is not None:
                 dy = fuse(xp, clamp_bwd, dy, one.beyond, limit=fourth_root(xp, dy.dtype))
             dy = dropped(dy, one.mask)

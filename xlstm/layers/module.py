@@ -20,7 +20,10 @@ from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace, reshape
 from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.tensor_views import Views, views_of
 from xlstm.cells.activations import FEED_FORWARD, FORGET
+from xlstm.engines import engine
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.layers.initializers import RECURRENT, Draw
 
 Weight = tuple[checks.Dims, Draw]
@@ -70,8 +73,8 @@ class Module:
 
         num_heads: int
 
-    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  # checks of options that differ from those in `OPTIONS`
-    HEADED: ClassVar[tuple[str, ...]] = ()  # names of widths that have to be divisible by `num_heads`
+    CHECKS: ClassVar[dict[str, checks.Kind]] = {}  #: checks of options that differ from those in `OPTIONS`
+    HEADED: ClassVar[tuple[str, ...]] = ()  #: names of widths that have to be divisible by `num_heads`
     _symbol: ClassVar[str] = "D"  # the letter of input_size in errors
 
     def __post_init__(self) -> None:
@@ -144,6 +147,8 @@ class Module:
         ValueError, TypeError
             A parameter is missing or misshapen, or arrays differ in library, device or dtype.
         """
+        if (views := self._views(params, x)) is not None:
+            return views.run(self.forward, params, x)  # type: ignore[no-any-return]
         xp, params, x = self._agreed(params, "x", x)
         if x.ndim == 0 or x.shape[-1] != self.input_size:
             expected = f"(..., {self._symbol}) = (..., {self.input_size})"
@@ -160,6 +165,8 @@ class Module:
             `saved` comes from another module, an array is misshapen, or arrays differ in library, device or dtype.
         """
         checks.saved(type(self).__name__, self, saved, Saved)
+        if (views := self._views(params, dy)) is not None:
+            return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
         xp, params, dy = self._agreed(params, "dy", dy)
         if tuple(dy.shape) != saved.shape:
             shape = tuple(dy.shape)
@@ -205,6 +212,15 @@ class Module:
         """
         self.check(params)
         return namespace(type(self).__name__, {**arrays, **params}, frozenset(wide))
+
+    def _views(self, params: Params, *arrays: Any) -> Views | None:
+        """Return how to run on views of tensors, None where arrays are taken as they are.
+
+        The reference engine takes tensors as they are where it was asked for.
+        """
+        if engine.asked() == ARRAY_API.name:
+            return None
+        return views_of(type(self).__name__, params, *arrays)
 
     def _agreed(self, params: Params, name: str, x: Array) -> tuple[Namespace, Params, Array]:
         """Check the parameters, and return the namespace of all these arrays, and the arrays as it has them."""

@@ -114,9 +114,9 @@ def _normed(
 ) -> tuple[Array, Array, Array]:
     """Return a row with its norm, 1 / what it was divided by, and the row times the gain, plus the bias."""
     n, r = scaled(xp, x, formula, -1, eps, limit)
-    y = n * _gain(w, residual)
+    y = n * _gain(w, residual)  # (4)
     for b in bias:
-        y += b
+        y += b  # (4)
     return n, r, y
 
 
@@ -125,12 +125,12 @@ def _normed_bwd(
 ) -> tuple[Array, ...]:
     """Return the gradients of a row, plus what is added, and of the gain and the bias by this row."""
     dn, dw = _scale_bwd(xp, dy, n, _gain(w, residual))
-    dx = formula(xp, dn, n, r, -1)
+    dx = formula(xp, dn, n, r, -1)  # (3)
     for a in add:
         dx += a
-    return (dx, dw, dy) if bias else (dx, dw)
+    return (dx, dw, dy) if bias else (dx, dw)  # (4)
 
 
 def _scale_bwd(xp: Namespace, dy: Array, n: Array, gain: Array) -> tuple[Array, Array]:
     """Return the gradients of n and of the gain, the latter row by row."""
-    return dy * gain, dy * n
+    return dy * gain, dy * n  # (4)

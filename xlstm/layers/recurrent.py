@@ -154,6 +154,12 @@ class GRU(Recurrent):
 
     Parameters
     ----------
+    input_size, hidden_size, num_layers : int
+        As in `LSTM`.
+    bidirectional, reverse, batch_first, bias, recurrent_bias, layer_norm, recompute : bool
+        As in `LSTM`.
+    dropout, recurrent_dropout, zoneout, clip, initializer, activations
+        As in `LSTM`.
     reset_after : bool
         Apply the reset gate to the product, n = tanh(Wx x + b + r (Wh h0 + bh)), as cuDNN, PyTorch and by
         default Keras do, instead of to the state, n = tanh(Wx x + b + Wh (r h0)), as the paper and by
@@ -189,6 +195,12 @@ class RNN(Recurrent):
 
     Parameters
     ----------
+    input_size, hidden_size, num_layers : int
+        As in `LSTM`.
+    bidirectional, reverse, batch_first, bias, recurrent_bias, layer_norm, recompute : bool
+        As in `LSTM`.
+    dropout, recurrent_dropout, zoneout, clip, initializer
+        As in `LSTM`.
     activations : str
         "tanh" by default, "relu", or another of `xlstm.cells.activations.GATE_ACTIVATIONS`, to which `register` adds.
 
@@ -222,6 +234,14 @@ class sLSTM(Recurrent):  # noqa: N801
 
     Parameters
     ----------
+    input_size, hidden_size, num_layers : int
+        As in `LSTM`.
+    bidirectional, reverse, batch_first, bias, recompute : bool
+        As in `LSTM`.
+    dropout, recurrent_dropout, initializer
+        As in `LSTM`.
+    recurrent_bias, layer_norm, zoneout, clip, activations
+        An sLSTM has none of these: other values than the defaults are refused.
     num_heads : int
         Number N of heads: the recurrent weight is block-diagonal, so that heads see one another in the next layer only.
     forget_gate : {"sigmoid", "exponential"}
@@ -301,7 +321,7 @@ def register_cell(cell: type[Cell], name: str | None = None) -> type[Recurrent]:
     Returns
     -------
     class
-        A subclass of the base of `xlstm.LSTM`, made with (input_size, hidden_size, num_layers=1, *, ...).
+        A subclass of the base of `xlstm.LSTM`, made with `(input_size, hidden_size, num_layers=1, *, ...)`.
 
     Raises
     ------

@@ -161,11 +161,14 @@ class SequenceLayer(Module):
             An array is missing, misshapen, or of another library, device or dtype than the rest; lengths are not whole
             numbers from 0 to T; a seed is needed and missing.
         """
+        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
+            masked = {"lengths": lengths, "seed": seed, "keep": keep, "groups": groups}
+            return views.run(self.forward, params, x, state, train, **masked)  # type: ignore[no-any-return]
         where = type(self).__name__
         keep = train if keep is None and type(train) is bool else checks.keeps(where, train, keep)
         if groups is not None and not self._has_groups:
             raise TypeError(f"{where}: groups is {checks.shown(groups)}, expected None, as no sequence sees another")
-        params, x, start, span = self._begin(params, x, state, lengths, groups)
+        params, x, start, span = self.begin(params, x, state, lengths, groups)
         span.keep = keep
         if train and self.random:
             span.rng = masks(where, seed)
@@ -176,7 +179,7 @@ class SequenceLayer(Module):
             y = self._swap(span.xp, y)
         return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
 
-    def _begin(
+    def begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
     ) -> tuple[Params, Array, State, Span]:
         """Check the arguments of a call, and return them, x (T, B, D), the initial state and the span for inference."""
@@ -215,13 +218,15 @@ class SequenceLayer(Module):
         ValueError, TypeError
             `saved` is None, or comes from another layer; a gradient has another shape, library, device or dtype.
         """
+        if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
+            return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
         where = type(self).__name__
         checks.saved(where, self, saved, Saved)
         span = saved.span
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
         if dy is not None:
             if dy.shape != saved.shape:
-                checks.shape(where, "dy", dy, self._output_dims(span.T, span.B))
+                checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
             dy = self._swap(xp, dy)
         end = None
         if dstate is not None:
@@ -237,6 +242,8 @@ class SequenceLayer(Module):
         ValueError
             The layer has a reverse direction, which begins at the end of the sequence.
         """
+        if type(x) is not np.ndarray and (views := self._views(params, x, state)) is not None:
+            return views.run(self.step, params, x, state)  # type: ignore[no-any-return]
         where = type(self).__name__
         if self.directions != ("",):
             raise ValueError(f"{where}: step goes forward in time, the reverse direction needs the whole sequence")
@@ -260,7 +267,7 @@ class SequenceLayer(Module):
         where = type(self).__name__
         params, x, state = from_foreign(where, (params, x, state))
         arrays = {} if x is None else {"x" if what == "state" else "dy": x}
-        parts = [(n, leaf, part) for n, leaf, part in _flat(where, what, state, self.states) if part is not None]
+        parts = [(n, leaf, part) for n, leaf, part in flat(where, what, state, self.states) if part is not None]
         arrays |= {name: part for name, _, part in parts}
         return self.namespace(params, arrays, [name for name, leaf, _ in parts if leaf.wide]), params, x, state
 
@@ -277,7 +284,8 @@ class SequenceLayer(Module):
             raise ValueError(f"{type(self).__name__}: x has no time steps, expected T of 1 or more")
         return x
 
-    def _output_dims(self, T: int, B: int) -> checks.Dims:
+    def output_dims(self, T: int, B: int) -> checks.Dims:
+        """Return the sizes of y by their letters."""
         outer = {"B": B, "T": T} if self.batch_first else {"T": T, "B": B}
         return {**outer, self._output_symbol: self.output_size}
 
@@ -320,7 +328,7 @@ def complete(
         _check_container(where, what, state, leaves)
     like = next(iter(params.values()))
     if filled is None and xp is not np and fuse.compiles(xp):
-        missing = [leaf for _, leaf, part in _flat(where, what, state, leaves) if part is None]
+        missing = [leaf for _, leaf, part in flat(where, what, state, leaves) if part is None]
         filled = iter(_filled(xp, like, missing, B, zero))
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
@@ -360,8 +368,14 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
     return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
 
 
-def _flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
-    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing."""
+def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
+    """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A state, or a part of it, is no tuple of as many entries as there are leaves.
+    """
     if state is not None:
         _check_container(where, what, state, leaves)
     for k, leaf in enumerate(leaves):
@@ -369,7 +383,7 @@ def _flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[st
         if isinstance(leaf, Leaf):
             yield f"{what} {leaf.name}", leaf, part
         else:
-            yield from _flat(where, f"{what}[{k}]", part, leaf)
+            yield from flat(where, f"{what}[{k}]", part, leaf)
 
 
 def _check_container(where: str, what: str, state: Any, leaves: State) -> None:

@@ -107,10 +107,12 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     @property
     def output_size(self) -> int:
+        """Number of tokens: the width of the logits."""
         return self.vocab_size
 
     @property
     def states(self) -> State:
+        """The leaves of the state of the backbone."""
         return self.backbone.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:

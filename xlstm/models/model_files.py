@@ -47,18 +47,8 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     OSError
         The folder cannot be written to.
     """
-    layer: Any = model
-    head: dict[str, Any] | None = None
-    if isinstance(model, SequenceModel | xLSTMLanguageModel):
-        first, *others = fields(model)
-        layer, head = getattr(model, first.name), {field.name: getattr(model, field.name) for field in others}
-    if type(layer) is not _layers().get(type(layer).__name__):
-        raise TypeError(
-            f"save: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
-            f"or one of {', '.join(_layers())}"
-        )
+    config = config_of("save", model)
     checks.params(type(model).__name__, params, model.shapes)
-    config = {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
     checkpoint.save(path, params, KIND, config)
 
 
@@ -88,7 +78,7 @@ def load(
     """
     arrays, config = checkpoint.load(path, KIND)
     try:
-        model = _described(config, len(arrays))
+        model = from_config(config, len(arrays))
         checks.params(type(model).__name__, arrays, model.shapes)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a sound model ({type(error).__name__}: {error})") from error
@@ -100,13 +90,40 @@ def load(
     return model, {name: chosen.asarray(array) for name, array in arrays.items()}
 
 
+def config_of(where: str, model: Any) -> dict[str, Any]:
+    """Return the configuration of a model or a layer, from which `from_config` makes it: anything JSON can hold.
+
+    Raises
+    ------
+    TypeError
+        `model` is of a class that files do not know; the error begins with `where`.
+    """
+    layer: Any = model
+    head: dict[str, Any] | None = None
+    if isinstance(model, SequenceModel | xLSTMLanguageModel):
+        first, *others = fields(model)
+        layer, head = getattr(model, first.name), {field.name: getattr(model, field.name) for field in others}
+    if type(layer) is not _layers().get(type(layer).__name__):
+        raise TypeError(
+            f"{where}: model is a {type(model).__name__}, expected a SequenceModel, an xLSTMLanguageModel, "
+            f"or one of {', '.join(_layers())}"
+        )
+    return {"layer": type(layer).__name__, "options": asdict(layer), "head": head}
+
+
 def _layers() -> dict[str, Any]:
     """Return all layers by name, those of cells that users registered among them."""
     return GATED | LAYERS
 
 
-def _described(config: dict[str, Any], count: int) -> Model:
-    """Return the model of a configuration, whose file has `count` arrays."""
+def from_config(config: dict[str, Any], count: int | None = None) -> Model:
+    """Return the model or layer of a configuration; `count` is the number of arrays of a file, which bounds its depth.
+
+    Raises
+    ------
+    ValueError, TypeError
+        There is no such layer, or it does not take these options.
+    """
     name, options, head = (config.get(key) for key in ("layer", "options", "head"))
     if not isinstance(name, str) or name not in _layers():
         raise ValueError(f"layer is {checks.shown(name)}, expected one of {', '.join(_layers())}")
@@ -115,7 +132,7 @@ def _described(config: dict[str, Any], count: int) -> Model:
     declared = options.get(depth, options.get("recipe")) if isinstance(options, dict) else None
     if isinstance(declared, list):
         depth, declared = "blocks of recipe", len(declared)
-    if isinstance(declared, int) and declared * least > count:
+    if count is not None and isinstance(declared, int) and declared * least > count:
         raise ValueError(f"{depth} is {declared}, the file holds {count} arrays")
     layer: Any = reading.made("options", _layers()[name], options)
     if head is None:

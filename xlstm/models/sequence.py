@@ -69,6 +69,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def input_size(self) -> int:
+        """Width of x."""
         return int(self.recurrent.input_size) if self.inputs is None else self.inputs
 
     @functools.cached_property
@@ -83,6 +84,7 @@ class SequenceModel(SequenceLayer):
 
     @property
     def states(self) -> State:
+        """The leaves of the state of the layer."""
         return self.recurrent.states  # type: ignore[no-any-return]
 
     def run(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
@@ -123,8 +125,8 @@ class SequenceModel(SequenceLayer):
         y, end = self.recurrent.run_step(xp, self.below("recurrent", p), x, state)
         return run("head", y), end
 
-    def _output_dims(self, T: int, B: int) -> checks.Dims:
-        return {"B": B, "O": self.output_size} if self.last else super()._output_dims(T, B)
+    def output_dims(self, T: int, B: int) -> checks.Dims:
+        return {"B": B, "O": self.output_size} if self.last else super().output_dims(T, B)
 
     def _swap(self, xp: Namespace, array: Array) -> Array:
         return super()._swap(xp, array) if array.ndim == 3 else array

@@ -1,10 +1,9 @@
-"""Results: the course of training, labels that are confused, forecasts and their errors, and times of backends."""
+"""Results: the course of training, labels that are confused, and forecasts with their errors."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,8 +161,8 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
         problem = f"the label {checks.shown(unknown[0])} is unknown, expected one of {checks.few(map(str, known))}"
         raise ValueError(f"confusion: {problem}")
     counts = np.zeros((len(known), len(known)), dtype=np.int64)
-    for (label, other), count in Counter(pairs).items():
-        counts[place[label], place[other]] = count
+    for label, other in pairs:
+        counts[place[label], place[other]] += 1
     return known, counts
 
 
@@ -208,7 +207,14 @@ def confusion(truth: Any, predicted: Any, labels: Sequence[Any] | None = None) -
 
 
 class Fan(NamedTuple):
-    """Quantiles (H, Q) of what comes after the end of a series, and their levels."""
+    """Quantiles of what comes after the end of a series.
+
+    Attributes
+    ----------
+    quantiles : array (H, Q)
+    levels : sequence of Q floats
+        The level of each column, such as 0.1.
+    """
 
     quantiles: Values
     levels: Sequence[float]
@@ -324,35 +330,3 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan) -> None:
         axes.plot(time, quantiles[:, half], color=FORECAST, linewidth=1.2, label="median beyond the end")
     x = "steps after the end" if series.calendar is None else ""
     figures.label(axes, f"{series.name}: beyond the end of the data", x, series.name)
-
-
-def comparison(rows: Sequence[Any]) -> Any:
-    """Draw sequences a second of everything that was timed by the work of a call, a panel for each layer and dtype.
-
-    Marks on the axis of work are the sizes.
-
-    Parameters
-    ----------
-    rows : list of Row
-        As `xlstm bench` measures them.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    kinds = list(dict.fromkeys(row.kind for row in rows))
-    figure, panels = figures.panels(len(kinds), 1, 3.0)
-    for kind, axes in zip(kinds, panels, strict=True):
-        some = [row for row in rows if row.kind == kind]
-        for k, name in enumerate(dict.fromkeys((row.name, row.device) for row in some)):
-            line = sorted((row.case.operations, row.sequences) for row in some if (row.name, row.device) == name)
-            axes.plot(*zip(*line, strict=True), label=", ".join(name), **figures.line(k))
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        sizes = {row.case.operations: ",".join(map(str, row.case.size)) for row in some}
-        axes.set_xticks([*sizes], labels=[*sizes.values()], rotation=20, ha="right", fontsize=figures.SMALL)
-        axes.set_xticks([], minor=True)
-        x = "T,B,D,H, placed by the floating-point operations of a call"
-        figures.label(axes, f"{kind}, forward and backward", x, "sequences a second")
-        figures.legend(axes)
-    return figure

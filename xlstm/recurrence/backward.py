@@ -52,19 +52,19 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
         dzx = dzx[:rows, :]
     dzh: Array = found.arrays.get("zh", dzx)
     da: Array = found.arrays.get("a", dzh)
-    more, dp = step.project_bwd(dzx, tape.normal)
+    more, dp = step.project_bwd(dzx, tape.normal)  # (7)
     grads |= more
-    products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}
+    products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}  # (1)
     h0 = tape.passed
     if step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
-        grads["Wh"] = matmul(xp, heads, xp.permute_dims(reshape(h0, (x.shape[0], N, K)), (1, 0, 2)))
+        grads["Wh"] = matmul(xp, heads, xp.permute_dims(reshape(h0, (x.shape[0], N, K)), (1, 0, 2)))  # (3)
     elif "Wh" in w:  # there is a product of h
-        products["Wh"] = (da, h0)
+        products["Wh"] = (da, h0)  # (3)
     if step.Whr is not None:
-        products["Whr"] = (found.arrays["out"], tape.out)
-    for bias, d in (("b", dzx), ("bh", dzh)):
+        products["Whr"] = (found.arrays["out"], tape.out)  # (5)
+    for bias, d in (("b", dzx), ("bh", dzh)):  # (1) (3)
         if bias in w:
             if compiles(xp):
                 grads[bias] = column_sums(xp, d.T)
@@ -73,7 +73,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
     grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
     dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:
-        grads["gh"] = total(xp, dzh, tape.product.T)
+        grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
 
 

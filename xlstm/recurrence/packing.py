@@ -18,7 +18,7 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.backend import Portable
-from xlstm.arrays.constants import Home
+from xlstm.arrays.constants import Home, home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
@@ -125,11 +125,11 @@ class Packing:
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
-        return kept(_copied(xp, self, Home(device_of(like))))
+        return kept(_copied(xp, self, home(device_of(like))))
 
     def inside(self, xp: Namespace, like: Array) -> Array:
         """Return whether steps are within their sequences, (T, B), on the device of an array: one copy, once."""
-        return kept(_inside(xp, self, Home(device_of(like))))
+        return kept(_inside(xp, self, home(device_of(like))))
 
     @functools.cached_property
     def _here(self) -> _Indices:
@@ -239,7 +239,7 @@ def _packing(lengths: bytes, T: int, B: int) -> Packing:
 def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     """Return the indices of a packing on a device."""
     here = packing._here
-    there = xp.asarray(np.concatenate(here), device=home.device)
+    there = xp.asarray(np.concatenate(here), device=home[0])
     ends = np.cumsum([len(part) for part in here])
     return _Indices(*(there[end - len(part) : end] for end, part in zip(ends, here, strict=True)))
 
@@ -247,7 +247,7 @@ def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
 @functools.lru_cache(maxsize=16)
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
     """Return whether steps of a packing are within their sequences, (T, B), on a device."""
-    return xp.asarray(np.arange(packing.T)[:, None] < packing.ends, device=home.device)
+    return xp.asarray(np.arange(packing.T)[:, None] < packing.ends, device=home[0])
 
 
 @functools.lru_cache

@@ -67,6 +67,13 @@ class Callback:
 
     With a group it runs on every rank, unless its `everywhere` is False: then on rank 0 alone, and it changes neither
     gradients nor weights.
+
+    Attributes
+    ----------
+    needs_validation : bool
+        Whether training without validation data is an error.
+    everywhere : bool
+        Whether it runs on all ranks of a group, not on rank 0 alone.
     """
 
     needs_validation = False
@@ -121,6 +128,8 @@ class Each(Callback):
 class Clip(Callback):
     """Limits the global norm of the gradient (Pascanu et al. 2013), or each of its values.
 
+    Gradients of CuPy are changed where they are.
+
     Parameters
     ----------
     norm : float, optional
@@ -144,7 +153,7 @@ class Clip(Callback):
         if self.value is not None:
             grads = optimizers.clip_value(grads, self.value)
             norm = optimizers.global_norm(grads)
-        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm)
+        return grads if self.norm is None else optimizers.clip_global_norm(grads, self.norm, norm, in_place=True)
 
 
 @dataclass(frozen=True)
@@ -182,6 +191,11 @@ class MovingAverage(Callback):
     ----------
     decay : float
         From 0, which gives the weights themselves, to less than 1.
+
+    Attributes
+    ----------
+    mean : dict of str to array
+        The average so far.
 
     Raises
     ------

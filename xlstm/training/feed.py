@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import BATCHES, Batch, Batches, mask_of_steps, within_lengths
+from xlstm.data.batches import ITERABLE, Batch, Batches, Iterated, mask_of_steps, within_lengths
 from xlstm.data.host import finite
 from xlstm.data.shards import Shard
 from xlstm.losses import mse
@@ -44,6 +44,13 @@ def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     """Return the loss to train a model with: `loss`, else the model's own, else the mean squared error."""
     chosen: Loss = checks.function(where, "loss", getattr(model, "loss", mse) if loss is None else loss)
     return chosen
+
+
+def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
+    """Return data as they are, or an iterable of batches or pairs as data for a model; TypeError for all else."""
+    if hasattr(data, "batches") and hasattr(data, "__len__") and not isinstance(data, type):
+        return data  # type: ignore[no-any-return]
+    return Iterated(ITERABLE(where, name, data), every_step=not getattr(model, "last", False))
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ class Feed:
         Arrays on a device are left alone, since reading them would wait for it, and so are targets that a mask leaves
         out, unless `everything` is to be checked.
         """
-        counts = None if batch.lengths is None else within_lengths(batch)
+        counts = None if batch.lengths is None else within_lengths(batch.lengths, *batch.x.shape[:2])
         if everything or isinstance(batch.x, np.ndarray):
             finite(where, "x", to_numpy(batch.x), self.low.dtype, counts)
         if everything or isinstance(batch.target, np.ndarray):
@@ -152,7 +159,7 @@ class Feed:
         whole = batch.lengths is None and (batch.mask is None or batch.mask.ndim > 1)
         if whole or getattr(self.model, "last", False):
             return batch.mask
-        return mask_of_steps(batch)
+        return mask_of_steps(batch.mask, batch.lengths, *batch.x.shape[:2])
 
     def _swapped(self, array: Array) -> Array:
         """Return (T, B, ...) as (B, T, ...)."""
@@ -162,7 +169,7 @@ class Feed:
 def evaluate(
     model: Any,
     params: Params,
-    data: Batches,
+    data: Batches | Iterable[Any],
     loss: Loss | None = None,
     *,
     stopped: Callable[[], bool] = lambda: False,
@@ -175,7 +182,8 @@ def evaluate(
     model : object
         As for `train`.
     params : dict of str to array
-    data : Batches
+    data : Batches, or an iterable of batches or pairs
+        As for `train`.
     loss : callable, optional
         As for `train`.
     stopped : callable, optional
@@ -194,7 +202,7 @@ def evaluate(
         into the dtype.
     """
     feed = Feed.of("evaluate", model, params)
-    BATCHES("evaluate", "data", data)
+    data = batches_of("evaluate", "data", model, data)
     loss = loss_of("evaluate", model, loss)
     if group is not None and not isinstance(data, Shard):
         data = Shard(data, group)

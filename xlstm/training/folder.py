@@ -81,15 +81,11 @@ class Folder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         writing.check(self.path / BEST)
-        with contextlib.suppress(ImportError, OSError):  # not every system, nor every file system, has such locks
-            import fcntl
-
+        with contextlib.suppress(OSError):  # some systems open only files
             self._lock = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.close()
-                raise ValueError(f"train: another run is going on in {self.path}; choose another folder") from None
+        if self._lock is not None and not writing.locked(self._lock):
+            self.close()
+            raise ValueError(f"train: another run is going on in {self.path}; choose another folder")
 
     def close(self) -> None:
         """Let others train in the folder."""

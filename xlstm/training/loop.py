@@ -13,7 +13,7 @@ import signal
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -27,12 +27,12 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
 from xlstm.arrays.random import Seed, generator
-from xlstm.data.batches import BATCHES, Batches
+from xlstm.data.batches import Batches, Iterated
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
-from xlstm.training.feed import Inputs, Loss, evaluate
+from xlstm.training.feed import Inputs, Loss, batches_of, evaluate
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
@@ -82,12 +82,12 @@ class Trained:
 def train(
     model: Any,
     params: Params,
-    data: Batches,
+    data: Batches | Iterable[Any],
     optimizer: optimizers.Optimizer,
     *,
     epochs: int | None = None,
     steps: int | None = None,
-    validation: Batches | None = None,
+    validation: Batches | Iterable[Any] | None = None,
     loss: Loss | None = None,
     seed: Seed = 0,
     precision: Mixed | None = None,
@@ -119,8 +119,11 @@ def train(
         batches in that order.
     params : dict of str to array
         Starting weights; they are not changed. Their library and device are used.
-    data, validation : Batches
-        The data to fit, and those to judge by.
+    data, validation : Batches, or an iterable of batches or pairs
+        The data to fit, and those to judge by: those of `xlstm.data`, or any iterable, such as a list or a `DataLoader`
+        of PyTorch, of `Batch` or of pairs (x, target) with the sequences first, x (B, T, D) and target (B, T, ...), or
+        (B, ...) for a model that predicts once. Lists of independent batches, and the sampler of a `DataLoader`, are
+        shuffled by the seed. An iterator is gone through once: it is no `validation`, and does not go with `resume`.
     optimizer : Optimizer
     epochs : int, optional
         Most passes over `data`.
@@ -200,9 +203,16 @@ def train(
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+    data = batches_of("train", "data", model, data)
+    validation = None if validation is None else batches_of("train", "validation", model, validation)
     for name, batches in {"data": data, "validation": validation}.items():
-        if (name == "data" or batches is not None) and len(BATCHES("train", name, batches)) == 0:
+        if batches is not None and len(batches) == 0:
             raise ValueError(f"train: {name} has no batches")
+    if isinstance(data, Iterated) and data.once:
+        epochs = _single_pass(data, epochs, resume)
+    if isinstance(validation, Iterated) and validation.once:
+        expected = "expected data that can begin anew after every epoch"
+        raise ValueError(f"train: validation is an iterator, {checks.shown(validation.data)}, {expected}")
     if epochs is None and steps is None:
         raise ValueError("train: epochs and steps are None, expected one of them")
     count = checks.optional(checks.count)
@@ -221,6 +231,16 @@ def train(
         return run.train()
     finally:
         folder.close()
+
+
+def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
+    """Return the one epoch of data that are gone through once; ValueError where more is asked of them."""
+    problem = f"train: data is an iterator, {checks.shown(data.data)}, which cannot begin anew"
+    if resume is True:
+        raise ValueError(f"{problem}, and so does not go with resume=True")
+    if epochs not in (None, 1):
+        raise ValueError(f"{problem}, expected epochs=1, got {checks.shown(epochs)}")
+    return 1
 
 
 @dataclass(eq=False)
@@ -252,7 +272,7 @@ class Run:
         joint = self.state.joint
         self.ranks = Ranks(joint, self.step.model, self.step._local)
         self.all_callbacks = list(self.step.callbacks)
-        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.runs(callback)]
+        self.callbacks = [callback for callback in self.all_callbacks if self.ranks.first or callback.everywhere]
         self.watched = any(has(callback, "step", "weights") for callback in self.callbacks)  # the weights of each step
         self.remembering = [callback for callback in self.all_callbacks if has(callback, "state")]
         for callback in self.all_callbacks:
@@ -292,21 +312,19 @@ class Run:
         """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
         if self.step.group is not None:
             self.ranks.agree({**self.settings, "epochs": self.epochs, "most steps": self.steps, "every": self.every})
-        found: list[Checkpoint] = []
-        self.ranks.of_first(lambda: found.extend(self._found(resume)))
-        origin = self.ranks.read(found[0] if found else None)
+        origin = self.ranks.read(lambda: self._newest(resume))
         if origin is not None:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
 
-    def _found(self, resume: bool) -> list[Checkpoint]:
+    def _newest(self, resume: bool) -> Checkpoint | None:
         """Make the folder, and return the checkpoint to go on from, if any."""
         self.folder.begin()
         origin = self.folder.newest() if resume else None
         self.folder.check(origin)
-        return [] if origin is None else [origin]
+        return origin
 
     def train(self) -> Trained:
         """Train until the end, or until a signal or a callback stops it."""
@@ -346,11 +364,7 @@ class Run:
             rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
         for inputs in self.ranks.guarded(rest):
             self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
-            asked = False
-            with self.ranks.held():
-                self._count(taken)
-                asked = self._asks("step")
-            if self.ranks.stops(asked, received):
+            if self.ranks.stops(self.ranks.tried(functools.partial(self._count, taken)), received):
                 return True
             if self.total == self.steps:
                 break
@@ -365,17 +379,14 @@ class Run:
             return True
         if self.validation is None:
             self.best_epoch = self.epoch
-        ended = False
-        with self.ranks.held():
-            ended = self._asks("epoch")
-        self.ended = self.ranks.any(ended)
+        self.ended = self.ranks.any(self.ranks.tried(lambda: self._asks("epoch")))
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save()
         return False
 
-    def _count(self, taken: Taken) -> None:
-        """Note a step, and let callbacks see the new weights."""
+    def _count(self, taken: Taken) -> bool:
+        """Note a step, and let callbacks see the new weights; return whether one says to stop."""
         self.losses.append(taken.loss)
         self.norm, self.done = taken.norm, self.done + 1
         self.skipped += not math.isfinite(taken.norm)
@@ -384,6 +395,7 @@ class Run:
             for callback in self.callbacks:
                 self.judged = callback.weights(self.judged, self.state.updates)
         self.folder.log(total=self.total, epoch=self.epoch, loss=taken.loss, norm=taken.norm, seconds=self.seconds)
+        return self._asks("step")
 
     def _copied(self, params: Params) -> Params:
         """Return weights that the next step leaves alone, which it changes where steps are captured."""
@@ -453,8 +465,7 @@ class Run:
             "validations": np.array(self.validations),
             "callbacks": [callback.state() for callback in self.remembering],
         }
-        with self.ranks.held():
-            self.folder.save(about, tree, bool(self.validations))
+        self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -474,7 +485,7 @@ class Run:
                 for callback in self.all_callbacks
                 if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
             ],
-            "moments": sorted(self.ranks.slots(self.state)),
+            "moments": sorted(step.optimizer.init(self.state.params).slots),
             "steps": len(self.data),
             **{name: None if one is None else first_batch(one) for name, one in data.items()},
         }
@@ -495,7 +506,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
         params = run.state.params
         alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
-        alike["slots"] = run.ranks.slots(run.state)
+        alike["slots"] = run.step.optimizer.init(params).slots
         alike["losses"] = np.broadcast_to(0.0, about["total"])
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
         if held["sums"] is not None:
@@ -531,14 +542,14 @@ def _text(value: Any) -> str:
 
 
 def first_batch(data: Batches) -> str:
-    """Return a number that tells data apart: it is made of their first batch in order."""
-    batches, crc = (data.data if isinstance(data, Shard) else data).batches(), 0
-    first = next(iter(batches), None)
+    """Return a number that tells data apart: it is made of their first batch in order, if they can begin anew."""
+    whole = data.data if isinstance(data, Shard) else data
+    if isinstance(whole, Iterated) and whole.once:
+        return "unknown"
+    first, crc = next(iter(whole.batches()), None), 0
     for array in () if first is None else (first.x, first.target, first.lengths, *(first.options or {}).values()):
         if array is not None:
             crc = zlib.crc32(np.ascontiguousarray(to_numpy(array)).tobytes(), crc)
-    if isinstance(batches, Generator):
-        batches.close()
     return f"{crc:08x}"
 
 
@@ -564,7 +575,7 @@ class RangeTest(NamedTuple):
 def find_learning_rate(
     model: Any,
     params: Params,
-    data: Batches,
+    data: Batches | Iterable[Any],
     optimizer: Callable[[optimizers.Schedule], optimizers.Optimizer] = optimizers.adam,
     *,
     low: float = 1e-6,
@@ -582,8 +593,8 @@ def find_learning_rate(
     model : object
         As for `train`.
     params : dict of str to array
-    data : Batches
-        They are gone through as often as needed.
+    data : Batches, or an iterable of batches or pairs
+        As for `train`. They are gone through as often as needed.
     optimizer : callable
         Makes an optimiser of a schedule, such as `optim.adam`.
     low, high : float

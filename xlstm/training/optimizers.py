@@ -52,7 +52,15 @@ Slots = dict[str, Params]  # moments: slot name -> parameter name -> array
 
 
 class OptimState(NamedTuple):
-    """The state of an optimiser: updates done, and moments (slot name -> parameter name -> array)."""
+    """The state of an optimiser.
+
+    Attributes
+    ----------
+    step : int
+        Number of updates done.
+    slots : dict of str to dict of str to array
+        Moments, by the name of the slot and that of the parameter.
+    """
 
     step: int
     slots: Slots
@@ -167,7 +175,7 @@ def adam(
 def adamw(
     lr: float | Schedule, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01
 ) -> Optimizer:
-    """Make Adam with decoupled weight decay, p *= 1 - lr weight_decay (Loshchilov & Hutter 2019).
+    """Make Adam with decoupled weight decay, `p *= 1 - lr weight_decay` (Loshchilov & Hutter 2019).
 
     Parameters
     ----------
@@ -344,7 +352,7 @@ def global_norm(grads: Params) -> Array:
 
 
 @accepts_foreign
-def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> Params:
+def clip_global_norm(grads: Params, limit: float, norm: Array | None = None, *, in_place: bool = False) -> Params:
     """Scale all gradients together so that their global norm is at most `limit` (Pascanu et al. 2013).
 
     Parameters
@@ -353,6 +361,8 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     limit : float
     norm : 0-d array, optional
         The global norm, where it is known already.
+    in_place : bool
+        Whether gradients may be changed where they are, which CuPy's are where all are contiguous.
 
     Returns
     -------
@@ -370,7 +380,9 @@ def clip_global_norm(grads: Params, limit: float, norm: Array | None = None) -> 
     if not compiles(xp):
         scale = limit / xp.maximum(norm, xp.full_like(norm, limit))
         return {name: g * scale for name, g in grads.items()}
-    results = foreach.apply(xp, _scaled, [list(grads.values())], (norm, limit))
+    given = list(grads.values())
+    into = (0,) if in_place and all(g.flags.c_contiguous for g in given) else ()
+    results = foreach.apply(xp, _scaled, [given], (norm, limit), into)
     return {name: g for name, (g,) in zip(grads, results, strict=True)}
 
 

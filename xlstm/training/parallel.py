@@ -7,9 +7,10 @@ of the whole batch, with the same bits on every rank, so that all ranks do the s
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +21,8 @@ from xlstm.arrays.cuda_graph import capturing
 from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.groups import Group, OtherRankError
 from xlstm.arrays.namespace import Array, Namespace, Params
-from xlstm.training import optimizers
-from xlstm.training.optimizers import OptimState
+from xlstm.training.callbacks import Callback, Clip, has
+from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, global_norm
 
 if TYPE_CHECKING:
     from xlstm.training.feed import Inputs
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from xlstm.training.steps import StepState
 
 Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
+LEAST = 1 << 20  # parameters from which on an optimiser is shared; with fewer its time does not matter
 ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
 
 
@@ -71,13 +73,20 @@ class Joint:
         self.group, self.home = group, home
         self.error: Exception | None = None
         self.signal = self.stop = False
-        ends = np.cumsum([ROOM, *(p.size for p in params.values())]).tolist()
-        self.each = -(-(ends[-1] - ROOM) // group.size)  # numbers of a rank, where all have equal parts
+        self.shapes = {name: p.shape for name, p in params.items()}
+        self.each = -(-sum(p.size for p in params.values()) // group.size)  # numbers of a rank, with equal parts
         self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
-        self.head = self.buffer[:ROOM]
-        places = zip(params.items(), ends, ends[1:], strict=False)
-        self.grads = {name: self.buffer[start:end].reshape(p.shape) for (name, p), start, end in places}
+        self.head, self.grads = self.buffer[:ROOM], self.named(self.buffer[ROOM:])
         self.agreed = Head(0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def named(self, flat: Array) -> Params:
+        """Return the arrays that lie behind each other in a flat one, by the names of parameters."""
+        arrays, at = Params(), 0
+        for name, shape in self.shapes.items():
+            size = math.prod(shape)
+            arrays[name] = flat[at : at + size].reshape(shape)
+            at += size
+        return arrays
 
     def summed(
         self, gradients: Callable[[], Any], state: StepState, inputs: Inputs, given: Given, local: bool, early: bool
@@ -105,7 +114,7 @@ class Joint:
         if self.error is not None:
             self._refuse(local)
         else:
-            norm = optimizers.global_norm(grads) if local and grads else 0.0
+            norm = global_norm(grads) if local and grads else 0.0
             for k, number in enumerate(Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, *given[-2:])):
                 self.head[k] = number
             if not local:
@@ -129,7 +138,7 @@ class Joint:
     def _summed(self, start: int = 0) -> tuple[Params, Array]:
         """Sum the buffer from `start` on; return the gradients, and their norm."""
         self.group.sum(self.buffer[start:])
-        return self.grads, optimizers.global_norm(self.grads)
+        return self.grads, global_norm(self.grads)
 
     def fail(self, local: bool, then_all: bool) -> None:
         """Take part in the sum of a step that this rank cannot take, or in both of them."""
@@ -142,7 +151,7 @@ class Joint:
         """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""
         self.agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
         if self.agreed.failed:
-            blame(self.group, self.error)
+            told(self.group, self.error)
 
     def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of the last rank."""
@@ -153,12 +162,8 @@ class Joint:
     def _own(self, gradients: Callable[[], Any], state: StepState, inputs: Inputs) -> Any:
         """Return what `gradients` does; without gradients where this rank has no sequence, or cannot take the step."""
         if self.error is None and inputs.host.x.shape[1]:
-            try:
+            with held(self):
                 return gradients()
-            except Exception as error:
-                if capturing() is not None:
-                    raise
-                self.error = error
         return self.home.xp.zeros_like(self.head[0]), None if self.error is None else state.carried, state.params, {}
 
     def _refuse(self, local: bool) -> None:
@@ -179,6 +184,88 @@ class Joint:
                 np.multiply(grads[name] if share else 0.0, share, out=self.grads[name])
 
 
+class Sharded(Joint):
+    """What ranks sum up, where each updates a part of the weights and keeps its moments alone (ZeRO-1).
+
+    After Rajbhandari et al. 2020. The buffer of gradients is cut into equal parts, of which each rank gets the sum of
+    one; the new weights are put together again. This sends as many bytes as one sum of the whole, and takes a rank's
+    share of the time and of the memory of the optimiser. Rules work element by element, so a part of an array is as
+    good as a whole.
+    """
+
+    def __init__(self, group: Group, home: Backend, params: Params) -> None:
+        super().__init__(group, home, params)
+        self.part: Array = np.empty(self.each, self.buffer.dtype)  # of the gradients, and then of the new weights
+        self.slots: dict[str, list[str]] = {}  # the parameters that have a moment, by slot
+        self.places: dict[str, tuple[slice, slice]] = {}  # of what is in it: where it is in an array, and in the part
+        first, at = group.rank * self.each, 0
+        for name, p in params.items():
+            start, end = max(at, first), min(at + p.size, first + self.each)
+            if start < end:
+                self.places[name] = slice(start - at, end - at), slice(start - first, end - first)
+            at += p.size
+
+    def cut(self, arrays: Params) -> Params:
+        """Return the parts of arrays that this rank has, flat."""
+        return {name: arrays[name].reshape(-1)[there] for name, (there, _) in self.places.items() if name in arrays}
+
+    def cut_slots(self, slots: Slots) -> Slots:
+        """Return copies of the parts of moments that this rank has, in the slots that have one."""
+        self.slots = {slot: list(arrays) for slot, arrays in slots.items()}
+        parts = {slot: {name: a.copy() for name, a in self.cut(arrays).items()} for slot, arrays in slots.items()}
+        return {slot: arrays for slot, arrays in parts.items() if arrays}
+
+    def gathered(self, parts: Params) -> Params:
+        """Return arrays of the parts of all ranks."""
+        for name, a in parts.items():
+            self.part[self.places[name][1]] = a
+        whole = np.empty(self.each * self.group.size, self.part.dtype)
+        self.group.gather_parts(self.part, whole)
+        return self.named(whole)
+
+    def whole_slots(self, parts: Slots) -> Slots:
+        """Return the moments of which each rank has a part."""
+        found = {slot: self.gathered(parts.get(slot, {})) for slot in self.slots}
+        return {slot: {name: found[slot][name] for name in names} for slot, names in self.slots.items()}
+
+    def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
+        new, after = update(self.cut(params), grads, moments)
+        return params | self.gathered(new), after
+
+    def fail(self, local: bool, then_all: bool) -> None:
+        self._refuse(True)
+        self.group.sum(self.head)
+
+    def _summed(self, start: int = 0) -> tuple[Params, Array]:
+        if start == 0:
+            self.group.sum(self.head)
+            self.look()  # before parts are summed, in which a rank that has failed takes no part
+        self.group.sum_part(self.buffer[ROOM:], self.part)
+        grads = {name: self.part[place] for name, (_, place) in self.places.items()}
+        squares = np.asarray(global_norm(grads), np.float64) ** 2 if grads else np.zeros(())
+        self.group.sum(squares := squares.reshape(1))
+        return grads, np.sqrt(squares[0]).astype(self.part.dtype)
+
+
+def joint_of(group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]) -> Joint:
+    """Return what ranks sum up: with a shared optimiser for many parameters on a CPU, if nobody needs whole gradients.
+
+    Parameters
+    ----------
+    group : Group
+    home : Backend
+    params : dict of str to array
+    optimizer : Optimizer
+    callbacks : list of Callback
+    """
+    moving = {name: p for name, p in params.items() if not optimizer.frozen(name)}
+    whole = any(has(one, "gradients") and not (isinstance(one, Clip) and one.value is None) for one in callbacks)
+    many = sum(p.size for p in moving.values()) >= max(LEAST, group.size)
+    if many and group.size > 1 and home.name == "numpy" and isinstance(optimizer, ByRules) and not whole:
+        return Sharded(group, home, moving)
+    return Joint(group, home, moving)
+
+
 def _shared(xp: Namespace, g: Array, place: Array, share: Any) -> Array:
     return xp.where(share > 0, share * g, xp.zeros_like(g))  # what has no target that counts may be NaN
 
@@ -190,30 +277,40 @@ def _own_share(xp: Namespace, value: Array, share: Any) -> Any:
     return value * share if share else 0.0
 
 
-def blame(group: Group, error: Exception | None) -> NoReturn:
-    """Raise the error of this rank, or name the rank that has one; all ranks call this together."""
-    said = group.tell(None if error is None else f"{type(error).__name__}: {error}")
+@contextlib.contextmanager
+def held(joint: Joint | None) -> Iterator[None]:
+    """Keep an error of this rank until all come together; raise it without others, and while a graph is captured."""
+    try:
+        yield
+    except Exception as error:
+        if joint is None or capturing() is not None:
+            raise
+        joint.error = error
+
+
+def told(group: Group, error: Exception | None, what: Any = None) -> list[Any]:
+    """Return what all ranks tell, together; raise the error of this rank, or name another rank that has one."""
+    said = group.tell((None if error is None else f"{type(error).__name__}: {error}", what))
     if error is not None:
         raise error
-    rank, text = next((k, one) for k, one in enumerate(said) if one is not None)
-    raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {text}")
+    for rank, (problem, _) in enumerate(said):
+        if problem is not None:
+            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {problem}")
+    return [one for _, one in said]
 
 
 def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
     """Yield the sums over all ranks of the numbers that each yields; an error of one is raised on all of them."""
     while True:
-        error, mine = None, None
+        error = mine = None
         try:
             mine = next(parts, None)
         except Exception as problem:
             error = problem
-        if mine is None and error is None:
+        several = told(group, error, mine)
+        if mine is None:
             return
-        sums = np.array([float(error is not None), *(mine or (0.0, 0.0, 0.0))])
-        group.sum(sums)
-        if sums[0]:
-            blame(group, error)
-        yield tuple(sums[1:].tolist())
+        yield tuple(map(sum, zip(*several, strict=True)))
 
 
 def shared(group: Group, home: Backend, params: Params) -> Params:

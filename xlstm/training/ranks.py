@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,12 +13,9 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
 from xlstm.arrays.namespace import Array, Namespace, leaves
 from xlstm.layers.sequence import Leaf
-from xlstm.training.callbacks import Callback
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
-from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import Joint, blame
-from xlstm.training.sharded import Sharded
+from xlstm.training.parallel import Joint, Sharded, held, told
 from xlstm.training.steps import StepState
 
 
@@ -42,42 +38,30 @@ class Ranks:
         self.joint, self.model, self.local = joint, model, local
         self.group: Group = Alone() if joint is None else joint.group
         self.first = self.group.rank == 0  # which alone writes and speaks
-        self._signal: int | None = None
-
-    def runs(self, callback: Callback) -> bool:
-        """Return whether a callback runs here."""
-        return self.first or callback.everywhere
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
         """Yield batches, and None for one that this rank could not get, so that the next sum tells all ranks."""
-        with self.held():
+        with held(self.joint):
             yield from batches
             return
         yield None
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep an error until all ranks come together."""
-        try:
-            yield
-        except Exception as error:
-            if self.joint is None:
-                raise
-            self.joint.error = error
+    def tried(self, function: Callable[[], Any]) -> Any:
+        """Return what a function does, or None where it fails, which all ranks hear when they come together."""
+        with held(self.joint):
+            return function()
 
     def stops(self, asked: bool, received: list[int]) -> bool:
         """Return whether to stop after a step; what is asked of a group now, the next sum tells all ranks."""
         if self.joint is None:
             return asked or bool(received)
-        self.joint.stop |= asked
+        self.joint.stop |= bool(asked)
         self.joint.signal = bool(received)
         return bool(self.joint.agreed.signal or self.joint.agreed.stop)
 
     def meets(self, received: list[int]) -> bool:
         """Return whether to stop between steps; all ranks come here together."""
-        told = self._told((received[:1], self.joint is not None and self.joint.stop))
-        self._signal = next((numbers[0] for numbers, _ in told if numbers), None)
-        return self._signal is not None or any(stop for _, stop in told)
+        return self.any(bool(received) or (self.joint is not None and self.joint.stop))
 
     def any(self, asked: bool) -> bool:
         """Return whether any rank says yes."""
@@ -85,8 +69,7 @@ class Ranks:
 
     def signal(self, received: list[int]) -> int | None:
         """Return the number of the signal that has stopped the run, if any."""
-        self.meets(received)
-        return self._signal
+        return next((numbers[0] for numbers in self._told(received) if numbers), None)
 
     def saves(self, error: Exception) -> bool:
         """Return whether all ranks have raised this error, so that they come together for a checkpoint."""
@@ -94,26 +77,20 @@ class Ranks:
 
     def of_first(self, value: Callable[[], Any]) -> Any:
         """Return a value that rank 0 makes."""
-        found = None
-        with self.held():
-            found = value() if self.first else None
-        return self._told(found)[0]
+        return self._told(self.tried(value) if self.first else None)[0]
 
     def _told(self, what: Any) -> list[Any]:
         """Return what all ranks tell; an error that one has kept is raised on all of them."""
-        error = None if self.joint is None else self.joint.error
-        told = self.group.tell((error is not None, what))
-        if any(failed for failed, _ in told):
-            blame(self.group, error)
-        return [one for _, one in told]
+        return told(self.group, None if self.joint is None else self.joint.error, what)
 
-    def read(self, origin: Checkpoint | None) -> Checkpoint | None:
-        """Return the checkpoint that rank 0 has read; files of the others are not looked at."""
+    def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
+        origin = self.tried(newest) if self.first else None
         about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
-        told = self.group.tell(about)[0]
-        if told is None:
+        read = self._told(about)[0]
+        if read is None:
             return None
-        path, description, value, kinds = told
+        path, description, value, kinds = read
         arrays = {name: np.empty(*kind) for name, kind in kinds.items()} if origin is None else origin.arrays
         self.group.share(list(arrays.values()))
         return Checkpoint(path, description, value, arrays)
@@ -149,12 +126,6 @@ class Ranks:
             moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
         return state._replace(carried=self._gathered(self.joint.home.xp, state.carried), sums=sums, moments=moments)
 
-    def slots(self, state: StepState) -> Slots:
-        """Return arrays with the names, shapes and dtypes of the moments of such a state."""
-        if not isinstance(self.joint, Sharded):
-            return state.moments.slots
-        return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
-
     def part(self, state: StepState) -> StepState:
         """Return the part of this rank of such a state."""
         if self.joint is None:
@@ -169,20 +140,22 @@ class Ranks:
 
     def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
-        mine = None if carried is None else list(leaves(carried))
-        told = self.group.tell(None if mine is None else [(a.shape, str(a.dtype)) for a in mine])
-        known = next((kinds for kinds in told if kinds is not None), None)
+        mine = [] if carried is None else list(leaves(carried))
+        told = self.group.tell([(a.shape, str(a.dtype)) for a in mine])
+        known = next(filter(None, told), None)
         if known is None:
             return None
-        found = []
-        for k, (axis, (shape, dtype)) in enumerate(zip(self._axes, known, strict=True)):
-            ends = np.cumsum([0, *(0 if kinds is None else kinds[k][0][axis] for kinds in told)]).tolist()
-            whole = xp.zeros((*shape[:axis], ends[-1], *shape[axis + 1 :]), dtype=dtype)
-            if mine is not None:
-                whole[_at(axis, slice(*ends[self.group.rank : self.group.rank + 2]))] = mine[k]
+        axes = self._axes
+        ends = np.cumsum([0, *(kinds[0][0][axes[0]] if kinds else 0 for kinds in told)]).tolist()
+        own = slice(*ends[self.group.rank : self.group.rank + 2])
+        every = [
+            xp.zeros((*s[:k], ends[-1], *s[k + 1 :]), dtype=dtype) for k, (s, dtype) in zip(axes, known, strict=True)
+        ]
+        for axis, whole, part in zip(axes, every, mine or every, strict=True):
+            if mine:
+                whole.swapaxes(0, axis)[own] = part.swapaxes(0, axis)
             self.group.sum(whole)
-            found.append(whole)
-        return _nested(self.model.states, iter(found))
+        return _nested(self.model.states, iter(every))
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
@@ -191,10 +164,8 @@ class Ranks:
         parts = []
         for axis, a in zip(self._axes, leaves(carried), strict=True):
             own = columns(a.shape[axis], self.group)
-            if own.start == own.stop:
-                return None
-            parts.append(a[_at(axis, own)].copy())
-        return _nested(self.model.states, iter(parts))
+            parts.append(a.swapaxes(0, axis)[own].swapaxes(0, axis).copy())
+        return _nested(self.model.states, iter(parts)) if all(part.size for part in parts) else None
 
     @property
     def _axes(self) -> list[int]:
@@ -204,10 +175,6 @@ class Ranks:
             kind = type(self.model).__name__
             raise ValueError(f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie in it")
         return [len(leaf.before) for leaf in leaves(states, Leaf)]
-
-
-def _at(axis: int, own: slice) -> tuple[slice, ...]:
-    return (slice(None),) * axis + (own,)
 
 
 def _nested(states: Any, arrays: Iterator[Array]) -> Any:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, foreach
+from xlstm.arrays.bernoulli import of_part
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.groups import GROUP, Group
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
-from xlstm.arrays.part_masks import of_part
 from xlstm.arrays.random import Seed, generator
 from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
@@ -27,8 +27,7 @@ from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
-from xlstm.training.parallel import Joint, shared
-from xlstm.training.sharded import Sharded, joint_of
+from xlstm.training.parallel import Joint, Sharded, held, joint_of, shared
 
 OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
@@ -238,12 +237,18 @@ class Step:
         OtherRankError
             Another rank of the group could not take the step.
         """
-        inputs = batch if isinstance(batch, Inputs) else self._inputs(state, batch, where)
-        if inputs is None or (state.joint is not None and state.joint.error is not None):
+        joint = state.joint
+        if joint is None:
+            return self._taken(state, self._inputs(state, batch, where), where)
+        if joint.error is None:
+            with held(joint):
+                batch = self._inputs(state, batch, where)
+        if joint.error is not None:
             return self._refused(state, where)
-        found = self._taken(state, inputs, where)
-        if state.joint is not None and state.masks is not None:
-            state.joint.same_masks(state.masks, inputs)
+        assert isinstance(batch, Inputs)
+        found = self._taken(state, batch, where)
+        if state.masks is not None:
+            joint.same_masks(state.masks, batch)
         return found
 
     def _taken(self, state: StepState, inputs: Inputs, where: str) -> tuple[StepState, Taken]:
@@ -303,21 +308,15 @@ class Step:
         """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
         return self.group is not None and self.accumulate > 1 and not self._scales
 
-    def _inputs(self, state: StepState, batch: Batch, where: str) -> Inputs | None:
-        """Return a batch as the model takes it; None where that fails on a rank of a group, which all are to know."""
-        if state.joint is not None and state.joint.error is not None:
-            return None
-        try:
-            inputs = state.feed.inputs(batch, where)
-            if (batch.part is None) != (self.group is None):
-                expected = "expected batches of distributed.Shard where the Step has a group, and only there"
-                raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
-            return inputs
-        except Exception as error:
-            if state.joint is None:
-                raise
-            state.joint.error = error
-            return None
+    def _inputs(self, state: StepState, batch: Batch | Inputs, where: str) -> Inputs:
+        """Return a batch as the model takes it."""
+        if isinstance(batch, Inputs):
+            return batch
+        inputs = state.feed.inputs(batch, where)
+        if (batch.part is None) != (self.group is None):
+            expected = "expected batches of distributed.Shard where the Step has a group, and only there"
+            raise ValueError(f"{where}: the batch is {'whole' if batch.part is None else 'a part'}, {expected}")
+        return inputs
 
     def _refused(self, state: StepState, where: str) -> tuple[StepState, Taken]:
         """Tell all ranks that this one cannot take the step; raises its error, at once or when steps are settled."""

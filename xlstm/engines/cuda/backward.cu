@@ -68,7 +68,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
                 if (SHARES * SHARE > BLOCKS && first + n >= BLOCKS) break;
                 const uint4 v = load_fresh(from + (first + n) * PIECES + at % PIECES);
 #pragma unroll
-                for (int e = 0; e < WIDE; e++) sum.value[e] += ((const REAL*)&v)[e];
+                for (int e = 0; e < WIDE; e++) sum.at[e] += ((const REAL*)&v)[e];
             }
             ((Pack<REAL, WIDE>*)parts)[at] = sum;
         });

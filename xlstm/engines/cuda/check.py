@@ -152,7 +152,7 @@ def first_use() -> None:
 
 def _mark(found: Checked) -> None:
     for row in found.wrong:
-        if not broken.among(row.name):
+        if not broken.why(row.name, broken.current()):
             broken.note(row.name, f"{row.problem}, {row.dtype}")
 
 
@@ -191,7 +191,7 @@ def _rows_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Row]:
         for path, name in names.items():
             yield _row(f"{path} {of}", kind, name, functools.partial(_passes, cell, path, precision), *shapes)
     if way := chunk_passes.way_of(dtype, precision, card):
-        run, shapes = functools.partial(_chunks, precision), (*[(2, 2, 40, 16)] * 3, *[(2, 2, 40)] * 2)
+        run, shapes = functools.partial(_chunks, precision), (*[(40, 2, 32)] * 3, *[(40, 2, 2)] * 2)
         yield _row("chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes)
 
 
@@ -203,13 +203,13 @@ def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]],
         kind = "tf32"
     given = [be.asarray(0.3 * rng.standard_normal(shape)) for shape in shapes]
     try:
-        found, again = ([to_numpy(a).astype("float64") for a in run(be.xp, *given)] for _ in range(2))
+        found, again = ([to_numpy(a).astype("float64").ravel() for a in run(be.xp, *given)] for _ in range(2))
     except broken.CudaError as error:
         return Row(kernel, kind, None, broken.reason(error), name)
-    expected = run(np, *(to_numpy(a).astype("float64") for a in given))
+    expected = [a.ravel() for a in run(np, *(to_numpy(a).astype("float64") for a in given))]
     gaps = [np.abs(a - b).max() / max(np.abs(b).max(), LEAST) for a, b in zip(found, expected, strict=True)]
     gap = float(np.max(gaps))  # NaN counts
-    problem = broken.among(name) or ("" if gap <= ALLOWED[kind] else WRONG)
+    problem = broken.why(name, broken.current()) or ("" if gap <= ALLOWED[kind] else WRONG)
     if not problem and not all(map(np.array_equal, found, again)):
         problem = OTHER
     return Row(kernel, kind, gap if np.isfinite(gap) else None, problem, name)
@@ -235,15 +235,19 @@ def _passes(cell: Any, path: str, precision: str, xp: Namespace, *arrays: Array)
 
 def _chunks(precision: str, xp: Namespace, *arrays: Array) -> list[Array]:
     """Return what the passes of an mLSTM give in chunks of 16 steps."""
-    (B, N, _, K), cell, kernels = arrays[0].shape, typing.cast(Any, mlstm_chunks), typing.cast(Any, chunk_passes)
-    given = [*arrays, *(xp.zeros((B, N, K, K)[:axes], dtype=xp.float32) for axes in (4, 3, 2))]
+    cell, kernels = typing.cast(Any, mlstm_chunks), typing.cast(Any, chunk_passes)
+    _, B, N = arrays[3].shape
+    K, heads = arrays[0].shape[2] // N, functools.partial(chunk_passes.by_head, heads=N)
+    state = [xp.zeros((B, N, K, K)[:axes], dtype=xp.float32) for axes in (4, 3, 2)]
     if xp is np:
+        given = [*map(heads, arrays[:3]), *(heads(a)[..., 0] for a in arrays[3:]), *state]
         h, *end, saved = cell.chunkwise(np, *given, eps=0.1)
         return [h, *end, *cell.chunkwise_bwd(np, h, *end, saved, eps=0.1)]
     with use("auto", precision):
-        made = kernels.kernels(xp, *arrays[:3], chunk=16, forget="sigmoid", eps=0.1)
-    h, *end, saved = kernels.forward(xp, *given, made)
-    return [h, *end, *kernels.backward(xp, h, *end, saved)]
+        made = kernels.kernels(xp, *arrays[:3], N, chunk=16, forget="sigmoid", eps=0.1)
+    h, *end, saved = kernels.forward(xp, *arrays, *state, made)
+    grads = kernels.backward(xp, h, *end, saved)
+    return [heads(h), *end, *map(heads, grads[:5]), *grads[5:]]
 
 
 def _softmax(xp: Namespace, a: Array, b: Array) -> tuple[Array, Array]:

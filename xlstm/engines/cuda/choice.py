@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -30,7 +31,21 @@ _told: contextvars.ContextVar[tuple[str | None, str | None]] = contextvars.Conte
 
 
 class Choice(NamedTuple):
-    """A path, and why each other one is not taken."""
+    """A path, and why each other one is not taken.
+
+    Attributes
+    ----------
+    path : str
+        One of `PATHS`.
+    arithmetic : Arithmetic
+        The dtypes of products, sums and states.
+    name : str
+        The name under which it is known where it is broken.
+    forward, backward : Tiling or None
+        How a path with one kernel for all steps divides the batch.
+    others : dict of str to str
+        Each other path, and why it is not taken.
+    """
 
     path: str
     arithmetic: Arithmetic
@@ -94,16 +109,9 @@ def told() -> tuple[str, str]:
     return path, precision
 
 
-@broken.cache
+@functools.cache
 def choose(
-    asked: tuple[str, str],
-    step: Pointwise | None,
-    why: str,
-    dtype: str,
-    width: int,
-    heads: int,
-    B: int,
-    device: Device,
+    asked: tuple[str, str], step: Pointwise | None, why: str, dtype: str, width: int, heads: int, B: int, device: Device
 ) -> Choice:
     """Return the way in which a layer of `heads` with `width` units runs a batch of B sequences.
 
@@ -140,6 +148,9 @@ def choose(
             f"cuda: path {path!r} was asked for, but {others[path]}; {', '.join(found)} can do it, auto chooses"
         )
     return found[path]._replace(others=others)
+
+
+broken.changed.append(choose.cache_clear)
 
 
 def _way(

@@ -13,6 +13,7 @@ import numpy as np
 
 from xlstm.arrays import device
 from xlstm.arrays.fuse import traced
+from xlstm.arrays.row_source import SYNC
 from xlstm.cells.mlstm_formulas import Formula, by_name, options_of
 from xlstm.engines.cuda.launch import Source
 from xlstm.tracing.writers import C
@@ -107,7 +108,7 @@ def source(kind: str, way: Way, shape: Shape, forget: str, eps: float) -> tuple[
     parts += [f"constexpr int {key} = {value};" for key, value in sizes.items()]
     found, options = by_name(forget), {"root": K**-0.5, "eps": eps, **options_of(np.dtype("float32"))}
     parts += [_file("arrays.cuh"), *(_function(one, found[one], options) for one in FORMULAS[kind])]
-    parts += [_file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
+    parts += [SYNC, _file("tiles.cuh" if kind in TILED else "gates.cuh"), _file(f"{template}.cu")]
     return Source(name, "\n".join(parts), shared=planned), blocks
 
 

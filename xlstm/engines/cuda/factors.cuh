@@ -70,8 +70,3 @@ union Words {
     operand_t element[VECTOR];
 };
 
-// Numbers next to each other in memory, which go there at once.
-template <class T, int N>
-struct alignas(N * sizeof(T)) Pack {
-    T value[N];
-};

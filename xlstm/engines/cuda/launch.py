@@ -96,6 +96,8 @@ def _resident(source: Source, threads: int, number: int) -> int:
 
 
 def _refused(source: Source, error: Exception, blocks: str, threads: int) -> CudaError:
+    if broken.no_memory(error):
+        raise error
     log, size = "", f": {blocks} blocks of {threads} threads with {source.shared} bytes"
     if isinstance(error, probe.cupy().cuda.compiler.CompileException):
         log, size = f" NVRTC says:\n{error.get_message()}", ""

@@ -130,9 +130,9 @@ DEVICE void product(const Weights& weights, const uint4* spare, const uint4* V, 
             for (int e = 0; e < 2 * TOGETHER; e++) {
                 const float(&parts)[SUMS][4] = c[i + e / 4];
 #if MMA == 2
-                sums[e % 2].value[e / 2] = parts[0][e % 4] * weights.down[i + e / 4];
+                sums[e % 2].at[e / 2] = parts[0][e % 4] * weights.down[i + e / 4];
 #else
-                sums[e % 2].value[e / 2] = SUMS == 1 ? parts[0][e % 4] : parts[0][e % 4] + parts[SUMS - 1][e % 4];
+                sums[e % 2].at[e / 2] = SUMS == 1 ? parts[0][e % 4] : parts[0][e % 4] + parts[SUMS - 1][e % 4];
 #endif
             }
             const int column = at * 8 + lane % 4 * 2;

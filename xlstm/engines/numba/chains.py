@@ -88,10 +88,7 @@ def run(
 
 @functools.lru_cache(maxsize=1024)
 def _plan(
-    function: Callable[..., Any],
-    arrays: tuple[tuple[Any, ...], ...],
-    sums: int,
-    options: Options,
+    function: Callable[..., Any], arrays: tuple[tuple[Any, ...], ...], sums: int, options: Options
 ) -> Plan | None:
     """Return how to run a function over arrays of these shapes, strides and dtypes, or None where it is not to be.
 
@@ -151,11 +148,7 @@ def has_means(lines: list[Line]) -> bool:
 
 @functools.cache
 def compiled(
-    function: Callable[..., Any],
-    dtypes: tuple[Any, ...],
-    options: Options,
-    rows: tuple[bool, ...],
-    sums: int,
+    function: Callable[..., Any], dtypes: tuple[Any, ...], options: Options, rows: tuple[bool, ...], sums: int
 ) -> tuple[Callable[..., None], list[bool]]:
     """Return the compiled loop of a function, and of each result whether there is one number for a row.
 

@@ -11,6 +11,8 @@ import builtins
 import contextlib
 import contextvars
 import functools
+import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from xlstm.interop.common import Host
 from xlstm.interop.onnx.onnx_files import library
 
 BATCH, TIME = 2**31 - 1, 2**31 - 19
+OPEN = {"batch": BATCH, "time": TIME}  # by the names that values and axes have in the graph
 AXES_GIVEN = 18  # the opset from which on the axes of means and of maxima are inputs
 CONDITIONS = ("Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And")
 
@@ -29,12 +32,17 @@ finfo = np.finfo
 
 
 class Graph:
-    """Nodes and constants in the making; a graph within a node shares the constants of the graph around it."""
+    """Nodes and constants in the making; a graph within a node shares the constants of the graph around it.
+
+    A node that depends on constants alone stands in the outermost graph, so that a loop does not repeat it.
+    """
 
     def __init__(self, opset: int, outer: Graph | None = None) -> None:
         self.opset = opset
         self.nodes: list[Any] = []
+        self.outermost: Graph = self if outer is None else outer.outermost
         self.constants: dict[str, Host] = {} if outer is None else outer.constants
+        self.fixed: set[str] = set() if outer is None else outer.fixed  # names of what is the same in all steps
         self.device: Any = object() if outer is None else outer.device
         self._count: list[int] = [0] if outer is None else outer._count
 
@@ -55,14 +63,28 @@ class Graph:
     def node(self, op_type: str, inputs: Sequence[str], outputs: int | list[str] = 1, **attributes: Any) -> list[str]:
         """Add a node with outputs of these names, or so many outputs, and return their names."""
         names = outputs if isinstance(outputs, list) else [self.name() for _ in range(outputs)]
-        self.nodes.append(library().helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))
+        graph = self
+        if self.fixed.issuperset(inputs):
+            graph = self.outermost
+            self.fixed.update(names)
+        graph.nodes.append(library().helper.make_node(op_type, list(inputs), names, name=names[0], **attributes))
         return names
 
     def enter(self, values: Any, dtype: Any = None, name: str = "") -> str:
         """Add a constant, and return its name."""
         name = name or f"constant{len(self.constants)}"
         self.constants[name] = np.array(values, dtype, order="C")
+        self.fixed.add(name)
         return name
+
+
+class NoOperatorError(AttributeError, ValueError):
+    """A formula uses a function of arrays that is not written as ONNX."""
+
+
+def __getattr__(name: str) -> Any:
+    """Raise NoOperatorError for a function that is not here."""
+    raise NoOperatorError(f"to_onnx: the formula uses {name}, a function of arrays that is not written as ONNX")
 
 
 _current: contextvars.ContextVar[Graph] = contextvars.ContextVar("graph")
@@ -84,6 +106,8 @@ def _operator(op_type: str, swapped: bool = False) -> Any:
 
 class Array:
     """The result of a node, or a constant."""
+
+    __array_ufunc__ = None  # operators of NumPy leave the operation to those here
 
     def __init__(self, name: str, shape: Sequence[int], dtype: Any) -> None:
         self.name = name
@@ -141,7 +165,7 @@ class Array:
         return _pointwise("Neg", self)
 
     def __matmul__(self, other: Array) -> Array:
-        batch = np.broadcast_shapes(self.shape[:-2], other.shape[:-2])
+        batch = _broadcast(self.shape[:-2], other.shape[:-2])
         return _node("MatMul", [self, other], (*batch, self.shape[-2], other.shape[-1]), self.dtype)
 
 
@@ -175,7 +199,13 @@ def _pointwise(op_type: str, *operands: Any) -> Array:
         for a in operands
     ]
     dtype = bool if op_type in CONDITIONS else wide
-    return _node(op_type, arrays, np.broadcast_shapes(*(a.shape for a in arrays)), dtype)
+    return _node(op_type, arrays, _broadcast(*(a.shape for a in arrays)), dtype)
+
+
+def _broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that shapes which go together have; NumPy's function takes no sizes as large as open ones."""
+    sizes = itertools.zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1)
+    return tuple(next((n for n in some if n != 1), 1) for some in sizes)[::-1]
 
 
 # Element by element:
@@ -188,6 +218,10 @@ exp, log, tanh, sqrt, abs, maximum, minimum, where = (
 
 def log1p(x: Array) -> Array:
     return log(_pointwise("Add", x, 1))
+
+
+def expm1(x: Array) -> Array:
+    return _pointwise("Sub", exp(x), 1)
 
 
 def astype(x: Array, dtype: Any, copy: bool = True) -> Array:
@@ -205,12 +239,32 @@ def asarray(x: Any, dtype: Any = None, device: Any = None, copy: Any = None) -> 
 
 def reshape(x: Array, shape: Sequence[int]) -> Array:
     """Return x in another shape; an open size stays in its place (0), or is what the other sizes leave (-1)."""
-    shape = tuple(int(n) for n in shape)
+    left = math.prod(x.shape) // builtins.abs(math.prod(int(n) for n in shape) or 1)
+    shape = tuple(left if n == -1 else int(n) for n in shape)
     if shape == x.shape:
         return x
     places = [0 if x.shape[k : k + 1] == (n,) else -1 for k, n in enumerate(shape)]
-    numbers = [place if n and (n % BATCH == 0 or n % TIME == 0) else n for n, place in zip(shape, places, strict=True)]
-    return _node("Reshape", [x, current().enter(numbers, int64)], shape, x.dtype)
+    numbers = [
+        place if n and any(n % size == 0 for size in OPEN.values()) else n
+        for n, place in zip(shape, places, strict=True)
+    ]
+    sizes = _sizes(shape).name if numbers.count(-1) > 1 else current().enter(numbers, int64)
+    return _node("Reshape", [x, sizes], shape, x.dtype)
+
+
+def _sizes(shape: Sequence[int]) -> Array:
+    """Return the sizes of a shape as an array, by those that `OPEN` names where they are open."""
+    sizes = []
+    for n in shape:
+        factors = [name for name, size in OPEN.items() if n and n % size == 0]
+        known = constant([n // math.prod(OPEN[name] for name in factors)], int64)
+        sizes.append(functools.reduce(lambda a, name: _pointwise("Mul", a, open_size(name)), factors, known))
+    return concat(sizes)
+
+
+def open_size(name: str) -> Array:
+    """Return an open size, (1,)."""
+    return Array(name, (1,), int64)
 
 
 def permute_dims(x: Array, axes: Sequence[int]) -> Array:
@@ -229,6 +283,10 @@ def concat(arrays: Sequence[Array], axis: int = 0) -> Array:
 
 def stack(arrays: Sequence[Array]) -> Array:
     return concat([a[None, ...] for a in arrays])
+
+
+def take(x: Array, indices: Array, axis: int = 0) -> Array:
+    return _node("Gather", [x, indices], (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]), x.dtype, axis=axis)
 
 
 # Along axes:
@@ -254,22 +312,31 @@ def max(x: Array, axis: Any, keepdims: bool = False) -> Array:
     return _reduced("ReduceMax", current().opset >= AXES_GIVEN, x, axis, keepdims)
 
 
+def argmax(x: Array, axis: int) -> Array:
+    axis %= x.ndim
+    return _node("ArgMax", [x], (*x.shape[:axis], *x.shape[axis + 1 :]), int64, axis=axis, keepdims=0)
+
+
+def sort(x: Array, axis: int = -1) -> Array:
+    count = current().enter([x.shape[axis]], int64)
+    return Array(current().node("TopK", [x.name, count], 2, axis=axis, largest=0)[0], x.shape, x.dtype)
+
+
 # New arrays:
 
 
 def constant(values: Any, dtype: Any = None) -> Array:
     """Return an array of numbers that are known."""
     host = np.asarray(values, dtype)
+    host = host.astype(object) if host.dtype.kind == "U" else host
     return Array(current().enter(host), host.shape, host.dtype)
 
 
 def full(shape: Sequence[int], value: float, dtype: Any = float32, device: Any = None) -> Array:
-    """Return one number in any shape; the constant `batch` of the graph has the size of the batch."""
-    number, batch = constant(value, dtype), Array("batch", (1,), int64)
-    if not any(n and n % BATCH == 0 for n in shape):
+    """Return one number in any shape."""
+    if not any(n and n % size == 0 for n in shape for size in OPEN.values()):
         return constant(np.full(shape, value, dtype))
-    sizes = [_pointwise("Mul", batch, n // BATCH) if n % BATCH == 0 else constant([n], int64) for n in shape]
-    return _node("Expand", [number, concat(sizes)], shape, dtype)
+    return _node("Expand", [constant(value, dtype), _sizes(shape)], shape, dtype)
 
 
 def zeros(shape: Sequence[int], dtype: Any = float32, device: Any = None) -> Array:

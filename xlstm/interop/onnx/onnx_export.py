@@ -1,32 +1,39 @@
-"""Layers and models as ONNX: recurrent layers as ONNX's own nodes, other networks by Scan.
+"""Layers, models and estimators as ONNX: LSTM, GRU and RNN as ONNX's own nodes, all else by Scan.
 
-A network runs on arrays that write nodes, and a recurrence within it becomes ONNX's Scan.
+A network runs on arrays that write nodes. Over time it becomes a Scan, in whose body one step of it is written.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.namespace import Params
+from xlstm.arrays.namespace import Params, leaves
 from xlstm.cells import activations
 from xlstm.data import writing
 from xlstm.engines import engine
+from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Step
 from xlstm.engines.tape import Widths
-from xlstm.interop.common import Exported, Host, Layer, prepared
+from xlstm.interop.common import Exported, Host, Layer
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
 from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
-from xlstm.layers.recurrent import GRU, LSTM
-from xlstm.layers.sequence import complete
+from xlstm.layers.gated import Recurrent
+from xlstm.layers.linear import Embedding
+from xlstm.layers.module import Forward, Module
+from xlstm.layers.recurrent import GRU, LSTM, RNN
+from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete
+from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
 from xlstm.recurrence.packing import Packing, Span
@@ -41,43 +48,58 @@ FUNCTIONS = {
         *("elu", "softsign", "softplus"),
     )
 }
+Exporting = tuple[list[Array], Callable[[Params], dict[str, Array]]]
+LAYER = checks.instance(Module, "a layer or a model")
 OLDEST = 14  # the first opset whose LSTM, GRU and RNN all runtimes of today agree on
 
 
 def to_onnx(
-    layer: Layer | SequenceModel | TiRex | TiRex2,
-    params: Params,
+    layer: Any,
+    params: Params | None = None,
     path: str | os.PathLike[str] | None = None,
     *,
     lengths: bool = False,
     state: bool = True,
+    step: bool = False,
     opset: int = 17,
     tokens: int | None = None,
 ) -> Any:
-    """Write a layer or model as ONNX, in float32.
+    """Write a layer, a model or an estimator as ONNX.
 
-    The model computes what `layer.forward(params, x, train=False)` does, in the same layouts, and takes any
-    batch size B and number T of time steps. L is the number of layers times that of directions.
+    The file computes what `layer.forward(params, x, train=False)` does, in float32 and in the same layouts, for any
+    batch size B and any number T of time steps. A layer that an operator of ONNX expresses becomes that operator; all
+    else becomes a Scan, whose body is one step.
 
-    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state, `h0` and for an LSTM `c0`
-    (L, B, H), and `lengths` (B,) of int32. Its outputs are `y`, the layer's output or the head's prediction, and the
-    final state, `h` and for an LSTM `c` (L, B, H).
+    Its inputs are `x` (T, B, D), or (B, T, D) with `batch_first`, then the initial state and the lengths of the
+    sequences. A language model has `tokens` in the place of `x`, of int64. Its outputs are `y` and the final state.
+    A part of the state has the name of our state with a 0 as an input, such as `h0` and `c0`, and without it as an
+    output (`x1` in a `CausalConv`); where states are nested, the places of a part stand before its name, such as
+    `0.1.C0` in a stack. A layer without time takes `x` (T, B, D) and has no state.
 
     A TiRex or TiRex2 is written as its univariate network, for a fixed number T of tokens: its input is `tokens` (B, T,
     2P), its output `y` (B, T, Q, P).
 
+    An estimator is written with its scaling, without a state, and with its labels, its kind and what else `fit` found
+    as metadata. A classifier and a regressor take `x` of float64, (B, T, D) or a table (B, T), and return `label` (B,)
+    and `probabilities` (B, C), or `y` (B,) or (B, O). A `Forecaster` takes what its `export_inputs` returns, and
+    returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its language model, with the vocabulary as
+    metadata, and a `ZeroShotForecaster` its network.
+
     Parameters
     ----------
-    layer : LSTM, GRU, RNN, SequenceModel, TiRex or TiRex2
-        The layer, a model of one, or a forecaster.
+    layer : Module or estimator
+        A layer, a block, a stack or a model; or an estimator that is fitted.
     params : dict of str to array
-        Its parameters, on any backend; float64 is rounded to float32.
+        The parameters of a layer or model, on any backend; float64 is rounded to float32. An estimator has its own.
     path : path, optional
         Where to write the file, whole or not at all.
     lengths : bool
-        Whether the model has the input `lengths`.
+        Whether there is the input `lengths` (B,) of int32: past the end of a sequence `y` is zero, and the final state
+        is that at the end.
     state : bool
-        Whether it has the inputs `h0` and `c0`; without them the initial state is zero, as it is in a TiRex.
+        Whether the state is an input; without it each sequence starts from the state before the first step.
+    step : bool
+        Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y` (B, O).
     opset : int
         Version of ONNX's operators, 14 or newer.
     tokens : int, optional
@@ -90,10 +112,10 @@ def to_onnx(
     Raises
     ------
     ValueError
-        The layer has an option that ONNX lacks, parameters are missing, surplus or misshapen, or the
-        installed onnx does not know the opset.
+        A cell of your own uses a function that is not written as ONNX, parameters are missing, surplus or misshapen, an
+        option does not go with the layer, or the installed onnx does not know the opset.
     TypeError
-        The layer is of another kind.
+        The layer is neither a layer nor a model, nor an estimator that is kept in files.
     OSError
         The file cannot be written.
     ImportError
@@ -113,69 +135,238 @@ def to_onnx(
     newest = library().defs.onnx_opset_version()
     if not OLDEST <= opset <= newest:
         raise ValueError(f"to_onnx: opset is {opset}, expected {OLDEST} to {newest}, the installed onnx's newest")
-    if isinstance(layer, TiRex | TiRex2):
-        if lengths:
-            kind = type(layer).__name__
-            raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
-        layer.check(params)
-        usual = (layer.context + getattr(layer, "horizon", 0)) // layer.patch_size
-        tokens = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
-        model = _network(layer, params, tokens, opset)
-    elif tokens is not None:
+    about, given, formula = {}, {}, None
+    if hasattr(layer, "for_export"):
+        if params is not None or step:
+            raise ValueError(
+                "to_onnx: params and step are for layers and models, not for an estimator, expected neither"
+            )
+        about, given, formula = layer.for_export(lengths)
+        layer, params = layer.model_, layer.params_
+    weights: Params = {} if params is None else params
+    LAYER("to_onnx", "layer", layer).check(weights)
+    if tokens is not None and not isinstance(layer, TiRex | TiRex2):
         problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
         raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
+    if formula is not None:
+        inputs, outputs = _of_estimator(layer, given, formula)
+    elif isinstance(layer, TiRex | TiRex2):
+        inputs, outputs = _of_tirex(layer, lengths, tokens)
     else:
-        exported = prepared("to_onnx", "ONNX", layer, params, {"proj_size": 0})
-        last = isinstance(layer, SequenceModel) and layer.last
-        model = _recurrent_network(exported, last, state, lengths, opset)
+        inputs, outputs = _of_model(layer, state, lengths, step)
+    graph = Graph(opset)
+    with _writing(graph, inputs):
+        found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()})
+    model = _closed(graph, inputs, found, type(layer).__name__)
+    library().helper.set_model_props(model, about)
     if path is not None:
         writing.write(path, model.SerializeToString())
     return model
 
 
-def _recurrent_network(exported: Exported, last: bool, state: bool, lengths: bool, opset: int) -> Any:
-    """Return the model of a layer and its head; with `last` the head sees the final state of the last layer only."""
-    layer, graph = exported.layer, Graph(opset)
-    n, H, first = len(layer.directions), layer.hidden_size, layer.batch_first
-    x = Array("x", (*((BATCH, TIME) if first else (TIME, BATCH)), layer.input_size), np.float32)
-    starts = {s: Array(f"{s}0", (layer.num_layers * n, BATCH, H), np.float32) for s in layer.STATES if state}
-    steps = [Array("lengths", (BATCH,), np.int32)] if lengths else []
-    ends: dict[str, list[Array]] = {s: [] for s in layer.STATES}
-    with graph.open():
-        y = arrays.permute_dims(x, (1, 0, 2)) if first else x
-        for k in range(layer.num_layers):
-            start = {s: a[k * n : (k + 1) * n] for s, a in starts.items()}
-            named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
-            named |= {"X": y.name, **{f"initial_{s}": a.name for s, a in start.items()}}
-            if lengths:
-                named["sequence_lens"] = "lengths"
-            outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
-            graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
-            y = Array(outputs[0], (TIME, n, BATCH, H), np.float32)
-            y = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (TIME, BATCH, n * H))
-            for s, name in zip(layer.STATES, outputs[1:], strict=True):
-                end = Array(name, (n, BATCH, H), np.float32)
-                # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
-                ends[s].append(arrays.where((steps[0] > 0)[None, :, None], end, start.get(s, 0.0)) if lengths else end)
-        if last:
-            y = arrays.reshape(arrays.permute_dims(ends["h"][-1], (1, 0, 2)), (BATCH, n * H))
-        if exported.head is not None:
-            y = y @ arrays.constant(exported.head[0].T, np.float32) + arrays.constant(exported.head[1], np.float32)
-            y = arrays.where(_within(graph, x, steps[0], int(first)), y, 0.0) if lengths and not last else y
-        if first and not last:
-            y = arrays.permute_dims(y, (1, 0, 2))
-        results = {"y": y, **{s: arrays.concat(some) for s, some in ends.items()}}
-    name = type(layer).__name__ if exported.head is None else SequenceModel.__name__
-    return _closed(graph, [x, *starts.values(), *steps], results, name)
+def _of_estimator(model: Any, given: Mapping[str, Any], formula: Callable[..., dict[str, Array]]) -> Exporting:
+    """Return the inputs of an estimator, and the function that writes it around its network."""
+    inputs = [Array(name, [arrays.OPEN.get(n, n) for n in dims], dtype) for name, (dims, dtype) in given.items()]
+
+    def outputs(p: Params) -> dict[str, Array]:
+        def run(x: Array, lengths: Array | None = None) -> Array:
+            start = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+            y, _ = _over_time(model, p, arrays.astype(x, np.float32), start, lengths)
+            return arrays.astype(y, np.float64)
+
+        return formula(arrays, run, *inputs)
+
+    return inputs, outputs
 
 
-def _within(graph: Graph, x: Array, lengths: Array, axis: int) -> Array:
-    """Return whether steps of x, whose time is this axis, are before the end of their sequence (T, B, 1)."""
-    (shape,) = graph.node("Shape", [x.name])
-    (T,) = graph.node("Gather", [shape, graph.enter(axis, np.int64)])
-    (steps,) = graph.node("Range", [graph.enter(0, np.int64), T, graph.enter(1, np.int64)])
-    within: Array = Array(steps, (TIME,), np.int64)[:, None] < lengths
-    return within[..., None]
+def _of_tirex(model: TiRex | TiRex2, lengths: bool, tokens: int | None) -> Exporting:
+    """Return the input of a network with the batch first, for so many tokens, and the function that writes it."""
+    if lengths:
+        kind = type(model).__name__
+        raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
+    usual = (model.context + getattr(model, "horizon", 0)) // model.patch_size
+    T = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
+    x = Array("tokens", (BATCH, T, model.input_size), np.float32)
+
+    def outputs(p: Params) -> dict[str, Array]:
+        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
+        span = Span(arrays, Packing.of("to_onnx", None, T, BATCH))
+        y, *_ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
+        return {"y": arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))}
+
+    return [x], outputs
+
+
+def _of_model(layer: Any, state: bool, lengths: bool, step: bool) -> Exporting:
+    """Return the inputs of a layer or model over all steps, or for one of them, and the function that writes it."""
+    through_time = isinstance(layer, SequenceLayer)
+    if (step or lengths) and not through_time:
+        raise ValueError(f"to_onnx: step and lengths are not for a {type(layer).__name__}, which has no time")
+    if step and (lengths or layer.directions != ("",)):
+        name = "lengths" if lengths else "a reverse direction"
+        raise ValueError(f"to_onnx: step is True, which does not go with {name}")
+    outer = (BATCH,) if step else (BATCH, TIME) if getattr(layer, "batch_first", False) else (TIME, BATCH)
+    is_text = isinstance(layer, xLSTMLanguageModel | Embedding)
+    x = Array("tokens", outer, np.int64) if is_text else Array("x", (*outer, layer.input_size), np.float32)
+    begin = _named(layer.states) if through_time else ()
+    ends = Array("lengths", (BATCH,), np.int32) if lengths else None
+
+    def outputs(p: Params) -> dict[str, Array]:
+        if not through_time:
+            return {"y": layer.apply(arrays, p, x)[0]}
+        start = complete("to_onnx", arrays, "state", begin if state else None, layer.states, BATCH, p)
+        if step:
+            y, end = layer.run_step(arrays, p, x, start)
+        else:
+            y, end = _over_time(layer, p, layer._swap(arrays, x), start, ends)
+            y = layer._swap(arrays, y)
+        return {"y": y, **{_end(a.name, x.name): b for a, b in zip(leaves(begin), leaves(end), strict=True)}}
+
+    return [x, *(leaves(begin) if state else ()), *([] if ends is None else [ends])], outputs
+
+
+def _named(states: State, prefix: str = "") -> State:
+    """Return the inputs of a state: `h0`, or the places of its parts before that, such as `0.1.C0`."""
+    return tuple(
+        Array(f"{prefix}{leaf.name}0", (*leaf.before.values(), BATCH, *leaf.after.values()), np.float32)
+        if isinstance(leaf, Leaf)
+        else _named(leaf, f"{prefix}{k}.")
+        for k, leaf in enumerate(states)
+    )
+
+
+def _end(begin: str, x: str) -> str:
+    """Return the name of a part of the final state: `h` for `h0`, and `x1` where the input has the name."""
+    name = begin.removesuffix("0")
+    return f"{name}1" if name == x else name
+
+
+def _nested(like: State, flat: Iterator[Array]) -> State:
+    """Return arrays as a state that is nested as another one is."""
+    return tuple(_nested(part, flat) if isinstance(part, tuple) else next(flat) for part in like)
+
+
+def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+    """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the final state."""
+    has_head = isinstance(layer, SequenceModel)
+    native = _is_native(layer.recurrent if has_head else layer)
+    if has_head and (layer.last or native or layer.directions != ("",)):
+        run = Forward(layer, arrays, p)
+        x = x if layer.inputs is None else run("input", x)
+        y, end = _body(layer, layer.below("recurrent", p), x, start, lengths)
+        y = run("head", y)
+        return y if layer.last or lengths is None else _where(_steps()[:, None] < lengths, y, 0.0), end
+    if native:
+        return _native(layer, p, x, start, lengths)
+    if layer.directions == ("",):
+        return _scan(functools.partial(layer.run_step, arrays, p), x, start, lengths)
+    ends: list[State] = []
+    for k in range(layer.num_layers):
+        outputs = []
+        for direction, cell in layer.cells.items():
+            own = {"num_layers": 1, "bidirectional": False, "reverse": False, "dropout": 0.0}
+            one = replace(layer, input_size=x.shape[2], activations=cell.activations or None, **own)
+            weights = {f"0.{last}": p[name] for last, name in layer.names[f"{k}.{direction}"[:-1]].items()}
+            begin = tuple(s[len(ends) : len(ends) + 1] for s in start)
+            step = functools.partial(one.run_step, arrays, weights)
+            y, end = _scan(step, x, begin, lengths, reverse=bool(direction))
+            outputs.append(y)
+            ends.append(end)
+        x = arrays.concat(outputs, 2)
+    return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
+
+
+def _body(model: SequenceModel, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+    """Write what is below the head of a model: return its input, for all steps or for the last, and the final state."""
+    layer = model.recurrent
+    if not model.last or isinstance(layer, Recurrent):
+        y, end = _over_time(layer, p, x, start, lengths)
+        return model._final(arrays, end[0], False) if model.last else y, end
+
+    def step(x: Array, state: State) -> tuple[Array, State]:
+        y, end = layer.run_step(arrays, p, x, state[0])
+        return y, (end, y)  # the latest y is a part of the state
+
+    _, (end, y) = _scan(step, x, (start, arrays.zeros((BATCH, layer.output_size))), lengths)
+    return y, end
+
+
+def _is_native(layer: Any) -> bool:
+    """Return whether an operator of ONNX does what a layer does."""
+    if type(layer) not in (LSTM, GRU, RNN) or layer._used("layer_norm", "cell_clip", "zoneout", "proj_size"):
+        return False
+    names = [activations.parse(text)[0] for text in layer.activations or ()]
+    return all(name in FUNCTIONS or name == "linear" for name in names)
+
+
+def _native(layer: Layer, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
+    """Write a layer as ONNX's own nodes, one for both directions; see `_over_time`."""
+    graph, n, H = arrays.current(), len(layer.directions), layer.hidden_size
+    exported = Exported(layer, {name: graph.constants[a.name] for name, a in p.items()}, None)
+    ends: list[list[Array]] = []
+    for k in range(layer.num_layers):
+        begin = [s[k * n : (k + 1) * n] for s in start]
+        named = {name: graph.enter(a, np.float32, f"{k}.{name}") for name, a in _packed(exported, k).items()}
+        named["X"] = x.name
+        if start[0].name not in graph.fixed:  # a constant one is zero, which is the operators' default
+            named |= {f"initial_{s}": a.name for s, a in zip(layer.STATES, begin, strict=True)}
+        if lengths is not None:
+            named["sequence_lens"] = lengths.name
+        outputs = [f"{k}.Y", *(f"{k}.{s}" for s in layer.STATES)]
+        graph.node(type(layer).__name__, _inputs(named), outputs, **_attributes(layer))
+        T = x.shape[0]
+        y = Array(outputs[0], (T, n, BATCH, H), np.float32)
+        x = arrays.reshape(arrays.permute_dims(y, (0, 2, 1, 3)) if n > 1 else y, (T, BATCH, n * H))
+        after = [Array(name, (n, BATCH, H), np.float32) for name in outputs[1:]]
+        if lengths is not None:
+            # A sequence without steps ends in the state it began with; onnxruntime says 0, or what is in memory.
+            after = [_where(lengths > 0, a, b) for a, b in zip(after, begin, strict=True)]
+        ends.append(after)
+    return x, tuple(arrays.concat(some) for some in zip(*ends, strict=True))
+
+
+def _scan(
+    step: Callable[[Array, State], tuple[Array, State]],
+    x: Array,
+    start: State,
+    lengths: Array | None = None,
+    reverse: bool = False,
+) -> tuple[Array, State]:
+    """Write a Scan of `step(x, state) -> (y, state)` over x (T, B, ...); return y (T, B, ...) and the final state.
+
+    Past the end of a sequence y is zero and the state stays, so that the reverse direction begins at that end.
+    """
+    outer, flat = arrays.current(), [*leaves(start)]
+    body, over = Graph(outer.opset, outer), [x] if lengths is None else [x, _steps()]
+    with body.open():
+        before, now = ([Array(body.name(), a.shape[k:], a.dtype) for a in some] for k, some in ((0, flat), (1, over)))
+        y, end = step(now[0], _nested(start, iter(before)))
+        after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
+        if lengths is not None:
+            after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
+            y = _where(now[1] < lengths, y, 0.0)
+    options: dict[str, Any] = {"body": _subgraph(body, [*before, *now], [*after, y]), "num_scan_inputs": len(over)}
+    if reverse:
+        options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
+    *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
+    found = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
+    return Array(ys, (x.shape[0], *y.shape), y.dtype), _nested(start, iter(found))
+
+
+def _where(there: Array, new: Array, old: Any) -> Array:
+    """Return `new` in the sequences, or also the steps, that are `there` (B,) or (T, B), else `old`."""
+    axis = new.shape.index(BATCH)
+    shape = (*(1,) * (axis + 1 - there.ndim), *there.shape, *(1,) * (new.ndim - axis - 1))
+    key = tuple(None if n == 1 else slice(None) for n in shape)
+    chosen: Array = arrays.where(there[key], new, old)
+    return chosen
+
+
+def _steps() -> Array:
+    """Return the numbers of the steps, (T,)."""
+    graph, T = arrays.current(), arrays.reshape(arrays.open_size("time"), ())
+    (steps,) = graph.node("Range", [graph.enter(0, np.int64), T.name, graph.enter(1, np.int64)])
+    return Array(steps, (TIME,), np.int64)
 
 
 def _inputs(named: Mapping[str, str]) -> list[str]:
@@ -235,80 +426,52 @@ def _activations(functions: Sequence[str]) -> dict[str, Any]:
 
 
 class _Scan:
-    """The engine for arrays that write ONNX: the cell of a step in the body of a Scan."""
+    """The engine for arrays that write ONNX: the reference engine's step in the body of a Scan."""
 
     name = "onnx"
 
     def refuses(self, step: Step, widths: Widths) -> str:
         """Return why it cannot run a step, or ""."""
-        if step.xp is not arrays:
-            return "it writes ONNX"
-        return f"no Scan does {step.obstacle}" if step.obstacle or step.own else ""
+        return "" if step.xp is arrays else "it writes ONNX"
 
     def forward(
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], Any]:
         """Write all steps; see `Engine`."""
         ((T, B),) = widths
-        G, H, outer = step.G, step.H, arrays.current()
-        zx = arrays.reshape(x if "Wx" not in step.w else x @ step.w["Wx"].T, (T, B, G * H))
-        starts = [s.T for s in state]
-        body = Graph(outer.opset, outer)
-        with body.open():
-            before = [Array(body.name(), s.shape, s.dtype) for s in starts]
-            now = Array(body.name(), (B, G * H), zx.dtype)
-            sums = [arrays.permute_dims(arrays.reshape(now, (B, G, H)), (1, 0, 2)), _recurrent(step, before[0])]
-            for k, name in enumerate(("b", "bh")):
-                if name in step.added:
-                    sums[k] = sums[k] + arrays.reshape(step.w[name], (G, 1, H))
-            results = step.cell.gates(arrays, *sums, *before)[: len(before)]
-            after = [arrays.reshape(a, s.shape) for a, s in zip(results, before, strict=True)]
-        graph = _subgraph(body, [*before, now], [*after, after[0]])
-        names = [a.name for a in (*starts, zx)]
-        *ends, y = outer.node("Scan", names, len(before) + 1, body=graph, num_scan_inputs=1)
-        after = [Array(name, s.shape, s.dtype).T for name, s in zip(ends, starts, strict=True)]
-        return arrays.reshape(Array(y, (T, B, H), zx.dtype), (T * B, H)), after, None
+
+        def one(x: Array, state: State) -> tuple[Array, State]:
+            after = tuple(s.T for s in ARRAY_API.step(step, x, state))
+            return after[0], after
+
+        start = tuple(s.T for s in state)
+        if T == 1:
+            y, ends = one(x, start)
+        else:
+            y, ends = _scan(one, arrays.reshape(x, (T, B, x.shape[1])), start)
+        return arrays.reshape(y, (T * B, step.P)), [s.T for s in ends], None
 
     def backward(self, tape: Any, dy: Any, dstate: Any) -> Any:
         """Refuse: a graph has no gradients."""
         raise NotImplementedError
 
 
-def _recurrent(step: Step, h: Array) -> Array:
-    """Return the products of h (B, H), (G, B, H)."""
-    B, (G, H), Wh = h.shape[0], (step.G, step.H), step.w["Wh"]
-    if Wh.ndim == 2:
-        return arrays.permute_dims(arrays.reshape(h @ Wh.T, (B, G, H)), (1, 0, 2))
-    N, K = Wh.shape[1:3]
-    by_head = arrays.reshape(arrays.permute_dims(Wh, (1, 3, 0, 2)), (N, K, G * K))
-    z = arrays.permute_dims(arrays.reshape(h, (B, N, K)), (1, 0, 2)) @ by_head  # (N, B, G K)
-    return arrays.reshape(arrays.permute_dims(arrays.reshape(z, (N, B, G, K)), (2, 1, 0, 3)), (G, B, H))
-
-
 @contextlib.contextmanager
-def _engine() -> Iterator[None]:
-    """Let recurrences of arrays that write ONNX run."""
+def _writing(graph: Graph, inputs: Sequence[Array]) -> Iterator[None]:
+    """Write what arrays do in this context to a graph, and let their recurrences run."""
+    for name, size in arrays.OPEN.items():
+        x = next((one for one in inputs if size in one.shape), None)
+        if x is not None:
+            axis, (shape,) = x.shape.index(size), graph.node("Shape", [x.name])
+            graph.node("Slice", [shape, *(graph.enter([k], np.int64) for k in (axis, axis + 1))], [name])
+            graph.fixed.add(name)
     scan: Any = _Scan()
     engine.ENGINES.insert(0, scan)
     try:
-        yield
+        with graph.open():
+            yield
     finally:
         engine.ENGINES.remove(scan)
-
-
-def _network(model: Any, params: Params, tokens: int, opset: int) -> Any:
-    """Return the model of a network with the batch first, for so many tokens of each sequence of any batch."""
-    graph = Graph(opset)
-    x = Array("tokens", (BATCH, tokens, model.input_size), "float32")
-    span = Span(arrays, Packing.of("to_onnx", None, tokens, BATCH))
-    (shape,) = graph.node("Shape", ["tokens"])
-    graph.node("Slice", [shape, *(graph.enter([k], "int64") for k in (0, 1))], ["batch"])
-    with graph.open(), _engine():
-        p = {name: arrays.constant(to_numpy(a), "float32") for name, a in params.items()}
-        state = complete("to_onnx", arrays, "state", None, model.states, BATCH, p)
-        y, _, _ = model.run(p, arrays.permute_dims(x, (1, 0, 2)), state, span)
-        y = arrays.permute_dims(y, (1, 0, *range(2, y.ndim)))
-    return _closed(graph, [x], {"y": y}, type(model).__name__)
 
 
 def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
@@ -331,9 +494,11 @@ def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array],
 def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
     """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
     named = [a.name for a in outputs]
+    made = {output for node in graph.nodes for output in node.output}
     for k, one in enumerate(named):
-        if one in named[:k] or any(one == a.name for a in inputs):
-            named[k] = graph.node("Identity", [one])[0]
+        if one in named[:k] or one not in made:
+            named[k] = graph.name()
+            graph.nodes.append(library().helper.make_node("Identity", [one], [named[k]]))
     needed, nodes = set(named), []
     for node in reversed(graph.nodes):
         if needed & set(node.output):
@@ -345,5 +510,5 @@ def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], n
 
 def _value(name: str, array: Array) -> Any:
     helper = library().helper
-    dims = [{BATCH: "batch", TIME: "time"}.get(n, n) for n in array.shape]
+    dims = [next((name for name, size in arrays.OPEN.items() if n == size), n) for n in array.shape]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)

@@ -116,6 +116,7 @@ class Backbone(SameWidth, SequenceLayer):
 
     @functools.cached_property
     def states(self) -> State:
+        """The leaves of the state of each block."""
         return tuple(block.states for block in self.blocks)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:

@@ -110,6 +110,7 @@ class mLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def states(self) -> State:
+        """The leaves of the state: those of the convolution and of the memories."""
         return self.parts["conv"].states, self.memory.states
 
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:
@@ -225,6 +226,7 @@ class sLSTMBlock(Block):  # noqa: N801
 
     @functools.cached_property
     def states(self) -> State:
+        """The leaves of the state: those of the convolution and of the sLSTM."""
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
 
     def mix(self, run: Forward, u: Array, state: State) -> tuple[Array, State]:

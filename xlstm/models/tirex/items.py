@@ -12,9 +12,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import is_foreign
 from xlstm.arrays.namespace import Params
 from xlstm.data import frames, panels
-from xlstm.data.covariates import Covariates, TimeSeries, read_series
 from xlstm.data.host import LARGEST, Values
-from xlstm.data.panels import Given, Roles
+from xlstm.data.panels import Covariates, Given, Roles, TimeSeries, read_series
 from xlstm.models.tirex import transforms
 from xlstm.models.tirex.transforms import Mask
 
@@ -262,7 +261,7 @@ def read_table(
     Raises
     ------
     ValueError, TypeError
-        As of `data.panels.given` and `data.covariates.read_series`, or covariates are not those that the model takes.
+        As of `data.panels.given` and `data.panels.read_series`, or covariates are not those that the model takes.
     """
     given = panels.given(where, table, covariates, roles, fitted, later)
     series = read_series(where, given.values, given.covariates, steps, False, gaps=True)

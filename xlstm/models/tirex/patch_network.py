@@ -61,8 +61,8 @@ class PatchNetwork(Backbone):
         **dict.fromkeys(("qk_norm", "arcsinh", "binary", "sign_flip", "differencing"), checks.flag),
         "scale_eps": checks.non_negative,
     }
-    COVARIATES: ClassVar[bool] = False  # whether a forecast takes some
-    horizon: int = 0  # steps that are forecast at least
+    COVARIATES: ClassVar[bool] = False  #: whether a forecast takes covariates
+    horizon: int = 0  #: steps that are forecast at least
     _symbol = "2P"
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class PatchNetwork(Backbone):
             The input of the first block, and the output of each block.
         state : tuple
         """
-        params, x, start, span = self._begin(params, tokens, state, groups=self._groups(tokens, **rows))
+        params, x, start, span = self.begin(params, tokens, state, groups=self._groups(tokens, **rows))
         run, ends = Forward(self, span.xp, params, span), []
         levels = [run("input", x)]
         for k in range(self.num_blocks):
@@ -331,7 +331,7 @@ class PatchNetwork(Backbone):
         ValueError, TypeError
             As for `forward`.
         """
-        params, x, start, span = self._begin(params, x, state, groups=groups)
+        params, x, start, span = self.begin(params, x, state, groups=groups)
         run, top = Forward(self, span.xp, params, span), self.num_blocks - 1
         h = run("input", x)
         for k in range(top):
@@ -348,5 +348,5 @@ class PatchNetwork(Backbone):
         """Return (..., Q P) as (..., Q, P)."""
         return xp.reshape(y, (*y.shape[:-1], len(self.quantiles), self.patch_size))
 
-    def _output_dims(self, T: int, B: int) -> checks.Dims:
+    def output_dims(self, T: int, B: int) -> checks.Dims:
         return {"B": B, "T": T, "Q": len(self.quantiles), "P": self.patch_size}

@@ -3,21 +3,11 @@
 
 constexpr int TILES_V = (V + STATE_V - 1) / STATE_V;
 
-// The sum over all threads of a block, which is always added in the same order.
-DEVICE float sum_block(float v, float* room) {
-    room[threadIdx.x] = v;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        sync_block();
-        if (threadIdx.x < half) room[threadIdx.x] += room[threadIdx.x + half];
-    }
-    return room[0];  // of the first thread
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) {
     SHARED_MEMORY(memory);
     auto& left = *(Tile<L, STATE_K>*)memory;
     auto& right = *(Tile<L, STATE_V>*)(&left + 1);
-    float* room = (float*)(&right + 1);  // of sum_block
+    float* room = (float*)(&right + 1);  // of sync_row
     static_assert(sizeof(left) + sizeof(right) + THREADS * 4 == SHARED_PLANNED, "shared memory as planned");
     const long long group = blockIdx.x % a.groups;
     const int tile = (int)(blockIdx.x / a.groups), k0 = tile / TILES_V * STATE_K, v0 = tile % TILES_V * STATE_V;
@@ -60,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(const Arrays a) 
             const Pair both = *(const Pair*)(a.C + ((group * (a.chunks + 1) + place) * K + k0 + row) * V + v0 + col);
             sum += first * widen(both.at[0]) + second * widen(both.at[1]);
         });
-        sum = sum_block(sum, room);
+        sum = sync_row(sum, room, false);
         if (threadIdx.x == 0) a.inner[(tile * a.groups + group) * (a.chunks + 1) + place] = sum;
     };
 #endif

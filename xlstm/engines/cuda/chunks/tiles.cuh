@@ -13,11 +13,7 @@ struct No {
     static constexpr bool value = false;
 };
 
-// Neighbours in memory, which are read and written at once: PACK of them where tiles are filled, and pairs of results.
-template <class T, int COUNT>
-struct alignas(COUNT * sizeof(T)) Pack {
-    T at[COUNT];
-};
+// PACK neighbours are read at once where tiles are filled, and pairs of results are written.
 using Pair = Pack<IO, 2>;
 DEVICE Pair pair_of(float first, float second) {
     Pair both;

@@ -1,0 +1,66 @@
+"""How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the reference."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
+
+import reference  # noqa: E402
+import source_pages  # noqa: E402
+
+import xlstm  # noqa: E402
+
+project = "xlstm"
+author = "the authors of xlstm"
+copyright = "the authors of xlstm, Apache-2.0"
+version = release = xlstm.__version__
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.linkcode",
+    "equations",
+    "mathml",
+    "site_files",
+    "commands",
+    "source_pages",
+]
+exclude_patterns = ["_build", "_ext"]
+templates_path = ["_templates"]
+nitpicky = False
+
+# Pages and notebooks
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 4
+nb_execution_mode = "cache"  # a notebook that did not change since the last build is not run again
+nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 60
+
+# The reference
+default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
+autosummary_generate = True
+autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference")}
+linkcode_resolve = source_pages.link
+autodoc_typehints = "none"  # docstrings say types, with shapes
+numpydoc_show_class_members = False
+python_use_unqualified_type_names = True
+
+# The site: static, with nothing from elsewhere
+html_theme = "pydata_sphinx_theme"
+html_title = "xlstm"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_show_sourcelink = False
+html_theme_options = {
+    "navbar_align": "left",
+    "header_links_before_dropdown": 7,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}

@@ -1,0 +1,251 @@
+"""A layer as a `torch.nn.Module`: gradients, and all that programs of PyTorch do with a module."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import later
+from xlstm.interop.bridge import Bridge
+from xlstm.interop.torch import module
+from xlstm.layers.linear import Embedding, Linear
+from xlstm.models import SequenceModel
+
+torch = later("torch")
+T, B, D, H = 4, 3, 2, 4
+LAYERS = {
+    "lstm": xlstm.LSTM(D, H, 2, bidirectional=True, batch_first=True),
+    "slstm": xlstm.sLSTM(D, H, num_heads=2),
+    "mlstm": xlstm.mLSTM(D, H, num_heads=2),
+    "stack": xlstm.xLSTMStack(H, 2, [1], num_heads=2),
+    "model": SequenceModel(xlstm.GRU(D, H), 2, last=True),
+    "linear": Linear(D, H),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """All that forward kept is gone when the graph is."""
+    from xlstm.interop import torch_module
+
+    torch.manual_seed(0)
+    yield
+    gc.collect()
+    assert not torch_module._kept
+
+
+def inputs(layer, dtype="float64", grad=True):
+    """Return x and the arrays of an initial state."""
+    found = [torch.randn(T, B, layer.input_size)]
+    found += [torch.rand(shape) for shape in Bridge("test", layer).shapes(found[0])[1:]]
+    return [a.to(getattr(torch, dtype)).requires_grad_(grad) for a in found]
+
+
+def flat(result):
+    """Return the tensors of nested tuples."""
+    return [a for part in result for a in flat(part)] if isinstance(result, tuple) else [result]
+
+
+def called(net, x, state=()):
+    """Call a module with the arrays of a state, and return y and the arrays of the final state."""
+    return flat(net(x, Bridge("test", net.layer).state(state)) if state else net(x))
+
+
+def gradients(net, x, *state):
+    """Return gradients of a sum of squares by the parameters, x and the state."""
+    found = called(net, x, state)
+    return torch.autograd.grad(sum(a.square().sum() for a in found), [*net.parameters(), x, *state])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients(name):
+    net = module(LAYERS[name]).double()
+    names, params = zip(*net.named_parameters(), strict=True)
+    x, *state = inputs(net.layer)
+
+    def run(x, *others):
+        with_others = dict(zip(names, others, strict=False))
+        given = (x, Bridge("test", net.layer).state(others[len(names) :])) if state else (x,)
+        return tuple(flat(torch.func.functional_call(net, with_others, given)))
+
+    # Of many parameters random directions are checked.
+    assert torch.autograd.gradcheck(run, (x, *params, *state), fast_mode=name in ("lstm", "stack"))
+
+
+def test_our_passes_run_on_shared_memory():
+    layer = LAYERS["lstm"]
+    params = layer.init(seed=3, backend="numpy")
+    net = module(layer, params)
+    assert list(net.state_dict()) == list(params)
+    x = inputs(layer, "float32", grad=False)[0]
+    for seed in range(2):
+        y, state = net(x)
+        for found, expected in zip(flat((y, state)), flat(layer(params, x.numpy())), strict=True):
+            np.testing.assert_array_equal(found.detach().numpy(), expected)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        y.sum().backward()
+        before = params["1.reverse.b"].copy()
+        optimizer.step()  # in place, in the memory that our functions read
+        assert seed or not np.array_equal(params["1.reverse.b"], before)
+        for name, array in net.arrays().items():
+            assert np.shares_memory(array, params[name])
+    for name, p in module(layer, seed=5).arrays().items():
+        np.testing.assert_array_equal(p, layer.init(5, "numpy")[name])
+    net.double()
+    assert np.shares_memory(net.arrays()["0.Wx"], net.state_dict()["0.Wx"].numpy())
+    np.testing.assert_array_equal(net(x.double())[0].detach().numpy(), layer(net.arrays(), x.double().numpy())[0])
+
+
+def test_copies_and_states_of_modules():
+    net, (x, *state) = module(LAYERS["mlstm"]), inputs(LAYERS["mlstm"], "float32")
+    expected = gradients(net, x, *state)
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    other = module(net.layer, seed=1)
+    other.load_state_dict(net.state_dict())
+    for one in (copy.deepcopy(net), other, torch.load(file, weights_only=False)):
+        assert all(map(torch.equal, gradients(one, x, *state), expected))
+        with torch.no_grad():
+            next(one.parameters()).add_(1.0)
+        assert not torch.equal(next(one.parameters()), next(net.parameters()))
+    y = called(other, x, state)[0]
+    torch.nn.utils.parametrizations.weight_norm(other.get_submodule("0"), "Wx")
+    torch.testing.assert_close(called(other, x, state)[0], y)
+    assert {"0.b", "0.parametrizations.Wx.original0"} < {name for name, _ in other.named_parameters()}
+    assert all(g.any() for g in gradients(other, x, *state))
+
+
+def test_what_forward_keeps_dies_with_the_graph():
+    from xlstm.interop import torch_module
+
+    net, (x, *state) = module(LAYERS["slstm"]), inputs(LAYERS["slstm"], "float32")
+    with torch.no_grad():
+        assert not called(net, x, state)[0].requires_grad
+    assert not torch_module._kept
+    y = called(net, x, state)[0]
+    assert len(torch_module._kept) == 1
+    once, twice = (torch.autograd.grad(y.sum(), x, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(once, twice)
+    y.sum().backward()
+    assert not torch_module._kept  # although y and its graph are still there
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+    y = torch.utils.checkpoint.checkpoint(net, x, use_reentrant=False)[0]
+    assert not torch_module._kept
+    y.sum().backward()
+    y = net(x)[0]
+    y.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_hooks():
+    net, fired = module(LAYERS["model"]), []
+    net.register_forward_hook(lambda net, args, out: fired.append(("forward", out[0].shape)))
+    net.register_full_backward_hook(lambda net, dx, dy: fired.append(("backward", dx[0].shape, dy[0].shape)))
+    next(net.parameters()).register_hook(lambda d: fired.append(("parameter", d.shape)))
+    x = inputs(net.layer, "float32")[0]
+    net(x)[0].sum().backward()
+    first = next(net.parameters()).shape
+    assert sorted(fired) == [("backward", x.shape, (B, 2)), ("forward", (B, 2)), ("parameter", first)]
+
+
+def test_autocast_runs_in_the_dtype_of_the_parameters():
+    net, (x, *state) = module(LAYERS["lstm"]), inputs(LAYERS["lstm"], "float32")
+    expected, low = called(net, x, state), x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = called(net, x, [state[0].double(), state[1]])
+        called(net, low)[0].sum().backward()
+    assert all(map(torch.equal, found, expected))
+    assert low.grad.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("words", "call"),
+    [
+        ("LSTM: .*float16 on a CPU, expected float32", lambda net, x: net.half()(x.half())),
+        ("LSTM: .*bfloat16 on a CPU, expected float32", lambda net, x: net.bfloat16()(x.bfloat16())),
+        ("LSTM: .* on meta, expected a CPU or a CUDA device", lambda net, x: net.to("meta")(x.to("meta"))),
+        ("LSTM: 0.Wx has dtype float32 but x has float64", lambda net, x: net(x.double())),
+        (r"LSTM: state has 1 entries, expected a tuple \(h, c\)", lambda net, x: net(x, (x,))),
+        ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
+        ("LSTM: x is an array of float32 .*, expected a PyTorch", lambda net, x: net(x.detach().numpy())),
+        ("LSTM: lengths has shape", lambda net, x: net(x, lengths=[1])),
+        ("Linear: lengths is .*, expected None", lambda net, x: module(Linear(D, H))(x, lengths=[1])),
+        ("Linear: state is .*, expected None", lambda net, x: module(Linear(D, H))(x, x)),
+        ("module: layer is 3, expected a layer or a model", lambda net, x: module(3)),
+        ("LSTM: parameter 0.Wx is missing", lambda net, x: module(net.layer, {"a": x})),
+        ("LSTM: gradients of gradients", lambda net, x: torch.autograd.grad(net(x)[0].sum(), x, create_graph=True)),
+        ("LSTM: x requires grad, .*xlstm.interop.torch.module", lambda net, x: net.layer(net.arrays(), x)),
+    ],
+)
+def test_refused_by_name(words, call):
+    net = module(LAYERS["lstm"])
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^{words}"):
+        call(net, inputs(net.layer, "float32")[0])
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "dropout"])
+def test_compiled(name):
+    layer = LAYERS.get(name) or xlstm.LSTM(D, H, 2, dropout=0.5)
+    net, (x, *state) = module(layer), inputs(layer, "float32")
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, *state: tuple(called(net, x, state)), backend="aot_eager", fullgraph=True)
+    for given in ((x, *state), (x,)):
+        torch.manual_seed(1)  # of dropout
+        expected = gradients(net, *given)
+        torch.manual_seed(1)
+        found = compiled(*given)
+        found = torch.autograd.grad(sum(a.square().sum() for a in found), [*net.parameters(), *given])
+        assert all(map(torch.equal, found, expected))
+    if name == "lstm":
+        short = torch.compile(lambda x: net(x, lengths=torch.tensor([1, 2, 3, 0]))[0], backend="aot_eager")
+        assert torch.equal(short(x), net(x, lengths=[1, 2, 3, 0])[0])
+        twice = torch.compile(lambda x: net(x)[0].sum(), backend="eager")
+        dx = torch.autograd.grad(twice(x), x, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="xlstm::backward: gradients of gradients"):
+            dx.sum().backward()
+
+
+@pytest.mark.parametrize("layer", [LAYERS["lstm"], Embedding(7, 3)])
+def test_exported(layer):
+    net = module(layer)
+    x = torch.randn(3, 5, D) if layer == LAYERS["lstm"] else torch.randint(7, (3, 5))
+    sizes = {0: torch.export.Dim("B"), 1: torch.export.Dim("T")}
+    program = torch.export.export(net, (x,), dynamic_shapes={"x": sizes})
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called[0] is torch.ops.xlstm.forward.default
+    assert not any("aten" in str(target) for target in called)
+    x = torch.cat([x, x], 1)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    for one in (program, torch.export.load(file)):
+        assert all(map(torch.equal, flat(one.module()(x)), flat(net(x))))
+
+
+def rank(number, folder):
+    """Train one step in one of two processes, each with half of the batch."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+    net = torch.nn.parallel.DistributedDataParallel(module(LAYERS["slstm"], seed=number))
+    x = torch.load(f"{folder}/x")
+    net(x[:, number::2])[0].square().sum().backward()
+    torch.save([p.grad for p in net.parameters()], f"{folder}/{number}")
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel(tmp_path):
+    net, x = module(LAYERS["slstm"], seed=0), torch.randn(T, 4, D)
+    assert torch.equal(torch.nn.DataParallel(net)(x)[0], net(x)[0])
+    torch.save(x, tmp_path / "x")
+    torch.multiprocessing.spawn(rank, (str(tmp_path),), nprocs=2)
+    net(x)[0].square().sum().backward()
+    for found in (torch.load(tmp_path / str(number)) for number in range(2)):
+        for g, p in zip(found, net.parameters(), strict=True):
+            torch.testing.assert_close(g, p.grad / 2)

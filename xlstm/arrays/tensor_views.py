@@ -1,0 +1,131 @@
+"""PyTorch tensors and JAX arrays as NumPy or CuPy arrays that share their memory, and arrays as these again.
+
+Layers run on such views, so that tensors reach the engines of NumPy and CuPy. Work on CUDA tensors goes to the current
+stream of PyTorch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import array_api_compat
+import numpy as np
+
+from xlstm.arrays import foreign, probe
+from xlstm.arrays.namespace import HALVES, Array, dtype_name, leaves
+
+Tensor = Any  # of PyTorch
+
+
+def to_tensor(array: Array) -> Tensor:
+    """Return a PyTorch tensor that shares the memory of a NumPy or CuPy array.
+
+    It has a copy where PyTorch could not write to the array, or the array goes backwards.
+    """
+    torch = probe.torch()
+    if not isinstance(array, np.ndarray):
+        return torch.from_dlpack(array)
+    flags = array.flags
+    if not flags.writeable or (not flags.forc and min(array.strides) < 0):
+        array = array.copy()
+    return torch.from_numpy(array)
+
+
+class _Stream:
+    """A stream of another library, by NVIDIA's protocol for streams."""
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return the version of the protocol, and the stream."""
+        return 0, self.pointer
+
+
+class Views(NamedTuple):
+    """How a function runs on views of arrays of another library, and its results become arrays of that library."""
+
+    take: Callable[[Any], Array]
+    give: Callable[[Array], Any]
+    context: contextlib.AbstractContextManager[Any]
+
+    def run(self, function: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        """Call a function with views of the arrays in values, which may be nested; options are given as they are."""
+        with self.context:
+            return _mapped(self.give, function(*_mapped(self.take, values), **options))
+
+
+def views_of(where: str, params: Any, *values: Any) -> Views | None:
+    """Return how to run on views of parameters and other arrays.
+
+    Returns
+    -------
+    Views or None
+        None says that the arrays are to be taken as they are: they are no tensors, or a check of them finds what is
+        wrong.
+
+    Raises
+    ------
+    TypeError
+        An array is traced by JAX, or is on a GPU and CuPy does not work.
+    """
+    first: Any = next(iter(params.values()), None) if isinstance(params, dict) else None
+    if type(first) is np.ndarray or array_api_compat.is_cupy_array(first):
+        return None
+    arrays = list(leaves((*params.values(), values))) if first is not None else []
+    if array_api_compat.is_torch_array(first) and all(map(array_api_compat.is_torch_array, arrays)):
+        half = first.is_cpu and dtype_name(first.dtype) in HALVES
+        alike = all(a.device == first.device and not a.requires_grad for a in arrays)
+        return views_of_tensors(where, first) if alike and not half and (first.is_cpu or first.is_cuda) else None
+    if array_api_compat.is_jax_array(first) and all(map(array_api_compat.is_jax_array, arrays)):
+        return _views_of_jax(where, first, arrays)
+    return None
+
+
+def views_of_tensors(where: str, like: Tensor) -> Views:
+    """Return how to run on views of PyTorch tensors on the device of one, in its current stream.
+
+    Views of tensors that require a gradient do not record one. They raise TypeError, which begins with `where`, for a
+    tensor on a device other than a CPU or a CUDA device, and for bfloat16 on a CPU.
+    """
+    if not like.is_cuda:
+        return Views(functools.partial(_of_tensor, where), to_tensor, contextlib.nullcontext())
+    cupy = foreign.cupy_for(where, "a tensor")
+    context, number = contextlib.ExitStack(), like.device.index
+    context.enter_context(cupy.cuda.Device(number))
+    stream = _Stream(probe.torch().cuda.current_stream(number).cuda_stream)
+    context.enter_context(cupy.cuda.Stream.from_external(stream))
+    return Views(lambda a: cupy.from_dlpack(a.detach()), to_tensor, context)
+
+
+def _of_tensor(where: str, tensor: Tensor) -> Array:
+    if not tensor.is_cpu:
+        raise TypeError(f"{where}: a tensor is on {tensor.device}, expected a CPU or a CUDA device")
+    try:
+        return tensor.detach().numpy()
+    except TypeError as error:  # NumPy has no such numbers
+        raise TypeError(f"{where}: a tensor is {tensor.dtype} on a CPU, expected float32 or float64") from error
+
+
+def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:
+    jax = sys.modules["jax"]
+    if any(isinstance(a, jax.core.Tracer) for a in arrays):
+        raise TypeError(f"{where}: an array is traced by JAX; use xlstm.interop.jax.layer, which JAX can differentiate")
+    if int(first.__dlpack_device__()[0]) in foreign.HOST:
+        take, give = np.from_dlpack, functools.partial(jax.device_put, device=first.device)
+    else:
+        take, give = foreign.cupy_for(where, "an array of JAX").from_dlpack, jax.dlpack.from_dlpack
+    return Views(lambda a: foreign.taken(where, a, take), give, contextlib.nullcontext())
+
+
+def _mapped(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Return the same nesting of dicts, tuples and lists with a function of each array."""
+    if type(tree) in (tuple, list):
+        return tuple([_mapped(function, value) for value in tree])
+    if isinstance(tree, dict):
+        return {name: _mapped(function, value) for name, value in tree.items()}
+    return function(tree) if hasattr(tree, "__dlpack__") else tree

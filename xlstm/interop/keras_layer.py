@@ -1,0 +1,101 @@
+"""A layer or a model as a layer of Keras 3. To import this file imports Keras, which then can load such layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import Params
+from xlstm.data import reading
+from xlstm.interop.bridge import Bridge
+from xlstm.models import model_files
+
+WHERE = "interop.keras.layer"
+
+
+@keras.saving.register_keras_serializable("xlstm")
+class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
+    """A layer of Keras that runs our passes; see `xlstm.interop.keras.layer`.
+
+    Attributes
+    ----------
+    layer : Module
+        Our layer or model.
+    params : dict of str to keras.Variable
+        Its parameters, by our names.
+    """
+
+    def __init__(self, layer: Any, params: Params | None = None, seed: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self._bridge = Bridge(WHERE, layer)
+        if not self._bridge.has_state:
+            raise TypeError(f"{WHERE}: layer is {checks.shown(layer)}, expected one that goes through time")
+        if self.compute_dtype not in ("float32", "float64") or self.compute_dtype != self.variable_dtype:
+            raise ValueError(f"{WHERE}: the dtype policy is {self.dtype_policy.name}, expected float32 or float64")
+        self._function = _function(self._bridge)
+        self.layer = layer
+        self.seed = checks.seed_number(WHERE, "seed", seed)
+        self.seed_generator = keras.random.SeedGenerator(seed) if layer.random else None
+        values = layer.init(seed, "numpy", self.variable_dtype) if params is None else params
+        layer.check(values)
+        self.params = {}
+        for name in self._bridge.names:
+            # PyTorch, which Keras tells of the variable, has no dots in names.
+            self.params[name] = self.add_weight(values[name].shape, "zeros", name=name.replace(".", "_"))
+            self.params[name].assign(to_numpy(values[name]))
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        """Return y for x, both batch first."""
+        seed = self.seed_generator.next() if training and self.seed_generator is not None else None
+        x = keras.ops.transpose(x, self._order(range(len(x.shape))))
+        y = self._function({name: variable.value for name, variable in self.params.items()}, x, seed)
+        return keras.ops.transpose(y, self._order(range(len(y.shape)))) if len(y.shape) > 2 else y
+
+    def compute_output_shape(self, x_shape: Any) -> tuple[int | None, ...]:
+        """Return the shape of y, in which sizes may be None."""
+        shape = self._bridge.shapes(SimpleNamespace(shape=self._order(x_shape)))[0]
+        return self._order(shape) if len(shape) > 2 else shape
+
+    def _order(self, axes: Any) -> tuple[Any, ...]:
+        """Return axes with batch and time in the order of our layer instead of that of Keras, or the reverse."""
+        return tuple(axes) if self.layer.batch_first else (axes[1], axes[0], *axes[2:])
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the options of this layer, ours among them as a JSON text."""
+        description = json.dumps(model_files.config_of(WHERE, self.layer))
+        return {**super().get_config(), "layer": description, "seed": self.seed}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> KerasLayer:
+        """Return the layer that `get_config` describes, with initial weights."""
+        description = reading.from_json(WHERE, config["layer"])
+        return cls(**{**config, "layer": model_files.from_config(description)})
+
+
+def _function(bridge: Bridge) -> Callable[[Params, Any, Any], Any]:
+    """Return a function of Keras' backend from parameters, x and the seed of masks, None outside training, to y."""
+    backend = keras.config.backend()
+    if backend == "jax":
+        from xlstm.interop import jax
+
+        run = jax.layer(bridge.layer)
+        return lambda params, x, seed: run(params, x, train=seed is not None, seed=seed)[0]
+    if backend == "torch":
+        from xlstm.interop import torch_module
+
+        spec = torch_module.spec_of(bridge)
+
+        def function(params: Params, x: Any, seed: Any) -> Any:
+            if seed is not None:
+                first, second = seed.long() & 0x7FFFFFFF  # Keras has them in int32
+                seed = (first << 32) + second
+            return torch_module.run(bridge, spec, x, list(params.values()), seed=seed)[0]
+
+        return function
+    raise ValueError(f"{WHERE}: the backend of Keras is {backend}, expected torch or jax (KERAS_BACKEND)")

@@ -1,0 +1,303 @@
+"""A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
+
+In eager mode they are one function of PyTorch's autograd. `torch.compile` and `torch.export` see the operators
+`xlstm::forward` and `xlstm::backward`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from xlstm.arrays import checks
+from xlstm.arrays.namespace import Params
+from xlstm.arrays.tensor_views import to_tensor, views_of_tensors
+from xlstm.interop.bridge import Bridge
+from xlstm.models import model_files
+
+Tensor = Any  # of PyTorch
+LARGEST_SEED = 2**63 - 1
+_kept: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+_unfiled: dict[str, Bridge] = {}  # layers of classes that files do not know
+
+
+class Handle(np.ndarray[Any, Any]):
+    """A whole number in memory of its own, which has what a forward pass kept.
+
+    Autograd saves the number as a tensor. Its memory lives as long as autograd needs it, and so does what was kept.
+    """
+
+    saved: Any
+
+
+def _handle(saved: Any) -> Tensor:
+    """Return a number by which `_saved` finds what a forward pass kept, 0 where it kept nothing."""
+    if saved is None:
+        return torch.zeros((), dtype=torch.int64)
+    number = next(_numbers)
+    handle = np.array(number).view(Handle)
+    handle.saved = saved
+    _kept[number] = handle
+    return torch.from_numpy(handle)
+
+
+def _saved(where: str, handle: Tensor) -> Any:
+    """Return what a forward pass kept.
+
+    Raises
+    ------
+    RuntimeError
+        It is gone: a hook has put a copy of the number in the place of the tensor.
+    """
+    found = _kept.get(int(handle))
+    if found is None:
+        raise RuntimeError(f"{where}: backward has only a copy of what forward saved, expected the same tensors")
+    return found.saved
+
+
+def _forward(
+    bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], **options: Any
+) -> tuple[tuple[Tensor, ...], Any]:
+    """Return y and the final state, and what was kept."""
+    take, give, context = views_of_tensors(bridge.name, x)
+    with context:
+        found, saved = bridge.forward([take(a) for a in params], take(x), [take(a) for a in state], **options)
+        return tuple(map(give, found)), saved
+
+
+def _backward(
+    bridge: Bridge, params: Sequence[Tensor], handle: Tensor, douts: Sequence[Tensor | None]
+) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
+    """Return gradients of the parameters, of x, and of the initial state."""
+    take, give, context = views_of_tensors(bridge.name, params[0])
+    with context:
+        dy, *dend = (None if d is None else take(d) for d in douts)
+        grads, dx, start = bridge.backward([take(a) for a in params], _saved(bridge.name, handle), dy, dend)
+        return list(map(give, grads)), None if dx is None else give(dx), list(map(give, start))
+
+
+def _refuse(where: str) -> None:
+    raise RuntimeError(
+        f"{where}: gradients of gradients are not possible, as backward is written by hand; "
+        "expected a backward pass without create_graph"
+    )
+
+
+class Pass(torch.autograd.Function):  # type: ignore[misc]
+    """The passes of a layer in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, bridge: Bridge, options: dict[str, Any], x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return y and the final state; tensors are the parameters and the initial state."""
+        count = len(bridge.names)
+        found, saved = _forward(bridge, x, tensors[:count], tensors[count:], **options)
+        ctx.bridge = bridge
+        ctx.set_materialize_grads(False)
+        # Autograd raises where one of these was changed in place before backward.
+        ctx.save_for_backward(_handle(saved), x, *tensors, *found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return gradients of x, of the parameters and of the initial state, and None for what is no tensor."""
+        bridge, needed = ctx.bridge, ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            _refuse(bridge.name)
+        handle, _, *tensors = ctx.saved_tensors
+        if all(d is None for d in douts):
+            return (None,) * len(needed)
+        params = tensors[: len(bridge.names)]
+        grads, dx, start = _backward(bridge, params, handle, douts)
+        return None, None, dx, *grads, *(start if len(needed) > 3 + len(params) else ())
+
+
+@functools.lru_cache(maxsize=64)
+def _bridge(spec: str) -> Bridge:
+    """Return the bridge of a layer from what `spec_of` says of it.
+
+    Raises
+    ------
+    ValueError
+        The layer is of a class that files do not know, and another process has it.
+    """
+    if spec in _unfiled:
+        return _unfiled[spec]
+    if not spec.startswith("{"):
+        raise ValueError(f"xlstm::forward: {spec} is not of this process, expected a layer that models.save takes")
+    return Bridge("xlstm::forward", model_files.from_config(json.loads(spec)))
+
+
+def spec_of(bridge: Bridge) -> str:
+    """Return a layer as text, which an operator takes: its configuration, where files know its class."""
+    try:
+        return json.dumps(model_files.config_of("module", bridge.layer))
+    except TypeError:
+        spec = repr(bridge.layer)
+        _unfiled[spec] = bridge
+        return spec
+
+
+FORWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool train, bool keep)"
+BACKWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle, Tensor[] douts)"
+
+
+@torch.library.custom_op("xlstm::forward", mutates_args=(), schema=f"{FORWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
+def forward_op(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any) -> list[Tensor]:
+    """Return y, the final state and the handle of what was kept."""
+    bridge = _bridge(spec)
+    found, saved = _forward(bridge, x, params, state, **_options(bridge, *options))
+    return [*(a.contiguous() for a in found), _handle(saved)]
+
+
+@torch.library.custom_op("xlstm::backward", mutates_args=(), schema=f"{BACKWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
+def backward_op(
+    spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], handle: Tensor, douts: list[Tensor]
+) -> list[Tensor]:
+    """Return gradients of the parameters, of an initial state that was given, and of x unless it has tokens."""
+    grads, dx, start = _backward(_bridge(spec), params, handle, douts)
+    found = [*grads, *(start if state else []), *([] if dx is None else [dx])]
+    return [a.contiguous() for a in found]
+
+
+@forward_op.register_fake  # type: ignore[untyped-decorator]
+def _forward_fake(spec: str, params: list[Tensor], x: Tensor, *_: Any) -> list[Tensor]:
+    bridge, first = _bridge(spec), params[0]
+    y, *ends = bridge.shapes(x)
+    dtypes = _dtypes(bridge, first)
+    end = [first.new_empty(shape, dtype=dtype) for shape, dtype in zip(ends, dtypes, strict=True)]
+    return [first.new_empty(y), *end, torch.empty((), dtype=torch.int64)]
+
+
+@backward_op.register_fake  # type: ignore[untyped-decorator]
+def _backward_fake(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *_: Any) -> list[Tensor]:
+    inputs = [*params, *state, *([x] if x.is_floating_point() else [])]
+    return [a.new_empty(a.shape) for a in inputs]
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.spec, params, x, state, *_ = inputs
+    ctx.sizes = len(params), len(state)
+    ctx.save_for_backward(output[-1], x, *params, *state)
+
+
+def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
+    handle, x, *tensors = ctx.saved_tensors
+    params, state = ctx.sizes
+    found = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
+    dx = found[params + state] if x.is_floating_point() else None
+    return None, found[:params], dx, found[params : params + state], None, None, None, None
+
+
+def _refuse_op(ctx: Any, *_: Any) -> None:
+    _refuse("xlstm::backward")
+
+
+forward_op.register_autograd(_differentiate, setup_context=_remember)
+backward_op.register_autograd(_refuse_op)
+
+
+def _dtypes(bridge: Bridge, like: Tensor) -> list[torch.dtype]:
+    """Return the dtype of each array of a state beside parameters."""
+    half = like.dtype.itemsize == 2
+    return [torch.float32 if leaf.wide and half else like.dtype for leaf in bridge.leaves]
+
+
+def _options(bridge: Bridge, lengths: Any, seed: Tensor | None, train: bool, keep: bool) -> dict[str, Any]:
+    """Return the options of `Bridge.forward`."""
+    if not bridge.has_state:
+        return {"keep": keep}
+    return {"lengths": lengths, "seed": None if seed is None else int(seed), "train": train, "keep": keep}
+
+
+def run(
+    bridge: Bridge,
+    spec: str,
+    x: Tensor,
+    params: Sequence[Tensor],
+    state: Sequence[Tensor] = (),
+    lengths: Any = None,
+    seed: Tensor | None = None,
+) -> Sequence[Tensor]:
+    """Return y and the final state, to which autograd adds our backward pass; a seed draws the masks of training."""
+    train = seed is not None
+    keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *params, *state))
+    if torch.compiler.is_compiling():
+        lengths = None if lengths is None else torch.as_tensor(lengths)
+        return forward_op(spec, params, x, state, lengths, seed, train, keep)[:-1]  # type: ignore[no-any-return]
+    options = _options(bridge, lengths, seed, train, keep)
+    if keep:
+        return Pass.apply(bridge, options, x, *params, *state)  # type: ignore[no-any-return]
+    return _forward(bridge, x, params, state, **options)[0]
+
+
+class LayerModule(torch.nn.Module):  # type: ignore[misc]
+    """A layer or a model with its parameters, as `xlstm.interop.torch.module` makes it.
+
+    Attributes
+    ----------
+    layer : Module
+    """
+
+    def __init__(self, layer: Any, params: Params | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self._bridge = Bridge("module", layer)
+        self.layer = layer
+        params = layer.init(seed, backend="numpy") if params is None else params
+        layer.check(params)
+        self._places = []
+        for name in self._bridge.names:
+            *path, last = name.split(".")
+            owner: Any = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, torch.nn.Module())
+                owner = owner._modules[part]
+            given = params[name]
+            owner.register_parameter(last, torch.nn.Parameter(given if torch.is_tensor(given) else to_tensor(given)))
+            self._places.append((path, last))
+        self._spec = spec_of(self._bridge)
+
+    def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
+        """Run over a batch of sequences; see `xlstm.interop.torch.module`."""
+        bridge, params = self._bridge, self._tensors()
+        if not torch.is_tensor(x):
+            raise TypeError(f"{bridge.name}: x is {checks.shown(x)}, expected a PyTorch tensor")
+        if lengths is not None and not bridge.has_state:
+            raise TypeError(
+                f"{bridge.name}: lengths is {checks.shown(lengths)}, expected None, as there are no sequences"
+            )
+        given: list[Tensor] = [] if state is None else bridge.flat(state)
+        if any(a is None for a in given):
+            raise TypeError(f"{bridge.name}: a part of state is None, expected all of its tensors, or None for state")
+        if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
+            x = x.to(params[0].dtype) if x.is_floating_point() else x
+            given = [a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)]
+        seed = torch.randint(LARGEST_SEED, ()) if self.training and bridge.layer.random else None
+        y, *end = run(bridge, self._spec, x, params, given, lengths, seed)
+        return (y, bridge.state(end)) if bridge.has_state else y
+
+    def arrays(self) -> Params:
+        """Return the parameters by our names as NumPy or CuPy arrays that share their memory."""
+        params = self._tensors()
+        return self._bridge.params(list(map(views_of_tensors("arrays", params[0]).take, params)))
+
+    def extra_repr(self) -> str:
+        """Return the layer in words."""
+        return repr(self.layer)
+
+    def _tensors(self) -> list[Tensor]:
+        found = []
+        for path, last in self._places:
+            owner: Any = self
+            for part in path:
+                owner = owner._modules[part]
+            found.append(getattr(owner, last))
+        return found
