@@ -197,6 +197,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PROSE, ids=names(PROSE))
 def test_files_modules_and_sessions_are_there(page):
     text = page.read_text(encoding="utf-8")
+    assert not re.search(r"^(<{7}|={7}|>{7})( |$)", text, re.MULTILINE), "a conflict of a merge"
     for path in re.findall(r"\b(?:xlstm|bench|tests|docs)/[\w/-]*\w(?:\.\w+)?/?", text):
         assert path.startswith("docs/_build") or (ROOT / path).exists(), path
     for module in re.findall(r"python -m ([\w.]+)", text):
