@@ -245,6 +245,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def forecasts(session: nox.Session) -> None:
+    """Forecasts of real series beside those of statistical peers, and with --neural of N-BEATS, to bench/results."""
+    neural = ["neuralforecast>=3"] if "--neural" in session.posargs else []
+    session.install("-e", ".[fast]", *group("forecasts"), *neural)
+    session.run("python", "-m", "bench.forecasts", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The site in docs/_build/html: no warning, notebooks run, links lead somewhere, and pages look right in Chromium.
 

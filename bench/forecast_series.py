@@ -103,7 +103,7 @@ def of_tables() -> Iterator[tuple[str, str, np.ndarray]]:
 
 
 def bundled_here() -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield the weekly series that xlstm brings, of which defaults have seen something; packages bring no weekly one."""
+    """Yield the weekly series of xlstm, which defaults have seen; the packages have none."""
     yield "co2 weekly", "weekly", read_csv(bundled("co2")).values
 
 

@@ -111,6 +111,8 @@ def summary(found: list[dict[str, Any]], methods: tuple[str, ...]) -> Table:
         table.add_column(head, justify="right")
     for method in methods:
         scores = [one["scores"][method] for one in found if "rmse" in one["scores"][method]]
+        if not scores:
+            continue
         mase, coverage, width, seconds = (
             np.array([score[key] for score in scores]) for key in ("mase", "coverage", "width", "seconds")
         )
