@@ -246,9 +246,8 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def forecasts(session: nox.Session) -> None:
-    """Forecasts of real series beside those of statistical peers, and with --neural of N-BEATS, to bench/results."""
-    neural = ["neuralforecast>=3"] if "--neural" in session.posargs else []
-    session.install("-e", ".[fast]", *group("forecasts"), *neural)
+    """Forecasts of real series beside those of statistical peers, to bench/results."""
+    session.install("-e", ".[fast]", *group("forecasts"))
     session.run("python", "-m", "bench.forecasts", *session.posargs)
 
 

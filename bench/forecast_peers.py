@@ -1,15 +1,13 @@
 """Other ways to forecast a series, each fitted once to its beginning and then asked at later origins.
 
 statsforecast brings the seasonal naive forecast, exponential smoothing (ETS) and ARIMA of automatically chosen orders,
-and Theta; scikit-learn the ridge regression on lags; neuralforecast N-BEATS.
+and Theta; scikit-learn the ridge regression on lags.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,33 +66,6 @@ def ridge(series: Series) -> Forecasts:
     return Forecasts(mean, mean + low, mean + high, seconds)
 
 
-def nbeats(series: Series) -> Forecasts:
-    """Forecast with N-BEATS of neuralforecast, whose window is two horizons, and else as its defaults are."""
-    import pandas as pd
-    from neuralforecast import NeuralForecast
-    from neuralforecast.losses.pytorch import MQLoss
-    from neuralforecast.models import NBEATS
-
-    def table(ends: Iterable[int]) -> pd.DataFrame:
-        """Return the beginnings of the series up to some ends, each as a series of its own."""
-        return pd.concat(
-            pd.DataFrame({"unique_id": end, "ds": np.arange(end), "y": series.values[:end]}) for end in ends
-        )
-
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    h = series.horizon
-    off = ("enable_progress_bar", "logger", "enable_checkpointing", "enable_model_summary")
-    quiet = {**dict.fromkeys(off, False), "accelerator": "cpu"}
-    model = NBEATS(h=h, input_size=min(2 * h, series.cut // 2), loss=MQLoss(level=[80]), random_seed=0, **quiet)
-    network = NeuralForecast(models=[model], freq=1)
-    start = time.perf_counter()
-    network.fit(table([series.cut]))
-    seconds = time.perf_counter() - start
-    found = network.predict(table(series.origins)).sort_values(["unique_id", "ds"])
-    columns = ("NBEATS-median", "NBEATS-lo-80.0", "NBEATS-hi-80.0")
-    return Forecasts(*(found[key].to_numpy().reshape(-1, h) for key in columns), seconds)
-
-
 def forecast(method: str, series: Series) -> Forecasts:
     """Fit a method by its name and forecast from all origins; warnings of peers are left out."""
     with warnings.catch_warnings():
@@ -109,6 +80,5 @@ def forecast(method: str, series: Series) -> Forecasts:
         return statistical(getattr(models, name)(season_length=season), series)
 
 
-OWN = {"xlstm": ours, "ridge": ridge, "N-BEATS": nbeats}
+OWN = {"xlstm": ours, "ridge": ridge}
 PEERS = ("seasonal naive", "ETS", "ARIMA", "Theta", "ridge")
-NEURAL = "N-BEATS"

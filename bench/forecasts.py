@@ -1,12 +1,12 @@
 """How good forecasts of series are that nobody tuned to, beside those of other methods.
 
-    python -m bench.forecasts [--only NAME ...] [--neural] [--json FILE]
+    python -m bench.forecasts [--only NAME ...] [--json FILE]
 
 Each method is fitted to the first 80 % of a series and forecasts from up to 30 later origins, without another fit. The
 defaults of `Forecaster` are measured. The goals: over all series the geometric mean of the RMSE is at most that of the
 best peer of each series, which is known only afterwards, and 0.90 of that of any single one; no series is above 1.15 of
 its best peer; 80 % intervals cover 75 to 85 % on average and 65 to 92 % of each series; a fit takes at most 30 s on two
-cores. bench/NOTES.md says which of them are met.
+cores. They are not met yet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.__main__ import name_of_machine
-from bench.forecast_peers import NEURAL, PEERS, forecast
+from bench.forecast_peers import PEERS, forecast
 from bench.forecast_series import Series, load
 from xlstm.arrays import cores
 from xlstm.cli import info
@@ -33,13 +33,12 @@ OURS = "xlstm"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of series")
-    parser.add_argument("--neural", action="store_true", help="N-BEATS of neuralforecast as well")
     parser.add_argument("--json", type=Path, default=Path("bench/results") / f"forecasts-{name_of_machine()}.json")
     options = parser.parse_args()
     series = load()
     if unknown := set(options.only or ()) - {one.name for one in series}:
         parser.error(f"no series {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in series)}")
-    methods = (OURS, *PEERS, *([NEURAL] if options.neural else []))
+    methods = (OURS, *PEERS)
     chosen = [one for one in series if not options.only or one.name in options.only]
     found = [measure(one, methods) for one in track(chosen, "series")]
     console = Console(width=140)
