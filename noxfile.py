@@ -245,6 +245,13 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def forecasts(session: nox.Session) -> None:
+    """Forecasts of real series beside those of statistical peers, to bench/results."""
+    session.install("-e", ".[fast]", *group("forecasts"))
+    session.run("python", "-m", "bench.forecasts", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The site in docs/_build/html: no warning, notebooks run, links lead somewhere, and pages look right in Chromium.
 

@@ -99,13 +99,30 @@ def test_a_text(run, tmp_path):
     assert line["nats"].keys() == {"xlstm", "torch"}
 
 
-def test_forecasts(run, monkeypatch):
-    measure = importlib.import_module("bench.forecasts").measure
+def test_forecasts_of_bundled_series(run, monkeypatch):
+    measure = importlib.import_module("bench.bundled").measure
     small = {"hidden_size": 2, "epochs": 1}
-    sizes(monkeypatch, "forecasts", AHEAD={"sunspots": (1, 2)})
-    sizes(monkeypatch, "forecasts", measure=lambda *given: measure(*given, **small))
-    (line,) = run("forecasts", "--seeds", 0)
+    sizes(monkeypatch, "bundled", AHEAD={"sunspots": (1, 2)})
+    sizes(monkeypatch, "bundled", measure=lambda *given: measure(*given, **small))
+    (line,) = run("bundled", "--seeds", 0)
     assert len(line["rmse"]["model"]) == 2
+
+
+def test_forecasts(run, monkeypatch):
+    """A peer that fails is left out of its means, and its error is kept."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("pandas")
+    peers = importlib.import_module("bench.forecast_peers")
+    series = importlib.import_module("bench.forecast_series")
+    ours = peers.OWN["xlstm"]
+    monkeypatch.setitem(peers.OWN, "xlstm", lambda one: ours(one, epochs=1, hidden_size=2))
+    monkeypatch.setitem(peers.OWN, "failing", lambda one: 1 / 0)
+    values = np.sin(np.arange(100) / 3) + 0.01 * np.arange(100)
+    sizes(monkeypatch, "forecasts", PEERS=("ridge", "failing"), load=lambda: [series.Series("wave", "yearly", values)])
+    (line,) = run("forecasts")
+    assert line["horizon"] == 6
+    assert 0 < line["scores"]["ridge"]["rmse"] < line["scores"]["xlstm"]["rmse"]
+    assert line["scores"]["failing"] == {"error": "ZeroDivisionError: division by zero"}
 
 
 def test_digits(run, monkeypatch):

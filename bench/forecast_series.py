@@ -1,0 +1,120 @@
+"""Real series to forecast, yearly to hourly, which Python packages bring as files; defaults were not tuned to them.
+
+The packages are pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. They are not imported, since
+some print, or make folders; their files are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from xlstm.data.series import bundled, read_csv
+
+# By frequency: steps of a season, and how many steps ahead a forecast goes at most.
+SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 52, "daily": 7, "hourly": 24}
+HORIZONS = {"yearly": 6, "quarterly": 8, "monthly": 18, "weekly": 13, "daily": 14, "hourly": 48}
+LONGEST = 2000  # values that are taken of a series, the last ones; the peers take minutes for more
+ORIGINS = 30
+
+
+class Series(NamedTuple):
+    """A series, and how it is split: forecasts begin at `origins`, and a model is fitted to `values[:cut]` alone."""
+
+    name: str
+    frequency: str
+    values: np.ndarray
+
+    @property
+    def season(self) -> int:
+        return SEASONS[self.frequency]
+
+    @property
+    def horizon(self) -> int:
+        return min(HORIZONS[self.frequency], len(self.values) // 8)
+
+    @property
+    def cut(self) -> int:
+        return len(self.values) * 4 // 5
+
+    @property
+    def origins(self) -> np.ndarray:
+        every = np.arange(self.cut, len(self.values) - self.horizon + 1)
+        return every[np.unique(np.linspace(0, len(every) - 1, ORIGINS).round().astype(int))]
+
+    def truth(self) -> np.ndarray:
+        """Return what forecasts from all origins should be, (origins, horizon)."""
+        return np.stack([self.values[at : at + self.horizon] for at in self.origins])
+
+
+def folder(package: str) -> Path:
+    """Return the folder of an installed package."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise SystemExit(f"{package} is not installed, but series are read from it: nox -s forecasts installs it")
+    return Path(found.origin).parent
+
+
+def of_r() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield the series of R and of its packages."""
+    columns = {
+        "yearly": "datasets/discoveries datasets/LakeHuron datasets/lynx datasets/nhtemp datasets/Nile "
+        "datasets/sunspot.year datasets/treering",
+        "quarterly": "datasets/austres datasets/JohnsonJohnson datasets/presidents datasets/UKgas",
+        "monthly": "datasets/AirPassengers datasets/nottem datasets/UKDriverDeaths datasets/USAccDeaths datasets/co2 "
+        "datasets/sunspot.month MASS/deaths boot/manaus",
+    }
+    with tarfile.open(folder("pydataset") / "resources.tar.gz") as archive:
+        members = {member.name.partition("csv/")[2]: member for member in archive.getmembers()}
+        for frequency, paths in columns.items():
+            for path in paths.split():
+                name = path.partition("/")[2]
+                yield name, frequency, pd.read_csv(archive.extractfile(members[f"{path}.csv"]))[name]
+
+
+def of_tables() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield series that are columns of CSV files."""
+    vega, bokeh = folder("vega_datasets") / "_data", folder("bokeh_sampledata") / "_data"
+    sktime = folder("sktime") / "datasets" / "data"
+    for path, frequency, columns in (
+        (sktime / "Uschange/Uschange.csv", "quarterly", ("Consumption", "Income", "Production", "Savings")),
+        (sktime / "PBS_dataset/PBS_dataset.csv", "monthly", ("Scripts",)),
+        (sktime / "ShampooSales/ShampooSales.csv", "monthly", ("Sales",)),
+        (vega / "us-employment.csv", "monthly", ("construction", "manufacturing", "retail_trade")),
+        (vega / "seattle-weather.csv", "daily", ("temp_max", "wind")),
+        (vega / "seattle-temps.csv", "hourly", ("temp",)),
+        (vega / "sf-temps.csv", "hourly", ("temp",)),
+        (bokeh / "us_marriages_divorces.csv", "yearly", ("Marriages", "Divorces")),
+        (bokeh / "lincoln_weather.csv", "daily", ("TMAX",)),
+    ):
+        table = pd.read_csv(path)
+        for column in columns:
+            yield f"{path.stem} {column}", frequency, table[column]
+    months = pd.read_csv(bokeh / "unemployment1948.csv").iloc[:, 2:14]
+    yield "unemployment", "monthly", months.to_numpy(float).reshape(-1)
+    sea = pd.read_csv(bokeh / "sea_surface_temperature.csv.gz").iloc[::2, 1]  # it has a value each half hour
+    yield "sea_surface_temperature", "hourly", sea
+
+
+def bundled_here() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield the weekly series of xlstm, which defaults have seen; the packages have none."""
+    yield "co2 weekly", "weekly", read_csv(bundled("co2")).values
+
+
+SOURCES: tuple[Callable[[], Iterator[tuple[str, str, np.ndarray]]], ...] = (of_r, of_tables, bundled_here)
+
+
+def load() -> list[Series]:
+    """Return all series; gaps within one are bridged by straight lines, as some peers take none."""
+    found = []
+    for source in SOURCES:
+        for name, frequency, values in source():
+            whole = pd.Series(np.asarray(values, float)).interpolate(limit_area="inside").dropna()
+            found.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))
+    return found
