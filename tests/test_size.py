@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 2_100,
 }
 CUDA = 1_390
-TESTS = 20_910
+TESTS = 20_930
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {
