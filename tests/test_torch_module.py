@@ -74,7 +74,7 @@ def test_gradients(name):
         given = (x, Bridge("test", net.layer).state(others[len(names) :])) if state else (x,)
         return tuple(flat(torch.func.functional_call(net, with_others, given)))
 
-    # Of many parameters random directions are checked.
+    # Many parameters are checked in random directions.
     assert torch.autograd.gradcheck(run, (x, *params, *state), fast_mode=name in ("lstm", "stack"))
 
 

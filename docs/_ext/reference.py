@@ -1,4 +1,4 @@
-"""What the pages of single names say about their topic: the page of the reference, whose text links to the guide."""
+"""Pages of single names name their topic: the page of the reference, whose text links to the guide."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def launch(ranks: int) -> int:
 
 
 class _Job:
-    """What is known of the ranks: their processes, and the exit codes of those that came to their end."""
+    """The ranks as far as they are known: their processes, and the exit codes of those that came to their end."""
 
     def __init__(self, ranks: int, mpiexec: int) -> None:
         self.ranks, self.mpiexec = ranks, mpiexec

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params, leaves
 from xlstm.layers.linear import Embedding
 from xlstm.layers.module import Module
-from xlstm.layers.sequence import Leaf, SequenceLayer, State, flat
+from xlstm.layers.sequence import Leaf, SequenceLayer, State, flat, nested
 
 Shape = tuple[int, ...]
 
@@ -70,7 +70,7 @@ class Bridge:
 
     def state(self, arrays: Sequence[Array | None]) -> State:
         """Return a state, nested as the layer has it, of arrays in their order."""
-        return _nested(self.layer.states, iter(arrays)) if self.has_state else ()
+        return nested(self.layer.states, iter(arrays)) if self.has_state else ()
 
     def shapes(self, x: Array) -> list[Shape]:
         """Return the shape of y, and those of the arrays of the state, for x or anything with its shape.
@@ -111,7 +111,7 @@ class Bridge:
         outputs : list of arrays
             y and the arrays of the final state.
         saved
-            What `backward` needs; None where nothing is kept.
+            The values that `backward` needs; None where nothing is kept.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class Bridge:
         params : sequence of arrays
             Those of `forward`.
         saved
-            What `forward` kept; it may be used more than once.
+            The values that `forward` kept; they may be used more than once.
         dy : array or None
             The gradient of y. Only a layer with a state takes None, which means zero.
         dstate : sequence of arrays and None
@@ -162,7 +162,3 @@ class Bridge:
             return [grads[name] for name in self.names], dx, []
         grads, dx, start = self.layer.backward(named, saved, dy, self.state(dstate) if dstate else None)
         return [grads[name] for name in self.names], dx, list(leaves(start))
-
-
-def _nested(states: State, arrays: Iterator[Array | None]) -> State:
-    return tuple(next(arrays) if isinstance(leaf, Leaf) else _nested(leaf, arrays) for leaf in states)

@@ -368,6 +368,11 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
     return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
 
 
+def nested(like: State, arrays: Iterator[Any]) -> State:
+    """Return arrays as a state that is nested as another one is, or as the leaves of a layer are."""
+    return tuple(nested(part, arrays) if type(part) is tuple else next(arrays) for part in like)
+
+
 def flat(where: str, what: str, state: Any, leaves: State) -> Iterator[tuple[str, Leaf, Array | None]]:
     """Yield the name of each array of a state, as errors have it, its leaf, and the array, None where it is missing.
 

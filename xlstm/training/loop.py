@@ -485,7 +485,7 @@ class Run:
                 for callback in self.all_callbacks
                 if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
             ],
-            "moments": sorted(step.optimizer.init(self.state.params).slots),
+            "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
             **{name: None if one is None else first_batch(one) for name, one in data.items()},
         }
@@ -506,7 +506,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
         params = run.state.params
         alike: dict[str, Any] = dict.fromkeys(("params", "best", "judged"), params)
-        alike["slots"] = run.step.optimizer.init(params).slots
+        alike["slots"] = run.ranks.slots(run.state)
         alike["losses"] = np.broadcast_to(0.0, about["total"])
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
         if held["sums"] is not None:

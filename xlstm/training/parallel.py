@@ -55,14 +55,14 @@ class Head(NamedTuple):
 
 
 class Joint:
-    """What a rank adds to the sums of all ranks, and what they have agreed on in the last one.
+    """A rank's share of the sums of all ranks, and the numbers that they agreed on in the last one.
 
     Attributes
     ----------
     error : Exception or None
         An error of this rank, which makes the next sum fail on all ranks.
     signal, stop : bool
-        What this rank tells the others in the next sum.
+        The numbers that this rank tells the others in the next sum.
     agreed : Head
         The head of the last sum that the host has looked at.
     """
@@ -185,7 +185,7 @@ class Joint:
 
 
 class Sharded(Joint):
-    """What ranks sum up, where each updates a part of the weights and keeps its moments alone (ZeRO-1).
+    """The sums of ranks of which each updates a part of the weights and keeps its moments alone (ZeRO-1).
 
     After Rajbhandari et al. 2020. The buffer of gradients is cut into equal parts, of which each rank gets the sum of
     one; the new weights are put together again. This sends as many bytes as one sum of the whole, and takes a rank's

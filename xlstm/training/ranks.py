@@ -1,4 +1,4 @@
-"""What a run asks of the ranks of its group between steps: one folder, one checkpoint, and the same decisions."""
+"""A run asks this of the ranks of its group between steps: one folder, one checkpoint, and the same decisions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
-from xlstm.arrays.namespace import Array, Namespace, leaves
-from xlstm.layers.sequence import Leaf
+from xlstm.arrays.namespace import Namespace, leaves
+from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
+from xlstm.training.optimizers import Slots
 from xlstm.training.parallel import Joint, Sharded, held, told
 from xlstm.training.steps import StepState
 
@@ -126,6 +127,12 @@ class Ranks:
             moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
         return state._replace(carried=self._gathered(self.joint.home.xp, state.carried), sums=sums, moments=moments)
 
+    def slots(self, state: StepState) -> Slots:
+        """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
+        if not isinstance(self.joint, Sharded):
+            return state.moments.slots
+        return {slot: {name: state.params[name] for name in names} for slot, names in self.joint.slots.items()}
+
     def part(self, state: StepState) -> StepState:
         """Return the part of this rank of such a state."""
         if self.joint is None:
@@ -155,7 +162,7 @@ class Ranks:
             if mine:
                 whole.swapaxes(0, axis)[own] = part.swapaxes(0, axis)
             self.group.sum(whole)
-        return _nested(self.model.states, iter(every))
+        return nested(self.model.states, iter(every))
 
     def _cut(self, carried: Any) -> Any:
         """Return the states of the sequences that this rank has, None where it has none."""
@@ -163,9 +170,8 @@ class Ranks:
             return None
         parts = []
         for axis, a in zip(self._axes, leaves(carried), strict=True):
-            own = columns(a.shape[axis], self.group)
-            parts.append(a.swapaxes(0, axis)[own].swapaxes(0, axis).copy())
-        return _nested(self.model.states, iter(parts)) if all(part.size for part in parts) else None
+            parts.append(a.swapaxes(0, axis)[columns(a.shape[axis], self.group)].swapaxes(0, axis).copy())
+        return nested(self.model.states, iter(parts)) if all(part.size for part in parts) else None
 
     @property
     def _axes(self) -> list[int]:
@@ -175,8 +181,3 @@ class Ranks:
             kind = type(self.model).__name__
             raise ValueError(f"train: {kind} has no `states`, expected Leaf objects that say where sequences lie in it")
         return [len(leaf.before) for leaf in leaves(states, Leaf)]
-
-
-def _nested(states: Any, arrays: Iterator[Array]) -> Any:
-    """Return arrays in tuples that are nested as the states of a model are."""
-    return next(arrays) if isinstance(states, Leaf) else tuple(_nested(part, arrays) for part in states)

@@ -67,7 +67,7 @@ class StepState(NamedTuple):
     graphs : Graphs or None
         CUDA graphs of steps, which have the arrays of this state and change them.
     joint : Joint or None
-        What the ranks of a group sum up.
+        The sums of the ranks of a group.
     """
 
     params: Params

@@ -62,7 +62,7 @@ _begun: set[str] = set()  # cards that were used before
 
 
 class Row(NamedTuple):
-    """What was found of a kind of kernel.
+    """The result for a kind of kernel.
 
     Attributes
     ----------

@@ -32,7 +32,7 @@ from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Embedding
 from xlstm.layers.module import Forward, Module
 from xlstm.layers.recurrent import GRU, LSTM, RNN
-from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete
+from xlstm.layers.sequence import Leaf, SequenceLayer, State, complete, nested
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex import TiRex, TiRex2
@@ -241,11 +241,6 @@ def _end(begin: str, x: str) -> str:
     return f"{name}1" if name == x else name
 
 
-def _nested(like: State, flat: Iterator[Array]) -> State:
-    """Return arrays as a state that is nested as another one is."""
-    return tuple(_nested(part, flat) if isinstance(part, tuple) else next(flat) for part in like)
-
-
 def _over_time(layer: Any, p: Params, x: Array, start: State, lengths: Array | None) -> tuple[Array, State]:
     """Write a layer or model over x (T, B, ...): return y, zero past the end of a sequence, and the final state."""
     has_head = isinstance(layer, SequenceModel)
@@ -340,7 +335,7 @@ def _scan(
     body, over = Graph(outer.opset, outer), [x] if lengths is None else [x, _steps()]
     with body.open():
         before, now = ([Array(body.name(), a.shape[k:], a.dtype) for a in some] for k, some in ((0, flat), (1, over)))
-        y, end = step(now[0], _nested(start, iter(before)))
+        y, end = step(now[0], nested(start, iter(before)))
         after = [arrays.reshape(a, b.shape) for a, b in zip(leaves(end), before, strict=True)]
         if lengths is not None:
             after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
@@ -350,7 +345,7 @@ def _scan(
         options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
     *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
     found = [Array(name, s.shape, s.dtype) for name, s in zip(ends, flat, strict=True)]
-    return Array(ys, (x.shape[0], *y.shape), y.dtype), _nested(start, iter(found))
+    return Array(ys, (x.shape[0], *y.shape), y.dtype), nested(start, iter(found))
 
 
 def _where(there: Array, new: Array, old: Any) -> Array:
