@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from xlstm.arrays import checks, constants
 from xlstm.arrays.convert import like, to_numpy
-from xlstm.arrays.fuse import compiles, fuse
+from xlstm.arrays.fuse import walk
 from xlstm.arrays.gather import add_rows
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
@@ -21,32 +22,20 @@ from xlstm.recurrence.packing import Span
 
 TRENDS = ("none", "linear", "damped")
 LEAST = 10  # values that an initial state is fitted to, at least, where there are so many
-LEAST_PHI = 0.8  # with less a trend is over after a few steps
-# Coefficients before training; each is a share from 0 to 1 of the range that it has.
-SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.8, "gamma": 0.2}
-
-
-class Coefficients(NamedTuple):
-    """The coefficients of smoothing, (1,) each, or their gradients."""
-
-    alpha: Array
-    beta: Array
-    phi: Array
-    gammas: tuple[Array, ...]
+SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}  # sigmoids of the parameters before training
 
 
 class Smoothed(NamedTuple):
-    """The states of smoothing before each of T steps and, in the last row, after all of them.
+    """The values that smoothing keeps.
 
-    Row t of a season of m steps is what it adds to the value of step t, so there are m rows more than steps.
+    Row t of a state is the one before step t. Row t of a season is what it adds to the value of step t, so a season of
+    m steps has m rows more than there are steps.
     """
 
-    level: Array  # (T + 1, B)
-    trend: Array  # (T + 1, B)
+    states: tuple[Array, ...]  # level and trend (T + 1, B), and for each period m a season (T + m, B)
     errors: Array  # (T, B), those of forecasts by one step
-    seasons: tuple[Array, ...]  # (T + m, B) for each period m
-    c: Coefficients
-    x: Array | None = None  # (T, B)
+    coefficients: tuple[Array, ...]  # (1,) each: gamma of each season, alpha, beta, phi
+    x: Array  # (T, B)
     y: Array | None = None  # (T, B, H)
 
 
@@ -70,21 +59,22 @@ class ExponentialSmoothing(SequenceLayer):
         s = s0 + gamma e
         y_h = l + (phi + ... + phi^h) b + s_h
 
-    Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons, before a sigmoid. Its share of
-    a range is the coefficient: alpha is in 0 to 1, beta in 0 to alpha, gamma in 0 to 1 - alpha, and phi in 0.8 to 1.
-    The state is (level, trend, season, ...), (B,), (B,) and (m, B) for a season of m steps, whose first row is that of
-    the next step. A missing state is zero; `initial_state` makes one from the beginning of a series.
+    Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Sigmoids of them are alpha and
+    phi, beta as a share of alpha, and gamma as a share of 1 - alpha.
+
+    The state is (level, trend, season, ...), (1, B), (1, B) and (m, B) for a season of m steps, whose first row is that
+    of the next step. A missing state is zero; `initial_state` makes one from the beginning of a series.
 
     Parameters
     ----------
     horizon : int
         Number H of values ahead that are forecast. x is (T, B, 1), and y (T, B, H).
     trend : {"damped", "linear", "none"}
-        Whether the trend gets smaller by phi with every step, stays (phi is 1), or is not there.
+        Whether the trend becomes smaller by phi with every step, stays (phi is 1), or is not there.
     periods : tuple of int
         Steps of a season, or of two, such as (12,) or (24, 168).
     multiplicative : bool
-        Smooth the logarithm of the series, so that trend and seasons are factors; its values are above 0.
+        Smooth the logarithm of the series, whose values are above 0, so that trend and seasons are factors.
 
     Examples
     --------
@@ -123,15 +113,20 @@ class ExponentialSmoothing(SequenceLayer):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        there = {"alpha": 1, "beta": self.trend != "none", "phi": self.trend == "damped", "gamma": len(self.periods)}
+        sizes = {"alpha": 1, "beta": self.trend != "none", "phi": self.trend == "damped", "gamma": len(self.periods)}
         logits = {name: float(np.log(share / (1 - share))) for name, share in SHARES.items()}
-        return {name: ({"S": int(n)}, constant(logits[name])) for name, n in there.items() if n}
+        return {name: ({"S": int(n)}, constant(logits[name])) for name, n in sizes.items() if n}
 
     @functools.cached_property
     def states(self) -> State:
         """The leaves of level, trend and seasons."""
-        seasons = (Leaf(f"season of {m}", {"m": m}, {}) for m in self.periods)
-        return Leaf("level", {}, {}), Leaf("trend", {}, {}), *seasons
+        names = ("level", "trend", *(f"season of {m}" for m in self.periods))
+        return tuple(Leaf(name, {"m": lag}, {}) for name, lag in zip(names, self.lags, strict=True))
+
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """The number of steps after which the new value of each state is used."""
+        return 1, 1, *self.periods
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
         """Return a state before the first step, from two seasons at the beginning of each series, 10 values at least.
@@ -149,20 +144,19 @@ class ExponentialSmoothing(SequenceLayer):
         tuple of array
         """
         values = to_numpy(x)[..., 0].astype("float64")  # (T, B)
-        ends = np.full(values.shape[1], len(values)) if lengths is None else to_numpy(lengths)
-        first = [max(LEAST, 2 * max(self.periods, default=0))] * len(ends)
-        series = [values[: min(n, k), b] for b, (n, k) in enumerate(zip(ends, first, strict=True))]
-        fitted = [self._fitted(np.log(one) if self.multiplicative else one) for one in series]
-        return tuple(like(np.stack(part, axis=-1), x) for part in zip(*fitted, strict=True))
+        values = values[: max(LEAST, 2 * max(self.periods, default=0))]
+        ends = [len(values)] * values.shape[1] if lengths is None else to_numpy(lengths)
+        found = [self._fitted(values[:end, b]) for b, end in enumerate(ends)]
+        return tuple(like(np.stack(part, axis=-1), x) for part in zip(*found, strict=True))
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Return level, trend and seasons before the first value of a series, fitted to all of it."""
-        steps = np.arange(len(series))
-        columns = [np.ones((len(series), 1)), (steps[:, None] + 1.0) * (self.trend != "none")]
-        columns += [(steps[:, None] % m == np.arange(m)) - 1 / m for m in self.periods]
+        steps = np.arange(len(series))[:, None]
+        columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
+        columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
+        series = np.log(series) if self.multiplicative else series
         found = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
-        level, trend, *seasons = np.split(found, np.cumsum([1, 1, *self.periods])[:-1])
-        return [level[0], trend[0], *seasons]
+        return np.split(found, np.cumsum(self.lags)[:-1])
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         kept = self.smooth(p, x, state, span)
@@ -170,166 +164,131 @@ class ExponentialSmoothing(SequenceLayer):
         return y, self.final_state(kept, span), kept._replace(y=y)
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
-        d = self.ahead_bwd(span.xp, kept, self.in_units_bwd(dy, kept.y))
-        return self.smooth_bwd(p, kept, d, dstate, span)
+        dstates, dphi = self.ahead_bwd(span.xp, kept, self.in_units_bwd(dy, kept.y))
+        return self.smooth_bwd(p, kept, dstates, span.xp.zeros_like(kept.errors), dphi, dstate, span)
 
     def in_units(self, xp: Namespace, y: Array) -> Array:
         """Return forecasts in the units of the series."""
-        return xp.exp(y) if self.multiplicative else y  # (14)
+        return xp.exp(y) if self.multiplicative else y  # (13)
 
     def in_units_bwd(self, dy: Array, y: Array) -> Array:
         """Differentiate `in_units`."""
-        return dy * y if self.multiplicative else dy  # (14)
+        return dy * y if self.multiplicative else dy  # (13)
 
-    def coefficients(self, xp: Namespace, p: Params) -> Coefficients:
-        """Return the coefficients that parameters stand for."""
+    def coefficients(self, xp: Namespace, p: Params) -> tuple[Array, ...]:
+        """Return the coefficients that parameters stand for, in the order of `Smoothed`."""
         share = {name: sigmoid(xp, p[name]) for name in p}  # (1)
         alpha = share["alpha"]  # (2)
         beta = alpha * share["beta"] if "beta" in p else xp.zeros_like(alpha)  # (3)
-        phi = (
-            LEAST_PHI + (1 - LEAST_PHI) * share["phi"] if "phi" in p else xp.full_like(alpha, self.trend != "none")
-        )  # (4)
-        gammas = [(1 - alpha) * share["gamma"][k : k + 1] for k in range(len(self.periods))]  # (5)
-        return Coefficients(alpha, beta, phi, tuple(gammas))
+        phi = share["phi"] if "phi" in p else xp.full_like(alpha, self.trend != "none")  # (2)
+        gammas = ((1 - alpha) * share["gamma"][k : k + 1] for k in range(len(self.periods)))  # (4)
+        return *gammas, alpha, beta, phi
 
-    def coefficients_bwd(self, xp: Namespace, p: Params, d: Coefficients) -> Params:
+    def coefficients_bwd(self, xp: Namespace, p: Params, d: Sequence[Array]) -> Params:
         """Differentiate `coefficients`: gradients of the parameters."""
         share = {name: sigmoid(xp, p[name]) for name in p}
-        dshare, dalpha = {}, d.alpha
+        *dgammas, dalpha, dbeta, dphi = d
+        dshare = {"alpha": dalpha, "phi": dphi}  # (2)
         if "beta" in p:
-            dshare["beta"] = share["alpha"] * d.beta  # (3)
-            dalpha = dalpha + share["beta"] * d.beta  # (3)
-        if "phi" in p:
-            dshare["phi"] = (1 - LEAST_PHI) * d.phi  # (4)
+            dshare["beta"] = share["alpha"] * dbeta  # (3)
+            dshare["alpha"] = dshare["alpha"] + share["beta"] * dbeta  # (3)
         if "gamma" in p:
-            dgamma = xp.concat(d.gammas)
-            dshare["gamma"] = (1 - share["alpha"]) * dgamma  # (5)
-            dalpha = dalpha - xp.sum(share["gamma"] * dgamma)  # (5)
-        dshare["alpha"] = dalpha  # (2)
+            dgamma = xp.concat(dgammas)
+            dshare["gamma"] = (1 - share["alpha"]) * dgamma  # (4)
+            dshare["alpha"] = dshare["alpha"] - xp.sum(share["gamma"] * dgamma)  # (4)
         return {name: sigmoid_bwd(xp, dshare[name], p[name], share[name]) for name in p}  # (1)
 
     def smooth(self, p: Params, x: Array, state: State, span: Span) -> Smoothed:
-        """Return the states of x (T, B, 1) at every step."""
-        xp, c = span.xp, self.coefficients(span.xp, p)
-        x = span.mask(x, 1.0)[..., 0]  # a logarithm is finite past the end, too
+        """Return the states before and after every step of x (T, B, 1)."""
+        xp, numbers = span.xp, self.coefficients(span.xp, p)
+        x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
         if self.multiplicative and xp is np and not np.all(x > 0):
-            raise ValueError(f"{type(self).__name__}: x has {np.min(x)}, expected values above 0 with multiplicative")
-        series = xp.log(x) if self.multiplicative else x  # (6)
-        step = functools.partial(fuse, xp, _step) if compiles(xp) else functools.partial(_step, xp)
-        levels, trends = [state[0]], [state[1]]
-        seasons, errors = [_rows(season) for season in state[2:]], []
-        for t in range(span.T):
-            now = (season[t] for season in seasons)
-            error, level, trend, *later = step(series[t, ...], levels[t], trends[t], *c[:3], *c.gammas, *now)
-            errors.append(error)
-            levels.append(level)
-            trends.append(trend)
-            for season, new in zip(seasons, later, strict=True):
-                season.append(new)
-        return Smoothed(*map(xp.stack, (levels, trends, errors)), tuple(map(xp.stack, seasons)), c, x)
-
-    def smooth_bwd(self, p: Params, kept: Smoothed, d: Smoothed, dstate: State | None, span: Span) -> Derivatives:
-        """Return gradients of the parameters, of x and of the initial state from d, those of all states and errors."""
-        xp, c, dc = span.xp, kept.c, d.c
-        for rows, end in zip((d.level, d.trend, *d.seasons), dstate or (), strict=dstate is not None):
-            _add_at_end(span, rows, end)
-        step = functools.partial(fuse, xp, _step_bwd) if compiles(xp) else functools.partial(_step_bwd, xp)
-        levels, trends, errors, seasons = _rows(d.level), _rows(d.trend), _rows(d.errors), list(map(_rows, d.seasons))
-        damped = []
-        for t in range(span.T - 1, -1, -1):
-            later = [season[t + m] for season, m in zip(seasons, self.periods, strict=True)]
-            errors[t], dtrend, level, trend, *now = step(
-                errors[t], levels[t + 1], trends[t + 1], *c[:3], *c.gammas, *later
+            raise ValueError(
+                f"{type(self).__name__}: x has {np.min(x)}, expected values above 0, as multiplicative=True"
             )
-            damped.append(dtrend)
-            levels[t], trends[t] = levels[t] + level, trends[t] + trend
-            for season, new in zip(seasons, now, strict=True):
-                season[t] = season[t] + new
-        dlevel, dtrend, dx = xp.stack(levels), xp.stack(trends), xp.stack(errors)
-        dseasons = list(map(xp.stack, seasons))
-        dalpha = _total(xp, dlevel[1:, ...], kept.errors)  # (9)
-        dbeta = _total(xp, dtrend[1:, ...], kept.errors)  # (10)
-        dgammas = [_total(xp, d[m:, ...], kept.errors) for d, m in zip(dseasons, self.periods, strict=True)]  # (11)
-        dphi = dc.phi + _total(xp, xp.stack(damped[::-1]), kept.trend[:-1, ...])  # (7)
-        grads = self.coefficients_bwd(xp, p, Coefficients(dalpha, dbeta, dphi, tuple(dgammas)))
-        start = dlevel[0, ...], dtrend[0, ...], *(d[:m, ...] for d, m in zip(dseasons, self.periods, strict=True))
-        dx = dx / kept.x if self.multiplicative else dx  # (6)
-        return grads, dx[..., None], start
+        errors = xp.zeros_like(x)
+        states = tuple(xp.concat((s, errors)) for s in state)
+        walk(xp, step, (xp.log(x) if self.multiplicative else x,), states, numbers, (errors,), self.lags)  # (5)
+        return Smoothed(states, errors, numbers, x)
+
+    def smooth_bwd(
+        self, p: Params, kept: Smoothed, dstates: tuple[Array, ...], derrors: Array, dphi: Array, dstate: State | None,
+        span: Span,
+    ) -> Derivatives:  # fmt: skip
+        """Return gradients of the parameters, of x and of the initial state.
+
+        Gradients of all states, of the errors and of phi come from what uses them; those of the states are added to.
+        """
+        xp = span.xp
+        if dstate is not None:
+            for d, end in zip(dstates, dstate, strict=True):
+                _add_at_end(span, d, end)
+        dx, ddamped = xp.zeros_like(derrors), xp.zeros_like(derrors)
+        walk(xp, step_bwd, (derrors,), dstates, kept.coefficients, (dx, ddamped), self.lags, reverse=True)
+        found = (_total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True))
+        dalpha, dbeta, *dgammas = found  # (8) (9) (10)
+        dphi = dphi + _total(xp, ddamped, kept.states[1][:-1, ...])  # (6)
+        grads = self.coefficients_bwd(xp, p, (*dgammas, dalpha, dbeta, dphi))
+        start = tuple(d[:lag, ...] for d, lag in zip(dstates, self.lags, strict=True))
+        return grads, (dx / kept.x if self.multiplicative else dx)[..., None], start  # (5)
 
     def final_state(self, kept: Smoothed, span: Span) -> State:
         """Return the state at the end of each sequence."""
-        level, trend = (_at_end(span, rows)[0, ...] for rows in (kept.level, kept.trend))
-        return level, trend, *(_at_end(span, rows) for rows in kept.seasons)
+        return tuple(_at_end(span, rows) for rows in kept.states)
 
     def ahead(self, xp: Namespace, kept: Smoothed) -> Array:
-        """Return forecasts y (T, B, H) after every step, of the logarithm if it is what is smoothed."""
-        T, level, trend = kept.errors.shape[0], kept.level[1:, ...], kept.trend[1:, ...]
-        found = []
-        for h, slope in enumerate(self._slopes(xp, kept.c.phi)):
-            y = level + slope * trend  # (13)
-            for season, m in zip(kept.seasons, self.periods, strict=True):
-                y = y + season[1 + h % m : 1 + h % m + T, ...]  # (13)
-            found.append(y)
+        """Return forecasts (T, B, H) after every step, of the logarithm where that is smoothed."""
+        found, phi = [], kept.coefficients[-1]
+        slope = xp.zeros_like(phi)
+        for h in range(self.horizon):
+            slope = phi * (1 + slope)  # (11)
+            level, trend, *seasons = self._used(kept.states, h)
+            found.append(sum(seasons, level + slope * trend))  # (12)
         return xp.stack(found, axis=-1)
 
-    def ahead_bwd(self, xp: Namespace, kept: Smoothed, dy: Array) -> Smoothed:
-        """Differentiate `ahead`: gradients of all states, and of phi, which nothing else has added to yet."""
-        dlevel, dtrend, *dseasons = (xp.zeros_like(rows) for rows in (kept.level, kept.trend, *kept.seasons))
-        T, phi, slopes = dy.shape[0], kept.c.phi, self._slopes(xp, kept.c.phi)
-        dphi = dslope = xp.zeros_like(phi)
-        dlevel[1:, ...] = xp.sum(dy, axis=-1)  # (13)
-        for h in range(self.horizon - 1, -1, -1):
+    def ahead_bwd(self, xp: Namespace, kept: Smoothed, dy: Array) -> tuple[tuple[Array, ...], Array]:
+        """Differentiate `ahead`: gradients of all states, and of phi."""
+        dstates, phi = tuple(map(xp.zeros_like, kept.states)), kept.coefficients[-1]
+        slope = by_phi = dphi = xp.zeros_like(phi)
+        for h in range(self.horizon):
+            by_phi = 1 + slope + phi * by_phi  # (11)
+            slope = phi * (1 + slope)  # (11)
             d = dy[..., h]
-            dtrend[1:, ...] += slopes[h] * d  # (13)
-            for dseason, m in zip(dseasons, self.periods, strict=True):
-                dseason[1 + h % m : 1 + h % m + T, ...] += d  # (13)
-            dslope = dslope + _total(xp, d, kept.trend[1:, ...])  # (13)
-            dphi = dphi + dslope * (1 + slopes[h - 1] if h else 1)  # (12)
-            dslope = phi * dslope  # (12)
-        zero = xp.zeros_like(phi)
-        c = Coefficients(zero, zero, dphi, ())
-        return Smoothed(dlevel, dtrend, xp.zeros_like(kept.errors), tuple(dseasons), c)
+            dlevel, dtrend, *dseasons = self._used(dstates, h)
+            dtrend += slope * d  # (12)
+            for dused in (dlevel, *dseasons):
+                dused += d  # (12)
+            dphi = dphi + by_phi * _total(xp, d, kept.states[1][1:, ...])  # (12, 11)
+        return dstates, dphi
 
-    def _slopes(self, xp: Namespace, phi: Array) -> list[Array]:
-        """Return by how many trends the level is higher after each step of the horizon."""
-        found = [phi]  # (12)
-        for _ in range(self.horizon - 1):
-            found.append(phi * (1 + found[-1]))  # (12)
-        return found
+    def _used(self, states: tuple[Array, ...], h: int) -> list[Array]:
+        """Return the rows (T, B) of every state, as views, that forecasts of h + 1 steps ahead use."""
+        firsts = (1 + h % lag for lag in self.lags)
+        lags = zip(states, self.lags, firsts, strict=True)
+        return [rows[first : first + rows.shape[0] - lag, ...] for rows, lag, first in lags]
 
 
-def _step(
-    xp: Namespace, x: Array, level0: Array, trend0: Array, alpha: Array, beta: Array, phi: Array, *seasonal: Array
-) -> tuple[Array, ...]:
-    """Return the error of a step and the new level, trend and seasons; `seasonal` is all gammas, then all seasons."""
-    gammas, seasons = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
-    damped = phi * trend0  # (7)
-    expected = level0 + damped  # (7)
-    error = x - expected  # (8)
-    for season in seasons:
-        error = error - season  # (8)
-    level = expected + alpha * error  # (9)
-    trend = damped + beta * error  # (10)
-    return error, level, trend, *(s + gamma * error for gamma, s in zip(gammas, seasons, strict=True))  # (11)
+def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) -> tuple[Array, ...]:
+    """Return the error of a step and the new states; `more` is all seasons, all gammas, alpha, beta and phi."""
+    *seasonal, alpha, beta, phi = more
+    seasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
+    damped = phi * trend0  # (6)
+    expected = level0 + damped  # (6)
+    error = x - sum(seasons, expected)  # (7)
+    level = expected + alpha * error  # (8)
+    trend = damped + beta * error  # (9)
+    return error, level, trend, *(s + gamma * error for s, gamma in zip(seasons, gammas, strict=True))  # (10)
 
 
-def _step_bwd(
-    xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, alpha: Array, beta: Array, phi: Array, *seasonal: Array
-) -> tuple[Array, ...]:
-    """Differentiate `_step`: gradients of x, of the damped trend, and of the old level, trend and seasons."""
-    gammas, dseasons = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
-    derror = derror + alpha * dlevel + beta * dtrend  # (9) (10)
-    for gamma, dseason in zip(gammas, dseasons, strict=True):
-        derror = derror + gamma * dseason  # (11)
-    dlevel0 = dlevel - derror  # (9) (8)
-    ddamped = dtrend + dlevel0  # (10) (7)
-    dtrend0 = phi * ddamped  # (7)
-    return derror, ddamped, dlevel0, dtrend0, *(dseason - derror for dseason in dseasons)  # (11) (8)
-
-
-def _rows(a: Array) -> list[Array]:
-    """Return the rows of an array."""
-    return [a[k, ...] for k in range(a.shape[0])]
+def step_bwd(xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, *more: Array) -> tuple[Array, ...]:
+    """Differentiate `step`: gradients of x, of the damped trend and of the states before the step."""
+    *seasonal, alpha, beta, phi = more
+    dseasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
+    derror = derror + alpha * dlevel + beta * dtrend  # (8) (9)
+    derror = sum((gamma * d for gamma, d in zip(gammas, dseasons, strict=True)), derror)  # (10)
+    dexpected = dlevel - derror  # (8) (7)
+    ddamped = dtrend + dexpected  # (9) (6)
+    return derror, ddamped, dexpected, phi * ddamped, *(d - derror for d in dseasons)  # (6) (10) (7)
 
 
 def _total(xp: Namespace, a: Array, b: Array) -> Array:
@@ -338,24 +297,23 @@ def _total(xp: Namespace, a: Array, b: Array) -> Array:
 
 
 def _at_end(span: Span, rows: Array) -> Array:
-    """Return those of rows (T + n, B) that come after the last step of each sequence, (n, B)."""
+    """Return the rows, of (T + lag, B), that come after the last step of each sequence, (lag, B)."""
     if span.full:
         return span.xp.asarray(rows[span.T :, ...], copy=True)
-    n = rows.shape[0] - span.T
-    return reshape(span.xp.take(reshape(rows, (-1,)), _places(span, rows), axis=0), (n, span.B))
+    return reshape(span.xp.take(reshape(rows, (-1,)), _places(span, rows), axis=0), (rows.shape[0] - span.T, span.B))
 
 
 def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
     """Differentiate `_at_end`: add to drows."""
-    n = drows.shape[0] - span.T
     if span.full:
-        drows[span.T :, ...] += dend
+        end = drows[span.T :, ...]
+        end += dend
     else:
-        d = add_rows(span.xp, _places(span, drows), reshape(dend, (n * span.B, 1)), drows.shape[0] * span.B)
-        drows += reshape(d, tuple(drows.shape))
+        size = drows.shape[0] * span.B
+        drows += reshape(add_rows(span.xp, _places(span, drows), reshape(dend, (-1, 1)), size), tuple(drows.shape))
 
 
 def _places(span: Span, rows: Array) -> Array:
-    """Return where the rows after the last step of all sequences are among rows (T + n, B) as one axis."""
+    """Return where the rows after the last step of all sequences are among all rows as one axis."""
     steps = span.lengths + np.arange(rows.shape[0] - span.T)[:, None]
     return constants.copied(span.xp, (steps * span.B + np.arange(span.B)).ravel(), device_of(rows))
