@@ -24,6 +24,7 @@ from xlstm.data.panels import Roles
 from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, graphs, loop, optimizers
 from xlstm.training.optimizers import cosine
 
+CANDIDATES = ("linear", "smoothing", "network")  # that a forecaster chooses from
 Host = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]
 
@@ -43,6 +44,12 @@ def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
     return levels
 
 
+def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
+    """Check names of candidates of a forecaster."""
+    given = checks.several(where, name, value, f"some of {', '.join(CANDIDATES)}", len(CANDIDATES))
+    return tuple(checks.choice(CANDIDATES)(where, f"{name}[{k}]", one) for k, one in enumerate(given))
+
+
 # The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size),
@@ -53,6 +60,7 @@ CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("linear_baseline", "season"), _or_auto(checks.size_or_0)),
     **dict.fromkeys(("cell", "name"), checks.text),
     "calendar": _or_auto(checks.flag),
+    "candidates": _or_auto(_candidates),
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
     "graph": graphs.choice,

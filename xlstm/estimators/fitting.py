@@ -15,12 +15,15 @@ from xlstm.arrays.namespace import Params
 from xlstm.data.host import check_reach
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
-from xlstm.estimators import base, baselines, predictor
-from xlstm.estimators.baselines import LinearBaseline
+from xlstm.estimators import base, baselines, predictor, selection
+from xlstm.estimators.combination import Combination
 from xlstm.estimators.predictor import Examples, Predictor, Settings
+from xlstm.estimators.selection import Trial
 from xlstm.estimators.series_scaling import Scaling, names_of
 from xlstm.training import Trained
 
+ENOUGH = 100  # windows to train on from which on a network is tried
+GAIN = 0.98  # greatest error with the network, as a share of that without, at which it is used
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, range]
 
@@ -61,9 +64,9 @@ def prepared(
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
         settings = replace(settings, window=min(WINDOW, max(2, split(max(3, shortest)).train.stop // 2)))
-    candidates = [_candidate(several, ids, settings, backend.dtype) for several in variants]
-    _, several, parts, scaling, line = min(candidates, key=lambda one: one[0])
-    predicts = Predictor(settings, backend, scaling, line, None, predictor.network(settings, scaling), {})
+    tried = [_candidate(several, ids, settings, backend.dtype) for several in variants]
+    _, several, parts, scaling, combination = min(tried, key=lambda one: one[0])
+    predicts = Predictor(settings, backend, scaling, combination, None, predictor.network(settings, scaling), {})
     data: dict[str, Examples] = {}
     for name in ("train", "validation"):
         origins, stops = zip(*((np.array(part[name]), part[name].stop) for part in parts), strict=True)
@@ -74,8 +77,11 @@ def prepared(
 
 def _candidate(
     several: list[TimeSeries], ids: Sequence[str], settings: Settings, dtype: str
-) -> tuple[float, list[TimeSeries], list[Parts], Scaling, LinearBaseline]:
-    """Return the validation error of the best linear baseline, the series after checks, their parts and scaling, it."""
+) -> tuple[float, list[TimeSeries], list[Parts], Scaling, Combination]:
+    """Return the error of the best candidate before the test part, series after checks, their parts, scaling, and all.
+
+    The candidates are fitted to the training part.
+    """
     s, named = settings, names_of(ids, len(several))
     parts = [parts_of(len(series.values), s, name) for series, name in zip(several, named, strict=True)]
     stops = [part["train"].stop for part in parts]
@@ -86,16 +92,11 @@ def _candidate(
             there = ~np.isnan(baselines.targets(series, np.array(rows), s.horizon, rows.stop))
             if not np.all(np.any(there, axis=0)):
                 raise ValueError(f"Forecaster: the {kind} part of {name} has no values to predict")
-    lines = [baselines.repeating(scaling, s.horizon)]
-    if s.linear_baseline != 0:
-        origins = [np.array(part["train"]) for part in parts]
-        usual = [n for n in (s.window, 2 * s.window, 3 * s.window) if n == s.window or n <= min(stops) // 3]
-        lines = []
-        for order in usual if isinstance(s.linear_baseline, str) else [s.linear_baseline]:
-            lines += baselines.fit(several, scaling, origins, stops, s.horizon, order, baselines.PENALTIES)
-    errors = [baselines.error(line, several, scaling, parts) for line in lines]
-    best = int(np.argmin(errors))
-    return errors[best], several, parts, scaling, lines[best]
+    known = Trial(several, scaling, [part["validation"].stop for part in parts], s.horizon)
+    found = selection.combined(known, s)
+    before = Trial(several, scaling, stops, s.horizon)
+    fitted = {name: selection.refit(before, part) for name, part in found.parts.items()}
+    return float(np.min(found.errors)), several, parts, scaling, replace(found, parts=fitted)
 
 
 def train(data: Examples, start: Params | None, **options: Any) -> Trained:
@@ -111,19 +112,33 @@ def train(data: Examples, start: Params | None, **options: Any) -> Trained:
     return base.learn(one.settings, one.model, params, data, one.backend, loss=loss, **options)
 
 
-def refitted(data: Examples, start: Params | None, epochs: int, **options: Any) -> Predictor:
-    """Return a predictor fitted to all rows of the series of examples, its network for so many epochs.
+def network_error(one: Predictor, data: Examples) -> float:
+    """Return the mean square error of forecasts of examples, relative to that without the network."""
+    beside, alone = [], []
+    for k, (series, units) in enumerate(zip(data.several, one.scaling.units, strict=True)):
+        origins = data.origins[data.series == k]
+        truth = baselines.targets(series, origins, one.settings.horizon, int(origins[-1]) + 1)
+        mean, _, scale = one.forecast(series, units, origins)
+        base = one.before(series, units, origins)[1]
+        beside.append(((mean - truth) / scale[:, None]) ** 2)
+        alone.append(((base - truth) / scale[:, None]) ** 2)
+    return float(np.nanmean(np.concatenate(beside)) / np.nanmean(np.concatenate(alone)))
 
-    The options are those of `training.train`.
-    """
+
+def alone(one: Predictor, data: Examples) -> Predictor:
+    """Return a predictor whose network adds nothing, but knows the quantiles of the targets of examples."""
+    params = predictor.first_weights(one, data)
+    return replace(one, params=params | {"head.W": 0 * params["head.W"]})
+
+
+def refitted(data: Examples) -> Examples:
+    """Return examples of all rows of the series of other examples, with candidates that are judged anew by them."""
     one, s, several = data.predictor, data.predictor.settings, data.several
-    stops, line = [len(series.values) for series in several], one.line
+    stops = [len(series.values) for series in several]
+    trial = Trial(several, one.scaling, stops, s.horizon)
+    found = selection.combined(trial, s)
     origins = [np.arange(s.window, stop) for stop in stops]
-    if s.linear_baseline != 0:
-        penalties = [(line.ridge, line.light)]
-        (line,) = baselines.fit(several, one.scaling, origins, stops, s.horizon, line.order, penalties)
-    data = predictor.examples(replace(one, line=line, spread=None), several, origins, stops)
-    return replace(data.predictor, params=train(data, start, epochs=max(1, epochs), **options).params)
+    return predictor.examples(replace(one, combination=found, spread=None), several, origins, stops)
 
 
 def season_of(several: Sequence[TimeSeries], season: int | str) -> int:

@@ -20,7 +20,7 @@ from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
 from xlstm.estimators import baselines, evaluation, fitting, predictor
 from xlstm.estimators.base import OF_TRAIN, AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
-from xlstm.estimators.baselines import LinearBaseline
+from xlstm.estimators.combination import Combination
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.series_scaling import Scaling
@@ -390,7 +390,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         scaling = {f"scaling.{name}": array for name, array in self.scaling_._asdict().items() if name != "ids"}
         arrays: dict[str, Any] = {"adjustment": self.adjustment_, **scaling}
         for prefix, one in networks.items():
-            own = one.params | {"linear_baseline": one.line.coefficients, "spread": one.spread}
+            own = one.params | one.combination.arrays() | {"spread": one.spread}
             arrays |= {f"{prefix}{name}": array for name, array in own.items()}
         return arrays
 
@@ -417,14 +417,10 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         """Return the predictor of one network of a file; all arrays that are no weights are taken out of `arrays`."""
         s = self.settings
         C, H, others = scaling.units.shape[1], s.horizon, scaling.static.shape[1] + scaling.future.shape[1]
-        coefficients = pop_array(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
-        order = coefficients.shape[2] - others
-        if order < 1:
-            raise ValueError(f"linear_baseline has shape {coefficients.shape}, expected more than {others} at its end")
         spread = pop_array(arrays, "spread", {"H": H, "C": C})
         backend = backend_of(self.backend, self.dtype)
-        line = LinearBaseline(order, coefficients)
-        return Predictor(s, backend, scaling, line, spread, self.model_, self._weights(arrays))
+        found = Combination.of_arrays(arrays, C, H, others)
+        return Predictor(s, backend, scaling, found, spread, self.model_, self._weights(arrays))
 
     def _keep(self, test: Predictor, final: Predictor, adjustment: Values, **facts: Any) -> None:
         """Store what was fitted."""
@@ -436,7 +432,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
             model_=final.model,
             scaling_=final.scaling,
             window_=final.settings.window,
-            linear_baseline_=test.line.order,
+            linear_baseline_=test.combination.order,
             n_targets_=final.spread.shape[1],
             **facts,
         )
@@ -467,26 +463,43 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         data = fitting.prepared(variants, given.ids, self.settings, backend)
         train, several = data["train"], data["train"].several
         s = train.predictor.settings
+        named = not isinstance(s.candidates, str)
+        tried = "network" in s.candidates if named else len(train.origins) >= fitting.ENOUGH
         stop: BaseException | None = None
-        run = {name: getattr(self, name) for name in OF_TRAIN} | {"group": group}
-        run |= {"epochs": s.epochs, "patience": s.patience, "validation": data["validation"], "progress": progress}
-        try:
-            trained = fitting.train(train, start, **run)
-        except (Interrupted, Terminated) as error:
-            stop, trained = error, error.trained
-        test = final = replace(data["validation"].predictor, params=trained.params)
-        if s.refit and stop is None:
+        test, trained, errors = fitting.alone(data["validation"].predictor, train), None, {}
+        used = False
+        if tried:
+            run = {name: getattr(self, name) for name in OF_TRAIN} | {"epochs": s.epochs, "patience": s.patience}
             try:
-                final = fitting.refitted(
-                    train, start, trained.best_epoch, progress=progress, graph=self.graph, group=group
+                trained = fitting.train(
+                    train, start, validation=data["validation"], progress=progress, group=group, **run
                 )
             except (Interrupted, Terminated) as error:
-                problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
-                stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)
+                stop, trained = error, error.trained
+            beside = replace(test, params=trained.params)
+            errors["network"] = fitting.network_error(beside, data["validation"])
+            used = named or errors["network"] < fitting.GAIN
+            test = beside if used else test
+        final = test
+        if s.refit and stop is None:
+            rows = fitting.refitted(train)
+            final = fitting.alone(rows.predictor, rows)
+            if used:
+                run = {"epochs": max(1, trained.best_epoch), "graph": self.graph}
+                try:
+                    params = fitting.train(rows, start, progress=progress, group=group, **run).params
+                    final = replace(final, params=params)
+                except (Interrupted, Terminated) as error:
+                    final = test
+                    problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
+                    stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)
         outside = [evaluation.last_errors(test, *one) for one in zip(several, test.scaling.units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
+        errors |= dict(zip(final.combination.parts, np.sqrt(final.combination.errors).tolist(), strict=True))
+        chosen = [*final.combination.parts, *["network"] * used]
         facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
+        facts |= {"chosen_": chosen, "candidate_errors_": errors}
         self._keep(test, final, adjustment, trained_=trained, **facts)
         if stop is not None:
             raise stop

@@ -15,7 +15,7 @@ from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
-from xlstm.estimators.baselines import LinearBaseline
+from xlstm.estimators.combination import Combination
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
@@ -59,6 +59,9 @@ class Settings:
         Read a window in both directions.
     dropout : float
         Between layers.
+    candidates : list of str, or "auto"
+        The methods that may forecast, some of "linear", "smoothing" and "network". With "auto" validation decides
+        whether the network is one of them; in a list it always is.
     quantiles : list of float
         Quantiles that are predicted beside the mean; without any there are no intervals.
     linear_baseline : int or "auto"
@@ -91,6 +94,7 @@ class Settings:
     num_layers: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
+    candidates: str | Sequence[str] = "auto"
     quantiles: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     linear_baseline: int | str = "auto"
     season: int | str = "auto"
@@ -112,7 +116,8 @@ class Predictor:
     settings : Settings
     backend : Backend
     scaling : Scaling
-    line : LinearBaseline
+    combination : Combination
+        The average of the other candidates, to which the network adds.
     spread : array (H, C), or None before it is known
         Root mean square of what the linear baseline leaves, in scales of the window; the unit of the network.
     model : SequenceModel
@@ -123,7 +128,7 @@ class Predictor:
     settings: Settings
     backend: Backend
     scaling: Scaling
-    line: LinearBaseline
+    combination: Combination
     spread: Any
     model: SequenceModel
     params: Params
@@ -143,7 +148,7 @@ class Predictor:
     def before(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values, Values]:
         """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and the scale (M, C)."""
         x, scale = self.windows(series, units, origins)
-        return x, series.known[origins - 1, None] + units * self.line.apply(series, self.scaling, units, origins), scale
+        return x, series.known[origins - 1, None] + units * self.combination.apply(series, self.scaling, units, origins), scale
 
     def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> tuple[Array, Array]:
         """Return the mean (M, H, C) and quantiles (M, H, C, Q) that the network's y makes of what is below it."""
@@ -232,7 +237,7 @@ def examples(
     for k, (series, units, at, stop) in enumerate(zip(several, predictor.scaling.units, origins, stops, strict=True)):
         scale = scales(series.known, at, s.window, units)
         left = baselines.changes(series, at, s.horizon, stop, units)
-        left -= predictor.line.apply(series, predictor.scaling, units, at)
+        left -= predictor.combination.apply(series, predictor.scaling, units, at)
         left *= units / scale[:, None]
         parts.append((np.full(len(at), k), at, scale, left))
     # One series, which may be long, is not copied.

@@ -1,0 +1,165 @@
+"""Forecasts of a linear autoregression and of exponential smoothing, and their average.
+
+The average is weighted by the errors that each of them made most recently (after Bates & Granger 1969), so that it
+follows a series which begins to behave differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
+from xlstm.estimators import baselines
+from xlstm.estimators.base import pop_array
+from xlstm.estimators.baselines import LinearBaseline, mean
+from xlstm.estimators.series_scaling import Origins, Scaling
+from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
+
+MEMORY = 8  # horizons of errors that decide about weights; with each horizon their share becomes half as large
+RUN = 2000  # steps that are smoothed before the first forecast, at most
+POSITIVE = 0.1  # least value of a series whose logarithm is smoothed, as a share of its median
+FURTHEST = 3.0  # most that a forecast is above all values, in logarithms
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """Exponential smoothing of each target with coefficients that are known.
+
+    Attributes
+    ----------
+    layer : ExponentialSmoothing
+    coefficients : array (4,)
+        gamma, alpha, beta and phi.
+    steps : int
+        Steps ahead whose errors in the past the coefficients were chosen by.
+    """
+
+    layer: ExponentialSmoothing
+    coefficients: Values
+    steps: int
+
+    def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+        begin = max(0, int(np.min(origins)) - RUN)
+        known = series.known[begin : int(np.max(origins))]
+        ahead = smoothed(self.layer, self.coefficients[:, None], known)[origins - begin - 1, 0]  # (M, C, H)
+        return np.asarray((np.swapaxes(ahead, 1, 2) - series.known[origins - 1, None]) / units)
+
+
+Part = LinearBaseline | Smoothing
+
+
+@dataclass(frozen=True)
+class Combination:
+    """The weighted average of candidates.
+
+    Attributes
+    ----------
+    parts : dict of str to LinearBaseline or Smoothing
+        K of them.
+    errors : array (K,)
+        Mean square errors from rolling origins, relative to those of repeating the last value.
+    doubts : array (K,)
+        By how much these are above the errors for values that the candidates are fitted to.
+    usual : array (H, C)
+        The mean square of what repeating the last value leaves, in units.
+    """
+
+    parts: dict[str, Part]
+    errors: Values
+    doubts: Values
+    usual: Values
+
+    def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
+        """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
+        parts = list(self.parts.values())
+        if len(parts) == 1:
+            return parts[0].apply(series, scaling, units, origins)
+        rows = np.arange(max(1, int(np.min(origins)) - MEMORY * len(self.usual)), int(np.max(origins)) + 1)
+        ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
+        found: Values = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
+        return found[origins - rows[0]]
+
+    @property
+    def order(self) -> int:
+        """Values that the linear autoregression looks back to; 0 where there is none."""
+        line = self.parts.get("linear")
+        return line.order if isinstance(line, LinearBaseline) else 0
+
+    def arrays(self) -> dict[str, Values]:
+        """Return the arrays of a file."""
+        found = {"candidates": np.stack((self.errors, self.doubts)), "usual": self.usual}
+        for part in self.parts.values():
+            if isinstance(part, Smoothing):
+                layer = part.layer
+                found["smoothing"] = np.array([*part.coefficients, max(layer.periods, default=0), layer.multiplicative])
+            else:
+                found["linear_baseline"] = part.coefficients
+        return found
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, Values], C: int, H: int, others: int) -> Combination:
+        """Return the combination of the arrays of a file, which are taken out of them.
+
+        A linear autoregression has coefficients for C targets, H steps and `others` covariates. Files of before there
+        was a choice have it alone.
+        """
+        parts: dict[str, Part] = {}
+        if "smoothing" in arrays:
+            *numbers, period, multiplicative = pop_array(arrays, "smoothing", {"K": 6})
+            periods = (int(period),) if period else ()
+            layer = ExponentialSmoothing(H, periods=periods, multiplicative=bool(multiplicative))
+            parts["smoothing"] = Smoothing(layer, np.array(numbers), H)
+        if "linear_baseline" in arrays or not parts:
+            coefficients = pop_array(arrays, "linear_baseline", {"C": C, "H": H, "K": None})
+            order = coefficients.shape[2] - others
+            if order < 1:
+                shape = coefficients.shape
+                raise ValueError(f"linear_baseline has shape {shape}, expected more than {others} at its end")
+            parts["linear"] = LinearBaseline(order, coefficients)
+        if "candidates" not in arrays:
+            return cls(parts, np.ones(1), np.ones(1), np.ones((H, C)))
+        errors, doubts = pop_array(arrays, "candidates", {"2": 2, "K": len(parts)})
+        return cls(parts, errors, doubts, pop_array(arrays, "usual", {"H": H, "C": C}))
+
+    def weights(self, series: TimeSeries, units: Values, rows: Origins, ahead: Values) -> Values:
+        """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is known at each row.
+
+        They are proportional to 1 / e^2, where e is the mean square error of the latest forecasts.
+        """
+        H = len(self.usual)
+        truth = baselines.changes(series, rows, H, int(rows[-1]), units)
+        squares = (ahead - truth) ** 2 / self.usual
+        latest = np.full((H, *squares.shape[:2], squares.shape[3]), np.nan)  # errors of forecasts of the value before each row
+        for h in range(min(H, len(rows) - 1)):
+            latest[h, :, h + 1 :] = squares[:, : len(rows) - h - 1, h]
+        latest = mean(latest)
+        recent, share = np.empty_like(latest), 1 - 0.5 ** (1 / H)
+        level = np.repeat((self.errors / self.doubts)[:, None], truth.shape[2], axis=1)
+        for r in range(len(rows)):
+            level = np.where(np.isnan(latest[:, r]), level, level + share * (latest[:, r] - level))
+            recent[:, r] = level
+        weights = np.maximum(recent * self.doubts[:, None, None], 1e-12) ** -2.0
+        return np.asarray(weights / np.sum(weights, axis=0))
+
+
+def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values) -> Values:
+    """Return forecasts (T, G, C, H) after each value (T, C), by each of G sets of coefficients (4, G)."""
+    x = known
+    if layer.multiplicative:
+        x = np.maximum(known, POSITIVE**2 * np.median(np.abs(known), axis=0) + 1e-12)
+    first = layer.initial_state(x[..., None])  # (lag, C) each
+    x = np.log(x) if layer.multiplicative else x
+    numbers = [one[:, None] for one in coefficients[1 - len(layer.periods) :]]
+    states = [np.empty((len(x) + lag, coefficients.shape[1], x.shape[1])) for lag in layer.lags]
+    for rows, start in zip(states, first, strict=True):
+        rows[: len(start)] = start[:, None]
+    for t in range(len(x)):
+        _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
+        for rows, lag, one in zip(states, layer.lags, new, strict=True):
+            rows[t + lag] = one
+    ahead = layer.ahead(np, Smoothed(tuple(states), x, tuple(numbers), x))
+    return np.asarray(layer.in_units(np, np.minimum(ahead, np.max(x) + FURTHEST) if layer.multiplicative else ahead))

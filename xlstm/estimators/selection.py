@@ -1,0 +1,234 @@
+"""Which candidates forecast series, and with which options: those that forecast best from rolling origins."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.data.host import Values
+from xlstm.data.panels import TimeSeries
+from xlstm.estimators import baselines, combination
+from xlstm.estimators.baselines import LinearBaseline, mean
+from xlstm.estimators.combination import Combination, Part, Smoothing
+from xlstm.estimators.series_scaling import Origins, Scaling
+from xlstm.layers.smoothing import ExponentialSmoothing
+
+FOLDS = 4  # of the last rows; candidates are fitted to all that comes before each
+MOST = 400  # rolling origins that candidates are judged from
+ORDERS = (2, 4, 8, 12, 24, 48, 96, 144)  # values that the linear autoregression looks back to
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # its penalties, as those of `baselines`
+SEASONS = (4, 7, 12, 24, 52)  # steps of the usual seasons
+PERIODIC = 0.2  # least share of the changes from step to step that a season has to explain
+NEAR = 0.9  # a shorter season is taken where its share is this part of the best
+OUTLIER = 6.0  # usual changes beyond which a change counts as no larger
+ROOM = 8_000_000  # forecasts that are in memory while coefficients of smoothing are tried
+SHARES = {  # the coefficients; beta is a share of alpha, and gamma of 1 - alpha
+    "alpha": (0.05, 0.15, 0.3, 0.5, 0.75, 1.0),
+    "beta": (0.05, 0.2, 0.5),
+    "phi": (0.8, 0.9, 0.97),
+    "gamma": (0.0, 0.1, 0.3, 0.6),
+}
+
+
+class Judged(NamedTuple):
+    """A candidate that is fitted to all rows, its error from rolling origins, and by how much that is above its own."""
+
+    part: Part
+    error: float
+    doubt: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Series up to the rows `stops`, and rolling origins in their second half, from which candidates are judged."""
+
+    several: Sequence[TimeSeries]
+    scaling: Scaling
+    stops: Sequence[int]
+    horizon: int
+
+    @functools.cached_property
+    def cuts(self) -> list[list[int]]:
+        """The row of each series at which each fold begins, and the end of the last one."""
+        counts = [min(stop // 2, MOST) for stop in self.stops]
+        ends = zip(self.stops, counts, strict=True)
+        by_series = [[stop - count + count * k // FOLDS for k in range(FOLDS + 1)] for stop, count in ends]
+        return [list(cuts) for cuts in zip(*by_series, strict=True)]
+
+    def origins(self, fold: int) -> list[Origins]:
+        """Return the origins of each series in a fold."""
+        return [np.arange(*ends) for ends in zip(self.cuts[fold], self.cuts[fold + 1], strict=True)]
+
+    def of_fold(self, fold: int, forecast: Callable[..., Values]) -> Values:
+        """Return what `forecast(series, units, origins, stop)` gives for a fold, (M, H, C), of one series after another."""
+        each = zip(self.several, self.scaling.units, self.origins(fold), self.stops, strict=True)
+        return np.concatenate([forecast(*one) for one in each])
+
+    @functools.cached_property
+    def truth(self) -> Values:
+        """By how much the targets after each origin differ from the last value, (M, H, C), in units."""
+
+        def changes(series: TimeSeries, units: Values, origins: Origins, stop: int) -> Values:
+            return baselines.changes(series, origins, self.horizon, stop, units)
+
+        return np.concatenate([self.of_fold(fold, changes) for fold in range(FOLDS)])
+
+    @functools.cached_property
+    def usual(self) -> Values:
+        """The mean square of these changes, (H, C)."""
+        found = mean(self.truth**2)
+        return np.maximum(np.where(np.isnan(found), np.nanmax(found), found), 1e-12)
+
+    def error(self, ahead: Sequence[Values]) -> float:
+        """Return the error of the forecasts of all folds, relative to that of repeating the last value."""
+        return float(np.nanmean(mean((np.concatenate(ahead) - self.truth) ** 2) / self.usual))
+
+    def after(self, fold: int, part: Part) -> Values:
+        """Return the forecasts of a candidate for a fold."""
+        return self.of_fold(fold, lambda series, units, origins, _: part.apply(series, self.scaling, units, origins))
+
+    def judged(self, part: Part, error: float) -> Judged:
+        """Return a candidate that is fitted to all rows beside its error from rolling origins."""
+        own = self.error([self.after(fold, part) for fold in range(FOLDS)])
+        return Judged(part, error, max(1.0, error / max(own, 1e-12)))
+
+
+def linear(trial: Trial, orders: Sequence[int], penalties: Sequence[tuple[float, float]]) -> Judged:
+    """Return the linear autoregression that forecasts best, of some orders and penalties."""
+    errors = {}
+    for order in orders:
+        by_fold = [
+            [trial.after(fold, line) for line in _fitted(trial, trial.cuts[fold], order, penalties)] for fold in range(FOLDS)
+        ]
+        for penalty, ahead in zip(penalties, zip(*by_fold, strict=True), strict=True):
+            errors[order, penalty] = trial.error(ahead)
+    order, penalty = min(errors, key=errors.__getitem__)
+    return trial.judged(_fitted(trial, trial.stops, order, [penalty])[0], errors[order, penalty])
+
+
+def _fitted(
+    trial: Trial, stops: Sequence[int], order: int, penalties: Sequence[tuple[float, float]]
+) -> list[LinearBaseline]:
+    """Return a linear autoregression for each penalty, fitted to the values before the rows `stops`."""
+    origins = [np.arange(1, stop) for stop in stops]
+    return baselines.fit(trial.several, trial.scaling, origins, stops, trial.horizon, order, penalties)
+
+
+def smoothing(trial: Trial, season: int) -> Judged:
+    """Return the exponential smoothing that forecasts best: with the season or without, of the logarithm or not."""
+    layers = [ExponentialSmoothing(trial.horizon)]
+    if season:
+        layers.append(ExponentialSmoothing(trial.horizon, periods=(season,)))
+        if all(np.min(one.known) > combination.POSITIVE * np.median(one.known) for one in trial.several):
+            layers.append(replace(layers[-1], multiplicative=True))
+    tried = [one for layer in layers for one in _tried(trial, layer)]
+    part, error = min(tried, key=lambda one: one[1])
+    return trial.judged(part, error)
+
+
+def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, float]]:
+    """Return smoothing with the coefficients that had the least errors, one step ahead and all, and its error."""
+    grid, H = coefficients(bool(layer.periods)), trial.horizon
+    begin, squares = zip(*(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True)
+
+    def best(stops: Sequence[int], steps: int) -> int:
+        costs = np.zeros(grid.shape[1])
+        for start, square, stop in zip(begin, squares, stops, strict=True):
+            for h in range(steps):
+                known = square[: max(1, stop - start - 1 - h), ..., h]
+                costs += np.sum(np.nan_to_num(mean(known) / trial.usual[h]), axis=-1)
+        return int(np.argmin(costs))
+
+    found = []
+    for steps in sorted({1, H}):
+        total = []
+        for fold in range(FOLDS):
+            g = best(trial.cuts[fold], steps)
+            total += [
+                square[origins - start - 1, g]
+                for start, square, origins in zip(begin, squares, trial.origins(fold), strict=True)
+            ]
+        error = float(np.nanmean(mean(np.concatenate(total)) / trial.usual.T))
+        found.append((Smoothing(layer, grid[:, best(trial.stops, steps)], steps), error))
+    return found
+
+
+def _squares(trial: Trial, k: int, layer: ExponentialSmoothing, grid: Values) -> tuple[int, Values]:
+    """Return the first row that is looked at of a series, and squared errors (T, G, C, H) after each row from it on."""
+    series, units, stop, H = trial.several[k], trial.scaling.units[k], trial.stops[k], trial.horizon
+    room = ROOM // (grid.shape[1] * units.size * H * len(trial.several))
+    begin = max(0, stop - max(room, 2 * MOST))
+    ahead = combination.smoothed(layer, grid, series.known[begin:stop])
+    origins = np.arange(begin + 1, stop + 1)
+    ahead -= series.known[begin:stop, None, :, None]
+    ahead /= units[:, None]
+    ahead -= np.swapaxes(baselines.changes(series, origins, H, stop, units), 1, 2)[:, None]
+    return begin, np.square(ahead, out=ahead)
+
+
+def coefficients(seasonal: bool) -> Values:
+    """Return the coefficients of smoothing that are tried, (4, G): gamma, alpha, beta and phi."""
+    rows = []
+    for alpha, gamma in itertools.product(SHARES["alpha"], SHARES["gamma"] if seasonal else (0.0,)):
+        for beta, phi in [(0.0, 0.0), *itertools.product(SHARES["beta"], SHARES["phi"])]:
+            rows.append((gamma * (1 - alpha), alpha, alpha * beta, phi))
+    return np.array(rows).T
+
+
+def season(values: Values) -> int:
+    """Return the steps of the season that explains the changes from step to step best, or 0 where none does."""
+    tried = {m for m in (*SEASONS, baselines.season(values)) if m and len(values) > 2.5 * m}
+    explains = {m: _explained(np.diff(values), m) for m in sorted(tried)}
+    best = max(explains.values(), default=0.0)
+    return 0 if best < PERIODIC else next(m for m, share in explains.items() if share >= NEAR * best)
+
+
+def _explained(changes: Values, m: int) -> float:
+    """Return which share of the variance of changes their means by the place in a season of m steps explain."""
+    middle = np.median(changes)
+    far = OUTLIER * np.median(np.abs(changes - middle))
+    changes = np.clip(changes, middle - far, middle + far) if far > 0 else changes
+    place, N = np.arange(len(changes)) % m, len(changes)
+    means = np.bincount(place, changes) / np.bincount(place)
+    left = np.sum((changes - means[place]) ** 2) / max(1e-300, np.sum((changes - np.mean(changes)) ** 2))
+    return float(1 - left * (N - 1) / (N - m))
+
+
+def refit(trial: Trial, part: Part) -> Part:
+    """Return a candidate with the same options, fitted to the rows of a trial."""
+    if isinstance(part, Smoothing):
+        return next(one for one, _ in _tried(trial, part.layer) if one.steps == part.steps)
+    return part if part.ridge == 0 else _fitted(trial, trial.stops, part.order, [(part.ridge, part.light)])[0]
+
+
+def combined(trial: Trial, settings: Any) -> Combination:
+    """Return the average of the candidates that the settings allow, each fitted to the rows of a trial.
+
+    Exponential smoothing is none where there are covariates that are known in advance.
+    """
+    found: dict[str, Judged] = {}
+    longest, end = max(zip(trial.several, trial.stops, strict=True), key=lambda one: one[1])
+    m = season(longest.known[:end, 0]) if isinstance(settings.season, str) else settings.season
+    covariates = trial.several[0].future.shape[1] + len(trial.several[0].static)
+    if allows(settings, "smoothing") and not trial.several[0].future.shape[1]:
+        found["smoothing"] = smoothing(trial, m)
+    if settings.linear_baseline == 0 or not (found or allows(settings, "linear")):
+        found["linear"] = Judged(baselines.repeating(trial.scaling, trial.horizon), 1.0, 1.0)
+    elif allows(settings, "linear"):
+        most = max(2, (min(trial.cuts[0]) - trial.horizon) // 2)
+        usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= most})
+        orders = usual if isinstance(settings.linear_baseline, str) else [settings.linear_baseline]
+        found["linear"] = linear(trial, orders, [*itertools.product(RIDGES, baselines.LIGHTS if covariates else (0.01,))])
+    parts = {name: one.part for name, one in found.items()}
+    _, errors, doubts = (np.array(column) for column in zip(*found.values(), strict=True))
+    return Combination(parts, errors, doubts, trial.usual)
+
+
+def allows(settings: Any, name: str) -> bool:
+    """Return whether a candidate is among those that the settings name, or choose by themselves."""
+    return isinstance(settings.candidates, str) or name in settings.candidates
