@@ -18,6 +18,7 @@ from xlstm.estimators.combination import Combination, Part, Smoothing
 from xlstm.estimators.series_scaling import Origins, Scaling
 from xlstm.layers.smoothing import ExponentialSmoothing
 
+SKIP = 2
 FOLDS = 4  # of the last rows; candidates are fitted to all that comes before each
 MOST = 400  # rolling origins that candidates are judged from
 ORDERS = (2, 4, 8, 12, 24, 48, 96, 144)  # values that the linear autoregression looks back to
@@ -30,7 +31,7 @@ ROOM = 8_000_000  # forecasts that are in memory while coefficients of smoothing
 SHARES = {  # the coefficients; beta is a share of alpha, and gamma of 1 - alpha
     "alpha": (0.05, 0.15, 0.3, 0.5, 0.75, 1.0),
     "beta": (0.05, 0.2, 0.5),
-    "phi": (0.8, 0.9, 0.97),
+    "phi": (0.8, 0.9, 0.97, 1.0),
     "gamma": (0.0, 0.1, 0.3, 0.6),
 }
 
@@ -134,13 +135,15 @@ def smoothing(trial: Trial, season: int) -> Judged:
 def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, float]]:
     """Return smoothing with the coefficients that had the least errors, one step ahead and all, and its error."""
     grid, H = coefficients(bool(layer.periods)), trial.horizon
+    skip = SKIP * max(layer.periods, default=4)  # the first state is fitted to these values
     begin, squares = zip(*(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True)
 
     def best(stops: Sequence[int], steps: int) -> int:
         costs = np.zeros(grid.shape[1])
         for start, square, stop in zip(begin, squares, stops, strict=True):
             for h in range(steps):
-                known = square[: max(1, stop - start - 1 - h), ..., h]
+                end = max(1, stop - start - 1 - h)
+                known = square[min(skip, end // 2) : end, ..., h]
                 costs += np.sum(np.nan_to_num(mean(known) / trial.usual[h]), axis=-1)
         return int(np.argmin(costs))
 
