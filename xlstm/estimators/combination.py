@@ -14,7 +14,7 @@ from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import pop_array
-from xlstm.estimators.baselines import LinearBaseline, mean
+from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.series_scaling import Origins, Scaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
@@ -131,19 +131,30 @@ class Combination:
         They are proportional to 1 / e^2, where e is the mean square error of the latest forecasts.
         """
         H = len(self.usual)
-        truth = baselines.changes(series, rows, H, int(rows[-1]), units)
-        squares = (ahead - truth) ** 2 / self.usual
-        latest = np.full((H, *squares.shape[:2], squares.shape[3]), np.nan)  # errors of forecasts of the value before each row
-        for h in range(min(H, len(rows) - 1)):
-            latest[h, :, h + 1 :] = squares[:, : len(rows) - h - 1, h]
-        latest = mean(latest)
+        squares = (ahead - baselines.changes(series, rows, H, int(rows[-1]), units)) ** 2 / self.usual
+        latest = errors_of_rows(np.moveaxis(squares, (0, 2), (1, 3)))  # (R, K, C)
         recent, share = np.empty_like(latest), 1 - 0.5 ** (1 / H)
-        level = np.repeat((self.errors / self.doubts)[:, None], truth.shape[2], axis=1)
-        for r in range(len(rows)):
-            level = np.where(np.isnan(latest[:, r]), level, level + share * (latest[:, r] - level))
-            recent[:, r] = level
+        level = np.repeat((self.errors / self.doubts)[:, None], latest.shape[2], axis=1)
+        for r, errors in enumerate(latest):
+            level = np.where(np.isnan(errors), level, level + share * (errors - level))
+            recent[r] = level
+        recent = np.swapaxes(recent, 0, 1)
         weights = np.maximum(recent * self.doubts[:, None, None], 1e-12) ** -2.0
         return np.asarray(weights / np.sum(weights, axis=0))
+
+
+def errors_of_rows(squares: Values) -> Values:
+    """Return the mean error, over steps ahead, of all forecasts of the value before each origin, (R, ...).
+
+    Squared errors (R, ..., H) are those of forecasts from successive origins. NaN stands for what is not known.
+    """
+    total, count = np.zeros(squares.shape[:-1]), np.zeros(squares.shape[:-1])
+    for h in range(min(squares.shape[-1], len(squares) - 1)):
+        errors = squares[: len(squares) - h - 1, ..., h]
+        there = ~np.isnan(errors)
+        total[h + 1 :] += np.where(there, errors, 0.0)
+        count[h + 1 :] += there
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values) -> Values:

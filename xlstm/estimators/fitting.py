@@ -22,7 +22,7 @@ from xlstm.estimators.selection import Trial
 from xlstm.estimators.series_scaling import Scaling, names_of
 from xlstm.training import Trained
 
-ENOUGH = 100  # windows to train on from which on a network is tried
+ENOUGH = 64  # windows to train on from which on a network is tried
 GAIN = 0.98  # greatest error with the network, as a share of that without, at which it is used
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, range]

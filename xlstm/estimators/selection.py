@@ -14,14 +14,13 @@ from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines, combination
 from xlstm.estimators.baselines import LinearBaseline, mean
-from xlstm.estimators.combination import Combination, Part, Smoothing
+from xlstm.estimators.combination import Combination, Part, Smoothing, errors_of_rows
 from xlstm.estimators.series_scaling import Origins, Scaling
-from xlstm.layers.smoothing import ExponentialSmoothing
+from xlstm.layers.smoothing import CYCLES, LEAST, ExponentialSmoothing
 
-SKIP = 2
 FOLDS = 4  # of the last rows; candidates are fitted to all that comes before each
 MOST = 400  # rolling origins that candidates are judged from
-ORDERS = (2, 4, 8, 12, 24, 48, 96, 144)  # values that the linear autoregression looks back to
+ORDERS = (2, 4, 8, 12, 24, 48, 96)  # values that the linear autoregression looks back to
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # its penalties, as those of `baselines`
 SEASONS = (4, 7, 12, 24, 52)  # steps of the usual seasons
 PERIODIC = 0.2  # least share of the changes from step to step that a season has to explain
@@ -135,34 +134,31 @@ def smoothing(trial: Trial, season: int) -> Judged:
 def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, float]]:
     """Return smoothing with the coefficients that had the least errors, one step ahead and all, and its error."""
     grid, H = coefficients(bool(layer.periods)), trial.horizon
-    skip = SKIP * max(layer.periods, default=4)  # the first state is fitted to these values
+    skip = max(LEAST, CYCLES * max(layer.periods, default=0))  # values that the first state is fitted to
     begin, squares = zip(*(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True)
-
-    def best(stops: Sequence[int], steps: int) -> int:
-        costs = np.zeros(grid.shape[1])
-        for start, square, stop in zip(begin, squares, stops, strict=True):
-            for h in range(steps):
-                end = max(1, stop - start - 1 - h)
-                known = square[min(skip, end // 2) : end, ..., h]
-                costs += np.sum(np.nan_to_num(mean(known) / trial.usual[h]), axis=-1)
-        return int(np.argmin(costs))
 
     found = []
     for steps in sorted({1, H}):
-        total = []
-        for fold in range(FOLDS):
-            g = best(trial.cuts[fold], steps)
-            total += [
-                square[origins - start - 1, g]
-                for start, square, origins in zip(begin, squares, trial.origins(fold), strict=True)
-            ]
-        error = float(np.nanmean(mean(np.concatenate(total)) / trial.usual.T))
-        found.append((Smoothing(layer, grid[:, best(trial.stops, steps)], steps), error))
+        costs = [np.nan_to_num(errors_of_rows(square[..., :steps])) for square in squares]  # (T, G, C)
+
+        def best(stops: Sequence[int], costs: Sequence[Values] = costs) -> int:
+            each = zip(costs, begin, stops, strict=True)
+            by_series = [np.mean(cost[min(skip, (stop - start) // 2) : stop - start], axis=0) for cost, start, stop in each]
+            return int(np.argmin(np.sum(by_series, axis=(0, 2))))
+
+        chosen = [best(stops) for stops in trial.cuts]
+        total = [
+            square[origins - start - 1, chosen[fold]]
+            for fold in range(FOLDS)
+            for start, square, origins in zip(begin, squares, trial.origins(fold), strict=True)
+        ]
+        error = float(np.nanmean(mean(np.concatenate(total))))
+        found.append((Smoothing(layer, grid[:, chosen[-1]], steps), error))
     return found
 
 
 def _squares(trial: Trial, k: int, layer: ExponentialSmoothing, grid: Values) -> tuple[int, Values]:
-    """Return the first row that is looked at of a series, and squared errors (T, G, C, H) after each row from it on."""
+    """Return the first row that is looked at of a series, and relative squared errors (T, G, C, H) after each."""
     series, units, stop, H = trial.several[k], trial.scaling.units[k], trial.stops[k], trial.horizon
     room = ROOM // (grid.shape[1] * units.size * H * len(trial.several))
     begin = max(0, stop - max(room, 2 * MOST))
@@ -171,7 +167,9 @@ def _squares(trial: Trial, k: int, layer: ExponentialSmoothing, grid: Values) ->
     ahead -= series.known[begin:stop, None, :, None]
     ahead /= units[:, None]
     ahead -= np.swapaxes(baselines.changes(series, origins, H, stop, units), 1, 2)[:, None]
-    return begin, np.square(ahead, out=ahead)
+    ahead *= ahead
+    ahead /= trial.usual.T
+    return begin, ahead
 
 
 def coefficients(seasonal: bool) -> Values:

@@ -21,6 +21,7 @@ from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
 from xlstm.recurrence.packing import Span
 
 TRENDS = ("none", "linear", "damped")
+CYCLES = 3  # seasons that an initial state is fitted to
 LEAST = 10  # values that an initial state is fitted to, at least, where there are so many
 SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}  # sigmoids of the parameters before training
 
@@ -129,7 +130,7 @@ class ExponentialSmoothing(SequenceLayer):
         return 1, 1, *self.periods
 
     def initial_state(self, x: Array, lengths: Any = None) -> State:
-        """Return a state before the first step, from two seasons at the beginning of each series, 10 values at least.
+        """Return a state before the first step, from three seasons at the beginning of each series, 10 values at least.
 
         Level, trend and seasons, which add up to 0, are a least-squares fit. No gradient goes through it.
 
@@ -144,7 +145,7 @@ class ExponentialSmoothing(SequenceLayer):
         tuple of array
         """
         values = to_numpy(x)[..., 0].astype("float64")  # (T, B)
-        values = values[: max(LEAST, 2 * max(self.periods, default=0))]
+        values = values[: max(LEAST, CYCLES * max(self.periods, default=0))]
         ends = [len(values)] * values.shape[1] if lengths is None else to_numpy(lengths)
         found = [self._fitted(values[:end, b]) for b, end in enumerate(ends)]
         return tuple(like(np.stack(part, axis=-1), x) for part in zip(*found, strict=True))
