@@ -23,7 +23,8 @@ from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
 
-RECENT = 100  # forecasts whose errors decide about intervals
+RECENT = 100  # forecasts whose errors decide about intervals, at least, where there are so many
+HORIZONS = 10  # horizons of such forecasts, at least
 ROWS = 12  # of a score that is printed, at most
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
 
@@ -225,7 +226,7 @@ def errors(levels: Values, truth: Values, scale: Values, quantiles: Sequence[flo
 
 def adjustment(outside: Sequence[Values], quantiles: Sequence[float]) -> Values:
     """Return by how much to widen intervals after the last forecasts of several series, (H, C, P)."""
-    recent = np.concatenate([one[-RECENT:] for one in outside])
+    recent = np.concatenate([one[-_recent(one.shape[1]) :] for one in outside])
     by: Values = _limit(np.moveaxis(recent, 0, -1), quantiles)
     return by
 
@@ -236,12 +237,18 @@ def rolling(outside: Values, first: int, quantiles: Sequence[float]) -> Values:
     Only errors (M, H, C, P) that are known when a forecast is made decide; forecasts begin one row after another.
     """
     by = np.empty((len(outside) - first, *outside.shape[1:]))
+    count = _recent(outside.shape[1])
     for h in range(outside.shape[1]):
-        unknown = np.full((RECENT + h, *outside.shape[2:]), np.nan)
+        unknown = np.full((count + h, *outside.shape[2:]), np.nan)
         padded = np.concatenate((unknown, outside[:, h]))
-        recent = np.lib.stride_tricks.sliding_window_view(padded, RECENT, axis=0)  # row i: what is known at i
+        recent = np.lib.stride_tricks.sliding_window_view(padded, count, axis=0)  # row i: what is known at i
         by[:, h] = _limit(recent[first : len(outside)], quantiles)
     return by
+
+
+def _recent(horizon: int) -> int:
+    """Return how many forecasts decide about intervals."""
+    return max(RECENT, HORIZONS * horizon)
 
 
 def widen(xp: Namespace, levels: Array, scale: Array, by: Values, quantiles: Sequence[float]) -> Array:
@@ -267,7 +274,7 @@ def _chunk(predictor: Predictor, series: TimeSeries, units: Values, start: int) 
     Before them are those by whose errors their first intervals are calibrated.
     """
     s, N = predictor.settings, len(series.values)
-    first = max(parts_of(N, s)["validation"].start, start - RECENT - s.horizon)
+    first = max(parts_of(N, s)["validation"].start, start - _recent(s.horizon) - s.horizon)
     origins = np.arange(first, min(start + baselines.CHUNK, N))
     mean, quantiles, scale = predictor.forecast(series, units, origins)
     truth = baselines.targets(series, origins, s.horizon, N)
