@@ -147,8 +147,8 @@ def score(
         methods["persistence"].append(baselines.persistence(series.known, H, one.at))
         methods["autoregression"].append(baselines.autoregression(series.known, series.values, order, H, one.at))
         methods["seasonal"].append(baselines.seasonal(series.known, season or 1, H, one.at))
-        before, lag = series.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
-        naive.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
+        before = naive_error(series.values[: one.at[0]], season or 1)
+        naive.append(np.broadcast_to(before, (len(one.at), len(before))))
     base = _joined(naive)[:, None]
     errors = {name: _errors(_joined(parts), truth, base) for name, parts in methods.items()}
     quantiles = _joined([one.quantiles for one in forecasts])
@@ -175,6 +175,12 @@ def score(
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(forecasts)), [len(one.at) for one in forecasts]),
     )
+
+
+def naive_error(values: Values, season: int) -> Values:
+    """Return the mean absolute error (C,) of repeating the last season of values (N, C), one step ahead."""
+    lag = min(season, len(values) - 1)
+    return mean(np.abs(values[lag:] - values[:-lag]))
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -274,9 +280,9 @@ def _chunk(predictor: Predictor, series: TimeSeries, units: Values, start: int) 
     return Forecasts(origins, mean, quantiles, truth), scale, errors(quantiles, truth, scale, s.quantiles)
 
 
-def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Values:
-    """Return the `errors` of the last forecasts of a series."""
-    return _chunk(predictor, series, units, len(series.values))[2]
+def last_forecasts(predictor: Predictor, series: TimeSeries, units: Values) -> tuple[Forecasts, Values, Values]:
+    """Return the last forecasts of a series, their scales, and their `errors`."""
+    return _chunk(predictor, series, units, len(series.values))
 
 
 def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:
