@@ -224,11 +224,10 @@ def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -
         raise ImportError(f"{where}: holidays={country!r} {needed}") from error
     first = dates.astype("datetime64[D]")
     stop = first + 1
-    if calendar.seconds > DAY and calendar.unit != "B":
-        if calendar.days == (31,):
-            first = np.concatenate((stop[:1] - (stop[1:2] - stop[:1]), stop[:-1]))
-        else:
-            stop = np.concatenate((first[1:], first[-1:] + (first[-1:] - first[-2:-1])))
+    if calendar.days == (31,):
+        first = (dates.astype("datetime64[M]") - (calendar.every - 1)).astype("datetime64[D]")
+    elif calendar.seconds > DAY and calendar.unit != "B":
+        stop = calendar.at(calendar.ticks(dates) + calendar.every).astype("datetime64[D]")
     years = first[[0, -1]].astype("datetime64[Y]").astype(int) + 1970
     code, _, part = country.partition("-")
     try:

@@ -133,7 +133,9 @@ def _one(
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
     if calendar is None and holidays is not None:
-        raise ValueError(f"{where}: holidays={holidays!r} needs dates, the series has none; expected dates")
+        raise ValueError(
+            f"{where}: holidays={holidays!r} needs dates, the series has none; expected a column, or dates="
+        )
     ahead, features = max(0, len(future) - N), 0
     if calendar is not None:
         if len(calendar.place) != N:

@@ -280,9 +280,9 @@ def _chunk(predictor: Predictor, series: TimeSeries, units: Values, start: int) 
     return Forecasts(origins, mean, quantiles, truth), scale, errors(quantiles, truth, scale, s.quantiles)
 
 
-def last_forecasts(predictor: Predictor, series: TimeSeries, units: Values) -> tuple[Forecasts, Values, Values]:
-    """Return the last forecasts of a series, their scales, and their `errors`."""
-    return _chunk(predictor, series, units, len(series.values))
+def last_errors(predictor: Predictor, series: TimeSeries, units: Values) -> Values:
+    """Return the `errors` of the last forecasts of a series."""
+    return _chunk(predictor, series, units, len(series.values))[2]
 
 
 def of_test_part(predictor: Predictor, series: TimeSeries, units: Values) -> Forecasts:

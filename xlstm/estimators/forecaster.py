@@ -543,12 +543,11 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
             except (Interrupted, Terminated) as error:
                 problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
                 stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)
-        recent = [evaluation.last_forecasts(test, *one) for one in zip(several, test.scaling.units, strict=True)]
-        adjustment = evaluation.adjustment([outside for _, _, outside in recent], s.quantiles)
-        ranks, season = sampling.ranks([one[:2] for one in recent]), fitting.season_of(several, s.season)
+        outside = [evaluation.last_errors(test, *one) for one in zip(several, test.scaling.units, strict=True)]
+        adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
         facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
-        self._keep(test, final, adjustment, ranks_=ranks, trained_=trained, **facts)
+        self._keep(test, final, adjustment, ranks_=sampling.ranks(test, several), trained_=trained, **facts)
         if stop is not None:
             raise stop
 
@@ -588,15 +587,12 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         p = self.predictor_
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
-        back = max(p.settings.window, p.line.order)
+        rng = np.random.default_rng(seed)
 
-        def after(ahead: Values) -> Values:
-            joined, origins = sampling.side_by_side(series, ahead, back, p.settings.horizon)
-            _, quantiles, scale = p.forecast(joined, units, origins)
+        def calibrated(quantiles: Values, scale: Values) -> Values:
             return np.asarray(self._calibrated(np, quantiles, scale))
 
-        paths = sampling.paths(after, levels, self.ranks_, n, steps, np.random.default_rng(seed))
-        return np.asarray(p.limited(np, paths))
+        return sampling.paths(p, calibrated, series, units, self.ranks_, n, steps, rng)
 
     def _calibrated(self, xp: Namespace, quantiles: Array, scale: Array) -> Array:
         """Return calibrated quantiles (M, H, C, Q)."""

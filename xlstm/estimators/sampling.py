@@ -10,37 +10,41 @@ copula coupling, Schefzik et al. 2013). Each step alone has the forecast quantil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
+from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import carry_forward
-from xlstm.estimators.evaluation import Forecasts
-from xlstm.estimators.series_scaling import Origins
+from xlstm.estimators import baselines
+from xlstm.estimators.fitting import parts_of
+from xlstm.estimators.predictor import Predictor
 
-KEPT = 1000  # forecasts whose ranks are kept, at most
+KEPT = 500  # forecasts whose ranks are kept, of all series
 FARTHEST = 1e-9  # least level that is drawn, and least distance from 1
 PATHS = 1000  # that quantiles beyond the horizon are taken of
 
 
-def ranks(recent: Sequence[tuple[Forecasts, Values]]) -> Values:
+def ranks(predictor: Predictor, several: Sequence[TimeSeries]) -> Values:
     """Return the ranks of errors among those of the same step and target, from 0 on, (K, H, C).
 
-    `recent` has the last forecasts of each series, and their scales (M, C). Forecasts whose horizon ends after the
-    series do not count; a step without a truth has the error of the step before it, or of the one after it.
+    They are those of forecasts into the validation part and the test part, evenly spaced where these have more than
+    KEPT. A step without a truth has the error of the step before it, or of the one after it.
     """
-    parts = []
-    for made, scale in recent:
-        _, H, C = made.truth.shape
-        errors = ((made.truth - made.mean) / scale[:, None])[: len(scale) - H + 1]
-        by_step = carry_forward(errors.swapaxes(0, 1).reshape(H, -1))
+    s, parts, most = predictor.settings, [], -(-KEPT // len(several))
+    for series, units in zip(several, predictor.scaling.units, strict=True):
+        N = len(series.values)
+        origins = np.arange(parts_of(N, s)["validation"].start, N - s.horizon + 1)
+        origins = origins[:: -(-len(origins) // most)]
+        mean, _, scale = predictor.forecast(series, units, origins)
+        errors = (baselines.targets(series, origins, s.horizon, N) - mean) / scale[:, None]
+        by_step = carry_forward(errors.swapaxes(0, 1).reshape(s.horizon, -1))
         by_step = carry_forward(by_step[::-1])[::-1]
-        parts.append(np.nan_to_num(by_step).reshape(H, -1, C).swapaxes(0, 1))
-    joined = np.concatenate(parts)
-    joined = joined[:: -(-len(joined) // KEPT)]
-    return np.argsort(np.argsort(joined, axis=0, kind="stable"), axis=0).astype(np.float64)
+        parts.append(np.nan_to_num(by_step).reshape(s.horizon, *scale.shape).swapaxes(0, 1))
+    return np.argsort(np.argsort(np.concatenate(parts), axis=0, kind="stable"), axis=0).astype(np.float64)
 
 
 def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.random.Generator, n: int) -> Values:
@@ -63,36 +67,43 @@ def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.ran
 
 
 def paths(
-    after: Callable[[Values], Values],
-    levels: Sequence[float],
+    predictor: Predictor,
+    quantiles_of: Callable[[Values, Values], Values],
+    series: TimeSeries,
+    units: Values,
     ranked: Values,
     n: int,
     steps: int,
     rng: np.random.Generator,
 ) -> Values:
-    """Return paths (n, steps, C); beyond the horizon each is fed back as if it had been observed.
+    """Return paths (n, steps, C) after a series; beyond the horizon each is fed back as if it had been observed.
 
-    `after(ahead)` returns quantiles (n, H, C, Q) after a series and paths (n, t, C) behind it.
+    `quantiles_of(quantiles, scale)` are those of a predictor, calibrated.
     """
-    ahead = draw(after(np.empty((1, 0, ranked.shape[2]))), levels, ranked, rng, n)
+    levels, ahead = predictor.settings.quantiles, np.empty((1, 0, series.known.shape[1]))
     while ahead.shape[1] < steps:
-        ahead = np.concatenate((ahead, draw(after(ahead), levels, ranked, rng, n)), axis=1)
+        _, quantiles, scale = predictor.finished(*before(predictor, series, units, ahead))
+        block = draw(quantiles_of(quantiles, scale), levels, ranked, rng, n)
+        ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), predictor.limited(np, block)), axis=1)
     return ahead[:, :steps]
 
 
-def side_by_side(series: TimeSeries, ahead: Values, back: int, horizon: int) -> tuple[TimeSeries, Origins]:
-    """Return paths (n, t, C) after a series as one series, and where each ends.
+def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> tuple[Array, Values, Values]:
+    """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past covariates stay.
 
-    Each has the `back` rows before its end, and room for covariates of the horizon. A series is as at its beginning
-    before it, and past covariates stay as they are.
+    For the linear baseline paths are further targets, and for the network series behind each other.
     """
-    (n, t, _), N = ahead.shape, len(series.values)
-    rows = np.arange(N + t - back, N + t + horizon)
-
-    def repeated(part: Values, end: int) -> Values:
-        return np.tile(part[np.clip(rows, 0, end - 1)], (n, 1))
-
-    known = np.concatenate((np.broadcast_to(series.known, (n, *series.known.shape)), ahead), axis=1)
-    known = known[:, np.clip(rows, 0, N + t - 1)].reshape(n * len(rows), -1)
-    past, future = repeated(series.past, N), repeated(series.future, len(series.future))
-    return series._replace(values=known, known=known, past=past, future=future), back + len(rows) * np.arange(n)
+    (n, _, C), s, line = ahead.shape, predictor.settings, predictor.line
+    begin = max(0, len(series.values) - max(s.window, line.order))
+    past, future, known = (part[begin:] for part in (series.past, series.future, series.known))
+    known = np.concatenate((np.broadcast_to(known, (n, *known.shape)), ahead), axis=1)  # (n, L, C)
+    L = known.shape[1]
+    side = known.swapaxes(0, 1).reshape(L, n * C)
+    beside = replace(predictor, line=line.repeated(n))
+    base = beside.base(series._replace(known=side, future=future), np.tile(units, n), np.array([L]))
+    rows = np.arange(L - s.window, L + s.horizon)
+    behind = known[:, np.minimum(rows, L - 1)].reshape(-1, C)
+    past, future = (np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1)) for part in (past, future))
+    origins = s.window + len(rows) * np.arange(n)
+    x, scale = predictor.windows(series._replace(known=behind, past=past, future=future), units, origins)
+    return x, base.reshape(-1, n, C).swapaxes(0, 1), scale
