@@ -6,7 +6,7 @@ follows a series which begins to behave differently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.series_scaling import Origins, Scaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
-MEMORY = 8  # horizons of errors that decide about weights; with each horizon their share becomes half as large
+MEMORY = 5  # horizons of errors that decide about weights; with each horizon their share becomes half as large
 RUN = 2000  # steps that are smoothed before the first forecast, at most
 POSITIVE = 0.1  # least value of a series whose logarithm is smoothed, as a share of its median
 FURTHEST = 3.0  # most that a forecast is above all values, in logarithms
@@ -43,9 +43,9 @@ class Smoothing:
 
     def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
-        begin = max(0, int(np.min(origins)) - RUN)
-        known = series.known[begin : int(np.max(origins))]
-        ahead = smoothed(self.layer, self.coefficients[:, None], known)[origins - begin - 1, 0]  # (M, C, H)
+        first = int(np.min(origins))
+        known = series.known[max(0, first - RUN) : int(np.max(origins))]
+        ahead = smoothed(self.layer, self.coefficients[:, None], known, min(first, RUN) - 1)[origins - first, 0]
         return np.asarray((np.swapaxes(ahead, 1, 2) - series.known[origins - 1, None]) / units)
 
 
@@ -82,6 +82,16 @@ class Combination:
         ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
         found: Values = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
         return found[origins - rows[0]]
+
+    @property
+    def reach(self) -> int:
+        """Values before an origin that decide about a forecast, at most."""
+        return self.order if len(self.parts) == 1 and self.order else RUN + MEMORY * len(self.usual)
+
+    def repeated(self, n: int) -> Combination:
+        """Return the combination of n times the targets."""
+        parts = {k: one.repeated(n) if isinstance(one, LinearBaseline) else one for k, one in self.parts.items()}
+        return replace(self, parts=parts, usual=np.tile(self.usual, n))
 
     @property
     def order(self) -> int:
@@ -157,8 +167,8 @@ def errors_of_rows(squares: Values) -> Values:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values) -> Values:
-    """Return forecasts (T, G, C, H) after each value (T, C), by each of G sets of coefficients (4, G)."""
+def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values, begin: int = 0) -> Values:
+    """Return forecasts (T - begin, G, C, H) after each value (T, C) from row `begin` on, by G sets of coefficients."""
     x = known
     if layer.multiplicative:
         x = np.maximum(known, POSITIVE**2 * np.median(np.abs(known), axis=0) + 1e-12)
@@ -172,5 +182,5 @@ def smoothed(layer: ExponentialSmoothing, coefficients: Values, known: Values) -
         _, *new = step(np, x[t], *(rows[t] for rows in states), *numbers)
         for rows, lag, one in zip(states, layer.lags, new, strict=True):
             rows[t + lag] = one
-    ahead = layer.ahead(np, Smoothed(tuple(states), x, tuple(numbers), x))
+    ahead = layer.ahead(np, Smoothed(tuple(rows[begin:] for rows in states), x, tuple(numbers), x))
     return np.asarray(layer.in_units(np, np.minimum(ahead, np.max(x) + FURTHEST) if layer.multiplicative else ahead))

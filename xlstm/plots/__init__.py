@@ -10,6 +10,7 @@ from xlstm.plots.figures import save
 from xlstm.plots.networks import gradient_norms, gradients, parameter_table, parameters
 from xlstm.plots.results import (
     Fan,
+    comparison,
     confusion,
     confusion_counts,
     course,
@@ -21,6 +22,7 @@ from xlstm.plots.results import (
 
 __all__ = [
     "Fan",
+    "comparison",
     "confusion",
     "confusion_counts",
     "course",
