@@ -19,7 +19,7 @@ from xlstm.training import Interrupted
 
 QUICK = {
     **{"window": 12, "hidden_size": 8, "epochs": 5, "learning_rate": 0.02, "batch_size": 32, "averaging": 0.9},
-    **{"horizon": 6, "backend": "numpy"},
+    **{"horizon": 6, "backend": "numpy", "candidates": ("linear", "network")},
 }
 
 
@@ -172,6 +172,7 @@ def test_intervals_cover_what_they_promise():
 def test_rolling_limits_by_hand(rng, monkeypatch):
     """Only errors that are known at an origin count, and only the last of them."""
     monkeypatch.setattr(evaluation, "RECENT", 20)
+    monkeypatch.setattr(evaluation, "HORIZONS", 5)
     outside = rng.standard_normal((60, 3, 2, 1))
     outside[rng.random(outside.shape) < 0.2] = np.nan
     found = evaluation.rolling(outside, 30, (0.1, 0.9))
@@ -192,9 +193,9 @@ def test_the_linear_baseline_is_ridge_regression(rng):
     """Its coefficients are those of least squares on rows that a penalty adds, and a constant is not shrunk away."""
     values = np.cumsum(rng.standard_normal(200))
     forecaster = Forecaster(**{**QUICK, "linear_baseline": 5, "horizon": 2, "epochs": 1, "refit": False}).fit(values)
-    line, unit = forecaster.test_predictor_.line, forecaster.scaling_.units[0][0]
+    line, unit = forecaster.test_predictor_.combination.parts["linear"], forecaster.scaling_.units[0][0]
     assert (line.order, forecaster.linear_baseline_) == (5, 5)
-    at = np.arange(12, 120)
+    at = np.arange(5, 120)
     lags = np.stack([values[at - k] - values[at - 1] for k in (5, 4, 3, 2)], axis=1) / unit
     design = np.concatenate((lags, np.ones((len(at), 1))), axis=1)
     for h in range(2):
@@ -435,7 +436,14 @@ def test_a_series_that_does_not_change_is_forecast(fitted):
     np.testing.assert_allclose(found[2], 0, atol=1e-12)
 
 
-SMALL = {"hidden_size": 2, "epochs": 1, "backend": "numpy", "linear_baseline": 3, "quantiles": (0.1, 0.9)}
+SMALL = {
+    "hidden_size": 2,
+    "epochs": 1,
+    "backend": "numpy",
+    "candidates": ("linear", "network"),
+    "linear_baseline": 3,
+    "quantiles": (0.1, 0.9),
+}
 
 
 def test_a_window_that_fits_is_chosen(tmp_path):

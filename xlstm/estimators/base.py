@@ -375,6 +375,12 @@ def column_names(where: str, name: str, value: Any) -> Host | None:
     return np.array([checks.text(where, f"{name}[{k}]", one) for k, one in enumerate(names)], dtype=object)
 
 
+def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
+    """Check errors of candidates by their names, or None in a file of before there were any."""
+    given = checks.optional(checks.instance(dict, "an object of names to numbers"))(where, name, value)
+    return given and {str(key): checks.finite(where, f"{name}.{key}", error) for key, error in given.items()}
+
+
 def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:
     """Take an array of float64 of a file out of `arrays`; raise unless it is there in this shape."""
     if name not in arrays:

@@ -21,6 +21,7 @@ from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 MEMORY = 5  # horizons of errors that decide about weights; with each horizon their share becomes half as large
 RUN = 2000  # steps that are smoothed before the first forecast, at most
 POSITIVE = 0.1  # least value of a series whose logarithm is smoothed, as a share of its median
+LONGEST = 100_000  # steps of a season in a file
 FURTHEST = 3.0  # most that a forecast is above all values, in logarithms
 
 
@@ -120,6 +121,8 @@ class Combination:
         parts: dict[str, Part] = {}
         if "smoothing" in arrays:
             *numbers, period, multiplicative = pop_array(arrays, "smoothing", {"K": 6})
+            if not 0 <= period <= LONGEST:
+                raise ValueError(f"smoothing has a season of {period:g} steps, expected at most {LONGEST}")
             periods = (int(period),) if period else ()
             layer = ExponentialSmoothing(H, periods=periods, multiplicative=bool(multiplicative))
             parts["smoothing"] = Smoothing(layer, np.array(numbers), H)
@@ -132,8 +135,14 @@ class Combination:
             parts["linear"] = LinearBaseline(order, coefficients)
         if "candidates" not in arrays:
             return cls(parts, np.ones(1), np.ones(1), np.ones((H, C)))
-        errors, doubts = pop_array(arrays, "candidates", {"2": 2, "K": len(parts)})
-        return cls(parts, errors, doubts, pop_array(arrays, "usual", {"H": H, "C": C}))
+        judged, usual = (
+            pop_array(arrays, "candidates", {"2": 2, "K": len(parts)}),
+            pop_array(arrays, "usual", {"H": H, "C": C}),
+        )
+        for name, numbers in (("candidates", judged), ("usual", usual)):
+            if not np.all(numbers > 0):
+                raise ValueError(f"{name} has {np.min(numbers):g}, expected errors above 0")
+        return cls(parts, *judged, usual)
 
     def weights(self, series: TimeSeries, units: Values, rows: Origins, ahead: Values) -> Values:
         """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is known at each row.

@@ -19,7 +19,16 @@ from xlstm.data import panels
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling
-from xlstm.estimators.base import OF_TRAIN, AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
+from xlstm.estimators.base import (
+    OF_TRAIN,
+    AnyPath,
+    FiledEstimator,
+    Host,
+    SeriesEstimator,
+    column_names,
+    errors_by_name,
+    pop_array,
+)
 from xlstm.estimators.combination import Combination
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
@@ -110,6 +119,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         "season_": checks.size_or_0,
         "calendar_": checks.flag,
         "series_names_": column_names,
+        "chosen_": column_names,
+        "candidate_errors_": errors_by_name,
     }
     static: str | Sequence[str] | None = None
     holidays: str | None = None
@@ -557,7 +568,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
         errors |= dict(zip(final.combination.parts, np.sqrt(final.combination.errors).tolist(), strict=True))
-        chosen = [*final.combination.parts, *["network"] * used]
+        chosen = np.array([*final.combination.parts, *["network"] * used], dtype=object)
         facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
         facts |= {"chosen_": chosen, "candidate_errors_": errors, "ranks_": sampling.ranks(test, several)}
         self._keep(test, final, adjustment, trained_=trained, **facts)

@@ -100,7 +100,7 @@ def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Value
     L = known.shape[1]
     side = known.swapaxes(0, 1).reshape(L, n * C)
     beside = replace(predictor, combination=combination.repeated(n))
-    base = beside.base(series._replace(known=side, future=future), np.tile(units, n), np.array([L]))
+    base = beside.base(series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L]))
     rows = np.arange(L - s.window, L + s.horizon)
     behind = known[:, np.minimum(rows, L - 1)].reshape(-1, C)
     past, future = (np.tile(part[np.minimum(rows, len(part) - 1)], (n, 1)) for part in (past, future))

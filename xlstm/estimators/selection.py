@@ -26,6 +26,7 @@ SEASONS = (4, 7, 12, 24, 52)  # steps of the usual seasons
 PERIODIC = 0.2  # least share of the changes from step to step that a season has to explain
 NEAR = 0.9  # a shorter season is taken where its share is this part of the best
 OUTLIER = 6.0  # usual changes beyond which a change counts as no larger
+CHANCE = 0.6  # by how much a root mean square error is above the least one by chance, over that of a single horizon
 ROOM = 8_000_000  # forecasts that are in memory while coefficients of smoothing are tried
 SHARES = {  # the coefficients; beta is a share of alpha, and gamma of 1 - alpha
     "alpha": (0.05, 0.15, 0.3, 0.5, 0.75, 1.0),
@@ -65,7 +66,7 @@ class Trial:
         return [np.arange(*ends) for ends in zip(self.cuts[fold], self.cuts[fold + 1], strict=True)]
 
     def of_fold(self, fold: int, forecast: Callable[..., Values]) -> Values:
-        """Return what `forecast(series, units, origins, stop)` gives for a fold, (M, H, C), of one series after another."""
+        """Return what `forecast(series, units, origins, stop)` gives in a fold, (M, H, C), series behind each other."""
         each = zip(self.several, self.scaling.units, self.origins(fold), self.stops, strict=True)
         return np.concatenate([forecast(*one) for one in each])
 
@@ -83,6 +84,12 @@ class Trial:
         """The mean square of these changes, (H, C)."""
         found = mean(self.truth**2)
         return np.maximum(np.where(np.isnan(found), np.nanmax(found), found), 1e-12)
+
+    @property
+    def worst(self) -> float:
+        """The greatest error of a candidate that is averaged, relative to the least one."""
+        horizons = (sum(self.cuts[FOLDS]) - sum(self.cuts[0])) / self.horizon
+        return float((1 + CHANCE / np.sqrt(horizons)) ** 2)
 
     def error(self, ahead: Sequence[Values]) -> float:
         """Return the error of the forecasts of all folds, relative to that of repeating the last value."""
@@ -103,7 +110,8 @@ def linear(trial: Trial, orders: Sequence[int], penalties: Sequence[tuple[float,
     errors = {}
     for order in orders:
         by_fold = [
-            [trial.after(fold, line) for line in _fitted(trial, trial.cuts[fold], order, penalties)] for fold in range(FOLDS)
+            [trial.after(fold, line) for line in _fitted(trial, trial.cuts[fold], order, penalties)]
+            for fold in range(FOLDS)
         ]
         for penalty, ahead in zip(penalties, zip(*by_fold, strict=True), strict=True):
             errors[order, penalty] = trial.error(ahead)
@@ -143,7 +151,9 @@ def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, f
 
         def best(stops: Sequence[int], costs: Sequence[Values] = costs) -> int:
             each = zip(costs, begin, stops, strict=True)
-            by_series = [np.mean(cost[min(skip, (stop - start) // 2) : stop - start], axis=0) for cost, start, stop in each]
+            by_series = [
+                np.mean(cost[min(skip, (stop - start) // 2) : stop - start], axis=0) for cost, start, stop in each
+            ]
             return int(np.argmin(np.sum(by_series, axis=(0, 2))))
 
         chosen = [best(stops) for stops in trial.cuts]
@@ -221,10 +231,14 @@ def combined(trial: Trial, settings: Any) -> Combination:
     if settings.linear_baseline == 0 or not (found or allows(settings, "linear")):
         found["linear"] = Judged(baselines.repeating(trial.scaling, trial.horizon), 1.0, 1.0)
     elif allows(settings, "linear"):
-        most = max(2, (min(trial.cuts[0]) - trial.horizon) // 2)
-        usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= most})
+        longest_order = max(2, (min(trial.cuts[0]) - trial.horizon) // 2)
+        usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= longest_order})
         orders = usual if isinstance(settings.linear_baseline, str) else [settings.linear_baseline]
-        found["linear"] = linear(trial, orders, [*itertools.product(RIDGES, baselines.LIGHTS if covariates else (0.01,))])
+        found["linear"] = linear(
+            trial, orders, [*itertools.product(RIDGES, baselines.LIGHTS if covariates else (0.01,))]
+        )
+    most = trial.worst * min(one.error for one in found.values())
+    found = {name: one for name, one in found.items() if one.error <= most}
     parts = {name: one.part for name, one in found.items()}
     _, errors, doubts = (np.array(column) for column in zip(*found.values(), strict=True))
     return Combination(parts, errors, doubts, trial.usual)
