@@ -78,7 +78,7 @@ class Combination:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""
         parts = list(self.parts.values())
         if len(parts) == 1:
-            return parts[0].apply(series, scaling, units, origins)
+            return np.asarray(parts[0].apply(series, scaling, units, origins))
         rows = np.arange(max(1, int(np.min(origins)) - MEMORY * len(self.usual)), int(np.max(origins)) + 1)
         ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
         found: Values = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
@@ -135,14 +135,12 @@ class Combination:
             parts["linear"] = LinearBaseline(order, coefficients)
         if "candidates" not in arrays:
             return cls(parts, np.ones(1), np.ones(1), np.ones((H, C)))
-        judged, usual = (
-            pop_array(arrays, "candidates", {"2": 2, "K": len(parts)}),
-            pop_array(arrays, "usual", {"H": H, "C": C}),
-        )
-        for name, numbers in (("candidates", judged), ("usual", usual)):
-            if not np.all(numbers > 0):
-                raise ValueError(f"{name} has {np.min(numbers):g}, expected errors above 0")
-        return cls(parts, *judged, usual)
+        judged = pop_array(arrays, "candidates", {"2": 2, "K": len(parts)})
+        usual = pop_array(arrays, "usual", {"H": H, "C": C})
+        for name, array in (("candidates", judged), ("usual", usual)):
+            if not np.all(array > 0):
+                raise ValueError(f"{name} has {np.min(array):g}, expected errors above 0")
+        return cls(parts, judged[0], judged[1], usual)
 
     def weights(self, series: TimeSeries, units: Values, rows: Origins, ahead: Values) -> Values:
         """Return the weights (K, R, C) of forecasts (K, R, H, C) from successive rows, by what is known at each row.

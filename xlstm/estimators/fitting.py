@@ -112,6 +112,12 @@ def train(data: Examples, start: Params | None, **options: Any) -> Trained:
     return base.learn(one.settings, one.model, params, data, one.backend, loss=loss, **options)
 
 
+def tries_network(data: Examples) -> bool:
+    """Return whether a network is to be trained: where it is named, or where there are enough windows to choose it."""
+    named = data.predictor.settings.candidates
+    return len(data.origins) >= ENOUGH if isinstance(named, str) else "network" in named
+
+
 def network_error(one: Predictor, data: Examples) -> float:
     """Return the mean square error of forecasts of examples, relative to that without the network."""
     beside, alone = [], []

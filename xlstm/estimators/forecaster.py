@@ -532,44 +532,43 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         """Train on series and store the result, also where a signal ends it."""
         start = self.test_predictor_.params if self.warm_start and self.__sklearn_is_fitted__() else None
         data = fitting.prepared(variants, given.ids, self.settings, backend)
-        train, several = data["train"], data["train"].several
-        s = train.predictor.settings
-        named = not isinstance(s.candidates, str)
-        tried = "network" in s.candidates if named else len(train.origins) >= fitting.ENOUGH
+        train, several, s = data["train"], data["train"].several, data["train"].predictor.settings
         stop: BaseException | None = None
-        test, trained, errors = fitting.alone(data["validation"].predictor, train), None, {}
-        used = False
-        if tried:
-            run = {name: getattr(self, name) for name in OF_TRAIN} | {"epochs": s.epochs, "patience": s.patience}
+        trained, epochs, errors = None, 0, {}
+        test = final = fitting.alone(data["validation"].predictor, train)
+        run: dict[str, Any] = {"progress": progress, "group": group}
+        if fitting.tries_network(train):
+            more = {name: getattr(self, name) for name in OF_TRAIN} | {"epochs": s.epochs, "patience": s.patience}
             try:
-                trained = fitting.train(
-                    train, start, validation=data["validation"], progress=progress, group=group, **run
-                )
+                trained = fitting.train(train, start, validation=data["validation"], **more, **run)
             except (Interrupted, Terminated) as error:
                 stop, trained = error, error.trained
             beside = replace(test, params=trained.params)
             errors["network"] = fitting.network_error(beside, data["validation"])
-            used = named or errors["network"] < fitting.GAIN
-            test = beside if used else test
-        final = test
+            if not isinstance(s.candidates, str) or errors["network"] < fitting.GAIN:
+                test, final, epochs = beside, beside, max(1, trained.best_epoch)
         if s.refit and stop is None:
             rows = fitting.refitted(train)
             final = fitting.alone(rows.predictor, rows)
-            if used:
-                run = {"epochs": max(1, trained.best_epoch), "graph": self.graph}
-                try:
-                    params = fitting.train(rows, start, progress=progress, group=group, **run).params
+            try:
+                if epochs:
+                    params = fitting.train(rows, start, epochs=epochs, graph=self.graph, **run).params
                     final = replace(final, params=params)
-                except (Interrupted, Terminated) as error:
-                    final = test
-                    problem = f"the training on all rows; the forecaster has the network of epoch {trained.best_epoch}"
-                    stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)
+            except (Interrupted, Terminated) as error:
+                final = test
+                problem = f"the training on all rows; the forecaster has the network of epoch {epochs}"
+                stop = type(error)(f"Forecaster: signal {error.signal} stopped {problem}", trained, error.signal)
         outside = [evaluation.last_errors(test, *one) for one in zip(several, test.scaling.units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
         errors |= dict(zip(final.combination.parts, np.sqrt(final.combination.errors).tolist(), strict=True))
-        chosen = np.array([*final.combination.parts, *["network"] * used], dtype=object)
-        facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
+        chosen = np.array([*final.combination.parts, *["network"] * bool(epochs)], dtype=object)
+        facts: dict[str, Any] = {
+            "season_": season,
+            "calendar_": several[0].marks > 0,
+            "feature_names_in_": names,
+            "series_names_": ids,
+        }
         facts |= {"chosen_": chosen, "candidate_errors_": errors, "ranks_": sampling.ranks(test, several)}
         self._keep(test, final, adjustment, trained_=trained, **facts)
         if stop is not None:

@@ -241,7 +241,7 @@ def combined(trial: Trial, settings: Any) -> Combination:
     found = {name: one for name, one in found.items() if one.error <= most}
     parts = {name: one.part for name, one in found.items()}
     _, errors, doubts = (np.array(column) for column in zip(*found.values(), strict=True))
-    return Combination(parts, errors, doubts, trial.usual)
+    return Combination(parts, np.maximum(errors, 1e-12), doubts, trial.usual)
 
 
 def allows(settings: Any, name: str) -> bool:
