@@ -126,7 +126,11 @@ class Run(Report):
         self.group.close()
         if not self.leads:
             raise typer.Exit
-        self.trained = trained = model.trained_
+        self.trained = trained = vars(model).get("trained_")
+        if isinstance(model, Forecaster):
+            self.print(candidates(model))
+        if trained is None:
+            return model
         early = ", stopped early" if trained.stopped_early else ""
         skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
         parts = f"{len(trained.losses)} batches in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
@@ -145,7 +149,8 @@ class Run(Report):
         """Print where the model is, or as JSON the values with what is said of any training."""
         self.print(f"model: {self.file}")
         seconds = time.perf_counter() - self.start
-        self.finish(model=str(self.file), seconds=seconds, unsaved=self.trained.unsaved, **values)
+        unsaved = "" if self.trained is None else self.trained.unsaved
+        self.finish(model=str(self.file), seconds=seconds, unsaved=unsaved, **values)
 
     @contextlib.contextmanager
     def accounted(self) -> Iterator[None]:
@@ -191,6 +196,8 @@ def train_forecast(
     for name in ("linear_baseline", "season"):
         if settings[name].isdigit():
             settings[name] = int(settings[name])
+    if settings["candidates"] != "auto":
+        settings["candidates"] = settings["candidates"].split(",")
     if settings["least"] is None and np.nanmin(series.values) >= 0:
         settings["least"] = 0.0  # what never was below 0 will not be
     home = backend_of(backend, dtype)
@@ -212,7 +219,15 @@ def train_forecast(
         run.print(f"picture: {run.output / PICTURE}")
     else:
         run.print("picture: none, matplotlib is not installed (pip install matplotlib)")
-    run.end(window=model.window_, **values)
+    run.end(window=model.window_, chosen=[*model.chosen_], candidate_errors=model.candidate_errors_, **values)
+
+
+def candidates(model: Forecaster) -> str:
+    """Return in words which candidates a forecaster judged, and which of them it has."""
+    errors = [f"{name} {error:.3g}" for name, error in model.candidate_errors_.items()]
+    return (
+        f"candidates: {', '.join(errors)} of the error of repeating the last value; chosen: {', '.join(model.chosen_)}"
+    )
 
 
 @command(TextModel)

@@ -81,8 +81,8 @@ class Combination:
             return np.asarray(parts[0].apply(series, scaling, units, origins))
         rows = np.arange(max(1, int(np.min(origins)) - MEMORY * len(self.usual)), int(np.max(origins)) + 1)
         ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
-        found: Values = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
-        return found[origins - rows[0]]
+        found = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
+        return np.asarray(found[origins - rows[0]])
 
     @property
     def reach(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.namespace import Params
-from xlstm.data.host import check_reach
+from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor, selection
@@ -23,7 +23,7 @@ from xlstm.estimators.series_scaling import Scaling, names_of
 from xlstm.training import Trained
 
 ENOUGH = 64  # windows to train on from which on a network is tried
-GAIN = 0.98  # greatest error with the network, as a share of that without, at which it is used
+GAIN = 0.99  # greatest error with the network, as a share of that without, at which it is used
 WINDOW = 48  # steps that a network looks back by default, where there are enough rows
 Parts = dict[str, range]
 
@@ -118,17 +118,25 @@ def tries_network(data: Examples) -> bool:
     return len(data.origins) >= ENOUGH if isinstance(named, str) else "network" in named
 
 
-def network_error(one: Predictor, data: Examples) -> float:
-    """Return the mean square error of forecasts of examples, relative to that without the network."""
-    beside, alone = [], []
+def network_errors(one: Predictor, data: Examples) -> dict[str, float]:
+    """Return the errors of the average of the other candidates, and of what the network makes of it, on examples.
+
+    They are root mean squares, relative to that of repeating the last value.
+    """
+    squares: dict[str, list[Values]] = {"repeated": [], "average": [], "network": []}
     for k, (series, units) in enumerate(zip(data.several, one.scaling.units, strict=True)):
         origins = data.origins[data.series == k]
         truth = baselines.targets(series, origins, one.settings.horizon, int(origins[-1]) + 1)
         mean, _, scale = one.forecast(series, units, origins)
-        base = one.before(series, units, origins)[1]
-        beside.append(((mean - truth) / scale[:, None]) ** 2)
-        alone.append(((base - truth) / scale[:, None]) ** 2)
-    return float(np.nanmean(np.concatenate(beside)) / np.nanmean(np.concatenate(alone)))
+        found = {
+            "repeated": series.known[origins - 1, None],
+            "average": one.base(series, units, origins),
+            "network": mean,
+        }
+        for name, ahead in found.items():
+            squares[name].append(((ahead - truth) / scale[:, None]) ** 2)
+    repeated, *errors = (float(np.sqrt(np.nanmean(np.concatenate(parts)))) for parts in squares.values())
+    return dict(zip(("average", "network"), np.divide(errors, max(repeated, 1e-12)).tolist(), strict=True))
 
 
 def alone(one: Predictor, data: Examples) -> Predictor:

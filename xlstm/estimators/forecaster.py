@@ -40,20 +40,23 @@ TEST = "test."  # before the names of arrays of the network that has not seen th
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Forecaster(SeriesEstimator, FiledEstimator, Settings):
-    """Forecast series with a recurrent network beside a linear autoregression.
+    """Forecast series with a linear autoregression, exponential smoothing and a recurrent network.
 
-    A network sees by how much each of the last `window` values differs from the latest one, in units of the window's
-    own changes, and covariates. It predicts the mean and quantiles of the next `horizon` values at once, as what a
-    linear autoregression leaves of them (LSTNet, Lai et al. 2018). Neither the level nor the scale of a series matters.
+    `fit` judges these candidates by forecasts from rolling origins. It takes the average of the linear autoregression
+    and of exponential smoothing, weighted at each step by their latest errors, or only one of them where the other one
+    is clearly worse. A network predicts what these leave of the mean and quantiles of the next `horizon` values at once
+    (LSTNet, Lai et al. 2018; ES-RNN, Smyl 2020), where that lowers the validation error. It sees by how much each of
+    the last `window` values differs from the latest one, in units of the window's own changes, and covariates.
 
-    `fit` trains on the first 60 % of a series and stops early by the next 20 %. The last 20 % are for `score`, whose
-    network has not seen them. `predict` has a second network that is trained on all rows, unless `refit` is False.
-    Intervals are widened by errors of the past (Romano et al. 2019).
+    The first 60 % of a series are trained on, and the next 20 % decide when to stop and whether the network is used.
+    The last 20 % are for `score`, whose predictor has not seen them. `predict` has a second one, for which all is
+    fitted to all rows, unless `refit` is False. Intervals are widened by errors of the past (Romano et al. 2019).
 
     Parameters
     ----------
     window, horizon, hidden_size, epochs, patience, learning_rate, weight_decay, batch_size, clip, averaging, seed, \
-precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline, season, calendar, least, refit
+precision, cell, num_layers, bidirectional, dropout, candidates, quantiles, linear_baseline, season, calendar, least, \
+refit
         As for `Settings`.
     name : str
         A name for the series, kept in the model file.
@@ -84,11 +87,17 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     Attributes
     ----------
     trained_ : Trained
-        How the training went that validation ended.
+        How the training of the network went that validation ended; not there where none was trained.
     params_ : dict of str to array
         Weights of the network that `predict` has.
     scaling_ : Scaling
         Units of values and covariates.
+    chosen_ : array of str
+        Names of the candidates that forecast.
+    candidate_errors_ : dict of str to float
+        The errors by which they were chosen, relative to repeating the last value (root mean squares): those of
+        "linear" and "smoothing" from rolling origins, and on the validation part those of their "average" and of what
+        the "network" makes of it.
     window_ : int
         Steps that the network looks back.
     season_ : int
@@ -96,7 +105,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
     calendar_ : bool
         Whether dates are looked at.
     linear_baseline_ : int
-        Steps that the linear autoregression looks back to.
+        Steps that the linear autoregression looks back to; 0 where it is not chosen.
     n_targets_ : int
         Columns that are predicted.
     feature_names_in_ : array of str
@@ -534,7 +543,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         data = fitting.prepared(variants, given.ids, self.settings, backend)
         train, several, s = data["train"], data["train"].several, data["train"].predictor.settings
         stop: BaseException | None = None
-        trained, epochs, errors = None, 0, {}
+        trained, epochs, errors = None, 0, dict[str, float]()
         test = final = fitting.alone(data["validation"].predictor, train)
         run: dict[str, Any] = {"progress": progress, "group": group}
         if fitting.tries_network(train):
@@ -544,8 +553,8 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
             except (Interrupted, Terminated) as error:
                 stop, trained = error, error.trained
             beside = replace(test, params=trained.params)
-            errors["network"] = fitting.network_error(beside, data["validation"])
-            if not isinstance(s.candidates, str) or errors["network"] < fitting.GAIN:
+            errors = fitting.network_errors(beside, data["validation"])
+            if not isinstance(s.candidates, str) or errors["network"] < fitting.GAIN * errors["average"]:
                 test, final, epochs = beside, beside, max(1, trained.best_epoch)
         if s.refit and stop is None:
             rows = fitting.refitted(train)
