@@ -10,10 +10,21 @@ import pytest
 
 from tests.tables import LIBRARIES, columns_of, table
 from xlstm import losses
-from xlstm.data import calendars
+from xlstm.data import calendars, panels
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward, split
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, compare, evaluation, sampling
+from xlstm.estimators import (
+    Forecaster,
+    NotFittedError,
+    Settings,
+    baselines,
+    combination,
+    compare,
+    evaluation,
+    sampling,
+    selection,
+)
+from xlstm.layers.smoothing import ExponentialSmoothing
 from xlstm.models.sequence import CELLS
 from xlstm.training import Interrupted
 
@@ -733,3 +744,78 @@ def test_later_covariates_of_every_calendar_are_placed_by_date(step, zone):
     found = forecaster.predict(table, future=later)
     assert list(found.index) == list(dates[300:])
     pd.testing.assert_frame_equal(forecaster.predict(table, future=later[::-1]), found)
+
+
+def monthly(n, seed=0):
+    """A series with a trend and a season of 12 steps, both of which grow."""
+    time, rng = np.arange(n), np.random.default_rng(seed)
+    return np.exp(4 + 0.01 * time + 0.2 * np.sin(time * np.pi / 6) + 0.03 * rng.standard_normal(n))
+
+
+def test_candidates_are_judged_and_averaged(tmp_path):
+    values = monthly(92)
+    forecaster = Forecaster(horizon=8, backend="numpy").fit(values[:84])  # too few windows for a network
+    assert {*forecaster.chosen_} <= {"linear", "smoothing"} == {*forecaster.candidate_errors_}
+    assert "trained_" not in vars(forecaster)
+    part = forecaster.predictor_.combination.parts["smoothing"]
+    assert part.layer.periods == (12,)
+    found = forecaster.predict(values[:84])
+    assert np.mean((found - values[84:]) ** 2) < 0.3 * np.mean((values[72:80] - values[84:]) ** 2)
+    forecaster.save(tmp_path / "one")
+    loaded = Forecaster.load(tmp_path / "one", "numpy")
+    np.testing.assert_array_equal(loaded.predict(values[:84]), found)
+    assert loaded.candidate_errors_ == forecaster.candidate_errors_
+    for names in (["smoothing"], ["linear"], ["network"]):
+        one = Forecaster(horizon=2, epochs=1, hidden_size=4, backend="numpy", candidates=names).fit(values)
+        one.save(tmp_path / "two")
+        assert Forecaster.load(tmp_path / "two", "numpy").predict(values, 5).shape == (5,)
+        assert ("trained_" in vars(one), "network" in one.chosen_) == (("network" in names),) * 2
+        assert one.sample(values, 3, steps=4).shape == (3, 4)
+    with pytest.raises(ValueError, match=r"candidates\[0\] is 'ets', expected one of"):
+        Forecaster(candidates=["ets"]).fit(values)
+
+
+def test_short_series():
+    """From 20 values on a series has all its parts."""
+    forecaster = Forecaster(horizon=3, backend="numpy").fit(np.cumsum(np.arange(20.0)))
+    assert forecaster.predict(np.cumsum(np.arange(20.0))) == pytest.approx([210, 231, 253], rel=0.1)
+    with pytest.raises(ValueError, match="need 13 rows, the series has 8"):
+        Forecaster(horizon=3, backend="numpy").fit(np.arange(8.0))
+
+
+def test_smoothing_is_that_of_the_layer(rng):
+    values, shares = 5 + rng.random((40, 2)), {"alpha": 0.3, "beta": 0.2, "phi": 0.9, "gamma": 0.4}
+    for periods, multiplicative in (((), False), ((4,), False), ((4,), True)):
+        layer = ExponentialSmoothing(3, periods=periods, multiplicative=multiplicative)
+        params = {name: np.array([np.log(shares[name] / (1 - shares[name]))]) for name in layer.weights}
+        x = values[..., None]
+        expected = layer(params, x, layer.initial_state(x))[0]
+        numbers = np.array([[0.7 * 0.4, 0.3, 0.3 * 0.2, 0.9]]).T
+        np.testing.assert_allclose(combination.smoothed(layer, numbers, values)[:, 0], expected, rtol=1e-12)
+        np.testing.assert_allclose(combination.smoothed(layer, numbers, values, 30)[:, 0], expected[30:], rtol=1e-12)
+
+
+def test_weights_follow_the_latest_errors(rng):
+    """By hand: errors that are known at a row, of which each horizon halves the share."""
+    ahead, values = rng.standard_normal((2, 12, 3, 1)), rng.standard_normal((20, 1))
+    series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
+    rows, usual = np.arange(5, 17), np.array([[1.0], [2.0], [3.0]])
+    parts = dict.fromkeys(("smoothing", "linear"))
+    found = combination.Combination(parts, np.array([0.5, 0.8]), np.array([1.0, 1.6]), usual)
+    weights = found.weights(series, np.ones(1), rows, ahead)
+    level = np.array([0.5, 0.5])
+    for r, row in enumerate(rows):
+        known = [h for h in range(3) if r - h - 1 >= 0]
+        if known:
+            change = {h: values[row - 1, 0] - values[row - h - 2, 0] for h in known}
+            errors = [(ahead[:, r - h - 1, h, 0] - change[h]) ** 2 / usual[h] for h in known]
+            level = level + (1 - 0.5 ** (1 / 3)) * (np.mean(errors, axis=0) - level)
+        expected = (level * [1.0, 1.6]) ** -2.0
+        np.testing.assert_allclose(weights[:, r, 0], expected / expected.sum(), rtol=1e-12)
+
+
+def test_seasons_are_found(rng):
+    noise, time = rng.standard_normal(200), np.arange(200)
+    for m in (4, 7, 12, 24):
+        assert selection.season(np.tile(rng.standard_normal(m) * 5, 60)[:200] + time + noise) == m
+    assert selection.season(np.cumsum(noise)) == selection.season(noise) == 0
