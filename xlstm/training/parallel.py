@@ -248,7 +248,7 @@ class Sharded(Joint):
 
 
 def joint_of(group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]) -> Joint:
-    """Return what ranks sum up: with a shared optimiser for many parameters on a CPU, if nobody needs whole gradients.
+    """Return the sums over ranks: `Sharded` for many weights on a CPU where nobody needs whole gradients, else `Joint`.
 
     Parameters
     ----------
