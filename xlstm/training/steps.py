@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, foreach
-from xlstm.arrays.bernoulli import of_part
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.groups import GROUP, Group
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
-from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised

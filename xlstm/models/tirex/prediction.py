@@ -182,8 +182,8 @@ def predict(
             split = np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
             outputs |= zip((numbers[k] for k in batch), split, strict=True)
     each = len(windows) // len(given)
-    split = [[outputs[k] for k in range(first, first + each)] for first in range(0, len(windows), each)]
-    return [np.concatenate(parts, axis=1)[:, :steps] for parts in split]
+    firsts = range(0, len(windows), each)
+    return [np.concatenate([outputs[k + n] for n in range(each)], axis=1)[:, :steps] for k in firsts]
 
 
 def on_host(y: Any) -> Values:
