@@ -196,9 +196,8 @@ def train(
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
     chosen += [] if progress is None else [Each(checks.function("train", "progress", progress))]
-    for k, callback in enumerate(checks.several("train", "callbacks", callbacks, "a list of callbacks", 1000)):
-        one = CALLBACK("train", f"callbacks[{k}]", callback)
-        chosen.append(one if isinstance(one, Callback) else Each(one))
+    for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
+        chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):

@@ -418,10 +418,10 @@ def _scaled(xp: Namespace, g: Array, norm: Array, limit: Any) -> Array:
 def _make_adam(
     where: str, lr: float | Schedule, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
 ) -> Optimizer:
-    rates = checks.several(where, "betas", betas, "two rates", 2)
+    rates = checks.several(where, "betas", betas, "two rates", checks.rate, most=2)
     if len(rates) != 2:
         raise ValueError(f"{where}: betas has {len(rates)} entries, expected two rates")
-    b1, b2 = (checks.rate(where, f"betas[{k}]", beta) for k, beta in enumerate(rates))
+    b1, b2 = rates
     eps, decay = checks.non_negative(where, "eps", eps), checks.squared(where, "weight_decay", weight_decay)
     options = {"b1": b1, "b2": b2, "eps": eps, "decay": decay, "decoupled": decoupled}
     return _optimizer(where, lr, ("m", "v"), _adam, options)

@@ -103,7 +103,7 @@ class TiRex2(PatchNetwork):
     def __post_init__(self) -> None:
         where = "TiRex2"
         super().__post_init__()
-        given = checks.several(where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", 2**16)
+        given = checks.several(where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", most=2**16)
         if not given:
             raise ValueError(f"{where}: recipe is empty, expected a block or more")
         recipe = []

@@ -185,10 +185,9 @@ def levels_of(where: str, levels: Any, trained: Sequence[float]) -> tuple[float,
     if levels is None:
         return tuple(trained)
     flat = levels.tolist() if isinstance(levels, np.ndarray) else levels
-    numbers = checks.several(where, "quantiles", flat, "a list of numbers between 0 and 1", MOST)
+    numbers = checks.several(where, "quantiles", flat, "a list of numbers between 0 and 1", checks.any_number, MOST)
     for k, level in enumerate(numbers):
-        numbers[k] = checks.any_number(where, f"quantiles[{k}]", level)
-        if not trained[0] <= numbers[k] <= trained[-1]:
+        if not trained[0] <= level <= trained[-1]:
             problem = f"expected {trained[0]:g} to {trained[-1]:g}, the range that the model was trained for"
             raise ValueError(f"{where}: quantiles[{k}] is {numbers[k]:g}, {problem}")
     if len(set(numbers)) < len(numbers):
