@@ -22,7 +22,7 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.panels import Roles
 from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, graphs, loop, optimizers
-from xlstm.training.optimizers import cosine
+from xlstm.training.schedules import cosine
 
 Host = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]
