@@ -162,10 +162,10 @@ def test_each_piece_is_taken_once():
 
 
 def test_a_wrong_length_of_vectors_is_refused(monkeypatch):
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
-    monkeypatch.setenv(vectors.VARIABLE, "48")
-    vectors.shape.cache_clear()
+    monkeypatch.setenv(llvm.VARIABLE, "48")
+    llvm.shape.cache_clear()
     with pytest.raises(ValueError, match=r"^XLSTM_VECTOR_BYTES: '48', expected one of 16, 32, 64$"):
-        vectors.shape("float32")
-    vectors.shape.cache_clear()
+        llvm.shape("float32")
+    llvm.shape.cache_clear()

@@ -10,7 +10,7 @@ pytest.importorskip("numba")
 import numba
 
 from xlstm.arrays import cores
-from xlstm.engines.numba import shared_memory, team, work_queue
+from xlstm.engines.numba import llvm, team, work_queue
 
 
 @numba.njit(nogil=True)
@@ -27,13 +27,13 @@ def count(seen, more, negative, first, last):
 @numba.njit(nogil=True)
 def wait_for_the_other(counts, first, last):
     """Note in the first call of two whether the other one begins before this one ends."""
-    if shared_memory.count_up(counts, 0):
+    if llvm.count_up(counts, 0):
         return
     for _ in range(2_000_000):
-        if shared_memory.count_of(counts, 0) == 2:
+        if llvm.count_of(counts, 0) == 2:
             counts[1] = 1
             break
-        shared_memory.let_others_run()
+        llvm.let_others_run()
 
 
 @numba.njit(nogil=True)

@@ -168,19 +168,16 @@ def _address(function: Any) -> int:
     """Return the address of a function that takes the address of its arguments, `first` and `last`."""
     from numba import types
 
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
-    return int(vectors.address(function, types.void(*[types.int64] * 3)))
+    return int(llvm.address(function, types.void(*[types.int64] * 3)))
 
 
 @functools.cache
 def _compiled() -> ModuleType:
     """Return the functions of `work_queue.py`, compiled."""
-    from xlstm.engines.numba import vectors
-
     names = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
-    text = "".join(inspect.getsource(module) for module in (work_queue, vectors))
-    found = jit.new_module(text, names | {"call_part": vectors.call_part})
+    found = jit.new_module(inspect.getsource(work_queue), names)
     jit.bind(found, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True)
     found.help_others(queue)  # compiled here, and not by a worker
     return found
