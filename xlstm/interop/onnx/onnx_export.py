@@ -26,7 +26,6 @@ from xlstm.engines.tape import Widths
 from xlstm.interop.common import Exported, Host, Layer
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
-from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Embedding
@@ -157,7 +156,7 @@ def to_onnx(
     graph = Graph(opset)
     with _writing(graph, inputs):
         found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()})
-    model = _closed(graph, inputs, found, type(layer).__name__)
+    model = graph.model(inputs, found, type(layer).__name__)
     library().helper.set_model_props(model, about)
     if path is not None:
         writing.write(path, model.SerializeToString())
@@ -340,7 +339,7 @@ def _scan(
         if lengths is not None:
             after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
             y = _where(now[1] < lengths, y, 0.0)
-    options: dict[str, Any] = {"body": _subgraph(body, [*before, *now], [*after, y]), "num_scan_inputs": len(over)}
+    options: dict[str, Any] = {"body": body.part([*before, *now], [*after, y]), "num_scan_inputs": len(over)}
     if reverse:
         options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
     *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
@@ -467,43 +466,3 @@ def _writing(graph: Graph, inputs: Sequence[Array]) -> Iterator[None]:
             yield
     finally:
         engine.ENGINES.remove(scan)
-
-
-def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
-    """Return the checked model of a graph, with outputs of these names."""
-    onnx = library()
-    for output, array in outputs.items():
-        graph.node("Identity", [array.name], [output])
-    ends = [Array(output, array.shape, array.dtype) for output, array in outputs.items()]
-    proto = _subgraph(graph, inputs, ends, name)
-    used = {name for node in proto.node for name in names_into(node)}
-    constants = [onnx.numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used]
-    proto.initializer.extend(constants)
-    versions = [onnx.helper.make_opsetid("", graph.opset)]
-    ir_version = onnx.helper.find_min_ir_version_for(versions)
-    model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
-    """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
-    named = [a.name for a in outputs]
-    made = {output for node in graph.nodes for output in node.output}
-    for k, one in enumerate(named):
-        if one in named[:k] or one not in made:
-            named[k] = graph.name()
-            graph.nodes.append(library().helper.make_node("Identity", [one], [named[k]]))
-    needed, nodes = set(named), []
-    for node in reversed(graph.nodes):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(names_into(node))
-    results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
-    return library().helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
-
-
-def _value(name: str, array: Array) -> Any:
-    helper = library().helper
-    dims = [next((name for name, size in arrays.OPEN.items() if n == size), n) for n in array.shape]
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
