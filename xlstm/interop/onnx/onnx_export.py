@@ -61,7 +61,6 @@ def to_onnx(
     state: bool = True,
     step: bool = False,
     opset: int = 17,
-    tokens: int | None = None,
 ) -> Any:
     """Write a layer, a model or an estimator as ONNX.
 
@@ -75,8 +74,8 @@ def to_onnx(
     output (`x1` in a `CausalConv`); where states are nested, the places of a part stand before its name, such as
     `0.1.C0` in a stack. A layer without time takes `x` (T, B, D) and has no state.
 
-    A TiRex or TiRex2 is written as its univariate network, for a fixed number T of tokens: its input is `tokens` (B, T,
-    2P), its output `y` (B, T, Q, P).
+    A TiRex or TiRex2 is written as its univariate network, for the T tokens of its context and horizon: its input is
+    `tokens` (B, T, 2P), its output `y` (B, T, Q, P).
 
     An estimator is written with its scaling, without a state, and with its labels, its kind and what else `fit` found
     as metadata. A classifier and a regressor take `x` of float64, (B, T, D) or a table (B, T), and return `label` (B,)
@@ -101,8 +100,6 @@ def to_onnx(
         Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y` (B, O).
     opset : int
         Version of ONNX's operators, 14 or newer.
-    tokens : int, optional
-        Number T of tokens of a TiRex or TiRex2, by default those of its context and horizon.
 
     Returns
     -------
@@ -144,13 +141,10 @@ def to_onnx(
         layer, params = layer.model_, layer.params_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
-    if tokens is not None and not isinstance(layer, TiRex | TiRex2):
-        problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
-        raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
     if formula is not None:
         inputs, outputs = _of_estimator(layer, given, formula)
     elif isinstance(layer, TiRex | TiRex2):
-        inputs, outputs = _of_tirex(layer, lengths, tokens)
+        inputs, outputs = _of_tirex(layer, lengths)
     else:
         inputs, outputs = _of_model(layer, state, lengths, step)
     graph = Graph(opset)
@@ -178,13 +172,12 @@ def _of_estimator(model: Any, given: Mapping[str, Any], formula: Callable[..., d
     return inputs, outputs
 
 
-def _of_tirex(model: TiRex | TiRex2, lengths: bool, tokens: int | None) -> Exporting:
-    """Return the input of a network with the batch first, for so many tokens, and the function that writes it."""
+def _of_tirex(model: TiRex | TiRex2, lengths: bool) -> Exporting:
+    """Return the input of a network with the batch first, and the function that writes it."""
     if lengths:
         kind = type(model).__name__
         raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
-    usual = (model.context + getattr(model, "horizon", 0)) // model.patch_size
-    T = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
+    T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
 
     def outputs(p: Params) -> dict[str, Array]:
