@@ -4,7 +4,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,22 +346,6 @@ def test_errors_of_forecasts_are_drawn_by_horizon():
     assert {"days ahead", "RMSE (kg)", "LSTM", "persistence"} <= set(texts(figure))
 
 
-def compared(names):
-    """What `estimators.compare` returns, with intervals of all models but the last one."""
-    shares = [*np.linspace(0.1, 0.9, len(names) - 1), math.nan]
-    scores = {name: SimpleNamespace(width=5 * share, coverage=share) for name, share in zip(names, shares, strict=True)}
-    return SimpleNamespace(errors={name: np.arange(1.0, 13) + k for k, name in enumerate(names)}, scores=scores)
-
-
-def test_comparisons_show_errors_and_intervals():
-    figure = plots.comparison(compared(["LSTM", "ETS", "other"]), "kg", "day")
-    left, right = figure.axes
-    assert [line.get_label() for line in left.lines] == ["LSTM", "ETS", "other"]
-    points = [line.get_xydata()[0].tolist() for line in right.lines[:2]]
-    assert points == [[0.5, 10.0], [4.5, 90.0]]
-    assert {"days ahead", "RMSE (kg)", "mean width (kg)", "80 % intervals"} <= set(texts(figure))
-
-
 # Wrong arguments
 
 LSTM = xlstm.LSTM(D, H)
@@ -395,7 +378,6 @@ def kept(layer):
         (lambda: plots.confusion(["a"], ["a", "b"]), ValueError, r"truth and predicted have shapes \(1,\) and \(2,\)"),
         (lambda: plots.forecast_errors({}), ValueError, "forecast_errors: errors are empty"),
         (lambda: plots.forecast_errors({"a": [[1.0]]}), ValueError, r"a has shape \(1, 1\), expected \(N,\)"),
-        (lambda: plots.comparison({"a": [1.0]}), TypeError, "found is {'a': .*, expected a Comparison"),
         (lambda: plots.save(plots.parameters(START), "a.doc"), ValueError, r"a\.doc: ends in '\.doc', expected one of"),
         (lambda: plots.save(plots.parameters(START), "absent/a.png"), OSError, r"absent/a\.png"),
         (lambda: plots.save(3, "a.png"), TypeError, "figure is 3, expected a figure of matplotlib"),
@@ -462,7 +444,6 @@ def test_labels_do_not_collide_and_have_two_sizes(interpreted, x, run, tmp_path)
         plots.gradients(plots.gradient_norms(stack, params, x)),
         plots.curves({"a": tmp_path, "b": run}),
         plots.forecast_errors({"a": np.arange(1.0, 40), "b": np.arange(2.0, 41)}),
-        plots.comparison(compared(["Forecaster", "linear", "seasonal naive", "ETS", "ARIMA", "Theta"]), "megawatts"),
     ):
         assert overlapping(figure) == []
         ticks = [tick for axes in figure.axes for tick in axes.yaxis.get_minorticklabels()]

@@ -294,51 +294,7 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
         There are no errors, or they are no numbers (horizon,).
     """
     figure, (axes,) = figures.panels(1, 1, 3.0)
-    _draw_errors(axes, checks.mapping("forecast_errors", errors, "errors"))
-    figures.label(axes, x=f"{step}s ahead", y=f"{measure} ({unit})" if unit else measure)
-    figures.legend(figure, axes, loc="outside upper left", ncols=3)
-    return figure
-
-
-def comparison(found: Any, unit: str = "", step: str = "step") -> Any:
-    """Draw a comparison of forecasters: errors by steps ahead, and the width of intervals beside what they cover.
-
-    Parameters
-    ----------
-    found : Comparison
-        Of `estimators.compare`. A model without intervals is in the first panel alone.
-    unit : str
-        The unit of the series.
-    step : str
-        The unit of a step, such as "month".
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    TypeError
-        It is no comparison.
-    """
-    checks.having("errors", "scores", expected="a Comparison")("comparison", "found", found)
-    figure, (left, right) = figures.panels(2, 2, 3.2)
-    _draw_errors(left, found.errors)
-    for k, one in enumerate(found.scores.values()):
-        look = figures.line(k)
-        right.plot(one.width, 100 * one.coverage, color=look["color"], marker=look["marker"], markersize=7)
-    right.axhline(80, color=TRUTH, linewidth=0.8)
-    right.set_xlim(left=0)
-    right.set_ylim(0, 102)
-    named = f" ({unit})" if unit else ""
-    figures.label(left, "errors", f"{step}s ahead", f"RMSE{named}")
-    figures.label(right, "80 % intervals", f"mean width{named}", "values within (%)")
-    figures.legend(figure, left, loc="outside upper left", ncols=4)
-    return figure
-
-
-def _draw_errors(axes: Any, errors: Mapping[str, Any]) -> None:
-    for k, (name, given) in enumerate(errors.items()):
+    for k, (name, given) in enumerate(checks.mapping("forecast_errors", errors, "errors").items()):
         values = host.numbers("forecast_errors", str(name), given)
         if values.ndim != 1:
             raise ValueError(f"forecast_errors: {name} has shape {values.shape}, expected (N,)")
@@ -346,6 +302,9 @@ def _draw_errors(axes: Any, errors: Mapping[str, Any]) -> None:
         axes.plot(np.arange(1, len(values) + 1), values, label=str(name), **look)
     axes.set_ylim(bottom=0)
     figures.whole_numbers(axes.xaxis)
+    figures.label(axes, x=f"{step}s ahead", y=f"{measure} ({unit})" if unit else measure)
+    figures.legend(figure, axes, loc="outside upper left", ncols=3)
+    return figure
 
 
 def _draw_fan(axes: Any, series: Series, ahead: Fan) -> None:
