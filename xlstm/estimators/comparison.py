@@ -157,7 +157,7 @@ def compare(
     scale = float(evaluation.naive_error(one.values[:cut], season)[0])
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
-        models = {name: name for name in checks.several("compare", "models", models, expected, checks.LARGEST)}
+        models = {name: name for name in checks.several("compare", "models", models, expected)}
     made, scores = {name: _model(name, model, horizon, season) for name, model in models.items()}, {}
     for name, model in made.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
@@ -243,4 +243,5 @@ def _score(made: Made, truth: Values, scale: float) -> ModelScore:
     there, error = ~np.isnan(truth), np.abs(mean - truth)
     rmse, mae = float(np.sqrt(np.mean(error[there] ** 2))), float(np.mean(error[there]))
     inside = np.where(np.isnan(low), np.nan, (low <= truth) & (truth <= high))
-    return ModelScore(rmse, mae, mae / scale, float(np.mean(inside[there])), float(np.mean(high - low)), seconds, mean)
+    covered, width = float(np.mean(inside[there])), float(np.mean(high - low))
+    return ModelScore(rmse, mae, mae / scale if scale > 0 else math.nan, covered, width, seconds, mean)
