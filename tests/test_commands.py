@@ -54,7 +54,7 @@ def test_train_then_predict(run, tmp_path):
     for picture in PICTURES:
         assert (tmp_path / "xlstm-output" / picture).read_bytes().startswith(b"\x89PNG")
     lines = run("predict", "xlstm-output/model.safetensors", bundled("sunspots"), "--steps", 3).stdout.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["time", "1984-01", "1984-02", "1984-03"]
+    assert [line.split(",")[0] for line in lines] == ["month", "1984-01", "1984-02", "1984-03"]
     loaded = Forecaster.load("xlstm-output/model.safetensors", "numpy")
     values = loaded.predict(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1), 3)
     np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], values, rtol=1e-5)
@@ -76,8 +76,8 @@ def test_several_columns(run, tmp_path):
     words = "several columns hold numbers, choose one of a, b with --column"
     assert words in run("train", "two.csv", *QUICK, code=2).stderr
     run("train", "two.csv", *QUICK, "--column", "b")
-    assert run("predict", "xlstm-output", "two.csv").stdout.startswith("time,b\n")  # as it was trained on
-    assert run("predict", "xlstm-output", "two.csv", "--column", "a").stdout.startswith("time,a\n")
+    assert run("predict", "xlstm-output", "two.csv").stdout.startswith("day,b\n")  # as it was trained on
+    assert run("predict", "xlstm-output", "two.csv", "--column", "a").stdout.startswith("day,a\n")
 
 
 def test_how_a_table_is_written_is_said(run, tmp_path):
@@ -103,7 +103,7 @@ def test_forecasts_as_a_table_and_their_errors(run):
     run("predict", "m", bundled("sunspots"), "--steps", 3, "--output", "p.csv")
     assert Path("p.csv").read_text() == printed
     lines = run("predict", "m", bundled("sunspots"), "--steps", 2, "--intervals").stdout.splitlines()
-    assert lines[0] == "time,sunspots," + ",".join(f"sunspots 0.{k}" for k in range(1, 10))
+    assert lines[0] == "month,sunspots," + ",".join(f"sunspots 0.{k}" for k in range(1, 10))
     assert [line.split(",")[:2] for line in lines[:3]] == [line.split(",") for line in printed.splitlines()[:3]]
     shares = [[float(cell) for cell in line.split(",")[2:]] for line in lines[1:]]
     assert np.all(np.diff(shares, axis=1) >= 0)
@@ -368,7 +368,7 @@ WRONG = [
     ),
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
     (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model, which takes no --bytes"),
-    (["forecast", "series", "long.csv"], "series: kind is 'forecaster', which is for xlstm predict, evaluate, export"),
+    (["generate", "series", "--prompt", "a"], "series: kind is 'forecaster', which is for xlstm predict, forecast, evaluate,"),
     (["import", "weights.pt"], "weights.pt: not read without PyTorch (File is not a zip file)"),
     (["info", "--card", "h100"], "info: --card goes with --explain"),
     (["runs", "torn"], "none of the runs has a readable history"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,12 +14,14 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.data import reading
+from xlstm.cli.console import tell
+from xlstm.data import calendars, panels, reading
 from xlstm.data.csv_file import PLAIN, Dialect
-from xlstm.data.frames import grouped, places_of
+from xlstm.data.frames import Columns, grouped, places_of
 from xlstm.data.host import SeriesError
-from xlstm.data.series import Series
-from xlstm.data.table import names_in, opened
+from xlstm.data.panels import Given, Roles, numbers_of
+from xlstm.data.series import Series, only_column, series_of
+from xlstm.data.table import groups_of, names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -32,7 +34,7 @@ LANGUAGE = "language model"  # a kind of network
 ESTIMATORS = {one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)}
 # The commands that take each kind of model file.
 COMMANDS = {
-    Forecaster.KIND: ("predict", "evaluate", "export", "inspect"),
+    Forecaster.KIND: ("predict", "forecast", "evaluate", "export", "inspect"),
     TextModel.KIND: ("generate", "evaluate", "export", "inspect"),
     SequenceClassifier.KIND: ("predict", "evaluate", "export", "inspect"),
     SequenceRegressor.KIND: ("export", "inspect"),
@@ -88,11 +90,15 @@ def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: ob
     """Raise ValueError where options of a forecaster, or of tables, are given for a model of another kind."""
     if kind == Forecaster.KIND:
         return
-    given = {name for name, value in options.items() if value not in (None, False)}
     if kind in (TextModel.KIND, LANGUAGE):
-        given |= {name for name, value in vars(dialect).items() if value != getattr(PLAIN, name)}
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        options |= {name: value for name, value in vars(dialect).items() if value != getattr(PLAIN, name)}
+    refuse(file, kind, options)
+
+
+def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
+    """Raise ValueError where options are given that a model of a kind does not take."""
+    if given := sorted(name for name, value in options.items() if value not in (None, False)):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{file}: is a {kind}, which takes no {names}")
 
 
@@ -107,13 +113,159 @@ def read_text(file: Path) -> str:
     return text
 
 
-@contextlib.contextmanager
-def dated(series: Series, wanted: bool = True) -> Iterator[dict[str, Any]]:
-    """Give the dates of a series as an argument of a forecaster, and name the date of a value that cannot be used."""
-    try:
-        yield {"dates": series.index if wanted and series.calendar is not None else None}
-    except SeriesError as error:
-        raise ValueError(f"{series.name}, {series.step} {series.labels[error.row]}: {error}") from error
+class Panel(NamedTuple):
+    """The series of a table, as estimators take them and as people read them.
+
+    Attributes
+    ----------
+    given : Given
+    shown : list of Series
+        The first target of each series.
+    roles : Roles
+    time : str
+        The name of the column of dates, or of steps.
+    kinds : dict of str to pyarrow.DataType
+        Types of the columns of times and of names of series, where they come from a Parquet file.
+    """
+
+    given: Given
+    shown: list[Series]
+    roles: Roles
+    time: str
+    kinds: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The names of the targets."""
+        return ", ".join(self.given.names)
+
+    def __str__(self) -> str:
+        """Describe the series in a line."""
+        first, sizes = self.shown[0], [len(one.values) for one in self.shown]
+        if len(sizes) > 1:
+            return f"{self.name}, {len(sizes)} series of {min(sizes)} to {max(sizes)} {first.step}s"
+        gaps, note = (f", {first.gaps} of them gaps" if first.gaps else ""), (f" ({first.note})" if first.note else "")
+        return f"{self.name}, {sizes[0]} {first.step}s from {first.labels[0]} to {first.labels[-1]}{gaps}{note}"
+
+    def missing(self, steps: int) -> str:
+        """Say which columns are to be known for so many steps after the end of a series and are not, or nothing."""
+        for one, values, beside in zip(self.shown, self.given.values, self.given.covariates, strict=True):
+            rows = 0 if beside.future is None else len(beside.future) - len(values)
+            if beside.future is not None and rows < steps:
+                known = (
+                    f"{checks.few(self.roles.future)}, known in advance, go on for {rows} rows after {one.labels[-1]}"
+                )
+                of = f" in series {checks.shown(one.name)}" if self.roles.series_id else ""
+                where = f"rows without {self.name} at the end of the table, or --future-file"
+                return f"{known}{of}, expected {steps}: in {where}"
+        return ""
+
+    def after(self, steps: int) -> Host | None:
+        """Return the dates of so many rows after each series, in UTC, behind each other; None where some have none."""
+        dates = [calendars.after(one.calendar, steps) for one in self.shown if one.calendar is not None]
+        if len(dates) < len(self.shown):
+            return None
+        unit = "D" if np.datetime_data(dates[0].dtype)[0] in "YMD" else "us"
+        return np.concatenate(dates).astype(f"datetime64[{unit}]")
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[Given]:
+        """Give the series to an estimator, and name the date of a value that cannot be used."""
+        try:
+            yield self.given
+        except SeriesError as error:
+            if len(self.shown) > 1:
+                raise
+            series = self.shown[0]
+            raise ValueError(f"{self.name}, {series.step} {series.labels[error.row]}: {error}") from error
+
+
+def read_panel(
+    path: Path,
+    roles: Roles,
+    dialect: Dialect = PLAIN,
+    *,
+    usual: str | None = None,
+    later: Path | None = None,
+    every: bool = False,
+) -> Panel:
+    """Read the series of a table.
+
+    Rows at the end of a series without a target are those of what is known in advance.
+
+    Parameters
+    ----------
+    path : Path
+    roles : Roles
+        Checked. Where no target is named it is the only column of numbers that has no role.
+    dialect : Dialect
+    usual : str, optional
+        The target, where none is named and several columns could be it.
+    later : Path, optional
+        A table of what is known in advance.
+    every : bool
+        Where no target is named, all columns that hold a number are targets. A warning names those that are left out.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        The file cannot be read, a column is missing, a target or a series has no value, or dates do not rise or go on.
+    """
+    if later is not None and not roles.future:
+        raise ValueError(f"{later}: no column is known in advance, expected one where there is --future-file")
+    file, beside = opened(path, dialect), [*roles.past, *roles.future, *roles.static]
+    places_of(str(path), file.names, [*roles.targets, *beside, *roles.series_id], "the header")
+    names = roles.targets or [name for name in file.numeric if name not in (*beside, *roles.series_id)]
+    if beside and not names:
+        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
+    if not (roles.targets or every):
+        names = [only_column(file, names, usual)]
+    groups = groups_of(file, roles.id_name or None, [*names, *beside])
+    names = _with_numbers(path, [*groups.values()], names, bool(roles.targets))
+    first, read, after, shown = next(iter(groups.values())), {}, {}, []
+    for label, columns in groups.items():
+        there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
+        if not len(there):
+            raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
+        end = int(there[-1]) + 1
+        part, after[label] = columns.take(slice(end)), columns.take(slice(end, None))
+        series = series_of(names[0], part, file.line if label == "" else f"{path}: {label}: row {{}}".format)
+        shown.append(replace(series, name=label or series.name))
+        read[label] = part if series.calendar is not None else replace(part, index=None)
+    if later is not None:
+        after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
+    given = panels.of_columns(str(path), read, roles, names, after if roles.future else {}, str(later or "the table"))
+    left = [name for name in file.names if name not in (*names, *beside, *roles.series_id, first.index_name)]
+    if left and every and not roles.targets:
+        tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
+    dated = first.index_name is not None and shown[0].calendar is not None
+    time = str(first.index_name) if dated else "step" if "time" in names else "time"
+    kinds = {name: kind for name, kind in getattr(file, "kinds", {}).items() if name in (*roles.series_id, time)}
+    return Panel(given._replace(flat=[len(names) == 1] * len(shown)), shown, roles, time, kinds)
+
+
+def panel_of(
+    loaded: Loaded, path: Path, column: str | None, dialect: Dialect = PLAIN, later: Path | None = None
+) -> Panel:
+    """Return the series of a table in the columns that a forecaster was trained on, or its target in another column."""
+    model, names = loaded.estimator, [*getattr(loaded.estimator, "feature_names_in_", ())]
+    roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(str(loaded.file))
+    if column is not None and model.n_targets_ > 1:
+        raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
+    targets = roles.targets or names * (len(names) > 1) if column is None else [column]
+    panel = read_panel(path, roles._replace(targets=targets), dialect, usual=model.name, later=later)
+    if panel.name != model.name:
+        tell(f"note: the model was trained on {model.name}, this is {panel.name}")
+    return panel
+
+
+def _with_numbers(path: Path, groups: Sequence[Columns], names: Sequence[str], named: bool) -> Sequence[str]:
+    """Return the columns that hold a number; where they were named, all have to."""
+    there = np.any([~np.isnan(numbers_of(str(path), group, names)).all(axis=0) for group in groups], axis=0)
+    empty = [name for name, has_numbers in zip(names, there, strict=True) if not has_numbers]
+    if empty and named:
+        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
+    return [name for name in names if name not in empty] or names
 
 
 @dataclass(frozen=True)
