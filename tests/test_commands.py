@@ -368,7 +368,10 @@ WRONG = [
     ),
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
     (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model, which takes no --bytes"),
-    (["generate", "series", "--prompt", "a"], "series: kind is 'forecaster', which is for xlstm predict, forecast, evaluate,"),
+    (
+        ["generate", "series", "--prompt", "a"],
+        "kind is 'forecaster', which is for xlstm predict, forecast,",
+    ),
     (["import", "weights.pt"], "weights.pt: not read without PyTorch (File is not a zip file)"),
     (["info", "--card", "h100"], "info: --card goes with --explain"),
     (["runs", "torn"], "none of the runs has a readable history"),

@@ -15,7 +15,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli import sources
 from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
-from xlstm.cli.console import Report, printable, put, table
+from xlstm.cli.console import Report, printable, put, table, tell
 from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
 from xlstm.data import text
 from xlstm.data.csv_file import Dialect
@@ -81,8 +81,7 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
     """Return forecasts of a trained model, with some of its quantiles, as columns."""
     fitted = loaded.estimator
     steps, trained = fitted.horizon if steps is None else steps, list(fitted.quantiles)
-    if problem := panel.missing(steps):
-        raise ValueError(problem)
+    panel.check_known(steps)
     if levels and steps > fitted.horizon:
         raise ValueError(
             f"{loaded.file}: steps is {steps}, expected at most the horizon, {fitted.horizon}, with intervals"
@@ -147,7 +146,7 @@ def forecast(
     file, kind = find_model("forecast", model, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
     if kind:
-        sources.refuse(file, f"{kind} that knows its columns", vars(by_role) | {"dtype": dtype})
+        sources.refuse(file, f"trained {kind}", vars(by_role) | {"dtype": dtype})
         loaded = load_model("forecast", file, backend)
         panel = panel_of(loaded, table, None, dialect, future_file)
         if levels is None:
@@ -245,6 +244,11 @@ def evaluate(
     loaded = load_model("evaluate", model, backend)
     sources.check_options(loaded.file, loaded.kind, dialect, column=column)
     report, estimator = Report(as_json), loaded.estimator
+    if estimator.data_ == sources.digest(data):
+        judged = (
+            "these are errors on its test part" if loaded.kind == Forecaster.KIND else "other data are a fairer test"
+        )
+        tell(f"note: the model was trained on {data}; {judged}")
     if isinstance(estimator, TextModel):
         values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,6 +103,12 @@ def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
         raise ValueError(f"{file}: is a {kind}, which takes no {names}")
 
 
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def read_text(file: Path) -> str:
     """Return the text of a file; ValueError if it is empty or no UTF-8."""
     try:
@@ -147,18 +154,18 @@ class Panel(NamedTuple):
         gaps, note = (f", {first.gaps} of them gaps" if first.gaps else ""), (f" ({first.note})" if first.note else "")
         return f"{self.name}, {sizes[0]} {first.step}s from {first.labels[0]} to {first.labels[-1]}{gaps}{note}"
 
-    def missing(self, steps: int) -> str:
-        """Say which columns are to be known for so many steps after the end of a series and are not, or nothing."""
-        for one, values, beside in zip(self.shown, self.given.values, self.given.covariates, strict=True):
-            rows = 0 if beside.future is None else len(beside.future) - len(values)
-            if beside.future is not None and rows < steps:
-                known = (
-                    f"{checks.few(self.roles.future)}, known in advance, go on for {rows} rows after {one.labels[-1]}"
-                )
-                of = f" in series {checks.shown(one.name)}" if self.roles.series_id else ""
-                where = f"rows without {self.name} at the end of the table, or --future-file"
-                return f"{known}{of}, expected {steps}: in {where}"
-        return ""
+    @property
+    def known(self) -> dict[str, int]:
+        """The rows after the end of each series for which columns that are to be known in advance are known."""
+        every = zip(self.shown, self.given.values, self.given.covariates, strict=True)
+        return {one.name: len(c.future) - len(values) for one, values, c in every if c.future is not None}
+
+    def check_known(self, steps: int) -> None:
+        """Raise ValueError where columns that are to be known in advance are not known for so many steps."""
+        for name, rows in self.known.items():
+            if rows < steps:
+                columns, more = checks.few(self.roles.future), f"add rows without {self.name}, or give --future-file"
+                raise ValueError(f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}")
 
     def after(self, steps: int) -> Host | None:
         """Return the dates of so many rows after each series, in UTC, behind each other; None where some have none."""

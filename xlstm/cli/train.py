@@ -22,7 +22,7 @@ from xlstm.cli import configuration, launch
 from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, ConfigOption, JsonOption, QuietOption, command
 from xlstm.cli.console import Report, code, compare, interrupted, join, message_of, progress, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
-from xlstm.cli.sources import MODEL, Layout, Panel, held_out, read_panel, read_text
+from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
 from xlstm.data import writing
 from xlstm.data.csv_file import Dialect
 from xlstm.data.series import bundled
@@ -103,8 +103,8 @@ class Run(Report):
         """The checkpoints of the run in the folder."""
         return Folder(self.output, 1).checkpoints() if self.keeps else []
 
-    def fit(self, model: Any, *data: Any, note: dict[str, Any] | None = None, **beside: Any) -> Any:
-        """Train an estimator on data, and save it with a note, also where a signal ends training."""
+    def fit(self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **beside: Any) -> Any:
+        """Train an estimator on data of a file, and save it with a note, also where a signal ends training."""
         model.set_params(graph=self.graph)
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
@@ -120,9 +120,9 @@ class Run(Report):
             try:
                 model.fit(*data, **beside)
             except (Interrupted, Terminated):
-                self._save(model, note)  # the best so far
+                self._save(model, file, note)  # the best so far
                 raise
-        self._save(model, note)  # before anything else can go wrong
+        self._save(model, file, note)  # before anything else can go wrong
         compare(self.group)
         self.group.close()
         if not self.leads:
@@ -134,9 +134,10 @@ class Run(Report):
         self.print(f"trained: {parts}{early}{skipped}")
         return model
 
-    def _save(self, model: Any, note: dict[str, Any] | None) -> None:
+    def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
         if not self.leads:
             return
+        model.data_ = None if file is None else digest(file)
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
         if self.keeps:
@@ -187,7 +188,8 @@ def train_forecast(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it. `train forecast` keeps checkpoints and the history, too.
     """
-    panel = read_panel(table or bundled("sunspots"), by_role.roles(column), dialect)
+    file = table or bundled("sunspots")
+    panel = read_panel(file, by_role.roles(column), dialect)
     if horizon is None:
         horizon = max(1, min(HORIZON, *(len(one.values) // SHORT for one in panel.shown)))
     for name in ("linear_baseline", "season"):
@@ -203,7 +205,7 @@ def train_forecast(
     narrow = "" if model.precision is None else f", training in {model.precision}"
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
     run.print(f"series: {panel}")
-    run.fit(model, given)
+    run.fit(model, given, file=file)
     score, values = of_forecasts(run, model, panel)
     if figures.available():
         _picture(run.output / PICTURE, model, panel, score)
@@ -217,7 +219,7 @@ def train_forecast(
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
     """Draw forecasts of the first series and target: over the test part, and beyond the end where all is known."""
     fan = None
-    if not panel.missing(model.horizon):
+    if min(panel.known.values(), default=model.horizon) >= model.horizon:
         quantiles = model.predict_quantiles(panel.given)[0]
         fan = plots.Fan(quantiles.reshape(model.horizon, -1, len(model.quantiles))[:, 0], model.quantiles)
     ours = score.series == 0
@@ -235,7 +237,7 @@ def train_text(
 ) -> None:
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
     whole = read_text(file)
-    model = run.fit(TextModel(**settings), whole)
+    model = run.fit(TextModel(**settings), whole, file=file)
     judged = {} if model.held_out_ is None else of_text(run, model, model.held_out_, "held out")
     text = model.generate(whole[:1], sample, seed=model.seed) if sample else ""
     if text:
@@ -262,7 +264,7 @@ def train_classify(
     layout = Layout.of(table, label, sequence, columns, dialect)
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])
-    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout))
+    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout), file=table)
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(epochs=model.n_iter_, **judged)
 
