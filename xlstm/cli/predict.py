@@ -83,9 +83,8 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
     steps, trained = fitted.horizon if steps is None else steps, list(fitted.quantiles)
     panel.check_known(steps)
     if levels and steps > fitted.horizon:
-        raise ValueError(
-            f"{loaded.file}: steps is {steps}, expected at most the horizon, {fitted.horizon}, with intervals"
-        )
+        limit = f"the horizon, {fitted.horizon}, with intervals"
+        raise ValueError(f"{loaded.file}: steps is {steps}, expected at most {limit}")
     if unknown := [level for level in levels if level not in trained]:
         raise ValueError(f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}")
     with panel.named() as given:
@@ -97,8 +96,9 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
 
 def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
     """Return forecasts of each series as columns: its name, times, and of each target the value and quantiles."""
-    names, steps = panel.given.names, len(points[0])
-    columns: dict[str, Any] = {}
+    names, steps, columns = panel.given.names, len(points[0]), {}
+    for note in dict.fromkeys(one.note for one in panel.shown if one.calendar is None and one.note):
+        tell(f"note: {note}")
     if panel.roles.series_id:
         columns[panel.roles.id_name] = [label for label in panel.given.labels for _ in range(steps)]
     columns[panel.time] = [label for one in panel.shown for label in one.after(steps)]
@@ -153,8 +153,10 @@ def forecast(
             levels = list(loaded.estimator.quantiles) if (horizon or 0) <= loaded.estimator.horizon else []
         name, ahead = kind, _ahead(loaded, panel, horizon, levels)
     else:
-        panel = sources.read_panel(table, by_role.roles(), dialect, later=future_file, every=True)
-        name, levels, ahead = _zero_shot(ZeroShotForecaster(file, backend, dtype, horizon=horizon), panel, levels)
+        panel = sources.read_panel(table, by_role.roles(), dialect, None, future_file, every=True)
+        zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon)
+        name, levels = type(zero_shot.fit().model_).__name__, levels or [*zero_shot.model_.quantiles]
+        ahead = _zero_shot(zero_shot, panel, levels)
     report = Report(as_json)
     if output is not None or not as_json:
         _write(output, ahead, panel)
@@ -165,17 +167,12 @@ def forecast(
     report.finish(**about, output=None if output is None else str(output), forecasts=ahead)
 
 
-def _zero_shot(
-    forecaster: ZeroShotForecaster, panel: Panel, levels: list[float] | None
-) -> tuple[str, list[float], dict[str, Any]]:
-    """Return the name of a pretrained model, quantiles, by default all of its own, and forecasts as columns."""
-    network = forecaster.fit().model_
-    levels = levels or [*network.quantiles]
+def _zero_shot(forecaster: ZeroShotForecaster, panel: Panel, levels: Sequence[float]) -> dict[str, Any]:
+    """Return the median and quantiles that a pretrained model forecasts as columns."""
     known = sorted({*levels, 0.5})
     ahead = forecaster.set_params(quantiles=known).predict_quantiles(panel.given)
-    points = [one[..., known.index(0.5)] for one in ahead]
     chosen = [known.index(level) for level in levels]
-    return type(network).__name__, levels, _columns(panel, points, levels, [one[..., chosen] for one in ahead])
+    return _columns(panel, [one[..., known.index(0.5)] for one in ahead], levels, [one[..., chosen] for one in ahead])
 
 
 def _levels(text: str) -> list[float]:

@@ -125,6 +125,8 @@ class Panel(NamedTuple):
 
     Attributes
     ----------
+    name : str
+        The names of the targets.
     given : Given
     shown : list of Series
         The first target of each series.
@@ -135,16 +137,12 @@ class Panel(NamedTuple):
         Types of the columns of times and of names of series, where they come from a Parquet file.
     """
 
+    name: str
     given: Given
     shown: list[Series]
     roles: Roles
     time: str
     kinds: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """The names of the targets."""
-        return ", ".join(self.given.names)
 
     def __str__(self) -> str:
         """Describe the series in a line."""
@@ -181,20 +179,13 @@ class Panel(NamedTuple):
         try:
             yield self.given
         except SeriesError as error:
-            if len(self.shown) > 1:
-                raise
-            series = self.shown[0]
-            raise ValueError(f"{self.name}, {series.step} {series.labels[error.row]}: {error}") from error
+            first = self.shown[0]
+            where = f"{first.step} {first.labels[error.row]}" if len(self.shown) == 1 else f"row {error.row + 1}"
+            raise ValueError(f"{self.name}, {where}: {error}") from error
 
 
 def read_panel(
-    path: Path,
-    roles: Roles,
-    dialect: Dialect = PLAIN,
-    *,
-    usual: str | None = None,
-    later: Path | None = None,
-    every: bool = False,
+    path: Path, roles: Roles, dialect: Dialect, usual: str | None = None, later: Path | None = None, every: bool = False
 ) -> Panel:
     """Read the series of a table.
 
@@ -234,8 +225,7 @@ def read_panel(
         there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
         if not len(there):
             raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-        end = int(there[-1]) + 1
-        part, after[label] = columns.take(slice(end)), columns.take(slice(end, None))
+        part, after[label] = (columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None)))
         series = series_of(names[0], part, file.line if label == "" else f"{path}: {label}: row {{}}".format)
         shown.append(replace(series, name=label or series.name))
         read[label] = part if series.calendar is not None else replace(part, index=None)
@@ -248,20 +238,19 @@ def read_panel(
     dated = first.index_name is not None and shown[0].calendar is not None
     time = str(first.index_name) if dated else "step" if "time" in names else "time"
     kinds = {name: kind for name, kind in getattr(file, "kinds", {}).items() if name in (*roles.series_id, time)}
-    return Panel(given._replace(flat=[len(names) == 1] * len(shown)), shown, roles, time, kinds)
+    given = given._replace(flat=[len(names) == 1] * len(shown))
+    return Panel(", ".join(names), given, shown, roles, time, kinds)
 
 
-def panel_of(
-    loaded: Loaded, path: Path, column: str | None, dialect: Dialect = PLAIN, later: Path | None = None
-) -> Panel:
+def panel_of(loaded: Loaded, path: Path, column: str | None, dialect: Dialect, later: Path | None = None) -> Panel:
     """Return the series of a table in the columns that a forecaster was trained on, or its target in another column."""
     model, names = loaded.estimator, [*getattr(loaded.estimator, "feature_names_in_", ())]
     roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(str(loaded.file))
     if column is not None and model.n_targets_ > 1:
         raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
     targets = roles.targets or names * (len(names) > 1) if column is None else [column]
-    panel = read_panel(path, roles._replace(targets=targets), dialect, usual=model.name, later=later)
-    if panel.name != model.name:
+    panel = read_panel(path, roles._replace(targets=targets), dialect, model.name, later)
+    if model.name not in ("", panel.name):
         tell(f"note: the model was trained on {model.name}, this is {panel.name}")
     return panel
 

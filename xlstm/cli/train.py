@@ -218,14 +218,13 @@ def train_forecast(
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
     """Draw forecasts of the first series and target: over the test part, and beyond the end where all is known."""
-    fan = None
-    if min(panel.known.values(), default=model.horizon) >= model.horizon:
-        quantiles = model.predict_quantiles(panel.given)[0]
-        fan = plots.Fan(quantiles.reshape(model.horizon, -1, len(model.quantiles))[:, 0], model.quantiles)
-    ours = score.series == 0
-    first = np.s_[ours] if score.forecasts.ndim == 2 else np.s_[ours, :, 0]
-    errors = {name: one.rmse.reshape(model.horizon, -1)[:, 0] for name, one in score.errors.items()}
-    plots.save(plots.forecast(panel.shown[0], score.at[ours], score.forecasts[first], fan, errors), path)
+    fan, ours, H = None, score.series == 0, model.horizon
+    if min(panel.known.values(), default=H) >= H:
+        quantiles = model.predict_quantiles(panel.given)[0].reshape(H, -1, len(model.quantiles))
+        fan = plots.Fan(quantiles[:, 0], model.quantiles)
+    forecasts = score.forecasts.reshape(len(ours), H, -1)[ours, :, 0]
+    errors = {name: one.rmse.reshape(H, -1)[:, 0] for name, one in score.errors.items()}
+    plots.save(plots.forecast(panel.shown[0], score.at[ours], forecasts, fan, errors), path)
 
 
 @command(TextModel)

@@ -223,11 +223,7 @@ class Fan(NamedTuple):
 
 
 def forecast(
-    series: Series,
-    at: np.ndarray[Any, Any],
-    forecasts: Values,
-    ahead: Fan | None = None,
-    errors: Mapping[str, Any] | None = None,
+    series: Series, at: Host, forecasts: Values, ahead: Fan | None = None, errors: Mapping[str, Any] | None = None
 ) -> Any:
     """Draw forecasts over the test part against the truth, their errors, and what comes after the end of the series.
 
