@@ -66,7 +66,8 @@ def test_train_then_predict(run, tmp_path):
 def test_a_csv_with_gaps_and_a_horizon(run):
     result = run("train", bundled("co2"), *QUICK, "--horizon", 8, "-o", "deep/er")
     assert "2284 weeks from 1958-03-29 to 2001-12-29, 59 of them gaps" in result.output
-    assert "8 weeks ahead" in result.output
+    for words in ("8 weeks ahead", "season of 52", "persistence", "autoregression"):
+        assert words in result.output
     assert len(run("predict", "deep/er", bundled("co2")).stdout.splitlines()) == 9
 
 
@@ -110,7 +111,77 @@ def test_forecasts_as_a_table_and_their_errors(run):
     found = read_json(run("evaluate", "m", bundled("sunspots"), "--json"))
     assert (found["kind"], found["forecasts"], len(found["coverage"])) == ("forecaster", 564, 3)
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
-    assert "20.09" in run("evaluate", "m", bundled("sunspots")).stdout
+    found = run("evaluate", "m", bundled("sunspots"))
+    assert "20.09" in found.stdout
+    assert "trained on" not in found.stderr
+
+
+SHOPS = ["--target", "sales", "--target", "lost", "--past", "visits", "--future", "price", "--static", "size"]
+SHOPS += ["--series-id", "shop"]
+
+
+def shops(rng, ahead=0):
+    """Two shops of 90 and 80 days, and days of which the price alone is known."""
+    columns = {name: [] for name in ("shop", "day", "sales", "lost", "visits", "price", "size")}
+    for shop, days in ((7, 90), (8, 80)):
+        t = np.arange(days + ahead)
+        known = np.where(t < days, 1.0, np.nan)
+        columns["shop"].append(np.full(len(t), shop))
+        columns["day"].append(np.datetime64("2024-01-01") + t)
+        for name in ("sales", "lost", "visits"):
+            columns[name].append(known * (np.sin(t) + rng.normal(size=len(t))))
+        columns["price"].append(np.cos(t / 3))
+        columns["size"].append(np.full(len(t), shop))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_series_targets_and_covariates(run, rng, suffix):
+    """Commands make of a file what Python makes of the table, and keep the name and type of days and of shops."""
+    pd = pytest.importorskip("pandas")
+    whole = pd.DataFrame(shops(rng, ahead=9))
+    past, later = whole[whole.sales.notna()], whole[whole.sales.isna()][["shop", "day", "price"]]
+    write = {"csv": "to_csv", "parquet": "to_parquet"}[suffix]
+    for name, table in (("whole", whole), ("past", past), ("later", later)):
+        getattr(table, write)(f"{name}.{suffix}", index=False)
+    result = run("train", "forecast", f"past.{suffix}", *SHOPS, *QUICK, "--horizon", 3, "-o", "m")
+    for words in ("sales, lost, 2 series of 80 to 90 days", "sales, 1 day ahead", "lost, 3 days ahead"):
+        assert words in result.stdout
+    again = run("train", "forecast", f"whole.{suffix}", "--config", "m/options.toml", "-o", "again", "--json")
+    assert (read_json(again)["targets"], len(read_json(again)["rmse"]["model"][0])) == (["sales", "lost"], 2)
+    model = Forecaster.load("m/model.safetensors", "numpy")
+    at = ["m", f"past.{suffix}", "--future-file", f"later.{suffix}"]
+    for steps in (3, 5):
+        expected = model.predict(past, steps, future=later)
+        for table in (at[1:], [f"whole.{suffix}"]):
+            run("predict", "m", *table, "--steps", steps, "-o", f"ahead.{suffix}")
+            found = pd.read_csv("ahead.csv") if suffix == "csv" else pd.read_parquet("ahead.parquet")
+            pd.testing.assert_frame_equal(
+                found.astype({"day": "datetime64[us]"}),
+                expected.reset_index(drop=True).astype({"day": "datetime64[us]"})[["shop", "day", "sales", "lost"]],
+            )
+    if suffix == "parquet":
+        types = [opened(name).kinds for name in ("ahead.parquet", "past.parquet")]
+        assert [types[0][name] for name in ("shop", "day")] == [types[1][name] for name in ("shop", "day")]
+    lines = run("forecast", *at, "--quantiles", "0.1,0.9").stdout.splitlines()
+    assert lines[0] == "shop,day,sales,sales 0.1,sales 0.9,lost,lost 0.1,lost 0.9"
+    assert lines == run("forecast", "m", f"whole.{suffix}", "--quantiles", "0.9,0.1").stdout.splitlines()
+    note = run("evaluate", "m", f"past.{suffix}").stderr
+    assert f"note: the model was trained on past.{suffix}; these are errors on its test part" in note
+    run("export", "m")
+    run("inspect", "m", f"whole.{suffix}")
+    for args, words in (
+        (
+            ["predict", *at[:2]],
+            "price: known for 0 steps after sales of 7 ends, expected 3; add rows without",
+        ),
+        (["inspect", *at[:2]], "price: known for 0 steps after sales of 7 ends, expected 3"),
+        (["predict", *at, "--steps", 10], "price: known for 9 steps after sales of 7 ends, expected 10"),
+        (["predict", *at, "--column", "sales"], "forecasts sales, lost, expected no --column"),
+        (["forecast", *at, "--target", "sales"], "is a trained forecaster, which takes no --target"),
+        (["forecast", *at, "--quantiles", "0.15"], "has no quantile 0.15, expected some of [0.1, 0.2"),
+    ):
+        assert words in run(*args, code=2).stderr
 
 
 # Texts, sequences with labels, and TiRex
@@ -334,6 +405,10 @@ WRONG = [
     (["nosuch"], "No such command 'nosuch'"),
     (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
     (["train", "nan.csv"], "nan.csv: line 3, column v holds 'nan'"),
+    (["train", "long.csv", "--target", "z"], "long.csv: column 'z' is not in the header"),
+    (["train", "long.csv", "--target", "x", "--column", "y"], "--column is y beside --target, expected one of them"),
+    (["train", "long.csv", "--past", "x", "--past", "y"], "long.csv: all columns of numbers are covariates"),
+    (["predict", "series", "long.csv", "--future-file", "few.csv"], "few.csv: no column is known in advance"),
     (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
     (["train", "-o", "empty"], "error: empty/model.safetensors: not saved, Not a directory"),
     (["train", "-o", "/proc/xlstm"], "/proc/xlstm"),

@@ -71,7 +71,9 @@ def read(loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Di
     """
     file, _, fitted, network, params = loaded
     if isinstance(fitted, Forecaster):
-        with panel_of(loaded, data, column, dialect).named() as given:
+        panel = panel_of(loaded, data, column, dialect)
+        panel.check_known(fitted.horizon)
+        with panel.named() as given:
             return fitted.windows(given)[-steps:]
     if isinstance(fitted, TextModel):
         return _tokens(fitted.codec_, data, steps)

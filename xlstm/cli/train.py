@@ -223,7 +223,8 @@ def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
         quantiles = model.predict_quantiles(panel.given)[0].reshape(H, -1, len(model.quantiles))
         fan = plots.Fan(quantiles[:, 0], model.quantiles)
     forecasts = score.forecasts.reshape(len(ours), H, -1)[ours, :, 0]
-    errors = {name: one.rmse.reshape(H, -1)[:, 0] for name, one in score.errors.items()}
+    drawn = [name for name in score.errors if score.season or name != "seasonal"]
+    errors = {name: score.errors[name].rmse.reshape(H, -1)[:, 0] for name in drawn}
     plots.save(plots.forecast(panel.shown[0], score.at[ours], forecasts, fan, errors), path)
 
 
