@@ -155,8 +155,12 @@ class Panel(NamedTuple):
     @property
     def known(self) -> dict[str, int]:
         """The rows after the end of each series for which columns that are to be known in advance are known."""
-        every = zip(self.shown, self.given.values, self.given.covariates, strict=True)
-        return {one.name: len(c.future) - len(values) for one, values, c in every if c.future is not None}
+        known = {}
+        for one, values, beside in zip(self.shown, self.given.values, self.given.covariates, strict=True):
+            if beside.future is not None:
+                rows = np.flatnonzero(~np.isnan(beside.future[len(values) :]).any(axis=1))
+                known[one.name] = int(rows[-1]) + 1 if len(rows) else 0
+        return known
 
     def check_known(self, steps: int) -> None:
         """Raise ValueError where columns that are to be known in advance are not known for so many steps."""
@@ -179,9 +183,9 @@ class Panel(NamedTuple):
         try:
             yield self.given
         except SeriesError as error:
-            first = self.shown[0]
-            where = f"{first.step} {first.labels[error.row]}" if len(self.shown) == 1 else f"row {error.row + 1}"
-            raise ValueError(f"{self.name}, {where}: {error}") from error
+            places = ((one, row) for one in self.shown for row in np.flatnonzero(one.values == error.args[2]))
+            named = (f"{one.name}, {one.step} {one.labels[row]}: " for one, row in places)
+            raise ValueError(f"{next(named, '')}{error}") from error
 
 
 def read_panel(
@@ -213,10 +217,12 @@ def read_panel(
         raise ValueError(f"{later}: no column is known in advance, expected one where there is --future-file")
     file, beside = opened(path, dialect), [*roles.past, *roles.future, *roles.static]
     places_of(str(path), file.names, [*roles.targets, *beside, *roles.series_id], "the header")
+    if dated := [name for name in (*roles.targets, *beside) if name in file.dated]:
+        raise ValueError(f"{path}: column {checks.shown(dated[0])} holds dates, expected numbers")
     names = roles.targets or [name for name in file.numeric if name not in (*beside, *roles.series_id)]
     if beside and not names:
         raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    if not (roles.targets or every):
+    if not (names and every) and not roles.targets:
         names = [only_column(file, names, usual)]
     groups = groups_of(file, roles.id_name or None, [*names, *beside])
     names = _with_numbers(path, [*groups.values()], names, bool(roles.targets))
@@ -232,11 +238,12 @@ def read_panel(
     if later is not None:
         after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
     given = panels.of_columns(str(path), read, roles, names, after if roles.future else {}, str(later or "the table"))
-    left = [name for name in file.names if name not in (*names, *beside, *roles.series_id, first.index_name)]
+    left = [name for name in file.names if name not in (*names, *beside, *roles.series_id, first.index_name, "")]
     if left and every and not roles.targets:
         tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    dated = first.index_name is not None and shown[0].calendar is not None
-    time = str(first.index_name) if dated else "step" if "time" in names else "time"
+    time = "step" if "time" in file.names else "time"
+    if first.index_name is not None and shown[0].calendar is not None:
+        time = first.index_name
     kinds = {name: kind for name, kind in getattr(file, "kinds", {}).items() if name in (*roles.series_id, time)}
     given = given._replace(flat=[len(names) == 1] * len(shown))
     return Panel(", ".join(names), given, shown, roles, time, kinds)

@@ -70,8 +70,8 @@ class ParquetFile:
         return frames.table_of(str(self.path), self._table(names), names).values
 
     def columns(self, names: Sequence[str]) -> Columns:
-        """Return columns of numbers with the dates of rows, those that are named or else the one column of dates."""
-        dates = [name for name in self.dated if name in names] or self.dated * (len(self.dated) == 1)
+        """Return columns of numbers with the dates of rows, those that are named or else the first column of dates."""
+        dates = [name for name in self.dated if name in names] or self.dated[:1]
         wanted = [name for name in names if name not in dates]
         return frames.table_of(str(self.path), self._table([*wanted, *dates]), wanted)
 
