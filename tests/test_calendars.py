@@ -190,7 +190,8 @@ def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tm
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
         notation = "%Y-%m-%d" if freq != "h" else notation
-        pd.DataFrame({"day": dates[:36], "v": np.sin(np.arange(36.0))}).to_parquet(path)
+        table = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": np.sin(np.arange(36.0))})
+        table.to_parquet(path)
     else:
         rows = [f"{day},{np.sin(k)}" for k, day in enumerate(dates[:36].strftime(notation))]
         path.write_text("\n".join(["date,v", *rows]))
@@ -199,5 +200,10 @@ def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tm
     for command in ahead[: 2 if freq in ("ME", "MS") else 1]:
         result = CliRunner().invoke(app, [*map(str, command), "--backend", "numpy"])
         assert result.exit_code == 0, result.output
-        times = [line.split(",")[0] for line in result.stdout.splitlines()[1:]]
+        header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
+        assert header == ("day" if suffix == "parquet" else "date")
         assert [time[: len(notation) + 2] if zone else time for time in times] == list(dates[36:].strftime(notation))
+        if suffix == "parquet":
+            assert CliRunner().invoke(app, [*map(str, command), "--output", str(tmp_path / "a.parquet")]).exit_code == 0
+            found = pd.read_parquet(tmp_path / "a.parquet").day
+            assert (found.dtype, list(found)) == (table.day.dtype, list(dates[36:]))

@@ -293,7 +293,7 @@ def given(
     ----------
     where : str
         The caller, for errors.
-    values : array, list of arrays, or table
+    values : array, list of arrays, table, or what `given` has returned
     beside : Covariates
         With a table `future` is one of the rows after it, or None.
     roles : Roles
@@ -307,6 +307,8 @@ def given(
     ValueError, TypeError
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
+    if isinstance(values, Given):
+        return values
     if not frames.is_table(values):
         several = isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
         series = values if several else [values]
