@@ -346,6 +346,9 @@ def estimators():
     labels = np.arange(30) % 3
     classifier = SequenceClassifier(hidden_size=6, num_layers=2, epochs=4, batch_size=7, dropout=0.2, **options)
     yield classifier, (ROWS, labels), lambda fitted: fitted.predict_proba(ROWS)
+    steps = SequenceClassifier(hidden_size=6, epochs=4, batch_size=7, class_weight="balanced", **options)
+    each = [np.cumsum(row[:, 0]) > 0 for row in ROWS]
+    yield steps, (ROWS, each), lambda fitted: np.concatenate(fitted.predict_proba(ROWS))
     text = "to be or not to be, that is the question: " * 8
     model = TextModel(hidden_size=8, embedding_size=4, steps=12, batch_size=5, length=8, **options)
     yield model, (text,), lambda fitted: fitted.nats(text)
@@ -354,7 +357,7 @@ def estimators():
     yield forecaster, (series,), lambda fitted: fitted.predict_quantiles(series)
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
 def test_estimators(which):
     def run(group):
         estimator, data, result = list(estimators())[which]

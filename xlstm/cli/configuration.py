@@ -55,7 +55,7 @@ QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Pri
 ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
 
 # Parameters of estimators that are no options.
-OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph"}
+OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph", "every_step"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
