@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 from typer import Argument, Option
 
 from xlstm import plots
@@ -20,7 +21,7 @@ from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.cli import launch
 from xlstm.cli.configuration import BackendOption, ColumnOption, ConfigOption, JsonOption, QuietOption, as_toml, command
-from xlstm.cli.console import Report, code, compare, interrupted, join, message_of, progress, tell
+from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
 from xlstm.data import writing
@@ -29,8 +30,7 @@ from xlstm.data.series import bundled, read_series
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer
 from xlstm.models.tirex import SyntheticPatches
 from xlstm.plots import figures
-from xlstm.training import Interrupted, Terminated, evaluate
-from xlstm.training.callbacks import Each
+from xlstm.training import Interrupted, ProgressBar, Terminated, evaluate
 from xlstm.training.folder import Folder
 
 OPTIONS, PICTURE = "options.toml", "forecast.png"
@@ -111,16 +111,18 @@ class Run(Report):
             self.output.mkdir(parents=True, exist_ok=True)
         if self.group.size > 1:
             beside["group"] = self.group
-        with progress() as show:
-            if isinstance(model, Forecaster):
-                beside["progress"] = show  # which also sees the training on all of the series
-            else:
-                model.set_params(callbacks=[Each(show)])
-            try:
-                model.fit(*data, **beside)
-            except (Interrupted, Terminated):
-                self._save(model, note)  # the best so far
-                raise
+        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
+        if isinstance(model, Forecaster):
+            beside["progress"] = bar.step  # which also sees the training on all of the series
+        else:
+            model.set_params(callbacks=[bar])
+        try:
+            model.fit(*data, **beside)
+        except (Interrupted, Terminated):
+            self._save(model, note)  # the best so far
+            raise
+        finally:
+            bar.end()
         self._save(model, note)  # before anything else can go wrong
         compare(self.group)
         self.group.close()

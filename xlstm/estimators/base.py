@@ -47,14 +47,11 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
-    try:
-        if isinstance(value, str):
-            raise TypeError
-        weights = {_plain(label): weight for label, weight in dict(value).items()}
-    except (TypeError, ValueError):
+    if not isinstance(value, dict | list):
         expected = "expected None, 'balanced' or a dict of label to weight"
-        raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}") from None
-    return {label: checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in weights.items()}
+        raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+    pairs = value.items() if isinstance(value, dict) else value
+    return {_plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs}
 
 
 # The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.

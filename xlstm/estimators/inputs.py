@@ -90,37 +90,49 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
     return Sequences(list(array), False, array.shape[2])
 
 
-def target_kind(where: str, y: Any, lengths: list[int], every_step: bool | None) -> str:
-    """Return what y holds, as `SequenceClassifier` says: "sequence", "step" or "multilabel"."""
-    widths = [len(row) for row in _rows(where, "y", y) or ()]
-    several = max(widths, default=0) > 1
+def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) -> tuple[str, Host]:
+    """Return what y holds, as `SequenceClassifier` says, and its labels.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    y : array (N,), (N, T) or (N, L), or list of arrays (T_i,)
+    lengths : list of int
+        Those of the N sequences.
+    every_step : bool, optional
+        Whether y has a label for each step, by default where its form says so.
+
+    Returns
+    -------
+    kind : {"sequence", "step", "multilabel"}
+    labels : array (N,), those of all steps after each other (sum of T_i,), or float64 (N, L) of 0 and 1
+
+    Raises
+    ------
+    ValueError
+        The number of labels is another, a label is missing, or they are of several kinds.
+    """
+    rows = _rows(where, y)
+    widths = [len(row) for row in rows]
     if every_step is None:
-        every_step = several and (widths == lengths or len({*widths}) > 1)
-    return "step" if every_step else "multilabel" if several else "sequence"
-
-
-def step_labels(where: str, y: Any, lengths: list[int]) -> Host:
-    """Return the labels of all steps after each other, (sum of T_i,); raises as `labels` does."""
-    rows = _rows(where, "y", y)
-    if rows is None or len(rows) != len(lengths):
-        raise ValueError(f"{where}: y is {checks.shown(y)}, expected labels of the steps of {len(lengths)} sequences")
-    for k, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        if len(row) != length:
-            raise ValueError(f"{where}: y[{k}] has {len(row)} labels, expected {length}, one for each step of X[{k}]")
-    found = [labels(where, row, len(row), f"y[{k}]") for k, row in enumerate(rows)]
-    if len({row.dtype.kind in "US" for row in found}) > 1:
-        raise ValueError(f"{where}: y holds text and numbers, expected labels of one kind")
-    return np.concatenate(found)
-
-
-def indicators(where: str, y: Any, count: int) -> Host:
-    """Return labels that are there (1) or not (0), (N, L) of float64; raises ValueError where y is anything else."""
-    array = _column(where, y, count, True)
-    if array.dtype.kind not in "biuf" or not np.all((array == 0) | (array == 1)):
-        found = checks.shown(array[~np.isin(array, (0, 1))].reshape(-1)[0].item())
+        every_step = max(widths, default=0) > 1 and (widths == lengths or len({*widths}) > 1)
+    if every_step:
+        if len(rows) != len(lengths):
+            problem = f"y is {checks.shown(y)}, expected labels of the steps of {len(lengths)} sequences"
+            raise ValueError(f"{where}: {problem}")
+        for k, (width, T) in enumerate(zip(widths, lengths, strict=True)):
+            if width != T:
+                raise ValueError(f"{where}: y[{k}] has {width} labels, expected {T}, one for each step of X[{k}]")
+        return "step", labels(where, [label for row in rows for label in row], sum(lengths), "y flattened")
+    if max(widths, default=0) <= 1:
+        return "sequence", labels(where, y, len(lengths))
+    array = _column(where, y, len(lengths), True)
+    other = array[~np.isin(array, (0, 1))] if array.dtype.kind in "biuf" else array
+    if other.size:
         expected = "expected (N,), or (N, L) of 0 and 1, or (N, T) with a label for each step"
-        raise ValueError(f"{where}: y has shape {array.shape} and holds {found}, {expected}")
-    return array.astype(np.float64)
+        raise ValueError(f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, {expected}")
+    return "multilabel", array.astype(np.float64)
 
 
 def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
@@ -160,8 +172,8 @@ def weights(where: str, given: Any, count: int, lengths: list[int] | None = None
     if given is None:
         return None
     if lengths is not None:
-        rows = _rows(where, "sample_weight", given)
-        if rows is None or [len(row) for row in rows] != lengths:
+        rows = _rows(where, given)
+        if [len(row) for row in rows] != lengths:
             return np.repeat(weights(where, given, count), lengths)  # type: ignore[arg-type]
         given, count = np.concatenate(rows), sum(lengths)
     numbers = _numbers(where, "sample_weight", given)
@@ -183,11 +195,10 @@ def _is_regular(X: Any) -> bool:
     return len({len(row) if isinstance(row, list | tuple) else None for row in X}) == 1 and not hasattr(X[0], "shape")
 
 
-def _rows(where: str, name: str, given: Any) -> list[Any] | None:
-    """Return the rows of an array or of a list, None where its entries are no rows."""
-    listed = [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, name, given))]
-    are_rows = all(hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed)
-    return listed if are_rows else None
+def _rows(where: str, given: Any) -> list[Any]:
+    """Return the rows of an array or of a list, none where its entries are no rows."""
+    listed = [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, "y", given))]
+    return listed if all(hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed) else []
 
 
 def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:

@@ -52,6 +52,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         "n_features_in_": checks.size,
         "feature_names_in_": column_names,
         "note_": _note,
+        "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
     }
     target_kind_ = "sequence"
     bidirectional: bool = False
@@ -359,14 +360,8 @@ class SequenceClassifier(SequenceEstimator):
     KIND = "sequence classifier"
     _kind = "classifier"
     _each_output = "classes_"  # the attribute with an entry for each output of the model
-    _losses: ClassVar = {
-        **dict.fromkeys(("sequence", "step"), losses.cross_entropy),
-        "multilabel": losses.binary_cross_entropy,
-    }
-    _facts: ClassVar = SequenceEstimator._facts | {
-        "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
-        "classes_": _labels,
-    }
+    _losses: ClassVar = dict.fromkeys(TARGET_KINDS, losses.cross_entropy) | {"multilabel": losses.binary_cross_entropy}
+    _facts: ClassVar = SequenceEstimator._facts | {"classes_": _labels}
     class_weight: Mapping[Any, float] | str | None = None
     every_step: bool | None = None
 
@@ -386,21 +381,15 @@ class SequenceClassifier(SequenceEstimator):
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the accuracy: the share of sequences or steps whose label, or all of whose labels, are predicted."""
-        labels, where = self.predict(X), type(self).__name__
-        steps = [len(one) for one in labels] if self.target_kind_ == "step" else None
-        predicted = labels if steps is None else np.concatenate([*labels])
-        truth = self._truth(y, self.target_kind_, len(labels), steps)
+        labels, where, each_step = self.predict(X), type(self).__name__, self.target_kind_ == "step"
+        lengths = [len(one) if each_step else 1 for one in labels]
+        predicted = np.concatenate([*labels]) if each_step else labels
+        _, truth = inputs.classified(where, y, lengths, each_step)
         if truth.shape != predicted.shape:
             raise ValueError(f"{where}: y has shape {truth.shape}, expected that of y in fit, {predicted.shape}")
         hits = np.all((predicted == truth).reshape(len(truth), -1), axis=1)
-        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(labels), steps)))
-
-    def _truth(self, y: Any, kind: str, count: int, steps: list[int] | None) -> Host:
-        """Return labels on the host: (N,), several of each sequence (N, L), or those of all steps after each other."""
-        where = type(self).__name__
-        if kind == "multilabel":
-            return inputs.indicators(where, y, count)
-        return inputs.labels(where, y, count) if steps is None else inputs.step_labels(where, y, steps)
+        weights = inputs.weights(where, sample_weight, len(labels), lengths if each_step else None)
+        return float(np.average(hits, weights=weights))
 
     def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
         if self.target_kind_ == "multilabel":
@@ -409,24 +398,20 @@ class SequenceClassifier(SequenceEstimator):
         return {"label": label, "probabilities": softmax(xp, logits)}
 
     def _targets(self, y: Any, sample_weight: Any, lengths: list[int], again: bool) -> tuple[dict[str, Any], Any, Any]:
-        where, count = type(self).__name__, len(lengths)
-        kind = inputs.target_kind(where, y, lengths, self.every_step)
-        if again and kind != self.target_kind_:
-            raise ValueError(f"{where}: y has a {kind} target, expected that of before, {self.target_kind_}")
-        steps = lengths if kind == "step" else None
-        truth, weights = self._truth(y, kind, count, steps), inputs.weights(where, sample_weight, count, steps)
+        where = type(self).__name__
+        kind, truth = inputs.classified(where, y, lengths, self.every_step)
         classes, target = (np.arange(truth.shape[1]), truth) if truth.ndim == 2 else self._numbered(truth)
-        if again and not np.array_equal(classes, self.classes_):
-            found, known = checks.shown(list(classes)), checks.shown(list(self.classes_))
-            raise ValueError(f"{where}: y holds the classes {found}, expected those of before, {known}")
+        if again and not (kind == self.target_kind_ and np.array_equal(classes, self.classes_)):
+            expected = f"expected those of before, {self.target_kind_} classes {checks.shown(self.classes_.tolist())}"
+            raise ValueError(f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, {expected}")
+        weights = inputs.weights(where, sample_weight, len(lengths), lengths if kind == "step" else None)
         if self.class_weight is not None:
             factors = self._class_weights(classes, target)
             weights = factors if weights is None else (factors.T * weights).T
-        results = {"target_kind_": kind, "classes_": classes}
-        if steps is None:
-            return results, target, weights
-        ends = np.cumsum(steps)[:-1]
-        return results, np.split(target, ends), None if weights is None else np.split(weights, ends)
+        parts: list[Any] = [target, weights]
+        if kind == "step":
+            parts = [None if a is None else np.split(a, np.cumsum(lengths)[:-1]) for a in parts]
+        return {"target_kind_": kind, "classes_": classes}, *parts
 
     def _numbered(self, y: Host) -> tuple[Host, Host]:
         """Return the classes of labels, and the number of each label among them."""

@@ -13,7 +13,7 @@ import signal
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -31,8 +31,8 @@ from xlstm.data.batches import Batches, Iterated
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
-from xlstm.training.feed import Inputs, Loss, batches_of, evaluate
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ProgressBar, has
+from xlstm.training.feed import Inputs, Loss, Metric, batches_of, evaluate
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
@@ -67,6 +67,8 @@ class Trained:
         Steps left out because gradients overflowed in a lower precision.
     unsaved : str
         Which files could not be written to the folder of the run, and why; empty where all could.
+    metrics : dict of str to list of float
+        The metrics, one value an epoch each.
     """
 
     params: Params = field(repr=False)
@@ -77,6 +79,7 @@ class Trained:
     seconds: float
     skipped: int = 0
     unsaved: str = ""
+    metrics: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
 
 def train(
@@ -101,8 +104,9 @@ def train(
     patience: int | None = None,
     clip: float | None = None,
     averaging: float = 0.0,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Progress], object] | bool | None = None,
     group: Group | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Trained:
     """Fit a model.
 
@@ -162,11 +166,18 @@ def train(
         "auto" captures on CuPy where model, loss and callbacks are of this library, and takes steps one by one
         elsewhere; True says that yours may be captured, and is refused where graphs are not possible.
     patience, clip, averaging, progress : optional
-        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
+        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function;
+        `progress=True` for a `ProgressBar()`.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them; all call this with the same arguments. A
         batch is shared by all, so the result is that of one process up to rounding. Rank 0 alone writes files and calls
         functions; a signal, or a callback that asks to stop, ends training one step later on all ranks.
+    metrics : dict of str to callable, optional
+        Functions of `(y, target)` that are computed on the validation data after each epoch, by name, such as
+        `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for each batch, with the outputs and
+        the targets that count, in the library of the weights: where there is a mask, its axes become one, (M, ...).
+        They return numbers, or one number, the mean. The result is the mean over batches, weighted by their targets.
+        The losses of `xlstm.losses` are metrics, too.
 
     Returns
     -------
@@ -195,7 +206,8 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    chosen += [] if progress is None else [Each(checks.function("train", "progress", progress))]
+    if progress not in (None, False):
+        chosen.append(ProgressBar() if progress is True else Each(checks.function("train", "progress", progress)))
     for k, callback in enumerate(checks.several("train", "callbacks", callbacks, "a list of callbacks", 1000)):
         one = CALLBACK("train", f"callbacks[{k}]", callback)
         chosen.append(one if isinstance(one, Callback) else Each(one))
@@ -203,6 +215,11 @@ def train(
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+    measures = checks.instance(Mapping, "a dict of name to function")("train", "metrics", metrics or {})
+    for name, metric in measures.items():
+        checks.function("train", f"metrics[{name!r}]", metric)
+    if validation is None and measures:
+        raise ValueError("train: metrics are computed on validation data, but there are none")
     data = batches_of("train", "data", model, data)
     validation = None if validation is None else batches_of("train", "validation", model, validation)
     for name, batches in {"data": data, "validation": validation}.items():
@@ -225,12 +242,14 @@ def train(
     folder = Folder(path if group is None or group.rank == 0 else None, checks.count("train", "keep", keep))
     if group is not None:
         data, validation = Shard(data, group), None if validation is None else Shard(validation, group)
-    run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None)
+    run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None, measures)
     try:
         run.begin(resume)
         return run.train()
     finally:
         folder.close()
+        for callback in run.callbacks:
+            callback.end()
 
 
 def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
@@ -257,6 +276,7 @@ class Run:
     every: int | None
     folder: Folder
     saving: bool  # whether there are checkpoints, which rank 0 writes
+    metrics: Mapping[str, Metric]
     epoch: int = 1  # that is under way
     done: int = 0  # its batches done
     best_epoch: int = 0
@@ -286,6 +306,7 @@ class Run:
         self.order_before: Any = None  # its state when the epoch began
         start_params = start_params if joint is None else self.state.params  # those of rank 0
         self.best = self.judged = start_params
+        self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}  # the metrics, one value an epoch
         for callback in self.callbacks:
             callback.begin(start_params)
         if self.saving:
@@ -407,16 +428,20 @@ class Run:
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
         group, stopped = self.step.group, functools.partial(bool, received)
-        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=stopped, group=group)
+        how: dict[str, Any] = {"stopped": stopped, "group": group, "metrics": self.metrics}
+        found = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
         if self.ranks.meets(received):
             return False
+        loss, measured = found
         if not math.isfinite(loss):
             raise FloatingPointError(f"{where}: the validation loss is {loss:g}")
-        improved = loss < self.lowest
+        improved: bool = loss < self.lowest
         if improved:
             self.best, self.best_epoch = self.judged, self.epoch
         self.validations.append(loss)
-        self.folder.log(total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds)
+        self.measured = {name: [*self.measured[name], value] for name, value in measured.items()}
+        more = {f"metrics.{name}": value for name, value in measured.items()}
+        self.folder.log(total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds, **more)
         return improved
 
     def _asks(self, event: str) -> bool:
@@ -427,7 +452,8 @@ class Run:
         place = (self.epoch, epochs, self.done, len(self.data))
         validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
         losses = (self.losses[-1], validation, best)
-        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged)
+        metrics = {name: values[-1] for name, values in self.measured.items() if values}
+        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged, metrics)
         answers = [getattr(callback, event)(now) for callback in self.callbacks]
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
@@ -438,7 +464,7 @@ class Run:
             warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
         best = self.best if self.validations else self.judged
         stopped = self.epoch <= self.epochs and self.total < self.steps
-        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved)
+        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved, self.measured)
         return Trained(best, self.losses, self.validations, *how)
 
     def _save(self) -> None:
@@ -463,6 +489,7 @@ class Run:
             "judged": self.judged,
             "losses": np.array(self.losses),
             "validations": np.array(self.validations),
+            "metrics": {name: np.array(values) for name, values in self.measured.items()},
             "callbacks": [callback.state() for callback in self.remembering],
         }
         self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
@@ -487,6 +514,7 @@ class Run:
             ],
             "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
+            "metrics": [*self.metrics],
             **{name: None if one is None else first_batch(one) for name, one in data.items()},
         }
 
@@ -509,6 +537,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         alike["slots"] = run.ranks.slots(run.state)
         alike["losses"] = np.broadcast_to(0.0, about["total"])
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
+        alike["metrics"] = dict.fromkeys(run.metrics, alike["validations"])
         if held["sums"] is not None:
             alike["sums"] = {name: params[name] for name in held["sums"]}
         for name, like in alike.items():
@@ -524,6 +553,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         run.order.bit_generator.state = run.order_before = held["order"]
         run.best, run.judged = held["best"], held["judged"]
         run.losses, run.validations = held["losses"].tolist(), held["validations"].tolist()
+        run.measured = {name: values.tolist() for name, values in held["metrics"].items()}
         for name in PLACES:
             setattr(run, name, about[name])
         for callback, state in zip(run.remembering, held["callbacks"], strict=True):
@@ -563,8 +593,8 @@ class RangeTest(NamedTuple):
     losses : array (N,)
         The loss after each, smoothed.
     suggestion : float
-        A tenth of the rate at which the smoothed loss was lowest, since a little beyond that training diverges, and
-        at least `low`. The first tenth of the steps does not count: the mean is of few losses there.
+        A tenth of the rate at which the loss, smoothed, had fallen most below that of the starting weights on the same
+        batches, since a little beyond that training diverges; at least `low`.
     """
 
     rates: np.ndarray[Any, Any]
@@ -586,7 +616,8 @@ def find_learning_rate(
 ) -> RangeTest:
     """Train for some steps while the learning rate grows from `low` to `high` (Smith 2017).
 
-    The weights that result are thrown away.
+    The same batches also go through the starting weights, so that it does not matter which of them are easy. The
+    weights that result are thrown away.
 
     Parameters
     ----------
@@ -600,8 +631,7 @@ def find_learning_rate(
     low, high : float
         The first and the last learning rate.
     steps : int
-        At least 10; the test ends earlier where the loss has grown to four times its lowest value.
-
+        At least 10; the test ends earlier where the loss is four times that of the starting weights.
     loss : callable, optional
         As for `train`.
     seed : int
@@ -623,22 +653,23 @@ def find_learning_rate(
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
     checks.function(where, "optimizer", optimizer)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
-    means: list[float] = []
-    mean, smooth, lowest, skipped = 0.0, 0.9, math.inf, steps // 10  # in the first tenth the mean is of few losses
+    run: dict[str, Any] = {"steps": steps, "loss": loss, "seed": seed}
+    smoothed: list[Any] = []  # the loss after each step, and that of the starting weights on the same batches
+    mean, smooth = np.zeros(2), 0.9
 
     def diverges(now: Progress) -> bool:
-        nonlocal mean, lowest
-        mean = smooth * mean + (1 - smooth) * now.loss
-        means.append(mean / (1 - smooth**now.total))
-        if now.total > skipped:
-            lowest = min(lowest, means[-1])
-        return means[-1] > 4 * lowest
+        nonlocal mean
+        mean = smooth * mean + (1 - smooth) * np.array([now.loss, still.losses[now.total - 1]])
+        smoothed.append(mean / (1 - smooth**now.total))
+        return bool(now.total > steps // 10 and smoothed[-1][0] > 4 * np.mean(still.losses))
 
     growing = optimizer(lambda done: float(rates[min(done, steps - 1)]))
     with contextlib.suppress(FloatingPointError):  # it has diverged
-        train(model, params, data, growing, steps=steps, loss=loss, seed=seed, progress=diverges)
-    if len(means) < max(3, skipped + 1):
-        rate = rates[len(means)]
-        raise ValueError(f"{where}: the loss diverges after {len(means)} steps, at a rate of {rate:g}; lower low")
-    best = float(rates[skipped + int(np.argmin(means[skipped:]))])
-    return RangeTest(rates[: len(means)], np.array(means), max(low, best / 10))
+        still = train(model, params, data, optimizers.sgd(lambda done: 0.0), **run)
+        train(model, params, data, growing, progress=diverges, **run)
+    if len(smoothed) < 3:
+        rate = rates[len(smoothed)]
+        raise ValueError(f"{where}: the loss diverges after {len(smoothed)} steps, at a rate of {rate:g}; lower low")
+    losses, before = np.array(smoothed).T
+    best = float(rates[int(np.argmin(losses - before))])
+    return RangeTest(rates[: len(losses)], losses, max(low, best / 10))
