@@ -113,6 +113,7 @@ def test_validation_callbacks_and_files(size, tmp_path):
         plateau, seen = training.ReduceOnPlateau(1e-2, factor=0.5, patience=1), Sees()
         callbacks = [training.MovingAverage(0.9), plateau, training.EarlyStopping(3), seen]
         options = {"validation": held, "epochs": 12, "callbacks": callbacks, "checkpoints": tmp_path / name}
+        options["metrics"] = {"error": lambda y, target: abs(y - target)}
 
         def progress(now):
             if name != "one":
@@ -126,6 +127,8 @@ def test_validation_callbacks_and_files(size, tmp_path):
     found = together(size, run, "several")
     same([one for one, *_ in found], expected)
     assert [one for _, one, _ in found] == [scale] * size
+    for one, *_ in found:
+        np.testing.assert_allclose(one.metrics["error"], expected.metrics["error"], rtol=1e-9)
     assert len(found[0][2]) == len(seen)
     assert not any(one for *_, one in found[1:])
     assert calls == list(range(1, len(expected.losses) + 1))

@@ -112,6 +112,7 @@ class Run(Report):
         if self.group.size > 1:
             beside["group"] = self.group
         bar = ProgressBar(Console(quiet=True) if out.quiet else err)
+        bar.begin({})
         if isinstance(model, Forecaster):
             beside["progress"] = bar.step  # which also sees the training on all of the series
         else:

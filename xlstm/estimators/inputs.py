@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -118,10 +119,7 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
     if every_step is None:
         every_step = max(widths, default=0) > 1 and (widths == lengths or len({*widths}) > 1)
     if every_step:
-        if len(rows) != len(lengths):
-            problem = f"y is {checks.shown(y)}, expected labels of the steps of {len(lengths)} sequences"
-            raise ValueError(f"{where}: {problem}")
-        for k, (width, T) in enumerate(zip(widths, lengths, strict=True)):
+        for k, (width, T) in enumerate(itertools.zip_longest(widths, lengths, fillvalue=0)):
             if width != T:
                 raise ValueError(f"{where}: y[{k}] has {width} labels, expected {T}, one for each step of X[{k}]")
         return "step", labels(where, [label for row in rows for label in row], sum(lengths), "y flattened")

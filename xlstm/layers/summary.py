@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 from xlstm.arrays import checks
 
-FLOAT32 = 4  # bytes
-
 
 class Part(NamedTuple):
     """A row of a summary.
@@ -75,26 +73,24 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     recurrent  LSTM           (12, 5, 8)           352         1,408
     head       Linear         (..., 1)               9            36
     """
-    itemsize = FLOAT32
+    itemsize = 4  # of float32
     if hasattr(model, "get_params"):
         model, itemsize = model.model_, next(iter(model.params_.values())).dtype.itemsize
     checks.having("shapes", "parts", expected="a module or an estimator")("summary", "model", model)
-    outer = ("T", "B") if input_shape is None else tuple(input_shape[:2])
-    if len(outer) < 2 or (input_shape is not None and len(input_shape) > 2 and input_shape[2] != model.input_size):
-        D = getattr(model, "input_size", "(any)")
-        raise ValueError(f"summary: input_shape is {checks.shown(input_shape)}, expected (T, B, D) with D = {D}")
-    if input_shape is not None and getattr(model, "batch_first", False):
-        outer = outer[::-1]
+    outer: Any = ("T", "B")
+    if input_shape is not None:
+        outer, D = input_shape[:2], getattr(model, "input_size", "(any)")
+        if len(outer) < 2 or (len(input_shape) > 2 and input_shape[2] != D):
+            raise ValueError(f"summary: input_shape is {checks.shown(input_shape)}, expected (T, B, D) with D = {D}")
+        outer = outer[::-1] if getattr(model, "batch_first", False) else outer
     return Summary(_parts("", model, outer, itemsize))
 
 
 def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[Part]:
     """Yield a module, and all parts of it."""
     count = sum(math.prod(n for n in dims.values() if n) for dims in module.shapes.values())
-    if hasattr(module, "output_dims"):
-        output = tuple(module.output_dims(*outer).values())
-    else:
-        output = ("...", getattr(module, "output_size", None) or module.size)
-    yield Part(name, type(module).__name__, output, count, count * itemsize)
+    width = getattr(module, "output_size", None) or module.size  # the second is that of an Embedding
+    output = module.output_dims(*outer).values() if hasattr(module, "output_dims") else ("...", width)
+    yield Part(name, type(module).__name__, tuple(output), count, count * itemsize)
     for prefix, part in module.parts.items():
         yield from _parts(f"{name}.{prefix}".lstrip("."), part, outer, itemsize)

@@ -314,7 +314,7 @@ class ReduceOnPlateau(Callback):
 class ProgressBar(Callback):
     """Shows how training goes: a bar on a terminal or in a notebook, elsewhere a line every half a minute.
 
-    `train(progress=True)` makes one. Its `step` can follow several runs, until `end` closes the bar. It needs rich.
+    `train(progress=True)` makes one. Between `begin` and `end` its `step` can follow several runs. It needs rich.
 
     Parameters
     ----------
@@ -338,8 +338,6 @@ class ProgressBar(Callback):
         self._due = time.monotonic() + EVERY
 
     def step(self, now: Progress) -> bool | None:
-        if self._bar is None:
-            self.begin({})
         judged = {} if now.validation is None else {"validation": now.validation}
         losses = {"loss": now.loss, **judged, **now.metrics}
         words = f"epoch {now.epoch}/{now.epochs}" + "".join(f"  {name} {one:.4f}" for name, one in losses.items())
