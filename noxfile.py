@@ -40,12 +40,6 @@ LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest v
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
 PYTHONS = ["pythons"] if OTHERS else []
-# Those that take longest come first: two run at a time, and the last ones even out when both cores are done.
-nox.options.sessions = ["cupy", "tests", "docs", *PYTHONS, "lowest", "build", "types", "lint", "distributed"]
-nox.options.allow_parallel = True
-if len(sys.argv) == 1:  # a session that is named has both cores
-    nox.options.parallel = 2
-
 Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
 # Threads of BLAS and of PyTorch spin while they wait, on the core of the other process: a third of all time.
@@ -64,7 +58,6 @@ NUMBERS = [
     "tests/test_lstm.py::test_long_sequences_stay_finite",
     "tests/test_slstm.py::test_long_sequences_stay_finite",
     "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
-    "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
 ]
 TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
@@ -77,6 +70,12 @@ OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
 LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps", "streams")]
 CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
 ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")
+# Two run at a time, those that take longest first. A session that is named has both cores.
+ON_DEVICE = "cupy" if ON_CPU else "parity"  # on a card `tests` has CuPy among its backends
+nox.options.sessions = [ON_DEVICE, "tests", "docs", *PYTHONS, "lowest", "build", "types", "lint", "distributed"]
+nox.options.allow_parallel = True
+if len(sys.argv) == 1:
+    nox.options.parallel = 2
 # Without those that cannot run: a case that is skipped counts for `--cover` as one that has run.
 BACKENDS = {"XLSTM_TEST_BACKENDS": "numpy,strict,torch" + (",cupy" if CARD else "")}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}

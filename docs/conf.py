@@ -1,6 +1,7 @@
 """How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the reference."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ extensions = [
     "site_files",
     "commands",
     "source_pages",
+    "thumbnails",
 ]
 exclude_patterns = ["_build", "_ext"]
 templates_path = ["_templates"]
@@ -52,7 +54,8 @@ python_use_unqualified_type_names = True
 # The site: static, with nothing from elsewhere
 html_theme = "pydata_sphinx_theme"
 html_title = "xlstm"
-html_static_path = ["_static"]
+MATHEMATICS = Path(find_spec("ziamath").origin).parent / "fonts"  # a package of which only the font is used
+html_static_path = ["_static", str(MATHEMATICS / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
