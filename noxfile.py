@@ -51,7 +51,8 @@ LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", 
          "batch_sizes")  # fmt: skip
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
 # Another version of Python or of a package changes what a line of code does, not how options go together, nor numbers:
-# there each test has one case, with NumPy arrays alone, and tests of numbers and of tools for developers have none.
+# there each test has one case, with NumPy arrays alone, and tests of numbers, of hostile input, of pages and of tools
+# for developers have none. Of compiled loops there are those that compare engines.
 NUMBERS = [
     "tests/test_estimators.py::test_the_main_job_on_real_data",
     "tests/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
@@ -59,7 +60,9 @@ NUMBERS = [
     "tests/test_slstm.py::test_long_sequences_stay_finite",
     "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
 ]
-TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
+OF_ONE_VERSION = ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity", "docs", "notebook", "size", "kernels",
+                  "chains", "packed", "vector_lengths", "bounds", "batch_sizes", "chunk_loops")  # fmt: skip
+LEFT_OUT = ["tests/attacks", *(f"tests/test_{name}.py" for name in OF_ONE_VERSION)]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
 RANKS = [f"tests/test_{name}.py" for name in ("mpi", "mpi_runs", "launch", "many_fits")]
 APART = [f"--ignore={path}" for path in RANKS]
@@ -217,7 +220,7 @@ def side_by_side(session: nox.Session, *arguments: str) -> list[Command]:
 
 def on_another_version(session: nox.Session, *arguments: str) -> list[Command]:
     """The tests that another version of Python or of a package may fail, or those that nox is called with."""
-    left_out = [*(f"--deselect={test}" for test in NUMBERS), *APART, *(f"--ignore={path}" for path in TOOLS)]
+    left_out = [*(f"--deselect={test}" for test in NUMBERS), *APART, *(f"--ignore={path}" for path in LEFT_OUT)]
     return [(pytest(session, *arguments, "--cover", "0", *(session.posargs or left_out)), NUMPY)]
 
 

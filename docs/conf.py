@@ -7,7 +7,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
-import reference  # noqa: E402
 import source_pages  # noqa: E402
 
 import xlstm  # noqa: E402
@@ -27,11 +26,11 @@ extensions = [
     "mathml",
     "site_files",
     "commands",
+    "reference",
     "source_pages",
     "thumbnails",
 ]
 exclude_patterns = ["_build", "_ext"]
-templates_path = ["_templates"]
 nitpicky = False
 
 # Pages and notebooks
@@ -44,8 +43,7 @@ nb_execution_timeout = 60
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
-autosummary_generate = True
-autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference")}
+autosummary_generate = False  # the extension `reference` makes its pages
 linkcode_resolve = source_pages.link
 autodoc_typehints = "none"  # docstrings say types, with shapes
 numpydoc_show_class_members = False
