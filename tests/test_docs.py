@@ -45,20 +45,21 @@ def libraries(block):
     return found - {"numpy", "xlstm"} - set(sys.stdlib_module_names)
 
 
+PLAIN = ((), False)
+
+
 def programs():
-    """Return every program: all blocks of a page that need nothing more, and each other block after those before it."""
+    """Return the programs of all pages: blocks that need nothing more, and those with the blocks that need the same."""
     found = []
     for page in PAGES:
-        plain = []
-        for number, block in enumerate(blocks(page), 1):
-            needed = sorted(libraries(block))
-            if needed or GPU in block:
-                which = f"{page.relative_to(ROOT)}-{number}-{'-'.join(needed) or 'gpu'}"
-                found.append(pytest.param([*plain, block], needed, GPU in block, id=which))
-            else:
-                plain.append(block)
-        if plain:
-            found.append(pytest.param(plain, [], False, id=str(page.relative_to(ROOT))))
+        every = blocks(page)
+        kinds = [(tuple(sorted(libraries(block))), GPU in block) for block in every]
+        for kind in sorted(set(kinds)):
+            needed, gpu = kind
+            end = len(kinds) - kinds[::-1].index(kind)  # after the last one of this kind
+            program = [block for block, other in zip(every[:end], kinds, strict=False) if other in (PLAIN, kind)]
+            name = "-".join([str(page.relative_to(ROOT)), *needed, *["gpu"] * gpu])
+            found.append(pytest.param(program, needed, gpu, id=name))
     return found
 
 
