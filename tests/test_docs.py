@@ -208,5 +208,12 @@ def test_files_modules_and_sessions_are_there(page):
         assert f"\ndef {session}(session" in sessions, session
 
 
+def test_programs_of_the_gallery_are_short():
+    for page in (DOCS / "gallery").glob("*.md"):
+        for cell in blocks(page, r"\{code-cell\} python"):
+            program = re.sub(r"\A---\n.*?^---\n", "", cell, flags=re.DOTALL | re.MULTILINE)
+            assert len([line for line in program.splitlines() if line]) <= 20, page
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 75
