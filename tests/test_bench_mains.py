@@ -72,8 +72,8 @@ def test_who_takes_part(run, monkeypatch):
     lines = run("threads", "--rounds", 2)
     assert [line["results"]["xlstm, in turn"]["calls"] for line in lines] == [4, 4]
     threads = importlib.import_module("bench.threads")
-    counts, seen = threads.Counts(), np.zeros_like(threads.workers.queue)
-    monkeypatch.setattr(threads.workers, "queue", seen)
+    counts, seen = threads.Counts(), np.zeros_like(threads.team.queue)
+    monkeypatch.setattr(threads.team, "queue", seen)
     monkeypatch.setattr(threads.team, "_lead", lambda rows, helpers: None)
     for left in (0, 1):
         seen[threads.work_queue.OPEN] = left << 2 * threads.work_queue.SHIFT

@@ -136,9 +136,8 @@ def pinball(
     ValueError, TypeError
         Shapes, libraries or dtypes do not match, or a quantile is not between 0 and 1.
     """
-    share = checks.real(0, 1, strict=True)
-    given = checks.several("pinball", "quantiles", quantiles, "a list of numbers between 0 and 1", checks.LARGEST)
-    levels = [share("pinball", f"quantiles[{k}]", value) for k, value in enumerate(given)]
+    expected, share = "a list of numbers between 0 and 1", checks.real(0, 1, strict=True)
+    levels = checks.several("pinball", "quantiles", quantiles, expected, share)
     xp = namespace("pinball", {"y": y, "target": target})
     if tuple(y.shape) != (*target.shape, len(levels)):
         expected = f"that of target and one axis of {len(levels)} quantiles, {(*target.shape, len(levels))}"

@@ -184,8 +184,8 @@ class Roles(NamedTuple):
         lists: dict[str, list[str]] = {}
         for role, value in self._asdict().items():
             names = [value] if isinstance(value, str) or value is None else value
-            names = checks.several(where, role, names, "names of columns", checks.LARGEST)
-            lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
+            names = checks.several(where, role, names, "names of columns", checks.optional(checks.text))
+            lists[role] = [name for name in names if name is not None]
         if len(lists["series_id"]) > 1:
             raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
         taken: dict[str, str] = {}

@@ -166,7 +166,7 @@ def read_table(
         The packages for Parquet files, PyArrow and narwhals, are not installed.
     """
     if columns is not None:
-        columns = checks.several(str(path), "columns", columns, "a list of names", checks.LARGEST)
+        columns = checks.several(str(path), "columns", columns, "a list of names")
     file = opened(path, Dialect(date_format, decimal, encoding))
     return _rising(file, file.columns(file.names if columns is None else columns))
 

@@ -22,7 +22,7 @@ from xlstm.arrays.namespace import DType, Params
 from xlstm.data import reading
 from xlstm.data.panels import Roles
 from xlstm.training import Batches, Callback, Interrupted, Terminated, Trained, graphs, loop, optimizers
-from xlstm.training.optimizers import cosine
+from xlstm.training.schedules import cosine
 
 Host = np.ndarray[Any, Any]
 AnyPath = str | os.PathLike[str]
@@ -31,16 +31,6 @@ AnyPath = str | os.PathLike[str]
 def _or_auto(kind: checks.Kind) -> checks.Kind:
     """Return the check of "auto" or of what `kind` takes."""
     return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
-
-
-def _quantiles(where: str, name: str, value: Any) -> tuple[float, ...]:
-    """Check rising numbers between 0 and 1."""
-    expected, share = "rising numbers between 0 and 1", checks.real(0, 1, strict=True)
-    given = checks.several(where, name, value, expected, 1000)
-    levels = tuple(share(where, f"{name}[{k}]", one) for k, one in enumerate(given))
-    if list(levels) != sorted(set(levels)):
-        raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
-    return levels
 
 
 # The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.
@@ -60,7 +50,7 @@ CHECKS: dict[str, checks.Kind] = {
     "num_layers": checks.depth,
     "options": checks.optional(checks.instance(dict, "a dict of name to value")),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
-    "quantiles": _quantiles,
+    "quantiles": checks.rising(0),
     "schedule": checks.choice(("constant", "cosine")),
     "seed": checks.seed_number,
     "weight_decay": checks.non_negative,
@@ -362,8 +352,7 @@ def column_names(where: str, name: str, value: Any) -> Host | None:
     """Check names of columns, or None where there was no table."""
     if value is None:
         return None
-    names = checks.several(where, name, value, "names of columns", checks.LARGEST)
-    return np.array([checks.text(where, f"{name}[{k}]", one) for k, one in enumerate(names)], dtype=object)
+    return np.array(checks.several(where, name, value, "names of columns", checks.text), dtype=object)
 
 
 def pop_array(arrays: dict[str, Host], name: str, shape: checks.Dims | None = None) -> Host:

@@ -35,7 +35,7 @@ def _note(where: str, name: str, value: Any) -> dict[str, Any]:
 def _labels(where: str, name: str, value: Any) -> Host:
     """Check the labels of classes as a file holds them."""
     expected = "text or numbers of one kind"
-    labels = checks.several(where, name, value, expected, checks.LARGEST)
+    labels = checks.several(where, name, value, expected)
     if not labels or not isinstance(labels[0], str | int | float) or len({type(label) for label in labels}) > 1:
         raise ValueError(f"{where}: {name} holds {checks.shown(labels[0] if labels else labels)}, expected {expected}")
     return np.array(labels)

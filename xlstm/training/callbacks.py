@@ -15,7 +15,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.training import optimizers
-from xlstm.training.optimizers import schedule
+from xlstm.training.schedules import schedule
 
 
 @dataclass(frozen=True)
