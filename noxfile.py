@@ -69,8 +69,8 @@ APART = [f"--ignore={path}" for path in RANKS]
 # NVRTC takes half a second for a kernel, so that CI has each value of a parameter in one.
 NVRTC = ["tests/test_kernels.py"]
 OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
-# Streams, graphs and steps of training ask for operations in turn.
-LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps", "streams")]
+# Graphs and steps of training ask for operations in turn; tests of streams are late by themselves.
+LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps")]
 CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
 ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")
 # Two run at a time, those that take longest first. A session that is named has both cores.
