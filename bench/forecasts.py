@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.__main__ import name_of_machine
+from bench.forecast_peers import Ridge
 from bench.forecast_series import Series, load
 from xlstm.arrays import cores
 from xlstm.cli import info
 from xlstm.estimators import Forecaster, compare
 
 OURS = "xlstm"
-PEERS = {**{name: name for name in ("seasonal naive", "ETS", "ARIMA", "Theta")}, "ridge": "linear"}
+PEERS = ("seasonal naive", "ETS", "ARIMA", "Theta", "ridge")
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     series = load()
     if unknown := set(options.only or ()) - {one.name for one in series}:
         parser.error(f"no series {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in series)}")
-    methods = {OURS: Forecaster(backend="numpy"), **PEERS}
+    methods = (OURS, *PEERS)
     chosen = [one for one in series if not options.only or one.name in options.only]
     found = [measure(one, methods) for one in track(chosen, "series")]
     console = Console(width=140)
@@ -52,17 +53,18 @@ def main() -> None:
     print(f"results: {options.json}")
 
 
-def measure(series: Series, methods: Mapping[str, Any]) -> dict[str, Any]:
+def measure(series: Series, methods: Iterable[str]) -> dict[str, Any]:
     """Return the scores of all methods on a series, as JSON has it; a method that fails has its error instead.
 
     Warnings of peers are left out.
     """
     scores: dict[str, dict[str, Any]] = {}
-    for name, method in methods.items():
+    own = {OURS: Forecaster(backend="numpy"), "ridge": Ridge(series.horizon, series.season)}
+    for name in methods:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = compare(series.values, {name: method}, series.horizon, season=series.season)
+                found = compare(series.values, {name: own.get(name, name)}, series.horizon, season=series.season)
         except Exception as error:  # of whatever library
             scores[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
             continue

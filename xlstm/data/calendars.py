@@ -38,6 +38,7 @@ class Calendar(NamedTuple):
     days: tuple[int, ...] = ()  # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
     time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
     zone: datetime.tzinfo | None = None
+    holidays: str | None = None  # the country whose holidays are looked at
 
     @property
     def seconds(self) -> float:
@@ -257,7 +258,7 @@ def _rhythms(dates: Dates) -> Iterator[Calendar]:
     days, none = dates.astype("datetime64[D]"), np.zeros(0, np.int64)
     time = dates[0] - days[0]
     if np.any(dates - days != time):
-        yield Calendar(dates, none, _unit(dates))
+        yield Calendar(dates, none, str(np.datetime_data(dates.dtype)[0]))
         return
     months, day, last = _in_month(days)
     usual = 31 if np.all(day == last) else int(np.max(day))
@@ -277,7 +278,10 @@ def _irregular(dates: Dates, line: Line) -> str:
     _, day, last = _in_month(days)
     usual, time = int(np.argmax(np.bincount(np.where(day == last, 31, day)))), dates[0] - days[0]
     found = []
-    for grid in (Calendar(dates, none, "M", days=(usual,), time=time), Calendar(dates, none, _unit(dates))):
+    for grid in (
+        Calendar(dates, none, "M", days=(usual,), time=time),
+        Calendar(dates, none, str(np.datetime_data(dates.dtype)[0])),
+    ):
         ticks = grid.ticks(dates)
         sizes, counts = np.unique(np.maximum(np.diff(ticks), 1), return_counts=True)
         every = sizes[np.argmax(counts)]
@@ -287,10 +291,6 @@ def _irregular(dates: Dates, line: Line) -> str:
     row = int(np.argmax(off)) + 1
     expected = f"expected {following[row - 1]}, or a date that is a whole number of such steps later for a gap"
     return f"{line(row)} is {dates[row]}, which follows {dates[row - 1]}; {expected}, with fewer gaps than steps"
-
-
-def _unit(dates: Dates) -> str:
-    return str(np.datetime_data(dates.dtype)[0])
 
 
 def _in_month(dates: Dates) -> tuple[Dates, Counts, Counts]:

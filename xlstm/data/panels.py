@@ -85,18 +85,12 @@ class CovariateArguments(TypedDict, total=False):
 
 
 def read_series(
-    where: str,
-    values: Sequence[Any],
-    covariates: Sequence[Covariates],
-    more: int,
-    look: bool,
-    gaps: bool = False,
-    holidays: str | None = None,
+    where: str, values: Sequence[Any], covariates: Sequence[Covariates], more: int, look: bool, gaps: bool = False
 ) -> list[TimeSeries]:
     """Return series with their covariates, with room for `more` rows of the calendar.
 
-    With `look` features of dates are among the covariates that are known in advance, and holidays of a country with
-    `holidays`, for which dates are needed. With `gaps` covariates keep their
+    With `look` features of dates are among the covariates that are known in advance, and so are the holidays of a
+    calendar that has some. With `gaps` covariates keep their
     gaps, and all may begin with some; else rows are left out before the first value of any target, before the first of
     any covariate, and before those that would leave a target without a value in the first LATEST of them. Errors name
     the caller, `where`.
@@ -109,7 +103,7 @@ def read_series(
     read = []
     for k, (one, beside) in enumerate(zip(values, covariates, strict=True)):
         try:
-            read.append(_one(where, one, beside, more, look, gaps, holidays))
+            read.append(_one(where, one, beside, more, look, gaps))
         except (TypeError, ValueError) as error:
             error.add_note(f"in series {k}")
             raise
@@ -120,9 +114,7 @@ def read_series(
     return read
 
 
-def _one(
-    where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool, holidays: str | None
-) -> TimeSeries:
+def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool) -> TimeSeries:
     values = host.series(where, value)
     N, begun = len(values), 0 if gaps else first_row(f"{where}: the series", values)
     past, future = (_covariates(where, name, getattr(covariates, name), N, begun, gaps) for name in ("past", "future"))
@@ -132,10 +124,6 @@ def _one(
     if not np.all(np.isfinite(static)):
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
-    if calendar is None and holidays is not None:
-        raise ValueError(
-            f"{where}: holidays={holidays!r} needs dates, the series has none; expected a column, or dates="
-        )
     ahead, features = max(0, len(future) - N), 0
     if calendar is not None:
         if len(calendar.place) != N:
@@ -147,8 +135,8 @@ def _one(
     if calendar is not None:
         later = calendars.after(calendar._replace(zone=None), max(more, ahead))
         dates = np.concatenate((calendar.dates, later))
-        if holidays is not None:
-            shares = calendars.holiday_shares(where, holidays, calendar, dates)
+        if calendar.holidays is not None:
+            shares = calendars.holiday_shares(where, calendar.holidays, calendar, dates)
             future = np.concatenate((shares[: len(future)], future), axis=1)
         if look:
             of_dates = calendars.features(dates, calendar.seconds)
@@ -211,8 +199,8 @@ class Roles(NamedTuple):
         lists: dict[str, list[str]] = {}
         for role, value in self._asdict().items():
             names = [value] if isinstance(value, str) or value is None else value
-            names = checks.several(where, role, names, "names of columns", checks.LARGEST)
-            lists[role] = [checks.text(where, f"{role}[{k}]", n) for k, n in enumerate(names) if n is not None]
+            names = checks.several(where, role, names, "names of columns", checks.optional(checks.text))
+            lists[role] = [name for name in names if name is not None]
         if len(lists["series_id"]) > 1:
             raise ValueError(f"{where}: series_id is {checks.shown(self.series_id)}, expected the name of one column")
         taken: dict[str, str] = {}
@@ -305,7 +293,7 @@ def given(
     ----------
     where : str
         The caller, for errors.
-    values : array, list of arrays, or table
+    values : array, list of arrays, table, or what `given` has returned
     beside : Covariates
         With a table `future` is one of the rows after it, or None.
     roles : Roles
@@ -319,6 +307,8 @@ def given(
     ValueError, TypeError
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
+    if isinstance(values, Given):
+        return values
     if not frames.is_table(values):
         several = isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
         series = values if several else [values]

@@ -6,8 +6,8 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,15 +24,15 @@ from xlstm.estimators.series_scaling import Origins
 ORIGINS = 30  # forecasts of each model, at most
 LEVELS = 0.1, 0.9  # quantiles that bound an interval of 80 %
 STATISTICAL = {"seasonal naive": "SeasonalNaive", "ETS": "AutoETS", "ARIMA": "AutoARIMA", "Theta": "AutoTheta"}
+LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # ETS has no more states, and ARIMA would take minutes
 LINEAR = "linear"
 BUILT_IN = (LINEAR, *STATISTICAL)
-LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # ETS has no more states, and ARIMA would take minutes
-PENALTIES = np.logspace(-3, 3, 13)
 HEADS = ("model", "RMSE", "MAE", "MASE", "80 % covers", "width", "seconds")
 
+Made = tuple[float, Values, Values, Values]  # seconds of the fit, means (M, H) and the bounds of 80 % intervals
 
-@dataclass(frozen=True)
-class ModelScore:
+
+class ModelScore(NamedTuple):
     """How good the forecasts of one model are, in the units of the series.
 
     Attributes
@@ -47,8 +47,7 @@ class ModelScore:
         0.9.
     seconds : float
         The time of the fit.
-    forecasts, low, high : array (M, H)
-        Forecasts, and the bounds of their intervals.
+    forecasts : array (M, H)
     """
 
     rmse: float
@@ -57,9 +56,7 @@ class ModelScore:
     coverage: float
     width: float
     seconds: float
-    forecasts: Values = field(repr=False)
-    low: Values = field(repr=False)
-    high: Values = field(repr=False)
+    forecasts: Values
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,14 +83,14 @@ class Comparison:
     truth: Values
 
     def __repr__(self) -> str:
-        rows: list[tuple[str, ...]] = [HEADS]
+        lines = ["Comparison: {} forecasts of {} steps, season of {}".format(*self.truth.shape, self.season)]
+        rows = [HEADS]
         for name, one in sorted(self.scores.items(), key=lambda pair: pair[1].rmse):
-            numbers = (f"{number:.4g}" for number in (one.rmse, one.mae, one.mase))
-            rows.append((name, *numbers, f"{100 * one.coverage:.0f} %", f"{one.width:.4g}", f"{one.seconds:.1f}"))
+            rmse, mae, mase, width = (f"{number:.4g}" for number in (one.rmse, one.mae, one.mase, one.width))
+            rows.append((name, rmse, mae, mase, f"{100 * one.coverage:.0f} %", width, f"{one.seconds:.1f}"))
         longest = max(len(row[0]) for row in rows)
-        lines = [f"{row[0]:<{longest}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
-        count, steps = self.truth.shape
-        return "\n".join((f"Comparison: {count} forecasts of {steps} steps, season of {self.season}", *lines))
+        lines += [f"{row[0]:<{longest}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
+        return "\n".join(lines)
 
     @property
     def errors(self) -> dict[str, Values]:
@@ -101,48 +98,8 @@ class Comparison:
         return {name: np.sqrt(baselines.mean((one.forecasts - self.truth) ** 2)) for name, one in self.scores.items()}
 
 
-class RidgeOnLags:
-    """Ridge regression of all steps ahead on lags, with the interface of a model of statsforecast.
-
-    There are two seasons of lags, and 24 at least where the series has room. The penalty has the least leave-one-out
-    error, by the leverages of the rows (Golub, Heath & Wahba 1979), and the quantiles of these errors give intervals.
-    """
-
-    def __init__(self, horizon: int, season: int) -> None:
-        self.horizon, self.season = horizon, season
-
-    def fit(self, y: Values) -> RidgeOnLags:
-        """Fit to values (N,) without gaps."""
-        self.lags = min(max(2 * self.season, 24), max(2, (len(y) - self.horizon) // 3))
-        windows = np.lib.stride_tricks.sliding_window_view(y, self.lags + self.horizon)
-        x, target = windows[:, : self.lags], windows[:, self.lags :]
-        self.center, self.unit, self.mean = np.mean(x, axis=0), np.std(x, axis=0), np.mean(target, axis=0)
-        self.unit[self.unit == 0] = 1.0
-        U, s, Vt = np.linalg.svd((x - self.center) / self.unit, full_matrices=False)
-        right, least = U.T @ (target - self.mean), math.inf
-        for penalty in PENALTIES:
-            shrunk = s**2 / (s**2 + penalty)
-            left = target - self.mean - U @ (shrunk[:, None] * right)
-            left /= (1 - 1 / len(x) - U**2 @ shrunk)[:, None]  # errors of each row where it is left out
-            if np.mean(left**2) < least:
-                least = float(np.mean(left**2))
-                self.weights = Vt.T @ ((s / (s**2 + penalty))[:, None] * right)
-                self.bounds = np.quantile(left, LEVELS, axis=0)
-        return self
-
-    def forward(self, y: Values, h: int, level: Sequence[int]) -> dict[str, Values]:
-        """Return the forecast after values, and the bounds of its 80 % interval."""
-        mean = self.mean + (y[-self.lags :] - self.center) / self.unit @ self.weights
-        return {"mean": mean, "lo-80": mean + self.bounds[0], "hi-80": mean + self.bounds[1]}
-
-
 def compare(
-    series: Any,
-    models: Mapping[str, Any] | Sequence[str],
-    horizon: int,
-    *,
-    dates: Any = None,
-    season: int | str = "auto",
+    series: Any, models: Mapping[str, Any] | Sequence[str], horizon: int, *, dates: Any = None, season: Any = "auto"
 ) -> Comparison:
     """Compare several forecasters on a series.
 
@@ -156,8 +113,8 @@ def compare(
     models : dict of str to model, or list of str
         By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model of
         statsforecast, or another one that has `fit(y)` and `forward(y, h, level=[80])`; or the name of a built-in one:
-        "linear" is a ridge regression on lags, and "seasonal naive", "ETS", "ARIMA" and "Theta" are those of
-        statsforecast with automatic choice. A list has names of built-in ones.
+        "linear" is the linear autoregression of `Forecaster.score`, and "seasonal naive", "ETS", "ARIMA" and "Theta"
+        are those of statsforecast with automatic choice. A list has names of built-in ones.
     horizon : int
         Steps ahead.
     dates : array (N,), optional
@@ -184,33 +141,33 @@ def compare(
     >>> from xlstm.estimators import Forecaster, compare
     >>> values = np.sin(np.arange(300) / 5) + 0.1 * np.random.default_rng(0).normal(size=300)
     >>> ours = Forecaster(epochs=5, hidden_size=8, window=24, backend="numpy")
-    >>> found = compare(values, {"LSTM": ours, "ridge": "linear"}, horizon=6)
+    >>> found = compare(values, {"LSTM": ours, "line": "linear"}, horizon=6)
     >>> sorted(found.scores), found.truth.shape
-    (['LSTM', 'ridge'], (30, 6))
+    (['LSTM', 'line'], (30, 6))
     """
     horizon, season = checks.size("compare", "horizon", horizon), CHECKS["season"]("compare", "season", season)
     one = _one_series(series, dates)
-    known, N = one.known[:, 0], len(one.values)
-    cut = split(N).test.start
-    starts = np.arange(cut, N - horizon + 1)
-    if len(starts) == 0:
+    N, cut = len(one.values), split(len(one.values)).test.start
+    if N - cut < horizon:
         rows = f"the last fifth of the series has {N - cut} rows"
         raise ValueError(f"compare: {rows}, expected at least horizon={horizon}; take a shorter horizon")
-    at = starts[np.unique(np.linspace(0, len(starts) - 1, ORIGINS).round().astype(int))]
+    at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
+    season = (baselines.season(one.known[:cut, 0]) if isinstance(season, str) else season) or 1
     truth = baselines.targets(one, at, horizon, N)[..., 0]
-    lag = (baselines.season(known[:cut]) if isinstance(season, str) else season) or 1
-    scale = float(evaluation.naive_error(one.values[:cut], lag)[0])
-    scores = {}
-    for name, model in _models(models, horizon, lag).items():
+    scale = float(evaluation.naive_error(one.values[:cut], season)[0])
+    if not isinstance(models, Mapping):
+        expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
+        models = {name: name for name in checks.several("compare", "models", models, expected)}
+    made, scores = {name: _model(name, model, horizon, season) for name, model in models.items()}, {}
+    for name, model in made.items():
+        forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
         try:
-            if isinstance(model, SeriesEstimator):
-                scores[name] = _score(_of_estimator(model, one, cut, at), truth, scale)
-            else:
-                scores[name] = _score(_of_model(model, known, cut, at, horizon), truth, scale)
+            found = _of_linear(one, at, horizon) if model == LINEAR else forecast(model, one, at, horizon)
         except Exception as error:
             error.add_note(f"in the model {name!r}")
             raise
-    return Comparison(scores, lag, scale, at, truth)
+        scores[name] = _score(found, truth, scale)
+    return Comparison(scores, season, scale, at, truth)
 
 
 def _one_series(series: Any, dates: Any) -> TimeSeries:
@@ -224,78 +181,67 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
     return read[0]
 
 
-def _models(models: Any, horizon: int, season: int) -> dict[str, Any]:
-    """Return unfitted models by name; raise unless each is one."""
-    if not isinstance(models, Mapping):
-        expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
-        models = {name: name for name in checks.several("compare", "models", models, expected, checks.LARGEST)}
-    made: dict[str, Any] = {}
-    for name, model in models.items():
-        if isinstance(model, SeriesEstimator):
-            made[name] = type(model)(**{**model.get_params(), "horizon": horizon})
-            made[name].checked()
-        elif hasattr(model, "fit") and hasattr(model, "forward"):
-            made[name] = copy.deepcopy(model)
-        elif isinstance(model, str) and model in BUILT_IN:
-            made[name] = RidgeOnLags(horizon, season) if model == LINEAR else _statistical(model, season)
-        else:
-            expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model of statsforecast"
-            raise ValueError(f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}")
-    return made
+def _model(name: str, model: Any, horizon: int, season: int) -> Any:
+    """Return a model that is not fitted, and "linear" as it is; raise where there is none."""
+    if isinstance(model, SeriesEstimator):
+        return type(model)(**{**model.get_params(), "horizon": horizon})
+    if isinstance(model, str) and model in STATISTICAL:
+        try:
+            from statsforecast import models
+        except ImportError as error:
+            needed = "needs the package statsforecast; pip install statsforecast"
+            raise ImportError(f"compare: the model {model!r} {needed}") from error
+        fits = season <= LONGEST_SEASON.get(model, season)
+        return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
+    if (isinstance(model, str) and model == LINEAR) or (hasattr(model, "fit") and hasattr(model, "forward")):
+        return copy.deepcopy(model)
+    expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model of statsforecast"
+    raise ValueError(f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}")
 
 
-def _statistical(name: str, season: int) -> Any:
-    """Return a model of statsforecast."""
-    try:
-        from statsforecast import models
-    except ImportError as error:
-        raise ImportError(f"compare: {name!r} needs the package statsforecast; pip install statsforecast") from error
-    return getattr(models, STATISTICAL[name])(season_length=season if season <= LONGEST_SEASON.get(name, season) else 1)
-
-
-def _of_estimator(model: Any, series: TimeSeries, cut: int, at: Origins) -> tuple[float, Values, Values, Values]:
-    """Return the seconds that a fit of an estimator took, means (M, H) and the bounds of 80 % intervals."""
-
-    def beside(ends: Any) -> dict[str, Any]:
-        dates = None if series.calendar is None else series.calendar.dates[series.begin :]
-        return {} if dates is None else {"dates": [dates[:end] for end in ends]}
-
+def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
+    """Fit an estimator and forecast."""
+    known, dates = [series.values[:end, 0] for end in at], {}
+    if series.calendar is not None:
+        dates["dates"] = [series.calendar.dates[series.begin :][:end] for end in at]
     begin = time.perf_counter()
-    model.fit([series.values[:cut, 0]], **beside([cut]))
+    model.fit(known[:1], **{name: some[:1] for name, some in dates.items()})
     seconds = time.perf_counter() - begin
-    past, ahead = [series.values[:end, 0] for end in at], beside(at)
-    mean = np.stack(model.predict(past, **ahead))
-    levels = [*(model.model_.quantiles if model.quantiles is None else model.quantiles)]
+    mean = np.stack(model.predict(known, **dates))
+    levels = model.model_.quantiles if model.quantiles is None else model.quantiles
     places = [k for level in LEVELS for k, other in enumerate(levels) if math.isclose(level, other)]
     if len(places) < 2:
         return seconds, mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low, high = np.moveaxis(np.stack(model.predict_quantiles(past, **ahead))[..., places], -1, 0)
+    low, high = np.moveaxis(np.stack(model.predict_quantiles(known, **dates))[..., places], -1, 0)
     return seconds, mean, low, high
 
 
-def _of_model(model: Any, known: Values, cut: int, at: Origins, horizon: int) -> tuple[float, Values, Values, Values]:
-    """Return the same of a model of statsforecast, whose parameters stay those of the fit."""
+def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
+    """Fit a model of statsforecast and forecast; its parameters stay those of the fit."""
     begin = time.perf_counter()
-    model.fit(known[:cut])
+    model.fit(series.known[: at[0], 0])
     seconds = time.perf_counter() - begin
-    found = [model.forward(y=known[:end], h=horizon, level=[80]) for end in at]
+    found = [model.forward(y=series.known[:end, 0], h=horizon, level=[80]) for end in at]
     mean, low, high = (np.stack([np.asarray(one[key]) for one in found]) for key in ("mean", "lo-80", "hi-80"))
     return seconds, mean, low, high
 
 
-def _score(made: tuple[float, Values, Values, Values], truth: Values, scale: float) -> ModelScore:
+def _of_linear(series: TimeSeries, at: Origins, horizon: int) -> Made:
+    """Fit the linear autoregression and forecast; intervals are of its errors in the last quarter of what it knows."""
+    begin, cut = time.perf_counter(), int(at[0])
+    last = np.arange(min(3 * cut // 4, cut - horizon), cut - horizon + 1)
+    mean, before = (
+        baselines.autoregression(series.known, series.values, min(evaluation.AR_ORDER, cut // 3), horizon, rows)[..., 0]
+        for rows in (at, last)
+    )
+    low, high = np.nanquantile(baselines.targets(series, last, horizon, cut)[..., 0] - before, LEVELS, axis=0)
+    return time.perf_counter() - begin, mean, mean + low, mean + high
+
+
+def _score(made: Made, truth: Values, scale: float) -> ModelScore:
     seconds, mean, low, high = made
     there, error = ~np.isnan(truth), np.abs(mean - truth)
-    mae = float(np.mean(error[there]))
+    rmse, mae = float(np.sqrt(np.mean(error[there] ** 2))), float(np.mean(error[there]))
     inside = np.where(np.isnan(low), np.nan, (low <= truth) & (truth <= high))
-    return ModelScore(
-        rmse=float(np.sqrt(np.mean(error[there] ** 2))),
-        mae=mae,
-        mase=mae / scale,
-        coverage=float(np.mean(inside[there])),
-        width=float(np.mean(high - low)),
-        seconds=seconds,
-        forecasts=mean,
-        low=low,
-        high=high,
-    )
+    covered, width = float(np.mean(inside[there])), float(np.mean(high - low))
+    return ModelScore(rmse, mae, mae / scale if scale > 0 else math.nan, covered, width, seconds, mean)

@@ -16,6 +16,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.data import panels
+from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
 from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling
@@ -526,9 +527,18 @@ refit
         precisions.named(self.precision, backend)  # raises where the backend does not have it
         given = panels.given("Forecaster", values, Covariates(**covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
-        every = given.values, given.covariates
-        variants = [read_series("Forecaster", *every, self.horizon, look, holidays=self.holidays) for look in looks]
+        variants = [self._series(given, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
+
+    def _series(self, given: Given, more: int, look: bool) -> list[TimeSeries]:
+        beside = given.covariates
+        if (country := self.holidays) is not None:
+            if any(one.dates is None for one in beside):
+                needs = f"holidays={country!r} needs dates, the series has none"
+                raise ValueError(f"Forecaster: {needs}; expected a column of dates, or dates=")
+            found = [calendar_of("Forecaster", one.dates)._replace(holidays=country) for one in beside]
+            beside = [one._replace(dates=calendar) for one, calendar in zip(beside, found, strict=True)]
+        return read_series("Forecaster", given.values, beside, more, look)
 
     def _fit(
         self,
@@ -590,8 +600,7 @@ refit
         s, scaling = self.test_predictor_.settings, self.scaling_
         given = panels.given("Forecaster", values, Covariates(**covariates), self._roles(), self._names())
         ahead = max(steps, s.horizon)
-        beside = given.covariates
-        several = read_series("Forecaster", given.values, beside, ahead, self.calendar_, holidays=self.holidays)
+        several = self._series(given, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for series in several:
             N = len(series.values)
@@ -615,16 +624,15 @@ refit
         return mean[0], self._calibrated(np, quantiles, scale)[0]
 
     def _paths(self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int]) -> Values:
-        """Return sample paths (n, steps, C) after a series."""
-        p = self.predictor_
+        """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
+        p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
-        rng = np.random.default_rng(seed)
-
-        def calibrated(quantiles: Values, scale: Values) -> Values:
-            return np.asarray(self._calibrated(np, quantiles, scale))
-
-        return sampling.paths(p, calibrated, series, units, self.ranks_, n, steps, rng)
+        while ahead.shape[1] < steps:
+            _, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
+            drawn = sampling.draw(self._calibrated(np, quantiles, scale), levels, self.ranks_, rng, n)
+            ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), p.limited(np, drawn)), axis=1)
+        return ahead[:, :steps]
 
     def _calibrated(self, xp: Namespace, quantiles: Array, scale: Array) -> Array:
         """Return calibrated quantiles (M, H, C, Q)."""

@@ -9,7 +9,7 @@ copula coupling, Schefzik et al. 2013). Each step alone has the forecast quantil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -18,7 +18,6 @@ import numpy as np
 from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
-from xlstm.data.series_windows import carry_forward
 from xlstm.estimators import baselines
 from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
@@ -32,7 +31,7 @@ def ranks(predictor: Predictor, several: Sequence[TimeSeries]) -> Values:
     """Return the ranks of errors among those of the same step and target, from 0 on, (K, H, C).
 
     They are those of forecasts into the validation part and the test part, evenly spaced where these have more than
-    KEPT. A step without a truth has the error of the step before it, or of the one after it.
+    KEPT. A step without a truth counts as one without an error.
     """
     s, parts, most = predictor.settings, [], -(-KEPT // len(several))
     for series, units in zip(several, predictor.scaling.units, strict=True):
@@ -40,10 +39,7 @@ def ranks(predictor: Predictor, several: Sequence[TimeSeries]) -> Values:
         origins = np.arange(parts_of(N, s)["validation"].start, N - s.horizon + 1)
         origins = origins[:: -(-len(origins) // most)]
         mean, _, scale = predictor.forecast(series, units, origins)
-        errors = (baselines.targets(series, origins, s.horizon, N) - mean) / scale[:, None]
-        by_step = carry_forward(errors.swapaxes(0, 1).reshape(s.horizon, -1))
-        by_step = carry_forward(by_step[::-1])[::-1]
-        parts.append(np.nan_to_num(by_step).reshape(s.horizon, *scale.shape).swapaxes(0, 1))
+        parts.append(np.nan_to_num((baselines.targets(series, origins, s.horizon, N) - mean) / scale[:, None]))
     return np.argsort(np.argsort(np.concatenate(parts), axis=0, kind="stable"), axis=0).astype(np.float64)
 
 
@@ -64,28 +60,6 @@ def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.ran
     values = np.broadcast_to(values, (n, *values.shape[1:]))
     start, stop = (np.take_along_axis(values, left + k, axis=-1) for k in (0, 1))
     return np.asarray(start + (z - knots[left]) / (knots[left + 1] - knots[left]) * (stop - start))[..., 0]
-
-
-def paths(
-    predictor: Predictor,
-    quantiles_of: Callable[[Values, Values], Values],
-    series: TimeSeries,
-    units: Values,
-    ranked: Values,
-    n: int,
-    steps: int,
-    rng: np.random.Generator,
-) -> Values:
-    """Return paths (n, steps, C) after a series; beyond the horizon each is fed back as if it had been observed.
-
-    `quantiles_of(quantiles, scale)` are those of a predictor, calibrated.
-    """
-    levels, ahead = predictor.settings.quantiles, np.empty((1, 0, series.known.shape[1]))
-    while ahead.shape[1] < steps:
-        _, quantiles, scale = predictor.finished(*before(predictor, series, units, ahead))
-        block = draw(quantiles_of(quantiles, scale), levels, ranked, rng, n)
-        ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), predictor.limited(np, block)), axis=1)
-    return ahead[:, :steps]
 
 
 def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> tuple[Array, Values, Values]:

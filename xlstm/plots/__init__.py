@@ -10,7 +10,6 @@ from xlstm.plots.figures import save
 from xlstm.plots.networks import gradient_norms, gradients, parameter_table, parameters
 from xlstm.plots.results import (
     Fan,
-    comparison,
     confusion,
     confusion_counts,
     course,
@@ -22,7 +21,6 @@ from xlstm.plots.results import (
 
 __all__ = [
     "Fan",
-    "comparison",
     "confusion",
     "confusion_counts",
     "course",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import cores, fuse, strides
+from xlstm.arrays import cores, fuse
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import address, together
@@ -103,8 +103,8 @@ def _plan(
     shape = np.broadcast_shapes(*(own for own, _, _ in arrays))
     if apart and shape[-1] == 1:
         return None
-    along = [strides.broadcast(shape, own, step) for own, step, _ in arrays]
-    sizes, along = strides.joined(range(len(shape)), shape, along, len(shape) - 1 if apart else None)
+    along = [fuse.broadcast_steps(shape, own, step) for own, step, _ in arrays]
+    sizes, along = fuse.joined_axes(range(len(shape)), shape, along, len(shape) - 1 if apart else None)
     if not 1 <= len(sizes) <= 3 or math.prod(sizes) < SMALL or sizes[-1] < NARROW:
         return None
     if any(
@@ -195,19 +195,12 @@ def compiled(
 
 
 def walk(
-    function: Callable[..., Any],
-    arrays: Sequence[Array],
-    states: Sequence[Array],
-    numbers: Sequence[Array],
-    results: Sequence[Array],
-    lags: Sequence[int],
-    reverse: bool,
+    function: Callable[..., Any], given: Sequence[tuple[Array, ...]], lags: tuple[int, ...], reverse: bool
 ) -> bool:
-    """Do what `fuse.walk` does, in a compiled loop, and return whether there is one."""
+    """Do what `fuse.walk` does with arrays, states, numbers and results, and return whether there is a loop for it."""
     if not jit.enabled():
         return False
-    given = arrays, states, numbers, results
-    loop = _walk(function, tuple(map(len, given)), arrays[0].dtype, reverse)
+    loop = _walk(function, tuple(map(len, given)), given[0][0].dtype, reverse)
     loop(np.array(lags), *itertools.chain(*given))  # it is compiled for the memory order of each array
     return True
 
