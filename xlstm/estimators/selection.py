@@ -21,6 +21,7 @@ from xlstm.layers.smoothing import CYCLES, LEAST, ExponentialSmoothing
 FOLDS = 4  # of the last rows; candidates are fitted to all that comes before each
 MOST = 400  # rolling origins that candidates are judged from
 ORDERS = (2, 4, 8, 12, 24, 48, 96)  # values that the linear autoregression looks back to
+LIGHT = 0.01
 RIDGES = (0.001, 0.01, 0.1, 1.0)  # its penalties, as those of `baselines`
 SEASONS = (4, 7, 12, 24, 52)  # steps of the usual seasons
 PERIODIC = 0.2  # least share of the changes from step to step that a season has to explain
@@ -145,18 +146,20 @@ def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, f
     skip = max(LEAST, CYCLES * max(layer.periods, default=0))  # values that the first state is fitted to
     begin, squares = zip(*(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True)
 
+    @functools.cache
+    def costs(k: int, first: int, steps: int) -> Values:
+        return np.nan_to_num(errors_of_rows(squares[k][first:, ..., :steps]))  # (T, G, C)
+
+    def best(stops: Sequence[int], steps: int) -> int:
+        by_series = []
+        for k, (start, stop) in enumerate(zip(begin, stops, strict=True)):
+            first = min(skip, (stop - start) // 2)
+            by_series.append(np.mean(costs(k, first, steps)[: stop - start - first], axis=0))
+        return int(np.argmin(np.sum(by_series, axis=(0, 2))))
+
     found = []
     for steps in sorted({1, H}):
-        costs = [np.nan_to_num(errors_of_rows(square[..., :steps])) for square in squares]  # (T, G, C)
-
-        def best(stops: Sequence[int], costs: Sequence[Values] = costs) -> int:
-            each = zip(costs, begin, stops, strict=True)
-            by_series = [
-                np.mean(cost[min(skip, (stop - start) // 2) : stop - start], axis=0) for cost, start, stop in each
-            ]
-            return int(np.argmin(np.sum(by_series, axis=(0, 2))))
-
-        chosen = [best(stops) for stops in trial.cuts]
+        chosen = [best(stops, steps) for stops in trial.cuts]
         total = [
             square[origins - start - 1, chosen[fold]]
             for fold in range(FOLDS)
@@ -235,7 +238,7 @@ def combined(trial: Trial, settings: Any) -> Combination:
         usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= longest_order})
         orders = usual if isinstance(settings.linear_baseline, str) else [settings.linear_baseline]
         found["linear"] = linear(
-            trial, orders, [*itertools.product(RIDGES, baselines.LIGHTS if covariates else (0.01,))]
+            trial, orders, [*itertools.product(RIDGES, baselines.LIGHTS if covariates else (LIGHT,))]
         )
     most = trial.worst * min(one.error for one in found.values())
     found = {name: one for name, one in found.items() if one.error <= most}
