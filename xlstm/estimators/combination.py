@@ -150,14 +150,19 @@ class Combination:
         H = len(self.usual)
         squares = (ahead - baselines.changes(series, rows, H, int(rows[-1]), units)) ** 2 / self.usual
         latest = errors_of_rows(np.moveaxis(squares, (0, 2), (1, 3)))  # (R, K, C)
-        recent, share = np.empty_like(latest), 1 - 0.5 ** (1 / H)
-        level = np.repeat((self.errors / self.doubts)[:, None], latest.shape[2], axis=1)
-        for r, errors in enumerate(latest):
-            level = np.where(np.isnan(errors), level, level + share * (errors - level))
-            recent[r] = level
-        recent = np.swapaxes(recent, 0, 1)
+        recent = np.swapaxes(averages(latest, (self.errors / self.doubts)[:, None], H), 0, 1)
         weights = np.maximum(recent * self.doubts[:, None, None], 1e-12) ** -2.0
         return np.asarray(weights / np.sum(weights, axis=0))
+
+
+def averages(latest: Values, first: Values, horizon: int) -> Values:
+    """Return the moving average of errors (R, ...), of which each horizon halves the share, from a first one on."""
+    found, share = np.empty_like(latest), 1 - 0.5 ** (1 / horizon)
+    level = np.broadcast_to(first, latest.shape[1:])
+    for r, errors in enumerate(latest):
+        level = np.where(np.isnan(errors), level, level + share * (errors - level))
+        found[r] = level
+    return found
 
 
 def errors_of_rows(squares: Values) -> Values:

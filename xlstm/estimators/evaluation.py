@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +21,15 @@ from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
+from xlstm.estimators.combination import averages, errors_of_rows
 from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
 
 RECENT = 100  # forecasts whose errors decide about intervals, at least, where there are so many
 HORIZONS = 10  # horizons of such forecasts, at least
+MOST = 2.0  # by how much recent errors widen or narrow intervals at most
+FAR = 4.0  # usual errors beyond which an error counts as no larger
+NORMAL = NormalDist().inv_cdf
 ROWS = 12  # of a score that is printed, at most
 AR_ORDER = 24  # coefficients of the linear autoregression that models are compared with
 
@@ -263,6 +268,20 @@ def widen(xp: Namespace, levels: Array, scale: Array, by: Values, quantiles: Seq
     for p, (low, high) in enumerate(pairs(quantiles)):
         more[..., low], more[..., high] = -by[..., p], by[..., p]
     return xp.sort(levels + more * scale[:, None, :, None], axis=-1)
+
+
+def width(mean: Values, levels: Values, truth: Values, quantiles: Sequence[float]) -> Values:
+    """Return by how much intervals after the last of successive forecasts are to be wider, (1, C), by recent errors.
+
+    It is their root mean square in units of what quantiles `levels` (M, H, C, Q) say, as of a normal distribution.
+    """
+    if len(quantiles) < 2:
+        return np.ones((1, mean.shape[2]))
+    above, below = levels[..., -1] - mean, mean - levels[..., 0]
+    expected = np.where(truth > mean, above / NORMAL(quantiles[-1]), below / -NORMAL(quantiles[0]))
+    errors = np.minimum(np.abs(truth - mean), FAR * expected) / np.maximum(expected, 1e-300)  # (M, H, C)
+    latest = errors_of_rows(np.swapaxes(errors**2, 1, 2))
+    return np.asarray(np.clip(np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:]), 1 / MOST, MOST))
 
 
 def _limit(recent: Values, quantiles: Sequence[float]) -> Any:

@@ -19,7 +19,7 @@ from xlstm.data import panels
 from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
-from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling
+from xlstm.estimators import baselines, combination, evaluation, fitting, predictor, sampling
 from xlstm.estimators.base import (
     OF_TRAIN,
     AnyPath,
@@ -424,8 +424,9 @@ refit
         Returns
         -------
         dict of str to array
-            `x` (window, S, D), the windows as the network sees them; `base` (S, H, C), the last value and the linear
-            baseline; `scale` (S, C), that of the windows.
+            `x` (window, S, D), the windows as the network sees them; `base` (S, H, C), the forecasts without the
+            network; `scale` (S, C), that of the windows; and where there are quantiles `width` (S, C), by how much
+            recent errors change them.
 
         Raises
         ------
@@ -437,7 +438,9 @@ refit
         pairs = zip(several, units, strict=True)
         x, base, scale = zip(*(p.before(one, u, np.array([len(one.values)])) for one, u in pairs), strict=True)
         found = {"x": np.concatenate([to_numpy(one) for one in x], axis=1, dtype=np.float32)}
-        return found | {"base": np.concatenate(base), "scale": np.concatenate(scale)}
+        found |= {"base": np.concatenate(base), "scale": np.concatenate(scale)}
+        widths = [self._width(*one) for one in zip(several, units, strict=True)] if p.settings.quantiles else []
+        return found | ({"width": np.concatenate(widths)} if widths else {})
 
     def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
         p = self.predictor_
@@ -446,16 +449,19 @@ refit
         given: dict[str, Any] = {"x": ((p.settings.window, "batch", p.model.input_size), np.float32)}
         given["base"] = ("batch", *p.spread.shape), np.float64
         given["scale"] = ("batch", self.n_targets_), np.float64
+        if p.settings.quantiles:
+            given["width"] = given["scale"]
         about = super().for_export(lengths)[0] | {"quantiles": json.dumps(list(p.settings.quantiles))}
         return about, given, self._exported
 
-    def _exported(self, xp: Namespace, run: Callable[..., Any], x: Array, base: Array, scale: Array) -> dict[str, Any]:
+    def _exported(
+        self, xp: Namespace, run: Callable[..., Any], x: Array, base: Array, scale: Array, width: Any = None
+    ) -> dict[str, Any]:
         """Return the outputs of an exported file."""
         mean, quantiles = self.predictor_.after(xp, run(x), base, scale)
-        without = {"mean": mean}
-        if not self.predictor_.settings.quantiles:
-            return without
-        return without | {"quantiles": self._calibrated(xp, quantiles, scale)}
+        if width is None:
+            return {"mean": mean}
+        return {"mean": mean, "quantiles": self._calibrated(xp, mean, quantiles, scale, width)}
 
     def _settings(self) -> dict[str, Any]:
         fitted = asdict(self.predictor_.settings) | {"dtype": self.predictor_.backend.dtype}
@@ -621,29 +627,38 @@ refit
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
         mean, quantiles, scale = self.predictor_.forecast(series, units, np.array([len(series.values)]))
-        return mean[0], self._calibrated(np, quantiles, scale)[0]
+        return mean[0], self._calibrated(np, mean, quantiles, scale, self._width(series, units))[0]
+
+    def _width(self, series: TimeSeries, units: Values) -> Values:
+        """Return by how much the intervals after a series are wider, (1, C), by its latest errors."""
+        s, N = self.predictor_.settings, len(series.values)
+        rows = np.arange(max(s.window, N - combination.MEMORY * s.horizon), N + 1)
+        mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
+        levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
+        return evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)
 
     def _paths(self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int]) -> Values:
         """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
         p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
+        width = self._width(series, units)
         while ahead.shape[1] < steps:
-            _, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
-            drawn = sampling.draw(self._calibrated(np, quantiles, scale), levels, self.ranks_, rng, n)
+            mean, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
+            drawn = sampling.draw(self._calibrated(np, mean, quantiles, scale, width), levels, self.ranks_, rng, n)
             ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), p.limited(np, drawn)), axis=1)
         return ahead[:, :steps]
 
-    def _calibrated(self, xp: Namespace, quantiles: Array, scale: Array) -> Array:
-        """Return calibrated quantiles (M, H, C, Q)."""
+    def _calibrated(self, xp: Namespace, mean: Array, quantiles: Array, scale: Array, width: Array) -> Array:
+        """Return calibrated quantiles (M, H, C, Q), of which recent errors change the distances from the mean."""
         wide = evaluation.widen(xp, quantiles, scale, self.adjustment_, self.predictor_.settings.quantiles)
-        return self.predictor_.limited(xp, wide)
+        return self.predictor_.limited(xp, mean[..., None] + (wide - mean[..., None]) * width[:, None, :, None])
 
     def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
         ahead = np.empty((0, self.n_targets_))
         while len(ahead) < steps:
-            block = self._next(series, units)[0]
+            block = self.predictor_.forecast(series, units, np.array([len(series.values)]))[0][0]
             ahead = np.concatenate((ahead, block))
             known = np.concatenate((series.known, block))
             past = np.concatenate((series.past, np.repeat(series.past[-1:], len(block), axis=0)))
