@@ -545,7 +545,8 @@ def test_sample_paths_of_an_autoregression(tmp_path):
     """Steps, also beyond the horizon, and sums are covered; sums of paths whose steps are drawn one by one are not."""
     rng = np.random.default_rng(0)
     values = walk(rng, 1200, 0.0)
-    forecaster = Forecaster(window=24, horizon=4, hidden_size=8, epochs=1, backend="numpy").fit(values)
+    settings = {"window": 24, "hidden_size": 8, "epochs": 1, "candidates": ("linear", "network")}
+    forecaster = Forecaster(**settings, horizon=4, backend="numpy").fit(values)
     whole, shuffled = forecaster.ranks_, rng.permuted(forecaster.ranks_, axis=0)
     inside, sums, alone = [], [], []
     for end in range(900, 1200, 20):
@@ -630,7 +631,7 @@ def test_models_are_compared():
 def test_comparisons_take_dates_and_gaps_and_refuse_what_is_no_model(monkeypatch):
     dates, values = np.datetime64("2020-01-01") + np.arange(300), 5.0 * (np.arange(300) % 7 >= 5) + driven()[0] / 50
     values[[3, 250]] = np.nan
-    models = {"ours": Forecaster(**{**QUICK, "window": 4, "epochs": 1, "calendar": True})}
+    models = {"ours": Forecaster(**{**QUICK, "window": 4, "epochs": 1, "calendar": True}, linear_baseline=4)}
     dated, plain = compare(values, models, 6, dates=dates), compare(values, models, 6)
     assert dated.scores["ours"].rmse < plain.scores["ours"].rmse
     assert np.count_nonzero(np.isnan(dated.truth)) > 0
@@ -773,7 +774,7 @@ def test_smoothing_is_that_of_the_layer(rng):
 
 
 def test_weights_follow_the_latest_errors(rng):
-    """By hand: errors that are known at a row, of which each horizon halves the share."""
+    """By hand: errors that are known at a row, of which eight rows halve the share."""
     ahead, values = rng.standard_normal((2, 12, 3, 1)), rng.standard_normal((20, 1))
     series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
     rows, usual = np.arange(5, 17), np.array([[1.0], [2.0], [3.0]])
@@ -786,7 +787,7 @@ def test_weights_follow_the_latest_errors(rng):
         if known:
             change = {h: values[row - 1, 0] - values[row - h - 2, 0] for h in known}
             errors = [(ahead[:, r - h - 1, h, 0] - change[h]) ** 2 / usual[h] for h in known]
-            level = level + (1 - 0.5 ** (1 / 3)) * (np.mean(errors, axis=0) - level)
+            level = level + (1 - 0.5 ** (1 / 8)) * (np.mean(errors, axis=0) - level)
         expected = (level * [1.0, 1.6]) ** -2.0
         np.testing.assert_allclose(weights[:, r, 0], expected / expected.sum(), rtol=1e-12)
 

@@ -18,7 +18,8 @@ from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.series_scaling import Origins, Scaling
 from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
-MEMORY = 5  # horizons of errors that decide about weights; with each horizon their share becomes half as large
+HALF = 8  # rows, and at least a horizon, after which the share of an error is half as large
+MEMORY = 5  # times so many rows are looked at
 RUN = 2000  # steps that are smoothed before the first forecast, at most
 POSITIVE = 0.1  # least value of a series whose logarithm is smoothed, as a share of its median
 LONGEST = 100_000  # steps of a season in a file
@@ -79,7 +80,7 @@ class Combination:
         parts = list(self.parts.values())
         if len(parts) == 1:
             return np.asarray(parts[0].apply(series, scaling, units, origins))
-        rows = np.arange(max(1, int(np.min(origins)) - MEMORY * len(self.usual)), int(np.max(origins)) + 1)
+        rows = np.arange(max(1, int(np.min(origins)) - memory(len(self.usual))), int(np.max(origins)) + 1)
         ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
         found = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
         return np.asarray(found[origins - rows[0]])
@@ -87,7 +88,7 @@ class Combination:
     @property
     def reach(self) -> int:
         """Values before an origin that decide about a forecast, at most."""
-        return self.order if len(self.parts) == 1 and self.order else RUN + MEMORY * len(self.usual)
+        return self.order if len(self.parts) == 1 and self.order else RUN + memory(len(self.usual))
 
     def repeated(self, n: int) -> Combination:
         """Return the combination of n times the targets."""
@@ -155,9 +156,14 @@ class Combination:
         return np.asarray(weights / np.sum(weights, axis=0))
 
 
+def memory(horizon: int) -> int:
+    """Return the rows whose errors decide about a forecast."""
+    return MEMORY * max(HALF, horizon)
+
+
 def averages(latest: Values, first: Values, horizon: int) -> Values:
-    """Return the moving average of errors (R, ...), of which each horizon halves the share, from a first one on."""
-    found, share = np.empty_like(latest), 1 - 0.5 ** (1 / horizon)
+    """Return the moving average of errors (R, ...), whose share becomes smaller by the row, from a first one on."""
+    found, share = np.empty_like(latest), 1 - 0.5 ** (1 / max(HALF, horizon))
     level = np.broadcast_to(first, latest.shape[1:])
     for r, errors in enumerate(latest):
         level = np.where(np.isnan(errors), level, level + share * (errors - level))

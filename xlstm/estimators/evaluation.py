@@ -279,7 +279,8 @@ def width(mean: Values, levels: Values, truth: Values, quantiles: Sequence[float
         return np.ones((1, mean.shape[2]))
     above, below = levels[..., -1] - mean, mean - levels[..., 0]
     expected = np.where(truth > mean, above / NORMAL(quantiles[-1]), below / -NORMAL(quantiles[0]))
-    errors = np.minimum(np.abs(truth - mean), FAR * expected) / np.maximum(expected, 1e-300)  # (M, H, C)
+    errors = np.abs(truth - mean)
+    errors = errors / np.maximum(np.maximum(expected, errors / FAR), 1e-300)  # (M, H, C)
     latest = errors_of_rows(np.swapaxes(errors**2, 1, 2))
     return np.asarray(np.clip(np.sqrt(averages(latest, np.ones(1), mean.shape[1])[-1:]), 1 / MOST, MOST))
 

@@ -632,7 +632,7 @@ refit
     def _width(self, series: TimeSeries, units: Values) -> Values:
         """Return by how much the intervals after a series are wider, (1, C), by its latest errors."""
         s, N = self.predictor_.settings, len(series.values)
-        rows = np.arange(max(s.window, N - combination.MEMORY * s.horizon), N + 1)
+        rows = np.arange(max(s.window, N - combination.memory(s.horizon)), N + 1)
         mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
         levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
         return evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)
