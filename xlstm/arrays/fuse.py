@@ -25,6 +25,10 @@ CUPY = "array_api_compat.cupy"
 # None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
 
+# `walks(function, (arrays, states, numbers, results), lags, reverse)` does what `walk` does for NumPy arrays in one
+# compiled loop, and returns whether it did. An engine that compiles sets it.
+walks: Callable[..., bool] | None = None
+
 
 @functools.lru_cache(maxsize=16)
 def compiles(xp: Namespace) -> bool:
@@ -195,6 +199,51 @@ def scan(
         kept[at] = carried
         carried = new
     return kept, carried
+
+
+def walk(
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: tuple[Array, ...],
+    states: tuple[Array, ...],
+    numbers: tuple[Array, ...],
+    results: tuple[Array, ...],
+    lags: tuple[int, ...],
+    reverse: bool = False,
+) -> None:
+    """Go through a recurrence whose states are used one or more steps later, in one compiled loop where that can be.
+
+    A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state. It gives what
+    `results` have in their row t, and what is added to the row t + lag of each state. In reverse, rows t + lag of the
+    states are used, and rows t added to.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    function
+        As for `fuse`, with several results.
+    arrays, results : tuple of array (T, B)
+    states : tuple of array (T + lag, B)
+    numbers : tuple of array (1,)
+    lags : tuple of int
+        Of the states.
+    reverse : bool
+        Whether to go from the last step to the first.
+    """
+    given = arrays, states, numbers, results
+    if xp is np and walks is not None and walks(function, given, lags, reverse):
+        return
+    run = functools.partial(fuse, xp, function) if compiles(xp) else functools.partial(function, xp)
+    T = arrays[0].shape[0]
+    for t in range(T - 1, -1, -1) if reverse else range(T):
+        used = [rows[t + lag * reverse, ...] for rows, lag in zip(states, lags, strict=True)]
+        found = run(*(a[t, ...] for a in arrays), *used, *numbers)
+        for to, new in zip(results, found, strict=False):
+            to[t, ...] = new
+        for rows, lag, new in zip(states, lags, found[len(results) :], strict=True):
+            row = rows[t + lag * (not reverse), ...]
+            row += new
 
 
 def windows(a: Array, width: int) -> Array:
