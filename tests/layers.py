@@ -13,7 +13,7 @@ from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import SequenceModel, TiRex, TiRex2
+from xlstm.models import ESRNN, SequenceModel, TiRex, TiRex2
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {
@@ -70,7 +70,7 @@ def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
     """Combinations in which every two values of two options that go together occur together; of some options only."""
     factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}
     rng, drawn = np.random.default_rng(0), {}
-    for _ in range(3000):
+    for _ in range(1000):
         options = {name: values[rng.integers(len(values))] for name, values in factors.items()}
         if make(kind, options) is not None:
             drawn[len(drawn)] = options
@@ -153,6 +153,7 @@ EVERY = [
     STACK,
     xlstm.xLSTMLarge(4, 2, 2),
     CausalConv(2),
+    xlstm.ExponentialSmoothing(3, periods=(2,)),
     SequenceModel(xlstm.LSTM(2, 4), 3),
     SequenceModel(xlstm.GRU(2, 4, 2, bidirectional=True), 3, last=True),
     SequenceModel(STACK, 3),
@@ -160,6 +161,7 @@ EVERY = [
     SequenceModel(STACK, 3, last=True, inputs=2),
     xlstm.xLSTMLanguageModel(STACK, 7),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, logit_cap=2.0, batch_first=False),
+    ESRNN(3, 4, periods=(2, 3), covariates=1),
     TiRex(4, 2, 2, **PATCHES),
     TiRex2(4, [("slstm", 2, 1), ("mlstm", 2, 2)], output_ff_size=5, horizon=2, **PATCHES),
     xlstm.Linear(4, 2),

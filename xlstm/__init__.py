@@ -7,6 +7,7 @@ Layers
     LSTM, GRU, RNN      gated layers with all their options, in stacks and in both directions
     sLSTM, mLSTM        the two layers of the xLSTM paper
     Linear              y = x W^T + b
+    ExponentialSmoothing        Holt-Winters with coefficients that are learned
     Cell, register_cell a gated cell of your own, and a layer of it
     activations         the activations of gates; `register` adds one
 
@@ -14,7 +15,7 @@ Blocks and models
     mLSTMBlock, sLSTMBlock          residual blocks
     xLSTMStack, xLSTMLarge          blocks above each other
     xLSTMLanguageModel              tokens in, logits out, text generated
-    models                          SequenceModel, save and load
+    models                          SequenceModel, ESRNN, save and load
 
 Training
     training            train and evaluate
@@ -59,6 +60,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Cell",
+    "ExponentialSmoothing",
     "Linear",
     "__version__",
     "activations",
@@ -91,6 +93,7 @@ __all__ = [
 
 # Imported on first use, so that `import xlstm` stays quick.
 _NAMES = {
+    "ExponentialSmoothing": "layers.smoothing",
     "mLSTM": "layers.matrix_memory",
     "mLSTMBlock": "layers.blocks.stack",
     "sLSTMBlock": "layers.blocks.stack",

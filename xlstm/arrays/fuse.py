@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ CUPY = "array_api_compat.cupy"
 # `loops(function, arrays, sums, options)` runs a function over large NumPy arrays as one compiled loop, or returns
 # None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
+
+# `walks(function, (arrays, states, numbers, results), lags, reverse)` does what `walk` does for NumPy arrays in one
+# compiled loop, and returns whether it did. An engine that compiles sets it.
+walks: Callable[..., bool] | None = None
 
 
 @functools.lru_cache(maxsize=16)
@@ -196,6 +201,51 @@ def scan(
     return kept, carried
 
 
+def walk(
+    xp: Namespace,
+    function: Callable[..., Any],
+    arrays: tuple[Array, ...],
+    states: tuple[Array, ...],
+    numbers: tuple[Array, ...],
+    results: tuple[Array, ...],
+    lags: tuple[int, ...],
+    reverse: bool = False,
+) -> None:
+    """Go through a recurrence whose states are used one or more steps later, in one compiled loop where that can be.
+
+    A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state. It gives what
+    `results` have in their row t, and what is added to the row t + lag of each state. In reverse, rows t + lag of the
+    states are used, and rows t added to.
+
+    Parameters
+    ----------
+    xp
+        The namespace of the arrays.
+    function
+        As for `fuse`, with several results.
+    arrays, results : tuple of array (T, B)
+    states : tuple of array (T + lag, B)
+    numbers : tuple of array (1,)
+    lags : tuple of int
+        Of the states.
+    reverse : bool
+        Whether to go from the last step to the first.
+    """
+    given = arrays, states, numbers, results
+    if xp is np and walks is not None and walks(function, given, lags, reverse):
+        return
+    run = functools.partial(fuse, xp, function) if compiles(xp) else functools.partial(function, xp)
+    T = arrays[0].shape[0]
+    for t in range(T - 1, -1, -1) if reverse else range(T):
+        used = [rows[t + lag * reverse, ...] for rows, lag in zip(states, lags, strict=True)]
+        found = run(*(a[t, ...] for a in arrays), *used, *numbers)
+        for to, new in zip(results, found, strict=False):
+            to[t, ...] = new
+        for rows, lag, new in zip(states, lags, found[len(results) :], strict=True):
+            row = rows[t + lag * (not reverse), ...]
+            row += new
+
+
 def windows(a: Array, width: int) -> Array:
     """Return a view of a CuPy array (T + width - 1, ...) as (width, T, ...): T steps from each of `width` steps on."""
     shape, steps = (width, a.shape[0] - width + 1, *a.shape[1:]), (a.strides[0], *a.strides)
@@ -282,3 +332,52 @@ def _total(dtype: Any, to: Any) -> Any:
     types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": to})
     end = f"y0 = {converted('a', to)}"
     return probe.cupy().ReductionKernel(*types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", real(dtype))
+
+
+# The axes of arrays that are broadcast together, joined where memory goes on from one to the next.
+
+
+def broadcast_steps(shape: Sequence[int], own: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """Return the steps of an array along each axis of `shape`, 0 where it has one number for all."""
+    return [0] * (len(shape) - len(own)) + [0 if n == 1 else step for n, step in zip(own, steps, strict=True)]
+
+
+def contiguous_steps(shape: Sequence[int], unit: int = 1) -> tuple[int, ...]:
+    """Return the steps of a contiguous array, in elements or in units such as bytes."""
+    return tuple(unit * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def joined_axes(
+    axes: Iterable[int], shape: Sequence[int], steps: Sequence[Sequence[int]], alone: int | None = None
+) -> tuple[list[int], list[list[int]]]:
+    """Join axes along which every array goes on where the axis before it ended.
+
+    Parameters
+    ----------
+    axes : iterable of int
+        Axes of `shape`, the outer ones first.
+    shape : sequence of int
+    steps : sequence of sequences
+        Those of each array along all axes.
+    alone : int, optional
+        An axis that is not joined to others.
+
+    Returns
+    -------
+    sizes : list of int
+        Those of the axes that are left, of which none is 1.
+    along : list of lists
+        The steps of each array along them.
+    """
+    sizes: list[int] = []
+    far: list[list[int]] = []  # the steps of all arrays along each axis that is left
+    for axis in axes:
+        n, new = shape[axis], [step[axis] for step in steps]
+        if n == 1:
+            continue
+        if sizes and axis != alone and all(outer == inner * n for outer, inner in zip(far[-1], new, strict=True)):
+            sizes[-1], far[-1] = sizes[-1] * n, new
+        else:
+            sizes.append(n)
+            far.append(new)
+    return sizes, [[one[k] for one in far] for k in range(len(steps))]

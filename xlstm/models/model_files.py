@@ -17,13 +17,26 @@ from xlstm.layers.blocks.stack import mLSTMBlock, sLSTMBlock, xLSTMStack
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.matrix_memory import mLSTM
 from xlstm.layers.recurrent import LAYERS as GATED
+from xlstm.layers.smoothing import ExponentialSmoothing
+from xlstm.models.esrnn import ESRNN
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.sequence import SequenceModel
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
 
 KIND = "model"
-Layer = Recurrent | mLSTM | xLSTMStack | xLSTMLarge | mLSTMBlock | sLSTMBlock | TiRex | TiRex2
+Layer = (
+    Recurrent
+    | mLSTM
+    | xLSTMStack
+    | xLSTMLarge
+    | mLSTMBlock
+    | sLSTMBlock
+    | TiRex
+    | TiRex2
+    | ExponentialSmoothing
+    | ESRNN
+)
 LAYERS: dict[str, Any] = {layer.__name__: layer for layer in Layer.__args__[1:]}  # beside the gated ones
 Model = SequenceModel | xLSTMLanguageModel | Layer
 ARRAYS = 8  # a block has so many, at least

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import cores, fuse, strides
+from xlstm.arrays import cores, fuse
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import address, together
@@ -102,8 +103,8 @@ def _plan(
     shape = np.broadcast_shapes(*(own for own, _, _ in arrays))
     if apart and shape[-1] == 1:
         return None
-    along = [strides.broadcast(shape, own, step) for own, step, _ in arrays]
-    sizes, along = strides.joined(range(len(shape)), shape, along, len(shape) - 1 if apart else None)
+    along = [fuse.broadcast_steps(shape, own, step) for own, step, _ in arrays]
+    sizes, along = fuse.joined_axes(range(len(shape)), shape, along, len(shape) - 1 if apart else None)
     if not 1 <= len(sizes) <= 3 or math.prod(sizes) < SMALL or sizes[-1] < NARROW:
         return None
     if any(
@@ -191,3 +192,46 @@ def compiled(
         flags = jit.FLAGS | ({"reassoc"} if has_means(lines) else set())  # sums are in the order that is quickest
         jit.bind(made, (made.chain,), flags, counted=True)
     return made.chain, [y in row.single for y in outputs]
+
+
+def walk(
+    function: Callable[..., Any], given: Sequence[tuple[Array, ...]], lags: tuple[int, ...], reverse: bool
+) -> bool:
+    """Do what `fuse.walk` does with arrays, states, numbers and results, and return whether there is a loop for it."""
+    if not jit.enabled():
+        return False
+    loop = _walk(function, tuple(map(len, given)), given[0][0].dtype, reverse)
+    loop(np.array(lags), *itertools.chain(*given))  # it is compiled for the memory order of each array
+    return True
+
+
+@functools.cache
+def _walk(function: Callable[..., Any], counts: tuple[int, ...], dtype: Any, reverse: bool) -> Callable[..., None]:
+    """Return the compiled loop of `walk` over so many arrays, states, numbers and results."""
+    names = [[f"{name}{k}" for k in range(count)] for name, count in zip("xsny", counts, strict=True)]
+    arrays, states, numbers, results = names
+    kind = fuse.real(dtype)
+    before, after = ("[t + lags[{}], b]", "[t, b]") if reverse else ("[t, b]", "[t + lags[{}], b]")
+    reads = [f"{a}[t, b]" for a in arrays]
+    reads += [s + before.format(k) for k, s in enumerate(states)] + [f"{n}[0]" for n in numbers]
+    writes = [f"{y}[t, b] =" for y in results] + [f"{s}{after.format(k)} +=" for k, s in enumerate(states)]
+
+    def load(x: str, _: int | None) -> str:
+        return reads[int(x[1:])]
+
+    def store(y: str, _: int | None, value: str) -> str:
+        return f"{writes[int(y[1:])]} {value}"
+
+    body = Python(fuse.traced(function, len(reads), ()), load, store, kind).statements()
+    text = [
+        f"def walk(lags, {', '.join(itertools.chain(*names))}):",
+        "    T, B = x0.shape",
+        "    for b in range(B):",
+        f"        for t in range({'T - 1, -1, -1' if reverse else 'T'}):",
+        *(f"            {line}" for line in body),
+    ]
+    with jit.lock:
+        made = jit.new_module(jit.formulas().__name__, vars(jit.formulas()), "\n".join(text) + "\n")
+        jit.bind(made, (made.walk,), counted=True)
+    found: Callable[..., None] = made.walk
+    return found

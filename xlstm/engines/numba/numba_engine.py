@@ -303,4 +303,5 @@ class Stream:
 
 NUMBA = Numba()
 fuse.loops = chains.run
+fuse.walks = chains.walk
 array_products.compiled = packed_products.matmul

@@ -1,0 +1,323 @@
+"""Exponential smoothing: level, trend and seasons of a series, and forecasts from them after every step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.fuse import walk
+from xlstm.arrays.gather import add_rows
+from xlstm.arrays.namespace import Array, Namespace, Params, reshape
+from xlstm.cells.activations import sigmoid, sigmoid_bwd
+from xlstm.layers.initializers import constant
+from xlstm.layers.module import Weight
+from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
+from xlstm.recurrence.packing import Span
+
+TRENDS = ("none", "linear", "damped")
+LEAST = 10  # values that an initial state is fitted to, at least, where there are so many
+SHARES = {"alpha": 0.3, "beta": 0.1, "phi": 0.9, "gamma": 0.2}  # sigmoids of the parameters before training
+
+
+class Smoothed(NamedTuple):
+    """The values that smoothing keeps.
+
+    Row t of a state is the one before step t. Row t of a season is what it adds to the value of step t, so a season of
+    m steps has m rows more than there are steps.
+    """
+
+    states: tuple[Array, ...]  # level and trend (T + 1, B), and for each period m a season (T + m, B)
+    errors: Array  # (T, B), those of forecasts by one step
+    coefficients: tuple[Array, ...]  # (1,) each: gamma of each season, alpha, beta, phi
+    x: Array  # (T, B)
+    y: Array | None = None  # (T, B, H)
+
+
+def _periods(where: str, name: str, value: Any) -> tuple[int, ...]:
+    """Return the lengths of seasons, two at most, as a tuple of whole numbers from 2 up."""
+    return tuple(checks.several(where, name, value, "a tuple of whole numbers", checks.whole(2, checks.LARGEST), 2))
+
+
+@dataclass(frozen=True)
+class ExponentialSmoothing(SequenceLayer):
+    """Exponential smoothing (Holt-Winters) of a series, whose coefficients are learned.
+
+    After each step it forecasts the next `horizon` values from a level l, a trend b and seasons s, which it corrects by
+    its error e of one step (Hyndman & Athanasopoulos, "Forecasting: principles and practice", ch. 8; two seasons as in
+    Taylor 2003)::
+
+        e = x - (l0 + phi b0 + s0)
+        l = l0 + phi b0 + alpha e
+        b = phi b0 + beta e
+        s = s0 + gamma e
+        y_h = l + (phi + ... + phi^h) b + s_h
+
+    Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Sigmoids of them are alpha and
+    phi, beta as a share of alpha, and gamma as a share of 1 - alpha.
+
+    The state is (l, b, s, ...): level and trend (1, B), and (m, B) for each season of m steps, whose first row is that
+    of the next step. A missing state is zero; `initial_state` makes one from the beginning of a series.
+
+    Parameters
+    ----------
+    horizon : int
+        Number H of values ahead that are forecast. x is (T, B, 1), and y (T, B, H).
+    trend : {"damped", "linear", "none"}
+        Whether the trend becomes smaller by phi with every step, stays (phi is 1), or is not there.
+    periods : tuple of int
+        Steps of a season, or of two, such as (12,) or (24, 168).
+    multiplicative : bool
+        Smooth the logarithm of the series, whose values are above 0, so that trend and seasons are factors.
+
+    Examples
+    --------
+    >>> import numpy as np, xlstm
+    >>> layer = xlstm.ExponentialSmoothing(horizon=3, periods=(4,))
+    >>> params = layer.init(backend="numpy", dtype="float64")
+    >>> x = np.tile([1.0, 2.0, 3.0, 6.0], 5)[:, None, None]  # (T, B, 1)
+    >>> y, state = layer(params, x, layer.initial_state(x))
+    >>> y[-1, 0].round(6)
+    array([1., 2., 3.])
+    """
+
+    horizon: int = 1
+    _: KW_ONLY
+    trend: str = "damped"
+    periods: tuple[int, ...] = ()
+    multiplicative: bool = False
+
+    CHECKS: ClassVar = {
+        "horizon": checks.size,
+        "trend": checks.choice(TRENDS),
+        "periods": _periods,
+        "multiplicative": checks.flag,
+    }
+    _output_symbol = "H"
+
+    @property
+    def input_size(self) -> int:
+        """Width of x, which is 1."""
+        return 1
+
+    @property
+    def output_size(self) -> int:
+        """Width of y, the horizon."""
+        return self.horizon
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        sizes = {"alpha": 1, "beta": self.trend != "none", "phi": self.trend == "damped", "gamma": len(self.periods)}
+        logits = {name: float(np.log(share / (1 - share))) for name, share in SHARES.items()}
+        return {name: ({"S": int(n)}, constant(logits[name])) for name, n in sizes.items() if n}
+
+    @functools.cached_property
+    def states(self) -> State:
+        """The leaves of level, trend and seasons."""
+        names = ("l", "b", *(f"s{m}" for m in self.periods))
+        return tuple(Leaf(name, {"m": lag}, {}) for name, lag in zip(names, self.lags, strict=True))
+
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """The number of steps after which the new value of each state is used."""
+        return 1, 1, *self.periods
+
+    def initial_state(self, x: Array, lengths: Any = None) -> State:
+        """Return a state before the first step, from two seasons at the beginning of each series, 10 values at least.
+
+        Level, trend and seasons, which add up to 0, are a least-squares fit. No gradient goes through it.
+
+        Parameters
+        ----------
+        x : array (T, B, 1)
+        lengths : whole numbers (B,), optional
+            As for `forward`.
+
+        Returns
+        -------
+        tuple of array
+
+        Raises
+        ------
+        ValueError
+            A value is not finite, or is 0 or less with `multiplicative`.
+        """
+        values = to_numpy(x)[..., 0].astype("float64")  # (T, B)
+        values = values[: max(LEAST, 2 * max(self.periods, default=0))]
+        self._check(values)
+        ends = [len(values)] * values.shape[1] if lengths is None else to_numpy(lengths)
+        found = [self._fitted(values[:end, b]) for b, end in enumerate(ends)]
+        return tuple(like(np.stack(part, axis=-1), x) for part in zip(*found, strict=True))
+
+    def _check(self, values: np.ndarray[Any, Any]) -> None:
+        """Raise unless values of a series are finite, and above 0 where their logarithm is taken."""
+        bad = ~np.isfinite(values) | (values <= 0 if self.multiplicative else False)
+        if np.any(bad):
+            expected = "finite values above 0, as multiplicative is True" if self.multiplicative else "finite values"
+            raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
+
+    def _fitted(self, series: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+        """Return level, trend and seasons before the first value of a series, fitted to all of it."""
+        steps = np.arange(len(series))[:, None]
+        columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
+        columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
+        series = np.log(series) if self.multiplicative else series
+        found = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
+        return np.split(found, np.cumsum(self.lags)[:-1])
+
+    def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
+        kept = self.smooth(p, x, state, span)
+        y = self.in_units(span.xp, self.ahead(span.xp, kept))
+        return y, self.final_state(kept, span), kept._replace(y=y)
+
+    def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
+        dstates, dphi = self.ahead_bwd(span.xp, kept, self.in_units_bwd(dy, kept.y))
+        return self.smooth_bwd(p, kept, dstates, span.xp.zeros_like(kept.errors), dphi, dstate, span)
+
+    def in_units(self, xp: Namespace, y: Array) -> Array:
+        """Return forecasts in the units of the series."""
+        return xp.exp(y) if self.multiplicative else y  # (13)
+
+    def in_units_bwd(self, dy: Array, y: Array) -> Array:
+        """Differentiate `in_units`."""
+        return dy * y if self.multiplicative else dy  # (13)
+
+    def coefficients(self, xp: Namespace, p: Params) -> tuple[Array, ...]:
+        """Return the coefficients that parameters stand for, in the order of `Smoothed`."""
+        share = {name: sigmoid(xp, p[name]) for name in p}  # (1)
+        alpha = share["alpha"]  # (2)
+        beta = alpha * share["beta"] if "beta" in p else xp.zeros_like(alpha)  # (3)
+        phi = share["phi"] if "phi" in p else xp.full_like(alpha, self.trend != "none")  # (2)
+        gammas = ((1 - alpha) * share["gamma"][k : k + 1] for k in range(len(self.periods)))  # (4)
+        return *gammas, alpha, beta, phi
+
+    def coefficients_bwd(self, xp: Namespace, p: Params, d: Sequence[Array]) -> Params:
+        """Differentiate `coefficients`: gradients of the parameters."""
+        share = {name: sigmoid(xp, p[name]) for name in p}
+        *dgammas, dalpha, dbeta, dphi = d
+        dshare = {"alpha": dalpha, "phi": dphi}  # (2)
+        if "beta" in p:
+            dshare["beta"] = share["alpha"] * dbeta  # (3)
+            dshare["alpha"] = dshare["alpha"] + share["beta"] * dbeta  # (3)
+        if "gamma" in p:
+            dgamma = xp.concat(dgammas)
+            dshare["gamma"] = (1 - share["alpha"]) * dgamma  # (4)
+            dshare["alpha"] = dshare["alpha"] - xp.sum(share["gamma"] * dgamma)  # (4)
+        return {name: sigmoid_bwd(xp, dshare[name], p[name], share[name]) for name in p}  # (1)
+
+    def smooth(self, p: Params, x: Array, state: State, span: Span) -> Smoothed:
+        """Return the states before and after every step of x (T, B, 1)."""
+        xp, numbers = span.xp, self.coefficients(span.xp, p)
+        x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
+        if self.multiplicative and xp is np:
+            self._check(x)
+        errors = xp.zeros_like(x)
+        states = tuple(xp.concat((s, errors)) for s in state)
+        walk(xp, step, (xp.log(x) if self.multiplicative else x,), states, numbers, (errors,), self.lags)  # (5)
+        return Smoothed(states, errors, numbers, x)
+
+    def smooth_bwd(
+        self, p: Params, kept: Smoothed, dstates: tuple[Array, ...], derrors: Array, dphi: Array, dstate: State | None,
+        span: Span,
+    ) -> Derivatives:  # fmt: skip
+        """Return gradients of the parameters, of x and of the initial state.
+
+        Gradients of all states, of the errors and of phi come from what uses them; those of the states are added to.
+        """
+        xp = span.xp
+        if dstate is not None:
+            for d, end in zip(dstates, dstate, strict=True):
+                _add_at_end(span, d, end)
+        dx, ddamped = xp.zeros_like(derrors), xp.zeros_like(derrors)
+        walk(xp, step_bwd, (derrors,), dstates, kept.coefficients, (dx, ddamped), self.lags, reverse=True)
+        found = (_total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True))
+        dalpha, dbeta, *dgammas = found  # (8) (9) (10)
+        dphi = dphi + _total(xp, ddamped, kept.states[1][:-1, ...])  # (6)
+        grads = self.coefficients_bwd(xp, p, (*dgammas, dalpha, dbeta, dphi))
+        start = tuple(d[:lag, ...] for d, lag in zip(dstates, self.lags, strict=True))
+        return grads, (dx / kept.x if self.multiplicative else dx)[..., None], start  # (5)
+
+    def final_state(self, kept: Smoothed, span: Span) -> State:
+        """Return the state at the end of each sequence."""
+        return tuple(_at_end(span, rows) for rows in kept.states)
+
+    def ahead(self, xp: Namespace, kept: Smoothed) -> Array:
+        """Return forecasts (T, B, H) after every step, of the logarithm where that is smoothed."""
+        found, phi = [], kept.coefficients[-1]
+        slope = xp.zeros_like(phi)
+        for h in range(self.horizon):
+            slope = phi * (1 + slope)  # (11)
+            level, trend, *seasons = self._used(kept.states, h)
+            found.append(sum(seasons, level + slope * trend))  # (12)
+        return xp.stack(found, axis=-1)
+
+    def ahead_bwd(self, xp: Namespace, kept: Smoothed, dy: Array) -> tuple[tuple[Array, ...], Array]:
+        """Differentiate `ahead`: gradients of all states, and of phi."""
+        dstates, phi = tuple(map(xp.zeros_like, kept.states)), kept.coefficients[-1]
+        slope = by_phi = dphi = xp.zeros_like(phi)
+        for h in range(self.horizon):
+            by_phi = 1 + slope + phi * by_phi  # (11)
+            slope = phi * (1 + slope)  # (11)
+            d = dy[..., h]
+            dlevel, dtrend, *dseasons = self._used(dstates, h)
+            dtrend += slope * d  # (12)
+            for dused in (dlevel, *dseasons):
+                dused += d  # (12)
+            dphi = dphi + by_phi * _total(xp, d, kept.states[1][1:, ...])  # (12) (11)
+        return dstates, dphi
+
+    def _used(self, states: tuple[Array, ...], h: int) -> list[Array]:
+        """Return the rows (T, B) of every state, as views, that forecasts of h + 1 steps ahead use."""
+        firsts = (1 + h % lag for lag in self.lags)
+        lags = zip(states, self.lags, firsts, strict=True)
+        return [rows[first : first + rows.shape[0] - lag, ...] for rows, lag, first in lags]
+
+
+def step(xp: Namespace, x: Array, level0: Array, trend0: Array, *more: Array) -> tuple[Array, ...]:
+    """Return the error of a step and the new states; `more` is all seasons, all gammas, alpha, beta and phi."""
+    *seasonal, alpha, beta, phi = more
+    seasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
+    damped = phi * trend0  # (6)
+    expected = level0 + damped  # (6)
+    error = x - sum(seasons, expected)  # (7)
+    level = expected + alpha * error  # (8)
+    trend = damped + beta * error  # (9)
+    return error, level, trend, *(s + gamma * error for s, gamma in zip(seasons, gammas, strict=True))  # (10)
+
+
+def step_bwd(xp: Namespace, derror: Array, dlevel: Array, dtrend: Array, *more: Array) -> tuple[Array, ...]:
+    """Differentiate `step`: gradients of x, of the damped trend and of the states before the step."""
+    *seasonal, alpha, beta, phi = more
+    dseasons, gammas = seasonal[: len(seasonal) // 2], seasonal[len(seasonal) // 2 :]
+    derror = derror + alpha * dlevel + beta * dtrend  # (8) (9)
+    derror = sum((gamma * d for gamma, d in zip(gammas, dseasons, strict=True)), derror)  # (10)
+    dexpected = dlevel - derror  # (8) (7)
+    ddamped = dtrend + dexpected  # (9) (6)
+    return derror, ddamped, dexpected, phi * ddamped, *(d - derror for d in dseasons)  # (6) (10) (7)
+
+
+def _total(xp: Namespace, a: Array, b: Array) -> Array:
+    """Return the sum of a * b as an array (1,)."""
+    return reshape(xp.sum(a * b), (1,))
+
+
+def _at_end(span: Span, rows: Array) -> Array:
+    """Return the rows, of (T + lag, B), that come after the last step of each sequence, (lag, B)."""
+    if span.full:
+        return span.xp.asarray(rows[span.T :, ...], copy=True)
+    return reshape(span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0), (rows.shape[0] - span.T, span.B))
+
+
+def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
+    """Differentiate `_at_end`: add to drows."""
+    if span.full:
+        end = drows[span.T :, ...]
+        end += dend
+    else:
+        size = drows.shape[0] * span.B
+        drows += reshape(add_rows(span.xp, span.after(drows), reshape(dend, (-1, 1)), size), tuple(drows.shape))
