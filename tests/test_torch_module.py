@@ -232,12 +232,12 @@ def test_exported(layer):
         assert all(map(torch.equal, flat(one.module()(x)), flat(net(x))))
 
 
-def rank(_, folder, number):
-    """Train one step in one of two processes, each with half of the batch."""
-    store, patience = f"file://{folder}/store", datetime.timedelta(seconds=100)
-    torch.distributed.init_process_group("gloo", store, rank=number, world_size=2, timeout=patience)
+def rank(_, folder, number, x):
+    """Return the gradients of one step in one of two processes, each with half of the batch."""
+    patience = datetime.timedelta(seconds=100)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", patience, world_size=2, rank=number)
     net = torch.nn.parallel.DistributedDataParallel(module(LAYERS["slstm"], seed=number))
-    net(torch.load(f"{folder}/x")[:, number::2])[0].square().sum().backward()
+    net(x[:, number::2])[0].square().sum().backward()
     torch.distributed.destroy_process_group()
     return [p.grad for p in net.parameters()]
 
@@ -246,11 +246,9 @@ def rank(_, folder, number):
 def test_data_parallel(tmp_path):
     net, x = module(LAYERS["slstm"], seed=0), torch.randn(T, 4, D)
     assert torch.equal(torch.nn.DataParallel(net)(x)[0], net(x)[0])
-    torch.save(x, tmp_path / "x")
-    other = torch.multiprocessing.spawn(rank, (str(tmp_path), 1), join=False)
-    found = rank(0, tmp_path, 0)
-    while not other.join():
-        pass
+    other = torch.multiprocessing.spawn(rank, (tmp_path, 1, x), join=False)
+    found = rank(0, tmp_path, 0, x)
+    other.join()
     net(x)[0].square().sum().backward()
     for g, p in zip(found, net.parameters(), strict=True):
         torch.testing.assert_close(g, p.grad / 2)
