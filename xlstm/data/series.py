@@ -137,7 +137,7 @@ def read_csv(
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
-        do not rise or are in another notation, or a gap is too long to be filled. Names file, row and column.
+        do not rise, are irregular or in another notation, or a gap is too long. Names file, row and column.
     """
     return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
 
@@ -177,7 +177,7 @@ def series_of(name: str, found: Columns, line: Line) -> Series:
         return Series(name, values, index, note=note)
     calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
-        return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
+        return Series(name, values, index, note="a single date, which has no step")
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
     return Series(name, full, calendar.dates, calendar, f"{missing} rows missing from the file" if missing else "")

@@ -46,6 +46,7 @@ CHECKS: dict[str, checks.Kind] = {
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
     "graph": graphs.choice,
+    "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
     "options": checks.optional(checks.instance(dict, "a dict of name to value")),
