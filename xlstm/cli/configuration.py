@@ -75,7 +75,7 @@ class ByRole:
 
 
 # Parameters of estimators that are no options.
-OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph"}
+OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph", "every_step"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have

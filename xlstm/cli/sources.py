@@ -304,10 +304,12 @@ class Layout:
     @classmethod
     def kept(cls, loaded: Loaded) -> Self:
         """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
+        expected = "expected a model of `xlstm train classify`"
+        if loaded.estimator.target_kind_ != "sequence":
+            raise ValueError(f"{loaded.file}: has a {loaded.estimator.target_kind_} target, {expected}")
         try:
             return cls(**loaded.estimator.note_)
         except TypeError:
-            expected = "expected a model of `xlstm train classify`"
             raise ValueError(f"{loaded.file}: says nothing of a table, {expected}") from None
 
     def read(self, path: Path, dialect: Dialect = PLAIN, labels: bool = True) -> tuple[Host, list[str], Host]:

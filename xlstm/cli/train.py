@@ -13,14 +13,23 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.cli import configuration, launch
-from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, ConfigOption, JsonOption, QuietOption, command
-from xlstm.cli.console import Report, code, compare, interrupted, join, message_of, progress, tell
+from xlstm.cli.configuration import (
+    BackendOption,
+    ByRole,
+    ColumnOption,
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    command,
+)
+from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
 from xlstm.data import writing
@@ -30,8 +39,7 @@ from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
 from xlstm.estimators.evaluation import Score
 from xlstm.models.tirex import SyntheticPatches
 from xlstm.plots import figures
-from xlstm.training import Interrupted, Terminated, evaluate
-from xlstm.training.callbacks import Each
+from xlstm.training import Interrupted, ProgressBar, Terminated, evaluate
 from xlstm.training.folder import Folder
 
 OPTIONS, PICTURE = "options.toml", "forecast.png"
@@ -112,16 +120,19 @@ class Run(Report):
             self.output.mkdir(parents=True, exist_ok=True)
         if self.group.size > 1:
             beside["group"] = self.group
-        with progress() as show:
-            if isinstance(model, Forecaster):
-                beside["progress"] = show  # which also sees the training on all of the series
-            else:
-                model.set_params(callbacks=[Each(show)])
-            try:
-                model.fit(*data, **beside)
-            except (Interrupted, Terminated):
-                self._save(model, file, note)  # the best so far
-                raise
+        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
+        bar.begin({})
+        if isinstance(model, Forecaster):
+            beside["progress"] = bar.step  # which also sees the training on all of the series
+        else:
+            model.set_params(callbacks=[bar])
+        try:
+            model.fit(*data, **beside)
+        except (Interrupted, Terminated):
+            self._save(model, file, note)  # the best so far
+            raise
+        finally:
+            bar.end()
         self._save(model, file, note)  # before anything else can go wrong
         compare(self.group)
         self.group.close()

@@ -33,6 +33,17 @@ def _or_auto(kind: checks.Kind) -> checks.Kind:
     return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
 
 
+def _class_weight(where: str, name: str, value: Any) -> Any:
+    """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
+    if value is None or (isinstance(value, str) and value == "balanced"):
+        return value
+    if not isinstance(value, dict | list):
+        expected = "expected None, 'balanced' or a dict of label to weight"
+        raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+    pairs = value.items() if isinstance(value, dict) else value
+    return {_plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs}
+
+
 # The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size),
@@ -43,8 +54,10 @@ CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("linear_baseline", "season"), _or_auto(checks.size_or_0)),
     **dict.fromkeys(("cell", "name"), checks.text),
     "calendar": _or_auto(checks.flag),
+    "class_weight": _class_weight,
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
+    "every_step": checks.optional(checks.flag),
     "graph": graphs.choice,
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
@@ -145,7 +158,7 @@ class Estimator:
         return Tags(
             estimator_type=self._kind or None,
             target_tags=TargetTags(required=bool(self._kind), multi_output=self._kind == "regressor"),
-            classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
+            classifier_tags=ClassifierTags(multi_label=True) if self._kind == "classifier" else None,
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
             input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
         )
