@@ -59,6 +59,7 @@ CHECKS: dict[str, checks.Kind] = {
     "every": checks.optional(checks.count),
     "every_step": checks.optional(checks.flag),
     "graph": graphs.choice,
+    "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
     "options": checks.optional(checks.instance(dict, "a dict of name to value")),
@@ -169,13 +170,15 @@ class Estimator:
 
     def _become(self, **results: Any) -> None:
         """Take the results of a fit, None for those that are not there; a fit that fails takes none of them."""
-        for name in results:
+        for name in ("data_", *results):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
 
 
 class FiledEstimator(Estimator):
     """An estimator that is kept in a safetensors file: its weights, its parameters, and what else `fit` found."""
+
+    data_: str | None = None  #: the digest of the file that the command line has trained it on
 
     def save(self, path: AnyPath) -> None:
         """Write weights, parameters and all else that `fit` found to a safetensors file, whole or not at all.
@@ -194,8 +197,8 @@ class FiledEstimator(Estimator):
         arrays, where = self._content(), type(self).__name__
         settings = {name: value for name, value in self._settings().items() if name not in RUN}
         facts = {name: kind(where, name, _plain(getattr(self, name, None))) for name, kind in self._facts.items()}
-        config = {"settings": settings, "facts": {name: _plain(value) for name, value in facts.items()}}
-        checkpoint.save(path, arrays, self.KIND, config)
+        plain = {name: _plain(value) for name, value in facts.items()}
+        checkpoint.save(path, arrays, self.KIND, {"settings": settings, "facts": plain, "data": self.data_})
 
     @classmethod
     @reading.brief()
@@ -233,6 +236,7 @@ class FiledEstimator(Estimator):
             for name in cls._arrays:
                 setattr(estimator, name, pop_array(arrays, name))
             estimator.params_ = estimator._restore(arrays)  # makes the model, and checks all else
+            estimator.data_ = checks.optional(checks.text)("file", "data", config.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
         return estimator
