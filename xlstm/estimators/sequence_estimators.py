@@ -54,7 +54,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         "note_": _note,
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
     }
-    target_kind_ = "sequence"
+    target_kind_ = "sequence"  #: "sequence", "step" or "multilabel": what the form of y was
     bidirectional: bool = False
     standardize: bool = True
     epochs: int = 100
