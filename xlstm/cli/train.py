@@ -20,7 +20,15 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.cli import configuration, launch
-from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, ConfigOption, JsonOption, QuietOption, command
+from xlstm.cli.configuration import (
+    BackendOption,
+    ByRole,
+    ColumnOption,
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    command,
+)
 from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
