@@ -24,7 +24,7 @@ MODELS = [
 ]
 
 
-def given(layer, be, rng, T=7, B=3):
+def given(layer, be, rng, T=6, B=2):
     """Random parameters, positive x and a random state."""
     params = {n: be.asarray(to_numpy(p) + rng.standard_normal(p.shape)) for n, p in layer.init(0, be).items()}
     x = be.asarray(np.exp(0.3 * rng.standard_normal((T, B, layer.input_size))))
@@ -34,14 +34,14 @@ def given(layer, be, rng, T=7, B=3):
     return params, x, (smooth, *network) if isinstance(layer, ESRNN) else smooth
 
 
-@pytest.mark.parametrize("lengths", [None, [7, 1, 3]], ids=["", "lengths"])
+@pytest.mark.parametrize("lengths", [None, [6, 1]], ids=["", "lengths"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_gradients(be, rng, options, lengths):
     layer = xlstm.ExponentialSmoothing(5, **options)
     assert check(layer, *given(layer, be, rng), lengths) < 1e-7
 
 
-@pytest.mark.parametrize("lengths", [None, [7, 1, 3]], ids=["", "lengths"])
+@pytest.mark.parametrize("lengths", [None, [6, 1]], ids=["", "lengths"])
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model)[:60])
 def test_gradients_of_the_model(be, rng, model, lengths):
     """Through its forecasts and through what the network sees."""
@@ -108,13 +108,14 @@ def test_compiled_loops_give_the_same(rng, monkeypatch, options, dtype):
     for compiled in ("0", "1"):
         monkeypatch.setenv("XLSTM_COMPILE", compiled)
         for given_x in (x, np.asfortranarray(x)):
-            found += [run(layer, params, given_x, state, lengths) for lengths in (None, [40, 0, 9])]
+            found += [run(layer, params, given_x, state, lengths) for lengths in (None, [0, 9])]
     for one, other in zip(found[2:], found[:2] * 3, strict=True):
         agree(one, other, 1e-12 if dtype == "float64" else 1e-4)
 
 
-def test_training_begins_at_holt_winters_and_learns(be, rng):
+def test_training_begins_at_holt_winters_and_learns(rng):
     """A cycle that smoothing alone cannot follow."""
+    be = xlstm.backend("numpy", dtype="float64")
     series = 10 + np.sin(np.arange(120) * 0.7) + 0.05 * rng.standard_normal(120)
     x, target = be.asarray(series[:-2, None, None]), be.asarray(np.stack((series[1:-1], series[2:]), -1)[:, None])
     smoothing, model = xlstm.ExponentialSmoothing(2, trend="none"), ESRNN(2, 8, trend="none", scale=0.5)
