@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -20,6 +19,7 @@ from nox.command import CommandFailed
 
 # It makes an environment in a second, where venv takes six; and it has pip, which finds a CPU build of PyTorch where uv
 # takes a CUDA one.
+nox.needs_version = ">=2026.10.20"  # it runs sessions side by side
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
 # Where CuPy runs on the CPU it has no device but for those who ask for some (`on_cupy`).
@@ -40,13 +40,8 @@ LOWEST = "3.11"  # the lowest Python that the project declares, for the lowest v
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 OTHERS = [version for version in ("3.11", "3.12", "3.13", "3.14") if version != HERE and runs(version)]
 PYTHONS = ["pythons"] if OTHERS else []
-nox.options.sessions = ["lint", "types", "tests", "distributed", *PYTHONS, "lowest", "docs", "build"]
-
 Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
-# Two processes; one that is done takes tests from the other, which has begun with those that come after it in the list:
-# so most files, and what they compile and import, stay in one process.
-PYTEST = ["pytest", "-n", "2", "--dist", "worksteal", "-q"]
 # Threads of BLAS and of PyTorch spin while they wait, on the core of the other process: a third of all time.
 # MKL, in PyTorch, is to give the same bits wherever in memory its arrays lie.
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT"}
@@ -56,23 +51,34 @@ LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", 
          "batch_sizes")  # fmt: skip
 COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
 # Another version of Python or of a package changes what a line of code does, not how options go together, nor numbers:
-# there each test has one case, with NumPy arrays alone, and tests of numbers and of tools for developers have none.
+# there each test has one case, with NumPy arrays alone, and tests of numbers, of hostile input, of pages and of tools
+# for developers have none. Of compiled loops there are those that compare engines.
 NUMBERS = [
     "tests/test_estimators.py::test_the_main_job_on_real_data",
     "tests/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
     "tests/test_lstm.py::test_long_sequences_stay_finite",
     "tests/test_slstm.py::test_long_sequences_stay_finite",
     "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
-    "tests/test_recurrent.py::test_pairs_of_options_on_another_backend",
 ]
-TOOLS = [f"tests/test_{name}.py" for name in ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity")]
+OF_ONE_VERSION = ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity", "docs", "notebook", "size", "kernels",
+                  "chains", "packed", "vector_lengths", "bounds", "batch_sizes", "chunk_loops")  # fmt: skip
+LEFT_OUT = ["tests/attacks", *(f"tests/test_{name}.py" for name in OF_ONE_VERSION)]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
 RANKS = [f"tests/test_{name}.py" for name in ("mpi", "mpi_runs", "launch", "many_fits")]
 APART = [f"--ignore={path}" for path in RANKS]
-# Streams, graphs and steps of training ask for operations in turn.
-LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps", "streams")]
+# NVRTC takes half a second for a kernel, so that CI has each value of a parameter in one.
+NVRTC = ["tests/test_kernels.py"]
+OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
+# Graphs and steps of training ask for operations in turn; tests of streams are late by themselves.
+LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps")]
 CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
 ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")
+# Two run at a time, those that take longest first. A session that is named has both cores.
+ON_DEVICE = "cupy" if ON_CPU else "parity"  # on a card `tests` has CuPy among its backends
+nox.options.sessions = [ON_DEVICE, "tests", "docs", *PYTHONS, "lowest", "build", "types", "lint", "distributed"]
+nox.options.allow_parallel = True
+if len(sys.argv) == 1:
+    nox.options.parallel = 2
 # Without those that cannot run: a case that is skipped counts for `--cover` as one that has run.
 BACKENDS = {"XLSTM_TEST_BACKENDS": "numpy,strict,torch" + (",cupy" if CARD else "")}
 NUMPY = {**ALONE, "XLSTM_TEST_BACKENDS": "numpy", "XLSTM_COMPILE": "0"}
@@ -101,27 +107,26 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable; then parity.
+    """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable.
 
     Every two values of the parameters of a test go together in one of its cases. tests/test_compiled.py compares the
-    paths of NumPy arrays on every option of recurrent layers. Whatever takes CuPy arrays is tested as in the session
-    `cupy`.
+    paths of NumPy arrays on every option of recurrent layers.
     """
     install_all(session)
-    commands = every_test(session.posargs, "--cover", "2")
-    if not session.posargs:
-        commands += [*([] if CARD else on_cupy(session)), *side_by_side(session, "--brief", "--processes", "2")]
-    run_each(session, commands)
+    run_each(session, every_test(session, covered=True))
 
 
 @nox.session
 def cupy(session: nox.Session) -> None:
-    """Whatever takes CuPy arrays, on CuPy itself: on this machine's card, else on its CPU (`tests/cuda_on_cpu`)."""
+    """Whatever takes CuPy arrays, on CuPy itself: on this machine's card, else on its CPU (`tests/cuda_on_cpu`).
+
+    Then parity, of CuPy and the other backends.
+    """
     install_all(session)
-    run_each(session, on_cupy(session, session.posargs))
+    run_each(session, on_cupy(session))
 
 
-@nox.session
+@nox.session(allow_parallel=False)  # its tests have several processes
 def distributed(session: nox.Session) -> None:
     """Training on 2 and 3 ranks under MPICH, one test under Open MPI, and many fits in workers of joblib and Dask."""
     session.install("--no-compile", "-e", ".[fast,mpi]", *group("runner", "distributed"))
@@ -135,7 +140,7 @@ def distributed(session: nox.Session) -> None:
 def full(session: nox.Session) -> None:
     """Every case of every test."""
     install_all(session)
-    run_each(session, every_test(session.posargs))
+    run_each(session, every_test(session, covered=False))
 
 
 def install_all(session: nox.Session) -> None:
@@ -155,10 +160,26 @@ def run_each(session: nox.Session, commands: list[Command]) -> None:
         session.error("\n".join(["these failed:", *failed]))
 
 
-def every_test(chosen: list[str], *arguments: str) -> list[Command]:
-    """All tests, or those that the command line of nox names."""
-    calls = [chosen] if chosen else [COMPILING, [*APART, *(f"--ignore={path}" for path in COMPILING)]]
-    return [([*PYTEST, *arguments, *call], {**ALONE, **BACKENDS}) for call in calls]
+def processes(session: nox.Session) -> int:
+    """Return how many processes a session has: both cores, or one where another session has the other one."""
+    return 1 if session.parallel else 2
+
+
+def pytest(session: nox.Session, *arguments: str) -> list[str]:
+    """The command that runs tests.
+
+    Of two processes one that is done takes tests from the other, which has begun with those that come after it in the
+    list: so most files, and what they compile and import, stay in one process.
+    """
+    both = ["-n", "2", "--dist", "worksteal"] if processes(session) == 2 else []
+    return ["pytest", "-q", *both, *arguments]
+
+
+def every_test(session: nox.Session, *, covered: bool) -> list[Command]:
+    """All tests, or those that the command line of nox names; `covered` leaves out cases of them."""
+    calls = [("2", session.posargs)] if session.posargs else [("2", COMPILING), ("2", OTHER_TESTS), ("1", NVRTC)]
+    commands = [pytest(session, *(["--cover", strength] if covered else []), *which) for strength, which in calls]
+    return [(command, {**ALONE, **BACKENDS}) for command in commands]
 
 
 def cuda_on_cpu(session: nox.Session) -> tuple[list[Command], dict[str, str]]:
@@ -170,7 +191,7 @@ def cuda_on_cpu(session: nox.Session) -> tuple[list[Command], dict[str, str]]:
     return ([(["python", "-m", "tests.cuda_on_cpu"], {})], {**ALONE, **kept}) if ON_CPU else ([], {})
 
 
-def on_cupy(session: nox.Session, chosen: Sequence[str] = ()) -> list[Command]:
+def on_cupy(session: nox.Session) -> list[Command]:
     """Tests on CuPy; on the CPU some also in another order of threads, with streams that do their work late.
 
     Where the backend is a parameter, each other value occurs with CuPy in one case: two of them meet on other backends.
@@ -182,13 +203,13 @@ def on_cupy(session: nox.Session, chosen: Sequence[str] = ()) -> list[Command]:
         return []
     build, environment = cuda_on_cpu(session)
     environment |= {"XLSTM_TEST_BACKENDS": "cupy", "XLSTM_TEST_REQUIRE": "cupy,mpi", "XLSTM_COMPILE": "0"}
-    if chosen:
-        return [*build, ([*PYTEST, "--cover", "2", *chosen], environment)]
-    commands = [*build, ([*PYTEST, "--cover", "1", "-k", "cupy or cuda_on_cpu", *APART], environment)]
+    if session.posargs:
+        return [*build, (pytest(session, "--cover", "2", *session.posargs), environment)]
+    commands = [*build, (pytest(session, "--cover", "1", "-k", "cupy or cuda_on_cpu", *APART), environment)]
     if ON_CPU:
         late = {"CUDA_ON_CPU_SEED": "1", "CUDA_ON_CPU_LAZY": "1"}
-        commands.append(([*PYTEST, "--cover", "0", *LATE], {**environment, **late}))
-    return commands
+        commands.append((pytest(session, "--cover", "0", *LATE), {**environment, **late}))
+    return commands + side_by_side(session, "--brief", "--processes", str(processes(session)))
 
 
 def side_by_side(session: nox.Session, *arguments: str) -> list[Command]:
@@ -197,17 +218,17 @@ def side_by_side(session: nox.Session, *arguments: str) -> list[Command]:
     return [*build, (["python", "-m", "tests.parity", *arguments], {**ALONE, **environment, "XLSTM_COMPILE": "0"})]
 
 
-def on_another_version(chosen: list[str], *arguments: str) -> list[Command]:
+def on_another_version(session: nox.Session, *arguments: str) -> list[Command]:
     """The tests that another version of Python or of a package may fail, or those that nox is called with."""
-    left_out = [*(f"--deselect={test}" for test in NUMBERS), *APART, *(f"--ignore={path}" for path in TOOLS)]
-    return [([*PYTEST, *arguments, "--cover", "0", *(chosen or left_out)], NUMPY)]
+    left_out = [*(f"--deselect={test}" for test in NUMBERS), *APART, *(f"--ignore={path}" for path in LEFT_OUT)]
+    return [(pytest(session, *arguments, "--cover", "0", *(session.posargs or left_out)), NUMPY)]
 
 
 @nox.session(python=OTHERS)
 def pythons(session: nox.Session) -> None:
     """The tests with the newest NumPy on every other Python of this machine; those that need PyTorch stay on one."""
     session.install("--no-compile", "-e", ".[fast]", *group("test"))
-    run_each(session, on_another_version(session.posargs))
+    run_each(session, on_another_version(session))
 
 
 @nox.session(python=LOWEST if HERE == LOWEST or LOWEST in OTHERS else HERE)
@@ -222,14 +243,14 @@ def lowest(session: nox.Session) -> None:
     constraints = session.cache_dir / "lowest.txt"
     lines = [re.sub(">=", "==", package) for packages in declared for package in packages if "[" not in package]
     constraints.write_text("\n".join(lines))
-    project = ".[fast,plot,keras,onnx,text,tables]"
+    project = ".[fast,plot,keras,onnx,text,tables,holidays]"
     session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
-    run_each(session, on_another_version(session.posargs, "-W", "ignore::DeprecationWarning"))
+    run_each(session, on_another_version(session, "-W", "ignore::DeprecationWarning"))
 
 
 @nox.session
 def parity(session: nox.Session) -> None:
-    """Every pair of usable backends side by side on the same inputs; `tests` does this at its end."""
+    """Every pair of usable backends side by side on the same inputs; `cupy` does this at its end."""
     session.install("--no-compile", "-e", ".", *group("test", "torch", "device"))
     run_each(session, side_by_side(session, *session.posargs))
 
@@ -260,7 +281,8 @@ def docs(session: nox.Session) -> None:
     session.install("--no-compile", "-e", ".[fast,plot,tables]", *group("docs"))
     for made in ("docs/_build/html", "docs/reference/generated"):  # results of notebooks are beside the first
         shutil.rmtree(made, ignore_errors=True)
-    session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", "2", "docs", "docs/_build/html", env=ALONE)
+    jobs = str(processes(session))
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", jobs, "docs", "docs/_build/html", env=ALONE)
     if os.environ.get("CI") and not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
         session.run("apt-get", "update", "-q", external=True)
         session.run("apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium", external=True)

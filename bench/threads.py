@@ -19,7 +19,7 @@ import xlstm
 from bench import peers, run
 from bench.cases import LARGE, Case, ours
 from xlstm.cli.bench import Timing
-from xlstm.engines.numba import team, work_queue, workers
+from xlstm.engines.numba import team, work_queue
 
 SHAPES = {(100, 32, 64, 128): 26, LARGE[0]: 2}  # calls in a round
 
@@ -54,7 +54,7 @@ def watched(counts: Counts) -> Iterator[None]:
 
     def noted(rows: Any, helpers: int) -> None:
         lead(rows, helpers)
-        left = int(workers.queue[work_queue.OPEN]) >> 2 * work_queue.SHIFT  # places for helpers that nobody took
+        left = int(team.queue[work_queue.OPEN]) >> 2 * work_queue.SHIFT  # places for helpers that nobody took
         counts.joined.append(left < helpers)
 
     team._lead = noted

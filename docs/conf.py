@@ -1,12 +1,12 @@
 """How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the reference."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_ext")]
 
-import reference  # noqa: E402
 import source_pages  # noqa: E402
 
 import xlstm  # noqa: E402
@@ -26,10 +26,11 @@ extensions = [
     "mathml",
     "site_files",
     "commands",
+    "reference",
     "source_pages",
+    "thumbnails",
 ]
 exclude_patterns = ["_build", "_ext"]
-templates_path = ["_templates"]
 nitpicky = False
 
 # Pages and notebooks
@@ -42,8 +43,7 @@ nb_execution_timeout = 60
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
-autosummary_generate = True
-autosummary_context = {"reference": reference.topics(ROOT / "docs" / "reference")}
+autosummary_generate = False  # the extension `reference` makes its pages
 linkcode_resolve = source_pages.link
 autodoc_typehints = "none"  # docstrings say types, with shapes
 numpydoc_show_class_members = False
@@ -52,7 +52,8 @@ python_use_unqualified_type_names = True
 # The site: static, with nothing from elsewhere
 html_theme = "pydata_sphinx_theme"
 html_title = "xlstm"
-html_static_path = ["_static"]
+MATHEMATICS = Path(find_spec("ziamath").origin).parent / "fonts"  # a package of which only the font is used
+html_static_path = ["_static", str(MATHEMATICS / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False

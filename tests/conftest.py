@@ -190,13 +190,13 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=(32, 16, 64))
 def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Code for vectors of so many bytes, whatever the processor has."""
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
-    monkeypatch.setenv(vectors.VARIABLE, str(request.param))
+    monkeypatch.setenv(llvm.VARIABLE, str(request.param))
     monkeypatch.setenv(jit.VARIABLE, "1")
-    vectors.shape.cache_clear()
+    llvm.shape.cache_clear()
     yield request.param
-    vectors.shape.cache_clear()
+    llvm.shape.cache_clear()
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
     """Combinations in which every two values of two options that go together occur together; of some options only."""
     factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}
     rng, drawn = np.random.default_rng(0), {}
-    for _ in range(3000):
+    for _ in range(1000):
         options = {name: values[rng.integers(len(values))] for name, values in factors.items()}
         if make(kind, options) is not None:
             drawn[len(drawn)] = options

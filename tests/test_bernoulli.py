@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from xlstm.arrays import bernoulli as masks
-from xlstm.arrays.bernoulli import bernoulli, of_part
+from xlstm.arrays import random as masks
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Part
+from xlstm.arrays.random import bernoulli, of_part
 from xlstm.recurrence.packing import Packing
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import xlstm
 from tests import gpu
-from xlstm.arrays import bernoulli
+from xlstm.arrays import random
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import Recorder, capturing
 
@@ -27,24 +27,24 @@ def test_masks_are_drawn_from_states_that_are_there(dtype):
     be, sizes = xlstm.backend("cupy", dtype=dtype), [(3, 5), (4,), (0,), (1,), (700, 11)]
     like = be.asarray(np.zeros(1))
     rng, other = (np.random.Generator(np.random.PCG64(5)) for _ in range(2))
-    room = be.asarray(np.zeros((8, bernoulli.STATE), np.uint64))
-    found, later = [], bernoulli.Later(rng.bit_generator, room)
+    room = be.asarray(np.zeros((8, random.STATE), np.uint64))
+    found, later = [], random.Later(rng.bit_generator, room)
 
     def function():
-        found.extend(bernoulli.bernoulli(later, 0.3, size, like, dropout=k % 2 == 0) for k, size in enumerate(sizes))
+        found.extend(random.bernoulli(later, 0.3, size, like, dropout=k % 2 == 0) for k, size in enumerate(sizes))
 
-    bernoulli.bernoulli(rng, 0.3, (7,), like)
-    bernoulli.bernoulli(other, 0.3, (7,), like)
+    random.bernoulli(rng, 0.3, (7,), like)
+    random.bernoulli(other, 0.3, (7,), like)
     graph = Recorder().capture(function)
     assert rng.bit_generator.state == other.bit_generator.state
     for _ in range(2):
-        room[: len(sizes)] = be.asarray(bernoulli.states(rng, later.sizes))
+        room[: len(sizes)] = be.asarray(random.states(rng, later.sizes))
         graph.launch()
         for k, (size, mask) in enumerate(zip(sizes, found, strict=True)):
-            expected = bernoulli.bernoulli(other, 0.3, size, like, dropout=k % 2 == 0)
+            expected = random.bernoulli(other, 0.3, size, like, dropout=k % 2 == 0)
             np.testing.assert_array_equal(to_numpy(mask), to_numpy(expected))
         assert rng.bit_generator.state == other.bit_generator.state
-    few = bernoulli.Later(rng.bit_generator, room[:1])
+    few = random.Later(rng.bit_generator, room[:1])
     few.place(3)
     with pytest.raises(ValueError, match="more masks than 1"):
         few.place(3)

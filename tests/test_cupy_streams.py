@@ -71,9 +71,8 @@ def train(graph=False):
     return found
 
 
-WORK = {
-    f"{name}{' with lengths' * bool(n)}": (passes, layer, n) for name, layer in LAYERS.items() for n in (None, LENGTHS)
-}
+WORK = {f"{name} with lengths": (passes, layer, LENGTHS) for name, layer in LAYERS.items()}
+WORK |= {name: (passes, LAYERS[name]) for name in ("LSTM", "mLSTM", "blocks")}
 WORK["training"] = (train,)
 
 

@@ -45,20 +45,21 @@ def libraries(block):
     return found - {"numpy", "xlstm"} - set(sys.stdlib_module_names)
 
 
+PLAIN = ((), False)
+
+
 def programs():
-    """Return every program: all blocks of a page that need nothing more, and each other block after those before it."""
+    """Return the programs of all pages: blocks that need nothing more, and those with the blocks that need the same."""
     found = []
     for page in PAGES:
-        plain = []
-        for number, block in enumerate(blocks(page), 1):
-            needed = sorted(libraries(block))
-            if needed or GPU in block:
-                which = f"{page.relative_to(ROOT)}-{number}-{'-'.join(needed) or 'gpu'}"
-                found.append(pytest.param([*plain, block], needed, GPU in block, id=which))
-            else:
-                plain.append(block)
-        if plain:
-            found.append(pytest.param(plain, [], False, id=str(page.relative_to(ROOT))))
+        every = blocks(page)
+        kinds = [(tuple(sorted(libraries(block))), GPU in block) for block in every]
+        for kind in sorted(set(kinds)):
+            needed, gpu = kind
+            end = len(kinds) - kinds[::-1].index(kind)  # after the last one of this kind
+            program = [block for block, other in zip(every[:end], kinds, strict=False) if other in (PLAIN, kind)]
+            name = "-".join([str(page.relative_to(ROOT)), *needed, *["gpu"] * gpu])
+            found.append(pytest.param(program, needed, gpu, id=name))
     return found
 
 
@@ -205,6 +206,13 @@ def test_files_modules_and_sessions_are_there(page):
     sessions = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     for session in re.findall(r"nox -s (\w+)", text):
         assert f"\ndef {session}(session" in sessions, session
+
+
+def test_programs_of_the_gallery_are_short():
+    for page in (DOCS / "gallery").glob("*.md"):
+        for cell in blocks(page, r"\{code-cell\} python"):
+            program = re.sub(r"\A---\n.*?^---\n", "", cell, flags=re.DOTALL | re.MULTILINE)
+            assert len([line for line in program.splitlines() if line]) <= 20, page
 
 
 def test_readme_is_short():

@@ -246,6 +246,15 @@ def test_classifiers_with_scaling_and_labels(rng, cell, labels):
     assert json.loads(run.get_modelmeta().custom_metadata_map["classes_"]) == labels.tolist()
 
 
+@pytest.mark.parametrize("cell", ["lstm", "slstm"])
+def test_classifiers_of_steps_and_with_several_labels(cell):
+    for y in (SEQUENCES[:, :, 0] > 7, SEQUENCES[:, 0, :2] > 7):
+        classifier, some = SequenceClassifier(cell=cell, **SIZES).fit(SEQUENCES, y.astype(int)), SEQUENCES[:4, :5]
+        label, probabilities = session(to_onnx(classifier)).run(None, {"x": some})
+        np.testing.assert_array_equal(label, classifier.predict(some))
+        close(probabilities, classifier.predict_proba(some))
+
+
 @pytest.mark.parametrize("columns", [1, 2])
 def test_regressors_of_tables(columns):
     """The numbers are those of targets, and rows of a table have their own scaling for each step."""
@@ -344,9 +353,7 @@ def test_exported_file_describes_itself():
         (xlstm.Linear(D, H), {"lengths": True}, "step and lengths are not for a Linear, which has no time"),
         (xlstm.GRU(D, H), {"params": {}}, r"GRU: parameter 0\.Wx is missing"),
         (xlstm.GRU(D, H), {"opset": 13}, "opset is 13, expected 14 to"),
-        (SMALL, {"tokens": 0}, "tokens is 0, expected 1 or more"),
         (SMALL, {"lengths": True}, "lengths is True, expected False: the tokens of a TiRex are fixed"),
-        (xlstm.GRU(D, H), {"tokens": 5}, "tokens is 5, expected None for a GRU, which takes any number of steps"),
     ],
 )
 def test_export_refuses_by_name(layer, options, message, tmp_path):
@@ -493,11 +500,16 @@ def test_networks_follow_ours(rng, name):
         same(predict(proto, tokens), model(params, tokens)[0])
 
 
+def of_tokens(model, count):
+    """The network for another number of tokens, with the same weights."""
+    return replace(model, context=count * model.patch_size - model.horizon)
+
+
 @pytest.mark.parametrize("opset", [14, 18, 21])
 def test_other_opsets_and_numbers_of_tokens(rng, opset):
     model, params = tirex.load(DATA / "tirex2" / "b", backend="numpy")
     tokens = rng.standard_normal((2, 5, model.input_size), dtype=np.float32)
-    proto = to_onnx(model, params, opset=opset, tokens=5)
+    proto = to_onnx(of_tokens(model, 5), params, opset=opset)
     assert proto.opset_import[0].version == opset
     same(predict(proto, tokens), model(params, tokens)[0])
 
@@ -506,7 +518,7 @@ def test_networks_of_many_chunks_narrow_heads_and_rounding(rng):
     """More tokens than a chunk of the mLSTM has, heads that are multiplied together, and the package's rounding."""
     model, params = tirex.load(DATA / "tirex2" / "c", backend="numpy")
     tokens = rng.standard_normal((2, 130, model.input_size), dtype=np.float32)
-    same(predict(to_onnx(model, params, tokens=130), tokens), model(params, tokens)[0])
+    same(predict(to_onnx(of_tokens(model, 130), params), tokens), model(params, tokens)[0])
     params = {n: rng.normal(0.3, 0.5, a.shape).astype("f4") for n, a in SMALL.init(backend="numpy").items()}
     tokens = rng.standard_normal((2, 3, 4), dtype=np.float32)
     y = SMALL(params, tokens)[0]
@@ -523,4 +535,4 @@ def test_files_and_the_command_line(tmp_path, rng):
     export_import.export(tmp_path / "model.safetensors", "onnx", tmp_path / "m.onnx")
     same(predict(str(tmp_path / "m.onnx"), tokens), model(params, tokens)[0])
     zero_shot = ZeroShotForecaster((model, params)).fit()
-    same(predict(to_onnx(zero_shot, tokens=7), tokens), model(params, tokens)[0])
+    same(predict(to_onnx(zero_shot), tokens), model(params, tokens)[0])

@@ -10,7 +10,7 @@ import pytest
 import xlstm
 from tests import nvrtc
 from tests.nvrtc import compile_for
-from xlstm.arrays import bernoulli, concat, gather
+from xlstm.arrays import concat, gather, random
 from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
 from xlstm.engines.cuda import cell_source, tiling
 from xlstm.engines.cuda.choice import LOOPS, choose
@@ -176,13 +176,13 @@ def test_loops_that_keep_less(kind):
         assert fits(90, step, "bfloat16", (256, 1, 256), (kind,), cluster=True)
 
 
-TEXTS = {"concat": concat.TEXT, "gather": gather.TEXT, "bernoulli": bernoulli.TEXT}
+TEXTS = {"concat": concat.TEXT, "gather": gather.TEXT, "bernoulli": random.TEXT}
 
 
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize("name", TEXTS)
 def test_small_kernels_compile(name, capability):
-    assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *bernoulli.OPTIONS)).spilled == 0
+    assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *random.OPTIONS)).spilled == 0
 
 
 def test_no_sum_of_floating_point_numbers_depends_on_the_order_of_threads():

@@ -10,7 +10,7 @@ from xlstm.arrays import cores
 from xlstm.arrays.matmul import matmul
 from xlstm.cells import rnn
 from xlstm.engines.cell_step import Masks, Step
-from xlstm.engines.numba import jit, workers
+from xlstm.engines.numba import jit, team
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
@@ -141,7 +141,7 @@ def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
             with monkeypatch.context() as patch:
                 force(plan, patch, count)
                 if not helped:
-                    patch.setattr(workers, "employ", lambda wanted, help_others: 0)
+                    patch.setattr(team, "employ", lambda wanted, help_others: 0)
                 results.append(run(layer, params, x, state))
         for name, array in results[-1].items():
             np.testing.assert_array_equal(array, results[-2][name], err_msg=f"{count} {name}")
@@ -162,10 +162,10 @@ def test_each_piece_is_taken_once():
 
 
 def test_a_wrong_length_of_vectors_is_refused(monkeypatch):
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
-    monkeypatch.setenv(vectors.VARIABLE, "48")
-    vectors.shape.cache_clear()
+    monkeypatch.setenv(llvm.VARIABLE, "48")
+    llvm.shape.cache_clear()
     with pytest.raises(ValueError, match=r"^XLSTM_VECTOR_BYTES: '48', expected one of 16, 32, 64$"):
-        vectors.shape("float32")
-    vectors.shape.cache_clear()
+        llvm.shape("float32")
+    llvm.shape.cache_clear()

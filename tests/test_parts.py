@@ -66,7 +66,7 @@ SEQUENCES = [
 ]
 EACH_STEP = [layer for layer in SEQUENCES if not getattr(layer, "last", False)]
 STREAMS = [layer for layer in SEQUENCES if layer.directions == ("",)]
-STREAMS += [layer for kind in OPTIONS for o in alone(kind) if (layer := make(kind, o)).directions == ("",)]
+WITH_OPTIONS = [layer for kind in OPTIONS for o in alone(kind) if (layer := make(kind, o)).directions == ("",)]
 
 
 def params_of(layer, be, rng):
@@ -125,6 +125,15 @@ def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
 
 @pytest.mark.parametrize("layer", **numbered(STREAMS))
 def test_steps_are_the_whole_sequence(be, rng, layer):
+    compare_steps(be, rng, layer)
+
+
+@pytest.mark.parametrize("layer", **numbered(WITH_OPTIONS))
+def test_steps_with_each_option_are_the_whole_sequence(rng, layer):
+    compare_steps(make_backend("numpy"), rng, layer)
+
+
+def compare_steps(be, rng, layer):
     params, B = params_of(layer, be, rng), 3
     x = rng.standard_normal((7, B, layer.input_size))
     y, end, saved = layer.forward(params, be.asarray(x.swapaxes(0, 1) if layer.batch_first else x), train=False)
@@ -168,9 +177,12 @@ def test_what_lies_past_an_end_does_not_matter(rng, layer):
 @pytest.mark.parametrize("layer", **numbered(EACH_STEP))
 @pytest.mark.parametrize("begun", [False, True], ids=["from rest", "from a state"])
 @pytest.mark.parametrize("lengths", [[0], [3, 0, 5]], ids=["alone", "among others"])
-def test_a_sequence_without_steps_keeps_its_state_and_passes_its_gradient_on(be, rng, layer, begun, lengths):
-    """The state after it is that before it, also where m is -inf, and so are their gradients."""
-    B, at = len(lengths), lengths.index(0)
+def test_a_sequence_without_steps_keeps_its_state_and_passes_its_gradient_on(rng, layer, begun, lengths):
+    """The state after it is that before it, also where m is -inf, and so are their gradients.
+
+    On NumPy: tests/test_cupy_dtypes.py has such a sequence on CuPy.
+    """
+    be, B, at = make_backend("numpy"), len(lengths), lengths.index(0)
     params, outer = params_of(layer, be, rng), (B, 5) if layer.batch_first else (5, B)
     x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
     state = like(be, rng, layer.forward(params, x, seed=1)[1]) if begun else None

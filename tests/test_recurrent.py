@@ -28,9 +28,10 @@ def name_of(options):
     [(k, o) for k in KINDS for o in alone(k)],
     ids=lambda v: v if isinstance(v, str) else name_of(v),
 )
-def test_gradient_of_each_option(be, rng, kind, options, lengths):
+def test_gradient_of_each_option(rng, kind, options, lengths):
+    """On NumPy: tests/parity.py compares every other backend with it."""
     layer = make(kind, options)
-    check(layer, *inputs_of(layer, be, rng, 5, 3), lengths=lengths)
+    check(layer, *inputs_of(layer, make_backend("numpy"), rng, 5, 3), lengths=lengths)
 
 
 @pytest.mark.parametrize("kind", KINDS)

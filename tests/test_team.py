@@ -10,7 +10,7 @@ pytest.importorskip("numba")
 import numba
 
 from xlstm.arrays import cores
-from xlstm.engines.numba import shared_memory, team, work_queue, workers
+from xlstm.engines.numba import llvm, team, work_queue
 
 
 @numba.njit(nogil=True)
@@ -27,13 +27,13 @@ def count(seen, more, negative, first, last):
 @numba.njit(nogil=True)
 def wait_for_the_other(counts, first, last):
     """Note in the first call of two whether the other one begins before this one ends."""
-    if shared_memory.count_up(counts, 0):
+    if llvm.count_up(counts, 0):
         return
     for _ in range(2_000_000):
-        if shared_memory.count_of(counts, 0) == 2:
+        if llvm.count_of(counts, 0) == 2:
             counts[1] = 1
             break
-        shared_memory.let_others_run()
+        llvm.let_others_run()
 
 
 @numba.njit(nogil=True)
@@ -95,7 +95,7 @@ def test_a_worker_that_sleeps_is_woken():
         one, _, _ = call(9)
         team.share([one], 1 << 40)
         deadline = time.monotonic() + 60
-        while not workers.workers[0].asleep and time.monotonic() < deadline:
+        while not team.workers[0].asleep and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.01)  # it looks once more
         counts = np.zeros(2, np.int64)
@@ -117,7 +117,7 @@ def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
 
 def test_no_more_workers_join_than_are_wanted():
     compiled = team._compiled()
-    room = np.zeros_like(workers.queue)
+    room = np.zeros_like(team.queue)
     assert not compiled.join(room)
     room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT)
     assert compiled.join(room)

@@ -8,7 +8,7 @@ import threadpoolctl
 
 import xlstm
 from xlstm.arrays import cores
-from xlstm.engines.numba import numba_engine, workers
+from xlstm.engines.numba import numba_engine, team
 from xlstm.estimators import Forecaster
 
 
@@ -85,10 +85,10 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
         raise error
 
     def employ():
-        return workers.employ(1, lambda queue: helped.release())
+        return team.employ(1, lambda queue: helped.release())
 
     monkeypatch.setattr(cores, "usable", lambda: 2)
-    monkeypatch.setattr(workers, "workers", [])
+    monkeypatch.setattr(team, "workers", [])
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupted)
         if error is RuntimeError:  # there can be no more threads
@@ -98,7 +98,7 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
                 employ()
     assert employ() == 1
     assert all(helped.acquire(timeout=60) for _ in range(2))
-    (worker,) = workers.workers
+    (worker,) = team.workers
     while not worker.bell.empty() or not worker.asleep:
         time.sleep(0.01)
     assert employ() == 1

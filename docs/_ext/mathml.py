@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -11,12 +12,14 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
+# the place between a function and an argument that has no bracket
+APPLIED = re.compile(r"<mo>(&ApplyFunction;|\u2061)</mo>(?=\s*<m[^o])")
 
 
 def formula(node: nodes.Element, block: bool) -> str:
     """Return the MathML of a formula; an error in it is a warning, and so fails the build."""
     try:
-        return tex2mathml(node.astext(), as_block=block)
+        return APPLIED.sub(r'<mo rspace="0.17em">\1</mo>', tex2mathml(node.astext(), as_block=block))
     except MathError as error:
         LOGGER.warning("formula %r: %s", node.astext(), error, location=node)
         return ""

@@ -29,17 +29,18 @@ class Outside(SphinxPostTransform):
                 link.setdefault("reftargetid", None)
 
 
-def summary(app: Sphinx, page: str) -> str:
+def summary(tree: nodes.document) -> str:
     """Return the first paragraph of a page in one line."""
-    first = next(iter(app.env.get_doctree(page).findall(nodes.paragraph)), None)
+    first = next(iter(tree.findall(nodes.paragraph)), None)
     return "" if first is None else " ".join(first.astext().split())
 
 
 def section(app: Sphinx, page: str) -> list[str]:
     """Return a line of Markdown for a page and for each page below it, in the order of the navigation."""
-    found = [f"- [{app.env.titles[page].astext()}]({page}.html): {summary(app, page)}"]
-    for tree in app.env.get_doctree(page).findall(toctree):
-        for _, below in tree["entries"]:
+    tree = app.env.get_doctree(page)  # which takes its time
+    found = [f"- [{app.env.titles[page].astext()}]({page}.html): {summary(tree)}"]
+    for listed in tree.findall(toctree):
+        for _, below in listed["entries"]:
             if below in app.env.titles and "generated" not in below:
                 found += section(app, below)
     return found
@@ -47,10 +48,10 @@ def section(app: Sphinx, page: str) -> list[str]:
 
 def llms(app: Sphinx) -> str:
     """Return llms.txt: the site for a reader that takes text, with a heading for each section."""
-    root = app.config.root_doc
-    parts = [f"# {app.config.project}\n\n> {summary(app, root)}\n"]
-    for tree in app.env.get_doctree(root).findall(toctree):
-        for title, page in tree["entries"]:
+    tree = app.env.get_doctree(app.config.root_doc)
+    parts = [f"# {app.config.project}\n\n> {summary(tree)}\n"]
+    for listed in tree.findall(toctree):
+        for title, page in listed["entries"]:
             lines = "\n".join(section(app, page))
             parts.append(f"## {title or app.env.titles[page].astext()}\n\n{lines}\n")
     return "\n".join(parts)

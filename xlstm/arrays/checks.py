@@ -180,14 +180,29 @@ def saved(where: str, layer: Any, given: Any, kind: type) -> None:
         raise ValueError(f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}")
 
 
-def several(where: str, name: str, value: Any, expected: str, most: int) -> list[Any]:
-    """Return the items of a collection of at most `most`; `expected` names them in words."""
+def several(
+    where: str, name: str, value: Any, expected: str, kind: Kind | None = None, most: int = LARGEST
+) -> list[Any]:
+    """Return the items of a collection of at most `most`, each as `kind` has it; `expected` names them in words."""
     flat = isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping | type)
     if not flat or (isinstance(value, np.ndarray) and value.ndim != 1):
         raise TypeError(f"{where}: {name} is {shown(value)}, expected {expected}")
     if len(value) > most:
         raise ValueError(f"{where}: {name} has {len(value)} entries, expected at most {most}")
-    return list(value)
+    return list(value) if kind is None else [kind(where, f"{name}[{k}]", item) for k, item in enumerate(value)]
+
+
+def rising(least: int) -> Kind:
+    """Return the check of numbers between 0 and 1, each above the one before, and at least so many of them."""
+
+    def kind(where: str, name: str, value: Any) -> tuple[float, ...]:
+        expected = "rising numbers between 0 and 1"
+        found = several(where, name, value, expected, real(0, 1, strict=True))
+        if len(found) < least or found != sorted(set(found)):
+            raise ValueError(f"{where}: {name} is {shown(value)}, expected {expected}")
+        return tuple(found)
+
+    return kind
 
 
 def is_masked(value: Any) -> bool:

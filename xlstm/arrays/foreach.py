@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, fuse, probe, strides
+from xlstm.arrays import broken, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.arrays.row_source import SYNC
 from xlstm.tracing.writers import C
@@ -246,7 +246,7 @@ def _plan(shapes: tuple[tuple[int, ...], ...], itemsizes: tuple[int, ...]) -> Pl
     most, parts = _most(len(itemsizes)), []
     sizes = [math.prod(shape) for shape in shapes]
     ends = [0, *itertools.accumulate(-(-size // CHUNK) for size in sizes)]
-    lie = [[strides.contiguous(shape, size) for shape in shapes] for size in itemsizes]
+    lie = [[fuse.contiguous_steps(shape, size) for shape in shapes] for size in itemsizes]
     for k in range(0, len(sizes), most):
         some, first = sizes[k : k + most], ends[k : k + most + 1]
         table = np.zeros((), np.dtype([("size", "i8", (most,)), ("first", "i4", (most,))], align=True))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -331,3 +332,52 @@ def _total(dtype: Any, to: Any) -> Any:
     types = parameters({"x0": dtype, "x1": dtype}), parameters({"y0": to})
     end = f"y0 = {converted('a', to)}"
     return probe.cupy().ReductionKernel(*types, f"{x} * {y}", "a + b", end, "0", "xlstm_total", real(dtype))
+
+
+# The axes of arrays that are broadcast together, joined where memory goes on from one to the next.
+
+
+def broadcast_steps(shape: Sequence[int], own: Sequence[int], steps: Sequence[int]) -> list[int]:
+    """Return the steps of an array along each axis of `shape`, 0 where it has one number for all."""
+    return [0] * (len(shape) - len(own)) + [0 if n == 1 else step for n, step in zip(own, steps, strict=True)]
+
+
+def contiguous_steps(shape: Sequence[int], unit: int = 1) -> tuple[int, ...]:
+    """Return the steps of a contiguous array, in elements or in units such as bytes."""
+    return tuple(unit * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def joined_axes(
+    axes: Iterable[int], shape: Sequence[int], steps: Sequence[Sequence[int]], alone: int | None = None
+) -> tuple[list[int], list[list[int]]]:
+    """Join axes along which every array goes on where the axis before it ended.
+
+    Parameters
+    ----------
+    axes : iterable of int
+        Axes of `shape`, the outer ones first.
+    shape : sequence of int
+    steps : sequence of sequences
+        Those of each array along all axes.
+    alone : int, optional
+        An axis that is not joined to others.
+
+    Returns
+    -------
+    sizes : list of int
+        Those of the axes that are left, of which none is 1.
+    along : list of lists
+        The steps of each array along them.
+    """
+    sizes: list[int] = []
+    far: list[list[int]] = []  # the steps of all arrays along each axis that is left
+    for axis in axes:
+        n, new = shape[axis], [step[axis] for step in steps]
+        if n == 1:
+            continue
+        if sizes and axis != alone and all(outer == inner * n for outer, inner in zip(far[-1], new, strict=True)):
+            sizes[-1], far[-1] = sizes[-1] * n, new
+        else:
+            sizes.append(n)
+            far.append(new)
+    return sizes, [[one[k] for one in far] for k in range(len(steps))]

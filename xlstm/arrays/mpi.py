@@ -13,22 +13,23 @@ import platform
 import signal
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import array_api_compat
 import numpy as np
 
-from xlstm.arrays import cores, nccl, probe
+from xlstm.arrays import cores, probe
 from xlstm.arrays.convert import BackendError, like, to_numpy
 from xlstm.arrays.groups import Alone, Group, OtherRankError
-from xlstm.arrays.namespace import Array
+from xlstm.arrays.namespace import Array, dtype_name
 from xlstm.arrays.watch import SILENT, Clock, Watch
 
 PIECE = 1 << 20  # bytes that are summed at once: they stay in the cache, and 55 MB take half the time
 SAID = 0.3  # seconds in which the launcher passes on what was written
 SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # SLURM_NTASKS is set in batch scripts, too
-INSTALL = "pip install 'xlstm-xp[mpi]'"
+INSTALL, INSTALL_NCCL = "pip install 'xlstm-xp[mpi]'", "pip install 'xlstm-xp[nccl]'"
 
 told: list[Callable[[str], None]] = []  # functions that are called with the message before this rank ends the job
 
@@ -75,9 +76,9 @@ class Ranks:
         cores.share(machine.allgather(cores.affinity()).count(cores.affinity()))
         machine.Free()
         self._hosts: list[str] = self._comm.allgather(platform.node())
-        self._nccl: nccl.Nccl | None = None
+        self._nccl: Nccl | None = None
         self._clock, self._gpu = Clock(), Clock("sum on the GPU")
-        nccl.choose(self.local_rank)
+        _choose_gpu(self.local_rank)
         self._watch = Watch(world.Dup(), (self._clock, self._gpu), self._end)
         self._before, sys.excepthook = sys.excepthook, self._failed
         atexit.register(self._leave)  # mpi4py has registered the end of MPI before, which comes after this
@@ -134,9 +135,9 @@ class Ranks:
     def _on_gpus(self, a: Array) -> None:
         """Sum an array of CuPy; the first time connects the GPUs."""
         if self._nccl is None:
-            number = nccl.agree(self)
+            number = _agreed(self)
             with self._clock.during("start of NCCL"):
-                self._nccl = nccl.Nccl(self, number, self._gpu)
+                self._nccl = Nccl(self, number, self._gpu)
             self._watch.check = self._nccl.check
         self._nccl.sum(a)
 
@@ -182,3 +183,66 @@ def _pieces(host: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
     """Yield an array in pieces that stay in the cache."""
     size = PIECE // host.itemsize
     return (host[at : at + size] for at in range(0, host.size, size))
+
+
+# GPUs of ranks, which add arrays of CuPy by NCCL. It works in the current stream, and so in CUDA graphs. How far a GPU
+# has come shows in memory of the host that the GPU writes to: the host itself knows of nothing that a graph does.
+
+
+def _choose_gpu(local_rank: int) -> None:
+    """Make the GPU of a rank the current one, where there are GPUs and CuPy."""
+    try:
+        count = probe.cupy().cuda.runtime.getDeviceCount()
+    except Exception:  # without CuPy or a driver all arrays are on the host
+        return
+    if count:
+        probe.cupy().cuda.Device(local_rank % count).use()
+
+
+def _agreed(group: Group) -> Any:
+    """Return the number of a new communicator; BackendError without NCCL, or where two ranks have the same GPU."""
+    library = probe.nccl()
+    if not library.available:
+        raise BackendError(f"group: CuPy finds no NCCL, which sums on GPUs need; {INSTALL_NCCL}")
+    owners = defaultdict[Any, list[int]](list)
+    for rank, gpu in enumerate(group.tell((probe.cupy().cuda.Device().pci_bus_id, platform.node()))):
+        owners[gpu].append(rank)
+    for (bus, host), ranks in owners.items():
+        if len(ranks) > 1:
+            most = "NCCL takes one rank for each GPU, so start no more ranks than there are GPUs"
+            raise BackendError(f"group: ranks {ranks} have the same GPU ({bus} on host {host}); {most}")
+    return group.tell(library.get_unique_id() if group.rank == 0 else None)[0]
+
+
+class Nccl:
+    """A communicator of NCCL.
+
+    Parameters
+    ----------
+    group : Group
+    number : object
+        That of the communicator, from `_agreed`.
+    clock : Clock
+        Its counts are written by the GPU from now on.
+    """
+
+    def __init__(self, group: Group, number: Any, clock: Clock) -> None:
+        cp, self._library = probe.cupy(), probe.nccl()
+        self._made = self._library.NcclCommunicator(group.size, number, group.rank)
+        memory = cp.cuda.alloc_pinned_memory(clock.counts.nbytes)
+        clock.counts = np.frombuffer(memory, np.int64, 2)
+        clock.counts[:] = 0
+        seen_by_gpu = cp.cuda.UnownedMemory(memory.ptr, memory.size(), memory, cp.cuda.Device().id)
+        self._counts = cp.ndarray(2, np.int64, cp.cuda.MemoryPointer(seen_by_gpu, 0))
+
+    def sum(self, a: Array) -> None:
+        """Add up the arrays of all ranks in place."""
+        kind = getattr(self._library, f"NCCL_{dtype_name(a.dtype).upper()}")
+        stream = probe.cupy().cuda.get_current_stream().ptr
+        self._counts[0] += 1
+        self._made.allReduce(a.data.ptr, a.data.ptr, a.size, kind, self._library.NCCL_SUM, stream)
+        self._counts[1] += 1
+
+    def check(self) -> None:
+        """Raise the error that NCCL has met meanwhile, if any."""
+        self._made.check_async_error()

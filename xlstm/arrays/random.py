@@ -1,14 +1,122 @@
-"""Random numbers, which come from one seeded generator on the host."""
+"""Random numbers, which come from one seeded generator on the host, and masks, which CuPy draws with the same bits.
+
+NumPy's PCG64 is a linear congruential generator, x' = a x + c modulo 2^128 (O'Neill 2014), of which any later state is
+known after few multiplications (Brown 1994). So each thread of a kernel begins where it is to draw, no number is copied
+to the device, and the generator on the host goes on from where it would be.
+"""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import functools
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import checks
+from xlstm.arrays import broken, checks, device, fuse, probe
+from xlstm.arrays.constants import Home, home
+from xlstm.arrays.convert import like
+from xlstm.arrays.cuda_graph import kept
+from xlstm.arrays.groups import Part, rows
+from xlstm.arrays.namespace import Array, device_of, namespace_of
 
 Seed: TypeAlias = "int | np.random.Generator"
+State = Any  # of a PCG64, a dict
+
+A = 0x2360ED051FC65DA44385DF649FCCF645  # the multiplier of PCG64
+THREADS, BLOCKS = 256, 1024  # of a launch at most
+OPTIONS = ("-device-int128",)
+PIECE = 32  # numbers of a row that a thread draws
+STATE = 4  # numbers of a state on the device: whether a half is kept, that half, and the 128 bits
+
+TEXT = (
+    f"constexpr long long PIECE = {PIECE};"
+    + """
+typedef unsigned long long u64;
+typedef unsigned __int128 u128;
+
+struct State { u64 kept, first, high, low; };
+struct Steps {  // x' = a x + c
+    u128 a, c;
+    __device__ u128 operator()(u128 x) const { return a * x + c; }
+};
+struct Halves { u64 a_high, a_low, c_high, c_low; };
+__device__ __forceinline__ u128 joined(u64 high, u64 low) { return (u128)high << 64 | low; }
+__device__ __forceinline__ Steps joined(const Halves& one) {
+    return {joined(one.a_high, one.a_low), joined(one.c_high, one.c_low)};
+}
+
+__device__ __forceinline__ Steps jump(const Steps& one, u64 steps) {  // by squaring
+    Steps square = one, all = {1, 0};
+    for (; steps; steps >>= 1) {
+        if (steps & 1) all = {all.a * square.a, all.c * square.a + square.c};
+        square = {square.a * square.a, (square.a + 1) * square.c};
+    }
+    return all;
+}
+__device__ __forceinline__ u64 output(u128 state) {
+    const u64 high = (u64)(state >> 64), mixed = high ^ (u64)state;
+    const int turn = (int)(high >> 58);
+    return mixed >> turn | mixed << (-turn & 63);
+}
+struct Values {  // two of so many bytes: `below` for numbers below `rate`, else `other`
+    void* to;
+    int size;
+    float rate;
+    u64 below, other;
+    __device__ void put(long long at, unsigned drawn) const {
+        const u64 value = (drawn >> 8) * (1.0f / 16777216.0f) < rate ? below : other;
+        if (size == 2) ((unsigned short*)to)[at] = (unsigned short)value;
+        else if (size == 4) ((unsigned*)to)[at] = (unsigned)value;
+        else ((u64*)to)[at] = value;
+    }
+};
+
+// Writes a value for each of `count` numbers. They are drawn from a state on the device, or without one from `given`;
+// `halves` are those of a step.
+extern "C" __global__ void xlstm_bernoulli(void* to, long long count, int size, float rate, u64 below, u64 other,
+                                           const State given, const State* there, const Halves halves) {
+    const long long thread = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    const long long threads = (long long)gridDim.x * blockDim.x;
+    const State from = there ? *there : given;
+    const Values values{to, size, rate, below, other};
+    const int kept = (int)from.kept;
+    if (thread == 0 && kept) values.put(0, (unsigned)from.first);
+    const Steps one = joined(halves), all = jump(one, threads);
+    u128 state = jump(one, thread + 1)(joined(from.high, from.low));
+    for (long long draw = thread; 2 * draw + kept < count; draw += threads) {
+        const u64 drawn = output(state);
+        values.put(2 * draw + kept, (unsigned)drawn);
+        if (2 * draw + kept + 1 < count) values.put(2 * draw + kept + 1, (unsigned)(drawn >> 32));
+        state = all(state);
+    }
+}
+
+// The same for some rows of `width` numbers out of all that are drawn, whose places are in `rows`.
+extern "C" __global__ void xlstm_bernoulli_rows(void* to, long long count, int size, float rate, u64 below, u64 other,
+                                                const State given, const State* there, const Halves halves,
+                                                const long long* rows, long long width) {
+    const long long threads = (long long)gridDim.x * blockDim.x, pieces = (width + PIECE - 1) / PIECE;
+    const State from = there ? *there : given;
+    const Steps one = joined(halves);
+    const Values values{to, size, rate, below, other};
+    for (long long k = (long long)blockIdx.x * blockDim.x + threadIdx.x; k < count / width * pieces; k += threads) {
+        const long long row = k / pieces, start = k % pieces * PIECE, end = min(width, start + PIECE);
+        long long at = row * width + start, number = rows[row] * width + start - (int)from.kept;
+        if (number < 0) {  // the half that was kept
+            values.put(at++, (unsigned)from.first);
+            number++;
+        }
+        u128 state = jump(one, number / 2 + 1)(joined(from.high, from.low));
+        for (; at < row * width + end; at++, number++) {
+            const u64 drawn = output(state);
+            values.put(at, (unsigned)(number & 1 ? drawn >> 32 : drawn));
+            if (number & 1) state = one(state);
+        }
+    }
+}
+"""
+)
 
 
 def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generator:
@@ -34,3 +142,186 @@ def generator(seed: Seed, stream: int = 0, where: str = "") -> np.random.Generat
     if isinstance(checked, np.random.Generator):
         return checked
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(checked, spawn_key=(stream,) if stream else ())))
+
+
+def bernoulli(
+    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, *, dropout: bool = False
+) -> Array:
+    """Return an array that is 1 with a probability, else 0; or, as dropout needs it, 0 with that, else 1 / (1 - rate).
+
+    Equal states of the generator give equal results on every backend, and the same state after it.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+        It is on the host, and draws numbers from [0, 1) in float32, which are copied to CuPy unless it is a PCG64.
+    rate : float
+        The probability, less than 1.
+    shape : tuple of int
+    array : array
+        Its library, device and dtype are those of the result.
+    dropout : bool
+    """
+    xp = namespace_of(array)
+    low, high = (0.0, 1 / (1 - rate)) if dropout else (1.0, 0.0)
+    if isinstance(rng, Later):
+        return _launched(rng, rate, shape, array, (low, high))
+    if fuse.compiles(xp) and isinstance(rng.bit_generator, np.random.PCG64):
+        before = rng.bit_generator.state
+        mask = broken.attempt("xlstm_bernoulli", _launched, rng, rate, shape, array, (low, high))
+        if mask is not None:
+            return mask
+        rng.bit_generator.state = before
+    drawn = rng.random(shape, dtype=np.float32)
+    return like((drawn >= rate) * high if dropout else drawn < rate, array)
+
+
+def _launched(
+    rng: np.random.Generator, rate: float, shape: tuple[int, ...], array: Array, pair: tuple[float, float]
+) -> Array:
+    """Return the array, drawn on the device."""
+    mask = namespace_of(array).empty(shape, dtype=array.dtype, device=device_of(array))
+    part: Part | None = getattr(rng, "part", None)
+    count = mask.size if part is None else part.count(shape)  # of the numbers that are drawn, others' too
+    if isinstance(rng, Later):
+        state, on_device = [0] * STATE, rng.place(count)
+    else:
+        state, on_device = states(rng, [count])[0], np.uintp(0)
+    if mask.size:
+        values = np.array(pair).astype(mask.dtype).view(f"u{mask.itemsize}").astype(np.uint64)
+        numbers = np.int64(mask.size), np.int32(mask.itemsize), np.float32(rate), *values
+        with device_of(mask):
+            _launch(mask, numbers, state, on_device, rng.bit_generator.state["state"]["inc"], part)
+    return mask
+
+
+def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: int, part: Part | None) -> None:
+    """Launch the kernel that fills a mask, or the one for the part of a batch."""
+    name, draws, rest = "xlstm_bernoulli", 2, tuple[Any, ...]()
+    if part is not None:
+        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))))
+        name, draws, rest = "xlstm_bernoulli_rows", PIECE, (places, np.int64(mask.size // len(places)))
+    blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
+    step = device.struct(_halves(A, c), form="4Q")
+    kernel = device.kernel(TEXT, name, OPTIONS)
+    kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest))
+
+
+@functools.lru_cache(maxsize=16)
+def _on_device(key: Any, steps: int, packed: bool, home: Home) -> Array:
+    """Return the rows of a part, on a device."""
+    return probe.cupy().asarray(rows(key, steps, packed))
+
+
+class Later(np.random.Generator):
+    """A PCG64 for masks that are captured: they are drawn from states on the device, which are put there before.
+
+    Parameters
+    ----------
+    bits : PCG64
+        Only its increment counts, which later states share.
+    states : array (most, STATE)
+        Room on the device for the states that masks are drawn from, uint64.
+    part : Part, optional
+        The part of a batch that the masks are for.
+    """
+
+    def __init__(self, bits: np.random.BitGenerator, states: Array, part: Part | None = None) -> None:
+        super().__init__(bits)
+        self.part, self.states, self.sizes = part, states, list[int]()
+
+    def place(self, size: int) -> Array:
+        """Return where the state of the next mask will be, which draws so many numbers."""
+        self.sizes.append(size)
+        if len(self.sizes) > len(self.states):
+            raise ValueError(f"a captured step draws more masks than {len(self.states)}")
+        return self.states[len(self.sizes) - 1]
+
+
+def states(rng: np.random.Generator, sizes: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Return the states (masks, STATE) that masks of so many numbers are drawn from, and leave `rng` after them."""
+    found = np.zeros((len(sizes), STATE), np.uint64)
+    state: State = rng.bit_generator.state
+    for row, size in zip(found, sizes, strict=True):
+        row[:] = state["has_uint32"], state["uinteger"], *_halves(state["state"]["state"])
+        state = after(state, size) if size else state
+    rng.bit_generator.state = state
+    return found
+
+
+def _halves(*numbers: int) -> list[int]:
+    """Return the high and the low 64 bits of each number."""
+    return [half for number in numbers for half in (number >> 64, number & (2**64 - 1))]
+
+
+def after(state: State, count: int) -> State:
+    """Return the state after `count` numbers of 32 bits, of which NumPy takes the low half of 64 first."""
+    count -= state["has_uint32"]
+    if not count:
+        return {**state, "has_uint32": 0}
+    bits = np.random.PCG64()
+    bits.state = state
+    bits.advance(-(-count // 2) - 1)
+    last = int(bits.random_raw())
+    return {**bits.state, "has_uint32": count % 2, "uinteger": last >> 32}
+
+
+# The part of a batch that a rank has: numbers are those that one process would draw for these sequences.
+
+GAP = 4096  # numbers of other ranks from which on a jump takes less time than to draw them
+
+
+class Columns(np.random.Generator):
+    """A generator for the part of a batch, which goes on as if the numbers of the whole batch had been drawn.
+
+    Parameters
+    ----------
+    bits : numpy.random.BitGenerator
+    part : Part
+    """
+
+    def __init__(self, bits: np.random.BitGenerator, part: Part) -> None:
+        super().__init__(bits)
+        self.part = part
+
+    def random(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
+        """Draw from [0, 1) for an array (T, b, ...), or for packed rows (N, D); other shapes are the same on all ranks.
+
+        Parameters
+        ----------
+        size : tuple of int
+        dtype : dtype
+        out : None
+        """
+        if not isinstance(size, tuple) or len(size) < 2:
+            return super().random(size, dtype, out)
+        found = rows(self.part.key, size[0], len(size) == 2)
+        count = self.part.count(size)
+        width = int(np.prod(size)) // max(1, len(found))
+        if np.dtype(dtype) != np.float32 or not isinstance(self.bit_generator, np.random.PCG64):
+            return super().random((count // max(1, width), width), dtype)[found].reshape(size)
+        return self._drawn(found, width, count).reshape(size)
+
+    def _drawn(self, found: np.ndarray[Any, Any], width: int, count: int) -> np.ndarray[Any, Any]:
+        """Return the rows `found` of all that are drawn, in float32; a draw of 64 bits has two numbers."""
+        bits: Any = self.bit_generator
+        state, drawn, at = bits.state, [], 0
+        kept = state["has_uint32"]
+        for some in np.split(found, np.flatnonzero(np.diff(found) * width > GAP) + 1) if len(found) else ():
+            start, end = some[0] * width, (some[-1] + 1) * width
+            first, last = max(0, start - kept) // 2, (end - kept + 1) // 2
+            bits.advance(int(first - at))
+            numbers, at = bits.random_raw(int(last - first)).view(np.uint32), last
+            if kept and start == 0:
+                numbers = np.concatenate(([np.uint32(state["uinteger"])], numbers))
+            else:
+                numbers = numbers[start - kept - 2 * first :]
+            drawn.append(numbers[: end - start].reshape(-1, width)[some - some[0]])
+        bits.state = after(state, count) if count else state
+        whole = np.concatenate(drawn) if drawn else np.zeros(0, np.uint32)
+        return (whole >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def of_part(rng: np.random.Generator, part: Part | None) -> np.random.Generator:
+    """Return the generator of the masks for a part of a batch, or as it is for a whole batch."""
+    return rng if part is None or isinstance(rng, Later) else Columns(rng.bit_generator, part)

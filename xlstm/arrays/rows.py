@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, constants, device, fuse, probe, strides
+from xlstm.arrays import broken, constants, device, fuse, probe
 from xlstm.arrays.namespace import Array, Namespace, device_of
 from xlstm.arrays.row_source import FAN, MOST, Source
 from xlstm.tracing.symbols import UntraceableError
@@ -166,10 +166,10 @@ def _plan(
     results = [(one.shape(shape, keep), one.dtype) for one in made.results.values()]
     out = _apart(out, lengths) if last else out
     lying = [(size, tuple(step // dtype.itemsize for step in far)) for dtype, size, far in (*arrays, *out)]
-    lying += [(size, strides.contiguous(size)) for size, _ in results[len(out) : len(results) - sums]]
+    lying += [(size, fuse.contiguous_steps(size)) for size, _ in results[len(out) : len(results) - sums]]
     apart = [n is not None for n in (*leading, *lengths)]
-    steps = [strides.broadcast(shape, size[n:], far[n:]) for (size, far), n in zip(lying, apart, strict=False)]
-    sizes, along = strides.joined(range(len(shape) - keep), shape, steps)
+    steps = [fuse.broadcast_steps(shape, size[n:], far[n:]) for (size, far), n in zip(lying, apart, strict=False)]
+    sizes, along = fuse.joined_axes(range(len(shape) - keep), shape, steps)
     heads, columns, rows = math.prod(shape[-keep:-1]), shape[-1], math.prod(shape[:-keep])
     threads = min(MOST, 1 << max(5, (columns - 1).bit_length()))
     tiles = 1 if made.whole else -(-columns // threads)

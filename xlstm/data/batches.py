@@ -6,9 +6,8 @@ A layer packs sequences of different lengths by `recurrence/packing.py`.
 from __future__ import annotations
 
 import copy
-import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +22,6 @@ from xlstm.recurrence.packing import checked_lengths
 
 EXPECTED = "Windows, Sequences, Streams, or something else that yields batches or pairs (x, target)"
 BATCHES = checks.having("batches", "__len__", expected=EXPECTED)
-ITERABLE = checks.accepted(lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED)
 
 
 class Batch(NamedTuple):
@@ -117,7 +115,7 @@ class Windows(ByRows):
         kinds = {"x": numbers, "target": numbers, "mask": checks.optional(weights)}
         checks.fields(self, **kinds, batch_size=checks.size, every_step=checks.flag)
         axes = 2 if self.every_step else 1
-        if not _is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
+        if not is_input(self.x, 3) or 0 in self.x.shape[:2] or self.x.shape[:axes] != self.target.shape[:axes]:
             leading = "(N, T, ...) with every_step" if self.every_step else "(N, ...)"
             expected = f"expected (N, T, D) and {leading}; x may also be tokens, whole numbers (N, T)"
             raise ValueError(f"Windows: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
@@ -143,8 +141,8 @@ class Windows(ByRows):
         places = (mine, mine, rows, rows)
         x, target, mask, lengths = (None if a is None else a[at] for a, at in zip(arrays, places, strict=True))
         if self.every_step:
-            target, mask = _time_first(target), _time_first(mask)
-        return Batch(_time_first(x), target, mask, True, lengths)
+            target, mask = time_first(target), time_first(mask)
+        return Batch(time_first(x), target, mask, True, lengths)
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ class Streams:
 
     def __post_init__(self) -> None:
         checks.fields(self, x=numbers, target=numbers, batch_size=checks.size, length=checks.size)
-        if not _is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
+        if not is_input(self.x, 2) or self.target.ndim == 0 or len(self.x) != len(self.target):
             expected = "expected (N, D) and (N, ...); x may also be tokens, whole numbers (N,)"
             raise ValueError(f"Streams: x has shape {self.x.shape} and target {self.target.shape}, {expected}")
         need = self.batch_size * self.length
@@ -395,88 +393,19 @@ class Prefetch:
             thread.shutdown(cancel_futures=True)  # waits for the batch that is being prepared
 
 
-@dataclass(frozen=True)
-class Iterated:
-    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are pairs or a `Batch`.
-
-    The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B, T, D), or tokens (B,
-    T). A pair begins from the initial state. With a generator of random numbers a list of independent batches is
-    shuffled, and so are the examples of a `DataLoader` whose sampler draws them, which gets a generator for each epoch;
-    all else keeps its order.
-
-    Parameters
-    ----------
-    data : iterable
-        An iterator can be gone through once.
-    every_step : bool
-        Targets of pairs have a time axis, (B, T, ...) instead of (B, ...).
-
-    Raises
-    ------
-    TypeError
-        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a `Batch`.
-    ValueError
-        Once it is its turn: the shapes of a pair do not go together.
-    """
-
-    data: Iterable[Any]
-    every_step: bool = True
-
-    def __post_init__(self) -> None:
-        checks.fields(self, data=ITERABLE, every_step=checks.flag)
-
-    @property
-    def once(self) -> bool:
-        """Whether the data cannot begin anew."""
-        return isinstance(self.data, Iterator)
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch, or the largest number there is where the data do not tell."""
-        try:
-            return len(self.data)  # type: ignore[arg-type]
-        except TypeError:  # a DataLoader has a method for its length, which says so if there is none
-            return checks.COUNTED
-
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, in an order that `rng` decides where it can."""
-        data: Any = self.data
-        if isinstance(data, list | tuple):
-            if rng is not None and all(not isinstance(one, Batch) or one.fresh for one in data):
-                data = [data[k] for k in rng.permutation(len(data))]
-        elif hasattr(getattr(data, "sampler", None), "generator"):
-            drawn: Any = sys.modules["torch"].Generator()
-            data.sampler.generator = drawn.manual_seed(0 if rng is None else int(rng.integers(2**63)))
-        for number, one in enumerate(data, 1):
-            yield one if isinstance(one, Batch) else self._batch(f"batch {number}", one)
-
-    def _batch(self, where: str, pair: Any) -> Batch:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise TypeError(
-                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
-            )
-        x, target = (numbers(f"train: {where}", name, one) for name, one in zip(("x", "target"), pair, strict=True))
-        if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
-            return Batch(x, target, None, True)
-        axes = 2 if self.every_step else 1
-        if not _is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
-            leading = "(B, T, ...)" if self.every_step else "(B, ...)"
-            shapes = f"x of shape {x.shape} and target of shape {target.shape}"
-            raise ValueError(f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}")
-        return Batch(_time_first(x), _time_first(target) if self.every_step else target, None, True)
-
-
 def check_mask(where: str, mask: Host | None, target: Host, axes: int) -> None:
     """Raise ValueError unless a mask has leading axes of the target, at least the first `axes` of them."""
     if mask is not None and (mask.ndim < axes or mask.shape != target.shape[: mask.ndim]):
         raise ValueError(f"{where}: mask has shape {mask.shape}, expected leading axes of the target, {target.shape}")
 
 
-def _is_input(x: Host, ndim: int) -> bool:
+def is_input(x: Host, ndim: int) -> bool:
     """Return whether x has `ndim` axes, or one fewer as it holds tokens."""
     return x.ndim == ndim or (x.ndim == ndim - 1 and x.dtype.kind in "iu")
 
 
-def _time_first(array: Host | None) -> Host | None:
+def time_first(array: Host | None) -> Host | None:
+    """Return an array (B, T, ...) as (T, B, ...)."""
     return None if array is None else np.ascontiguousarray(np.swapaxes(array, 0, 1))
 
 

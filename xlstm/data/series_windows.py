@@ -156,9 +156,8 @@ class SeriesWindows(ByRows):
         if len(columns) != 1 or 0 in columns:
             raise ValueError(f"SeriesWindows: series have {sorted(columns)} columns, expected one number of them")
         if self.targets is not None:
-            listed = checks.several("SeriesWindows", "targets", self.targets, "a list of columns", checks.LARGEST)
             column = checks.whole(0, columns.pop() - 1)
-            targets = [column("SeriesWindows", f"targets[{k}]", one) for k, one in enumerate(listed)]
+            targets = checks.several("SeriesWindows", "targets", self.targets, "a list of columns", column)
             object.__setattr__(self, "targets", targets)
         firsts = [first_row(f"SeriesWindows: {name}", one) for name, one in zip(names, series, strict=True)]
         lengths = [len(one) for one in series]

@@ -290,7 +290,7 @@ def _recipe(config: Config, where: str) -> list[Mixers]:
     """Return the blocks in their order."""
     keys, most = ("templates", "recipe"), published.blocks(where, "num_blocks", config["num_blocks"])
     templates, recipe = _named(config["stack_config"], where, keys, required=keys).values()
-    names = checks.several(where, "recipe", recipe, "names of templates", most)
+    names = checks.several(where, "recipe", recipe, "names of templates", most=most)
     if len(names) < most:
         raise ValueError(f"{where}: recipe has {len(names)} blocks, expected num_blocks, {most}")
     options(templates, f"{where}.templates", {})

@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xlstm.arrays import checks, foreach
-from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
+from xlstm.arrays.random import bernoulli
 from xlstm.cells import activations as functions
 from xlstm.cells.cell import Cell
 from xlstm.engines import engine

@@ -16,10 +16,9 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
-from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace, reshape
-from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.random import Seed, bernoulli, generator
 from xlstm.arrays.tensor_views import Views, views_of
 from xlstm.cells.activations import FEED_FORWARD, FORGET
 from xlstm.engines import engine

@@ -41,8 +41,7 @@ class Smoothed(NamedTuple):
 
 def _periods(where: str, name: str, value: Any) -> tuple[int, ...]:
     """Return the lengths of seasons, two at most, as a tuple of whole numbers from 2 up."""
-    given = checks.several(where, name, value, "a tuple of whole numbers", 2)
-    return tuple(checks.whole(2, checks.LARGEST)(where, f"{name}[{k}]", m) for k, m in enumerate(given))
+    return tuple(checks.several(where, name, value, "a tuple of whole numbers", checks.whole(2, checks.LARGEST), 2))
 
 
 @dataclass(frozen=True)

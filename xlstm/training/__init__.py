@@ -8,11 +8,13 @@ from xlstm.training.callbacks import (
     EarlyStopping,
     MovingAverage,
     Progress,
+    ProgressBar,
     ReduceOnPlateau,
     TensorBoard,
 )
 from xlstm.training.feed import evaluate
-from xlstm.training.loop import RangeTest, Trained, find_learning_rate, train
+from xlstm.training.loop import Trained, train
+from xlstm.training.range_test import RangeTest, find_learning_rate
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated
 
@@ -25,6 +27,7 @@ __all__ = [
     "LowRank",
     "MovingAverage",
     "Progress",
+    "ProgressBar",
     "RangeTest",
     "ReduceOnPlateau",
     "Step",

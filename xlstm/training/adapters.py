@@ -62,8 +62,7 @@ class LowRank:
         model.namespace(params, {})  # checks them
         self.params, self.rank = params, checks.size(where, "rank", rank)
         self.scale = checks.above_0(where, "scale", scale)
-        given = checks.several(where, "names", names, "a list of patterns of names", checks.LARGEST)
-        patterns = [checks.text(where, f"names[{k}]", one) for k, one in enumerate(given)]
+        patterns = checks.several(where, "names", names, "a list of patterns of names", checks.text)
         self.names = [
             name
             for name, p in params.items()

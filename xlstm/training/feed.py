@@ -1,11 +1,12 @@
-"""Batches on their way to a model: checked on the host, put on its device, with axes in its order."""
+"""Batches on their way to a model: of any iterable, checked on the host, put on its device, with axes in its order."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,14 +17,16 @@ from xlstm.arrays.backend import Backend, backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
-from xlstm.data.batches import ITERABLE, Batch, Batches, Iterated, mask_of_steps, within_lengths
-from xlstm.data.host import finite
+from xlstm.data.batches import EXPECTED, Batch, Batches, is_input, mask_of_steps, time_first, within_lengths
+from xlstm.data.host import finite, numbers
 from xlstm.data.shards import Shard
 from xlstm.losses import mse
 from xlstm.precision import Mixed
 from xlstm.training.parallel import added
 
 Loss = Callable[..., tuple[Array, Array]]
+Metric = Callable[[Array, Array], Any]
+ITERABLE = checks.accepted(lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED)
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
 
 
@@ -51,6 +54,76 @@ def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
     if hasattr(data, "batches") and hasattr(data, "__len__") and not isinstance(data, type):
         return data  # type: ignore[no-any-return]
     return Iterated(ITERABLE(where, name, data), every_step=not getattr(model, "last", False))
+
+
+@dataclass(frozen=True)
+class Iterated:
+    """The batches of an iterable, such as a list or a `DataLoader` of PyTorch, whose entries are pairs or a `Batch`.
+
+    The arrays or tensors of a pair (x, target) have the sequences first, as in `Windows`: x is (B, T, D), or tokens (B,
+    T). A pair begins from the initial state. With a generator of random numbers a list of independent batches is
+    shuffled, and so are the examples of a `DataLoader` whose sampler draws them, which gets a generator for each epoch;
+    all else keeps its order.
+
+    Parameters
+    ----------
+    data : iterable
+        An iterator can be gone through once.
+    every_step : bool
+        Targets of pairs have a time axis, (B, T, ...) instead of (B, ...).
+
+    Raises
+    ------
+    TypeError
+        The data are not iterable; or, once it is its turn, an entry is neither a pair nor a `Batch`.
+    ValueError
+        Once it is its turn: the shapes of a pair do not go together.
+    """
+
+    data: Iterable[Any]
+    every_step: bool = True
+
+    def __post_init__(self) -> None:
+        checks.fields(self, data=ITERABLE, every_step=checks.flag)
+
+    @property
+    def once(self) -> bool:
+        """Whether the data cannot begin anew."""
+        return isinstance(self.data, Iterator)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch, or the largest number there is where the data do not tell."""
+        try:
+            return len(self.data)  # type: ignore[arg-type]
+        except TypeError:  # a DataLoader has a method for its length, which says so if there is none
+            return checks.COUNTED
+
+    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        """Yield one epoch, in an order that `rng` decides where it can."""
+        data: Any = self.data
+        if isinstance(data, list | tuple):
+            if rng is not None and all(not isinstance(one, Batch) or one.fresh for one in data):
+                data = [data[k] for k in rng.permutation(len(data))]
+        elif hasattr(getattr(data, "sampler", None), "generator"):
+            drawn: Any = sys.modules["torch"].Generator()
+            data.sampler.generator = drawn.manual_seed(0 if rng is None else int(rng.integers(2**63)))
+        for number, one in enumerate(data, 1):
+            yield one if isinstance(one, Batch) else self._batch(f"batch {number}", one)
+
+    def _batch(self, where: str, pair: Any) -> Batch:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise TypeError(
+                f"train: {where} is {checks.shown(pair)}, expected a pair (x, target) or an xlstm.data.Batch"
+            )
+        x, target = (numbers(f"train: {where}", name, one) for name, one in zip(("x", "target"), pair, strict=True))
+        if x.ndim == 2 and x.dtype.kind == "f":  # examples without time
+            return Batch(x, target, None, True)
+        axes = 2 if self.every_step else 1
+        if not is_input(x, 3) or x.shape[:axes] != target.shape[:axes]:
+            leading = "(B, T, ...)" if self.every_step else "(B, ...)"
+            shapes = f"x of shape {x.shape} and target of shape {target.shape}"
+            raise ValueError(f"train: {where} has {shapes}, expected (B, T, D), or tokens (B, T), and {leading}")
+        return Batch(time_first(x), time_first(target) if self.every_step else target, None, True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +247,8 @@ def evaluate(
     *,
     stopped: Callable[[], bool] = lambda: False,
     group: Group | None = None,
-) -> float:
+    metrics: Mapping[str, Metric] | None = None,
+) -> Any:
     """Return the mean loss over all of `data`, with the state carried as in training.
 
     Parameters
@@ -190,39 +264,65 @@ def evaluate(
         `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
     group : Group, optional
         The ranks that share each batch; all of them return the same.
+    metrics : dict of str to callable, optional
+        As for `train`.
 
     Returns
     -------
-    float
+    float, or (float, dict of str to float)
+        The loss, and with `metrics` also these.
 
     Raises
     ------
     ValueError
         `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
         into the dtype.
+    TypeError
+        A metric returns no numbers.
     """
     feed = Feed.of("evaluate", model, params)
     data = batches_of("evaluate", "data", model, data)
     loss = loss_of("evaluate", model, loss)
     if group is not None and not isinstance(data, Shard):
         data = Shard(data, group)
-    total, count = 0.0, 0.0
-    parts = _losses(feed, params, data, loss, stopped)
-    for value, weight, ends in parts if group is None else added(group, parts):
-        total, count = total + value, count + weight
+    totals = np.zeros(3 + len(metrics or ()))
+    parts = _sums(feed, params, data, loss, metrics or {}, stopped)
+    for ends, *sums in parts if group is None else added(group, parts):
+        totals += sums
         if ends:
             return math.nan
-    return total / count
+    weight, value, count, *measured = totals.tolist()
+    mean = value / weight
+    return mean if metrics is None else (mean, {name: one / count for name, one in zip(metrics, measured, strict=True)})
 
 
-def _losses(
-    feed: Feed, params: Params, data: Batches, loss: Loss, stopped: Callable[[], bool]
-) -> Iterator[tuple[float, float, float]]:
-    """Yield the summed loss of each batch, its number of targets, and whether nobody needs the result any more."""
-    state, value = None, 0.0
+def _sums(
+    feed: Feed, params: Params, data: Batches, loss: Loss, metrics: Mapping[str, Metric], stopped: Callable[[], bool]
+) -> Iterator[tuple[float, ...]]:
+    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and what `_measured` is."""
+    state = None
     for batch in feed.batches(data, "evaluate", ": batch"):
+        value, measured = 0.0, [0.0] * (1 + len(metrics))
         if batch.host.x.shape[1]:  # a rank may have no sequence
             with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
                 y, state, _ = feed.forward(params, batch, state, train=False)
                 value = float(loss(y, batch.target, batch.mask)[0])
-        yield batch.weight * value if batch.weight else 0.0, batch.weight, stopped()
+            measured = _measured(metrics, y, batch) if metrics else measured
+        yield stopped(), batch.weight, batch.weight * value if batch.weight else 0.0, *measured
+
+
+def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:
+    """Return the number of targets that count, and the mean of each metric over them, times that number."""
+    target = batch.target
+    if batch.mask is not None:
+        xp = namespace("evaluate", {"y": y})
+        there = xp.astype(batch.mask, xp.bool)
+        y, target = y[there], target[there]
+    found = [float(math.prod(target.shape))]
+    for name, metric in metrics.items():
+        made = metric(y, target) if found[0] else 0.0
+        values = to_numpy(made[0] if isinstance(made, tuple) else made)  # a loss also returns its gradient
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"evaluate: metrics[{name!r}] returned {checks.shown(made)}, expected numbers")
+        found.append(found[0] * float(np.mean(values)))
+    return found

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import bernoulli, checks, foreach, probe
+from xlstm.arrays import checks, foreach, probe, random
 from xlstm.arrays.cuda_graph import Graph, Recorder
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves, namespace
@@ -159,7 +159,7 @@ class Graphs:
             if not isinstance(masks.bit_generator, np.random.PCG64):
                 kind = type(masks.bit_generator).__name__
                 raise ValueError(f"Step: graph is True and seed a generator with {kind}, expected one with PCG64")
-            self.states = self.home.asarray(np.zeros((MASKS, bernoulli.STATE), np.uint64))
+            self.states = self.home.asarray(np.zeros((MASKS, random.STATE), np.uint64))
         self.places: dict[Hashable, Any] = {}  # of states of the model, by their shapes
         self.captured: dict[Hashable, _Captured] = {}
         self.seen: dict[Hashable, None] = {}
@@ -243,9 +243,7 @@ class Graphs:
             self.places[_kinds(end)] = _copied(end)
         place = self.places[_kinds(end)]
         fixed = inputs._replace(x=_copied(inputs.x), target=_copied(inputs.target), mask=_copied(inputs.mask))
-        later = (
-            None if state.masks is None else bernoulli.Later(state.masks.bit_generator, self.states, fixed.host.part)
-        )
+        later = None if state.masks is None else random.Later(state.masks.bit_generator, self.states, fixed.host.part)
         state = self._with_arrays(state)._replace(masks=later, carried=None if state.carried is None else place)
         self._leave(place, end)  # its kernels are to be compiled, too
         assert self.recorder is not None
@@ -266,7 +264,7 @@ class Graphs:
         self.given[...] = self.home.asarray(given, "float64")
         if known.sizes:
             assert state.masks is not None
-            self.states[: len(known.sizes)] = self.home.asarray(bernoulli.states(state.masks, known.sizes))
+            self.states[: len(known.sizes)] = self.home.asarray(random.states(state.masks, known.sizes))
         if not inputs.fresh and state.carried is not None and state.carried is not known.start:
             for old, new in zip(leaves(known.start), leaves(state.carried), strict=True):
                 old[...] = new

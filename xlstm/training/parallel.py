@@ -22,7 +22,7 @@ from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.groups import Group, OtherRankError
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training.callbacks import Callback, Clip, has
-from xlstm.training.optimizers import ByRules, Optimizer, OptimState, Slots, global_norm
+from xlstm.training.optimizers import ByRules, Optimizer, OptimState, global_norm
 
 if TYPE_CHECKING:
     from xlstm.training.feed import Inputs
@@ -135,6 +135,14 @@ class Joint:
         """Return the parameters and the state of the optimiser after an update."""
         return update(params, grads, moments)
 
+    def part_of(self, moments: OptimState) -> OptimState:
+        """Return the moments that this rank keeps, of all of them."""
+        return moments
+
+    def whole_of(self, moments: OptimState) -> OptimState:
+        """Return the moments of all ranks together, of which each has those that it keeps."""
+        return moments
+
     def _summed(self, start: int = 0) -> tuple[Params, Array]:
         """Sum the buffer from `start` on; return the gradients, and their norm."""
         self.group.sum(self.buffer[start:])
@@ -209,11 +217,12 @@ class Sharded(Joint):
         """Return the parts of arrays that this rank has, flat."""
         return {name: arrays[name].reshape(-1)[there] for name, (there, _) in self.places.items() if name in arrays}
 
-    def cut_slots(self, slots: Slots) -> Slots:
+    def part_of(self, moments: OptimState) -> OptimState:
         """Return copies of the parts of moments that this rank has, in the slots that have one."""
-        self.slots = {slot: list(arrays) for slot, arrays in slots.items()}
-        parts = {slot: {name: a.copy() for name, a in self.cut(arrays).items()} for slot, arrays in slots.items()}
-        return {slot: arrays for slot, arrays in parts.items() if arrays}
+        self.slots = {slot: list(arrays) for slot, arrays in moments.slots.items()}
+        parts = {slot: self.cut(arrays) for slot, arrays in moments.slots.items()}
+        copies = {slot: {name: a.copy() for name, a in some.items()} for slot, some in parts.items() if some}
+        return moments._replace(slots=copies)
 
     def gathered(self, parts: Params) -> Params:
         """Return arrays of the parts of all ranks."""
@@ -223,10 +232,10 @@ class Sharded(Joint):
         self.group.gather_parts(self.part, whole)
         return self.named(whole)
 
-    def whole_slots(self, parts: Slots) -> Slots:
-        """Return the moments of which each rank has a part."""
-        found = {slot: self.gathered(parts.get(slot, {})) for slot in self.slots}
-        return {slot: {name: found[slot][name] for name in names} for slot, names in self.slots.items()}
+    def whole_of(self, moments: OptimState) -> OptimState:
+        found = {slot: self.gathered(moments.slots.get(slot, {})) for slot in self.slots}
+        whole = {slot: {name: found[slot][name] for name in names} for slot, names in self.slots.items()}
+        return moments._replace(slots=whole)
 
     def updated(self, update: Update, params: Params, grads: Params, moments: OptimState) -> tuple[Params, OptimState]:
         new, after = update(self.cut(params), grads, moments)
@@ -248,7 +257,7 @@ class Sharded(Joint):
 
 
 def joint_of(group: Group, home: Backend, params: Params, optimizer: Optimizer, callbacks: Iterable[Callback]) -> Joint:
-    """Return what ranks sum up: with a shared optimiser for many parameters on a CPU, if nobody needs whole gradients.
+    """Return the sums over ranks: `Sharded` for many weights on a CPU where nobody needs whole gradients, else `Joint`.
 
     Parameters
     ----------

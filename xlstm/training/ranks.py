@@ -122,10 +122,8 @@ class Ranks:
             sums = {name: a.copy() for name, a in sums.items()}
             for a in sums.values():
                 self.group.sum(a)
-        moments = state.moments
-        if isinstance(self.joint, Sharded):
-            moments = moments._replace(slots=self.joint.whole_slots(moments.slots))
-        return state._replace(carried=self._gathered(self.joint.home.xp, state.carried), sums=sums, moments=moments)
+        carried, moments = self._gathered(self.joint.home.xp, state.carried), self.joint.whole_of(state.moments)
+        return state._replace(carried=carried, sums=sums, moments=moments)
 
     def slots(self, state: StepState) -> Slots:
         """Return arrays with the names, shapes and dtypes of the moments of all ranks together."""
@@ -140,10 +138,7 @@ class Ranks:
         sums = state.sums
         if sums is not None and self.local and not self.first:
             sums = {name: a * 0 for name, a in sums.items()}
-        moments = state.moments
-        if isinstance(self.joint, Sharded):
-            moments = moments._replace(slots=self.joint.cut_slots(moments.slots))
-        return state._replace(carried=self._cut(state.carried), sums=sums, moments=moments)
+        return state._replace(carried=self._cut(state.carried), sums=sums, moments=self.joint.part_of(state.moments))
 
     def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""

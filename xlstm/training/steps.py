@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, foreach
-from xlstm.arrays.bernoulli import of_part
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles, listed
 from xlstm.arrays.groups import GROUP, Group
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
-from xlstm.arrays.random import Seed, generator
+from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
@@ -27,7 +26,7 @@ from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
-from xlstm.training.parallel import Joint, Sharded, held, joint_of, shared
+from xlstm.training.parallel import Joint, held, joint_of, shared
 
 OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
@@ -208,8 +207,7 @@ class Step:
             params = shared(self.group, feed.home, params)
             joint = joint_of(self.group, feed.home, params, self.optimizer, self.callbacks)
         moments = self.optimizer.init(params)
-        if isinstance(joint, Sharded):
-            moments = moments._replace(slots=joint.cut_slots(moments.slots))
+        moments = moments if joint is None else joint.part_of(moments)
         return StepState(params, moments, None, scaling, None, 0.0, 0, 0, masks, feed, joint=joint)
 
     def __call__(self, state: StepState, batch: Batch | Inputs, where: str = "step") -> tuple[StepState, Taken]:

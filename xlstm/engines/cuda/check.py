@@ -21,7 +21,6 @@ import numpy as np
 
 from xlstm.arrays import broken, device, foreach, narrow, probe
 from xlstm.arrays.backend import backend
-from xlstm.arrays.bernoulli import bernoulli
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse, total
@@ -29,6 +28,7 @@ from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace
+from xlstm.arrays.random import bernoulli
 from xlstm.arrays.rows import by_rows, summed
 from xlstm.cells import gru, lstm, mlstm_chunks, rnn, slstm
 from xlstm.engines import private

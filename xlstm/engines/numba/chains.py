@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import cores, fuse, strides
+from xlstm.arrays import cores, fuse
 from xlstm.arrays.namespace import DOUBLE, SINGLE, Array
 from xlstm.engines.numba import jit
 from xlstm.engines.numba.team import address, together
@@ -103,8 +103,8 @@ def _plan(
     shape = np.broadcast_shapes(*(own for own, _, _ in arrays))
     if apart and shape[-1] == 1:
         return None
-    along = [strides.broadcast(shape, own, step) for own, step, _ in arrays]
-    sizes, along = strides.joined(range(len(shape)), shape, along, len(shape) - 1 if apart else None)
+    along = [fuse.broadcast_steps(shape, own, step) for own, step, _ in arrays]
+    sizes, along = fuse.joined_axes(range(len(shape)), shape, along, len(shape) - 1 if apart else None)
     if not 1 <= len(sizes) <= 3 or math.prod(sizes) < SMALL or sizes[-1] < NARROW:
         return None
     if any(

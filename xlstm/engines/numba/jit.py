@@ -73,10 +73,10 @@ def functions(dtype: str, step: str) -> ModuleType:
 
 
 def shape(dtype: str) -> Any:
-    """Return the vectors that code is compiled for, a `vectors.Shape`."""
-    from xlstm.engines.numba import vectors
+    """Return the vectors that code is compiled for, an `llvm.Shape`."""
+    from xlstm.engines.numba import llvm
 
-    return vectors.shape(dtype)
+    return llvm.shape(dtype)
 
 
 def shared(dtype: str) -> ModuleType:
@@ -93,32 +93,32 @@ FLAGS = {"contract", "nsz"}
 
 @functools.cache
 def _functions(dtype: str, step: str, shape: Any) -> ModuleType:
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
     common = _shared(dtype, shape)
     found = new_module(common.__name__, vars(common), step)
     bind(found, (found.step,), counted=True, inline=True)
     bind(found, (found.step_at, loops.forward_step), counted=True)
-    found.__dict__["step_address"] = functools.cache(lambda: vectors.address(found.step_at, vectors.step_type()))
+    found.__dict__["step_address"] = functools.cache(lambda: llvm.address(found.step_at, llvm.step_type()))
     return found
 
 
 @functools.cache
 def _shared(dtype: str, shape: Any) -> ModuleType:
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
     sources = [vars(products), vars(loops)]
     names = {name: value for source in sources for name, value in source.items() if isinstance(value, int)}
     maths = vars(formulas())
     size = 4 if dtype == "float32" else 8
-    names |= {**maths, **vectors.tiles(dtype, shape), "F": maths[f"F{size}"], "pointer": maths[f"at{size}"]}
-    text = "".join(inspect.getsource(module) for module in (products, vectors, loops))
+    names |= {**maths, **llvm.tiles(dtype, shape), "F": maths[f"F{size}"], "pointer": maths[f"at{size}"]}
+    text = "".join(inspect.getsource(module) for module in (products, loops))
     found = new_module(f"{formulas().__name__} {dtype} {shape}{text}", names)
     own = {name: f for source in sources for name, f in source.items() if isinstance(f, FunctionType)}
     bind(found, [f for name, f in own.items() if name not in (*COUNTED, *SUMS, "forward_step")])
     bind(found, [own[name] for name in SUMS], FLAGS | {"reassoc"})
     bind(found, [own[name] for name in COUNTED], counted=True)
-    found.__dict__["PRODUCT"] = vectors.address(found.__dict__["product"], vectors.product_type(dtype))
+    found.__dict__["PRODUCT"] = llvm.address(found.__dict__["product"], llvm.product_type(dtype))
     return found
 
 
@@ -150,12 +150,12 @@ def new_module(text: str, names: Mapping[str, Any] = MappingProxyType({}), sourc
     import numba
     import numpy as np
 
-    from xlstm.engines.numba import shared_memory
+    from xlstm.engines.numba import llvm
 
-    whole = "".join(inspect.getsource(module) for module in (sys.modules[__name__], shared_memory)) + text + source
+    whole = "".join(inspect.getsource(module) for module in (sys.modules[__name__], llvm)) + text + source
     found = ModuleType(f"xlstm_{hashlib.sha256(whole.encode()).hexdigest()[:32]}")
     sys.modules[found.__name__] = found
-    found.__dict__.update(np=np, math=math, U=np.uintp, INT=np.int64, carray=numba.carray, **shared_memory.INTRINSICS)
+    found.__dict__.update(np=np, math=math, U=np.uintp, INT=np.int64, carray=numba.carray, **llvm.INTRINSICS)
     found.__dict__.update({name: value for name, value in names.items() if not name.startswith("__")})
     name = f"<{found.__name__}>"
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)  # for what Numba says

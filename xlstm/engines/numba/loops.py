@@ -27,8 +27,8 @@ UNITS = 1024  # of the cell in a piece
 
 
 stand_in: Any = None
-rows_times_vector = pack = call_product = stand_in  # of `products.py` and `vectors.py`
-count_up = count_of = let_others_run = stand_in  # of `shared_memory.py`
+rows_times_vector = pack = stand_in  # of `products.py`
+call_product = count_up = count_of = let_others_run = stand_in  # of `llvm.py`
 # The step of a cell, for its units from `first` to `last`: `step(zx, h, new_h, carry, new_carry, saved, first, last,
 # *arrays)`. In their arrays the products of x begin at `zx`, h before and after the step at `h` and `new_h`, the other
 # states at `carry` and `new_carry`, and what is saved at `saved`. `call_step` calls it by its address, with a table of

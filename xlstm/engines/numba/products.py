@@ -1,4 +1,4 @@
-"""Matrix products for compiled loops, as plain Python that Numba compiles; `vectors.py` has the innermost loop.
+"""Matrix products for compiled loops, as plain Python that Numba compiles; `llvm.py` has the innermost loop.
 
 The factor on the right is packed: `slivers` of `columns` columns, two vectors of the processor, each with all its rows
 one after the other, (slivers, K, columns). Packed once, it serves all steps of a loop, where BLAS packs at every call.
@@ -27,7 +27,7 @@ LINE = 16  # numbers of a cache line, or of two
 
 
 stand_in: Any = None
-tile = tile1 = tile2 = tile4 = tile8 = stand_in  # of `vectors.py`: tile has MOST rows, the others as their names say
+tile = tile1 = tile2 = tile4 = tile8 = stand_in  # of `llvm.py`: tile has MOST rows, the others as their names say
 copy_turned = call_product = stand_in
 
 

@@ -1,19 +1,27 @@
-"""Calls of compiled functions on several cores: a worker that waits begins within a microsecond.
+"""Calls of compiled functions on several cores, with worker threads that begin within a microsecond while they wait.
 
 The interpreter can run in one thread alone. To hand it from one thread to the next takes some 100 us where a thread has
 to be woken, as long as many a product takes. So functions, with their arguments in memory, are handed over by
 `work_queue`.
+
+Signal handlers may run layers and raise errors at any moment, so nothing here holds a lock. A fork needs no
+preparation: the child begins without workers.
 """
 
 from __future__ import annotations
 
 import array
+import ctypes
 import functools
 import inspect
 import itertools
 import operator
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import addressof, c_char
+from queue import SimpleQueue
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -21,11 +29,16 @@ import numpy as np
 
 from xlstm.arrays import cores
 from xlstm.arrays.namespace import Array
-from xlstm.engines.numba import jit, work_queue, workers
+from xlstm.engines.numba import jit, work_queue
 
 PIECES = 8  # of a job, for each thread, so that all end at about the same time
 WORTH = 1 << 21  # multiplications that a piece is worth, 20 us
 LARGE = 1 << 22  # multiplications from which on a job is shared, 40 us: a worker that sleeps costs 5 us to wake
+
+# The numbers that threads share work by (`work_queue.py`), in cache lines of their own. They are never given back: a
+# worker may look at them until the process ends.
+queue = np.zeros(40, np.int64)
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(queue))
 
 # The number n of what a call does, its compiled function, which is called as `function(*arguments, first, last)`, the
 # arguments (numbers, contiguous arrays, and tuples of them), and how many of the n stay together, or 0 for a part a
@@ -67,7 +80,7 @@ def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: 
     MemoryError
         A function had no memory; results are incomplete.
     """
-    helpers = workers.employ(size - 1, _compiled().help_others) if size > 1 else 0
+    helpers = employ(size - 1, _compiled().help_others) if size > 1 else 0
     if not helpers:
         for function, pieces in jobs:
             for arguments, first, last in pieces:
@@ -91,7 +104,7 @@ def together(jobs: Sequence[tuple[Callable[..., None], Sequence[Piece]]], size: 
 
 def _lead(rows: array.array[int], helpers: int) -> None:
     """Do the pieces of a job with so many helpers."""
-    if _compiled().lead(workers.queue, rows.buffer_info()[0], helpers, len(rows) // 4):
+    if _compiled().lead(queue, rows.buffer_info()[0], helpers, len(rows) // 4):
         raise MemoryError("a compiled function of xlstm had no memory")
 
 
@@ -155,19 +168,68 @@ def _address(function: Any) -> int:
     """Return the address of a function that takes the address of its arguments, `first` and `last`."""
     from numba import types
 
-    from xlstm.engines.numba import vectors
+    from xlstm.engines.numba import llvm
 
-    return int(vectors.address(function, types.void(*[types.int64] * 3)))
+    return int(llvm.address(function, types.void(*[types.int64] * 3)))
 
 
 @functools.cache
 def _compiled() -> ModuleType:
     """Return the functions of `work_queue.py`, compiled."""
-    from xlstm.engines.numba import vectors
-
     names = {name: value for name, value in vars(work_queue).items() if isinstance(value, int)}
-    text = "".join(inspect.getsource(module) for module in (work_queue, vectors))
-    found = jit.new_module(text, names | {"call_part": vectors.call_part})
+    found = jit.new_module(inspect.getsource(work_queue), names)
     jit.bind(found, [f for f in vars(work_queue).values() if isinstance(f, FunctionType)], counted=True)
-    found.help_others(workers.queue)  # compiled here, and not by a worker
+    found.help_others(queue)  # compiled here, and not by a worker
     return found
+
+
+class Worker(threading.Thread):
+    """A daemon thread that helps with calls, and sleeps at a bell when there were none for a while."""
+
+    def __init__(self, help_others: Callable[..., None]) -> None:
+        super().__init__(name="xlstm", daemon=True)
+        self.help_others, self.bell, self.asleep = help_others, SimpleQueue[None](), False
+
+    def run(self) -> None:
+        """Help until the process ends."""
+        while True:
+            self.help_others(queue)
+            self.asleep = True
+            self.help_others(queue)  # with the call of a thread that has just seen it awake
+            self.bell.get()
+            self.asleep = False
+
+
+workers: list[Worker] = []
+
+
+def employ(wanted: int, help_others: Callable[..., None]) -> int:
+    """Return the number of workers, which are awake: at most as many as are wanted, and one less than there are cores.
+
+    They are started when they are needed first, and run a function of `work_queue.py` again and again. An interrupt may
+    leave one that is never asked again. When the process ends, threads stand still and none can be started.
+    """
+    if wanted <= 0 or sys.is_finalizing():
+        return 0
+    wanted = min(wanted, cores.usable() - 1)
+    try:
+        while len(workers) < wanted:
+            worker = Worker(help_others)
+            worker.start()
+            workers.append(worker)
+    except RuntimeError:  # there can be no more threads
+        wanted = len(workers)
+    for worker in workers[:wanted]:
+        if worker.asleep:
+            worker.bell.put(None)
+    return wanted
+
+
+def _forget() -> None:
+    """Forget the workers of the parent, and what they were doing."""
+    workers.clear()
+    queue[:] = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -18,7 +18,7 @@ SHIFT, MASK = 24, (1 << 24) - 1
 TURNS = 2000  # times that a worker looks for work before it sleeps, some 0.5 ms
 
 
-stand_in: Any = None  # for functions of `shared_memory.py` and `vectors.py`
+stand_in: Any = None  # for functions of `llvm.py`
 count_up = count_of = put = swap = let_others_run = stand_in
 carray = at_integer = call_part = stand_in
 

@@ -14,12 +14,13 @@ import functools
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from xlstm.interop.common import Host
+from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 
 BATCH, TIME = 2**31 - 1, 2**31 - 19
@@ -76,6 +77,43 @@ class Graph:
         self.constants[name] = np.array(values, dtype, order="C")
         self.fixed.add(name)
         return name
+
+    def model(self, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
+        """Return the checked model of the graph, with outputs of these names."""
+        onnx = library()
+        for output, array in outputs.items():
+            self.node("Identity", [array.name], [output])
+        proto = self.part(inputs, [Array(output, array.shape, array.dtype) for output, array in outputs.items()], name)
+        used = {name for node in proto.node for name in names_into(node)}
+        constants = [onnx.numpy_helper.from_array(a, name) for name, a in self.constants.items() if name in used]
+        proto.initializer.extend(constants)
+        versions = [onnx.helper.make_opsetid("", self.opset)]
+        ir_version = onnx.helper.find_min_ir_version_for(versions)
+        model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def part(self, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
+        """Return a graph of those nodes that the outputs need; one that is there twice gets a name of its own."""
+        helper, named = library().helper, [a.name for a in outputs]
+        made = {output for node in self.nodes for output in node.output}
+        for k, one in enumerate(named):
+            if one in named[:k] or one not in made:
+                named[k] = self.name()
+                self.nodes.append(helper.make_node("Identity", [one], [named[k]]))
+        needed, nodes = set(named), []
+        for node in reversed(self.nodes):
+            if needed & set(node.output):
+                nodes.append(node)
+                needed |= set(names_into(node))
+        results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
+        return helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
+
+
+def _value(name: str, array: Array) -> Any:
+    helper = library().helper
+    dims = [next((name for name, size in OPEN.items() if n == size), n) for n in array.shape]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)
 
 
 class NoOperatorError(AttributeError, ValueError):

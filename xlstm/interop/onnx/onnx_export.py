@@ -26,7 +26,6 @@ from xlstm.engines.tape import Widths
 from xlstm.interop.common import Exported, Host, Layer
 from xlstm.interop.onnx import arrays
 from xlstm.interop.onnx.arrays import BATCH, TIME, Array, Graph
-from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 from xlstm.layers.gated import Recurrent
 from xlstm.layers.linear import Embedding
@@ -62,7 +61,6 @@ def to_onnx(
     state: bool = True,
     step: bool = False,
     opset: int = 17,
-    tokens: int | None = None,
 ) -> Any:
     """Write a layer, a model or an estimator as ONNX.
 
@@ -76,12 +74,13 @@ def to_onnx(
     output (`x1` in a `CausalConv`); where states are nested, the places of a part stand before its name, such as
     `0.1.C0` in a stack. A layer without time takes `x` (T, B, D) and has no state.
 
-    A TiRex or TiRex2 is written as its univariate network, for a fixed number T of tokens: its input is `tokens` (B, T,
-    2P), its output `y` (B, T, Q, P).
+    A TiRex or TiRex2 is written as its univariate network, for the T tokens of its context and horizon: its input is
+    `tokens` (B, T, 2P), its output `y` (B, T, Q, P).
 
     An estimator is written with its scaling, without a state, and with its labels, its kind and what else `fit` found
     as metadata. A classifier and a regressor take `x` of float64, (B, T, D) or a table (B, T), and return `label` (B,)
-    and `probabilities` (B, C), or `y` (B,) or (B, O). A `Forecaster` takes what its `export_inputs` returns, and
+    and `probabilities` (B, C), or `y` (B,) or (B, O); a classifier of steps (B, T) and (B, T, C), one with several
+    labels (B, L) both. A `Forecaster` takes what its `export_inputs` returns, and
     returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its language model, with the vocabulary as
     metadata, and a `ZeroShotForecaster` its network.
 
@@ -102,8 +101,6 @@ def to_onnx(
         Write one step in the place of all, for streaming: `x` is (B, D), or `tokens` (B,), and `y` (B, O).
     opset : int
         Version of ONNX's operators, 14 or newer.
-    tokens : int, optional
-        Number T of tokens of a TiRex or TiRex2, by default those of its context and horizon.
 
     Returns
     -------
@@ -145,19 +142,16 @@ def to_onnx(
         layer, params = layer.model_, layer.params_
     weights: Params = {} if params is None else params
     LAYER("to_onnx", "layer", layer).check(weights)
-    if tokens is not None and not isinstance(layer, TiRex | TiRex2):
-        problem = f"tokens is {checks.shown(tokens)}, expected None for a {type(layer).__name__}"
-        raise ValueError(f"to_onnx: {problem}, which takes any number of steps")
     if formula is not None:
         inputs, outputs = _of_estimator(layer, given, formula)
     elif isinstance(layer, TiRex | TiRex2):
-        inputs, outputs = _of_tirex(layer, lengths, tokens)
+        inputs, outputs = _of_tirex(layer, lengths)
     else:
         inputs, outputs = _of_model(layer, state, lengths, step)
     graph = Graph(opset)
     with _writing(graph, inputs):
         found = outputs({name: arrays.constant(to_numpy(a), np.float32) for name, a in weights.items()})
-    model = _closed(graph, inputs, found, type(layer).__name__)
+    model = graph.model(inputs, found, type(layer).__name__)
     library().helper.set_model_props(model, about)
     if path is not None:
         writing.write(path, model.SerializeToString())
@@ -179,13 +173,12 @@ def _of_estimator(model: Any, given: Mapping[str, Any], formula: Callable[..., d
     return inputs, outputs
 
 
-def _of_tirex(model: TiRex | TiRex2, lengths: bool, tokens: int | None) -> Exporting:
-    """Return the input of a network with the batch first, for so many tokens, and the function that writes it."""
+def _of_tirex(model: TiRex | TiRex2, lengths: bool) -> Exporting:
+    """Return the input of a network with the batch first, and the function that writes it."""
     if lengths:
         kind = type(model).__name__
         raise ValueError(f"to_onnx: lengths is True, expected False: the tokens of a {kind} are fixed")
-    usual = (model.context + getattr(model, "horizon", 0)) // model.patch_size
-    T = usual if tokens is None else checks.size("to_onnx", "tokens", tokens)
+    T = (model.context + getattr(model, "horizon", 0)) // model.patch_size
     x = Array("tokens", (BATCH, T, model.input_size), np.float32)
 
     def outputs(p: Params) -> dict[str, Array]:
@@ -340,7 +333,7 @@ def _scan(
         if lengths is not None:
             after = [_where(now[1] < lengths, a, b) for a, b in zip(after, before, strict=True)]
             y = _where(now[1] < lengths, y, 0.0)
-    options: dict[str, Any] = {"body": _subgraph(body, [*before, *now], [*after, y]), "num_scan_inputs": len(over)}
+    options: dict[str, Any] = {"body": body.part([*before, *now], [*after, y]), "num_scan_inputs": len(over)}
     if reverse:
         options |= {"scan_input_directions": [1] * len(over), "scan_output_directions": [1]}
     *ends, ys = outer.node("Scan", [a.name for a in (*flat, *over)], len(flat) + 1, **options)
@@ -467,43 +460,3 @@ def _writing(graph: Graph, inputs: Sequence[Array]) -> Iterator[None]:
             yield
     finally:
         engine.ENGINES.remove(scan)
-
-
-def _closed(graph: Graph, inputs: Sequence[Array], outputs: Mapping[str, Array], name: str) -> Any:
-    """Return the checked model of a graph, with outputs of these names."""
-    onnx = library()
-    for output, array in outputs.items():
-        graph.node("Identity", [array.name], [output])
-    ends = [Array(output, array.shape, array.dtype) for output, array in outputs.items()]
-    proto = _subgraph(graph, inputs, ends, name)
-    used = {name for node in proto.node for name in names_into(node)}
-    constants = [onnx.numpy_helper.from_array(a, name) for name, a in graph.constants.items() if name in used]
-    proto.initializer.extend(constants)
-    versions = [onnx.helper.make_opsetid("", graph.opset)]
-    ir_version = onnx.helper.find_min_ir_version_for(versions)
-    model = onnx.helper.make_model(proto, producer_name="xlstm", opset_imports=versions, ir_version=ir_version)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _subgraph(graph: Graph, inputs: Sequence[Array], outputs: Sequence[Array], name: str = "step") -> Any:
-    """Return a graph of those of its nodes that the outputs need; one that is there twice gets a name of its own."""
-    named = [a.name for a in outputs]
-    made = {output for node in graph.nodes for output in node.output}
-    for k, one in enumerate(named):
-        if one in named[:k] or one not in made:
-            named[k] = graph.name()
-            graph.nodes.append(library().helper.make_node("Identity", [one], [named[k]]))
-    needed, nodes = set(named), []
-    for node in reversed(graph.nodes):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= set(names_into(node))
-    results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
-    return library().helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
-
-
-def _value(name: str, array: Array) -> Any:
-    helper = library().helper
-    dims = [next((name for name, size in arrays.OPEN.items() if n == size), n) for n in array.shape]
-    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), dims)

@@ -366,9 +366,10 @@ class xLSTMStack(Backbone):  # noqa: N801
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        places = checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", self.num_blocks)
         inside = checks.whole(0, self.num_blocks - 1)
-        numbers = {inside("xLSTMStack", f"slstm_at[{k}]", place) for k, place in enumerate(places)}
+        numbers = set(
+            checks.several("xLSTMStack", "slstm_at", self.slstm_at, "numbers of blocks", inside, self.num_blocks)
+        )
         object.__setattr__(self, "slstm_at", tuple(sorted(numbers)))
         if numbers and self.slstm_num_heads is not None:
             checks.heads("xLSTMStack", self.slstm_num_heads, "slstm_num_heads", size=self.size)

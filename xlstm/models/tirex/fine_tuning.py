@@ -73,8 +73,7 @@ class PatchWindows:
         if not (isinstance(series, list) and all(isinstance(one, Item) for one in series)):
             _, series = items.read_items(where, self.model, series, self.past, self.future)
         numbers = [0] * len(series) if self.since is None else self.since
-        numbers = checks.several(where, "since", numbers, "one number for each series", checks.LARGEST)
-        since = [checks.size_or_0(where, f"since[{k}]", n) for k, n in enumerate(numbers)]
+        since = checks.several(where, "since", numbers, "one number for each series", checks.size_or_0)
         if len(since) != len(series):
             raise ValueError(f"{where}: since has {len(since)} numbers, expected one for each of {len(series)} series")
         if (self.horizon or self.model.patch_size) >= self.model.context:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,16 +28,6 @@ WEIGHTS = ("all", "head", "adapters")
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
-def rising(where: str, name: str, quantiles: Any) -> tuple[float, ...]:
-    """Return quantiles, which rise from 0 to 1."""
-    expected = "rising numbers between 0 and 1"
-    numbers = checks.several(where, name, quantiles, expected, checks.LARGEST)
-    levels = tuple(checks.real(0.0, 1.0, strict=True)(where, f"{name}[{k}]", q) for k, q in enumerate(numbers))
-    if not levels or any(a >= b for a, b in itertools.pairwise(levels)):
-        raise ValueError(f"{where}: {name} is {checks.shown(quantiles)}, expected {expected}")
-    return levels
-
-
 class PatchNetwork(Backbone):
     """The base of both models: a residual layer, blocks, an RMSNorm and a residual layer.
 
@@ -54,7 +43,7 @@ class PatchNetwork(Backbone):
 
     CHECKS: ClassVar[dict[str, Any]] = {
         **dict.fromkeys(("patch_size", "input_ff_size", "output_ff_size", "context", "horizon"), checks.size),
-        "quantiles": rising,
+        "quantiles": checks.rising(1),
         "ffn_proj_factor": checks.above_0,
         "rounding": checks.optional(checks.choice(["bfloat16"])),
         "norm_eps": checks.optional(checks.divisor),

@@ -103,7 +103,7 @@ class TiRex2(PatchNetwork):
     def __post_init__(self) -> None:
         where = "TiRex2"
         super().__post_init__()
-        given = checks.several(where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", 2**16)
+        given = checks.several(where, "recipe", self.recipe, "a (cell, num_heads, variate_heads) per block", most=2**16)
         if not given:
             raise ValueError(f"{where}: recipe is empty, expected a block or more")
         recipe = []
@@ -321,7 +321,7 @@ class TiRex2(PatchNetwork):
                 item._replace(target=np.where(trend[:, None], transforms.changes(item.target), item.target))
                 for item, trend in zip(signed, trends, strict=True)
             ]
-            predicted, results = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size), []
+            predicted, results = prediction.predict(cache, seen, horizon, context, batch_size), []
             for q, item, trend in zip(predicted, signed, trends, strict=True):
                 results.append(self.calibrated(q))
                 results[-1][trend] = transforms.summed(q[trend], item.target[trend])

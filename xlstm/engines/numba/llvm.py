@@ -1,6 +1,8 @@
-"""The innermost loop of a matrix product, as vector instructions: a tile of the result is held in registers.
+"""Instructions that Numba does not make of Python, written with llvmlite, which it brings, for all compiled code.
 
-LLVM vectorises no loop into this form by itself, so the instructions are written with llvmlite, which Numba brings.
+They are the innermost loop of a matrix product, a tile of whose result is held in registers, as LLVM vectorises no loop
+by itself; calls by address; and pointers to numbers by their address and operations of threads that share an array, in
+one order for all of them (sequentially consistent).
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import binding, ir
@@ -17,6 +20,7 @@ from numba.extending import intrinsic
 
 VARIABLE = "XLSTM_VECTOR_BYTES"
 BYTES = (16, 32, 64)
+ORDER = "seq_cst"
 # Rows of a tile, and the vectors of each row: as many as registers hold, and enough sums that none waits for the last.
 # AVX-512 and NEON have 32 registers, AVX2 has 16. Fewer rows than 12 are for batches of few sequences.
 WIDE = ((1, 8), (2, 8), (4, 4), (8, 2), (12, 2))
@@ -58,8 +62,6 @@ def tiles(dtype: str, shape: Shape) -> dict[str, Any]:
     found.setdefault("tile8", found["tile"])  # less than MOST rows are left, here less than 8
     return found | {
         "copy_turned": turner(shape.lanes),
-        "call_product": call_product,
-        "call_step": call_step,
         "MOST": most,
         "COLUMNS": 2 * shape.lanes,
         "LANES": shape.lanes,
@@ -320,3 +322,75 @@ def _splat(builder: Any, value: Any, vector: Any) -> Any:
 def _opaque(builder: Any, value: Any) -> Any:
     """Return a value of which LLVM does not know how it was computed."""
     return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], False)
+
+
+def pointer_to(number: Any, real: Any) -> Any:
+    """Return a function that returns the address of a number as a pointer."""
+
+    @intrinsic
+    def pointer(context, address):  # type: ignore[no-untyped-def]
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], real.as_pointer())
+
+        return types.CPointer(number)(types.int64), generate
+
+    return pointer
+
+
+at4 = pointer_to(types.float32, ir.FloatType())
+at8 = pointer_to(types.float64, ir.DoubleType())
+at_integer = pointer_to(types.int64, ir.IntType(64))
+
+
+@intrinsic
+def count_up(context, counts, index):  # type: ignore[no-untyped-def]
+    """Add 1 to counts[index] in one operation that no other thread comes between; return the number before."""
+    one = ir.Constant(ir.IntType(64), 1)
+    return types.int64(counts, types.int64), _at(lambda builder, place: builder.atomic_rmw("add", place, one, ORDER))
+
+
+@intrinsic
+def count_of(context, counts, index):  # type: ignore[no-untyped-def]
+    """Return counts[index]; what others wrote before they set it can be read afterwards."""
+    return types.int64(counts, types.int64), _at(lambda builder, place: builder.load_atomic(place, ORDER, 8))
+
+
+@intrinsic
+def put(context, counts, index, value):  # type: ignore[no-untyped-def]
+    """Set counts[index]; whatever this thread wrote before can be read by those that see the new number."""
+    signature = types.void(counts, types.int64, types.int64)
+    return signature, _at(lambda builder, place, value: builder.store_atomic(value, place, ORDER, 8))
+
+
+@intrinsic
+def swap(context, counts, index, old, new):  # type: ignore[no-untyped-def]
+    """Set counts[index] to a number where it is `old`, in one operation, and return whether it was."""
+    signature = types.boolean(counts, types.int64, types.int64, types.int64)
+    return signature, _at(lambda builder, *given: builder.extract_value(builder.cmpxchg(*given, ORDER, ORDER), 1))
+
+
+def _at(operate: Callable[..., Any]) -> Any:
+    """Return what generates an operation on a place of an array, and on numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data, _ = _numbers(context, builder, signature, arguments, 0)
+        found = operate(builder, builder.gep(data, [arguments[1]]), *arguments[2:])
+        return context.get_dummy_value() if signature.return_type is types.void else found
+
+    return generate
+
+
+@intrinsic
+def let_others_run(context):  # type: ignore[no-untyped-def]
+    """Give the core to another thread that waits for one, where the system has such a call."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if hasattr(os, "sched_yield"):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+INTRINSICS = {name: value for name, value in globals().items() if type(value) is type(put)}

@@ -1,0 +1,132 @@
+"""Learning rates as schedules: functions of the number of updates done, which can be pickled and copied."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+from xlstm.arrays import checks
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """Keep the same learning rate for ever.
+
+    Parameters
+    ----------
+    lr : float
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
+    return functools.partial(_constant, rate=checks.above_0("constant", "lr", lr))
+
+
+def step_decay(lr: float, every: int, factor: float = 0.1) -> Schedule:
+    """Multiply lr by `factor`, which is at most 1, after each `every` updates.
+
+    Parameters
+    ----------
+    lr : float
+    every : int
+        Updates between two changes.
+    factor : float
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
+    rate, every = checks.above_0("step_decay", "lr", lr), checks.count("step_decay", "every", every)
+    factor = checks.non_negative("step_decay", "factor", factor)
+    if factor > 1:
+        raise ValueError(f"step_decay: factor is {factor}, expected at most 1")
+    return functools.partial(_step_decay, rate=rate, every=every, factor=factor)
+
+
+def cosine(lr: float, steps: int, floor: float = 0.0) -> Schedule:
+    """Go down from lr to `floor` along half a cosine in `steps` updates, and stay there (Loshchilov & Hutter 2017).
+
+    Parameters
+    ----------
+    lr : float
+        The rate of the first update.
+    steps : int
+    floor : float
+        The rate of the last updates.
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    ValueError, TypeError
+        A setting is out of range, or no number.
+    """
+    rate, steps = checks.above_0("cosine", "lr", lr), checks.count("cosine", "steps", steps)
+    return functools.partial(_cosine, steps=steps, rate=rate, floor=checks.non_negative("cosine", "floor", floor))
+
+
+def warmup(steps: int, then: Schedule) -> Schedule:
+    """Rise in a straight line to `then(0)` over `steps` updates, and follow `then` from its beginning.
+
+    Parameters
+    ----------
+    steps : int
+    then : Schedule
+
+    Returns
+    -------
+    Schedule
+
+    Raises
+    ------
+    TypeError, ValueError
+        `steps` is no count, or `then` no schedule.
+    """
+    steps, then = checks.count("warmup", "steps", steps), schedule("warmup", "then", then)
+    return functools.partial(_warmup, steps=steps, then=then)
+
+
+def schedule(where: str, name: str, value: float | Schedule) -> Schedule:
+    """Return a schedule as it is, once it has given a rate for no updates, and a number as a constant one."""
+    if not callable(value):
+        return functools.partial(_constant, rate=checks.above_0(where, name, value))
+    try:
+        first = checks.function(where, name, value)(0)
+    except Exception as error:
+        raise TypeError(f"{where}: {name} is no schedule ({checks.shown(value)}: {error})") from error
+    checks.finite(where, f"{name}(0)", first)
+    return value
+
+
+# The schedules are partial applications of these functions, so that they can be pickled and copied.
+
+
+def _constant(step: int, rate: float) -> float:
+    return rate
+
+
+def _step_decay(step: int, rate: float, every: int, factor: float) -> float:
+    return float(rate * factor ** (step // every))
+
+
+def _cosine(step: int, rate: float, steps: int, floor: float) -> float:
+    return floor + (rate - floor) * 0.5 * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+
+def _warmup(step: int, steps: int, then: Schedule) -> float:
+    return then(0) * (step + 1) / (steps + 1) if step < steps else then(step - steps)
