@@ -243,7 +243,7 @@ def lowest(session: nox.Session) -> None:
     constraints = session.cache_dir / "lowest.txt"
     lines = [re.sub(">=", "==", package) for packages in declared for package in packages if "[" not in package]
     constraints.write_text("\n".join(lines))
-    project = ".[fast,plot,keras,onnx,text,tables]"
+    project = ".[fast,plot,keras,onnx,text,tables,holidays]"
     session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
     run_each(session, on_another_version(session, "-W", "ignore::DeprecationWarning"))
 

@@ -21,11 +21,10 @@ from xlstm.data.series import bundled, read_csv
 SEASONS = {"yearly": 1, "quarterly": 4, "monthly": 12, "weekly": 52, "daily": 7, "hourly": 24}
 HORIZONS = {"yearly": 6, "quarterly": 8, "monthly": 18, "weekly": 13, "daily": 14, "hourly": 48}
 LONGEST = 2000  # values that are taken of a series, the last ones; the peers take minutes for more
-ORIGINS = 30
 
 
 class Series(NamedTuple):
-    """A series, and how it is split: forecasts begin at `origins`, and a model is fitted to `values[:cut]` alone."""
+    """A series, and how far ahead it is forecast."""
 
     name: str
     frequency: str
@@ -38,19 +37,6 @@ class Series(NamedTuple):
     @property
     def horizon(self) -> int:
         return min(HORIZONS[self.frequency], len(self.values) // 8)
-
-    @property
-    def cut(self) -> int:
-        return len(self.values) * 4 // 5
-
-    @property
-    def origins(self) -> np.ndarray:
-        every = np.arange(self.cut, len(self.values) - self.horizon + 1)
-        return every[np.unique(np.linspace(0, len(every) - 1, ORIGINS).round().astype(int))]
-
-    def truth(self) -> np.ndarray:
-        """Return what forecasts from all origins should be, (origins, horizon)."""
-        return np.stack([self.values[at : at + self.horizon] for at in self.origins])
 
 
 def folder(package: str) -> Path:

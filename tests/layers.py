@@ -13,7 +13,7 @@ from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.models import SequenceModel, TiRex, TiRex2
+from xlstm.models import ESRNN, SequenceModel, TiRex, TiRex2
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {
@@ -153,6 +153,7 @@ EVERY = [
     STACK,
     xlstm.xLSTMLarge(4, 2, 2),
     CausalConv(2),
+    xlstm.ExponentialSmoothing(3, periods=(2,)),
     SequenceModel(xlstm.LSTM(2, 4), 3),
     SequenceModel(xlstm.GRU(2, 4, 2, bidirectional=True), 3, last=True),
     SequenceModel(STACK, 3),
@@ -160,6 +161,7 @@ EVERY = [
     SequenceModel(STACK, 3, last=True, inputs=2),
     xlstm.xLSTMLanguageModel(STACK, 7),
     xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, logit_cap=2.0, batch_first=False),
+    ESRNN(3, 4, periods=(2, 3), covariates=1),
     TiRex(4, 2, 2, **PATCHES),
     TiRex2(4, [("slstm", 2, 1), ("mlstm", 2, 2)], output_ff_size=5, horizon=2, **PATCHES),
     xlstm.Linear(4, 2),

@@ -8,6 +8,7 @@ from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, table
 from xlstm.cli.app import app
 from xlstm.data import calendars
+from xlstm.data.series import read_csv
 from xlstm.estimators import Forecaster, ZeroShotForecaster
 
 pd = pytest.importorskip("pandas")
@@ -70,6 +71,76 @@ def test_missing_rows_do_not_hide_the_calendar(freq, kept):
     np.testing.assert_array_equal(calendars.after(calendar, 5), dates[kept[-1] + 1 :][:5])
 
 
+@pytest.mark.parametrize(
+    ("freq", "shift", "words"),
+    [
+        ("W", "1D", "2020-02-24, which follows 2020-02-16; expected 2020-02-23, or"),
+        ("ME", "-2D", "2020-08-29, which follows 2020-07-31; expected 2020-08-31, or"),
+        ("D", "12h", "2020-01-08T12:00, which follows 2020-01-07T00:00; expected 2020-01-08T00:00, or"),
+    ],
+)
+def test_the_row_of_an_irregular_date_is_named(freq, shift, words, tmp_path):
+    """In arrays, tables and files; gaps of a regular frequency are none."""
+    dates = pd.date_range("2020-01-01", periods=20, freq=freq).to_series().reset_index(drop=True)
+    calendars.calendar_of("it", dates.drop([7, 8, 12]).values)
+    dates[7] += pd.Timedelta(shift)
+    frame = pd.DataFrame({"day": dates, "v": np.arange(20.0)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for call, where in (
+        (lambda: calendars.calendar_of("it", dates.values), r"it: dates\[7\]"),
+        (lambda: Forecaster().fit(frame), r"Forecaster: dates\[7\]"),
+        (lambda: read_csv(tmp_path / "t.csv"), "t.csv: line 9"),
+    ):
+        with pytest.raises(ValueError, match=f"{where} is {words}"):
+            call()
+    with pytest.raises(ValueError, match=r"2\] is 2001-03-17, which follows 2001-01-02; expected 2001-01-03"):
+        calendars.calendar_of("it", np.array(["2001-01-01", "2001-01-02", "2001-03-17", "2001-09-30"], "datetime64[D]"))
+
+
+@pytest.mark.parametrize(
+    ("freq", "start", "country", "shares"),
+    [
+        ("D", "2024-01-05", "DE-BY", [0, 1, 0, 0]),
+        ("12h", "2024-04-30 12:00", "DE", [0, 1, 1, 0]),
+        ("W", "2024-04-21", "DE", [0, 1 / 7, 1 / 7, 0]),
+        ("MS", "2024-03-01", "DE", [1 / 31, 1 / 30, 3 / 31, 0]),
+        ("ME", "2024-03-31", "DE", [1 / 31, 1 / 30, 3 / 31, 0]),
+    ],
+)
+def test_shares_of_holidays(freq, start, country, shares):
+    """Christmas, Easter and others of 2024; a month end stands for its month."""
+    pytest.importorskip("holidays")
+    dates = pd.date_range(start, periods=len(shares), freq=freq).values
+    calendar = calendars.calendar_of("it", dates)
+    np.testing.assert_allclose(calendars.holiday_shares("it", country, calendar, calendar.dates)[:, 0], shares)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_holidays_are_known_in_advance(library, tmp_path):
+    """A series that jumps on them is forecast, from tables, arrays and a file."""
+    pytest.importorskip("holidays")
+    settings = {"window": 4, "horizon": 3, "hidden_size": 2, "epochs": 1, "backend": "numpy"}
+    dates = np.arange("2020-01-01", "2024-05-01", dtype="datetime64[D]").astype("datetime64[us]")
+    whole = calendars.calendar_of("it", dates)
+    jumps = 10 * calendars.holiday_shares("it", "DE", whole, dates)[:, 0]
+    values = jumps + 0.1 * np.random.default_rng(0).normal(size=len(dates))
+    given = table(library, {"day": dates, "v": values})
+    forecaster = Forecaster(**settings, holidays="DE", calendar=False).fit(given)
+    found = columns_of(forecaster.predict(given))["v"]
+    np.testing.assert_allclose(found, [10, 0, 0], atol=1)  # the first of May, and the next two days
+    forecaster.save(tmp_path / "f")
+    loaded = Forecaster.load(tmp_path / "f", "numpy")
+    assert loaded.holidays == "DE"
+    np.testing.assert_array_equal(loaded.predict(values, dates=dates), found)
+    for country, data, words in (
+        ("XX", given, "holidays is 'XX', expected a code of ISO 3166"),
+        ("DE-XX", given, "holidays is 'DE-XX', expected a code of ISO 3166"),
+        ("DE", table(library, {"v": values}), "holidays='DE' needs dates, the series has none"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Forecaster(**settings, holidays=country).fit(data)
+
+
 @pytest.fixture(scope="module")
 def estimators():
     """A forecaster that needs no training, and one with a calendar that is fitted to days."""
@@ -119,7 +190,8 @@ def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tm
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
         notation = "%Y-%m-%d" if freq != "h" else notation
-        pd.DataFrame({"day": dates[:36], "v": np.sin(np.arange(36.0))}).to_parquet(path)
+        table = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": np.sin(np.arange(36.0))})
+        table.to_parquet(path)
     else:
         rows = [f"{day},{np.sin(k)}" for k, day in enumerate(dates[:36].strftime(notation))]
         path.write_text("\n".join(["date,v", *rows]))
@@ -128,5 +200,10 @@ def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tm
     for command in ahead[: 2 if freq in ("ME", "MS") else 1]:
         result = CliRunner().invoke(app, [*map(str, command), "--backend", "numpy"])
         assert result.exit_code == 0, result.output
-        times = [line.split(",")[0] for line in result.stdout.splitlines()[1:]]
+        header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
+        assert header == ("day" if suffix == "parquet" else "date")
         assert [time[: len(notation) + 2] if zone else time for time in times] == list(dates[36:].strftime(notation))
+        if suffix == "parquet":
+            assert CliRunner().invoke(app, [*map(str, command), "--output", str(tmp_path / "a.parquet")]).exit_code == 0
+            found = pd.read_parquet(tmp_path / "a.parquet").day
+            assert (found.dtype, list(found)) == (table.day.dtype, list(dates[36:]))

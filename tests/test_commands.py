@@ -54,7 +54,7 @@ def test_train_then_predict(run, tmp_path):
     for picture in PICTURES:
         assert (tmp_path / "xlstm-output" / picture).read_bytes().startswith(b"\x89PNG")
     lines = run("predict", "xlstm-output/model.safetensors", bundled("sunspots"), "--steps", 3).stdout.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["time", "1984-01", "1984-02", "1984-03"]
+    assert [line.split(",")[0] for line in lines] == ["month", "1984-01", "1984-02", "1984-03"]
     loaded = Forecaster.load("xlstm-output/model.safetensors", "numpy")
     values = loaded.predict(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1), 3)
     np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], values, rtol=1e-5)
@@ -66,7 +66,8 @@ def test_train_then_predict(run, tmp_path):
 def test_a_csv_with_gaps_and_a_horizon(run):
     result = run("train", bundled("co2"), *QUICK, "--horizon", 8, "-o", "deep/er")
     assert "2284 weeks from 1958-03-29 to 2001-12-29, 59 of them gaps" in result.output
-    assert "8 weeks ahead" in result.output
+    for words in ("8 weeks ahead", "season of 52", "persistence", "autoregression"):
+        assert words in result.output
     assert len(run("predict", "deep/er", bundled("co2")).stdout.splitlines()) == 9
 
 
@@ -76,8 +77,8 @@ def test_several_columns(run, tmp_path):
     words = "several columns hold numbers, choose one of a, b with --column"
     assert words in run("train", "two.csv", *QUICK, code=2).stderr
     run("train", "two.csv", *QUICK, "--column", "b")
-    assert run("predict", "xlstm-output", "two.csv").stdout.startswith("time,b\n")  # as it was trained on
-    assert run("predict", "xlstm-output", "two.csv", "--column", "a").stdout.startswith("time,a\n")
+    assert run("predict", "xlstm-output", "two.csv").stdout.startswith("day,b\n")  # as it was trained on
+    assert run("predict", "xlstm-output", "two.csv", "--column", "a").stdout.startswith("day,a\n")
 
 
 def test_how_a_table_is_written_is_said(run, tmp_path):
@@ -103,14 +104,84 @@ def test_forecasts_as_a_table_and_their_errors(run):
     run("predict", "m", bundled("sunspots"), "--steps", 3, "--output", "p.csv")
     assert Path("p.csv").read_text() == printed
     lines = run("predict", "m", bundled("sunspots"), "--steps", 2, "--intervals").stdout.splitlines()
-    assert lines[0] == "time,sunspots," + ",".join(f"sunspots 0.{k}" for k in range(1, 10))
+    assert lines[0] == "month,sunspots," + ",".join(f"sunspots 0.{k}" for k in range(1, 10))
     assert [line.split(",")[:2] for line in lines[:3]] == [line.split(",") for line in printed.splitlines()[:3]]
     shares = [[float(cell) for cell in line.split(",")[2:]] for line in lines[1:]]
     assert np.all(np.diff(shares, axis=1) >= 0)
     found = read_json(run("evaluate", "m", bundled("sunspots"), "--json"))
     assert (found["kind"], found["forecasts"], len(found["coverage"])) == ("forecaster", 564, 3)
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
-    assert "20.09" in run("evaluate", "m", bundled("sunspots")).stdout
+    found = run("evaluate", "m", bundled("sunspots"))
+    assert "20.09" in found.stdout
+    assert "trained on" not in found.stderr
+
+
+SHOPS = ["--target", "sales", "--target", "lost", "--past", "visits", "--future", "price", "--static", "size"]
+SHOPS += ["--series-id", "shop"]
+
+
+def shops(rng, ahead=0):
+    """Two shops of 90 and 80 days, and days of which the price alone is known."""
+    columns = {name: [] for name in ("shop", "day", "sales", "lost", "visits", "price", "size")}
+    for shop, days in ((7, 90), (8, 80)):
+        t = np.arange(days + ahead)
+        known = np.where(t < days, 1.0, np.nan)
+        columns["shop"].append(np.full(len(t), shop))
+        columns["day"].append(np.datetime64("2024-01-01") + t)
+        for name in ("sales", "lost", "visits"):
+            columns[name].append(known * (np.sin(t) + rng.normal(size=len(t))))
+        columns["price"].append(np.cos(t / 3))
+        columns["size"].append(np.full(len(t), shop))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_series_targets_and_covariates(run, rng, suffix):
+    """Commands make of a file what Python makes of the table, and keep the name and type of days and of shops."""
+    pd = pytest.importorskip("pandas")
+    whole = pd.DataFrame(shops(rng, ahead=9))
+    past, later = whole[whole.sales.notna()], whole[whole.sales.isna()][["shop", "day", "price"]]
+    write = {"csv": "to_csv", "parquet": "to_parquet"}[suffix]
+    for name, table in (("whole", whole), ("past", past), ("later", later)):
+        getattr(table, write)(f"{name}.{suffix}", index=False)
+    result = run("train", "forecast", f"past.{suffix}", *SHOPS, *QUICK, "--horizon", 3, "-o", "m")
+    for words in ("sales, lost, 2 series of 80 to 90 days", "sales, 1 day ahead", "lost, 3 days ahead"):
+        assert words in result.stdout
+    again = run("train", "forecast", f"whole.{suffix}", "--config", "m/options.toml", "-o", "again", "--json")
+    assert (read_json(again)["targets"], len(read_json(again)["rmse"]["model"][0])) == (["sales", "lost"], 2)
+    model = Forecaster.load("m/model.safetensors", "numpy")
+    at = ["m", f"past.{suffix}", "--future-file", f"later.{suffix}"]
+    for steps in (3, 5):
+        expected = model.predict(past, steps, future=later)
+        for table in (at[1:], [f"whole.{suffix}"]):
+            run("predict", "m", *table, "--steps", steps, "-o", f"ahead.{suffix}")
+            found = pd.read_csv("ahead.csv") if suffix == "csv" else pd.read_parquet("ahead.parquet")
+            pd.testing.assert_frame_equal(
+                found.astype({"day": "datetime64[us]"}),
+                expected.reset_index(drop=True).astype({"day": "datetime64[us]"})[["shop", "day", "sales", "lost"]],
+            )
+    if suffix == "parquet":
+        types = [opened(name).kinds for name in ("ahead.parquet", "past.parquet")]
+        assert [types[0][name] for name in ("shop", "day")] == [types[1][name] for name in ("shop", "day")]
+    lines = run("forecast", *at, "--quantiles", "0.1,0.9").stdout.splitlines()
+    assert lines[0] == "shop,day,sales,sales 0.1,sales 0.9,lost,lost 0.1,lost 0.9"
+    assert lines == run("forecast", "m", f"whole.{suffix}", "--quantiles", "0.9,0.1").stdout.splitlines()
+    note = run("evaluate", "m", f"past.{suffix}").stderr
+    assert f"note: the model was trained on past.{suffix}; these are errors on its test part" in note
+    run("export", "m")
+    run("inspect", "m", f"whole.{suffix}")
+    for args, words in (
+        (
+            ["predict", *at[:2]],
+            "price: known for 0 steps after sales of 7 ends, expected 3; add rows without",
+        ),
+        (["inspect", *at[:2]], "price: known for 0 steps after sales of 7 ends, expected 3"),
+        (["predict", *at, "--steps", 10], "price: known for 9 steps after sales of 7 ends, expected 10"),
+        (["predict", *at, "--column", "sales"], "forecasts sales, lost, expected no --column"),
+        (["forecast", *at, "--target", "sales"], "is a trained forecaster, which takes no --target"),
+        (["forecast", *at, "--quantiles", "0.15"], "has no quantile 0.15, expected some of [0.1, 0.2"),
+    ):
+        assert words in run(*args, code=2).stderr
 
 
 # Texts, sequences with labels, and TiRex
@@ -334,6 +405,10 @@ WRONG = [
     (["nosuch"], "No such command 'nosuch'"),
     (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
     (["train", "nan.csv"], "nan.csv: line 3, column v holds 'nan'"),
+    (["train", "long.csv", "--target", "z"], "long.csv: column 'z' is not in the header"),
+    (["train", "long.csv", "--target", "x", "--column", "y"], "--column is y beside --target, expected one of them"),
+    (["train", "long.csv", "--past", "x", "--past", "y"], "long.csv: all columns of numbers are covariates"),
+    (["predict", "series", "long.csv", "--future-file", "few.csv"], "few.csv: no column is known in advance"),
     (["train", "--seed", "-1"], "seed: expected a whole number from 0 up, got -1"),
     (["train", "-o", "empty"], "error: empty/model.safetensors: not saved, Not a directory"),
     (["train", "-o", "/proc/xlstm"], "/proc/xlstm"),
@@ -368,7 +443,10 @@ WRONG = [
     ),
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
     (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model, which takes no --bytes"),
-    (["forecast", "series", "long.csv"], "series: kind is 'forecaster', which is for xlstm predict, evaluate, export"),
+    (
+        ["generate", "series", "--prompt", "a"],
+        "kind is 'forecaster', which is for xlstm predict, forecast,",
+    ),
     (["import", "weights.pt"], "weights.pt: not read without PyTorch (File is not a zip file)"),
     (["info", "--card", "h100"], "info: --card goes with --explain"),
     (["runs", "torn"], "none of the runs has a readable history"),

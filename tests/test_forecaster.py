@@ -13,7 +13,7 @@ from xlstm import losses
 from xlstm.data import calendars
 from xlstm.data.series import bundled, read_csv
 from xlstm.data.series_windows import carry_forward, split
-from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, evaluation
+from xlstm.estimators import Forecaster, NotFittedError, Settings, baselines, compare, evaluation, sampling
 from xlstm.models.sequence import CELLS
 from xlstm.training import Interrupted
 
@@ -485,22 +485,151 @@ def test_an_error_says_how_many_rows_there_are_and_what_would_fit(rows, settings
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_a_column_of_a_wide_table_may_begin_later(library):
-    """Rows before the first value of some target are left out, as in a file of one series."""
+    """The other columns are trained on from their own beginning, and nothing depends on rows before any value."""
     frames = pytest.importorskip(library)
     values, price = driven()
     days = np.datetime64("2020-01-01", "us") + np.delete(np.arange(320), 5) * np.timedelta64(1, "D")  # one is missing
     columns = {"day": days[:299], "a": values[:299], "b": np.arange(299.0) ** 1.5, "price": price[:299]}
-    columns["b"][:20], columns["a"][19], columns["price"][:3] = np.nan, np.nan, np.nan
+    columns["b"][:90], columns["a"][39], columns["a"][:20], columns["price"][:3] = np.nan, np.nan, np.nan, np.nan
     later = frames.DataFrame({"day": days[299:305], "price": price[299:305]})
     forecaster = Forecaster(horizon=6, future="price", calendar=True, **SMALL)
     whole, cut = (frames.DataFrame({name: column[k:] for name, column in columns.items()}) for k in (0, 20))
     one, two = forecaster.fit(whole).predict(whole, future=later), forecaster.fit(cut).predict(cut, future=later)
     np.testing.assert_array_equal(one["b"], two["b"])
     np.testing.assert_array_equal(one["day"], two["day"])
-    np.testing.assert_array_equal(forecaster.score(whole).at - 21, forecaster.score(cut).at)
-    columns["price"][:21] = np.nan
+    score = forecaster.score(whole)
+    np.testing.assert_array_equal(score.at - 21, forecaster.score(cut).at)
+    both = np.stack([columns["a"], columns["b"]], axis=1)[20:]
+    data = Forecaster(horizon=6, **SMALL).examples(both)["train"]
+    assert len(data.origins) == round(0.6 * 279) - 48
+    first = data.mask[:, 0::2].any(axis=1), data.mask[:, 1::2].any(axis=1)
+    assert (first[0].argmax(), first[1].argmax()) == (0, 70 - 48 - 5)
+    changes = [np.mean((both[70 + lag : 167, 1] - both[70 : 167 - lag, 1]) ** 2) for lag in range(1, 48)]
+    assert data.predictor.scaling.units[0, 1] == pytest.approx(np.sqrt(np.mean(changes)))
+    both[:200, 1] = np.nan  # then it has half of the rows that are trained on
+    (one,) = Forecaster(horizon=6, **SMALL).examples(both)["train"].several
+    assert (one.begin, np.count_nonzero(np.isnan(one.values[:, 1]))) == (167, 33)
+    columns["price"][:91] = np.nan
     with pytest.raises(ValueError, match="future begins with a gap"):
         forecaster.fit(frames.DataFrame(columns))
+
+
+def walk(rng, steps, start, count=()):
+    """Draw the next values of an autoregression of order 1."""
+    noise, values = rng.normal(size=(steps, *count)), []
+    for k in range(steps):
+        values.append(0.8 * (values[-1] if values else start) + noise[k])
+    return np.array(values).T
+
+
+def test_sample_paths_of_an_autoregression(tmp_path):
+    """Steps, also beyond the horizon, and sums are covered; sums of paths whose steps are drawn one by one are not."""
+    rng = np.random.default_rng(0)
+    values = walk(rng, 1200, 0.0)
+    forecaster = Forecaster(window=24, horizon=4, hidden_size=8, epochs=1, backend="numpy").fit(values)
+    whole, shuffled = forecaster.ranks_, rng.permuted(forecaster.ranks_, axis=0)
+    inside, sums, alone = [], [], []
+    for end in range(900, 1200, 20):
+        truth = walk(rng, 12, values[end - 1], (1000,))
+        for ranks, covered in ((shuffled, alone), (whole, sums)):
+            forecaster.ranks_ = ranks
+            paths = forecaster.sample(values[:end], 250, 4 if ranks is shuffled else 12, seed=end)
+            low, high = np.quantile(paths[:, :4].sum(axis=1), (0.1, 0.9))
+            covered.append(np.mean((truth[:, :4].sum(axis=1) >= low) & (truth[:, :4].sum(axis=1) <= high)))
+        low, high = np.quantile(paths, (0.1, 0.9), axis=0)
+        inside.append(np.mean((truth >= low) & (truth <= high), axis=0))
+    assert np.all(np.abs(np.mean(inside, axis=0) - 0.8) < 0.08)
+    assert abs(np.mean(sums) - 0.8) < 0.07
+    assert np.mean(alone) < 0.7
+    forecaster.ranks_ = whole
+    near, far = forecaster.predict_quantiles(values), forecaster.predict_quantiles(values, 12)
+    np.testing.assert_array_equal(far[:4], near)
+    np.testing.assert_array_equal(forecaster.predict_quantiles(values, 2), near[:2])
+    paths = forecaster.sample(values, 4000, 12)
+    np.testing.assert_allclose(np.quantile(paths[:, :4], forecaster.quantiles, axis=0).T, near, atol=0.2)
+    np.testing.assert_allclose(np.quantile(paths[:, 4:], forecaster.quantiles, axis=0).T, far[4:], atol=0.6)
+    forecaster.save(tmp_path / "f")
+    np.testing.assert_array_equal(Forecaster.load(tmp_path / "f", "numpy").sample(values, 4000, 12), paths)
+
+
+def test_sample_paths_of_targets_series_and_tables():
+    """A path that is fed back has the forecast of a series that ends with it."""
+    values, price = driven(312)
+    both = np.stack([values, values[::-1]], axis=1)
+    forecaster = Forecaster(**{**QUICK, "epochs": 1}).fit(both[:300], future=price[:300], past=values[:300])
+    seen = {"future": price[:312], "past": values[:300]}
+    paths = forecaster.sample(both[:300], 3, 12, **seen)
+    assert paths.shape == (3, 12, 2)
+    series, units = (read[0] for read in forecaster._read(both[:300], seen, 12)[1:])
+    again = np.concatenate((both[:300], paths[1, :6])), np.concatenate((values[:300], np.repeat(values[299], 6)))
+    one = forecaster._read(again[0], {"future": price[:312], "past": again[1]}, 6)[1][0]
+    predictor = forecaster.predictor_
+    found = predictor.finished(*sampling.before(predictor, series, units, paths[:, :6]))
+    for part, expected in zip(found, predictor.forecast(one, units, np.array([306])), strict=True):
+        np.testing.assert_allclose(part[1], expected[0], rtol=1e-5)
+    several = Forecaster(**{**QUICK, "epochs": 1}).fit([values, values[:200]])
+    found = several.sample([values, values[:200]], 5, 7)
+    assert [one.shape for one in found] == [(5, 7), (5, 7)]
+    with pytest.raises(ValueError, match=r"fitted with quantiles=\(0.5,\), expected two or more, to draw paths"):
+        Forecaster(**{**QUICK, "epochs": 1, "quantiles": (0.5,)}).fit(values).sample(values)
+
+
+class Mean:
+    """A model as those of statsforecast are."""
+
+    def fit(self, y):
+        self.mean, self.spread = np.mean(y), 1.2816 * np.std(y)
+
+    def forward(self, y, h, level):
+        mean = np.full(h, self.mean)
+        return {"mean": mean, "lo-80": mean - self.spread, "hi-80": mean + self.spread}
+
+
+def test_models_are_compared():
+    """By hand; the linear one is that of a score."""
+    values, given = driven()[0] + np.arange(300) / 100, Mean()
+    ours = Forecaster(**{**QUICK, "horizon": 1, "quantiles": (0.5,)})
+    found = compare(values, {"ours": ours, "mean": given, "line": "linear"}, 6, season=12)
+    assert (ours.horizon, hasattr(given, "mean"), ours.__sklearn_is_fitted__()) == (1, False, False)
+    truth = values[np.unique(np.linspace(240, 294, 30).round().astype(int))[:, None] + np.arange(6)]
+    np.testing.assert_array_equal(found.truth, truth)
+    one, error = found.scores["mean"], truth - np.mean(values[:240])
+    scale, spread = np.mean(np.abs(values[12:240] - values[:228])), 1.2816 * np.std(values[:240])
+    expected = np.sqrt(np.mean(error**2)), np.mean(np.abs(error)), np.mean(np.abs(error)) / scale
+    np.testing.assert_allclose(one[:5], (*expected, np.mean(np.abs(error) <= spread), 2 * spread))
+    np.testing.assert_allclose(found.errors["mean"], np.sqrt(np.mean(error**2, axis=0)))
+    fitted = Forecaster(**{**QUICK, "quantiles": (0.5,)}).fit(values[:240])
+    np.testing.assert_allclose(found.scores["ours"].forecasts[3], fitted.predict([values[: found.at[3]]])[0])
+    assert np.isnan(found.scores["ours"].coverage)
+    line = baselines.autoregression(values[:, None], values[:, None], 24, 6, found.at)[..., 0]
+    np.testing.assert_array_equal(found.scores["line"].forecasts, line)
+    lines = str(found).splitlines()
+    assert (len(lines), lines[0]) == (5, "Comparison: 30 forecasts of 6 steps, season of 12")
+    assert [line.split()[0] for line in lines[2:]] == sorted(found.scores, key=lambda name: found.scores[name].rmse)
+
+
+def test_comparisons_take_dates_and_gaps_and_refuse_what_is_no_model(monkeypatch):
+    dates, values = np.datetime64("2020-01-01") + np.arange(300), 5.0 * (np.arange(300) % 7 >= 5) + driven()[0] / 50
+    values[[3, 250]] = np.nan
+    models = {"ours": Forecaster(**{**QUICK, "window": 4, "epochs": 1, "calendar": True})}
+    dated, plain = compare(values, models, 6, dates=dates), compare(values, models, 6)
+    assert dated.scores["ours"].rmse < plain.scores["ours"].rmse
+    assert np.count_nonzero(np.isnan(dated.truth)) > 0
+    assert len(compare(read_csv(bundled("co2")), ["linear"], 4).scores) == 1
+    monkeypatch.setitem(sys.modules, "statsforecast", None)
+    wide = {"wide": Forecaster(window=200, backend="numpy")}
+    for given, models, horizon, words in (
+        (values, ["ETS"], 6, "the model 'ETS' needs the package statsforecast; pip install statsforecast"),
+        (values, ["moon"], 6, "the model 'moon' is 'moon', expected one of linear, seasonal naive, ETS, ARIMA, Th"),
+        (values, {"x": 3}, 6, "the model 'x' is 3, expected"),
+        (values, "linear", 6, "models is 'linear', expected names of linear, seasonal naive"),
+        (values, ["linear"], 61, "the last fifth of the series has 60 rows, expected at least horizon=61"),
+        (np.ones((50, 2)), ["linear"], 2, "series is 1 of 2 targets, expected 1 of 1 target"),
+        (values, wide, 6, r"need .* rows, the series has 240; expected more rows"),
+    ):
+        with pytest.raises((TypeError, ValueError, ImportError), match=words) as caught:
+            compare(given, models, horizon)
+    assert caught.value.__notes__ == ["in the model 'wide'"]
 
 
 def test_only_columns_with_a_role_are_read():

@@ -246,6 +246,15 @@ def test_classifiers_with_scaling_and_labels(rng, cell, labels):
     assert json.loads(run.get_modelmeta().custom_metadata_map["classes_"]) == labels.tolist()
 
 
+@pytest.mark.parametrize("cell", ["lstm", "slstm"])
+def test_classifiers_of_steps_and_with_several_labels(cell):
+    for y in (SEQUENCES[:, :, 0] > 7, SEQUENCES[:, 0, :2] > 7):
+        classifier, some = SequenceClassifier(cell=cell, **SIZES).fit(SEQUENCES, y.astype(int)), SEQUENCES[:4, :5]
+        label, probabilities = session(to_onnx(classifier)).run(None, {"x": some})
+        np.testing.assert_array_equal(label, classifier.predict(some))
+        close(probabilities, classifier.predict_proba(some))
+
+
 @pytest.mark.parametrize("columns", [1, 2])
 def test_regressors_of_tables(columns):
     """The numbers are those of targets, and rows of a table have their own scaling for each step."""

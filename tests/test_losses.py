@@ -28,6 +28,17 @@ def test_regression_gradient(be, rng, name, mask):
     gradcheck(lambda y: loss(y, target, chosen), lambda dy, d: (d * dy,), (y,))
 
 
+def test_binary_cross_entropy(be, rng):
+    """Its gradient is exact with every mask, and it is finite for huge logits."""
+    logits, target = be.asarray(3 * rng.standard_normal((4, 3, 2))), be.asarray(rng.random((4, 3, 2)))
+    for mask in masks(rng).values():
+        chosen = None if mask is None else be.asarray(mask)
+        gradcheck(lambda z, m=chosen: losses.binary_cross_entropy(z, target, m), lambda dz, d: (d * dz,), (logits,))
+    value, dz = losses.binary_cross_entropy(be.asarray([1e4, -1e4, 1e4]), be.asarray([0.0, 0.0, 1.0]))
+    assert float(value) == pytest.approx(1e4 / 3)
+    np.testing.assert_allclose(to_numpy(dz), [1 / 3, 0.0, 0.0], atol=1e-12)
+
+
 def test_pinball_is_least_at_quantiles(rng):
     target = rng.standard_normal(999)
     levels = (0.1, 0.5, 0.8)
@@ -50,12 +61,12 @@ def test_cross_entropy_gradient(be, rng):
         gradcheck(lambda z, m=chosen: losses.cross_entropy(z, labels, m), lambda dz, d: (d * dz,), (logits,))
 
 
-@pytest.mark.parametrize("name", [*REGRESSIONS, "pinball", "cross_entropy"])
+@pytest.mark.parametrize("name", [*REGRESSIONS, "binary_cross_entropy", "pinball", "cross_entropy"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gradients_have_the_dtype_of_predictions_on_cupy(rng, name, dtype):
     be = make_backend("cupy", dtype)
     y = be.asarray(rng.standard_normal((4, 3)))
-    target = be.asarray(rng.standard_normal((4, 3) if name in REGRESSIONS else (4,)))
+    target = be.asarray(rng.random((4,) if name == "pinball" else (4, 3)))
     target = be.asarray(rng.integers(0, 3, 4)) if name == "cross_entropy" else target
     mask = be.asarray(np.array([True, False, True, True]))
     for chosen in (None, mask):
@@ -69,6 +80,9 @@ def test_values_follow_torch(rng):
     ty, tt = torch.tensor(y), torch.tensor(target)
     assert losses.mse(y, target)[0] == pytest.approx(f.mse_loss(ty, tt).item(), rel=1e-12)
     assert losses.mae(y, target)[0] == pytest.approx(f.l1_loss(ty, tt).item(), rel=1e-12)
+    shares = rng.random((6, 5))
+    expected = f.binary_cross_entropy_with_logits(ty, torch.tensor(shares)).item()
+    assert losses.binary_cross_entropy(y, shares)[0] == pytest.approx(expected, rel=1e-12)
     for delta in (0.5, 1.0, 2.0):
         expected = f.huber_loss(ty, tt, delta=delta).item()
         assert losses.huber(y, target, delta=delta)[0] == pytest.approx(expected, rel=1e-12)
@@ -134,7 +148,7 @@ def test_a_label_out_of_range_is_nan_unless_masked(be):
     assert float(value) == pytest.approx(np.log(3))
 
 
-@pytest.mark.parametrize("name", [*REGRESSIONS, "cross_entropy"])
+@pytest.mark.parametrize("name", [*REGRESSIONS, "binary_cross_entropy", "cross_entropy"])
 def test_a_weight_is_so_many_repetitions(be, rng, name):
     loss = getattr(losses, name)
     counts = np.array([2, 0, 1, 3])

@@ -1,14 +1,18 @@
 """Module and SequenceLayer: the calls that all layers, blocks, stacks and models share."""
 
+import math
+
 import numpy as np
 import pytest
 
 import xlstm
+from tests.conftest import make_backend
 from tests.layers import EVERY, input_of, numbered
 from xlstm.arrays.convert import to_numpy
+from xlstm.estimators import SequenceClassifier
 from xlstm.layers.module import Module
 from xlstm.layers.sequence import SequenceLayer
-from xlstm.models import SequenceModel
+from xlstm.models import SequenceModel, summary
 
 SEQUENCES = [layer for layer in EVERY if isinstance(layer, SequenceLayer)]
 OTHERS = [layer for layer in EVERY if not isinstance(layer, SequenceLayer)]
@@ -208,3 +212,31 @@ def test_a_part_of_what_a_stack_saved_serves_the_backward_pass_of_the_part(rng):
     np.testing.assert_array_equal(dx, dx2)
     for name, g in found.items():
         np.testing.assert_array_equal(g, expected[f"blocks.0.{name}"])
+
+
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
+    params, x = layer.init(0, "numpy"), input_of(layer, make_backend("numpy", "float32"), rng, T=4)
+    found = summary(layer, x.shape)
+    assert found[0].parameters == sum(p.size for p in params.values())
+    assert found[0].bytes == sum(p.nbytes for p in params.values())
+    y = layer(params, x)
+    shape = (y[0] if isinstance(layer, SequenceLayer) else y).shape
+    assert found[0].output in (shape, ("...", shape[-1]))
+    own = sum(math.prod(p.shape) for name, p in params.items() if name in layer.weights)
+    parts = [part for part in found[1:] if "." not in part.name.replace("blocks.", "")]
+    assert own + sum(part.parameters for part in parts) == found[0].parameters
+    assert len(repr(found).splitlines()) == 1 + len(found)
+
+
+def test_summaries_of_estimators_and_refusals():
+    model = SequenceModel(xlstm.LSTM(2, 4), 3)
+    with pytest.raises(ValueError, match=r"input_shape is \(5, 4, 3\), expected \(T, B, D\) with D = 2"):
+        summary(model, (5, 4, 3))
+    with pytest.raises(TypeError, match="model is 3, expected a module or an estimator"):
+        summary(3)
+    with pytest.raises(ValueError, match="not fitted yet"):
+        summary(SequenceClassifier())
+    fitted = SequenceClassifier(hidden_size=4, epochs=1, backend="numpy", dtype="float64").fit(np.eye(4), [0, 1, 0, 1])
+    assert summary(fitted)[0].bytes == sum(p.nbytes for p in fitted.params_.values())
+    assert [part.output for part in summary(fitted)] == [("B", 2), ("T", "B", 4), ("...", 2)]

@@ -113,6 +113,7 @@ def test_validation_callbacks_and_files(size, tmp_path):
         plateau, seen = training.ReduceOnPlateau(1e-2, factor=0.5, patience=1), Sees()
         callbacks = [training.MovingAverage(0.9), plateau, training.EarlyStopping(3), seen]
         options = {"validation": held, "epochs": 12, "callbacks": callbacks, "checkpoints": tmp_path / name}
+        options["metrics"] = {"error": lambda y, target: abs(y - target)}
 
         def progress(now):
             if name != "one":
@@ -126,6 +127,8 @@ def test_validation_callbacks_and_files(size, tmp_path):
     found = together(size, run, "several")
     same([one for one, *_ in found], expected)
     assert [one for _, one, _ in found] == [scale] * size
+    for one, *_ in found:
+        np.testing.assert_allclose(one.metrics["error"], expected.metrics["error"], rtol=1e-9)
     assert len(found[0][2]) == len(seen)
     assert not any(one for *_, one in found[1:])
     assert calls == list(range(1, len(expected.losses) + 1))
@@ -346,6 +349,9 @@ def estimators():
     labels = np.arange(30) % 3
     classifier = SequenceClassifier(hidden_size=6, num_layers=2, epochs=4, batch_size=7, dropout=0.2, **options)
     yield classifier, (ROWS, labels), lambda fitted: fitted.predict_proba(ROWS)
+    steps = SequenceClassifier(hidden_size=6, epochs=4, batch_size=7, class_weight="balanced", **options)
+    each = [np.cumsum(row[:, 0]) > 0 for row in ROWS]
+    yield steps, (ROWS, each), lambda fitted: np.concatenate(fitted.predict_proba(ROWS))
     text = "to be or not to be, that is the question: " * 8
     model = TextModel(hidden_size=8, embedding_size=4, steps=12, batch_size=5, length=8, **options)
     yield model, (text,), lambda fitted: fitted.nats(text)
@@ -354,7 +360,7 @@ def estimators():
     yield forecaster, (series,), lambda fitted: fitted.predict_quantiles(series)
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
 def test_estimators(which):
     def run(group):
         estimator, data, result = list(estimators())[which]

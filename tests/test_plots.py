@@ -13,6 +13,8 @@ from tests.conftest import later
 from xlstm import optim, plots, training
 from xlstm.cells import gru
 from xlstm.data.batches import Windows
+from xlstm.data.frames import Columns
+from xlstm.data.series import series_of
 from xlstm.models import SequenceModel
 from xlstm.plots import figures
 from xlstm.plots.activity import traces
@@ -395,6 +397,41 @@ def linear():
     """Return the values that a layer without gates keeps."""
     layer = xlstm.Linear(D, H)
     return layer.forward(layer.init(backend="numpy", dtype="float64"), X)[1]
+
+
+DATES = {
+    "years": np.arange("1880", "1980", dtype="datetime64[Y]"),
+    "months": np.arange("1980-01", "1995-01", dtype="datetime64[M]"),
+    "days": np.datetime64("2020-01-01") + np.arange(400),
+    "steps": np.arange(300),
+    "hours": np.datetime64("2020-01-01T00:00") + 60 * np.arange(800),
+}
+
+
+@pytest.mark.parametrize("name", DATES)
+def test_forecasts_are_drawn_near_and_far_with_their_errors(rng, name):
+    """The last step ahead as well as the first; each interval and line has a colour and a name of its own."""
+    dates, H = DATES[name], 12
+    series = series_of("v", Columns(["v"], rng.normal(size=(len(dates), 1)), dates), str)
+    at = np.arange(4 * len(dates) // 5, len(dates))
+    forecasts = rng.normal(size=(len(at), H))
+    errors = {"model": np.arange(1.0, 1 + H), "persistence": np.arange(2.0, 2 + H)}
+    fan = plots.Fan(np.sort(rng.normal(size=(H, 9))), np.arange(1, 10) / 10)
+    figure = plots.forecast(series, at, forecasts, fan, errors)
+    assert overlapping(figure) == []
+    truth, near, far = figure.axes[0].lines
+    shown = len(truth.get_ydata())
+    assert shown == min(len(at), 200)
+    np.testing.assert_array_equal(near.get_ydata(), forecasts[-shown:, 0])
+    np.testing.assert_array_equal(far.get_ydata(), forecasts[-shown : 1 - H, -1])
+    assert far.get_xdata()[-1] == truth.get_xdata()[-1]
+    np.testing.assert_array_equal(figure.axes[1].lines[1].get_ydata(), errors["persistence"])
+    step = name.removesuffix("s")
+    for words in ("truth", f"1 {step} ahead", f"12 {name} ahead", "80 %", "60 %", "40 %", "20 %", "median"):
+        assert words in texts(figure)
+    lines = [line for axes in figure.axes for line in axes.lines][:-2]  # the truth is in the last panel, too
+    shades = [tuple(area.get_facecolor()[0]) for area in figure.axes[2].collections]
+    assert len({*shades, *(line.get_color() for line in lines)}) == len(lines) + 4
 
 
 # Look and files

@@ -1,6 +1,7 @@
 """Runs of training: one that was stopped and resumed gives the bits of one that was not; callbacks; the step."""
 
 import errno
+import io
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ from tests import kills
 from tests.conftest import make_backend
 from xlstm import checkpoint, losses
 from xlstm.arrays.backend import backend_of
-from xlstm.data import Streams, Windows, writing
+from xlstm.data import Sequences, Streams, Windows, writing
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed
 from xlstm.training import (
@@ -29,6 +30,7 @@ from xlstm.training import (
     EarlyStopping,
     Interrupted,
     MovingAverage,
+    ProgressBar,
     ReduceOnPlateau,
     Step,
     TensorBoard,
@@ -671,6 +673,64 @@ def test_frozen_parameters_stay_and_do_not_count_in_the_norm(tmp_path):
     same(trained, train(model, params, data, optimizer, checkpoints=tmp_path, resume=True, epochs=2, clip=0.1))
 
 
+METRICS = {"mae": losses.mae, "close": lambda y, target: abs(y - target) < 0.3}
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 40])
+def test_metrics_are_means_over_the_targets_that_count(rng, batch_size):
+    """Whatever the batches, the ends of sequences and the weights: those of 0 leave targets out, others count alike."""
+    X = [rng.normal(size=(n, 2)) for n in rng.integers(1, 9, 40)]
+    labels, weights = ([rng.integers(0, 2, len(x)) * scale for x in X] for scale in (1, 0.5))
+    data = Sequences(X, labels, weights, batch_size=batch_size, every_step=True)
+    model = SequenceModel(xlstm.LSTM(2, 3, batch_first=True), 2)
+    params = model.init(0, "numpy", "float64")
+    metrics = {"hits": lambda y, target: y.argmax(axis=-1) == target, "ones": lambda y, target: float(target.mean())}
+    loss, found = evaluate(model, params, data, losses.cross_entropy, metrics=metrics)
+    assert loss == evaluate(model, params, data, losses.cross_entropy)
+    guesses = np.concatenate([model(params, x[None])[0][0].argmax(axis=1) for x in X])
+    counts, truth = np.concatenate(weights) > 0, np.concatenate(labels)
+    expected = {"hits": np.mean((guesses == truth)[counts]), "ones": truth[counts].mean()}
+    assert found == pytest.approx(expected)
+
+
+def test_metrics_of_a_run(tmp_path):
+    seen = []
+    whole = fit(plain, tmp_path / "a", metrics=METRICS, callbacks=[seen.append])
+    same(fit(plain), whole)
+    assert {name: len(values) for name, values in whole.metrics.items()} == {"mae": EPOCHS, "close": EPOCHS}
+    assert [seen[0].metrics, seen[-1].metrics["mae"]] == [{}, whole.metrics["mae"][-2]]
+    assert lines_of(tmp_path / "a", "metrics.close") == whole.metrics["close"]
+    fit(plain, tmp_path / "b", metrics=METRICS, callbacks=[at(7)])
+    assert fit(plain, tmp_path / "b", metrics=METRICS, resume=True).metrics == whole.metrics
+    with pytest.raises(ValueError, match=r"its metrics is \['mae', 'close'\], expected \[\]"):
+        fit(plain, tmp_path / "b", resume=True)
+    for metrics, options, words in (
+        ({"a": 3}, {}, r"metrics\['a'\] is 3, expected a function"),
+        ([1], {}, r"metrics is \[1\], expected a dict of name to function"),
+        (METRICS, {"validation": None}, "metrics are computed on validation data, but there are none"),
+        ({"a": lambda y, target: "good"}, {}, r"metrics\['a'\] returned 'good', expected numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            fit(plain, metrics=metrics, **options)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_progress_bar(terminal, monkeypatch, capsys):
+    """A bar on a terminal, which an error closes, too, and lines elsewhere."""
+    rich, text = pytest.importorskip("rich.console"), io.StringIO()
+    monkeypatch.setattr("xlstm.training.callbacks.EVERY", 0.0)
+    bar = ProgressBar(rich.Console(file=text, force_terminal=terminal, width=200))
+    fit(plain, callbacks=[bar], metrics=METRICS)
+    assert "epoch 3/3  loss 0." in text.getvalue()
+    assert ("  close 0." in text.getvalue(), "\x1b[?25h" in text.getvalue()) == (True, terminal)
+    assert ("left" in text.getvalue(), "step 5/5" in text.getvalue()) == (terminal, not terminal)
+    with pytest.raises(ZeroDivisionError):
+        fit(plain, callbacks=[bar, at(2, lambda: 1 / 0)])
+    assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h")
+    fit(plain, progress=True, epochs=1)
+    assert "epoch 1/1  loss 0." in capsys.readouterr().err
+
+
 def find(**options):
     model, data, _ = plain()
     return find_learning_rate(model, model.init(0, "numpy"), data, **options)
@@ -702,6 +762,16 @@ def test_the_learning_rate_finder_suggests_a_rate_between_low_and_high():
         assert found.suggestion == pytest.approx(max(low, found.rates[best] / 10))
 
 
+@pytest.mark.parametrize("steps", [10, 20, 100])
+def test_the_learning_rate_finder_does_not_look_at_which_batches_are_easy(steps):
+    """Batches whose losses differ far more than a step changes them: the rate is one at which the loss falls."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(96, 12, 2)) * rng.choice([0.3, 3.0], (96, 1, 1))
+    data, model = Windows(x, x.sum(axis=(1, 2))[:, None], batch_size=8), SequenceModel(xlstm.LSTM(2, 8), 1, last=True)
+    found = find_learning_rate(model, model.init(1, "numpy"), data, optimizers.adam, steps=steps)
+    assert 1e-3 < found.suggestion <= 0.1
+
+
 def test_refusals_of_the_learning_rate_finder():
     with pytest.raises(ValueError, match=r"high is 0\.1, expected more than low"):
         find(low=1.0, high=0.1)
@@ -713,9 +783,10 @@ def test_curves_for_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    trained = fit(plain, callbacks=[TensorBoard(tmp_path)])
+    trained = fit(plain, callbacks=[TensorBoard(tmp_path)], metrics=METRICS)
     found = EventAccumulator(str(tmp_path), {"tensors": 0})
     found.Reload()
-    for tag, values, every in (("loss", trained.losses, 1), ("validation loss", trained.validations, 5)):
+    curves = [("loss", trained.losses, 1), ("validation loss", trained.validations, 5)]
+    for tag, values, every in (*curves, ("validation mae", trained.metrics["mae"], 5)):
         curve = [(e.step, float(e.tensor_proto.float_val[0])) for e in found.Tensors(tag)]
         assert curve == [(k * every, pytest.approx(value, rel=1e-6)) for k, value in enumerate(values, 1)]

@@ -138,6 +138,69 @@ def test_weights_count(rng):
     assert np.all(classifier.predict(X) == 1)
 
 
+def test_weights_of_classes_are_those_of_scikit_learn(rng, tmp_path):
+    from sklearn.utils.class_weight import compute_sample_weight
+
+    X, y, weights = rng.normal(size=(120, 3, 1)), rng.choice([*"aab"], 120), rng.random(120)
+    for given, whole in ("balanced", "balanced"), ({"a": 2, "b": 0.25},) * 2, ({"b": 3.0}, {"a": 1, "b": 3.0}):
+        found = SequenceClassifier(**FAST, class_weight=given).fit(X, y, weights)
+        expected = SequenceClassifier(**FAST).fit(X, y, weights * compute_sample_weight(whole, y))
+        np.testing.assert_allclose(found.trained_.losses, expected.trained_.losses, rtol=1e-6)
+        found.save(tmp_path / "m")
+        assert SequenceClassifier.load(tmp_path / "m").class_weight == given
+    several, steps = rng.random((120, 2)) < 0.2, rng.random((120, 3)) < 0.2
+    for truth, columns in (several, several.T), (steps, [steps.reshape(-1)]):  # each label, or the class of each step
+        *_, made = SequenceClassifier(class_weight="balanced")._targets(truth, None, [3] * 120, False)
+        factors = np.stack([compute_sample_weight("balanced", one) for one in columns], axis=-1)
+        np.testing.assert_allclose(np.reshape(made, factors.shape), factors)
+
+
+def test_labels_of_steps(rng, tmp_path):
+    """Labels follow their steps in arrays and in lists; steps of weight 0, and those past an end, do not count."""
+    X = [rng.normal(size=(int(n), 2)) for n in rng.integers(1, 9, 150)]
+    y, weights = [x[:, 0].cumsum() > 0 for x in X], [(rng.random(len(x)) < 0.7).astype(float) for x in X]
+    wrong = [np.where((one > 0) ^ (w == 0), "up", "down") for one, w in zip(y, weights, strict=True)]
+    classifier = SequenceClassifier(**{**QUICK, "hidden_size": 24, "epochs": 60}).fit(X, wrong, weights)
+    found, shares = (np.concatenate(one) for one in (classifier.predict(X), classifier.predict_proba(X)))
+    assert (classifier.target_kind_, shares.shape) == ("step", (len(found), 2))
+    assert np.mean((found == "up") == np.concatenate(y)) > 0.9
+    hits = found == np.concatenate(wrong)
+    assert classifier.score(X, wrong) == pytest.approx(np.mean(hits))
+    assert classifier.score(X, wrong, weights) == pytest.approx(np.average(hits, weights=np.concatenate(weights)))
+    classifier.save(tmp_path / "m")
+    again = SequenceClassifier.load(tmp_path / "m", "numpy")
+    assert np.concatenate(again.predict_proba(X)).tobytes() == shares.tobytes()
+    same = np.stack([x for x in X if len(x) == 6])
+    assert again.predict(same).shape == same.shape[:2]
+    np.testing.assert_allclose(again.predict_proba(same), again.predict_proba([*same]))
+    with pytest.raises(ValueError, match=r"y\[0\] has \d labels, expected \d, one for each step of X\[0\]"):
+        again.score(X[1:], wrong[:-1])
+    table = rng.normal(size=(40, 5))
+    assert SequenceClassifier(**FAST).fit(table, table > 0).predict(table).shape == (40, 5)
+    with pytest.raises(ValueError, match=r"y holds the sequence classes .*, expected those of before, step classes"):
+        again.set_params(warm_start=True).fit(X, [one[0] for one in wrong])
+
+
+@pytest.mark.parametrize("library", ["numpy", "pandas", "torch"])
+def test_several_labels(rng, tmp_path, library):
+    X = rng.normal(size=(150, 6, 2))
+    y = np.stack([X[:, :, 0].sum(axis=1) > 0, X[:, -1, 1] > 0, X[:, 0, 0] > 5], axis=1).astype(int)
+    held = getattr(pytest.importorskip(library), {"numpy": "array", "pandas": "DataFrame", "torch": "tensor"}[library])
+    given = held(y)
+    classifier = SequenceClassifier(**{**QUICK, "epochs": 40}).fit(X, given)
+    found, shares = classifier.predict(X), classifier.predict_proba(X)
+    assert (found.shape, found.dtype, classifier.classes_.tolist()) == (y.shape, "int64", [0, 1, 2])
+    np.testing.assert_array_equal(found, shares > 0.5)
+    assert classifier.score(X, given) == pytest.approx(np.mean(np.all(found == y, axis=1)))
+    assert np.mean(found == y) > 0.9
+    with pytest.raises(ValueError, match=r"y has shape \(150, 2\), expected that of y in fit, \(150, 3\)"):
+        classifier.score(X, y[:, :2])
+    classifier.save(tmp_path / "m")
+    assert SequenceClassifier.load(tmp_path / "m", "numpy").predict_proba(X).tobytes() == shares.tobytes()
+    alike = SequenceClassifier(**FAST, every_step=False).fit(X[:, :3], y)  # as many labels as there are steps
+    assert (alike.target_kind_, alike.predict(X[:, :3]).shape) == ("multilabel", (150, 3))
+
+
 @pytest.mark.parametrize("part", [slice(None, 12), slice(12, None)], ids=["held out", "rest"])
 def test_weights_that_are_zero_in_a_part(rng, part):
     """Where a part has no weight, nothing is held out."""
@@ -311,11 +374,37 @@ REFUSED = [
     ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
     ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
     ({}, X3, [0.5, 1.5, 0.1, 0.2], ValueError, "Unknown label type: continuous"),
-    ({}, X3, np.ones((4, 2)), ValueError, r"y has shape \(4, 2\), expected \(N,\)"),
+    ({}, X3, 2 * np.ones((4, 2)), ValueError, r"y has shape \(4, 2\) and holds 2.0, expected \(N,\), or \(N, L\) of 0"),
+    ({}, X3, [[*"ab"]] * 4, ValueError, r"y has shape \(4, 2\) and holds a, expected"),
+    (
+        {},
+        X3,
+        [[0, 1, 0], [0, 1], [0] * 3, [1] * 3],
+        ValueError,
+        r"y\[1\] has 2 labels, expected 3, one for each step of",
+    ),
+    ({}, X3, [[0, 1, None]] * 4, ValueError, r"y contains NaN or None: y flattened\[2\] is None"),
+    (
+        {},
+        X3,
+        [[0, 1, 0], ["a"] * 3, [0] * 3, [1] * 3],
+        ValueError,
+        r"y flattened\[3\] is 'a' and y flattened\[0\] 0, expected",
+    ),
+    ({"every_step": True}, X3, Y3, ValueError, r"y\[0\] has 0 labels, expected 3, one for each step"),
+    ({"class_weight": "heavy"}, X3, Y3, ValueError, "class_weight is 'heavy', expected None, 'balanced' or a dict"),
+    ({"class_weight": {0: -1}}, X3, Y3, ValueError, r"class_weight\[0\] is -1"),
+    (
+        {"class_weight": {0: 1, 2: 1}},
+        X3,
+        Y3,
+        ValueError,
+        r"class_weight has the labels \[0, 2\], expected some of \[0, 1\]",
+    ),
     ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
     ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
     ({}, X3, [1, {}, 1, {}], ValueError, r"y is \[1, {}, 1, {}\], expected text or numbers"),
-    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y is \[\[0\], .* expected an array"),
+    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y\[0\] has 1 labels, expected 3, one for each step of"),
     ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
     ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),
 ]

@@ -17,9 +17,9 @@ from xlstm.arrays.foreign import accepts_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, astype, check_library, device_of, finfo, namespace
 from xlstm.arrays.rows import by_rows
-from xlstm.cells.activations import clamp
+from xlstm.cells.activations import clamp, sigmoid, softplus
 
-__all__ = ["cross_entropy", "huber", "mae", "mse", "pinball"]
+__all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse", "pinball"]
 
 
 @accepts_foreign
@@ -149,6 +149,35 @@ def pinball(
     slope = q - xp.astype(e < 0, y.dtype)  # (4) the derivative of the loss by e
     dy = -weight * xp.where(e == 0, xp.zeros_like(e), slope)  # (4)
     return xp.sum(weight * slope * e), astype(xp, dy, y.dtype)  # (4)
+
+
+@accepts_foreign
+def binary_cross_entropy(logits: Array, target: Array, mask: Array | None = None) -> tuple[Array, Array]:
+    """Return the mean of -t log p - (1 - t) log(1 - p), p = sigmoid(logit), in nats, and its gradient by the logits.
+
+    Each logit is a question of its own, such as whether a sequence has a label.
+
+    Parameters
+    ----------
+    logits : array (...)
+    target : array (...)
+        The truth t, or its probability, from 0 to 1. The values are not checked, as that would stall a GPU.
+    mask : bool array, or array of weights, optional
+        Elements that count, or how much they do.
+
+    Returns
+    -------
+    loss : 0-d array
+    dlogits : array (...)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, libraries or dtypes do not match.
+    """
+    xp, weight = _regression("binary_cross_entropy", logits, target, mask)
+    loss = xp.sum(weight * (softplus(xp, logits) - target * logits))  # (8)
+    return loss, astype(xp, weight * (sigmoid(xp, logits) - target), logits.dtype)  # (8)
 
 
 @accepts_foreign

@@ -25,7 +25,7 @@ CUPY = "array_api_compat.cupy"
 # None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
 
-# `walks(function, arrays, states, numbers, results, lags, reverse)` does what `walk` does for NumPy arrays in one
+# `walks(function, (arrays, states, numbers, results), lags, reverse)` does what `walk` does for NumPy arrays in one
 # compiled loop, and returns whether it did. An engine that compiles sets it.
 walks: Callable[..., bool] | None = None
 
@@ -231,7 +231,8 @@ def walk(
     reverse : bool
         Whether to go from the last step to the first.
     """
-    if xp is np and walks is not None and walks(function, arrays, states, numbers, results, lags, reverse):
+    given = arrays, states, numbers, results
+    if xp is np and walks is not None and walks(function, given, lags, reverse):
         return
     run = functools.partial(fuse, xp, function) if compiles(xp) else functools.partial(function, xp)
     T = arrays[0].shape[0]

@@ -9,6 +9,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -18,6 +19,7 @@ from typer import Option
 from xlstm.arrays import checks
 from xlstm.cli.console import out
 from xlstm.data import reading
+from xlstm.data.panels import Roles
 
 Command = Callable[..., None]
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -54,22 +56,43 @@ JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
 ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
 
+
+@dataclass
+class ByRole:
+    """The columns of a table by role."""
+
+    target: Annotated[list[str] | None, Option(help="Column to forecast, repeatable.")] = None
+    past: Annotated[list[str] | None, Option(help="Column known as far as targets, repeatable.")] = None
+    future: Annotated[list[str] | None, Option(help="Column known in advance, repeatable.")] = None
+    static: Annotated[list[str] | None, Option(help="Column that is constant in a series, repeatable.")] = None
+    series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None
+
+    def roles(self, column: str | None = None) -> Roles:
+        """Return the roles, with `column` for the target where none is named."""
+        if column is not None and self.target:
+            raise ValueError(f"--column is {column} beside --target, expected one of them; --target can be repeated")
+        return Roles(self.target or column, self.past, self.future, self.static, self.series_id).checked("columns")
+
+
 # Parameters of estimators that are no options.
-OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph"}
+OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph", "every_step"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
 UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
 UNWRITTEN = (*UNREAD, "resume", "json", "ranks")  # those that say nothing of what is trained
 # The types of values of options in a file, by the type of the option; all others are text.
-KINDS: dict[Any, Any] = {bool: (bool, "true or false"), int: (int, "a whole number"), float: (int | float, "a number")}
+KINDS: dict[Any, Any] = {
+    **{bool: (bool, "true or false"), int: (int, "a whole number"), float: (int | float, "a number")},
+    list[str]: (list, "a list of text"),
+}
 LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts
 
 
 def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
-    """Give a command options in the place of its `dialect` (those of CSV files), its `run` and its `**settings`.
+    """Give a command options in the place of its `dialect` (those of CSV files), `by_role`, `run` and `**settings`.
 
-    The parameters of the classes of `dialect` and `run` become options, from which these are made. The command runs
-    within `run.accounted()`.
+    The parameters of the classes of `dialect`, `by_role` and `run` become options, from which these are made. The
+    command runs within `run.accounted()`.
 
     Parameters
     ----------
@@ -81,7 +104,7 @@ def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
         declared = dict(inspect.signature(function, eval_str=True).parameters)
         declared.pop("settings", None)
         makers: dict[str, Any] = {
-            name: declared.pop(name).annotation for name in ("dialect", "run") if name in declared
+            name: declared.pop(name).annotation for name in ("dialect", "by_role", "run") if name in declared
         }
         options = {name: _options_of(maker) for name, maker in makers.items()}
         every = declared | ({} if estimator is None else _options_of(estimator)) | declared
@@ -142,14 +165,14 @@ def _options(context: typer.Context) -> dict[str, Any]:
 def as_toml(context: typer.Context) -> str:
     """Return the options of a command, but those that say nothing of what is trained, as the text of a TOML file."""
     values = {long: context.params.get(option.name) for long, option in _options(context).items()}
-    lines = {long: value for long, value in values.items() if value is not None and long not in UNWRITTEN}
+    lines = {long: value for long, value in values.items() if value not in (None, []) and long not in UNWRITTEN}
     return "".join(f"{long} = {_toml(value)}\n" for long, value in lines.items())
 
 
 def _toml(value: Any) -> str:
     """Return a value as TOML has it."""
-    number_or_text = value if isinstance(value, bool | int | float) else str(value)
-    return json.dumps(number_or_text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    known = value if isinstance(value, bool | int | float | list) else str(value)
+    return json.dumps(known, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def from_toml(path: Path) -> dict[str, Any]:

@@ -7,18 +7,16 @@ import json
 import logging
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from xlstm import distributed, training
+from xlstm import distributed
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import process_signals
 from xlstm.training import Terminated
@@ -27,7 +25,6 @@ from xlstm.training import Terminated
 ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError, BackendError)
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 INTERRUPTED, CLOSED = 130, 141  # exit codes, those of a shell for SIGINT and SIGPIPE
-EVERY = 30.0  # seconds between two lines about training where there is no terminal
 OPEN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False}  # a table without a frame
 
 
@@ -156,29 +153,6 @@ class Log(logging.Handler):
         """Print the message of a record; commands say in their own words how training ended."""
         if record.name != "xlstm.training" and not (out.quiet and record.levelno < logging.WARNING):
             tell(record.getMessage())
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[training.Progress], None]]:
-    """Show how training goes, by a bar on a terminal and elsewhere by lines; give the function that is told of it."""
-    terminal, due = err.is_terminal and not out.quiet, time.monotonic() + EVERY
-    columns = (TextColumn("{task.fields[epoch]}"), BarColumn(16), TextColumn("{task.description}"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=err)
-    task = bar.add_task("", total=None, epoch="")
-
-    def show(now: training.Progress) -> None:
-        nonlocal due
-        epoch = f"{now.epoch}/{now.epochs}"
-        losses = f"loss {now.loss:.4f}" + ("" if now.validation is None else f"  validation {now.validation:.4f}")
-        if terminal:  # training may stop early, so the time left is at most that which the bar shows
-            total, completed = now.epochs * now.steps, (now.epoch - 1) * now.steps + now.step
-            bar.update(task, total=total, completed=completed, epoch=epoch, description=f"{losses}  left")
-        elif time.monotonic() >= due and not out.quiet:
-            due = time.monotonic() + EVERY
-            tell(f"epoch {epoch}, step {now.step}/{now.steps}: {losses}")
-
-    with bar if terminal else contextlib.nullcontext():  # old versions of rich print an empty line elsewhere
-        yield show
 
 
 @contextlib.contextmanager

@@ -15,10 +15,9 @@ from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
 from xlstm.cli.configuration import ColumnOption, JsonOption, command
 from xlstm.cli.console import Report, printable
-from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, dated, load_model, read_text
+from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, load_model, panel_of, read_text
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect
-from xlstm.data.series import read_series
 from xlstm.data.table import read_table
 from xlstm.estimators import Forecaster, TextModel
 from xlstm.plots.networks import MOST
@@ -72,9 +71,10 @@ def read(loaded: Loaded, data: Path, column: str | None, steps: int, dialect: Di
     """
     file, _, fitted, network, params = loaded
     if isinstance(fitted, Forecaster):
-        series = read_series(data, column, usual=fitted.name, dialect=dialect)
-        with dated(series, fitted.calendar_) as dates:
-            return fitted.windows(series.values, **dates)[-steps:]
+        panel = panel_of(loaded, data, column, dialect)
+        panel.check_known(fitted.horizon)
+        with panel.named() as given:
+            return fitted.windows(given)[-steps:]
     if isinstance(fitted, TextModel):
         return _tokens(fitted.codec_, data, steps)
     if fitted is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,15 +13,13 @@ from typer import Argument, Option
 
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.cli.configuration import BackendOption, ColumnOption, JsonOption, QuietOption, TableOption, command
-from xlstm.cli.console import Report, err, printable, put, table, tell
-from xlstm.cli.sources import Layout, Loaded, check_options, dated, find_model, load_model, read_text
-from xlstm.data import panels, text
+from xlstm.cli import sources
+from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
+from xlstm.cli.console import Report, printable, put, table, tell
+from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
+from xlstm.data import text
 from xlstm.data.csv_file import Dialect
-from xlstm.data.frames import places_of
-from xlstm.data.panels import Given, Roles, numbers_of
-from xlstm.data.series import Series, read_series
-from xlstm.data.table import as_csv, check_table, opened, read_groups, write_table
+from xlstm.data.table import as_csv, check_table, is_parquet, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
 from xlstm.estimators.evaluation import Score
 from xlstm.estimators.text_model import text_of_tokens
@@ -28,6 +27,7 @@ from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.plots import confusion_counts
 
+LaterOption = Annotated[Path | None, Option("--future-file", help="Table of what is known in advance.")]
 LARGEST = 700.0  # nats whose perplexity is a number
 UNITS = {"characters": "character", "bytes": "byte", "tokenizer": "token"}  # by the kind of a codec
 
@@ -39,6 +39,7 @@ def predict(
     column: ColumnOption = None,
     steps: Annotated[int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
     intervals: Annotated[bool, Option("--intervals", help="Add quantiles, up to the horizon.")] = False,
+    future_file: LaterOption = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
     *,
@@ -47,15 +48,14 @@ def predict(
     """Forecast what comes after the last value of a series, or tell the labels of sequences and their probabilities."""
     check_output("predict", output)
     loaded = load_model("predict", model, backend)
-    check_options(loaded.file, loaded.kind, column=column, steps=steps, intervals=intervals)
+    own: dict[str, Any] = {"column": column, "steps": steps, "intervals": intervals, "future_file": future_file}
+    sources.check_options(loaded.file, loaded.kind, **own)
     if isinstance(loaded.estimator, SequenceClassifier):
-        columns = _labels(loaded, table, dialect)
+        _write(output, _labels(loaded, table, dialect))
     else:
-        columns = _forecast(loaded, table, column, dialect, steps, intervals)
-    if output is None:
-        put(as_csv(columns))
-    else:
-        write_table(output, columns)
+        panel = panel_of(loaded, table, column, dialect, future_file)
+        columns = _ahead(loaded, panel, steps, loaded.estimator.quantiles if intervals else [])
+        _write(output, columns, panel)
 
 
 def check_output(command: str, output: Path | None) -> None:
@@ -66,24 +66,47 @@ def check_output(command: str, output: Path | None) -> None:
         check_table(output)
 
 
-def _forecast(
-    loaded: Loaded, table: Path, column: str | None, dialect: Dialect, steps: int | None, intervals: bool
-) -> dict[str, Sequence[Any]]:
-    """Return times and values after the end of a series."""
+def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = None) -> None:
+    """Print a table as CSV, or write it to a file, in Parquet with the types of a panel that the table goes on from."""
+    if output is None:
+        put(as_csv(columns))
+    elif panel is None or not is_parquet(output):
+        write_table(output, columns)
+    else:
+        dates = panel.after(len(next(iter(columns.values()))) // len(panel.shown))
+        write_table(output, columns if dates is None else columns | {panel.time: dates}, panel.kinds)
+
+
+def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[float]) -> dict[str, Any]:
+    """Return forecasts of a trained model, with some of its quantiles, as columns."""
     fitted = loaded.estimator
-    series = read_series(table, column, usual=fitted.name, dialect=dialect)
-    with dated(series, fitted.calendar_) as dates:
-        values = fitted.predict(series.values, steps, **dates)
-        if intervals and len(values) > fitted.horizon:
-            expected = f"expected at most the horizon, {fitted.horizon}, with --intervals"
-            raise ValueError(f"{loaded.file}: steps is {len(values)}, {expected}")
-        quantiles = fitted.predict_quantiles(series.values, **dates) if intervals else None
-    if series.name != fitted.name:
-        err.print(f"note: the model was trained on {fitted.name}, this is {series.name}")
-    name = "value" if series.name == "time" else series.name
-    columns: dict[str, Sequence[Any]] = {"time": series.after(len(values)), name: values.tolist()}
-    if quantiles is not None:
-        columns |= {f"{name} {q:g}": quantiles[: len(values), k].tolist() for k, q in enumerate(fitted.quantiles)}
+    steps, trained = fitted.horizon if steps is None else steps, list(fitted.quantiles)
+    panel.check_known(steps)
+    if levels and steps > fitted.horizon:
+        limit = f"the horizon, {fitted.horizon}, with intervals"
+        raise ValueError(f"{loaded.file}: steps is {steps}, expected at most {limit}")
+    if unknown := [level for level in levels if level not in trained]:
+        raise ValueError(f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}")
+    with panel.named() as given:
+        points = fitted.predict(given, steps)
+        quantiles = fitted.predict_quantiles(given) if levels else []
+    chosen = [trained.index(level) for level in levels]
+    return _columns(panel, points, levels, [one[:steps, ..., chosen] for one in quantiles])
+
+
+def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
+    """Return forecasts of each series as columns: its name, times, and of each target the value and quantiles."""
+    names, steps, columns = panel.given.names, len(points[0]), {}
+    for note in dict.fromkeys(one.note for one in panel.shown if one.calendar is None and one.note):
+        tell(f"note: {note}")
+    if panel.roles.series_id:
+        columns[panel.roles.id_name] = [label for label in panel.given.labels for _ in range(steps)]
+    columns[panel.time] = [label for one in panel.shown for label in one.after(steps)]
+    rows = np.concatenate(points).reshape(-1, len(names))
+    bands = np.concatenate(quantiles or points).reshape(*rows.shape, -1)
+    for c, name in enumerate(names):
+        columns[name] = rows[:, c].tolist()
+        columns |= {f"{name} {level:g}": bands[:, c, k].tolist() for k, level in enumerate(levels)}
     return columns
 
 
@@ -101,13 +124,10 @@ def _labels(loaded: Loaded, table: Path, dialect: Dialect) -> dict[str, Sequence
 
 @command()
 def forecast(
-    checkpoint: Annotated[Path, Argument(help="Folder or file of a published checkpoint of TiRex.")],
+    model: Annotated[Path, Argument(help="Model of train forecast, or a published checkpoint of TiRex.")],
     table: Annotated[Path, Argument(help="CSV or Parquet file with one series or several.")],
-    horizon: Annotated[int | None, Option(help="Steps to forecast; by default a patch of the model.")] = None,
-    target: Annotated[list[str] | None, Option(help="Column to forecast, repeatable; by default all others.")] = None,
-    past: Annotated[list[str] | None, Option(help="Column known as far as targets, for TiRex-2.")] = None,
-    future: Annotated[list[str] | None, Option(help="Column known in advance, for TiRex-2.")] = None,
-    series_id: Annotated[str | None, Option(help="Column that tells several series apart.")] = None,
+    horizon: Annotated[int | None, Option(help="Steps to forecast; that of the model, or a patch of TiRex.")] = None,
+    future_file: LaterOption = None,
     quantiles: Annotated[str | None, Option(help="Levels, such as 0.1,0.5,0.9.")] = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
@@ -115,42 +135,44 @@ def forecast(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     *,
+    by_role: ByRole,
     dialect: Dialect,
 ) -> None:
-    """Forecast the series of a table with a published TiRex, without any training: the median and quantiles."""
+    """Forecast the series of a table with a trained model, or with a published TiRex, which needs no training.
+
+    A trained model knows its columns. TiRex is told them, and forecasts all others where no target is named.
+    """
     check_output("forecast", output)
-    checkpoint, _ = find_model("forecast", checkpoint, foreign=True)
+    file, kind = find_model("forecast", model, foreign=True)
     levels = None if quantiles is None else _levels(quantiles)
-    forecaster = ZeroShotForecaster(checkpoint, backend, dtype, horizon=horizon)
-    roles = Roles(target, past, future, None, series_id).checked(str(table))
-    given = _read(table, roles, dialect)
-    covariates, calendars = given.covariates, [one.dates for one in given.covariates]
-    model = forecaster.fit().model_
-    levels = levels or [*model.quantiles]
-    known = sorted({*levels, 0.5})
-    ahead = forecaster.set_params(quantiles=known).predict_quantiles(
-        list(given.values),
-        past=[one.past for one in covariates] if roles.past else None,
-        future=[one.future for one in covariates] if roles.future else None,
-        dates=None if calendars[0] is None else calendars,
-    )
-    steps = len(ahead[0])
-    columns: dict[str, list[Any]] = {}
-    if series_id is not None:
-        columns[series_id] = [label for label in given.labels for _ in range(steps)]
-    series = [Series("", one[:, 0], one[:, 0], dates) for one, dates in zip(given.values, calendars, strict=True)]
-    columns["time"] = [label for one in series for label in one.after(steps)]
-    for c, name in enumerate(given.names):
-        for level, column in ((0.5, name), *((level, f"{name} {level:g}") for level in levels)):
-            columns[column] = np.concatenate([one[:, c, known.index(level)] for one in ahead]).tolist()
+    if kind:
+        sources.refuse(file, f"trained {kind}", vars(by_role) | {"dtype": dtype})
+        loaded = load_model("forecast", file, backend)
+        panel = panel_of(loaded, table, None, dialect, future_file)
+        if levels is None:
+            levels = list(loaded.estimator.quantiles) if (horizon or 0) <= loaded.estimator.horizon else []
+        name, ahead = kind, _ahead(loaded, panel, horizon, levels)
+    else:
+        panel = sources.read_panel(table, by_role.roles(), dialect, None, future_file, every=True)
+        zero_shot = ZeroShotForecaster(file, backend, dtype, horizon=horizon)
+        name, levels = type(zero_shot.fit().model_).__name__, levels or [*zero_shot.model_.quantiles]
+        ahead = _zero_shot(zero_shot, panel, levels)
     report = Report(as_json)
+    if output is not None or not as_json:
+        _write(output, ahead, panel)
     if output is not None:
-        write_table(output, columns)
         report.print(f"forecasts: {output}")
-    elif not as_json:
-        put(as_csv(columns))
-    about = {"model": type(model).__name__, "horizon": steps, "quantiles": levels}
-    report.finish(**about, output=None if output is None else str(output), forecasts=columns)
+    steps = len(ahead[panel.time]) // len(panel.shown)
+    about: dict[str, Any] = {"model": name, "horizon": steps, "quantiles": levels}
+    report.finish(**about, output=None if output is None else str(output), forecasts=ahead)
+
+
+def _zero_shot(forecaster: ZeroShotForecaster, panel: Panel, levels: Sequence[float]) -> dict[str, Any]:
+    """Return the median and quantiles that a pretrained model forecasts as columns."""
+    known = sorted({*levels, 0.5})
+    ahead = forecaster.set_params(quantiles=known).predict_quantiles(panel.given)
+    chosen = [known.index(level) for level in levels]
+    return _columns(panel, [one[..., known.index(0.5)] for one in ahead], levels, [one[..., chosen] for one in ahead])
 
 
 def _levels(text: str) -> list[float]:
@@ -159,44 +181,6 @@ def _levels(text: str) -> list[float]:
         return sorted({float(level) for level in text.split(",")})
     except ValueError:
         raise ValueError(f"--quantiles is {checks.shown(text)}, expected numbers such as 0.1,0.5,0.9") from None
-
-
-def _read(path: Path, roles: Roles, dialect: Dialect) -> Given:
-    """Return the series of a table, whose targets are by default all other columns that hold a number.
-
-    Rows at the end of a series without a target are those of what is known in advance. A warning names the columns that
-    are left out.
-
-    Raises
-    ------
-    OSError, TypeError, ValueError, ImportError
-        The file cannot be read, a column is missing, a target or a series has no value, or dates do not rise or go on.
-    """
-    beside = [*roles.past, *roles.future]
-    wanted = [*roles.targets, *beside] if roles.targets else None
-    groups = read_groups(path, roles.id_name or None, wanted, dialect)
-    first = next(iter(groups.values()))
-    places_of(str(path), first.names, [*roles.targets, *beside])  # a column of dates is none of numbers
-    names = roles.targets or [name for name in first.names if name not in beside]
-    if not names:
-        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
-    there = np.any([~np.isnan(group.values).all(axis=0) for group in groups.values()], axis=0)
-    empty = {name for name, has_numbers in zip(first.names, there, strict=True) if not has_numbers}
-    if roles.targets and (wrong := [name for name in names if name in empty]):
-        raise ValueError(f"{path}: column {checks.shown(wrong[0])} has no value to forecast from")
-    names = [name for name in names if name not in empty] or names
-    used = {*names, *beside, *roles.series_id, first.index_name}
-    left = [name for name in opened(path, dialect).names if name not in used]
-    if left and not roles.targets:
-        tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
-    series, after = {}, {}
-    for label, columns in groups.items():
-        there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
-        if not len(there):
-            raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-        end = int(there[-1]) + 1
-        series[label], after[label] = columns.take(slice(end)), columns.take(slice(end, None))
-    return panels.of_columns(str(path), series, roles, names, after if roles.future else {}, "the table")
 
 
 def generate(
@@ -217,7 +201,7 @@ def generate(
     draws: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     model, kind = find_model("generate", model, foreign=True)
     if kind == TextModel.KIND:
-        check_options(model, kind, stop=stop, bytes=as_bytes, dtype=dtype)
+        sources.check_options(model, kind, stop=stop, bytes=as_bytes, dtype=dtype)
         gap, pieces = "", TextModel.load(model, backend).stream(prompt, max_tokens, **draws)
     else:
         network, params = _language_model(model, kind, backend, dtype)
@@ -255,17 +239,20 @@ def evaluate(
     """Show errors of forecasts on the last fifth of a series, the loss of a text, or the accuracy on sequences."""
     printable("evaluate")
     loaded = load_model("evaluate", model, backend)
-    check_options(loaded.file, loaded.kind, dialect, column=column)
+    sources.check_options(loaded.file, loaded.kind, dialect, column=column)
     report, estimator = Report(as_json), loaded.estimator
+    if estimator.data_ == sources.digest(data):
+        fair = "these are errors on its test part" if loaded.kind == Forecaster.KIND else "so it knows most of it"
+        tell(f"note: the model was trained on {data}; {fair}")
     if isinstance(estimator, TextModel):
-        values = of_text(report, estimator, estimator.nats(read_text(data)), str(data))
+        values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):
         sequences, _, labels = Layout.kept(loaded).read(data, dialect)
         if unknown := sorted({*labels.tolist()} - {*estimator.classes_.tolist()}):
             raise ValueError(f"{data}: label {unknown[0]!r} is not one of those that {loaded.file} knows")
         values = of_labels(report, estimator, sequences, labels)
     else:
-        values = of_forecasts(report, estimator, read_series(data, column, usual=estimator.name, dialect=dialect))[1]
+        values = of_forecasts(report, estimator, panel_of(loaded, data, column, dialect))[1]
     report.finish(kind=loaded.kind, **values)
 
 
@@ -288,21 +275,28 @@ def of_labels(report: Report, model: SequenceClassifier, sequences: Any, truth: 
     return {"sequences": len(truth), "accuracy": accuracy, "classes": names, "confusion": counts}
 
 
-def of_forecasts(report: Report, model: Forecaster, series: Series) -> tuple[Score, dict[str, Any]]:
+def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score, dict[str, Any]]:
     """Print the RMSE of a forecaster and of baselines on the test part; return the score, and values for JSON."""
-    with dated(series) as dates:
-        score = model.score(series.values, **dates)
-    horizon, rows = len(score.model), []
-    for h in sorted({1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}):
-        errors = (f"{rmse[h - 1]:.4g}" for rmse in (score.model, score.persistence, score.autoregression))
-        within = f"{100 * score.coverage[h - 1]:.0f} %"
-        rows.append((f"{h} {series.step}{'s' if h > 1 else ''} ahead", *errors, within))
-    network, baseline = type(model.model_.recurrent).__name__, f"autoregression of {score.order}"
-    names = ("", network, "persistence", baseline, f"{100 * score.interval:.0f} % interval")
-    report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", names, rows))
+    with panel.named() as given:
+        score = model.score(given)
+    horizon, step, names = len(score.model), panel.shown[0].step, panel.given.names
+    network = type(model.model_.recurrent).__name__
+    errors = {network: score.model, "persistence": score.persistence}
+    if score.season:
+        errors[f"season of {score.season}"] = score.seasonal
+    errors[f"autoregression of {score.order}"] = score.autoregression
+    steps, rows = sorted({1, 3, 6, 12, horizon // 2 if horizon > 12 else 1, horizon} & {*range(1, horizon + 1)}), []
+    by_target = {name: one.reshape(horizon, -1) for name, one in (errors | {"coverage": score.coverage}).items()}
+    for (c, name), h in itertools.product(enumerate(names), steps):
+        *rmse, coverage = (one[h - 1, c] for one in by_target.values())
+        ahead = f"{h} {step}{'s' if h > 1 else ''} ahead"
+        ahead = ahead if len(names) == 1 else f"{name}, {ahead}"
+        rows.append((ahead, *(f"{one:.4g}" for one in rmse), f"{100 * coverage:.0f} %"))
+    heads = ("", *errors, f"{100 * score.interval:.0f} % interval")
+    report.print(table(f"test RMSE on the last 20 %, {score.points} forecasts", heads, rows))
     methods = ("model", "persistence", "autoregression", "seasonal")
     return score, {
         **{"forecasts": score.points, "order": score.order, "season": score.season, "interval": score.interval},
-        "rmse": {name: getattr(score, name).tolist() for name in methods},
+        **{"targets": names, "rmse": {name: getattr(score, name).tolist() for name in methods}},
         "coverage": score.coverage.tolist(),
     }

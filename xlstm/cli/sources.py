@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,12 +15,14 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
-from xlstm.data import reading
+from xlstm.cli.console import tell
+from xlstm.data import calendars, panels, reading
 from xlstm.data.csv_file import PLAIN, Dialect
-from xlstm.data.frames import grouped, places_of
+from xlstm.data.frames import Columns, grouped, places_of
 from xlstm.data.host import SeriesError
-from xlstm.data.series import Series
-from xlstm.data.table import names_in, opened
+from xlstm.data.panels import Given, Roles, numbers_of
+from xlstm.data.series import Series, only_column, series_of
+from xlstm.data.table import groups_of, names_in, opened
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel
 from xlstm.models import model_files
 from xlstm.models.language import xLSTMLanguageModel
@@ -32,7 +35,7 @@ LANGUAGE = "language model"  # a kind of network
 ESTIMATORS = {one.KIND: one for one in (Forecaster, TextModel, SequenceClassifier, SequenceRegressor)}
 # The commands that take each kind of model file.
 COMMANDS = {
-    Forecaster.KIND: ("predict", "evaluate", "export", "inspect"),
+    Forecaster.KIND: ("predict", "forecast", "evaluate", "export", "inspect"),
     TextModel.KIND: ("generate", "evaluate", "export", "inspect"),
     SequenceClassifier.KIND: ("predict", "evaluate", "export", "inspect"),
     SequenceRegressor.KIND: ("export", "inspect"),
@@ -88,12 +91,22 @@ def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: ob
     """Raise ValueError where options of a forecaster, or of tables, are given for a model of another kind."""
     if kind == Forecaster.KIND:
         return
-    given = {name for name, value in options.items() if value not in (None, False)}
     if kind in (TextModel.KIND, LANGUAGE):
-        given |= {name for name, value in vars(dialect).items() if value != getattr(PLAIN, name)}
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given))
+        options |= {name: value for name, value in vars(dialect).items() if value != getattr(PLAIN, name)}
+    refuse(file, kind, options)
+
+
+def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
+    """Raise ValueError where options are given that a model of a kind does not take."""
+    if given := sorted(name for name, value in options.items() if value not in (None, False)):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{file}: is a {kind}, which takes no {names}")
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def read_text(file: Path) -> str:
@@ -107,13 +120,155 @@ def read_text(file: Path) -> str:
     return text
 
 
-@contextlib.contextmanager
-def dated(series: Series, wanted: bool = True) -> Iterator[dict[str, Any]]:
-    """Give the dates of a series as an argument of a forecaster, and name the date of a value that cannot be used."""
-    try:
-        yield {"dates": series.index if wanted and series.calendar is not None else None}
-    except SeriesError as error:
-        raise ValueError(f"{series.name}, {series.step} {series.labels[error.row]}: {error}") from error
+class Panel(NamedTuple):
+    """The series of a table, as estimators take them and as people read them.
+
+    Attributes
+    ----------
+    name : str
+        The names of the targets.
+    given : Given
+    shown : list of Series
+        The first target of each series.
+    roles : Roles
+    time : str
+        The name of the column of dates, or of steps.
+    kinds : dict of str to pyarrow.DataType
+        Types of the columns of times and of names of series, where they come from a Parquet file.
+    """
+
+    name: str
+    given: Given
+    shown: list[Series]
+    roles: Roles
+    time: str
+    kinds: dict[str, Any]
+
+    def __str__(self) -> str:
+        """Describe the series in a line."""
+        first, sizes = self.shown[0], [len(one.values) for one in self.shown]
+        if len(sizes) > 1:
+            return f"{self.name}, {len(sizes)} series of {min(sizes)} to {max(sizes)} {first.step}s"
+        gaps, note = (f", {first.gaps} of them gaps" if first.gaps else ""), (f" ({first.note})" if first.note else "")
+        return f"{self.name}, {sizes[0]} {first.step}s from {first.labels[0]} to {first.labels[-1]}{gaps}{note}"
+
+    @property
+    def known(self) -> dict[str, int]:
+        """The rows after the end of each series for which columns that are to be known in advance are known."""
+        known = {}
+        for one, values, beside in zip(self.shown, self.given.values, self.given.covariates, strict=True):
+            if beside.future is not None:
+                rows = np.flatnonzero(~np.isnan(beside.future[len(values) :]).any(axis=1))
+                known[one.name] = int(rows[-1]) + 1 if len(rows) else 0
+        return known
+
+    def check_known(self, steps: int) -> None:
+        """Raise ValueError where columns that are to be known in advance are not known for so many steps."""
+        for name, rows in self.known.items():
+            if rows < steps:
+                columns, more = checks.few(self.roles.future), f"add rows without {self.name}, or give --future-file"
+                raise ValueError(f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}")
+
+    def after(self, steps: int) -> Host | None:
+        """Return the dates of so many rows after each series, in UTC, behind each other; None where some have none."""
+        dates = [calendars.after(one.calendar, steps) for one in self.shown if one.calendar is not None]
+        if len(dates) < len(self.shown):
+            return None
+        unit = "D" if np.datetime_data(dates[0].dtype)[0] in "YMD" else "us"
+        return np.concatenate(dates).astype(f"datetime64[{unit}]")
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[Given]:
+        """Give the series to an estimator, and name the date of a value that cannot be used."""
+        try:
+            yield self.given
+        except SeriesError as error:
+            places = ((one, row) for one in self.shown for row in np.flatnonzero(one.values == error.args[2]))
+            named = (f"{one.name}, {one.step} {one.labels[row]}: " for one, row in places)
+            raise ValueError(f"{next(named, '')}{error}") from error
+
+
+def read_panel(
+    path: Path, roles: Roles, dialect: Dialect, usual: str | None = None, later: Path | None = None, every: bool = False
+) -> Panel:
+    """Read the series of a table.
+
+    Rows at the end of a series without a target are those of what is known in advance.
+
+    Parameters
+    ----------
+    path : Path
+    roles : Roles
+        Checked. Where no target is named it is the only column of numbers that has no role.
+    dialect : Dialect
+    usual : str, optional
+        The target, where none is named and several columns could be it.
+    later : Path, optional
+        A table of what is known in advance.
+    every : bool
+        Where no target is named, all columns that hold a number are targets. A warning names those that are left out.
+
+    Raises
+    ------
+    OSError, TypeError, ValueError, ImportError
+        The file cannot be read, a column is missing, a target or a series has no value, or dates do not rise or go on.
+    """
+    if later is not None and not roles.future:
+        raise ValueError(f"{later}: no column is known in advance, expected one where there is --future-file")
+    file, beside = opened(path, dialect), [*roles.past, *roles.future, *roles.static]
+    places_of(str(path), file.names, [*roles.targets, *beside, *roles.series_id], "the header")
+    if dated := [name for name in (*roles.targets, *beside) if name in file.dated]:
+        raise ValueError(f"{path}: column {checks.shown(dated[0])} holds dates, expected numbers")
+    names = roles.targets or [name for name in file.numeric if name not in (*beside, *roles.series_id)]
+    if beside and not names:
+        raise ValueError(f"{path}: all columns of numbers are covariates, expected one to forecast")
+    if not (names and every) and not roles.targets:
+        names = [only_column(file, names, usual)]
+    groups = groups_of(file, roles.id_name or None, [*names, *beside])
+    names = _with_numbers(path, [*groups.values()], names, bool(roles.targets))
+    first, read, after, shown = next(iter(groups.values())), {}, {}, []
+    for label, columns in groups.items():
+        there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
+        if not len(there):
+            raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
+        part, after[label] = (columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None)))
+        series = series_of(names[0], part, file.line if label == "" else f"{path}: {label}: row {{}}".format)
+        shown.append(replace(series, name=f"{names[0]} of {label}") if label else series)
+        read[label] = part if series.calendar is not None else replace(part, index=None)
+    if later is not None:
+        after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
+    given = panels.of_columns(str(path), read, roles, names, after if roles.future else {}, str(later or "the table"))
+    left = [name for name in file.names if name not in (*names, *beside, *roles.series_id, first.index_name, "")]
+    if left and every and not roles.targets:
+        tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
+    time = "step" if "time" in file.names else "time"
+    if first.index_name is not None and shown[0].calendar is not None:
+        time = first.index_name
+    kinds = {name: kind for name, kind in getattr(file, "kinds", {}).items() if name in (*roles.series_id, time)}
+    given = given._replace(flat=[len(names) == 1] * len(shown))
+    return Panel(", ".join(names), given, shown, roles, time, kinds)
+
+
+def panel_of(loaded: Loaded, path: Path, column: str | None, dialect: Dialect, later: Path | None = None) -> Panel:
+    """Return the series of a table in the columns that a forecaster was trained on, or its target in another column."""
+    model, names = loaded.estimator, [*getattr(loaded.estimator, "feature_names_in_", ())]
+    roles = Roles(model.targets, model.past, model.future, model.static, model.series_id).checked(str(loaded.file))
+    if column is not None and model.n_targets_ > 1:
+        raise ValueError(f"{loaded.file}: forecasts {checks.few(names)}, expected no --column")
+    targets = roles.targets or names * (len(names) > 1) if column is None else [column]
+    panel = read_panel(path, roles._replace(targets=targets), dialect, model.name, later)
+    if model.name not in ("", panel.name):
+        tell(f"note: the model was trained on {model.name}, this is {panel.name}")
+    return panel
+
+
+def _with_numbers(path: Path, groups: Sequence[Columns], names: Sequence[str], named: bool) -> Sequence[str]:
+    """Return the columns that hold a number; where they were named, all have to."""
+    there = np.any([~np.isnan(numbers_of(str(path), group, names)).all(axis=0) for group in groups], axis=0)
+    empty = [name for name, has_numbers in zip(names, there, strict=True) if not has_numbers]
+    if empty and named:
+        raise ValueError(f"{path}: column {checks.shown(empty[0])} has no value to forecast from")
+    return [name for name in names if name not in empty] or names
 
 
 @dataclass(frozen=True)
@@ -150,10 +305,12 @@ class Layout:
     @classmethod
     def kept(cls, loaded: Loaded) -> Self:
         """Return the layout that the file of a classifier keeps; ValueError if it keeps none."""
+        expected = "expected a model of `xlstm train classify`"
+        if loaded.estimator.target_kind_ != "sequence":
+            raise ValueError(f"{loaded.file}: has a {loaded.estimator.target_kind_} target, {expected}")
         try:
             return cls(**loaded.estimator.note_)
         except TypeError:
-            expected = "expected a model of `xlstm train classify`"
             raise ValueError(f"{loaded.file}: says nothing of a table, {expected}") from None
 
     def read(self, path: Path, dialect: Dialect = PLAIN, labels: bool = True) -> tuple[Host, list[str], Host]:

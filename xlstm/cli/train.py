@@ -13,24 +13,33 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
 from typer import Argument, Option
 
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
-from xlstm.cli import launch
-from xlstm.cli.configuration import BackendOption, ColumnOption, ConfigOption, JsonOption, QuietOption, as_toml, command
-from xlstm.cli.console import Report, code, compare, interrupted, join, message_of, progress, tell
+from xlstm.cli import configuration, launch
+from xlstm.cli.configuration import (
+    BackendOption,
+    ByRole,
+    ColumnOption,
+    ConfigOption,
+    JsonOption,
+    QuietOption,
+    command,
+)
+from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
-from xlstm.cli.sources import MODEL, Layout, dated, held_out, read_text
+from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
 from xlstm.data import writing
 from xlstm.data.csv_file import Dialect
-from xlstm.data.series import bundled, read_series
+from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer
+from xlstm.estimators.evaluation import Score
 from xlstm.models.tirex import SyntheticPatches
 from xlstm.plots import figures
-from xlstm.training import Interrupted, Terminated, evaluate
-from xlstm.training.callbacks import Each
+from xlstm.training import Interrupted, ProgressBar, Terminated, evaluate
 from xlstm.training.folder import Folder
 
 OPTIONS, PICTURE = "options.toml", "forecast.png"
@@ -82,7 +91,7 @@ class Run(Report):
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
         if save_config is not None and self.leads:
-            writing.write(save_config, as_toml(context).encode())
+            writing.write(save_config, configuration.as_toml(context).encode())
         self.keeps = not context.command.hidden
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
@@ -102,8 +111,8 @@ class Run(Report):
         """The checkpoints of the run in the folder."""
         return Folder(self.output, 1).checkpoints() if self.keeps else []
 
-    def fit(self, model: Any, *data: Any, note: dict[str, Any] | None = None, **beside: Any) -> Any:
-        """Train an estimator on data, and save it with a note, also where a signal ends training."""
+    def fit(self, model: Any, *data: Any, file: Path | None = None, note: Any = None, **beside: Any) -> Any:
+        """Train an estimator on data of a file, and save it with a note, also where a signal ends training."""
         model.set_params(graph=self.graph)
         if self.keeps:
             model.set_params(checkpoints=self.output, resume=self.resume)
@@ -111,17 +120,20 @@ class Run(Report):
             self.output.mkdir(parents=True, exist_ok=True)
         if self.group.size > 1:
             beside["group"] = self.group
-        with progress() as show:
-            if isinstance(model, Forecaster):
-                beside["progress"] = show  # which also sees the training on all of the series
-            else:
-                model.set_params(callbacks=[Each(show)])
-            try:
-                model.fit(*data, **beside)
-            except (Interrupted, Terminated):
-                self._save(model, note)  # the best so far
-                raise
-        self._save(model, note)  # before anything else can go wrong
+        bar = ProgressBar(Console(quiet=True) if out.quiet else err)
+        bar.begin({})
+        if isinstance(model, Forecaster):
+            beside["progress"] = bar.step  # which also sees the training on all of the series
+        else:
+            model.set_params(callbacks=[bar])
+        try:
+            model.fit(*data, **beside)
+        except (Interrupted, Terminated):
+            self._save(model, file, note)  # the best so far
+            raise
+        finally:
+            bar.end()
+        self._save(model, file, note)  # before anything else can go wrong
         compare(self.group)
         self.group.close()
         if not self.leads:
@@ -133,13 +145,14 @@ class Run(Report):
         self.print(f"trained: {parts}{early}{skipped}")
         return model
 
-    def _save(self, model: Any, note: dict[str, Any] | None) -> None:
+    def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
         if not self.leads:
             return
+        model.data_ = None if file is None else digest(file)
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
         if self.keeps:
-            writing.write(self.output / OPTIONS, as_toml(self.context).encode())
+            writing.write(self.output / OPTIONS, configuration.as_toml(self.context).encode())
 
     def end(self, **values: Any) -> None:
         """Print where the model is, or as JSON the values with what is said of any training."""
@@ -177,6 +190,7 @@ def train_forecast(
     backend: BackendOption = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
     *,
+    by_role: ByRole,
     dialect: Dialect,
     **settings: Any,
 ) -> None:
@@ -185,34 +199,44 @@ def train_forecast(
     The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
     model is trained once more on all of it. `train forecast` keeps checkpoints and the history, too.
     """
-    series = read_series(table or bundled("sunspots"), column, dialect=dialect)
+    file = table or bundled("sunspots")
+    panel = read_panel(file, by_role.roles(column), dialect)
     if horizon is None:
-        horizon = max(1, min(HORIZON, len(series.values) // SHORT))
+        horizon = max(1, min(HORIZON, *(len(one.values) // SHORT for one in panel.shown)))
     for name in ("linear_baseline", "season"):
         if settings[name].isdigit():
             settings[name] = int(settings[name])
-    if settings["least"] is None and np.nanmin(series.values) >= 0:
+    if settings["least"] is None and min(np.nanmin(values) for values in panel.given.values) >= 0:
         settings["least"] = 0.0  # what never was below 0 will not be
     home = backend_of(backend, dtype)
-    model = Forecaster(horizon=horizon, window=window, backend=home, name=series.name, **settings)
-    with dated(series) as dates:
-        model.examples(series.values, **dates)  # raises where the series cannot be trained on
+    named = by_role.roles().given()  # not a --column, in the place of which there may be another
+    model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **named, **settings)
+    with panel.named() as given:
+        model.examples(given)  # raises where the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"
-    gaps = f", {series.gaps} of them gaps" if series.gaps else ""
-    note = f" ({series.note})" if series.note else ""
     run.print(f"backend: {home}, {home.dtype}{narrow} ({home.reason})")
-    extent = f"{len(series.values)} {series.step}s from {series.labels[0]} to {series.labels[-1]}"
-    run.print(f"series: {series.name}, {extent}{gaps}{note}")
-    run.fit(model, series.values, **dates)
-    score, values = of_forecasts(run, model, series)
+    run.print(f"series: {panel}")
+    run.fit(model, given, file=file)
+    score, values = of_forecasts(run, model, panel)
     if figures.available():
-        fan = plots.Fan(model.predict_quantiles(series.values, **dates), model.quantiles)
-        plots.save(plots.forecast(series, score.at, score.forecasts[:, 0], fan), run.output / PICTURE)
+        _picture(run.output / PICTURE, model, panel, score)
         run.saved.append(run.output / PICTURE)
         run.print(f"picture: {run.output / PICTURE}")
     else:
         run.print("picture: none, matplotlib is not installed (pip install matplotlib)")
     run.end(window=model.window_, **values)
+
+
+def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:
+    """Draw forecasts of the first series and target: over the test part, and beyond the end where all is known."""
+    fan, ours, H = None, score.series == 0, model.horizon
+    if min(panel.known.values(), default=H) >= H:
+        quantiles = model.predict_quantiles(panel.given)[0].reshape(H, -1, len(model.quantiles))
+        fan = plots.Fan(quantiles[:, 0], model.quantiles)
+    forecasts = score.forecasts.reshape(len(ours), H, -1)[ours, :, 0]
+    drawn = [name for name in score.errors if score.season or name != "seasonal"]
+    errors = {name: score.errors[name].rmse.reshape(H, -1)[:, 0] for name in drawn}
+    plots.save(plots.forecast(panel.shown[0], score.at[ours], forecasts, fan, errors), path)
 
 
 @command(TextModel)
@@ -224,7 +248,7 @@ def train_text(
 ) -> None:
     """Train a language model on a text, and show the loss on its held-out end and a sample."""
     whole = read_text(file)
-    model = run.fit(TextModel(**settings), whole)
+    model = run.fit(TextModel(**settings), whole, file=file)
     judged = {} if model.held_out_ is None else of_text(run, model, model.held_out_, "held out")
     text = model.generate(whole[:1], sample, seed=model.seed) if sample else ""
     if text:
@@ -251,7 +275,7 @@ def train_classify(
     layout = Layout.of(table, label, sequence, columns, dialect)
     sequences, _, labels = layout.read(table, dialect)
     rows, test = held_out(labels, test_fraction, settings["seed"])
-    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout))
+    model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout), file=table)
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(epochs=model.n_iter_, **judged)
 

@@ -38,6 +38,7 @@ class Calendar(NamedTuple):
     days: tuple[int, ...] = ()  # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
     time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
     zone: datetime.tzinfo | None = None
+    holidays: str | None = None  # the country whose holidays are looked at
 
     @property
     def seconds(self) -> float:
@@ -114,7 +115,7 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     Raises
     ------
     TypeError, ValueError
-        These are no rising dates, or they have no common rhythm.
+        These are no rising dates, or they are irregular; the first row that is off is named.
     """
     if isinstance(dates, Calendar):
         return dates
@@ -131,15 +132,15 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
 
     placed = calendar(array, line, zone)
     if placed is None:
-        raise ValueError(f"{where}: the {len(array)} dates have no common step, expected one for most of them")
+        raise ValueError(f"{where}: dates has {len(array)} rows, expected two or more, which have a common step")
     return placed
 
 
 def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | None:
-    """Put dates on equal steps of time; None where there are fewer than two or they have no common rhythm.
+    """Put dates on equal steps of time; None where there are fewer than two.
 
-    Dates that do not rise, or a gap that would have to be filled with more rows than FILL allows, are a ValueError that
-    names the line. Those of a time zone come in UTC.
+    Dates that do not rise or are irregular, or a gap that would have to be filled with more rows than FILL allows, are
+    a ValueError that names the line. Those of a time zone come in UTC.
     """
     check_rising(dates, line)
     if len(dates) < 2:
@@ -154,7 +155,7 @@ def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | No
         if np.mean(steps == 1) >= 0.5:
             break
     else:
-        return None
+        raise ValueError(_irregular(dates, line))
     if place[-1] >= FILL[0] * len(place) + FILL[1]:
         row = int(np.argmax(steps)) + 1
         missing = f"{steps[row - 1] - 1} rows are missing between {dates[row - 1]} and {dates[row]}"
@@ -211,6 +212,35 @@ def features(dates: Dates, step: float) -> Values:
     return np.concatenate((np.sin(turns), np.cos(turns))).T
 
 
+def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -> Values:
+    """Return the shares of days that are public holidays, (N, 1), in the steps that begin at the dates of a calendar.
+
+    Steps of a day or less belong to the day of their date, and those that end months, quarters or years to the days up
+    to their date. A country has the code of ISO 3166, and a part of it, too, such as "DE-BY".
+    """
+    try:
+        import holidays
+    except ImportError as error:
+        needed = "needs the package holidays; pip install holidays"
+        raise ImportError(f"{where}: holidays={country!r} {needed}") from error
+    first = dates.astype("datetime64[D]")
+    stop = first + 1
+    if calendar.days == (31,):
+        first = (dates.astype("datetime64[M]") - (calendar.every - 1)).astype("datetime64[D]")
+    elif calendar.seconds > DAY and calendar.unit != "B":
+        stop = calendar.at(calendar.ticks(dates) + calendar.every).astype("datetime64[D]")
+    years = first[[0, -1]].astype("datetime64[Y]").astype(int) + 1970
+    code, _, part = country.partition("-")
+    try:
+        found = holidays.country_holidays(code, part or None, years=range(years[0], years[1] + 2))
+    except NotImplementedError as error:
+        expected = 'expected a code of ISO 3166 that the package holidays knows, such as "DE" or "DE-BY"'
+        raise ValueError(f"{where}: holidays is {checks.shown(country)}, {expected} ({error})") from None
+    free = np.array(sorted(found), "datetime64[D]")
+    counts = np.searchsorted(free, stop) - np.searchsorted(free, first)
+    return np.asarray(counts / (stop - first).astype(np.int64))[:, None]
+
+
 def _iso_date(cell: str) -> datetime.datetime:
     if not ISO_DATE.fullmatch(cell):
         raise ValueError
@@ -240,6 +270,27 @@ def _rhythms(dates: Dates) -> Iterator[Calendar]:
     two = np.unique(np.where(day == last, 31, day))
     if len(two) == 2:
         yield Calendar(dates, none, "SM", days=(int(two[0]), int(two[1])), time=time)
+
+
+def _irregular(dates: Dates, line: Line) -> str:
+    """Return which row is off the commonest step of dates, that of months or that of their own unit, and by what."""
+    days, none = dates.astype("datetime64[D]"), np.zeros(0, np.int64)
+    _, day, last = _in_month(days)
+    usual, time = int(np.argmax(np.bincount(np.where(day == last, 31, day)))), dates[0] - days[0]
+    found = []
+    for grid in (
+        Calendar(dates, none, "M", days=(usual,), time=time),
+        Calendar(dates, none, str(np.datetime_data(dates.dtype)[0])),
+    ):
+        ticks = grid.ticks(dates)
+        sizes, counts = np.unique(np.maximum(np.diff(ticks), 1), return_counts=True)
+        every = sizes[np.argmax(counts)]
+        off = (np.diff(ticks) % every != 0) | (grid.at(ticks) != dates)[1:]
+        found.append((np.count_nonzero(off), off if np.any(off) else np.diff(ticks) != every, grid.at(ticks + every)))
+    _, off, following = min(found, key=lambda one: one[0])
+    row = int(np.argmax(off)) + 1
+    expected = f"expected {following[row - 1]}, or a date that is a whole number of such steps later for a gap"
+    return f"{line(row)} is {dates[row]}, which follows {dates[row - 1]}; {expected}, with fewer gaps than steps"
 
 
 def _in_month(dates: Dates) -> tuple[Dates, Counts, Counts]:

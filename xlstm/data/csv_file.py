@@ -148,9 +148,9 @@ class CsvFile:
 
     @property
     def numeric(self) -> list[str]:
-        """The columns in which some cell is a number, but the labels of rows."""
+        """The columns in which some cell is a number, but the labels of rows, and numbers of rows without a name."""
         label, cells = self._label[0], self._cells
-        return [name for k, name in enumerate(self.names) if k != label and any(map(is_number, cells[k]))]
+        return [name for k, name in enumerate(self.names) if name and k != label and any(map(is_number, cells[k]))]
 
     @property
     def dated(self) -> list[str]:
@@ -167,7 +167,7 @@ class CsvFile:
         strange = ""
         for k, name in enumerate(self.names):
             row, first = next(((row, cell) for row, cell in enumerate(self._cells[k]) if cell), (0, ""))
-            years = k == 0 and name.lower() in HEADERS | INDEX and {*map(len, self._cells[k])} == {4}
+            years = not any(self.names[:k]) and name.lower() in HEADERS | INDEX and {*map(len, self._cells[k])} == {4}
             if self._is_date(first, years):
                 return k, True
             if not strange and _is_like_a_date(first, name.lower() in HEADERS):

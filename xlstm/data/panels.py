@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -14,6 +15,8 @@ from xlstm.data.frames import Columns
 from xlstm.data.host import Values
 from xlstm.data.series_windows import carry_forward, first_row
 
+LATEST = 0.3  # where the last target begins, as a share of the rows: in the middle of those that are trained on
+
 BySeries = Mapping[Any, Columns]
 
 
@@ -25,18 +28,18 @@ class TimeSeries(NamedTuple):
     values : array (N, C)
         NaN where there is a gap.
     known : array (N, C)
-        Each gap bridged by the value before it.
+        Each gap bridged by the value before it; before its first value a target is as there.
     past : array (N, P)
         Covariates that are known up to the last value.
     future : array (N + more, F)
-        Covariates that are known in advance, features of the calendar first.
+        Covariates that are known in advance: features of the calendar, holidays, and those that were given.
     static : array (S,)
         Numbers that do not change.
     calendar : Calendar or None
     marks : int
         Features of the calendar.
     begin : int
-        Rows that are left out, before the first at which all targets have begun.
+        Rows that are left out at the beginning.
     """
 
     values: Values
@@ -86,9 +89,11 @@ def read_series(
 ) -> list[TimeSeries]:
     """Return series with their covariates, with room for `more` rows of the calendar.
 
-    With `look` features of dates are among the covariates that are known in advance. With `gaps` covariates keep their
-    gaps, and all may begin with some; `known` then has the first value in their place, or 0 where there is none. Errors
-    name the caller, `where`.
+    With `look` features of dates are among the covariates that are known in advance, and so are the holidays of a
+    calendar that has some. With `gaps` covariates keep their
+    gaps, and all may begin with some; else rows are left out before the first value of any target, before the first of
+    any covariate, and before those that would leave a target without a value in the first LATEST of them. Errors name
+    the caller, `where`.
 
     Raises
     ------
@@ -111,8 +116,8 @@ def read_series(
 
 def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, gaps: bool) -> TimeSeries:
     values = host.series(where, value)
-    N, begin = len(values), 0 if gaps else first_row(f"{where}: the series", values)
-    past, future = (_covariates(where, name, getattr(covariates, name), N, begin, gaps) for name in ("past", "future"))
+    N, begun = len(values), 0 if gaps else first_row(f"{where}: the series", values)
+    past, future = (_covariates(where, name, getattr(covariates, name), N, begun, gaps) for name in ("past", "future"))
     static: Values = np.empty(0)
     if covariates.static is not None:
         static = host.columns(where, "static", np.atleast_1d(covariates.static))[:, 0]
@@ -123,21 +128,31 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     if calendar is not None:
         if len(calendar.place) != N:
             raise ValueError(f"{where}: dates has {len(calendar.place)} rows, expected {N}, as many as the series")
-        begin = int(calendar.place[begin])
         values, past = calendar.placed(values), calendar.placed(past)
         future = np.concatenate((calendar.placed(future[:N]), future[N:]))
     if not future.shape[1]:
         future = np.empty((len(values) + more, 0))
-    if calendar is not None and look:
+    if calendar is not None:
         later = calendars.after(calendar._replace(zone=None), max(more, ahead))
-        of_dates = calendars.features(np.concatenate((calendar.dates, later)), calendar.seconds)
-        features, future = of_dates.shape[1], np.concatenate((of_dates[: len(future)], future), axis=1)
-    known = carry_forward(values)
-    if gaps:
-        return TimeSeries(values, _begun(known), past, future, static, calendar, features)
-    parts = (values, known, carry_forward(past), carry_forward(future))
-    values, known, past, future = (part[begin:] for part in parts)
+        dates = np.concatenate((calendar.dates, later))
+        if calendar.holidays is not None:
+            shares = calendars.holiday_shares(where, calendar.holidays, calendar, dates)
+            future = np.concatenate((shares[: len(future)], future), axis=1)
+        if look:
+            of_dates = calendars.features(dates, calendar.seconds)
+            features, future = of_dates.shape[1], np.concatenate((of_dates[: len(future)], future), axis=1)
+    known, begin = _begun(carry_forward(values)), 0
+    if not gaps:
+        begin, past, future = _first(values, past, future), carry_forward(past), carry_forward(future)
+    values, known, past, future = (part[begin:] for part in (values, known, past, future))
     return TimeSeries(values, known, past, future, static, calendar, features, begin)
+
+
+def _first(values: Values, past: Values, future: Values) -> int:
+    """Return the first row of a series that is used: see `read_series`."""
+    N, any_target = len(values), int(np.argmax(np.any(~np.isnan(values), axis=1)))
+    late = math.ceil((first_row("the series", values) - LATEST * N) / (1 - LATEST))
+    return max(any_target, late, *(first_row("covariates", part[:N]) for part in (past, future) if part.shape[1]))
 
 
 def _covariates(where: str, name: str, value: Any, N: int, begin: int, gaps: bool) -> Values:
@@ -278,7 +293,7 @@ def given(
     ----------
     where : str
         The caller, for errors.
-    values : array, list of arrays, or table
+    values : array, list of arrays, table, or what `given` has returned
     beside : Covariates
         With a table `future` is one of the rows after it, or None.
     roles : Roles
@@ -292,6 +307,8 @@ def given(
     ValueError, TypeError
         A column is not there, the targets are not those of `fitted`, or a table comes with arrays beside it.
     """
+    if isinstance(values, Given):
+        return values
     if not frames.is_table(values):
         several = isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
         series = values if several else [values]

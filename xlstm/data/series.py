@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
-from xlstm.data.calendars import Calendar
-from xlstm.data.csv_file import PLAIN, Dialect
+from xlstm.data.calendars import Calendar, Line
+from xlstm.data.csv_file import PLAIN, CsvFile, Dialect
+from xlstm.data.frames import Columns
 from xlstm.data.host import Values
-from xlstm.data.table import opened
+from xlstm.data.table import ParquetFile, opened
 from xlstm.data.writing import AnyPath
 
 DATASETS = ("sunspots", "co2")
@@ -135,7 +137,7 @@ def read_csv(
         The file cannot be read.
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
-        do not rise or are in another notation, or a gap is too long to be filled. Names file, row and column.
+        do not rise, are irregular or in another notation, or a gap is too long. Names file, row and column.
     """
     return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
 
@@ -143,35 +145,39 @@ def read_csv(
 def read_series(path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN) -> Series:
     """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for arguments and errors."""
     file = opened(path, dialect)
-    if file.rows < 2:
-        raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
-    numeric = file.numeric
-    if column is None and len(numeric) != 1:
-        if not numeric:
-            raise ValueError(f"{file.path}: no column holds numbers; the header has {few(file.names)}")
-        if usual is None or numeric.count(usual) != 1:
-            raise ValueError(f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column")
-        column = usual
-    name = numeric[0] if column is None else column
+    name = only_column(file, file.numeric, usual) if column is None else column
     found = file.columns([name])
     there = np.flatnonzero(~np.isnan(found.values[:, 0]))
     if there.size == 0:
         raise ValueError(f"{file.path}: column {name} has no numbers")
     begin = int(there[0])
-    found = found.take(slice(begin, int(there[-1]) + 1))
-    values, index = found.values[:, 0], found.index
+    return series_of(name, found.take(slice(begin, int(there[-1]) + 1)), lambda row: file.line(begin + row))
+
+
+def only_column(file: CsvFile | ParquetFile, numeric: Sequence[str], usual: str | None = None) -> str:
+    """Return the one column that holds numbers, or of several the usual one; ValueError if that is not clear."""
+    if file.rows < 2:
+        raise ValueError(f"{file.path}: {file.rows} rows under the header, expected a series")
+    if not numeric:
+        raise ValueError(f"{file.path}: no column holds numbers; the header has {few(file.names)}")
+    if len(numeric) == 1:
+        return numeric[0]
+    if usual is None or numeric.count(usual) != 1:
+        raise ValueError(f"{file.path}: several columns hold numbers, choose one of {few(numeric)} with --column")
+    return usual
+
+
+def series_of(name: str, found: Columns, line: Line) -> Series:
+    """Return one column of a table as a series; `line` names a row, for errors."""
+    values, index = found.values[:, found.names.index(name)], found.index
     if index is None:
         return Series(name, values, np.arange(1, len(values) + 1))
     if index.dtype.kind != "M":
         note = "" if any(str(label).isdigit() for label in index) else "no ISO 8601 dates, rows taken as equal steps"
         return Series(name, values, index, note=note)
-
-    def line(row: int) -> str:
-        return file.line(begin + row)
-
     calendar = calendars.calendar(index, line, found.zone)
     if calendar is None:
-        return Series(name, values, index, note="dates have no common rhythm, rows taken as equal steps")
+        return Series(name, values, index, note="a single date, which has no step")
     full = calendar.placed(values[:, None])[:, 0]
     missing = len(full) - len(values)
     return Series(name, full, calendar.dates, calendar, f"{missing} rows missing from the file" if missing else "")

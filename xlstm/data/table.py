@@ -33,6 +33,7 @@ class ParquetFile:
     names, numeric, dated : list of str
         All columns, those of numbers, and those of dates.
     rows : int
+    kinds : dict of str to pyarrow.DataType
     """
 
     def __init__(self, path: AnyPath) -> None:
@@ -47,7 +48,7 @@ class ParquetFile:
                 [field.name for field in fields if any(is_kind(field.type) for is_kind in those)]
                 for those in (text, number, (kinds.is_date, kinds.is_timestamp))
             )
-            self.names = fields.names
+            self.names, self.kinds = fields.names, {field.name: field.type for field in fields}
 
     def line(self, row: int) -> str:
         """Name a row, for messages."""
@@ -69,8 +70,8 @@ class ParquetFile:
         return frames.table_of(str(self.path), self._table(names), names).values
 
     def columns(self, names: Sequence[str]) -> Columns:
-        """Return columns of numbers with the dates of rows, those that are named or else the one column of dates."""
-        dates = [name for name in self.dated if name in names] or self.dated * (len(self.dated) == 1)
+        """Return columns of numbers with the dates of rows, those that are named or else the first column of dates."""
+        dates = [name for name in self.dated if name in names] or self.dated[:1]
         wanted = [name for name in names if name not in dates]
         return frames.table_of(str(self.path), self._table([*wanted, *dates]), wanted)
 
@@ -197,7 +198,12 @@ def read_groups(
         As for `read_table`, or a name is missing.
     """
     file = opened(path, dialect)
-    found = file.columns([name for name in file.numeric if name != column] if columns is None else columns)
+    return groups_of(file, column, [name for name in file.numeric if name != column] if columns is None else columns)
+
+
+def groups_of(file: CsvFile | ParquetFile, column: str | None, columns: Sequence[str]) -> dict[str, Columns]:
+    """Return the columns of the series of an open file, as `read_groups` does."""
+    found = file.columns(columns)
     if column is None:
         return {"": _rising(file, found)}
     return {name: _rising(file, found, rows) for name, rows in grouped(names_in(file, column)).items()}
@@ -223,7 +229,7 @@ def check_table(path: AnyPath) -> None:
     writing.check(path)
 
 
-def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]]) -> None:
+def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]], kinds: Mapping[str, Any] | None = None) -> None:
     """Write a table to a CSV or Parquet file, whole or not at all.
 
     Parameters
@@ -231,7 +237,9 @@ def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]]) -> None:
     path : path
         Its name ends in ".csv" or ".parquet".
     columns : dict of str to list
-        Text or numbers, as many in each column.
+        Text, numbers or dates, as many in each column.
+    kinds : dict of str to pyarrow.DataType, optional
+        Types of columns of a Parquet file; by default those of what the columns hold.
 
     Raises
     ------
@@ -244,7 +252,9 @@ def write_table(path: AnyPath, columns: Mapping[str, Sequence[Any]]) -> None:
         return
     pyarrow, parquet = packages(Path(path))
     with writing.whole(path) as temporary:
-        parquet.write_table(pyarrow.table({name: list(cells) for name, cells in columns.items()}), temporary)
+        arrays = {name: pyarrow.array(cells) for name, cells in columns.items()}
+        arrays |= {name: arrays[name].cast(kind) for name, kind in (kinds or {}).items()}
+        parquet.write_table(pyarrow.table(arrays), temporary)
 
 
 def as_csv(columns: Mapping[str, Sequence[Any]]) -> str:

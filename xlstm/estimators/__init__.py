@@ -2,6 +2,7 @@
 
 from xlstm.data.host import SeriesError
 from xlstm.estimators.base import NotFittedError
+from xlstm.estimators.comparison import Comparison, ModelScore, compare
 from xlstm.estimators.evaluation import Errors, Score
 from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.predictor import Settings
@@ -10,8 +11,10 @@ from xlstm.estimators.text_model import TextModel
 from xlstm.estimators.tirex_estimators import TiRexFeatures, TiRexTrainer, ZeroShotForecaster
 
 __all__ = [
+    "Comparison",
     "Errors",
     "Forecaster",
+    "ModelScore",
     "NotFittedError",
     "Score",
     "SequenceClassifier",
@@ -22,4 +25,5 @@ __all__ = [
     "TiRexFeatures",
     "TiRexTrainer",
     "ZeroShotForecaster",
+    "compare",
 ]

@@ -33,6 +33,17 @@ def _or_auto(kind: checks.Kind) -> checks.Kind:
     return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
 
 
+def _class_weight(where: str, name: str, value: Any) -> Any:
+    """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
+    if value is None or (isinstance(value, str) and value == "balanced"):
+        return value
+    if not isinstance(value, dict | list):
+        expected = "expected None, 'balanced' or a dict of label to weight"
+        raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
+    pairs = value.items() if isinstance(value, dict) else value
+    return {_plain(label): checks.non_negative(where, f"{name}[{label!r}]", one) for label, one in pairs}
+
+
 # The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.
 CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("horizon", "hidden_size", "embedding_size", "batch_size", "length"), checks.size),
@@ -43,9 +54,12 @@ CHECKS: dict[str, checks.Kind] = {
     **dict.fromkeys(("linear_baseline", "season"), _or_auto(checks.size_or_0)),
     **dict.fromkeys(("cell", "name"), checks.text),
     "calendar": _or_auto(checks.flag),
+    "class_weight": _class_weight,
     "dtype": checks.optional(lambda where, name, value: dtype_text(where, value)),
     "every": checks.optional(checks.count),
+    "every_step": checks.optional(checks.flag),
     "graph": graphs.choice,
+    "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
     "options": checks.optional(checks.instance(dict, "a dict of name to value")),
@@ -144,7 +158,7 @@ class Estimator:
         return Tags(
             estimator_type=self._kind or None,
             target_tags=TargetTags(required=bool(self._kind), multi_output=self._kind == "regressor"),
-            classifier_tags=ClassifierTags() if self._kind == "classifier" else None,
+            classifier_tags=ClassifierTags(multi_label=True) if self._kind == "classifier" else None,
             regressor_tags=RegressorTags() if self._kind == "regressor" else None,
             input_tags=InputTags(**{"two_d_array": False, **dict.fromkeys(self._takes, True)}),
         )
@@ -156,13 +170,15 @@ class Estimator:
 
     def _become(self, **results: Any) -> None:
         """Take the results of a fit, None for those that are not there; a fit that fails takes none of them."""
-        for name in results:
+        for name in ("data_", *results):
             vars(self).pop(name, None)
         vars(self).update({name: value for name, value in results.items() if value is not None})
 
 
 class FiledEstimator(Estimator):
     """An estimator that is kept in a safetensors file: its weights, its parameters, and what else `fit` found."""
+
+    data_: str | None = None  #: the digest of the file that the command line has trained it on
 
     def save(self, path: AnyPath) -> None:
         """Write weights, parameters and all else that `fit` found to a safetensors file, whole or not at all.
@@ -181,8 +197,8 @@ class FiledEstimator(Estimator):
         arrays, where = self._content(), type(self).__name__
         settings = {name: value for name, value in self._settings().items() if name not in RUN}
         facts = {name: kind(where, name, _plain(getattr(self, name, None))) for name, kind in self._facts.items()}
-        config = {"settings": settings, "facts": {name: _plain(value) for name, value in facts.items()}}
-        checkpoint.save(path, arrays, self.KIND, config)
+        plain = {name: _plain(value) for name, value in facts.items()}
+        checkpoint.save(path, arrays, self.KIND, {"settings": settings, "facts": plain, "data": self.data_})
 
     @classmethod
     @reading.brief()
@@ -220,6 +236,7 @@ class FiledEstimator(Estimator):
             for name in cls._arrays:
                 setattr(estimator, name, pop_array(arrays, name))
             estimator.params_ = estimator._restore(arrays)  # makes the model, and checks all else
+            estimator.data_ = checks.optional(checks.text)("file", "data", config.get("data"))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a sound {cls.KIND} ({type(error).__name__}: {error})") from error
         return estimator

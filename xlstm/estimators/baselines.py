@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +119,10 @@ class LinearBaseline:
     coefficients: Host
     ridge: float = 0.0
     light: float = 0.0
+
+    def repeated(self, n: int) -> LinearBaseline:
+        """Return the baseline of n times the targets."""
+        return replace(self, coefficients=np.tile(self.coefficients, (n, 1, 1)))
 
     def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""

@@ -147,8 +147,8 @@ def score(
         methods["persistence"].append(baselines.persistence(series.known, H, one.at))
         methods["autoregression"].append(baselines.autoregression(series.known, series.values, order, H, one.at))
         methods["seasonal"].append(baselines.seasonal(series.known, season or 1, H, one.at))
-        before, lag = series.values[: one.at[0]], min(season or 1, int(one.at[0]) - 1)
-        naive.append(np.broadcast_to(mean(np.abs(before[lag:] - before[:-lag])), (len(one.at), before.shape[1])))
+        before = naive_error(series.values[: one.at[0]], season or 1)
+        naive.append(np.broadcast_to(before, (len(one.at), len(before))))
     base = _joined(naive)[:, None]
     errors = {name: _errors(_joined(parts), truth, base) for name, parts in methods.items()}
     quantiles = _joined([one.quantiles for one in forecasts])
@@ -175,6 +175,12 @@ def score(
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(forecasts)), [len(one.at) for one in forecasts]),
     )
+
+
+def naive_error(values: Values, season: int) -> Values:
+    """Return the mean absolute error (C,) of repeating the last season of values (N, C), one step ahead."""
+    lag = min(season, len(values) - 1)
+    return mean(np.abs(values[lag:] - values[:-lag]))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -16,9 +16,10 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, DType, Namespace, Params
 from xlstm.data import panels
+from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
-from xlstm.estimators import baselines, evaluation, fitting, predictor
+from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling
 from xlstm.estimators.base import OF_TRAIN, AnyPath, FiledEstimator, Host, SeriesEstimator, column_names, pop_array
 from xlstm.estimators.baselines import LinearBaseline
 from xlstm.estimators.evaluation import Forecasts, Score
@@ -57,6 +58,10 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         within a series. With `targets` columns without a role are not read.
     series_id : str, optional
         The column of tables that tells several series apart.
+    holidays : str, optional
+        A country, such as "DE", or a part of one, such as "DE-BY", in codes of ISO 3166, whose public holidays are a
+        covariate that is known in advance: 1 on a holiday, and the share of such days in longer steps. Dates are needed
+        then, and the package holidays.
     checkpoints : path, optional
         A folder for checkpoints of training, as for `training.train`.
     resume : bool
@@ -108,6 +113,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         "series_names_": column_names,
     }
     static: str | Sequence[str] | None = None
+    holidays: str | None = None
     backend: str | Backend | None = None
     dtype: DType | None = None
     callbacks: Iterable[Callback | Callable[[Progress], object]] = ()
@@ -220,17 +226,19 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         given, several, units = self._read(values, covariates, steps)
         return given.like([self._ahead(*one, steps) for one in zip(several, units, strict=True)], several)
 
-    def predict_quantiles(self, values: Any, **covariates: Unpack[CovariateArguments]) -> Any:
-        """Return quantiles of the values of the horizon after the end of a series.
+    def predict_quantiles(self, values: Any, steps: int | None = None, **covariates: Unpack[CovariateArguments]) -> Any:
+        """Return quantiles of the values after the end of a series.
+
+        Beyond the horizon they are those of paths that are fed back, as `sample` draws them with the parameter `seed`.
 
         Parameters
         ----------
-        values, covariates
+        values, steps, covariates
             As for `predict`.
 
         Returns
         -------
-        array (horizon, Q) or (horizon, C, Q), list of such arrays, or table
+        array (steps, Q) or (steps, C, Q), list of such arrays, or table
             In the order of the parameter `quantiles`; columns of a table have the quantile at the end of their names.
 
         Raises
@@ -243,9 +251,60 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         s = self.predictor_.settings
         if not s.quantiles:
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
-        given, several, units = self._read(values, covariates, s.horizon)
-        ahead = [self._next(*one)[1] for one in zip(several, units, strict=True)]
+        steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
+        given, several, units = self._read(values, covariates, steps)
+        ahead = [self._next(*one)[1][:steps] for one in zip(several, units, strict=True)]
+        if steps > s.horizon:
+            drawn = [self._paths(*one, sampling.PATHS, steps, [s.seed]) for one in zip(several, units, strict=True)]
+            later = [np.quantile(paths[:, s.horizon :], s.quantiles, axis=0) for paths in drawn]
+            ahead = [np.concatenate((one, np.moveaxis(q, 0, -1))) for one, q in zip(ahead, later, strict=True)]
         return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
+
+    def sample(
+        self,
+        values: Any,
+        n: int = 100,
+        steps: int | None = None,
+        seed: int = 0,
+        **covariates: Unpack[CovariateArguments],
+    ) -> Any:
+        """Return sample paths of the values after the end of a series.
+
+        Each step of the horizon has the distribution that the quantiles of `predict_quantiles` describe, between and
+        beyond which it goes on as a normal one does. Errors of the steps of one forecast go together, and so do those
+        of several targets: the steps of a path have the levels that the truth had in one of the forecasts that `fit`
+        judges, drawn at random, so that sums and maxima over a path have the right spread, too (Schefzik et al. 2013).
+        Beyond the horizon a path is fed back as if it had been observed, and past covariates stay as they are. Paths of
+        several series are drawn independently of each other.
+
+        Parameters
+        ----------
+        values, steps, covariates
+            As for `predict`.
+        n : int
+            The number of paths.
+        seed : int
+            Equal seeds draw equal paths.
+
+        Returns
+        -------
+        array (n, steps) or (n, steps, C), or list of such arrays
+            An array for each series; for a table without `series_id` one (n, steps, C), with the targets in its order.
+
+        Raises
+        ------
+        ValueError
+            As for `predict`, or there are fewer than two quantiles.
+        FloatingPointError
+            A forecast is not finite.
+        """
+        s, n = self.predictor_.settings, checks.size("Forecaster", "n", n)
+        steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
+        seed = checks.seed_number("Forecaster", "seed", seed)
+        given, several, units = self._read(values, covariates, steps)
+        drawn = [self._paths(*one, n, steps, [seed, k]) for k, one in enumerate(zip(several, units, strict=True))]
+        shaped = [one[..., 0] if flat else one for one, flat in zip(drawn, given.flat, strict=True)]
+        return shaped[0] if given.single or (given.table is not None and not given.id_name) else shaped
 
     def windows(self, values: Any, count: int = 64, **covariates: Unpack[CovariateArguments]) -> Array:
         """Return the last windows of a series, or of the first of several, as the network sees them.
@@ -388,7 +447,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         if self.test_predictor_ is not self.predictor_:
             networks[TEST] = self.test_predictor_
         scaling = {f"scaling.{name}": array for name, array in self.scaling_._asdict().items() if name != "ids"}
-        arrays: dict[str, Any] = {"adjustment": self.adjustment_, **scaling}
+        arrays: dict[str, Any] = {"adjustment": self.adjustment_, "ranks": self.ranks_, **scaling}
         for prefix, one in networks.items():
             own = one.params | {"linear_baseline": one.line.coefficients, "spread": one.spread}
             arrays |= {f"{prefix}{name}": array for name, array in own.items()}
@@ -408,9 +467,10 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         self.model_ = predictor.network(s, scaling)
         sizes = {"H": s.horizon, "C": scaling.units.shape[1], "P": len(evaluation.pairs(s.quantiles))}
         adjustment = pop_array(arrays, "adjustment", sizes)
+        ranks = pop_array(arrays, "ranks", {"K": None, "H": sizes["H"], "C": sizes["C"]})
         test = {name.removeprefix(TEST): arrays.pop(name) for name in list(arrays) if name.startswith(TEST)}
         final = self._restored(arrays, scaling)
-        self._keep(self._restored(test, scaling) if test else final, final, adjustment)
+        self._keep(self._restored(test, scaling) if test else final, final, adjustment, ranks_=ranks)
         return final.params
 
     def _restored(self, arrays: dict[str, Host], scaling: Scaling) -> Predictor:
@@ -451,8 +511,18 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         precisions.named(self.precision, backend)  # raises where the backend does not have it
         given = panels.given("Forecaster", values, Covariates(**covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
-        variants = [read_series("Forecaster", given.values, given.covariates, self.horizon, look) for look in looks]
+        variants = [self._series(given, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
+
+    def _series(self, given: Given, more: int, look: bool) -> list[TimeSeries]:
+        beside = given.covariates
+        if (country := self.holidays) is not None:
+            if any(one.dates is None for one in beside):
+                needs = f"holidays={country!r} needs dates, the series has none"
+                raise ValueError(f"Forecaster: {needs}; expected a column of dates, or dates=")
+            found = [calendar_of("Forecaster", one.dates)._replace(holidays=country) for one in beside]
+            beside = [one._replace(dates=calendar) for one, calendar in zip(beside, found, strict=True)]
+        return read_series("Forecaster", given.values, beside, more, look)
 
     def _fit(
         self,
@@ -487,7 +557,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
         facts = {"season_": season, "calendar_": several[0].marks > 0, "feature_names_in_": names, "series_names_": ids}
-        self._keep(test, final, adjustment, trained_=trained, **facts)
+        self._keep(test, final, adjustment, ranks_=sampling.ranks(test, several), trained_=trained, **facts)
         if stop is not None:
             raise stop
 
@@ -498,7 +568,7 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         s, scaling = self.test_predictor_.settings, self.scaling_
         given = panels.given("Forecaster", values, Covariates(**covariates), self._roles(), self._names())
         ahead = max(steps, s.horizon)
-        several = read_series("Forecaster", given.values, given.covariates, ahead, self.calendar_)
+        several = self._series(given, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
         for series in several:
             N = len(series.values)
@@ -520,6 +590,17 @@ precision, cell, num_layers, bidirectional, dropout, quantiles, linear_baseline,
         """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
         mean, quantiles, scale = self.predictor_.forecast(series, units, np.array([len(series.values)]))
         return mean[0], self._calibrated(np, quantiles, scale)[0]
+
+    def _paths(self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int]) -> Values:
+        """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
+        p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
+        if len(levels := p.settings.quantiles) < 2:
+            raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
+        while ahead.shape[1] < steps:
+            _, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
+            drawn = sampling.draw(self._calibrated(np, quantiles, scale), levels, self.ranks_, rng, n)
+            ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), p.limited(np, drawn)), axis=1)
+        return ahead[:, :steps]
 
     def _calibrated(self, xp: Namespace, quantiles: Array, scale: Array) -> Array:
         """Return calibrated quantiles (M, H, C, Q)."""

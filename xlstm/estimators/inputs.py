@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import warnings
 from typing import Any, NamedTuple
@@ -90,7 +91,49 @@ def sequences(where: str, X: Any, tables: bool = True) -> Sequences:
     return Sequences(list(array), False, array.shape[2])
 
 
-def labels(where: str, y: Any, count: int) -> Host:
+def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) -> tuple[str, Host]:
+    """Return what y holds, as `SequenceClassifier` says, and its labels.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for errors.
+    y : array (N,), (N, T) or (N, L), or list of arrays (T_i,)
+    lengths : list of int
+        Those of the N sequences.
+    every_step : bool, optional
+        Whether y has a label for each step, by default where its form says so.
+
+    Returns
+    -------
+    kind : {"sequence", "step", "multilabel"}
+    labels : array (N,), those of all steps after each other (sum of T_i,), or float64 (N, L) of 0 and 1
+
+    Raises
+    ------
+    ValueError
+        The number of labels is another, a label is missing, or they are of several kinds.
+    """
+    rows = _rows(where, y)
+    widths = [len(row) for row in rows]
+    if every_step is None:
+        every_step = max(widths, default=0) > 1 and (widths == lengths or len({*widths}) > 1)
+    if every_step:
+        for k, (width, T) in enumerate(itertools.zip_longest(widths, lengths, fillvalue=0)):
+            if width != T:
+                raise ValueError(f"{where}: y[{k}] has {width} labels, expected {T}, one for each step of X[{k}]")
+        return "step", labels(where, [label for row in rows for label in row], sum(lengths), "y flattened")
+    if max(widths, default=0) <= 1:
+        return "sequence", labels(where, y, len(lengths))
+    array = _column(where, y, len(lengths), True)
+    other = array[~np.isin(array, (0, 1))] if array.dtype.kind in "biuf" else array
+    if other.size:
+        expected = "expected (N,), or (N, L) of 0 and 1, or (N, T) with a label for each step"
+        raise ValueError(f"{where}: y has shape {array.shape} and holds {other.flat[0]!s:.80}, {expected}")
+    return "multilabel", array.astype(np.float64)
+
+
+def labels(where: str, y: Any, count: int, name: str = "y") -> Host:
     """Return labels on the host, (N,).
 
     Raises
@@ -98,16 +141,16 @@ def labels(where: str, y: Any, count: int) -> Host:
     ValueError
         The number of labels is not `count`, a label is missing, or they are of several kinds.
     """
-    array = _column(where, y, count, False)
+    array = _column(where, y, count, False, name)
     listed = y if isinstance(y, list | tuple) else array.tolist()
     for k, label in enumerate(listed):
         if label is None or (isinstance(label, float) and label != label):
-            raise ValueError(f"{where}: y contains NaN or None: y[{k}] is {label}, expected a label")
+            raise ValueError(f"{where}: y contains NaN or None: {name}[{k}] is {label}, expected a label")
         if isinstance(label, str) != isinstance(listed[0], str):
-            problem = f"y[{k}] is {checks.shown(label)} and y[0] {checks.shown(listed[0])}"
+            problem = f"{name}[{k}] is {checks.shown(label)} and {name}[0] {checks.shown(listed[0])}"
             raise ValueError(f"{where}: {problem}, expected labels of one kind: text or numbers")
     if array.dtype.kind == "f":
-        _finite(where, "y", array)
+        _finite(where, name, array)
     return array
 
 
@@ -118,10 +161,19 @@ def targets(where: str, y: Any, count: int) -> Host:
     return array
 
 
-def weights(where: str, given: Any, count: int) -> Host | None:
-    """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0 up."""
+def weights(where: str, given: Any, count: int, lengths: list[int] | None = None) -> Host | None:
+    """Return the weights of samples (N,), or None; raises ValueError unless they are numbers from 0 up.
+
+    With the `lengths` of sequences a sample is a step, (sum of T_i,); each may have its own weight, or all those of a
+    sequence one.
+    """
     if given is None:
         return None
+    if lengths is not None:
+        rows = _rows(where, given)
+        if [len(row) for row in rows] != lengths:
+            return np.repeat(weights(where, given, count), lengths)  # type: ignore[arg-type]
+        given, count = np.concatenate(rows), sum(lengths)
     numbers = _numbers(where, "sample_weight", given)
     if numbers.shape != (count,):
         raise ValueError(f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)")
@@ -141,18 +193,24 @@ def _is_regular(X: Any) -> bool:
     return len({len(row) if isinstance(row, list | tuple) else None for row in X}) == 1 and not hasattr(X[0], "shape")
 
 
-def _column(where: str, y: Any, count: int, columns: bool) -> Host:
+def _rows(where: str, given: Any) -> list[Any]:
+    """Return the rows of an array or of a list, none where its entries are no rows."""
+    listed = [*given] if isinstance(given, list | tuple) else [*np.atleast_1d(_host(where, "y", given))]
+    return listed if all(hasattr(row, "__len__") and not isinstance(row, str | bytes | dict) for row in listed) else []
+
+
+def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> Host:
     """Return y on the host, (N,), or (N, O) where `columns` are allowed."""
     if y is None:
         raise ValueError(f"{where}: requires y to be passed, but the target y is None")
-    array = _host(where, "y", y)
+    array = _host(where, name, y)
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
         known = sys.modules.get("sklearn.exceptions")  # whose warning it is where scikit-learn is in use
         warnings.warn(words, getattr(known, "DataConversionWarning", UserWarning), stacklevel=5)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
-        raise ValueError(f"{where}: y has shape {array.shape}, expected (N,){' or (N, O)' * columns}")
+        raise ValueError(f"{where}: {name} has shape {array.shape}, expected (N,){' or (N, O)' * columns}")
     if len(array) != count:
         problem = f"Found input variables with inconsistent numbers of samples: [{count}, {len(array)}]"
         raise ValueError(f"{where}: {problem}")

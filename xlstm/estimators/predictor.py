@@ -133,7 +133,10 @@ class Predictor:
 
         Its units (C,) are those of `Scaling.of`. A forecast that is not finite raises FloatingPointError.
         """
-        x, base, scale = self.before(series, units, origins)
+        return self.finished(*self.before(series, units, origins))
+
+    def finished(self, x: Array, base: Values, scale: Values) -> tuple[Values, Values, Values]:
+        """Return the mean, quantiles and the scale of what `before` returns."""
         y, _, _ = self.model.forward(self.params, x, train=False)
         mean, quantiles = self.after(np, to_numpy(y).astype(np.float64), base, scale)
         if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(quantiles))):
@@ -143,7 +146,12 @@ class Predictor:
     def before(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values, Values]:
         """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and the scale (M, C)."""
         x, scale = self.windows(series, units, origins)
-        return x, series.known[origins - 1, None] + units * self.line.apply(series, self.scaling, units, origins), scale
+        return x, self.base(series, units, origins), scale
+
+    def base(self, series: TimeSeries, units: Values, origins: Origins) -> Values:
+        """Return forecasts without the network, (M, H, C)."""
+        changes: Values = units * self.line.apply(series, self.scaling, units, origins)
+        return series.known[origins - 1, None] + changes
 
     def after(self, xp: Namespace, y: Array, base: Array, scale: Array) -> tuple[Array, Array]:
         """Return the mean (M, H, C) and quantiles (M, H, C, Q) that the network's y makes of what is below it."""

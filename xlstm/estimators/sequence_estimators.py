@@ -1,9 +1,9 @@
-"""The estimators of one target a sequence: a classifier and a regressor."""
+"""The estimators of sequences: a classifier, also of their steps, and a regressor."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Namespace, Params
 from xlstm.arrays.random import generator
-from xlstm.cells.activations import softmax
+from xlstm.cells.activations import sigmoid, softmax
 from xlstm.data import Sequences
 from xlstm.estimators import inputs
 from xlstm.estimators.base import AnyPath, Host, NetworkEstimator, TrainedEstimator, column_names
@@ -26,6 +26,7 @@ from xlstm.training import Trained
 
 LEAST = 10  # sequences to validate with; with fewer the validation loss says little
 CHUNK = 256  # sequences predicted at once
+TARGET_KINDS = ("sequence", "step", "multilabel")  # a target of each sequence, of each step, or several labels
 
 
 def _note(where: str, name: str, value: Any) -> dict[str, Any]:
@@ -51,7 +52,9 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         "n_features_in_": checks.size,
         "feature_names_in_": column_names,
         "note_": _note,
+        "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
     }
+    target_kind_ = "sequence"
     bidirectional: bool = False
     standardize: bool = True
     epochs: int = 100
@@ -67,8 +70,8 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         ----------
         X : array (N, T, D), list of N arrays (T_i, D) or (T_i,), or table or array (N, T) of sequences with D = 1
             An array of objects (N,) and a Series of pandas or Polars are lists of their arrays.
-        y : array (N,)
-            The target of each sequence; of a regressor also (N, O).
+        y : array (N,), (N, O) or (N, T)
+            The target of each sequence, or several targets; of a classifier also of each step, as its class says.
         sample_weight : array (N,), optional
             How much each sequence counts.
         group : Group, optional
@@ -95,20 +98,21 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         count = len(data.rows)
         if again:
             self._check_features(where, data)
-        results, target = self._targets(y, count, again)
-        weights = inputs.weights(where, sample_weight, count)
+        results, target, weights = self._targets(y, sample_weight, [len(row) for row in data.rows], again)
+        kind = results.get("target_kind_", "sequence")
         mean, std = (self.mean_, self.std_) if again else self._scale(data)
-        model = self.network(data.rows[0].shape[1], len(results[self._each_output]))
+        model = self.network(data.rows[0].shape[1], len(results[self._each_output]), last=kind != "step")
         home = self._backend(X)
         if again:
             self._check_warm_start(self.model_.recurrent, model.recurrent)
         order = generator(self.seed, stream=3, where=where).permutation(count)
         held = int(self.validation_fraction * count)
-        counts = np.ones(count) if weights is None else weights[order]
+        counts = np.ones(count) if weights is None else np.array([np.any(weights[k]) for k in order])
         if held < LEAST or not (np.any(counts[:held]) and np.any(counts[held:])):
             held = 0
         rows = [_scaled(row, mean, std) for row in data.rows]
-        fitted, held_out = (self._batches(rows, target, weights, part) for part in (order[held:], order[:held]))
+        parts = (rows, target, weights)
+        fitted, held_out = (self._batches(parts, part, kind == "step") for part in (order[held:], order[:held]))
         results |= {"table_": data.is_table, "n_features_in_": data.features, "mean_": mean, "std_": std}
         results["feature_names_in_"] = None if data.names is None else np.array(data.names, dtype=object)
 
@@ -118,7 +122,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
 
         start = self.params_ if again else model.init(self.seed, home)
         options = {"epochs": self.epochs, "patience": self.patience if held else None, "validation": held_out}
-        return self._train(model, start, fitted, home, keep, loss=self._loss, group=group, **options)
+        return self._train(model, start, fitted, home, keep, loss=self._losses[kind], group=group, **options)
 
     def save(self, path: AnyPath, note: dict[str, Any] | None = None) -> None:
         """Write weights, scaling, labels and parameters to a safetensors file, whole or not at all.
@@ -178,23 +182,32 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
     def _exported(self, xp: Namespace, run: Callable[..., Any], x: Any, *lengths: Any) -> dict[str, Any]:
         """Return the outputs of an exported file."""
         rows = _scaled(x[..., None] if self.table_ else x, self.mean_, self.std_)
-        return self._answers(xp, run(xp.permute_dims(rows, (1, 0, 2)), *lengths))
+        y = run(xp.permute_dims(rows, (1, 0, 2)), *lengths)
+        return self._answers(xp, xp.permute_dims(y, (1, 0, 2)) if self.target_kind_ == "step" else y)
 
     def _answers(self, xp: Namespace, y: Any) -> dict[str, Any]:
-        """Return what is made of the network's y (N, O), by name."""
+        """Return what is made of the network's y (N, O) or (N, T, O), by name."""
         raise NotImplementedError
 
-    def _outputs(self, X: Any) -> Host:
-        """Return what the model gives for each sequence, (N, O) of float64, on the host."""
+    def _answer(self, X: Any, name: str) -> Any:
+        """Return one of the answers for X, a list of those of each sequence where each step has one and X is a list."""
+        y = self._outputs(X)
+        if self.target_kind_ == "step" and len(getattr(X, "shape", ())) < 2:
+            return [self._answers(np, one)[name] for one in y]
+        return self._answers(np, np.stack(y))[name]
+
+    def _outputs(self, X: Any) -> list[Host]:
+        """Return what the model gives for each sequence, (O,) or (T, O) of float64, on the host."""
         rows = self.prepared(X)
         home = backend_like(next(iter(self.params_.values())))
         order = np.argsort([len(row) for row in rows], kind="stable")  # sorted by length, they need little padding
-        outputs = []
+        outputs: list[Host] = []
         for batch in Sequences([rows[k] for k in order], np.zeros(len(rows)), batch_size=CHUNK).batches():
-            lengths = None if self.table_ else batch.lengths
-            y, *_ = self.model_(self.params_, home.asarray(batch.x), lengths=lengths)
-            outputs.append(to_numpy(y).astype(np.float64))
-        return np.concatenate(outputs)[np.argsort(order)]
+            lengths: Any = batch.lengths
+            y, *_ = self.model_(self.params_, home.asarray(batch.x), lengths=None if self.table_ else lengths)
+            y = to_numpy(y).astype(np.float64)
+            outputs.extend((y[:T, k] for k, T in enumerate(lengths)) if self.target_kind_ == "step" else y)
+        return [outputs[k] for k in np.argsort(order)]
 
     def _check_features(self, where: str, data: inputs.Sequences) -> None:
         count, known = data.features, self.n_features_in_
@@ -222,33 +235,43 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         mean, std = steps.mean(axis=0), steps.std(axis=0)
         return mean, np.where(std > 1e-12 * np.abs(mean), std, 1.0)
 
-    def _batches(self, rows: list[Host], target: Host, weights: Host | None, part: Host) -> Any:
+    def _batches(self, parts: tuple[Any, ...], part: Host, every_step: bool) -> Any:
+        """Return batches of some of the sequences, of their targets and of their weights, which may be None."""
         if len(part) == 0:
             return None
-        mask = None if weights is None else weights[part]
-        return Sequences([rows[k] for k in part], target[part], mask, batch_size=self.batch_size)
+        rows, target, weights = (None if values is None else [values[k] for k in part] for values in parts)
+        return Sequences(rows, target, weights, batch_size=self.batch_size, every_step=every_step)
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         steps, width = (self.n_features_in_, 1) if self.table_ else (1, self.n_features_in_)
         for name in ("mean_", "std_"):
             if getattr(self, name).shape not in ((1,), (width,), (steps, width)):
                 raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {(steps, width)}")
-        self.model_ = self.network(width, len(getattr(self, self._each_output)))
+        self.model_ = self.network(width, len(getattr(self, self._each_output)), last=self.target_kind_ != "step")
         return self._weights(arrays)
 
-    def network(self, width: int, outputs: int) -> Any:
-        """Return the model for sequences of a width D that gives so many numbers for each."""
+    def network(self, width: int, outputs: int, last: bool = True) -> Any:
+        """Return the model for sequences of a width D that gives so many numbers at the end, or at each step."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "bidirectional", "dropout")}
-        sizes |= {"input_size": width, "output_size": outputs, "last": True}
+        sizes |= {"input_size": width, "output_size": outputs, "last": last}
         return sequence_model(type(self).__name__, self.cell, **sizes, **(self.options or {}))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SequenceClassifier(SequenceEstimator):
     """Classify sequences, which may differ in length, with a recurrent network.
 
-    The network reads a sequence and predicts once, from its state at the end (Elman 1990; Hochreiter & Schmidhuber
-    1997). It follows scikit-learn's conventions and needs no scikit-learn. Part of the sequences is held out to decide
-    when to stop.
+    The network reads a sequence and predicts once, from its state at the end, or at each step (Elman 1990; Hochreiter &
+    Schmidhuber 1997). It follows scikit-learn's conventions and needs no scikit-learn. Part of the sequences is held
+    out to decide when to stop.
+
+    The form of y in `fit` says what is predicted:
+
+    - (N,): one of several classes for each sequence.
+    - (N, T), or a list of N arrays (T_i,): a class for each step of each sequence, where there are as many
+      labels as X has steps. `sample_weight` may have this form, too; a step of weight 0 does not count in the loss.
+    - (N, L) of 0 and 1 otherwise: several labels for each sequence, each there or not there (multi-label), by a sigmoid
+      and a binary cross-entropy each. `score` counts the sequences whose labels are all right, as scikit-learn does.
 
     Parameters
     ----------
@@ -280,6 +303,12 @@ class SequenceClassifier(SequenceEstimator):
         where `sample_weight` is zero in all of that part or in all of the rest.
     patience : int
         Epochs without a better validation loss before training stops.
+    class_weight : dict, "balanced" or None
+        The weight of each class in the loss, 1 for those that the dict leaves out; it multiplies `sample_weight`. The
+        weight of a class that is "balanced" is the number of labels divided by that of classes and by that of labels of
+        the class (King & Zeng 2001). Where a sequence has several labels, each of them has the classes 0 and 1.
+    every_step : bool, optional
+        Whether y has a label for each step, where its form could mean both: y (N, T) of 0 and 1.
     seed : int
         Decides the initial weights, the part that is held out, the order of the batches, and the masks of dropout.
     precision : {"float16", "bfloat16", "tf32"}, optional
@@ -301,7 +330,9 @@ class SequenceClassifier(SequenceEstimator):
     Attributes
     ----------
     classes_ : array (C,)
-        The labels.
+        The labels; where a sequence has several of L labels, the numbers from 0 to L - 1.
+    target_kind_ : {"sequence", "step", "multilabel"}
+        What the form of y was.
     params_ : dict of str to array
         The weights.
     model_ : SequenceModel
@@ -329,30 +360,62 @@ class SequenceClassifier(SequenceEstimator):
     KIND = "sequence classifier"
     _kind = "classifier"
     _each_output = "classes_"  # the attribute with an entry for each output of the model
-    _loss = staticmethod(losses.cross_entropy)
+    _losses: ClassVar = dict.fromkeys(TARGET_KINDS, losses.cross_entropy) | {"multilabel": losses.binary_cross_entropy}
     _facts: ClassVar = SequenceEstimator._facts | {"classes_": _labels}
+    class_weight: Mapping[Any, float] | str | None = None
+    every_step: bool | None = None
 
-    def predict(self, X: Any) -> Host:
-        """Return the most probable label of each sequence, (N,); X as for `fit`."""
-        return np.asarray(self._answers(np, self._outputs(X))["label"])
+    def predict(self, X: Any) -> Any:
+        """Return the likeliest labels in the form of y: (N,), (N, T), or (N, L) of 0 and 1; X as for `fit`.
+
+        Where X is a list and each step has a label, it is a list of arrays (T_i,).
+        """
+        return self._answer(X, "label")
 
     def predict_proba(self, X: Any) -> Any:
-        """Return the probability of each class, (N, C), in the library of X; X as for `fit`."""
-        return _as(self._answers(np, self._outputs(X))["probabilities"], X)
+        """Return the probability of each class, (N, C) or (N, T, C), or of each of several labels, (N, L).
+
+        It is in the library of X. Where X is a list and each step has a label, it is a list of arrays (T_i, C).
+        """
+        return _as(self._answer(X, "probabilities"), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the share of sequences whose label is predicted, the accuracy."""
-        labels, where = self.predict(X), type(self).__name__
-        hits = labels == inputs.labels(where, y, len(labels))
-        return float(np.average(hits, weights=inputs.weights(where, sample_weight, len(labels))))
+        """Return the accuracy: the share of sequences or steps whose label, or all of whose labels, are predicted."""
+        labels, where, each_step = self.predict(X), type(self).__name__, self.target_kind_ == "step"
+        lengths = [len(one) if each_step else 1 for one in labels]
+        predicted = np.concatenate([*labels]) if each_step else labels
+        _, truth = inputs.classified(where, y, lengths, each_step)
+        if truth.shape != predicted.shape:
+            raise ValueError(f"{where}: y has shape {truth.shape}, expected that of y in fit, {predicted.shape}")
+        hits = np.all((predicted == truth).reshape(len(truth), -1), axis=1)
+        weights = inputs.weights(where, sample_weight, len(labels), lengths if each_step else None)
+        return float(np.average(hits, weights=weights))
 
     def _answers(self, xp: Namespace, logits: Any) -> dict[str, Any]:
-        label = xp.take(xp.asarray(self.classes_), xp.argmax(logits, axis=1), axis=0)
+        if self.target_kind_ == "multilabel":
+            return {"label": xp.asarray(logits > 0, dtype=xp.int64), "probabilities": sigmoid(xp, logits)}
+        label = xp.take(xp.asarray(self.classes_), xp.argmax(logits, axis=-1), axis=0)
         return {"label": label, "probabilities": softmax(xp, logits)}
 
-    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
+    def _targets(self, y: Any, sample_weight: Any, lengths: list[int], again: bool) -> tuple[dict[str, Any], Any, Any]:
         where = type(self).__name__
-        y = inputs.labels(where, y, count)
+        kind, truth = inputs.classified(where, y, lengths, self.every_step)
+        classes, target = (np.arange(truth.shape[1]), truth) if truth.ndim == 2 else self._numbered(truth)
+        if again and not (kind == self.target_kind_ and np.array_equal(classes, self.classes_)):
+            expected = f"expected those of before, {self.target_kind_} classes {checks.shown(self.classes_.tolist())}"
+            raise ValueError(f"{where}: y holds the {kind} classes {checks.shown(classes.tolist())}, {expected}")
+        weights = inputs.weights(where, sample_weight, len(lengths), lengths if kind == "step" else None)
+        if self.class_weight is not None:
+            factors = self._class_weights(classes, target)
+            weights = factors if weights is None else (factors.T * weights).T
+        parts: list[Any] = [target, weights]
+        if kind == "step":
+            parts = [None if a is None else np.split(a, np.cumsum(lengths)[:-1]) for a in parts]
+        return {"target_kind_": kind, "classes_": classes}, *parts
+
+    def _numbered(self, y: Host) -> tuple[Host, Host]:
+        """Return the classes of labels, and the number of each label among them."""
+        where = type(self).__name__
         if y.dtype.kind == "f" and np.any(y != np.round(y)):
             raise ValueError(f"{where}: Unknown label type: continuous. y holds fractions, expected labels of classes")
         try:
@@ -361,10 +424,27 @@ class SequenceClassifier(SequenceEstimator):
             raise ValueError(f"{where}: y is {checks.shown(y.tolist())}, expected text or numbers ({error})") from error
         if len(classes) < 2:
             raise ValueError(f"{where}: y holds one class, {checks.shown(classes[0])}, expected two or more")
-        if again and not np.array_equal(classes, self.classes_):
-            found, known = checks.shown(list(classes)), checks.shown(list(self.classes_))
-            raise ValueError(f"{where}: y holds the classes {found}, expected those of before, {known}")
-        return {"classes_": classes}, numbers.reshape(-1)
+        return classes, numbers.reshape(-1)
+
+    def _class_weights(self, classes: Host, target: Host) -> Host:
+        """Return the weight of each label of a target, and of several labels the weight of each 0 and 1."""
+        if target.ndim == 2:
+            return np.stack([self._class_weights(np.arange(2), one) for one in target.astype(np.int64).T], axis=1)
+        given, labels = self.class_weight, classes.tolist()
+        if not isinstance(given, Mapping):  # "balanced": all classes that are there count alike
+            counts = np.bincount(target, minlength=len(classes))
+            return (len(target) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[target]
+        missing = [label for label in labels if label not in given]
+        if missing and len(labels) - len(missing) != len(given):
+            problem = f"class_weight has the labels {checks.shown([*given])}, expected some of {checks.shown(labels)}"
+            raise ValueError(f"{type(self).__name__}: {problem}")
+        return np.array([given.get(label, 1.0) for label in labels], dtype=np.float64)[target]
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters that a file keeps; JSON has only text as keys."""
+        settings = super()._settings()
+        given = settings["class_weight"]
+        return settings | {"class_weight": [*given.items()] if isinstance(given, dict) else given}
 
 
 class SequenceRegressor(SequenceEstimator):
@@ -399,13 +479,13 @@ class SequenceRegressor(SequenceEstimator):
     KIND = "sequence regressor"
     _kind = "regressor"
     _each_output = "target_mean_"
-    _loss = staticmethod(losses.mse)
+    _losses: ClassVar = {"sequence": losses.mse}
     _arrays = (*SequenceEstimator._arrays, "target_mean_", "target_std_")
     _facts: ClassVar = SequenceEstimator._facts | {"one_target_": checks.flag}
 
     def predict(self, X: Any) -> Any:
         """Return predictions (N,), or (N, O) where y had columns, in the library of X; X as for `fit`."""
-        return _as(self._answers(np, self._outputs(X))["y"], X)
+        return _as(self._answer(X, "y"), X)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Return the coefficient of determination R^2, the mean over targets."""
@@ -420,9 +500,9 @@ class SequenceRegressor(SequenceEstimator):
         numbers = y * self.target_std_ + self.target_mean_
         return {"y": numbers[:, 0] if self.one_target_ else numbers}
 
-    def _targets(self, y: Any, count: int, again: bool) -> tuple[dict[str, Any], Host]:
-        where = type(self).__name__
-        y = inputs.targets(where, y, count)
+    def _targets(self, y: Any, sample_weight: Any, lengths: list[int], again: bool) -> tuple[dict[str, Any], Host, Any]:
+        where, count = type(self).__name__, len(lengths)
+        y, weights = inputs.targets(where, y, count), inputs.weights(where, sample_weight, count)
         columns = y.reshape(count, -1)
         if again:
             mean, std = self.target_mean_, self.target_std_
@@ -432,7 +512,8 @@ class SequenceRegressor(SequenceEstimator):
         else:
             mean, std = columns.mean(axis=0), columns.std(axis=0)
             std = np.where(std > 0, std, 1.0)
-        return {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}, (columns - mean) / std
+        results = {"target_mean_": mean, "target_std_": std, "one_target_": y.ndim == 1}
+        return results, (columns - mean) / std, weights
 
     def _restore(self, arrays: dict[str, Host]) -> Params:
         for name in ("target_mean_", "target_std_"):

@@ -73,7 +73,7 @@ def units_of(series: TimeSeries, window: int, stop: int, name: str) -> Values:
         where = f" in column {c}" if known.shape[1] > 1 else ""
         problem = f"is constant at {known[0, c]:g}{where}, there is nothing to learn"
         raise ValueError(f"Forecaster: the training part of {name} {problem}")
-    return _usual(known, window)
+    return _usual(series, stop, window)
 
 
 def check_changes(where: str, known: Values, name: str) -> None:
@@ -91,16 +91,20 @@ def own_units(series: TimeSeries, window: int) -> Values:
     A series that does not change there is measured as a whole; one that never changes has a unit of next to nothing.
     """
     known = series.known
-    whole = np.maximum(_usual(known, window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1]))
-    part = _usual(known[split(max(len(known), 3)).train], window)  # fewer than 3 rows have no parts
+    whole = np.maximum(_usual(series, len(known), window), np.maximum(FLAT[0] * np.abs(known[-1]), FLAT[1]))
+    part = _usual(series, split(max(len(known), 3)).train.stop, window)  # fewer than 3 rows have no parts
     return np.where(part > 0, part, whole)
 
 
-def _usual(known: Values, window: int) -> Values:
-    """Return the root mean square of changes within a window, (C,); 0 for a single row."""
-    with np.errstate(over="ignore"):
-        squares = [np.mean((known[lag:] - known[:-lag]) ** 2, axis=0) for lag in range(1, min(window, len(known)))]
-    return np.sqrt(np.mean(squares, axis=0)) if squares else np.zeros(known.shape[1])
+def _usual(series: TimeSeries, stop: int, window: int) -> Values:
+    """Return the root mean square of changes within a window, (C,), since each target began; 0 for a single row."""
+    usual = np.zeros(series.known.shape[1])
+    for c, begin in enumerate(np.argmax(~np.isnan(series.values[:stop]), axis=0)):
+        known = series.known[begin:stop, c : c + 1]
+        with np.errstate(over="ignore"):
+            squares = [np.mean((known[lag:] - known[:-lag]) ** 2) for lag in range(1, min(window, len(known)))]
+        usual[c] = np.sqrt(np.mean(squares)) if squares else 0.0
+    return usual
 
 
 def scales(known: Values, origins: Origins, window: int, units: Values) -> Values:

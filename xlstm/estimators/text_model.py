@@ -239,7 +239,7 @@ class TextModel(TrainedEstimator, NetworkEstimator):
             raise ValueError(f"TextModel: the text has {len(numbers)} tokens, expected {LEAST} or more")
         streams = max(1, min(self.batch_size, (len(numbers) - 1) // self.length))
         length = min(self.length, (len(numbers) - 1) // streams)
-        return evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length))
+        return float(evaluate(self.model_, self.params_, Streams(numbers[:-1], numbers[1:], streams, length)))
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
         """Return the kind and the codec that `tokens` asks for."""

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import constants
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles, fuse, listed, windows
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape, room
+from xlstm.arrays.namespace import Array, Namespace, Params, reshape, room
 from xlstm.arrays.rows import column_sums, summed
 from xlstm.cells.activations import silu, silu_bwd
 from xlstm.layers.initializers import uniform
@@ -61,7 +60,7 @@ class CausalConv(SameWidth, SequenceLayer):
         if span.full:
             end = xs[span.T :, ...]  # to which what is kept refers, too
             return y, (xp.asarray(end, copy=True) if span.keep or xp is np else end,), kept
-        last = xp.take(rows(xs), self._ends(xp, span, xs), axis=0)
+        last = xp.take(rows(xs), span.after(xs), axis=0)
         return y, (reshape(last, state[0].shape),), kept
 
     def scan_bwd(
@@ -90,7 +89,7 @@ class CausalConv(SameWidth, SequenceLayer):
         if dstate is not None and span.full:
             dxs[T:, ...] += dstate[0]
         elif dstate is not None:
-            dlast = add_rows(xp, self._ends(xp, span, xs), rows(dstate[0]), xs.shape[0] * span.B)
+            dlast = add_rows(xp, span.after(xs), rows(dstate[0]), xs.shape[0] * span.B)
             dxs += reshape(dlast, xs.shape)
         dx = dxs[before:, ...]
         for a in add:
@@ -115,11 +114,6 @@ class CausalConv(SameWidth, SequenceLayer):
         """Return the steps that each of the taps is multiplied by."""
         T = xs.shape[0] - self.kernel_size + 1
         return [xs[j : j + T, ...] for j in range(self.kernel_size)]
-
-    def _ends(self, xp: Namespace, span: Span, like: Array) -> Array:
-        """Return where the last k - 1 steps of all sequences are among the (k - 1 + T) B rows, as one axis."""
-        steps = span.lengths + np.arange(self.kernel_size - 1)[:, None]  # (k - 1, B)
-        return constants.copied(xp, (steps * span.B + np.arange(span.B)).ravel(), device_of(like))
 
 
 def _of_windows(xp: Namespace, taps: Array, xs: Array, *more: Array, of: Any, size: int) -> Any:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import checks, constants
+from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.fuse import walk
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, reshape
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Weight
@@ -41,8 +41,7 @@ class Smoothed(NamedTuple):
 
 def _periods(where: str, name: str, value: Any) -> tuple[int, ...]:
     """Return the lengths of seasons, two at most, as a tuple of whole numbers from 2 up."""
-    given = checks.several(where, name, value, "a tuple of whole numbers", 2)
-    return tuple(checks.whole(2, checks.LARGEST)(where, f"{name}[{k}]", m) for k, m in enumerate(given))
+    return tuple(checks.several(where, name, value, "a tuple of whole numbers", checks.whole(2, checks.LARGEST), 2))
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ExponentialSmoothing(SequenceLayer):
     Parameters of a layer are `alpha`, `beta`, `phi` (1,) and `gamma` (S,) for S seasons. Sigmoids of them are alpha and
     phi, beta as a share of alpha, and gamma as a share of 1 - alpha.
 
-    The state is (level, trend, season, ...), (1, B), (1, B) and (m, B) for a season of m steps, whose first row is that
+    The state is (l, b, s, ...): level and trend (1, B), and (m, B) for each season of m steps, whose first row is that
     of the next step. A missing state is zero; `initial_state` makes one from the beginning of a series.
 
     Parameters
@@ -120,7 +119,7 @@ class ExponentialSmoothing(SequenceLayer):
     @functools.cached_property
     def states(self) -> State:
         """The leaves of level, trend and seasons."""
-        names = ("level", "trend", *(f"season of {m}" for m in self.periods))
+        names = ("l", "b", *(f"s{m}" for m in self.periods))
         return tuple(Leaf(name, {"m": lag}, {}) for name, lag in zip(names, self.lags, strict=True))
 
     @property
@@ -142,12 +141,25 @@ class ExponentialSmoothing(SequenceLayer):
         Returns
         -------
         tuple of array
+
+        Raises
+        ------
+        ValueError
+            A value is not finite, or is 0 or less with `multiplicative`.
         """
         values = to_numpy(x)[..., 0].astype("float64")  # (T, B)
         values = values[: max(LEAST, 2 * max(self.periods, default=0))]
+        self._check(values)
         ends = [len(values)] * values.shape[1] if lengths is None else to_numpy(lengths)
         found = [self._fitted(values[:end, b]) for b, end in enumerate(ends)]
         return tuple(like(np.stack(part, axis=-1), x) for part in zip(*found, strict=True))
+
+    def _check(self, values: np.ndarray[Any, Any]) -> None:
+        """Raise unless values of a series are finite, and above 0 where their logarithm is taken."""
+        bad = ~np.isfinite(values) | (values <= 0 if self.multiplicative else False)
+        if np.any(bad):
+            expected = "finite values above 0, as multiplicative is True" if self.multiplicative else "finite values"
+            raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
     def _fitted(self, series: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
         """Return level, trend and seasons before the first value of a series, fitted to all of it."""
@@ -202,10 +214,8 @@ class ExponentialSmoothing(SequenceLayer):
         """Return the states before and after every step of x (T, B, 1)."""
         xp, numbers = span.xp, self.coefficients(span.xp, p)
         x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
-        if self.multiplicative and xp is np and not np.all(x > 0):
-            raise ValueError(
-                f"{type(self).__name__}: x has {np.min(x)}, expected values above 0, as multiplicative=True"
-            )
+        if self.multiplicative and xp is np:
+            self._check(x)
         errors = xp.zeros_like(x)
         states = tuple(xp.concat((s, errors)) for s in state)
         walk(xp, step, (xp.log(x) if self.multiplicative else x,), states, numbers, (errors,), self.lags)  # (5)
@@ -258,7 +268,7 @@ class ExponentialSmoothing(SequenceLayer):
             dtrend += slope * d  # (12)
             for dused in (dlevel, *dseasons):
                 dused += d  # (12)
-            dphi = dphi + by_phi * _total(xp, d, kept.states[1][1:, ...])  # (12, 11)
+            dphi = dphi + by_phi * _total(xp, d, kept.states[1][1:, ...])  # (12) (11)
         return dstates, dphi
 
     def _used(self, states: tuple[Array, ...], h: int) -> list[Array]:
@@ -300,7 +310,7 @@ def _at_end(span: Span, rows: Array) -> Array:
     """Return the rows, of (T + lag, B), that come after the last step of each sequence, (lag, B)."""
     if span.full:
         return span.xp.asarray(rows[span.T :, ...], copy=True)
-    return reshape(span.xp.take(reshape(rows, (-1,)), _places(span, rows), axis=0), (rows.shape[0] - span.T, span.B))
+    return reshape(span.xp.take(reshape(rows, (-1,)), span.after(rows), axis=0), (rows.shape[0] - span.T, span.B))
 
 
 def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
@@ -310,10 +320,4 @@ def _add_at_end(span: Span, drows: Array, dend: Array) -> None:
         end += dend
     else:
         size = drows.shape[0] * span.B
-        drows += reshape(add_rows(span.xp, _places(span, drows), reshape(dend, (-1, 1)), size), tuple(drows.shape))
-
-
-def _places(span: Span, rows: Array) -> Array:
-    """Return where the rows after the last step of all sequences are among all rows as one axis."""
-    steps = span.lengths + np.arange(rows.shape[0] - span.T)[:, None]
-    return constants.copied(span.xp, (steps * span.B + np.arange(span.B)).ravel(), device_of(rows))
+        drows += reshape(add_rows(span.xp, span.after(drows), reshape(dend, (-1, 1)), size), tuple(drows.shape))

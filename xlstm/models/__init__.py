@@ -1,5 +1,6 @@
 """Layers put together, and kept in files."""
 
+from xlstm.layers.summary import summary
 from xlstm.models.esrnn import ESRNN
 from xlstm.models.language import xLSTMLanguageModel
 from xlstm.models.model_files import load, save
@@ -8,4 +9,14 @@ from xlstm.models.tirex.items import HorizonWarning
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
 
-__all__ = ["ESRNN", "HorizonWarning", "SequenceModel", "TiRex", "TiRex2", "load", "save", "xLSTMLanguageModel"]
+__all__ = [
+    "ESRNN",
+    "HorizonWarning",
+    "SequenceModel",
+    "TiRex",
+    "TiRex2",
+    "load",
+    "save",
+    "summary",
+    "xLSTMLanguageModel",
+]

@@ -127,6 +127,29 @@ def legend(target: Any, axes: Any = None, **options: Any) -> None:
         text.set_parse_math(False)
 
 
+def legend_above(axes: Any) -> None:
+    """Add a legend to the right of the title of a panel, where it covers nothing."""
+    legend(axes, loc="lower right", bbox_to_anchor=(1.0, 0.97), ncols=5, columnspacing=1.2, handlelength=1.6)
+
+
+def dates(axes: Any, time: Any) -> None:
+    """Give ticks that are dates, where `time` holds some, short labels that do not touch."""
+    if time.dtype.kind == "M":
+        from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+        locator = AutoDateLocator(minticks=4, maxticks=8)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+        axes.xaxis.get_offset_text().set_fontsize(SMALL)
+
+
+def tint(colour: str, share: float) -> Any:
+    """Return a colour mixed with white, of which it has a share."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(1 - share * (1 - part) for part in to_rgb(colour))
+
+
 def heat_map(axes: Any, values: Any, limits: tuple[float | None, float | None], text: str = "", **look: Any) -> None:
     """Draw an array as colours, with a labelled bar that shows their values."""
     image = axes.imshow(values, cmap=COLOURS, vmin=limits[0], vmax=limits[1], **look)

@@ -20,7 +20,9 @@ Host = np.ndarray[Any, Any]
 POINTS = 2000  # of a line that are drawn
 WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
-TRUTH, FORECAST = "0.45", "tab:red"
+LATEST = 200  # forecasts of a test part that are drawn
+TRUTH, FAN = "0.45", "#3b7d5b"
+LEADS = "#e0457b", "#5b3fa0"  # of forecasts one step and a whole horizon ahead
 
 
 class Course(NamedTuple):
@@ -220,32 +222,47 @@ class Fan(NamedTuple):
     levels: Sequence[float]
 
 
-def forecast(series: Series, at: np.ndarray[Any, Any], forecasts: Values, ahead: Fan) -> Any:
-    """Draw one-step forecasts over the test part against the truth, and what comes after the end of the series.
+def forecast(
+    series: Series, at: Host, forecasts: Values, ahead: Fan | None = None, errors: Mapping[str, Any] | None = None
+) -> Any:
+    """Draw forecasts over the test part against the truth, their errors, and what comes after the end of the series.
+
+    Of a long test part the latest 200 forecasts are drawn, one step ahead and as many as there are.
 
     Parameters
     ----------
     series : Series
     at : integer array (N,)
-        Positions of the values that are forecast.
-    forecasts : array (N,)
-        The forecasts, in the series' own units.
-    ahead : Fan
+        Positions of the values that are forecast one step ahead.
+    forecasts : array (N,) or (N, H)
+        The forecasts for this value and those after it, in the series' own units.
+    ahead : Fan, optional
+    errors : dict of str to array (H,), optional
+        As for `forecast_errors`.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    time = at if series.calendar is None else series.index[at]
-    figure, (whole, late, end) = figures.panels(3, 1, 2.2)
-    zoom = slice(max(0, len(at) - max(24, len(at) // 5)), None)
-    for axes, part, title in ((whole, slice(None), "test part"), (late, zoom, "its last fifth")):
-        axes.plot(time[part], series.values[at][part], color=TRUTH, linewidth=1.2, label="truth")
-        axes.plot(time[part], forecasts[part], color=FORECAST, linewidth=1.0, label="forecast, one step ahead")
-        figures.label(axes, f"{series.name}: {title}", y=series.name)
-    _draw_fan(end, series, ahead)
-    figures.legend(figure, end, loc="outside lower right", ncols=3)
-    figures.legend(figure, whole, loc="outside upper right", ncols=2)
+    forecasts = forecasts[:, None] if np.ndim(forecasts) == 1 else forecasts
+    time = np.arange(len(series.values)) if series.calendar is None else series.index
+    figure, (test, *rest) = figures.panels(1 + (errors is not None) + (ahead is not None), 1, 2.4)
+    shown = at[-LATEST:]
+    test.plot(time[shown], series.values[shown], color=TRUTH, linewidth=1.2, label="truth")
+    for h, colour in zip(sorted({1, forecasts.shape[1]}), LEADS, strict=False):
+        there = shown[shown + h <= len(time)] + h - 1
+        named = f"{h} {series.step}{'s' if h > 1 else ''} ahead"
+        test.plot(time[there], forecasts[-len(shown) :][: len(there), h - 1], color=colour, linewidth=1.0, label=named)
+    part = "test part" if len(shown) == len(at) else f"test part, the last {len(shown)} forecasts"
+    figures.label(test, part, y=series.name)
+    figures.dates(test, time)
+    figures.legend_above(test)
+    if errors is not None:
+        _draw_errors(rest[0], errors, "", series.step, "RMSE")
+        figures.legend_above(rest[0])
+    if ahead is not None:
+        _draw_fan(rest[-1], series, ahead, "beyond the end of the data")
+        figures.legend_above(rest[-1])
     return figure
 
 
@@ -264,8 +281,8 @@ def fans(series: Sequence[Series], ahead: Sequence[Fan]) -> Any:
     """
     figure, panels = figures.panels(len(series), 1, 2.2)
     for axes, one, fan in zip(panels, series, ahead, strict=True):
-        _draw_fan(axes, one, fan)
-    figures.legend(figure, panels[0], loc="outside upper right", ncols=3)
+        _draw_fan(axes, one, fan, f"{one.name}: beyond the end of the data")
+    figures.legend(figure, panels[0], loc="outside upper right", ncols=5)
     return figure
 
 
@@ -294,7 +311,14 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
         There are no errors, or they are no numbers (horizon,).
     """
     figure, (axes,) = figures.panels(1, 1, 3.0)
-    for k, (name, given) in enumerate(checks.mapping("forecast_errors", errors, "errors").items()):
+    _draw_errors(axes, checks.mapping("forecast_errors", errors, "errors"), unit, step, measure)
+    figures.legend(figure, axes, loc="outside upper left", ncols=3)
+    return figure
+
+
+def _draw_errors(axes: Any, errors: Mapping[str, Any], unit: str, step: str, measure: str) -> None:
+    """Draw errors (H,) of each method by steps ahead."""
+    for k, (name, given) in enumerate(errors.items()):
         values = host.numbers("forecast_errors", str(name), given)
         if values.ndim != 1:
             raise ValueError(f"forecast_errors: {name} has shape {values.shape}, expected (N,)")
@@ -303,11 +327,9 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     axes.set_ylim(bottom=0)
     figures.whole_numbers(axes.xaxis)
     figures.label(axes, x=f"{step}s ahead", y=f"{measure} ({unit})" if unit else measure)
-    figures.legend(figure, axes, loc="outside upper left", ncols=3)
-    return figure
 
 
-def _draw_fan(axes: Any, series: Series, ahead: Fan) -> None:
+def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
     """Draw the end of a series and quantiles of what comes after it, each interval in a shade."""
     H, levels = len(ahead.quantiles), ahead.levels
     shown = min(len(series.values), max(3 * H, 24))
@@ -322,11 +344,12 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan) -> None:
     quantiles = np.concatenate((np.full((1, len(levels)), known[last]), ahead.quantiles))  # (1 + H, Q)
     time = np.concatenate((past[last : last + 1], future))
     half = len(levels) // 2
-    for k in range(half):
-        low, high = quantiles[:, k], quantiles[:, -1 - k]
-        label = f"{100 * (levels[-1 - k] - levels[k]):.0f} % interval" if k in (0, half - 1) else None
-        axes.fill_between(time, low, high, color=FORECAST, alpha=0.12 + 0.3 * k / half, linewidth=0, label=label)
+    for k in range(half):  # opaque, the widest first, so that each has the shade of the legend
+        low, high, shade = quantiles[:, k], quantiles[:, -1 - k], figures.tint(FAN, 0.15 + 0.55 * k / half)
+        label = f"{100 * (levels[-1 - k] - levels[k]):.0f} %" if k % max(1, half // 4) == 0 else None
+        axes.fill_between(time, low, high, color=shade, linewidth=0, label=label)
     if len(levels) % 2:
-        axes.plot(time, quantiles[:, half], color=FORECAST, linewidth=1.2, label="median beyond the end")
+        axes.plot(time, quantiles[:, half], color=figures.tint(FAN, 1.0), linewidth=1.4, label="median")
     x = "steps after the end" if series.calendar is None else ""
-    figures.label(axes, f"{series.name}: beyond the end of the data", x, series.name)
+    figures.label(axes, title, x, series.name)
+    figures.dates(axes, time)

@@ -194,6 +194,11 @@ class Span(Portable):
         """Lengths of the sequences, (B,)."""
         return self.packing.ends
 
+    def after(self, like: Array) -> Array:
+        """Return where the n rows after the last step of all sequences are among rows (T + n, B, ...) as one axis."""
+        steps = self.lengths + np.arange(like.shape[0] - self.T)[:, None]  # (n, B)
+        return constants.copied(self.xp, (steps * self.B + np.arange(self.B)).ravel(), device_of(like))
+
     def mask(self, x: Array, value: float = 0.0) -> Array:
         """Return x (T, B, ...) with `value` past the end of each sequence."""
         if self.full:

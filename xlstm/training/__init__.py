@@ -8,6 +8,7 @@ from xlstm.training.callbacks import (
     EarlyStopping,
     MovingAverage,
     Progress,
+    ProgressBar,
     ReduceOnPlateau,
     TensorBoard,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "LowRank",
     "MovingAverage",
     "Progress",
+    "ProgressBar",
     "RangeTest",
     "ReduceOnPlateau",
     "Step",

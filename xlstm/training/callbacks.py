@@ -5,8 +5,10 @@ A callback of your own is a subclass of `Callback`, or a function of a `Progress
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,8 @@ from xlstm.arrays import checks
 from xlstm.arrays.namespace import Array, Params
 from xlstm.training import optimizers
 from xlstm.training.schedules import schedule
+
+EVERY = 30.0  # seconds between two lines about training where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Progress:
         Batches of all epochs so far.
     params : dict of str to array
         The weights, those that are judged: with `MovingAverage` the average.
+    metrics : dict of str to float
+        The last metrics of the validation data, by name.
     """
 
     epoch: int
@@ -57,6 +63,7 @@ class Progress:
     norm: float = math.nan
     total: int = 0
     params: Params = field(default_factory=dict, repr=False)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Callback:
@@ -97,6 +104,9 @@ class Callback:
     def epoch(self, now: Progress) -> bool | None:
         """Return True to end training, after an epoch and its validation."""
         return None
+
+    def end(self) -> None:
+        """Close what `begin` or `step` opened: training has ended, or an error ended it."""
 
     def state(self) -> dict[str, Any]:
         """Return what the callback remembers: JSON values, and dicts of arrays."""
@@ -301,6 +311,53 @@ class ReduceOnPlateau(Callback):
         self.bad = checks.size_or_0(where, "bad", state["bad"])
 
 
+class ProgressBar(Callback):
+    """Shows how training goes: a bar on a terminal or in a notebook, elsewhere a line every half a minute.
+
+    `train(progress=True)` makes one. Between `begin` and `end` its `step` can follow several runs. It needs rich.
+
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+        Where the bar is shown, by default on standard error.
+    """
+
+    everywhere = False
+
+    def __init__(self, console: Any = None) -> None:
+        self.console = console
+        self._bar: Any = None
+
+    def begin(self, params: Params) -> None:
+        """Make the bar, which appears with the first step; raises ImportError where rich is not installed."""
+        from rich import console, progress
+
+        columns = progress.BarColumn(16), progress.TextColumn("{task.description}"), progress.TimeRemainingColumn()
+        self._bar = progress.Progress(*columns, console=self.console or console.Console(stderr=True))
+        self._bar.add_task("", total=None)
+        self._due = time.monotonic() + EVERY
+
+    def step(self, now: Progress) -> bool | None:
+        judged = {} if now.validation is None else {"validation": now.validation}
+        losses = {"loss": now.loss, **judged, **now.metrics}
+        words = f"epoch {now.epoch}/{now.epochs}" + "".join(f"  {name} {one:.4f}" for name, one in losses.items())
+        if self._bar.console.is_terminal or self._bar.console.is_jupyter:
+            # Training may stop early: the time left is at most that which is shown.
+            done = {"total": now.epochs * now.steps, "completed": (now.epoch - 1) * now.steps + now.step}
+            self._bar.update(self._bar.task_ids[0], description=f"{words}  left", **done)
+            self._bar.start()
+        elif time.monotonic() >= self._due:
+            self._due = time.monotonic() + EVERY
+            with contextlib.suppress(OSError):  # nobody reads any more
+                self._bar.console.print(f"{words}, step {now.step}/{now.steps}")
+        return None
+
+    def end(self) -> None:
+        if self._bar is not None and self._bar.live.is_started:  # another would print an empty line
+            self._bar.stop()
+        self._bar = None
+
+
 class TensorBoard(Callback):
     """Writes loss, norm of the gradient and validation loss for TensorBoard (`pip install tensorboard`).
 
@@ -341,6 +398,8 @@ class TensorBoard(Callback):
     def epoch(self, now: Progress) -> bool | None:
         if now.validation is not None:
             self._writer.add_scalar("validation loss", now.validation, now.total)
+        for name, value in now.metrics.items():
+            self._writer.add_scalar(f"validation {name}", value, now.total)
         self._writer.flush()
         return None
 

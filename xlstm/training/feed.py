@@ -25,6 +25,7 @@ from xlstm.precision import Mixed
 from xlstm.training.parallel import added
 
 Loss = Callable[..., tuple[Array, Array]]
+Metric = Callable[[Array, Array], Any]
 ITERABLE = checks.accepted(lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping), EXPECTED)
 MODEL = checks.having("forward", "backward", expected="a model or a layer")
 
@@ -246,7 +247,8 @@ def evaluate(
     *,
     stopped: Callable[[], bool] = lambda: False,
     group: Group | None = None,
-) -> float:
+    metrics: Mapping[str, Metric] | None = None,
+) -> Any:
     """Return the mean loss over all of `data`, with the state carried as in training.
 
     Parameters
@@ -262,39 +264,65 @@ def evaluate(
         `stopped() -> bool` says after a batch whether nobody needs the result any more, which is NaN then.
     group : Group, optional
         The ranks that share each batch; all of them return the same.
+    metrics : dict of str to callable, optional
+        As for `train`.
 
     Returns
     -------
-    float
+    float, or (float, dict of str to float)
+        The loss, and with `metrics` also these.
 
     Raises
     ------
     ValueError
         `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
         into the dtype.
+    TypeError
+        A metric returns no numbers.
     """
     feed = Feed.of("evaluate", model, params)
     data = batches_of("evaluate", "data", model, data)
     loss = loss_of("evaluate", model, loss)
     if group is not None and not isinstance(data, Shard):
         data = Shard(data, group)
-    total, count = 0.0, 0.0
-    parts = _losses(feed, params, data, loss, stopped)
-    for value, weight, ends in parts if group is None else added(group, parts):
-        total, count = total + value, count + weight
+    totals = np.zeros(3 + len(metrics or ()))
+    parts = _sums(feed, params, data, loss, metrics or {}, stopped)
+    for ends, *sums in parts if group is None else added(group, parts):
+        totals += sums
         if ends:
             return math.nan
-    return total / count
+    weight, value, count, *measured = totals.tolist()
+    mean = value / weight
+    return mean if metrics is None else (mean, {name: one / count for name, one in zip(metrics, measured, strict=True)})
 
 
-def _losses(
-    feed: Feed, params: Params, data: Batches, loss: Loss, stopped: Callable[[], bool]
-) -> Iterator[tuple[float, float, float]]:
-    """Yield the summed loss of each batch, its number of targets, and whether nobody needs the result any more."""
-    state, value = None, 0.0
+def _sums(
+    feed: Feed, params: Params, data: Batches, loss: Loss, metrics: Mapping[str, Metric], stopped: Callable[[], bool]
+) -> Iterator[tuple[float, ...]]:
+    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and what `_measured` is."""
+    state = None
     for batch in feed.batches(data, "evaluate", ": batch"):
+        value, measured = 0.0, [0.0] * (1 + len(metrics))
         if batch.host.x.shape[1]:  # a rank may have no sequence
             with np.errstate(over="ignore", invalid="ignore"):  # the caller sees it in the result
                 y, state, _ = feed.forward(params, batch, state, train=False)
                 value = float(loss(y, batch.target, batch.mask)[0])
-        yield batch.weight * value if batch.weight else 0.0, batch.weight, stopped()
+            measured = _measured(metrics, y, batch) if metrics else measured
+        yield stopped(), batch.weight, batch.weight * value if batch.weight else 0.0, *measured
+
+
+def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[float]:
+    """Return the number of targets that count, and the mean of each metric over them, times that number."""
+    target = batch.target
+    if batch.mask is not None:
+        xp = namespace("evaluate", {"y": y})
+        there = xp.astype(batch.mask, xp.bool)
+        y, target = y[there], target[there]
+    found = [float(math.prod(target.shape))]
+    for name, metric in metrics.items():
+        made = metric(y, target) if found[0] else 0.0
+        values = to_numpy(made[0] if isinstance(made, tuple) else made)  # a loss also returns its gradient
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"evaluate: metrics[{name!r}] returned {checks.shown(made)}, expected numbers")
+        found.append(found[0] * float(np.mean(values)))
+    return found

@@ -229,7 +229,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     -------
     list of dict
         Each has "total", the number of batches so far, "epoch" and "seconds"; that of a step has "loss" and "norm",
-        and that of an epoch "validation".
+        and that of an epoch "validation" and the metrics of `train`, as "metrics.NAME".
 
     Raises
     ------

@@ -13,7 +13,7 @@ import signal
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -31,8 +31,8 @@ from xlstm.data.batches import Batches
 from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
-from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, has
-from xlstm.training.feed import Inputs, Iterated, Loss, batches_of, evaluate
+from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ProgressBar, has
+from xlstm.training.feed import Inputs, Iterated, Loss, Metric, batches_of, evaluate
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
@@ -67,6 +67,8 @@ class Trained:
         Steps left out because gradients overflowed in a lower precision.
     unsaved : str
         Which files could not be written to the folder of the run, and why; empty where all could.
+    metrics : dict of str to list of float
+        The metrics, one value an epoch each.
     """
 
     params: Params = field(repr=False)
@@ -77,6 +79,7 @@ class Trained:
     seconds: float
     skipped: int = 0
     unsaved: str = ""
+    metrics: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
 
 def train(
@@ -101,8 +104,9 @@ def train(
     patience: int | None = None,
     clip: float | None = None,
     averaging: float = 0.0,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[Progress], object] | bool | None = None,
     group: Group | None = None,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Trained:
     """Fit a model.
 
@@ -162,11 +166,18 @@ def train(
         "auto" captures on CuPy where model, loss and callbacks are of this library, and takes steps one by one
         elsewhere; True says that yours may be captured, and is refused where graphs are not possible.
     patience, clip, averaging, progress : optional
-        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function.
+        They stand for the callbacks `EarlyStopping(patience)`, `Clip(clip)`, `MovingAverage(averaging)` and a function;
+        `progress=True` for a `ProgressBar()`.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them; all call this with the same arguments. A
         batch is shared by all, so the result is that of one process up to rounding. Rank 0 alone writes files and calls
         functions; a signal, or a callback that asks to stop, ends training one step later on all ranks.
+    metrics : dict of str to callable, optional
+        Functions of `(y, target)` that are computed on the validation data after each epoch, by name, such as
+        `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for each batch, with the outputs and
+        the targets that count, in the library of the weights: where there is a mask, its axes become one, (M, ...).
+        They return numbers, or one number, the mean. The result is the mean over batches, weighted by their targets.
+        The losses of `xlstm.losses` are metrics, too.
 
     Returns
     -------
@@ -195,13 +206,19 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    chosen += [] if progress is None else [Each(checks.function("train", "progress", progress))]
+    if progress not in (None, False):
+        chosen.append(ProgressBar() if progress is True else Each(checks.function("train", "progress", progress)))
     for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
+    measures = checks.instance(Mapping, "a dict of name to function")("train", "metrics", metrics or {})
+    for name, metric in measures.items():
+        checks.function("train", f"metrics[{name!r}]", metric)
+    if validation is None and measures:
+        raise ValueError("train: metrics are computed on validation data, but there are none")
     data = batches_of("train", "data", model, data)
     validation = None if validation is None else batches_of("train", "validation", model, validation)
     for name, batches in {"data": data, "validation": validation}.items():
@@ -224,12 +241,14 @@ def train(
     folder = Folder(path if group is None or group.rank == 0 else None, checks.count("train", "keep", keep))
     if group is not None:
         data, validation = Shard(data, group), None if validation is None else Shard(validation, group)
-    run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None)
+    run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None, measures)
     try:
         run.begin(resume)
         return run.train()
     finally:
         folder.close()
+        for callback in run.callbacks:
+            callback.end()
 
 
 def _single_pass(data: Iterated, epochs: int | None, resume: bool) -> int:
@@ -256,6 +275,7 @@ class Run:
     every: int | None
     folder: Folder
     saving: bool  # whether there are checkpoints, which rank 0 writes
+    metrics: Mapping[str, Metric]
     epoch: int = 1  # that is under way
     done: int = 0  # its batches done
     best_epoch: int = 0
@@ -285,6 +305,7 @@ class Run:
         self.order_before: Any = None  # its state when the epoch began
         start_params = start_params if joint is None else self.state.params  # those of rank 0
         self.best = self.judged = start_params
+        self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}  # the metrics, one value an epoch
         for callback in self.callbacks:
             callback.begin(start_params)
         if self.saving:
@@ -406,16 +427,20 @@ class Run:
     def _validate(self, data: Batches, where: str, received: list[int]) -> bool:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
         group, stopped = self.step.group, functools.partial(bool, received)
-        loss = evaluate(self.step.model, self.judged, data, self.step.loss, stopped=stopped, group=group)
+        how: dict[str, Any] = {"stopped": stopped, "group": group, "metrics": self.metrics}
+        found = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
         if self.ranks.meets(received):
             return False
+        loss, measured = found
         if not math.isfinite(loss):
             raise FloatingPointError(f"{where}: the validation loss is {loss:g}")
-        improved = loss < self.lowest
+        improved: bool = loss < self.lowest
         if improved:
             self.best, self.best_epoch = self.judged, self.epoch
         self.validations.append(loss)
-        self.folder.log(total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds)
+        self.measured = {name: [*self.measured[name], value] for name, value in measured.items()}
+        more = {f"metrics.{name}": value for name, value in measured.items()}
+        self.folder.log(total=self.total, epoch=self.epoch, validation=loss, seconds=self.seconds, **more)
         return improved
 
     def _asks(self, event: str) -> bool:
@@ -426,7 +451,8 @@ class Run:
         place = (self.epoch, epochs, self.done, len(self.data))
         validation, best = (self.validations[-1], self.lowest) if self.validations else (None, None)
         losses = (self.losses[-1], validation, best)
-        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged)
+        metrics = {name: values[-1] for name, values in self.measured.items() if values}
+        now = Progress(*place, *losses, self.seconds, self.best_epoch, self.norm, self.total, self.judged, metrics)
         answers = [getattr(callback, event)(now) for callback in self.callbacks]
         return any(isinstance(answer, bool | np.bool_) and answer for answer in answers)
 
@@ -437,7 +463,7 @@ class Run:
             warnings.warn(f"train: {unsaved}", RuntimeWarning, stacklevel=4)
         best = self.best if self.validations else self.judged
         stopped = self.epoch <= self.epochs and self.total < self.steps
-        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved)
+        how = (self.best_epoch, stopped, self.seconds, self.skipped, unsaved, self.measured)
         return Trained(best, self.losses, self.validations, *how)
 
     def _save(self) -> None:
@@ -462,6 +488,7 @@ class Run:
             "judged": self.judged,
             "losses": np.array(self.losses),
             "validations": np.array(self.validations),
+            "metrics": {name: np.array(values) for name, values in self.measured.items()},
             "callbacks": [callback.state() for callback in self.remembering],
         }
         self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
@@ -486,6 +513,7 @@ class Run:
             ],
             "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
+            "metrics": [*self.metrics],
             **{name: None if one is None else first_batch(one) for name, one in data.items()},
         }
 
@@ -508,6 +536,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         alike["slots"] = run.ranks.slots(run.state)
         alike["losses"] = np.broadcast_to(0.0, about["total"])
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
+        alike["metrics"] = dict.fromkeys(run.metrics, alike["validations"])
         if held["sums"] is not None:
             alike["sums"] = {name: params[name] for name in held["sums"]}
         for name, like in alike.items():
@@ -523,6 +552,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         run.order.bit_generator.state = run.order_before = held["order"]
         run.best, run.judged = held["best"], held["judged"]
         run.losses, run.validations = held["losses"].tolist(), held["validations"].tolist()
+        run.measured = {name: values.tolist() for name, values in held["metrics"].items()}
         for name in PLACES:
             setattr(run, name, about[name])
         for callback, state in zip(run.remembering, held["callbacks"], strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from xlstm.data.batches import Batches
 from xlstm.training.callbacks import Progress
 from xlstm.training.feed import Loss
 from xlstm.training.loop import train
-from xlstm.training.optimizers import Optimizer, adam
+from xlstm.training.optimizers import Optimizer, adam, sgd
 from xlstm.training.schedules import Schedule
 
 
@@ -30,8 +29,8 @@ class RangeTest(NamedTuple):
     losses : array (N,)
         The loss after each, smoothed.
     suggestion : float
-        A tenth of the rate at which the smoothed loss was lowest, since a little beyond that training diverges, and
-        at least `low`. The first tenth of the steps does not count: the mean is of few losses there.
+        A tenth of the rate at which the loss, smoothed, had fallen most below that of the starting weights on the same
+        batches, since a little beyond that training diverges; at least `low`.
     """
 
     rates: np.ndarray[Any, Any]
@@ -53,7 +52,8 @@ def find_learning_rate(
 ) -> RangeTest:
     """Train for some steps while the learning rate grows from `low` to `high` (Smith 2017).
 
-    The weights that result are thrown away.
+    The same batches also go through the starting weights, so that it does not matter which of them are easy. The
+    weights that result are thrown away.
 
     Parameters
     ----------
@@ -67,8 +67,7 @@ def find_learning_rate(
     low, high : float
         The first and the last learning rate.
     steps : int
-        At least 10; the test ends earlier where the loss has grown to four times its lowest value.
-
+        At least 10; the test ends earlier where the loss is four times that of the starting weights.
     loss : callable, optional
         As for `train`.
     seed : int
@@ -90,22 +89,23 @@ def find_learning_rate(
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
     checks.function(where, "optimizer", optimizer)
     rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
-    means: list[float] = []
-    mean, smooth, lowest, skipped = 0.0, 0.9, math.inf, steps // 10  # in the first tenth the mean is of few losses
+    run: dict[str, Any] = {"steps": steps, "loss": loss, "seed": seed}
+    smoothed: list[Any] = []  # the loss after each step, and that of the starting weights on the same batches
+    mean, smooth = np.zeros(2), 0.9
 
     def diverges(now: Progress) -> bool:
-        nonlocal mean, lowest
-        mean = smooth * mean + (1 - smooth) * now.loss
-        means.append(mean / (1 - smooth**now.total))
-        if now.total > skipped:
-            lowest = min(lowest, means[-1])
-        return means[-1] > 4 * lowest
+        nonlocal mean
+        mean = smooth * mean + (1 - smooth) * np.array([now.loss, still.losses[now.total - 1]])
+        smoothed.append(mean / (1 - smooth**now.total))
+        return bool(now.total > steps // 10 and smoothed[-1][0] > 4 * np.mean(still.losses))
 
     growing = optimizer(lambda done: float(rates[min(done, steps - 1)]))
     with contextlib.suppress(FloatingPointError):  # it has diverged
-        train(model, params, data, growing, steps=steps, loss=loss, seed=seed, progress=diverges)
-    if len(means) < max(3, skipped + 1):
-        rate = rates[len(means)]
-        raise ValueError(f"{where}: the loss diverges after {len(means)} steps, at a rate of {rate:g}; lower low")
-    best = float(rates[skipped + int(np.argmin(means[skipped:]))])
-    return RangeTest(rates[: len(means)], np.array(means), max(low, best / 10))
+        still = train(model, params, data, sgd(lambda done: 0.0), **run)
+        train(model, params, data, growing, progress=diverges, **run)
+    if len(smoothed) < 3:
+        rate = rates[len(smoothed)]
+        raise ValueError(f"{where}: the loss diverges after {len(smoothed)} steps, at a rate of {rate:g}; lower low")
+    losses, before = np.array(smoothed).T
+    best = float(rates[int(np.argmin(losses - before))])
+    return RangeTest(rates[: len(losses)], losses, max(low, best / 10))

@@ -195,19 +195,12 @@ def compiled(
 
 
 def walk(
-    function: Callable[..., Any],
-    arrays: Sequence[Array],
-    states: Sequence[Array],
-    numbers: Sequence[Array],
-    results: Sequence[Array],
-    lags: Sequence[int],
-    reverse: bool,
+    function: Callable[..., Any], given: Sequence[tuple[Array, ...]], lags: tuple[int, ...], reverse: bool
 ) -> bool:
-    """Do what `fuse.walk` does, in a compiled loop, and return whether there is one."""
+    """Do what `fuse.walk` does with arrays, states, numbers and results, and return whether there is a loop for it."""
     if not jit.enabled():
         return False
-    given = arrays, states, numbers, results
-    loop = _walk(function, tuple(map(len, given)), arrays[0].dtype, reverse)
+    loop = _walk(function, tuple(map(len, given)), given[0][0].dtype, reverse)
     loop(np.array(lags), *itertools.chain(*given))  # it is compiled for the memory order of each array
     return True
 

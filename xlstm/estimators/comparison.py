@@ -1,0 +1,247 @@
+"""Several forecasters of one series, compared on forecasts from the same rolling origins."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xlstm.arrays import checks
+from xlstm.data import panels
+from xlstm.data.host import Values
+from xlstm.data.panels import Covariates, Roles, TimeSeries
+from xlstm.data.series import Series
+from xlstm.data.series_windows import split
+from xlstm.estimators import baselines, evaluation
+from xlstm.estimators.base import CHECKS, SeriesEstimator
+from xlstm.estimators.series_scaling import Origins
+
+ORIGINS = 30  # forecasts of each model, at most
+LEVELS = 0.1, 0.9  # quantiles that bound an interval of 80 %
+STATISTICAL = {"seasonal naive": "SeasonalNaive", "ETS": "AutoETS", "ARIMA": "AutoARIMA", "Theta": "AutoTheta"}
+LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # ETS has no more states, and ARIMA would take minutes
+LINEAR = "linear"
+BUILT_IN = (LINEAR, *STATISTICAL)
+HEADS = ("model", "RMSE", "MAE", "MASE", "80 % covers", "width", "seconds")
+
+Made = tuple[float, Values, Values, Values]  # seconds of the fit, means (M, H) and the bounds of 80 % intervals
+
+
+class ModelScore(NamedTuple):
+    """How good the forecasts of one model are, in the units of the series.
+
+    Attributes
+    ----------
+    rmse, mae : float
+        Root mean square error and mean absolute error over all forecasts and steps.
+    mase : float
+        The mean absolute error, divided by that of repeating the last season, or the last value without one, one step
+        ahead where the models are fitted (Hyndman & Koehler 2006).
+    coverage, width : float
+        The share of values within the 80 % interval, and its mean width; NaN where the model has no quantiles 0.1 and
+        0.9.
+    seconds : float
+        The time of the fit.
+    forecasts : array (M, H)
+    """
+
+    rmse: float
+    mae: float
+    mase: float
+    coverage: float
+    width: float
+    seconds: float
+    forecasts: Values
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """Scores of several models on the same forecasts; it prints as a table, the least RMSE first.
+
+    Attributes
+    ----------
+    scores : dict of str to ModelScore
+    season : int
+        Steps of the season; 1 for none.
+    scale : float
+        The error that `ModelScore.mase` is measured by.
+    at : array (M,)
+        Positions of the first value of each forecast, among the rows from the first value on.
+    truth : array (M, H)
+        The values that are forecast.
+    """
+
+    scores: dict[str, ModelScore]
+    season: int
+    scale: float
+    at: Origins
+    truth: Values
+
+    def __repr__(self) -> str:
+        lines = ["Comparison: {} forecasts of {} steps, season of {}".format(*self.truth.shape, self.season)]
+        rows = [HEADS]
+        for name, one in sorted(self.scores.items(), key=lambda pair: pair[1].rmse):
+            rmse, mae, mase, width = (f"{number:.4g}" for number in (one.rmse, one.mae, one.mase, one.width))
+            rows.append((name, rmse, mae, mase, f"{100 * one.coverage:.0f} %", width, f"{one.seconds:.1f}"))
+        longest = max(len(row[0]) for row in rows)
+        lines += [f"{row[0]:<{longest}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
+        return "\n".join(lines)
+
+    @property
+    def errors(self) -> dict[str, Values]:
+        """Root mean square errors (H,) of each model by steps ahead, as `plots.forecast_errors` draws them."""
+        return {name: np.sqrt(baselines.mean((one.forecasts - self.truth) ** 2)) for name, one in self.scores.items()}
+
+
+def compare(
+    series: Any, models: Mapping[str, Any] | Sequence[str], horizon: int, *, dates: Any = None, season: Any = "auto"
+) -> Comparison:
+    """Compare several forecasters on a series.
+
+    Each is fitted once to the first 80 % of it, and forecasts from up to 30 later rows, without another fit. A forecast
+    from a row sees all values before it.
+
+    Parameters
+    ----------
+    series : array (N,), Series, or table of one column beside its dates
+        A gap is NaN. Models that are not of this library see it bridged by the value before it.
+    models : dict of str to model, or list of str
+        By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model of
+        statsforecast, or another one that has `fit(y)` and `forward(y, h, level=[80])`; or the name of a built-in one:
+        "linear" is the linear autoregression of `Forecaster.score`, and "seasonal naive", "ETS", "ARIMA" and "Theta"
+        are those of statsforecast with automatic choice. A list has names of built-in ones.
+    horizon : int
+        Steps ahead.
+    dates : array (N,), optional
+        Rising dates of an array, which forecasters of this library look at.
+    season : int or "auto"
+        Steps of a season, for built-in models and for the mean absolute scaled error; 0 for none. With "auto" it is
+        found where the models are fitted. ETS and ARIMA are fitted without a season of more than 24 steps.
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ImportError
+        The package statsforecast is not installed, and a name stands for one of its models.
+    ValueError, TypeError
+        A model is unknown or none, or the series is not one of one target, or too short; or what a model raises, with a
+        note that names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from xlstm.estimators import Forecaster, compare
+    >>> values = np.sin(np.arange(300) / 5) + 0.1 * np.random.default_rng(0).normal(size=300)
+    >>> ours = Forecaster(epochs=5, hidden_size=8, window=24, backend="numpy")
+    >>> found = compare(values, {"LSTM": ours, "line": "linear"}, horizon=6)
+    >>> sorted(found.scores), found.truth.shape
+    (['LSTM', 'line'], (30, 6))
+    """
+    horizon, season = checks.size("compare", "horizon", horizon), CHECKS["season"]("compare", "season", season)
+    one = _one_series(series, dates)
+    N, cut = len(one.values), split(len(one.values)).test.start
+    if N - cut < horizon:
+        rows = f"the last fifth of the series has {N - cut} rows"
+        raise ValueError(f"compare: {rows}, expected at least horizon={horizon}; take a shorter horizon")
+    at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
+    season = (baselines.season(one.known[:cut, 0]) if isinstance(season, str) else season) or 1
+    truth = baselines.targets(one, at, horizon, N)[..., 0]
+    scale = float(evaluation.naive_error(one.values[:cut], season)[0])
+    if not isinstance(models, Mapping):
+        expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
+        models = {name: name for name in checks.several("compare", "models", models, expected)}
+    made, scores = {name: _model(name, model, horizon, season) for name, model in models.items()}, {}
+    for name, model in made.items():
+        forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
+        try:
+            found = _of_linear(one, at, horizon) if model == LINEAR else forecast(model, one, at, horizon)
+        except Exception as error:
+            error.add_note(f"in the model {name!r}")
+            raise
+        scores[name] = _score(found, truth, scale)
+    return Comparison(scores, season, scale, at, truth)
+
+
+def _one_series(series: Any, dates: Any) -> TimeSeries:
+    """Return a series of one target, with the calendar of its dates, if it has some."""
+    if isinstance(series, Series):
+        series, dates = series.values, series.calendar
+    given = panels.given("compare", series, Covariates(dates=dates), Roles().checked("compare"))
+    read = panels.read_series("compare", given.values, given.covariates, 0, False)
+    if len(read) != 1 or read[0].values.shape[1] != 1:
+        raise ValueError(f"compare: series is {len(read)} of {read[0].values.shape[1]} targets, expected 1 of 1 target")
+    return read[0]
+
+
+def _model(name: str, model: Any, horizon: int, season: int) -> Any:
+    """Return a model that is not fitted, and "linear" as it is; raise where there is none."""
+    if isinstance(model, SeriesEstimator):
+        return type(model)(**{**model.get_params(), "horizon": horizon})
+    if isinstance(model, str) and model in STATISTICAL:
+        try:
+            from statsforecast import models
+        except ImportError as error:
+            needed = "needs the package statsforecast; pip install statsforecast"
+            raise ImportError(f"compare: the model {model!r} {needed}") from error
+        fits = season <= LONGEST_SEASON.get(model, season)
+        return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
+    if (isinstance(model, str) and model == LINEAR) or (hasattr(model, "fit") and hasattr(model, "forward")):
+        return copy.deepcopy(model)
+    expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model of statsforecast"
+    raise ValueError(f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}")
+
+
+def _of_estimator(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
+    """Fit an estimator and forecast."""
+    known, dates = [series.values[:end, 0] for end in at], {}
+    if series.calendar is not None:
+        dates["dates"] = [series.calendar.dates[series.begin :][:end] for end in at]
+    begin = time.perf_counter()
+    model.fit(known[:1], **{name: some[:1] for name, some in dates.items()})
+    seconds = time.perf_counter() - begin
+    mean = np.stack(model.predict(known, **dates))
+    levels = model.model_.quantiles if model.quantiles is None else model.quantiles
+    places = [k for level in LEVELS for k, other in enumerate(levels) if math.isclose(level, other)]
+    if len(places) < 2:
+        return seconds, mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    low, high = np.moveaxis(np.stack(model.predict_quantiles(known, **dates))[..., places], -1, 0)
+    return seconds, mean, low, high
+
+
+def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made:
+    """Fit a model of statsforecast and forecast; its parameters stay those of the fit."""
+    begin = time.perf_counter()
+    model.fit(series.known[: at[0], 0])
+    seconds = time.perf_counter() - begin
+    found = [model.forward(y=series.known[:end, 0], h=horizon, level=[80]) for end in at]
+    mean, low, high = (np.stack([np.asarray(one[key]) for one in found]) for key in ("mean", "lo-80", "hi-80"))
+    return seconds, mean, low, high
+
+
+def _of_linear(series: TimeSeries, at: Origins, horizon: int) -> Made:
+    """Fit the linear autoregression and forecast; intervals are of its errors in the last quarter of what it knows."""
+    begin, cut = time.perf_counter(), int(at[0])
+    last = np.arange(min(3 * cut // 4, cut - horizon), cut - horizon + 1)
+    mean, before = (
+        baselines.autoregression(series.known, series.values, min(evaluation.AR_ORDER, cut // 3), horizon, rows)[..., 0]
+        for rows in (at, last)
+    )
+    low, high = np.nanquantile(baselines.targets(series, last, horizon, cut)[..., 0] - before, LEVELS, axis=0)
+    return time.perf_counter() - begin, mean, mean + low, mean + high
+
+
+def _score(made: Made, truth: Values, scale: float) -> ModelScore:
+    seconds, mean, low, high = made
+    there, error = ~np.isnan(truth), np.abs(mean - truth)
+    rmse, mae = float(np.sqrt(np.mean(error[there] ** 2))), float(np.mean(error[there]))
+    inside = np.where(np.isnan(low), np.nan, (low <= truth) & (truth <= high))
+    covered, width = float(np.mean(inside[there])), float(np.mean(high - low))
+    return ModelScore(rmse, mae, mae / scale if scale > 0 else math.nan, covered, width, seconds, mean)

@@ -1,0 +1,96 @@
+"""A table of the parts of a model: their kinds, the shapes of their outputs, their parameters and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from xlstm.arrays import checks
+
+
+class Part(NamedTuple):
+    """A row of a summary.
+
+    Attributes
+    ----------
+    name : str
+        That with which the names of its parameters begin; "" for the whole.
+    kind : str
+        The name of its class.
+    output : tuple
+        The shape of its output: sizes, and letters or "..." for those that are open.
+    parameters, bytes : int
+        Those of the part and of all parts of it.
+    """
+
+    name: str
+    kind: str
+    output: tuple[Any, ...]
+    parameters: int
+    bytes: int
+
+
+class Summary(tuple[Part, ...]):
+    """The parts of a model, the whole first, which are shown as a table."""
+
+    def __repr__(self) -> str:
+        rows = [("part", "kind", "output", "  parameters", "       bytes")]
+        for name, kind, output, count, size in self:
+            shape = ", ".join(map(str, output))
+            rows.append((name or "(all)", kind, f"({shape})", f"{count:>12,}", f"{size:>12,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)) for row in rows)
+
+
+def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
+    """Return a table of the parts of a model.
+
+    Parameters
+    ----------
+    model : Module or estimator
+        A layer, a block, a stack or a model; or an estimator that is fitted, whose network it is of.
+    input_shape : tuple of int, optional
+        The shape of x, such as (T, B, D), or (B, T, D) with `batch_first`; it makes T and B numbers in the outputs.
+
+    Returns
+    -------
+    Summary
+        Bytes are those of weights in float32, and of an estimator those of its weights.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `model` is neither a module nor an estimator, or not fitted; `input_shape` does not go with the model.
+
+    Examples
+    --------
+    >>> import xlstm
+    >>> from xlstm.models import SequenceModel, summary
+    >>> summary(SequenceModel(xlstm.LSTM(2, 8), 1, last=True), input_shape=(12, 5, 2))
+    part       kind           output        parameters         bytes
+    (all)      SequenceModel  (5, 1)               361         1,444
+    recurrent  LSTM           (12, 5, 8)           352         1,408
+    head       Linear         (..., 1)               9            36
+    """
+    itemsize = 4  # of float32
+    if hasattr(model, "get_params"):
+        model, itemsize = model.model_, next(iter(model.params_.values())).dtype.itemsize
+    checks.having("shapes", "parts", expected="a module or an estimator")("summary", "model", model)
+    outer: Any = ("T", "B")
+    if input_shape is not None:
+        outer, D = input_shape[:2], getattr(model, "input_size", "(any)")
+        if len(outer) < 2 or (len(input_shape) > 2 and input_shape[2] != D):
+            raise ValueError(f"summary: input_shape is {checks.shown(input_shape)}, expected (T, B, D) with D = {D}")
+        outer = outer[::-1] if getattr(model, "batch_first", False) else outer
+    return Summary(_parts("", model, outer, itemsize))
+
+
+def _parts(name: str, module: Any, outer: Any, itemsize: int) -> Iterator[Part]:
+    """Yield a module, and all parts of it."""
+    count = sum(math.prod(n for n in dims.values() if n) for dims in module.shapes.values())
+    width = getattr(module, "output_size", None) or module.size  # the second is that of an Embedding
+    output = module.output_dims(*outer).values() if hasattr(module, "output_dims") else ("...", width)
+    yield Part(name, type(module).__name__, tuple(output), count, count * itemsize)
+    for prefix, part in module.parts.items():
+        yield from _parts(f"{name}.{prefix}".lstrip("."), part, outer, itemsize)
