@@ -6,8 +6,7 @@ well. Here its weights come from ridge regression (Hoerl & Kennard 1970), and th
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +18,6 @@ from xlstm.data.panels import TimeSeries
 from xlstm.estimators.series_scaling import FAR, Origins, Scaling, standard
 
 BLOCK = 1 << 11  # rows of a least-squares problem that are in memory at once
-RIDGES = (0.01, 0.1, 1.0)  # penalties that are tried, in units of the mean square of a lag
-LIGHTS = (0.001, 0.01, 0.1)  # the same for what is no lag, in units of one
-PENALTIES = tuple(itertools.product(RIDGES, LIGHTS))
 CHUNK = 4096  # windows that are looked at at once
 MOST = 20_000  # rows that are enough for least squares
 SEASONAL = 0.2  # least autocorrelation of a season
@@ -193,20 +189,6 @@ def _solved(x: Values, ahead: Values, y: Values, order: int, penalties: Sequence
             penalty[: order - 1], penalty[order - 1 :] = ridge * lags, light
             weights[k, h] = np.linalg.solve(gram + np.diag(max(1, len(A)) * penalty), right)
     return weights
-
-
-def error(
-    line: LinearBaseline, several: Sequence[TimeSeries], scaling: Scaling, rows: Sequence[Mapping[str, range]]
-) -> float:
-    """Return the mean square error over the validation parts, relative to that of repeating the last value."""
-    H = line.coefficients.shape[1]
-    own, naive = [], []
-    for series, unit, part in zip(several, scaling.units, rows, strict=True):
-        at = np.array(part["validation"])
-        change = changes(series, at, H, part["validation"].stop, unit)
-        own.append((change - line.apply(series, scaling, unit, at)) ** 2)
-        naive.append(change**2)
-    return float(np.mean(mean(np.concatenate(own)) / np.maximum(mean(np.concatenate(naive)), 1e-15)))
 
 
 def targets(series: TimeSeries, origins: Origins, horizon: int, stop: int) -> Values:

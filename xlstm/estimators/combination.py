@@ -6,7 +6,8 @@ follows a series which begins to behave differently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -68,12 +69,21 @@ class Combination:
         By how much these are above the errors for values that the candidates are fitted to.
     usual : array (H, C)
         The mean square of what repeating the last value leaves, in units.
+    rejected : dict of str to float
+        Errors of candidates that are clearly worse; no file keeps them.
     """
 
     parts: dict[str, Part]
     errors: Values
     doubts: Values
     usual: Values
+    rejected: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def every_error(self) -> dict[str, float]:
+        """The errors of all candidates, also of those that were not chosen, as root mean squares."""
+        squares = dict(zip(self.parts, self.errors, strict=True)) | dict(self.rejected)
+        return {name: float(np.sqrt(square)) for name, square in squares.items()}
 
     def apply(self, series: TimeSeries, scaling: Scaling, units: Values, origins: Origins) -> Values:
         """Return by how much the targets after each origin differ from the last value, (M, H, C), in `units`."""

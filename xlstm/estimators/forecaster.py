@@ -586,7 +586,7 @@ refit
         outside = [evaluation.last_errors(test, *one) for one in zip(several, test.scaling.units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
-        errors |= dict(zip(final.combination.parts, np.sqrt(final.combination.errors).tolist(), strict=True))
+        errors |= final.combination.every_error
         chosen = np.array([*final.combination.parts, *["network"] * bool(epochs)], dtype=object)
         facts: dict[str, Any] = {
             "season_": season,

@@ -21,8 +21,9 @@ from xlstm.layers.smoothing import CYCLES, LEAST, ExponentialSmoothing
 FOLDS = 4  # of the last rows; candidates are fitted to all that comes before each
 MOST = 400  # rolling origins that candidates are judged from
 ORDERS = (2, 4, 8, 12, 24, 48, 96)  # values that the linear autoregression looks back to
-LIGHT = 0.01
-RIDGES = (0.001, 0.01, 0.1, 1.0)  # its penalties, as those of `baselines`
+RIDGES = (0.001, 0.01, 0.1, 1.0)  # its penalties, in units of the mean square of a lag
+LIGHTS = (0.001, 0.01, 0.1)  # the same for covariates and a constant, in units of one
+LIGHT = 0.01  # that of a constant alone
 SEASONS = (4, 7, 12, 24, 52)  # steps of the usual seasons
 PERIODIC = 0.2  # least share of the changes from step to step that a season has to explain
 NEAR = 0.9  # a shorter season is taken where its share is this part of the best
@@ -57,8 +58,7 @@ class Trial:
     @functools.cached_property
     def cuts(self) -> list[list[int]]:
         """The row of each series at which each fold begins, and the end of the last one."""
-        counts = [min(stop // 2, MOST) for stop in self.stops]
-        ends = zip(self.stops, counts, strict=True)
+        ends = [(stop, min(stop // 2, MOST)) for stop in self.stops]
         by_series = [[stop - count + count * k // FOLDS for k in range(FOLDS + 1)] for stop, count in ends]
         return [list(cuts) for cuts in zip(*by_series, strict=True)]
 
@@ -131,9 +131,10 @@ def _fitted(
 def smoothing(trial: Trial, season: int) -> Judged:
     """Return the exponential smoothing that forecasts best: with the season or without, of the logarithm or not."""
     layers = [ExponentialSmoothing(trial.horizon)]
-    if season:
+    if season > 1:
         layers.append(ExponentialSmoothing(trial.horizon, periods=(season,)))
-        if all(np.min(one.known) > combination.POSITIVE * np.median(one.known) for one in trial.several):
+        known = [one.known[:stop] for one, stop in zip(trial.several, trial.stops, strict=True)]
+        if all(np.min(one) > combination.POSITIVE * np.median(one) for one in known):
             layers.append(replace(layers[-1], multiplicative=True))
     tried = [one for layer in layers for one in _tried(trial, layer)]
     part, error = min(tried, key=lambda one: one[1])
@@ -237,14 +238,13 @@ def combined(trial: Trial, settings: Any) -> Combination:
         longest_order = max(2, (min(trial.cuts[0]) - trial.horizon) // 2)
         usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= longest_order})
         orders = usual if isinstance(settings.linear_baseline, str) else [settings.linear_baseline]
-        found["linear"] = linear(
-            trial, orders, [*itertools.product(RIDGES, baselines.LIGHTS if covariates else (LIGHT,))]
-        )
+        found["linear"] = linear(trial, orders, [*itertools.product(RIDGES, LIGHTS if covariates else (LIGHT,))])
     most = trial.worst * min(one.error for one in found.values())
-    found = {name: one for name, one in found.items() if one.error <= most}
+    rejected = {name: one.error for name, one in found.items() if one.error > most}
+    found = {name: one for name, one in found.items() if name not in rejected}
     parts = {name: one.part for name, one in found.items()}
     _, errors, doubts = (np.array(column) for column in zip(*found.values(), strict=True))
-    return Combination(parts, np.maximum(errors, 1e-12), doubts, trial.usual)
+    return Combination(parts, np.maximum(errors, 1e-12), doubts, trial.usual, rejected)
 
 
 def allows(settings: Any, name: str) -> bool:
