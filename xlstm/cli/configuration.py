@@ -165,13 +165,13 @@ def _options(context: typer.Context) -> dict[str, Any]:
 def as_toml(context: typer.Context) -> str:
     """Return the options of a command, but those that say nothing of what is trained, as the text of a TOML file."""
     values = {long: context.params.get(option.name) for long, option in _options(context).items()}
-    lines = {long: value for long, value in values.items() if value not in (None, []) and long not in UNWRITTEN}
+    lines = {long: value for long, value in values.items() if value not in (None, ()) and long not in UNWRITTEN}
     return "".join(f"{long} = {_toml(value)}\n" for long, value in lines.items())
 
 
 def _toml(value: Any) -> str:
     """Return a value as TOML has it."""
-    known = value if isinstance(value, bool | int | float | list) else str(value)
+    known = value if isinstance(value, bool | int | float | list | tuple) else str(value)
     return json.dumps(known, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -97,8 +97,6 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
 def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
     """Return forecasts of each series as columns: its name, times, and of each target the value and quantiles."""
     names, steps, columns = panel.given.names, len(points[0]), {}
-    for note in dict.fromkeys(one.note for one in panel.shown if one.calendar is None and one.note):
-        tell(f"note: {note}")
     if panel.roles.series_id:
         columns[panel.roles.id_name] = [label for label in panel.given.labels for _ in range(steps)]
     columns[panel.time] = [label for one in panel.shown for label in one.after(steps)]

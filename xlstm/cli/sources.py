@@ -231,10 +231,9 @@ def read_panel(
         there = np.flatnonzero(np.any(~np.isnan(numbers_of(str(path), columns, names)), axis=1))
         if not len(there):
             raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
-        part, after[label] = (columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None)))
-        series = series_of(names[0], part, file.line if label == "" else f"{path}: {label}: row {{}}".format)
+        read[label], after[label] = (columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None)))
+        series = series_of(names[0], read[label], file.line if label == "" else f"{path}: {label}: row {{}}".format)
         shown.append(replace(series, name=f"{names[0]} of {label}") if label else series)
-        read[label] = part if series.calendar is not None else replace(part, index=None)
     if later is not None:
         after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)
     given = panels.of_columns(str(path), read, roles, names, after if roles.future else {}, str(later or "the table"))
