@@ -17,7 +17,7 @@ from xlstm.cli import sources
 from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
 from xlstm.cli.console import Report, printable, put, table, tell
 from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
-from xlstm.data import text
+from xlstm.data import calendars, text
 from xlstm.data.csv_file import Dialect
 from xlstm.data.table import as_csv, check_table, is_parquet, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
@@ -70,11 +70,12 @@ def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = N
     """Print a table as CSV, or write it to a file, in Parquet with the types of a panel that the table goes on from."""
     if output is None:
         put(as_csv(columns))
-    elif panel is None or not is_parquet(output):
-        write_table(output, columns)
-    else:
-        dates = panel.after(len(next(iter(columns.values()))) // len(panel.shown))
-        write_table(output, columns if dates is None else columns | {panel.time: dates}, panel.kinds)
+        return
+    if panel is not None and is_parquet(output):
+        steps = len(columns[panel.time]) // len(panel.shown)
+        if dates := [calendars.after(one.calendar, steps) for one in panel.shown if one.calendar is not None]:
+            columns = columns | {panel.time: np.concatenate(dates).astype("datetime64[us]")}
+    write_table(output, columns, {} if panel is None else panel.kinds)
 
 
 def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[float]) -> dict[str, Any]:
