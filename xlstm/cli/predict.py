@@ -38,7 +38,7 @@ def predict(
     table: Annotated[Path, Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
     column: ColumnOption = None,
     steps: Annotated[int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
-    intervals: Annotated[bool, Option("--intervals", help="Add quantiles, up to the horizon.")] = False,
+    intervals: Annotated[bool, Option("--intervals", help="Add quantiles.")] = False,
     future_file: LaterOption = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
@@ -83,16 +83,13 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
     fitted = loaded.estimator
     steps, trained = fitted.horizon if steps is None else steps, list(fitted.quantiles)
     panel.check_known(steps)
-    if levels and steps > fitted.horizon:
-        limit = f"the horizon, {fitted.horizon}, with intervals"
-        raise ValueError(f"{loaded.file}: steps is {steps}, expected at most {limit}")
     if unknown := [level for level in levels if level not in trained]:
         raise ValueError(f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}")
     with panel.named() as given:
         points = fitted.predict(given, steps)
-        quantiles = fitted.predict_quantiles(given) if levels else []
+        quantiles = fitted.predict_quantiles(given, steps) if levels else []
     chosen = [trained.index(level) for level in levels]
-    return _columns(panel, points, levels, [one[:steps, ..., chosen] for one in quantiles])
+    return _columns(panel, points, levels, [one[..., chosen] for one in quantiles])
 
 
 def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
@@ -148,8 +145,7 @@ def forecast(
         sources.refuse(file, f"trained {kind}", vars(by_role) | {"dtype": dtype})
         loaded = load_model("forecast", file, backend)
         panel = panel_of(loaded, table, None, dialect, future_file)
-        if levels is None:
-            levels = list(loaded.estimator.quantiles) if (horizon or 0) <= loaded.estimator.horizon else []
+        levels = list(loaded.estimator.quantiles) if levels is None else levels
         name, ahead = kind, _ahead(loaded, panel, horizon, levels)
     else:
         panel = sources.read_panel(table, by_role.roles(), dialect, None, future_file, every=True)
