@@ -112,7 +112,7 @@ def tests(session: nox.Session) -> None:
     Every two values of the parameters of a test go together in one of its cases. tests/test_compiled.py compares the
     paths of NumPy arrays on every option of recurrent layers.
     """
-    install_all(session)
+    install_all(session, "jax", "bench")
     run_each(session, every_test(session, covered=True))
 
 
@@ -139,13 +139,13 @@ def distributed(session: nox.Session) -> None:
 @nox.session
 def full(session: nox.Session) -> None:
     """Every case of every test."""
-    install_all(session)
+    install_all(session, "jax", "bench")
     run_each(session, every_test(session, covered=False))
 
 
-def install_all(session: nox.Session) -> None:
-    """Install the project and everything that any test uses; files are compiled when they are imported."""
-    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "jax", "bench", "device"))
+def install_all(session: nox.Session, *others: str) -> None:
+    """Install the project and what tests use, with `others` the groups that only some do; imports compile files."""
+    session.install("--no-compile", "-e", ".[fast,mpi]", *group("test", "torch", "device", *others))
 
 
 def run_each(session: nox.Session, commands: list[Command]) -> None:

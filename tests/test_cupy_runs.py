@@ -36,6 +36,8 @@ TIREX = {"size": 8, "num_blocks": 2, "num_heads": 2, "patch_size": 4, "input_ff_
 TIREX |= {"horizon": 4, "batch_size": 2, "steps": 4, "every": 2}
 ESTIMATES = {
     "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
+    "labels of steps": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, ROWS > 0).predict_proba(ROWS),
+    "several labels": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, ROWS[:, :2] > 0).predict_proba(ROWS),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
     "forecaster": lambda **be: Forecaster(window=4, horizon=2, **FEW, **be).fit(WAVE).predict(WAVE, 5),
     "TiRex": lambda **be: TiRexTrainer(**TIREX, **be).fit().trained_.losses,

@@ -176,6 +176,8 @@ def test_labels_of_steps(rng, tmp_path):
     with pytest.raises(ValueError, match=r"y\[0\] has \d labels, expected \d, one for each step of X\[0\]"):
         again.score(X[1:], wrong[:-1])
     table = rng.normal(size=(40, 5))
+    of_steps = SequenceClassifier(**FAST).fit([*table], [[*row] for row in table > 0])
+    assert [one.shape for one in of_steps.predict([*table[:2]])] == [(5,)] * 2
     assert SequenceClassifier(**FAST).fit(table, table > 0).predict(table).shape == (40, 5)
     with pytest.raises(ValueError, match=r"y holds the sequence classes .*, expected those of before, step classes"):
         again.set_params(warm_start=True).fit(X, [one[0] for one in wrong])

@@ -1,10 +1,12 @@
 """TiRex: everything from series to tokens, and from the network's output to forecasts."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
+from tests.conftest import DATA
 from tests.tirex import golden
 from xlstm.models import HorizonWarning, TiRex
 from xlstm.models.tirex import PrefixStateCache, prediction, transforms
@@ -38,6 +40,19 @@ def items(io):
         none = np.empty((0, target.shape[1]))
         found.append(Item(target, *(io.get(f"s{k}_{name}", none).astype(np.float64) for name in ("past", "future"))))
     return found
+
+
+@pytest.mark.parametrize("name", "abc")
+def test_resampling(name):
+    """The rate, the series at that rate, and a forecast brought back, which were recorded in single precision."""
+    io = np.load(DATA / "tirex1" / "resample.npz")
+    x = io[f"{name}_x"].astype(np.float64)
+    factor = transforms.rate_of(x, 200)
+    assert factor == io[f"{name}_factor"]
+    close(transforms.downsampled(x, factor)[None], io[f"{name}_resampled"][None], 2e-6)
+    forecast = io[f"{name}_fc"].T.astype(np.float64)
+    assert math.ceil(200 * factor) == len(forecast)
+    close(transforms.upsampled(forecast, factor, 200).T, io[f"{name}_fc_up"][:, :200], SINGLE)
 
 
 def beside(given):
@@ -189,6 +204,31 @@ def test_any_quantiles(one):
     assert own.forecast(params, x, 6, quantiles=()).quantiles.shape == (6, 0)
 
 
+@pytest.mark.parametrize(("ratio", "factor"), [(2, 1 / 10), (3, 1 / 3)])
+def test_an_overtone_gives_way_to_its_octave(ratio, factor):
+    """The lower of two peaks an octave apart counts, and the higher of others."""
+    at = np.arange(6400) * 2 * np.pi / 640
+    found = transforms.rate_of(np.sin(at) + 2 * np.sin(ratio * at), 200)
+    assert found == pytest.approx(factor, rel=1e-6)
+
+
+@BLIND
+def test_resampled_forecasts(one):
+    """A series is forecast at the lower rate, and those without a long period as they are."""
+    own, params = one
+    at = np.arange(2400)
+    slow, quick = np.sin(at * 2 * np.pi / 640), np.sin(at * 2 * np.pi / 20)
+    factor = transforms.rate_of(slow, 120)
+    assert factor == transforms.FACTORS[8]
+    found = own.forecast(params, [slow, quick], 120, resample="frequency").quantiles
+    low = own.forecast(params, transforms.downsampled(slow, factor), 14).quantiles
+    close(found[0], transforms.upsampled(low, factor, 120))
+    close(found[1], own.forecast(params, quick, 120).quantiles)
+    assert transforms.rate_of(slow + 7 * (-1.0) ** at, 120) == factor  # the last bin, of 2 steps, counts once
+    assert transforms.rate_of(slow, 99) == transforms.rate_of(slow[:1999], 120) == 1
+    assert transforms.rate_of(np.full(2400, np.nan), 120) == transforms.rate_of(np.ones(2400), 120) == 1
+
+
 def test_beyond_the_trained_horizon(two):
     """More missing patches follow, and the warning says so."""
     own, params = two
@@ -220,6 +260,7 @@ X = np.arange(30.0)
 @pytest.mark.parametrize(
     ("which", "arguments", "error", "words"),
     [
+        ("one", {"resample": "auto"}, ValueError, "TiRex: resample is 'auto', expected one of frequency"),
         ("one", {"quantiles": [0.05]}, ValueError, r"TiRex: quantiles\[0\] is 0.05, expected 0.1 to 0.9, the range"),
         ("one", {"quantiles": "0.5"}, TypeError, "TiRex: quantiles is '0.5', expected a list of numbers"),
         ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),

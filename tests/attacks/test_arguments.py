@@ -369,7 +369,7 @@ OTHERS: dict[str, Case] = {
         {"params": ONE_PARAMS, "series": SERIES, "horizon": 3},
         forecast,
         **FORECAST,
-        more={"params": dicts(ONE_PARAMS), "series": VALUES},
+        more={"params": dicts(ONE_PARAMS), "series": VALUES, "resample": ["frequency"]},
     ),
     "TiRex2": Case(
         TWO.forecast,

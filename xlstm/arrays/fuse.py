@@ -25,9 +25,9 @@ CUPY = "array_api_compat.cupy"
 # None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
 
-# `walks(function, (arrays, states, numbers, results), lags, reverse)` does what `walk` does for NumPy arrays in one
-# compiled loop, and returns whether it did. An engine that compiles sets it.
-walks: Callable[..., bool] | None = None
+# `walks(function, given, lags, results, reverse)` returns what `walk` does for NumPy arrays from one compiled loop, or
+# None. An engine that compiles sets it.
+walks: Callable[..., Any] | None = None
 
 
 @functools.lru_cache(maxsize=16)
@@ -202,20 +202,13 @@ def scan(
 
 
 def walk(
-    xp: Namespace,
-    function: Callable[..., Any],
-    arrays: tuple[Array, ...],
-    states: tuple[Array, ...],
-    numbers: tuple[Array, ...],
-    results: tuple[Array, ...],
-    lags: tuple[int, ...],
-    reverse: bool = False,
-) -> None:
+    xp: Namespace, function: Callable[..., Any], given: tuple[tuple[Array, ...], ...], lags: tuple[int, ...],
+    results: int, reverse: bool = False,
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:  # fmt: skip
     """Go through a recurrence whose states are used one or more steps later, in one compiled loop where that can be.
 
-    A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state. It gives what
-    `results` have in their row t, and what is added to the row t + lag of each state. In reverse, rows t + lag of the
-    states are used, and rows t added to.
+    A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state. Its last results are
+    added to the row t + lag of each state. In reverse, rows t + lag of the states are used, and rows t added to.
 
     Parameters
     ----------
@@ -223,27 +216,37 @@ def walk(
         The namespace of the arrays.
     function
         As for `fuse`, with several results.
-    arrays, results : tuple of array (T, B)
-    states : tuple of array (T + lag, B)
-    numbers : tuple of array (1,)
+    given : tuple
+        Arrays (T, B), states (T + lag, B), which are used up, and numbers (1,), a tuple of each.
     lags : tuple of int
         Of the states.
+    results : int
+        How many results come before those of the states.
     reverse : bool
         Whether to go from the last step to the first.
+
+    Returns
+    -------
+    states : tuple of array (T + lag, B)
+    results : tuple of array (T, B)
     """
-    given = arrays, states, numbers, results
-    if xp is np and walks is not None and walks(function, given, lags, reverse):
-        return
+    if xp is np and walks is not None:
+        found = walks(function, given, lags, results, reverse)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    arrays, states, numbers = given
     run = functools.partial(fuse, xp, function) if compiles(xp) else functools.partial(function, xp)
-    T = arrays[0].shape[0]
-    for t in range(T - 1, -1, -1) if reverse else range(T):
-        used = [rows[t + lag * reverse, ...] for rows, lag in zip(states, lags, strict=True)]
-        found = run(*(a[t, ...] for a in arrays), *used, *numbers)
-        for to, new in zip(results, found, strict=False):
-            to[t, ...] = new
-        for rows, lag, new in zip(states, lags, found[len(results) :], strict=True):
-            row = rows[t + lag * (not reverse), ...]
-            row += new
+    rows, kept = [[a[t, ...] for t in range(a.shape[0])] for a in states], []
+    steps = range(arrays[0].shape[0])
+    for t in reversed(steps) if reverse else steps:
+        used = (row[t + lag * reverse] for row, lag in zip(rows, lags, strict=True))
+        one = run(*(a[t, ...] for a in arrays), *used, *numbers)
+        kept.append(one[:results])
+        for row, lag, new in zip(rows, lags, one[results:], strict=True):
+            at = t + lag * (not reverse)
+            row[at] = row[at] + new
+    kept = kept[::-1] if reverse else kept
+    return tuple(map(xp.stack, rows)), tuple(map(xp.stack, zip(*kept, strict=True)))
 
 
 def windows(a: Array, width: int) -> Array:

@@ -111,8 +111,8 @@ def compare(
     series : array (N,), Series, or table of one column beside its dates
         A gap is NaN. Models that are not of this library see it bridged by the value before it.
     models : dict of str to model, or list of str
-        By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model of
-        statsforecast, or another one that has `fit(y)` and `forward(y, h, level=[80])`; or the name of a built-in one:
+        By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model
+        that has `fit(y)` and `forward(y, h, level=[80])`, as most of statsforecast have; or the name of a built-in one:
         "linear" is the linear autoregression of `Forecaster.score`, and "seasonal naive", "ETS", "ARIMA" and "Theta"
         are those of statsforecast with automatic choice. A list has names of built-in ones.
     horizon : int
@@ -195,7 +195,7 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
         return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
     if (isinstance(model, str) and model == LINEAR) or (hasattr(model, "fit") and hasattr(model, "forward")):
         return copy.deepcopy(model)
-    expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model of statsforecast"
+    expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
     raise ValueError(f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}")
 
 

@@ -122,7 +122,8 @@ def classified(where: str, y: Any, lengths: list[int], every_step: bool | None) 
         for k, (width, T) in enumerate(itertools.zip_longest(widths, lengths, fillvalue=0)):
             if width != T:
                 raise ValueError(f"{where}: y[{k}] has {width} labels, expected {T}, one for each step of X[{k}]")
-        return "step", labels(where, [label for row in rows for label in row], sum(lengths), "y flattened")
+        listed = (row if isinstance(row, list | tuple) else _host(where, "y", row).tolist() for row in rows)
+        return "step", labels(where, [*itertools.chain(*listed)], sum(lengths), "y flattened")
     if max(widths, default=0) <= 1:
         return "sequence", labels(where, y, len(lengths))
     array = _column(where, y, len(lengths), True)
@@ -173,7 +174,7 @@ def weights(where: str, given: Any, count: int, lengths: list[int] | None = None
         rows = _rows(where, given)
         if [len(row) for row in rows] != lengths:
             return np.repeat(weights(where, given, count), lengths)  # type: ignore[arg-type]
-        given, count = np.concatenate(rows), sum(lengths)
+        given, count = np.concatenate([_host(where, "sample_weight", row) for row in rows]), sum(lengths)
     numbers = _numbers(where, "sample_weight", given)
     if numbers.shape != (count,):
         raise ValueError(f"{where}: sample_weight has shape {numbers.shape}, expected (N,) = ({count},)")
@@ -207,7 +208,7 @@ def _column(where: str, y: Any, count: int, columns: bool, name: str = "y") -> H
     if array.ndim == 2 and array.shape[1] == 1 and not columns:
         words = "A column-vector y was passed when a 1d array was expected; it is taken as (N,)"
         known = sys.modules.get("sklearn.exceptions")  # whose warning it is where scikit-learn is in use
-        warnings.warn(words, getattr(known, "DataConversionWarning", UserWarning), stacklevel=5)
+        warnings.warn(words, getattr(known, "DataConversionWarning", UserWarning), stacklevel=6)
         array = array[:, 0]
     if array.ndim != 1 and not (columns and array.ndim == 2):
         raise ValueError(f"{where}: {name} has shape {array.shape}, expected (N,){' or (N, O)' * columns}")

@@ -54,7 +54,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         "note_": _note,
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
     }
-    target_kind_ = "sequence"
+    target_kind_ = "sequence"  #: "sequence", "step" or "multilabel": what the form of y was
     bidirectional: bool = False
     standardize: bool = True
     epochs: int = 100
@@ -190,7 +190,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         raise NotImplementedError
 
     def _answer(self, X: Any, name: str) -> Any:
-        """Return one of the answers for X, a list of those of each sequence where each step has one and X is a list."""
+        """Return the answers of a name for X; those of steps are a list where X is one."""
         y = self._outputs(X)
         if self.target_kind_ == "step" and len(getattr(X, "shape", ())) < 2:
             return [self._answers(np, one)[name] for one in y]

@@ -160,5 +160,6 @@ class Bridge:
         if not self.has_state:
             grads, dx = self.layer.backward(named, saved, dy)
             return [grads[name] for name in self.names], dx, []
-        grads, dx, start = self.layer.backward(named, saved, dy, self.state(dstate) if dstate else None)
+        end = None if all(d is None for d in dstate) else self.state(dstate)
+        grads, dx, start = self.layer.backward(named, saved, dy, end)
         return [grads[name] for name in self.names], dx, list(leaves(start))

@@ -64,24 +64,28 @@ def _saved(where: str, handle: Tensor) -> Any:
 
 
 def _forward(
-    bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], **options: Any
+    bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], lengths: Any, seed: Any, keep: bool
 ) -> tuple[tuple[Tensor, ...], Any]:
-    """Return y and the final state, and what was kept."""
+    """Return y and the final state, and the arrays of the parameters with what was kept."""
+    options = {"lengths": lengths, "seed": None if seed is None else int(seed), "train": seed is not None}
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
-        found, saved = bridge.forward([take(a) for a in params], take(x), [take(a) for a in state], **options)
-        return tuple(map(give, found)), saved
+        arrays = list(map(take, params))
+        named = options if bridge.has_state else {}
+        found, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=keep, **named)
+        return tuple(map(give, found)), (arrays, saved) if keep else None
 
 
 def _backward(
-    bridge: Bridge, params: Sequence[Tensor], handle: Tensor, douts: Sequence[Tensor | None]
-) -> tuple[list[Tensor], Tensor | None, list[Tensor]]:
-    """Return gradients of the parameters, of x, and of the initial state."""
-    take, give, context = views_of_tensors(bridge.name, params[0])
+    bridge: Bridge, handle: Tensor, x: Tensor, douts: Sequence[Tensor | None], has_start: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Return gradients of the parameters and of an initial state that was given, and that of x."""
+    take, give, context = views_of_tensors(bridge.name, x)
     with context:
-        dy, *dend = (None if d is None else take(d) for d in douts)
-        grads, dx, start = bridge.backward([take(a) for a in params], _saved(bridge.name, handle), dy, dend)
-        return list(map(give, grads)), None if dx is None else give(dx), list(map(give, start))
+        dy, *dend = [None if d is None else take(d) for d in douts]
+        params, saved = _saved(bridge.name, handle)
+        grads, dx, start = bridge.backward(params, saved, dy, dend)
+        return list(map(give, [*grads, *start] if has_start else grads)), None if dx is None else give(dx)
 
 
 def _refuse(where: str) -> None:
@@ -95,10 +99,10 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
     """The passes of a layer in eager mode."""
 
     @staticmethod
-    def forward(ctx: Any, bridge: Bridge, options: dict[str, Any], x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, bridge: Bridge, lengths: Any, seed: Any, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return y and the final state; tensors are the parameters and the initial state."""
         count = len(bridge.names)
-        found, saved = _forward(bridge, x, tensors[:count], tensors[count:], **options)
+        found, saved = _forward(bridge, x, tensors[:count], tensors[count:], lengths, seed, True)
         ctx.bridge = bridge
         ctx.set_materialize_grads(False)
         # Autograd raises where one of these was changed in place before backward.
@@ -108,15 +112,14 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return gradients of x, of the parameters and of the initial state, and None for what is no tensor."""
-        bridge, needed = ctx.bridge, ctx.needs_input_grad
+        bridge, inputs = ctx.bridge, len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             _refuse(bridge.name)
-        handle, _, *tensors = ctx.saved_tensors
+        handle, x, *_ = ctx.saved_tensors
         if all(d is None for d in douts):
-            return (None,) * len(needed)
-        params = tensors[: len(bridge.names)]
-        grads, dx, start = _backward(bridge, params, handle, douts)
-        return None, None, dx, *grads, *(start if len(needed) > 3 + len(params) else ())
+            return (None,) * inputs
+        grads, dx = _backward(bridge, handle, x, douts, inputs > 4 + len(bridge.names))
+        return None, None, None, dx, *grads
 
 
 @functools.lru_cache(maxsize=64)
@@ -145,15 +148,14 @@ def spec_of(bridge: Bridge) -> str:
         return spec
 
 
-FORWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool train, bool keep)"
+FORWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor? lengths, Tensor? seed, bool keep)"
 BACKWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle, Tensor[] douts)"
 
 
 @torch.library.custom_op("xlstm::forward", mutates_args=(), schema=f"{FORWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
 def forward_op(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
-    bridge = _bridge(spec)
-    found, saved = _forward(bridge, x, params, state, **_options(bridge, *options))
+    found, saved = _forward(_bridge(spec), x, params, state, *options)
     return [*(a.contiguous() for a in found), _handle(saved)]
 
 
@@ -162,9 +164,8 @@ def backward_op(
     spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], handle: Tensor, douts: list[Tensor]
 ) -> list[Tensor]:
     """Return gradients of the parameters, of an initial state that was given, and of x unless it has tokens."""
-    grads, dx, start = _backward(_bridge(spec), params, handle, douts)
-    found = [*grads, *(start if state else []), *([] if dx is None else [dx])]
-    return [a.contiguous() for a in found]
+    grads, dx = _backward(_bridge(spec), handle, x, douts, bool(state))
+    return [a.contiguous() for a in ([*grads] if dx is None else [*grads, dx])]
 
 
 @forward_op.register_fake  # type: ignore[untyped-decorator]
@@ -193,7 +194,7 @@ def _differentiate(ctx: Any, douts: list[Tensor]) -> tuple[Any, ...]:
     params, state = ctx.sizes
     found = backward_op(ctx.spec, tensors[:params], x, tensors[params:], handle, douts[:-1])
     dx = found[params + state] if x.is_floating_point() else None
-    return None, found[:params], dx, found[params : params + state], None, None, None, None
+    return None, found[:params], dx, found[params : params + state], None, None, None
 
 
 def _refuse_op(ctx: Any, *_: Any) -> None:
@@ -210,13 +211,6 @@ def _dtypes(bridge: Bridge, like: Tensor) -> list[torch.dtype]:
     return [torch.float32 if leaf.wide and half else like.dtype for leaf in bridge.leaves]
 
 
-def _options(bridge: Bridge, lengths: Any, seed: Tensor | None, train: bool, keep: bool) -> dict[str, Any]:
-    """Return the options of `Bridge.forward`."""
-    if not bridge.has_state:
-        return {"keep": keep}
-    return {"lengths": lengths, "seed": None if seed is None else int(seed), "train": train, "keep": keep}
-
-
 def run(
     bridge: Bridge,
     spec: str,
@@ -227,15 +221,13 @@ def run(
     seed: Tensor | None = None,
 ) -> Sequence[Tensor]:
     """Return y and the final state, to which autograd adds our backward pass; a seed draws the masks of training."""
-    train = seed is not None
     keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *params, *state))
     if torch.compiler.is_compiling():
         lengths = None if lengths is None else torch.as_tensor(lengths)
-        return forward_op(spec, params, x, state, lengths, seed, train, keep)[:-1]  # type: ignore[no-any-return]
-    options = _options(bridge, lengths, seed, train, keep)
+        return forward_op(spec, params, x, state, lengths, seed, keep)[:-1]  # type: ignore[no-any-return]
     if keep:
-        return Pass.apply(bridge, options, x, *params, *state)  # type: ignore[no-any-return]
-    return _forward(bridge, x, params, state, **options)[0]
+        return Pass.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
+    return _forward(bridge, x, params, state, lengths, seed, keep)[0]
 
 
 class LayerModule(torch.nn.Module):  # type: ignore[misc]
@@ -252,9 +244,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         self.layer = layer
         params = layer.init(seed, backend="numpy") if params is None else params
         layer.check(params)
-        self._places = []
-        for name in self._bridge.names:
-            *path, last = name.split(".")
+        self._paths = [name.split(".") for name in self._bridge.names]
+        for (*path, last), name in zip(self._paths, self._bridge.names, strict=True):
             owner: Any = self
             for part in path:
                 if part not in owner._modules:
@@ -262,7 +253,6 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
                 owner = owner._modules[part]
             given = params[name]
             owner.register_parameter(last, torch.nn.Parameter(given if torch.is_tensor(given) else to_tensor(given)))
-            self._places.append((path, last))
         self._spec = spec_of(self._bridge)
 
     def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
@@ -294,10 +284,4 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         return repr(self.layer)
 
     def _tensors(self) -> list[Tensor]:
-        found = []
-        for path, last in self._places:
-            owner: Any = self
-            for part in path:
-                owner = owner._modules[part]
-            found.append(getattr(owner, last))
-        return found
+        return [functools.reduce(getattr, path, self) for path in self._paths]

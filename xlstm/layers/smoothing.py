@@ -216,9 +216,9 @@ class ExponentialSmoothing(SequenceLayer):
         x = span.mask(x, 1.0)[..., 0]  # whose logarithm is finite past the end, too
         if self.multiplicative and xp is np:
             self._check(x)
-        errors = xp.zeros_like(x)
-        states = tuple(xp.concat((s, errors)) for s in state)
-        walk(xp, step, (xp.log(x) if self.multiplicative else x,), states, numbers, (errors,), self.lags)  # (5)
+        series = xp.log(x) if self.multiplicative else x  # (5)
+        rows = tuple(xp.concat((s, xp.zeros_like(x))) for s in state)
+        states, (errors,) = walk(xp, step, ((series,), rows, numbers), self.lags, 1)
         return Smoothed(states, errors, numbers, x)
 
     def smooth_bwd(
@@ -227,14 +227,14 @@ class ExponentialSmoothing(SequenceLayer):
     ) -> Derivatives:  # fmt: skip
         """Return gradients of the parameters, of x and of the initial state.
 
-        Gradients of all states, of the errors and of phi come from what uses them; those of the states are added to.
+        Gradients of all states, of the errors and of phi come from what uses them; those of the states are used up.
         """
         xp = span.xp
         if dstate is not None:
             for d, end in zip(dstates, dstate, strict=True):
                 _add_at_end(span, d, end)
-        dx, ddamped = xp.zeros_like(derrors), xp.zeros_like(derrors)
-        walk(xp, step_bwd, (derrors,), dstates, kept.coefficients, (dx, ddamped), self.lags, reverse=True)
+        given = (derrors,), dstates, kept.coefficients
+        dstates, (dx, ddamped) = walk(xp, step_bwd, given, self.lags, 2, reverse=True)
         found = (_total(xp, d[lag:, ...], kept.errors) for d, lag in zip(dstates, self.lags, strict=True))
         dalpha, dbeta, *dgammas = found  # (8) (9) (10)
         dphi = dphi + _total(xp, ddamped, kept.states[1][:-1, ...])  # (6)
@@ -253,8 +253,8 @@ class ExponentialSmoothing(SequenceLayer):
         for h in range(self.horizon):
             slope = phi * (1 + slope)  # (11)
             level, trend, *seasons = self._used(kept.states, h)
-            found.append(sum(seasons, level + slope * trend))  # (12)
-        return xp.stack(found, axis=-1)
+            found.append(sum(seasons, level + slope * trend)[..., None])  # (12)
+        return xp.concat(found, axis=-1)
 
     def ahead_bwd(self, xp: Namespace, kept: Smoothed, dy: Array) -> tuple[tuple[Array, ...], Array]:
         """Differentiate `ahead`: gradients of all states, and of phi."""

@@ -9,14 +9,5 @@ from xlstm.models.tirex.items import HorizonWarning
 from xlstm.models.tirex.tirex1 import TiRex
 from xlstm.models.tirex.tirex2 import TiRex2
 
-__all__ = [
-    "ESRNN",
-    "HorizonWarning",
-    "SequenceModel",
-    "TiRex",
-    "TiRex2",
-    "load",
-    "save",
-    "summary",
-    "xLSTMLanguageModel",
-]
+__all__ = ["ESRNN", "HorizonWarning", "SequenceModel", "TiRex", "TiRex2"]
+__all__ += ["load", "save", "summary", "xLSTMLanguageModel"]

@@ -48,7 +48,7 @@ def save(path: str | os.PathLike[str], model: Model, params: Params) -> None:
     Parameters
     ----------
     path : path
-    model : SequenceModel, xLSTMLanguageModel, TiRex, TiRex2, or a layer
+    model : SequenceModel, ESRNN, xLSTMLanguageModel, TiRex, TiRex2, or a layer
     params : dict of str to array
 
     Raises
@@ -81,7 +81,7 @@ def load(
 
     Returns
     -------
-    model : SequenceModel, xLSTMLanguageModel, TiRex, TiRex2, or a layer
+    model : SequenceModel, ESRNN, xLSTMLanguageModel, TiRex, TiRex2, or a layer
     params : dict of str to array
 
     Raises

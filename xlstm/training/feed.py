@@ -299,7 +299,7 @@ def evaluate(
 def _sums(
     feed: Feed, params: Params, data: Batches, loss: Loss, metrics: Mapping[str, Metric], stopped: Callable[[], bool]
 ) -> Iterator[tuple[float, ...]]:
-    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and what `_measured` is."""
+    """Yield of each batch whether nobody needs the result, its weight, its loss times that, and `_measured`."""
     state = None
     for batch in feed.batches(data, "evaluate", ": batch"):
         value, measured = 0.0, [0.0] * (1 + len(metrics))

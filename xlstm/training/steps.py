@@ -457,7 +457,7 @@ class Step:
         self, state: StepState, inputs: Inputs, scale: float | Array, given: Given
     ) -> tuple[Array, Any, Params, Params, Array]:
         """Return what `_gradients` does, with a group that of the whole batch, and the norm of the gradient."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
             if state.joint is not None:
                 early = self._scales  # so that the same gradients overflow as in the whole batch
                 own = functools.partial(self._gradients, state, inputs, scale, given.share if early else 1.0)
@@ -471,13 +471,12 @@ class Step:
         """Return the loss, the state of the model at the end, the weights it was run with, and a share of gradients."""
         feed, dtype, low = state.feed, state.feed.home.dtype, state.feed.low.dtype
         masks = {} if state.masks is None else {"seed": of_part(state.masks, inputs.host.part)}
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named later
-            used = lowered(state.params, low)  # copies in a lower precision, where there is one
-            y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
-            value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
-            grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
-            grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
-            return value, carried, used, raised(grads, dtype, scale)
+        used = lowered(state.params, low)  # copies in a lower precision, where there is one
+        y, carried, saved = feed.forward(used, inputs, state.carried, train=True, **masks)
+        value, dy = self.loss(raised(y, dtype), inputs.target, inputs.mask)  # type: ignore[misc]
+        grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
+        grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
+        return value, carried, used, raised(grads, dtype, scale)
 
 
 def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:

@@ -195,14 +195,19 @@ def compiled(
 
 
 def walk(
-    function: Callable[..., Any], given: Sequence[tuple[Array, ...]], lags: tuple[int, ...], reverse: bool
-) -> bool:
-    """Do what `fuse.walk` does with arrays, states, numbers and results, and return whether there is a loop for it."""
+    function: Callable[..., Any],
+    given: Sequence[tuple[Array, ...]],
+    lags: tuple[int, ...],
+    results: int,
+    reverse: bool,
+) -> Any:
+    """Return what `fuse.walk` does, or None where nothing is compiled."""
     if not jit.enabled():
-        return False
-    loop = _walk(function, tuple(map(len, given)), given[0][0].dtype, reverse)
-    loop(np.array(lags), *itertools.chain(*given))  # it is compiled for the memory order of each array
-    return True
+        return None
+    found = tuple(np.empty_like(given[0][0]) for _ in range(results))
+    loop = _walk(function, (*map(len, given), results), given[0][0].dtype, reverse)
+    loop(np.array(lags), *itertools.chain(*given, found))  # it is compiled for the memory order of each array
+    return given[1], found
 
 
 @functools.cache

@@ -79,10 +79,10 @@ def to_onnx(
 
     An estimator is written with its scaling, without a state, and with its labels, its kind and what else `fit` found
     as metadata. A classifier and a regressor take `x` of float64, (B, T, D) or a table (B, T), and return `label` (B,)
-    and `probabilities` (B, C), or `y` (B,) or (B, O); a classifier of steps (B, T) and (B, T, C), one with several
-    labels (B, L) both. A `Forecaster` takes what its `export_inputs` returns, and
-    returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its language model, with the vocabulary as
-    metadata, and a `ZeroShotForecaster` its network.
+    and `probabilities` (B, C), or `y` (B,) or (B, O). A classifier of steps returns (B, T) and (B, T, C), which mean
+    nothing past the end of a sequence, and one of several labels (B, L) both times. A `Forecaster` takes what its
+    `export_inputs` returns, and returns `mean` (B, H, C) and `quantiles` (B, H, C, Q). A `TextModel` is its language
+    model, with the vocabulary as metadata, and a `ZeroShotForecaster` its network.
 
     Parameters
     ----------

@@ -119,7 +119,7 @@ def _repeated(state: State, leaves: State, rows: int) -> State:
 def predict(
     cache: PrefixStateCache,
     given: Sequence[Item],
-    steps: int,
+    steps: Sequence[int],
     context: int,
     batch_size: int | None,
     rollout: int = checks.LARGEST,
@@ -131,8 +131,8 @@ def predict(
     cache : PrefixStateCache
         It has the model and the parameters.
     given : sequence of Item
-    steps : int
-        Steps to forecast.
+    steps : sequence of int
+        Steps to forecast of each item.
     context : int
         Values before them in a window; whole patches are taken.
     batch_size : int, optional
@@ -145,14 +145,14 @@ def predict(
     batch_size = checks.optional(checks.size)(type(model).__name__, "batch_size", batch_size) or cache.batch_size
     context += -context % P
     first = context // P - 1  # the token whose output is the first of the patches
-    count = -(-steps // P)
-    patches = min(rollout, count)
+    counts = [-(-n // P) for n in steps]
+    patches = min(rollout, max(counts))
     ahead = max(model.horizon, patches * P)
-    windows = [(item, done) for item in given for done in range(0, count, patches)]
+    windows = [(k, done) for k, n in enumerate(counts) for done in range(0, n, patches)]
 
     def rows_of(window: int) -> Rows:
-        item, done = windows[window]
-        return Rows.of(item, steps, ahead + done * P, context - done * P)
+        k, done = windows[window]
+        return Rows.of(given[k], steps[k], ahead + done * P, context - done * P)
 
     kinds: dict[tuple[bool, bool], list[tuple[int, int, int]]] = {}  # of each its number, its lead and its rows
     for k in range(len(windows)):
@@ -181,9 +181,9 @@ def predict(
             ends = np.cumsum([np.count_nonzero(part.targets) for part in parts])
             split = np.split(y.reshape(len(y), -1, y.shape[-1]), ends[:-1])
             outputs |= zip((numbers[k] for k in batch), split, strict=True)
-    each = len(windows) // len(given)
-    firsts = range(0, len(windows), each)
-    return [np.concatenate([outputs[k + n] for n in range(each)], axis=1)[:, :steps] for k in firsts]
+    left = iter(range(len(windows)))
+    each = [[outputs[next(left)] for _ in range(0, count, patches)] for count in counts]
+    return [np.concatenate(split, axis=1)[:, :n] for split, n in zip(each, steps, strict=True)]
 
 
 def on_host(y: Any) -> Values:

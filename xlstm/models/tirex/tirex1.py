@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -99,6 +100,7 @@ class TiRex(PatchNetwork):
         quantiles: Any = None,
         batch_size: int | None = None,
         rollout: int = 1,
+        resample: str | None = None,
         starts: PrefixStateCache | None = None,
         targets: str | Sequence[str] | None = None,
         series_id: str | None = None,
@@ -127,6 +129,9 @@ class TiRex(PatchNetwork):
         rollout : int
             Patches that are predicted from one window at most. More than 1 is quicker for long horizons and less exact;
             the published package has it as `max_accelerated_rollout_steps`.
+        resample : {"frequency"}, optional
+            Forecast a series of 2000 values or more with a period of more than 64 steps at a lower rate, where the
+            horizon is 100 or more, as the published package does.
         starts : PrefixStateCache, optional
             States that earlier calls with the same parameters have computed.
         targets : list of str, optional
@@ -161,15 +166,23 @@ class TiRex(PatchNetwork):
         where = "TiRex"
         if items.is_table(where, "series", series, targets=targets, series_id=series_id):
             roles = Roles(targets, series_id=series_id)
-            options = {"batch_size": batch_size, "rollout": rollout, "starts": starts}
+            options = {"batch_size": batch_size, "rollout": rollout, "resample": resample, "starts": starts}
             return items.forecast_table(self, params, series, horizon, roles, None, quantiles, **options)
         horizon, rollout = checks.size(where, "horizon", horizon), checks.size(where, "rollout", rollout)
+        resample = checks.optional(checks.choice(("frequency",)))(where, "resample", resample)
         levels = transforms.levels_of(where, quantiles, self.quantiles)
         read, given = items.read_items(where, self, series)
         cache = PrefixStateCache.of(where, self, params, starts)
-        last = -(-horizon // self.patch_size) - 1
+        rates = [1.0 if resample is None else transforms.rate_of(one.target[0], horizon) for one in given]
+        slow = [
+            one._replace(target=transforms.downsampled(one.target[0], r)[None])
+            for one, r in zip(given, rates, strict=True)
+        ]
+        steps = [math.ceil(horizon * rate) for rate in rates]
+        last = -(-max(steps) // self.patch_size) - 1
         if (last - last % rollout) * self.patch_size >= self.context:
             problem = f"the last steps come from windows of {self.context} values that hold none of the series"
             warnings.warn(f"TiRex: {problem}, and know neither its level nor its scale", HorizonWarning, stacklevel=2)
-        q = prediction.predict(cache, given, horizon, self.context, batch_size, rollout)
+        predicted = prediction.predict(cache, slow, steps, self.context, batch_size, rollout)
+        q = [transforms.upsampled(one[0], rate, horizon)[None] for one, rate in zip(predicted, rates, strict=True)]
         return read.forecast(q, self.quantiles, levels)

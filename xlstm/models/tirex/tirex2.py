@@ -321,7 +321,7 @@ class TiRex2(PatchNetwork):
                 item._replace(target=np.where(trend[:, None], transforms.changes(item.target), item.target))
                 for item, trend in zip(signed, trends, strict=True)
             ]
-            predicted, results = prediction.predict(cache, seen, horizon, context, batch_size), []
+            predicted, results = prediction.predict(cache, seen, [horizon] * len(given), context, batch_size), []
             for q, item, trend in zip(predicted, signed, trends, strict=True):
                 results.append(self.calibrated(q))
                 results[-1][trend] = transforms.summed(q[trend], item.target[trend])

@@ -201,3 +201,67 @@ def between(q: Values, trained: Sequence[float], levels: Sequence[float]) -> Val
         return q
     weights = np.array([np.interp(levels, trained, unit) for unit in np.eye(len(trained))])  # (Q, W)
     return np.asarray(q @ weights)
+
+
+# Long series with a long period at a lower rate: the `resample="frequency"` of TiRex-1.
+
+HORIZON, LENGTH = 100, 2000  # shorter horizons and shorter series are left as they are
+STEPS = 64  # steps of a period to come near to
+LONGEST = 1000  # steps of the longest period that is looked for
+PEAK = 0.1  # least height of a peak, as a share of the highest
+OCTAVE = (1.5, 2.5)  # a frequency that is so many times another one is taken for its overtone
+# In single precision, as the published package has them: they decide how numbers of steps are rounded.
+FACTORS = (np.float32(1) / np.arange(1, 13, dtype=np.float32)).astype(np.float64)
+
+
+def rate_of(row: Values, horizon: int) -> float:
+    """Return the rate to forecast a series (N,) at, from 1/12 to 1 of its own."""
+    N = len(row)
+    if horizon < HORIZON or N < LENGTH:
+        return 1.0
+    height = _spectrum(row)
+    inner = height[1:-2]
+    at = 1 + np.flatnonzero((inner > height[:-3]) & (inner > height[2:-1]) & (inner > PEAK))
+    if np.any(N / at < STEPS) or not np.any(N / at <= LONGEST):
+        return 1.0
+    at = at[N / at <= LONGEST]
+    best = at[np.argsort(-height[at], kind="stable")[:2]]
+    overtone = len(best) == 2 and OCTAVE[0] <= np.max(best) / np.min(best) <= OCTAVE[1]
+    chosen = np.min(best) if overtone else best[0]
+    return float(FACTORS[np.argmin(np.abs(FACTORS - round(STEPS * float(chosen) / N, 4)))])
+
+
+def downsampled(row: Values, rate: float) -> Values:
+    """Return a series (N,) at a lower rate, each value the mean of those around it that are present."""
+    if rate == 1:
+        return row
+    N = len(row)
+    centre = np.linspace(0, N - 1, math.ceil(N * rate))
+    first = np.maximum(np.ceil(centre - 1 / (2 * rate)), 0).astype(np.int64)
+    end = np.minimum(np.floor(centre + 1 / (2 * rate)), N - 1).astype(np.int64) + 1
+    parts = [row[start:stop] for start, stop in zip(first, end, strict=True)]
+    return np.array([np.nan if np.isnan(part).all() else np.nanmean(part) for part in parts])
+
+
+def upsampled(forecast: Values, rate: float, horizon: int) -> Values:
+    """Return a forecast (n, Q) of the lower rate at that of the series, (horizon, Q), linearly between its steps."""
+    if rate == 1:
+        return forecast
+    n = len(forecast)
+    at = np.linspace(0, n - 1, math.ceil(n / rate))[:horizon]
+    return np.stack([np.interp(at, np.arange(n), column) for column in forecast.T], axis=1)
+
+
+def _spectrum(row: Values) -> Values:
+    """Return the amplitude of each frequency k / N as a share of the largest; 0 below that of the longest period."""
+    N = len(row)
+    at, present = np.arange(N), np.flatnonzero(~np.isnan(row))
+    if len(present) == 0:
+        return np.zeros(N // 2 + 1)
+    filled = np.interp(at, present, row[present])
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * at / N)
+    height = np.abs(np.fft.rfft((filled - np.mean(filled)) * window))
+    height[1 : N // 2 + N % 2] *= 2  # bins that stand for two frequencies
+    largest = float(np.max(height))
+    height[np.arange(len(height)) < N / LONGEST] = 0
+    return height / largest if largest > 0 else height
