@@ -166,6 +166,9 @@ def test_series_targets_and_covariates(run, rng, suffix):
     lines = run("forecast", *at, "--quantiles", "0.1,0.9").stdout.splitlines()
     assert lines[0] == "shop,day,sales,sales 0.1,sales 0.9,lost,lost 0.1,lost 0.9"
     assert lines == run("forecast", "m", f"whole.{suffix}", "--quantiles", "0.9,0.1").stdout.splitlines()
+    far = run("forecast", *at, "--quantiles", "0.1,0.9", "--horizon", 5).stdout.splitlines()  # beyond the horizon
+    expected = model.predict_quantiles(past, 5, future=later)["sales 0.9"]
+    np.testing.assert_allclose([float(line.split(",")[4]) for line in far[1:]], expected, rtol=1e-6)
     note = run("evaluate", "m", f"past.{suffix}").stderr
     assert f"note: the model was trained on past.{suffix}; these are errors on its test part" in note
     run("export", "m")
@@ -437,10 +440,6 @@ WRONG = [
         "kind is 'training', which is for xlstm train --resume",
     ),
     (["predict", "classes", "long.csv", "--steps", "3"], "classes: is a sequence classifier, which takes no --steps"),
-    (
-        ["predict", "series", bundled("sunspots"), "--steps", "9", "--intervals"],
-        "steps is 9, expected at most the horizon, 2",
-    ),
     (["generate", "net", "--prompt", "1"], "net: holds LSTM(2, 3), expected a language model; xlstm export"),
     (["generate", "text", "--prompt", "a", "--bytes"], "text: is a text model, which takes no --bytes"),
     (

@@ -17,7 +17,7 @@ from xlstm.cli import sources
 from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
 from xlstm.cli.console import Report, printable, put, table, tell
 from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
-from xlstm.data import text
+from xlstm.data import calendars, text
 from xlstm.data.csv_file import Dialect
 from xlstm.data.table import as_csv, check_table, is_parquet, write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, ZeroShotForecaster
@@ -38,7 +38,7 @@ def predict(
     table: Annotated[Path, Argument(help="CSV or Parquet file with the series so far, or with sequences.")],
     column: ColumnOption = None,
     steps: Annotated[int | None, Option(help="Steps to forecast; beyond the horizon by feeding back.")] = None,
-    intervals: Annotated[bool, Option("--intervals", help="Add quantiles, up to the horizon.")] = False,
+    intervals: Annotated[bool, Option("--intervals", help="Add quantiles.")] = False,
     future_file: LaterOption = None,
     output: TableOption = None,
     backend: BackendOption = "auto",
@@ -70,11 +70,12 @@ def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = N
     """Print a table as CSV, or write it to a file, in Parquet with the types of a panel that the table goes on from."""
     if output is None:
         put(as_csv(columns))
-    elif panel is None or not is_parquet(output):
-        write_table(output, columns)
-    else:
-        dates = panel.after(len(next(iter(columns.values()))) // len(panel.shown))
-        write_table(output, columns if dates is None else columns | {panel.time: dates}, panel.kinds)
+        return
+    if panel is not None and is_parquet(output):
+        steps = len(columns[panel.time]) // len(panel.shown)
+        if dates := [calendars.after(one.calendar, steps) for one in panel.shown if one.calendar is not None]:
+            columns = columns | {panel.time: np.concatenate(dates).astype("datetime64[us]")}
+    write_table(output, columns, {} if panel is None else panel.kinds)
 
 
 def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[float]) -> dict[str, Any]:
@@ -82,16 +83,13 @@ def _ahead(loaded: Loaded, panel: Panel, steps: int | None, levels: Sequence[flo
     fitted = loaded.estimator
     steps, trained = fitted.horizon if steps is None else steps, list(fitted.quantiles)
     panel.check_known(steps)
-    if levels and steps > fitted.horizon:
-        limit = f"the horizon, {fitted.horizon}, with intervals"
-        raise ValueError(f"{loaded.file}: steps is {steps}, expected at most {limit}")
     if unknown := [level for level in levels if level not in trained]:
         raise ValueError(f"{loaded.file}: has no quantile {unknown[0]:g}, expected some of {trained}")
     with panel.named() as given:
         points = fitted.predict(given, steps)
-        quantiles = fitted.predict_quantiles(given) if levels else []
+        quantiles = fitted.predict_quantiles(given, steps) if levels else []
     chosen = [trained.index(level) for level in levels]
-    return _columns(panel, points, levels, [one[:steps, ..., chosen] for one in quantiles])
+    return _columns(panel, points, levels, [one[..., chosen] for one in quantiles])
 
 
 def _columns(panel: Panel, points: Any, levels: Sequence[float], quantiles: Any) -> dict[str, Any]:
@@ -147,8 +145,7 @@ def forecast(
         sources.refuse(file, f"trained {kind}", vars(by_role) | {"dtype": dtype})
         loaded = load_model("forecast", file, backend)
         panel = panel_of(loaded, table, None, dialect, future_file)
-        if levels is None:
-            levels = list(loaded.estimator.quantiles) if (horizon or 0) <= loaded.estimator.horizon else []
+        levels = list(loaded.estimator.quantiles) if levels is None else levels
         name, ahead = kind, _ahead(loaded, panel, horizon, levels)
     else:
         panel = sources.read_panel(table, by_role.roles(), dialect, None, future_file, every=True)

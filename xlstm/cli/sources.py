@@ -16,7 +16,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import tell
-from xlstm.data import calendars, panels, reading
+from xlstm.data import panels, reading
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import Columns, grouped, places_of
 from xlstm.data.host import SeriesError
@@ -98,7 +98,7 @@ def check_options(file: Path, kind: str, dialect: Dialect = PLAIN, **options: ob
 
 def refuse(file: Path, kind: str, options: Mapping[str, object]) -> None:
     """Raise ValueError where options are given that a model of a kind does not take."""
-    if given := sorted(name for name, value in options.items() if value not in (None, False)):
+    if given := sorted(name for name, value in options.items() if value):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ValueError(f"{file}: is a {kind}, which takes no {names}")
 
@@ -169,14 +169,6 @@ class Panel(NamedTuple):
                 columns, more = checks.few(self.roles.future), f"add rows without {self.name}, or give --future-file"
                 raise ValueError(f"{columns}: known for {rows} steps after {name} ends, expected {steps}; {more}")
 
-    def after(self, steps: int) -> Host | None:
-        """Return the dates of so many rows after each series, in UTC, behind each other; None where some have none."""
-        dates = [calendars.after(one.calendar, steps) for one in self.shown if one.calendar is not None]
-        if len(dates) < len(self.shown):
-            return None
-        unit = "D" if np.datetime_data(dates[0].dtype)[0] in "YMD" else "us"
-        return np.concatenate(dates).astype(f"datetime64[{unit}]")
-
     @contextlib.contextmanager
     def named(self) -> Iterator[Given]:
         """Give the series to an estimator, and name the date of a value that cannot be used."""
@@ -241,8 +233,7 @@ def read_panel(
     if left and every and not roles.targets:
         tell(f"warning: {path}: columns without a number are not forecast: {checks.few(left)}")
     time = "step" if "time" in file.names else "time"
-    if first.index_name is not None and shown[0].calendar is not None:
-        time = first.index_name
+    time = time if first.index_name is None or shown[0].calendar is None else first.index_name
     kinds = {name: kind for name, kind in getattr(file, "kinds", {}).items() if name in (*roles.series_id, time)}
     given = given._replace(flat=[len(names) == 1] * len(shown))
     return Panel(", ".join(names), given, shown, roles, time, kinds)
