@@ -9,8 +9,8 @@ best peer; 80 % intervals cover 75 to 85 % on average and 65 to 92 % of each ser
 cores.
 
 Met: 0.90 of the seasonal naive forecast, ETS, Theta and ridge, and the mean coverage. Not met: 1.00 of the best peer
-(1.10), 0.90 of ARIMA (0.92), 1.15 on each series (eight are above, at most 2.20), and coverage on each series (eight of 38 are
-outside). A fit of 2000 values took up to 46 s beside other work.
+(1.10), 0.90 of ARIMA (0.92), 1.15 on each series (eight are above, at most 2.20), and coverage on each series (eight of
+38 are outside). A fit of 2000 values took up to 46 s beside other work.
 """
 
 from __future__ import annotations
