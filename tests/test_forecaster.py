@@ -18,7 +18,6 @@ from xlstm.estimators import (
     NotFittedError,
     Settings,
     baselines,
-    combination,
     compare,
     evaluation,
     sampling,
@@ -769,8 +768,8 @@ def test_smoothing_is_that_of_the_layer(rng):
         x = values[..., None]
         expected = layer(params, x, layer.initial_state(x))[0]
         numbers = np.array([[0.7 * 0.4, 0.3, 0.3 * 0.2, 0.9]]).T
-        np.testing.assert_allclose(combination.smoothed(layer, numbers, values)[:, 0], expected, rtol=1e-12)
-        np.testing.assert_allclose(combination.smoothed(layer, numbers, values, 30)[:, 0], expected[30:], rtol=1e-12)
+        np.testing.assert_allclose(selection.smoothed(layer, numbers, values)[:, 0], expected, rtol=1e-12)
+        np.testing.assert_allclose(selection.smoothed(layer, numbers, values, 30)[:, 0], expected[30:], rtol=1e-12)
 
 
 def test_weights_follow_the_latest_errors(rng):
@@ -779,7 +778,7 @@ def test_weights_follow_the_latest_errors(rng):
     series = panels.TimeSeries(values, values, *[np.empty((20, 0))] * 2, np.empty(0), None)
     rows, usual = np.arange(5, 17), np.array([[1.0], [2.0], [3.0]])
     parts = dict.fromkeys(("smoothing", "linear"))
-    found = combination.Combination(parts, np.array([0.5, 0.8]), np.array([1.0, 1.6]), usual)
+    found = selection.Combination(parts, np.array([0.5, 0.8]), np.array([1.0, 1.6]), usual)
     weights = found.weights(series, np.ones(1), rows, ahead)
     level = np.array([0.5, 0.5])
     for r, row in enumerate(rows):

@@ -21,9 +21,9 @@ from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
-from xlstm.estimators.combination import averages, errors_of_rows
 from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
+from xlstm.estimators.selection import averages, errors_of_rows
 
 RECENT = 100  # forecasts whose errors decide about intervals, at least, where there are so many
 HORIZONS = 10  # horizons of such forecasts, at least

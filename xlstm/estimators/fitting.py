@@ -16,9 +16,8 @@ from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import base, baselines, predictor, selection
-from xlstm.estimators.combination import Combination
 from xlstm.estimators.predictor import Examples, Predictor, Settings
-from xlstm.estimators.selection import Trial
+from xlstm.estimators.selection import Combination, Trial
 from xlstm.estimators.series_scaling import Scaling, names_of
 from xlstm.training import Trained
 

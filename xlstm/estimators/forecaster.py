@@ -19,7 +19,7 @@ from xlstm.data import panels
 from xlstm.data.calendars import calendar_of
 from xlstm.data.host import Values, check_reach
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries, read_series
-from xlstm.estimators import baselines, combination, evaluation, fitting, predictor, sampling
+from xlstm.estimators import baselines, evaluation, fitting, predictor, sampling, selection
 from xlstm.estimators.base import (
     OF_TRAIN,
     AnyPath,
@@ -30,9 +30,9 @@ from xlstm.estimators.base import (
     errors_by_name,
     pop_array,
 )
-from xlstm.estimators.combination import Combination
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
+from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import Scaling
 from xlstm.training import Callback, Interrupted, Progress, Terminated
 
@@ -632,7 +632,7 @@ refit
     def _width(self, series: TimeSeries, units: Values) -> Values:
         """Return by how much the intervals after a series are wider, (1, C), by its latest errors."""
         s, N = self.predictor_.settings, len(series.values)
-        rows = np.arange(max(s.window, N - combination.memory(s.horizon)), N + 1)
+        rows = np.arange(max(s.window, N - selection.memory(s.horizon)), N + 1)
         mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
         levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
         return evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)

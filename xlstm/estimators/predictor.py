@@ -15,7 +15,7 @@ from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.base import CHECKS, Host
-from xlstm.estimators.combination import Combination
+from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
