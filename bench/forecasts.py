@@ -1,6 +1,6 @@
 """How good forecasts of series are that nobody tuned to, beside those of other methods.
 
-    python -m bench.forecasts [--only NAME ...] [--json FILE]
+    python -m bench.forecasts [--final] [--only NAME ...] [--json FILE]
 
 `xlstm.estimators.compare` fits each method, with its defaults, to the first 80 % of a series, and forecasts from up to
 30 later origins. The goals for `Forecaster`: over all series the geometric mean of the RMSE is at most that of the best
@@ -41,9 +41,12 @@ PEERS = ("seasonal naive", "ETS", "ARIMA", "Theta", "ridge")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of series")
-    parser.add_argument("--json", type=Path, default=Path("bench/results") / f"forecasts-{name_of_machine()}.json")
+    parser.add_argument("--final", action="store_true", help="the series of statsmodels, which nothing was chosen by")
+    parser.add_argument("--json", type=Path, help="by default a file of bench/results")
     options = parser.parse_args()
-    series = load()
+    file = f"forecasts-{'final-' if options.final else ''}{name_of_machine()}.json"
+    path = options.json or Path("bench/results") / file
+    series = load(final=options.final)
     if unknown := set(options.only or ()) - {one.name for one in series}:
         parser.error(f"no series {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in series)}")
     methods = (OURS, *PEERS)
@@ -52,9 +55,9 @@ def main() -> None:
     console = Console(width=140)
     console.print(table_of_series(found, methods))
     console.print(summary(found, methods))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text("".join(json.dumps(one) + "\n" for one in found))
-    print(f"results: {options.json}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in found))
+    print(f"results: {path}")
 
 
 def measure(series: Series, methods: Iterable[str]) -> dict[str, Any]:

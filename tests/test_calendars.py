@@ -18,7 +18,7 @@ TIREX = DATA / "tirex1" / "a"
 AHEAD = 12
 FREQUENCIES = [
     *("D", "2D", "B", "W", "2W", "W-MON", "W-TUE", "W-WED", "W-THU", "W-FRI", "W-SAT"),
-    *("MS", "2MS", "ME", "2ME", "3ME", "SMS", "SME", "SMS-10", "SME-10"),
+    *("MS", "2MS", "ME", "2ME", "3ME", "SMS", "SME", "SMS-10", "SME-10", "BME", "BQE"),
     *("QS", "QS-FEB", "QS-MAR", "QE", "QE-JAN", "QE-FEB", "2QE", "YS", "YS-MAR", "2YS", "YE", "YE-FEB", "YE-JUN"),
     *("h", "2h", "6h", "12h", "min", "5min", "15min", "s", "30s", "ms"),
 ]
@@ -69,6 +69,14 @@ def test_missing_rows_do_not_hide_the_calendar(freq, kept):
     np.testing.assert_array_equal(calendar.place, kept)
     np.testing.assert_array_equal(calendar.dates, dates[: kept[-1] + 1])
     np.testing.assert_array_equal(calendars.after(calendar, 5), dates[kept[-1] + 1 :][:5])
+
+
+def test_business_month_ends_may_come_before_a_holiday():
+    dates = pd.date_range("2023-01-31", periods=20, freq="BME").values.astype("datetime64[D]")
+    dates[14] -= 1  # 29 March 2024 is Good Friday
+    calendar = calendars.calendar_of("it", np.delete(dates, 5))
+    np.testing.assert_array_equal(calendar.place, np.delete(np.arange(20), 5))
+    assert calendars.after(calendar, 2).astype(str).tolist() == ["2024-09-30", "2024-10-31"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ ISO_DATE = re.compile(
 )
 UNITS = {4: "Y", 7: "M"}  # of years and months, by the length of the text
 MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
+TRADING = 5  # the last business day of a month is one of so many days: a holiday may come after it
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds
 HARMONICS = 2  # sines and cosines of a year: its half is one of them
@@ -33,7 +34,7 @@ class Calendar(NamedTuple):
 
     dates: Dates  # the date of every step; with a zone what its clocks show
     place: Counts  # the step of each row
-    unit: str  # a NumPy datetime code, "B" for business days, or "SM" for two days of each month
+    unit: str  # a NumPy datetime code, or "B" for business days, "BM" for the last of a month, "SM" for two days of it
     every: int = 1  # units from a step to the next
     days: tuple[int, ...] = ()  # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
     time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
@@ -55,6 +56,8 @@ class Calendar(NamedTuple):
         """Return the numbers of the units that dates lie in."""
         if self.unit == "B":
             return np.busday_count(MONDAY, dates.astype("datetime64[D]")).astype(np.int64)
+        if self.unit == "BM":
+            return dates.astype("datetime64[M]").astype(np.int64)
         if not self.days:
             return dates.astype(f"datetime64[{self.unit}]").astype(np.int64)
         months, day, last = _in_month(dates)
@@ -65,6 +68,8 @@ class Calendar(NamedTuple):
         """Return the dates of numbers of units."""
         if self.unit == "B":
             days = np.busday_offset(MONDAY, ticks)
+        elif self.unit == "BM":
+            days = np.busday_offset((ticks + 1).astype("datetime64[M]").astype("datetime64[D]"), -1, roll="forward")
         elif not self.days:
             days = ticks.astype(f"datetime64[{self.unit}]")
         else:
@@ -225,7 +230,7 @@ def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -
         raise ImportError(f"{where}: holidays={country!r} {needed}") from error
     first = dates.astype("datetime64[D]")
     stop = first + 1
-    if calendar.days == (31,):
+    if calendar.days == (31,) or calendar.unit == "BM":
         first = (dates.astype("datetime64[M]") - (calendar.every - 1)).astype("datetime64[D]")
     elif calendar.seconds > DAY and calendar.unit != "B":
         stop = calendar.at(calendar.ticks(dates) + calendar.every).astype("datetime64[D]")
@@ -262,11 +267,14 @@ def _rhythms(dates: Dates) -> Iterator[Calendar]:
         return
     months, day, last = _in_month(days)
     usual = 31 if np.all(day == last) else int(np.max(day))
-    if np.all(np.diff(months.astype(np.int64)) > 0) and np.all(day == np.minimum(usual, last)):
+    apart = bool(np.all(np.diff(months.astype(np.int64)) > 0))
+    if apart and np.all(day == np.minimum(usual, last)):
         yield Calendar(dates, none, "M", days=(usual,), time=time)
     rise = days.astype(np.int64)
     over_weekends = np.min(np.diff(rise)) == 1 and np.busday_count(days[0], days[-1]) < rise[-1] - rise[0]
     yield Calendar(dates, none, "B" if over_weekends and np.all(np.is_busday(days)) else "D", time=time)
+    if apart and np.all(np.is_busday(days)) and np.all(day > last - TRADING):
+        yield Calendar(dates, none, "BM", time=time)
     two = np.unique(np.where(day == last, 31, day))
     if len(two) == 2:
         yield Calendar(dates, none, "SM", days=(int(two[0]), int(two[1])), time=time)
