@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 180_000  # milliseconds that a page may take, on a machine that has other work
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
 # Words of a search, and a page that is to be among the results.
@@ -137,6 +138,7 @@ def shown(site: Path) -> list[Path]:
 def looked_at(site: Path, browser: Any) -> Iterator[str]:
     """Yield what is wrong with pages as a browser shows them."""
     tab = browser.new_page()
+    tab.set_default_timeout(PATIENCE)
     for path in shown(site):
         tab.goto(path.as_uri())
         tab.add_style_tag(content="* { transition: none !important; }")  # colours change at once

@@ -73,7 +73,7 @@ def test_missing_rows_do_not_hide_the_calendar(freq, kept):
 
 def test_business_month_ends_may_come_before_a_holiday():
     dates = pd.date_range("2023-01-31", periods=20, freq="BME").values.astype("datetime64[D]")
-    dates[14] -= 1  # 29 March 2024 is Good Friday
+    dates[14] -= np.timedelta64(1, "D")  # 29 March 2024 is Good Friday
     calendar = calendars.calendar_of("it", np.delete(dates, 5))
     np.testing.assert_array_equal(calendar.place, np.delete(np.arange(20), 5))
     assert calendars.after(calendar, 2).astype(str).tolist() == ["2024-09-30", "2024-10-31"]

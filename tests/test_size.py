@@ -21,7 +21,7 @@ PACKAGES = {
     "arrays": 2_760,
     "cells": 1_080,
     "cli": 1_880,
-    "data": 2_090,
+    "data": 2_100,
     "engines": 4_150,
     "estimators": 2_470,
     "interop": 2_730,

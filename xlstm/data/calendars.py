@@ -229,9 +229,9 @@ def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -
         needed = "needs the package holidays; pip install holidays"
         raise ImportError(f"{where}: holidays={country!r} {needed}") from error
     first = dates.astype("datetime64[D]")
-    stop = first + 1
+    stop = first + np.timedelta64(1, "D")
     if calendar.days == (31,) or calendar.unit == "BM":
-        first = (dates.astype("datetime64[M]") - (calendar.every - 1)).astype("datetime64[D]")
+        first = (dates.astype("datetime64[M]") - np.timedelta64(calendar.every - 1, "M")).astype("datetime64[D]")
     elif calendar.seconds > DAY and calendar.unit != "B":
         stop = calendar.at(calendar.ticks(dates) + calendar.every).astype("datetime64[D]")
     years = first[[0, -1]].astype("datetime64[Y]").astype(int) + 1970
