@@ -115,7 +115,7 @@ def test_forecasts(run, monkeypatch):
     series = importlib.import_module("bench.forecast_series")
     quick = importlib.import_module("xlstm.estimators").Forecaster
     values = np.sin(np.arange(100) / 3) + 0.01 * np.arange(100)
-    load = {"load": lambda: [series.Series("wave", "yearly", values)]}
+    load = {"load": lambda final: [series.Series("wave", "yearly", values)]}
     sizes(monkeypatch, "forecasts", Forecaster=lambda **given: quick(epochs=1, hidden_size=2, **given), **load)
     sizes(monkeypatch, "forecasts", PEERS=("ridge", "failing"))
     (line,) = run("forecasts")

@@ -33,7 +33,7 @@ PACKAGES = {
     "training": 2_240,
 }
 CUDA = 1_390
-TESTS = 21_640
+TESTS = 21_650
 FILES = 220
 SAME_NAMES = 10
 LAYOUT = {

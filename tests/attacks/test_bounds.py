@@ -10,7 +10,7 @@ from tests.attacks.bounds import refusal
 from tests.conftest import later
 from xlstm.cli.configuration import from_toml
 from xlstm.data import csv_file, series, table
-from xlstm.estimators import Forecaster, baselines
+from xlstm.estimators import Forecaster, baselines, selection
 
 pa = later("pyarrow")
 pq = later("pyarrow.parquet")
@@ -100,9 +100,10 @@ def test_keys_of_options_have_few_parts(tmp_path, text, part):
 
 
 def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):
-    """Beside what chunks take, and the rows of least squares, whose number does not grow with the series."""
-    monkeypatch.setattr(baselines, "MOST", 1000)
-    monkeypatch.setattr(baselines, "CHUNK", 1000)
+    """Beside what chunks take, and the rows of least squares and of smoothing, which do not grow with the series."""
+    for module, name, most in ((baselines, "MOST", 1000), (baselines, "CHUNK", 1000), (selection, "MOST", 100)):
+        monkeypatch.setattr(module, name, most)
+    monkeypatch.setattr(selection, "ROOM", 100_000)
     N = 40_000
     values = np.sin(np.arange(N) / 7) + np.random.default_rng(0).normal(size=N)
     model = Forecaster(epochs=1, hidden_size=2, batch_size=1024, horizon=12, backend="numpy")

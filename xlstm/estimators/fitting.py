@@ -124,16 +124,17 @@ def network_errors(one: Predictor, data: Examples) -> dict[str, float]:
     """
     squares: dict[str, list[Values]] = {"repeated": [], "average": [], "network": []}
     for k, (series, units) in enumerate(zip(data.several, one.scaling.units, strict=True)):
-        origins = data.origins[data.series == k]
-        truth = baselines.targets(series, origins, one.settings.horizon, int(origins[-1]) + 1)
-        mean, _, scale = one.forecast(series, units, origins)
-        found = {
-            "repeated": series.known[origins - 1, None],
-            "average": one.base(series, units, origins),
-            "network": mean,
-        }
-        for name, ahead in found.items():
-            squares[name].append(((ahead - truth) / scale[:, None]) ** 2)
+        every = data.origins[data.series == k]
+        for origins in np.split(every, range(baselines.CHUNK, len(every), baselines.CHUNK)):
+            truth = baselines.targets(series, origins, one.settings.horizon, int(every[-1]) + 1)
+            mean, _, scale = one.forecast(series, units, origins)
+            found = {
+                "repeated": series.known[origins - 1, None],
+                "average": one.base(series, units, origins),
+                "network": mean,
+            }
+            for name, ahead in found.items():
+                squares[name].append(((ahead - truth) / scale[:, None]) ** 2)
     repeated, *errors = (float(np.sqrt(np.nanmean(np.concatenate(parts)))) for parts in squares.values())
     return dict(zip(("average", "network"), np.divide(errors, max(repeated, 1e-12)).tolist(), strict=True))
 

@@ -180,7 +180,9 @@ class Combination:
         They are proportional to 1 / e^2, where e is the mean square error of the latest forecasts.
         """
         H = len(self.usual)
-        squares = (ahead - baselines.changes(series, rows, H, int(rows[-1]), units)) ** 2 / self.usual
+        squares = ahead - baselines.changes(series, rows, H, int(rows[-1]), units)
+        squares *= squares  # in place, as there may be many rows
+        squares /= self.usual
         latest = errors_of_rows(np.moveaxis(squares, (0, 2), (1, 3)))  # (R, K, C)
         recent = np.swapaxes(averages(latest, (self.errors / self.doubts)[:, None], H), 0, 1)
         weights = np.maximum(recent * self.doubts[:, None, None], 1e-12) ** -2.0
