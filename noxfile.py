@@ -170,8 +170,8 @@ def processes(session: nox.Session) -> int:
 def pytest(session: nox.Session, *arguments: str) -> list[str]:
     """The command that runs tests.
 
-    Of two processes one that is done takes tests from the other, which has begun with those that come after it in the
-    list: so most files, and what they compile and import, stay in one process.
+    A process that is done takes tests from the other one, which goes through its own half of the list in turn: so most
+    files, and what they compile and import, stay in one process.
     """
     both = ["-n", "2", "--dist", "worksteal"] if processes(session) == 2 else []
     return ["pytest", "-q", *both, *arguments]

@@ -25,9 +25,11 @@ CUPY = "array_api_compat.cupy"
 # None; the last `sums` results are summed over all axes but the last. An engine that compiles sets it.
 loops: Callable[..., Any] | None = None
 
+Walked = tuple[tuple[Array, ...], tuple[Array, ...]]
+
 # `walks(function, given, lags, results, reverse)` returns what `walk` does for NumPy arrays from one compiled loop, or
 # None. An engine that compiles sets it.
-walks: Callable[..., Any] | None = None
+walks: Callable[..., Walked | None] | None = None
 
 
 @functools.lru_cache(maxsize=16)
@@ -204,7 +206,7 @@ def scan(
 def walk(
     xp: Namespace, function: Callable[..., Any], given: tuple[tuple[Array, ...], ...], lags: tuple[int, ...],
     results: int, reverse: bool = False,
-) -> tuple[tuple[Array, ...], tuple[Array, ...]]:  # fmt: skip
+) -> Walked:  # fmt: skip
     """Go through a recurrence whose states are used one or more steps later, in one compiled loop where that can be.
 
     A step applies `function(xp, *arrays, *states, *numbers)` to the row t of each array and state. Its last results are
@@ -219,7 +221,7 @@ def walk(
     given : tuple
         Arrays (T, B), states (T + lag, B), which are used up, and numbers (1,), a tuple of each.
     lags : tuple of int
-        Of the states.
+        One number for each state.
     results : int
         How many results come before those of the states.
     reverse : bool
@@ -233,7 +235,7 @@ def walk(
     if xp is np and walks is not None:
         found = walks(function, given, lags, results, reverse)
         if found is not None:
-            return found  # type: ignore[no-any-return]
+            return found
     arrays, states, numbers = given
     run = functools.partial(fuse, xp, function) if compiles(xp) else functools.partial(function, xp)
     rows, kept = [[a[t, ...] for t in range(a.shape[0])] for a in states], []

@@ -19,7 +19,7 @@ from typer import Argument, Option
 from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
-from xlstm.cli import configuration, launch
+from xlstm.cli import launch
 from xlstm.cli.configuration import (
     BackendOption,
     ByRole,
@@ -27,6 +27,7 @@ from xlstm.cli.configuration import (
     ConfigOption,
     JsonOption,
     QuietOption,
+    as_toml,
     command,
 )
 from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
@@ -91,7 +92,7 @@ class Run(Report):
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
         if save_config is not None and self.leads:
-            writing.write(save_config, configuration.as_toml(context).encode())
+            writing.write(save_config, as_toml(context).encode())
         self.keeps = not context.command.hidden
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
         self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
@@ -156,7 +157,7 @@ class Run(Report):
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
         if self.keeps:
-            writing.write(self.output / OPTIONS, configuration.as_toml(self.context).encode())
+            writing.write(self.output / OPTIONS, as_toml(self.context).encode())
 
     def end(self, **values: Any) -> None:
         """Print where the model is, or as JSON the values with what is said of any training."""

@@ -90,10 +90,9 @@ def read_series(
     """Return series with their covariates, with room for `more` rows of the calendar.
 
     With `look` features of dates are among the covariates that are known in advance, and so are the holidays of a
-    calendar that has some. With `gaps` covariates keep their
-    gaps, and all may begin with some; else rows are left out before the first value of any target, before the first of
-    any covariate, and before those that would leave a target without a value in the first LATEST of them. Errors name
-    the caller, `where`.
+    calendar that has some. With `gaps` covariates keep their gaps, and all may begin with some; else rows are left out
+    before the first value of any target, before the first of any covariate, and before those that would leave a target
+    without a value in the first LATEST of them. Errors name the caller, `where`.
 
     Raises
     ------

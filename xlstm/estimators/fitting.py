@@ -1,4 +1,4 @@
-"""How a forecaster is fitted: parts of series, the best linear baseline, examples, and the training of the network."""
+"""How a forecaster is fitted: parts of series, the choice of candidates, examples, and the training of the network."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def prepared(
 ) -> dict[str, Examples]:
     """Return the examples to fit a network to, by "train" and "validation", of series with `ids` as names, if any.
 
-    Their predictor has no weights yet. The variant of the series is taken whose linear baseline forecasts the
-    validation part best. A ValueError says that a series is too short or constant, that a part has nothing to predict,
-    or that a value is out of range.
+    Their predictor has no weights yet. The variant of the series is taken whose best candidate has the least error from
+    rolling origins. A ValueError says that a series is too short or constant, that a part has nothing to predict, or
+    that a value is out of range.
     """
     if settings.window is None:
         shortest = min(len(series.values) for series in variants[0])
@@ -127,12 +127,9 @@ def network_errors(one: Predictor, data: Examples) -> dict[str, float]:
         every = data.origins[data.series == k]
         for origins in np.split(every, range(baselines.CHUNK, len(every), baselines.CHUNK)):
             truth = baselines.targets(series, origins, one.settings.horizon, int(every[-1]) + 1)
-            mean, _, scale = one.forecast(series, units, origins)
-            found = {
-                "repeated": series.known[origins - 1, None],
-                "average": one.base(series, units, origins),
-                "network": mean,
-            }
+            x, average, scale = one.before(series, units, origins)
+            network, _, _ = one.finished(x, average, scale)
+            found = {"repeated": series.known[origins - 1, None], "average": average, "network": network}
             for name, ahead in found.items():
                 squares[name].append(((ahead - truth) / scale[:, None]) ** 2)
     repeated, *errors = (float(np.sqrt(np.nanmean(np.concatenate(parts)))) for parts in squares.values())

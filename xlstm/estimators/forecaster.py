@@ -589,12 +589,14 @@ refit
         errors |= final.combination.every_error
         chosen = np.array([*final.combination.parts, *["network"] * bool(epochs)], dtype=object)
         facts: dict[str, Any] = {
+            "chosen_": chosen,
+            "candidate_errors_": errors,
+            "ranks_": sampling.ranks(test, several),
             "season_": season,
             "calendar_": several[0].marks > 0,
             "feature_names_in_": names,
             "series_names_": ids,
         }
-        facts |= {"chosen_": chosen, "candidate_errors_": errors, "ranks_": sampling.ranks(test, several)}
         self._keep(test, final, adjustment, trained_=trained, **facts)
         if stop is not None:
             raise stop

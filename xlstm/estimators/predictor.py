@@ -1,4 +1,4 @@
-"""The network of a forecaster beside its linear baseline: settings, windows, examples, loss and forecasts."""
+"""The network of a forecaster beside its other candidates: settings, windows, examples, loss and forecasts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,8 +19,8 @@ from xlstm.estimators.selection import Combination
 from xlstm.estimators.series_scaling import Origins, Scaling, scales, standard
 from xlstm.models.sequence import SequenceModel, sequence_model
 
-HEAD = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the linear baseline
-NARROWEST = 1e-3  # least residual of the linear baseline, as a share of a window's scale
+HEAD = 0.1  # the network's first weights of its head, as a share of the usual: it begins near the average
+NARROWEST = 1e-3  # least residual of the average, as a share of a window's scale
 
 
 @dataclass(kw_only=True)
@@ -109,7 +109,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Forecasts of windows: last value + linear baseline + network.
+    """Forecasts of windows: last value + average of the other candidates + network.
 
     Attributes
     ----------
@@ -119,7 +119,7 @@ class Predictor:
     combination : Combination
         The average of the other candidates, to which the network adds.
     spread : array (H, C), or None before it is known
-        Root mean square of what the linear baseline leaves, in scales of the window; the unit of the network.
+        Root mean square of what the combination leaves, in scales of the window; the unit of the network.
     model : SequenceModel
     params : dict of str to array
         The network's weights.

@@ -442,8 +442,8 @@ def combined(trial: Trial, settings: Any) -> Combination:
     rejected = {name: one.error for name, one in found.items() if one.error > most}
     found = {name: one for name, one in found.items() if name not in rejected}
     parts = {name: one.part for name, one in found.items()}
-    _, errors, doubts = (np.array(column) for column in zip(*found.values(), strict=True))
-    return Combination(parts, np.maximum(errors, 1e-12), doubts, trial.usual, rejected)
+    errors = np.maximum([one.error for one in found.values()], 1e-12)
+    return Combination(parts, errors, np.array([one.doubt for one in found.values()]), trial.usual, rejected)
 
 
 def allows(settings: Any, name: str) -> bool:

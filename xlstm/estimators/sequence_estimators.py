@@ -54,7 +54,7 @@ class SequenceEstimator(TrainedEstimator, NetworkEstimator):
         "note_": _note,
         "target_kind_": checks.optional(checks.choice(TARGET_KINDS)),
     }
-    target_kind_ = "sequence"  #: "sequence", "step" or "multilabel": what the form of y was
+    target_kind_ = "sequence"  #: "sequence", "step" or "multilabel": the kind of target that the form of y said
     bidirectional: bool = False
     standardize: bool = True
     epochs: int = 100
@@ -332,7 +332,7 @@ class SequenceClassifier(SequenceEstimator):
     classes_ : array (C,)
         The labels; where a sequence has several of L labels, the numbers from 0 to L - 1.
     target_kind_ : {"sequence", "step", "multilabel"}
-        What the form of y was.
+        The kind of target that the form of y said.
     params_ : dict of str to array
         The weights.
     model_ : SequenceModel

@@ -227,7 +227,7 @@ def forecast(
 ) -> Any:
     """Draw forecasts over the test part against the truth, their errors, and what comes after the end of the series.
 
-    Of a long test part the latest 200 forecasts are drawn, one step ahead and as many as there are.
+    The latest 200 forecasts of a long test part are drawn, one step ahead and as many as there are.
 
     Parameters
     ----------
