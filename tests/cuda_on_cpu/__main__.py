@@ -24,7 +24,6 @@ from tests.cuda_on_cpu import FOLDER, HOME, RUNTIME, VERSIONS, digest, missing
 
 SITE = Path(sysconfig.get_path("platlib"))
 CUDA = SITE / "nvidia/cuda_runtime/include"
-COMPILER = SITE / "cuda_on_cpu_compiler.py"  # any process of the environment imports it
 MODULE = "cupy_backends/cuda/api/runtime"
 # Every process that imports CuPy reads these: CUB and cuTENSOR have machine code, and kernels are not NVIDIA's.
 ENVIRONMENT = """
@@ -114,10 +113,11 @@ def build() -> None:
     make("libcublasLt.so.12", [])
     nccl = next(SITE.glob("cupy_backends/cuda/libs/nccl.*.so"))
     make("libnccl.so.2", [FOLDER / "nccl.cpp", *against], tuple(asked(nccl, "-D")), 5)
-    make("libnvrtc.so.12", [FOLDER / "nvrtc.cpp", f"-I{sysconfig.get_path('include')}"])
-    shutil.copy(FOLDER / "compiler.py", COMPILER)
-    (HOME / "compiler").write_text(shlex.join(map(str, [*kernels, "-include", header, *against])))
-    parts = [*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", COMPILER]
+    make("libnvrtc.so.12", [FOLDER / "nvrtc.cpp"])
+    shutil.copy(FOLDER / "compiler.py", HOME)
+    command = [sys.executable, "-IS", HOME / "compiler.py", *kernels, "-include", header, *against]
+    (HOME / "compiler").write_text(shlex.join(map(str, command)))
+    parts = [*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", HOME / "compiler.py"]
     (HOME / "version").write_text(digest(parts))
     # Whoever imports CuPy has all of them loaded, and so finds these where it looks for a library by its name.
     against += [f"-l:{path.name}" for path in library.glob("*.so.*")]

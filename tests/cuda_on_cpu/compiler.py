@@ -1,12 +1,11 @@
-"""Make C++ of a kernel; nvrtc.cpp, which then calls g++, imports this where the package is not there.
+"""Make a shared library of a kernel: `compiler.py g++ ARGUMENTS FOLDER`; nvrtc.cpp calls it.
 
 The text stays C++. Inline PTX and dynamic shared memory are replaced, and every kernel is listed at the end.
 """
 
 import os
 import re
-import shlex
-from pathlib import Path
+import sys
 
 STRING = r'"(?:[^"\\]|\\.)*"'
 COMMENT = re.compile(rf"({STRING})|//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -31,9 +30,8 @@ def instruction(found: re.Match[str]) -> str:
     text = re.match(rf"(?:{STRING}|[^:])*", found[1])[0]  # type: ignore[index]
     operands = re.findall(rf"{STRING}[\s\\]*({BRACKETS})", found[1][len(text) :])
     name = re.sub(r"\W+", "_", re.search(r"[a-z]\w*(?:(?:\.|::)\w+)+", text)[0])  # type: ignore[index]
-    if len(re.findall(STRING, text)) > 1:
-        operands.insert(0, text)
-    return f"ptx::{name}({', '.join(operands)});"
+    given = [text] if len(re.findall(STRING, text)) > 1 else []
+    return f"ptx::{name}({', '.join(given + operands)});"
 
 
 def translated(text: str, expressions: list[str]) -> str:
@@ -49,13 +47,19 @@ def translated(text: str, expressions: list[str]) -> str:
     return f'#line 1 "kernel.cu"\n{text}{WORDS}{kernels}'
 
 
-def translate(at: str) -> str:
-    """Write the C++ of the kernel in a folder; return options for the compiler."""
-    text, options, names = (Path(at, name).read_text() for name in ("kernel.cu", "options", "expressions"))
+def main(command: list[str], at: str) -> None:
+    # Without pathlib and subprocess, which take as long to import as a small kernel to compile.
+    text, options, names = (open(f"{at}/{k}").read() for k in ("kernel.cu", "options", "expressions"))  # noqa: SIM115
     given = options.splitlines()
     arch = next((option.rpartition("_")[2] for option in given if "arch=" in option), "90")
     macros = [option[2:].partition("=") for option in given if option.startswith("-D")]
     head = "".join(f"#define {name} {value or 1}\n" for name, _, value in [("__CUDA_ARCH__", "=", f"{arch}0"), *macros])
-    Path(at, "kernel.cpp").write_text(head + translated(text, names.splitlines()))
-    folders = [option for option in given if option.startswith("-I")]
-    return shlex.join([*folders, *(ACCESSES if "CUDA_ON_CPU_BYTES" in os.environ else [])])
+    with open(f"{at}/kernel.cpp", "w") as file:
+        file.write(head + translated(text, names.splitlines()))
+    command += [option for option in given if option.startswith("-I")]
+    command += ACCESSES if "CUDA_ON_CPU_BYTES" in os.environ else []
+    os.execvp(command[0], [*command, "-o", f"{at}/kernel.so", f"{at}/kernel.cpp"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:-1], sys.argv[-1])

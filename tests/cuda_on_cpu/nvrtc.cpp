@@ -1,5 +1,4 @@
-// NVRTC whose machine code is a shared library of g++. CuPy's own cache keeps what comes out.
-#include <Python.h>
+// NVRTC whose machine code is a shared library of g++, which compiler.py makes. CuPy's own cache keeps what comes out.
 #include <dlfcn.h>
 #include <algorithm>
 #include <cstring>
@@ -26,15 +25,6 @@ static string home() {
     dladdr((void*)home, &info);
     return std::filesystem::canonical(info.dli_fname).parent_path().parent_path().string() + "/";
 }
-// Call compiler.py in the process that this is loaded into: another Python starts as long as a small kernel compiles.
-static string translate(const string& at) {
-    const PyGILState_STATE state = PyGILState_Ensure();
-    PyObject* module = PyImport_ImportModule("cuda_on_cpu_compiler");
-    PyObject* options = module ? PyObject_CallMethod(module, "translate", "s", at.c_str()) : nullptr;
-    const string found = options ? PyUnicode_AsUTF8(options) : (PyErr_Print(), "");
-    Py_XDECREF(options), Py_XDECREF(module), PyGILState_Release(state);
-    return found;
-}
 
 extern "C" {
 const char* nvrtcGetErrorString(int e) { return e == COMPILATION ? "NVRTC_ERROR_COMPILATION" : "NVRTC_ERROR"; }
@@ -58,8 +48,7 @@ int nvrtcCompileProgram(Program* p, int count, const char* const* options) {
     if (!mkdtemp(at.data())) return COMPILATION;
     write(at + "/kernel.cu", vector{p->text}), write(at + "/expressions", p->expressions);
     write(at + "/options", vector<string>(options, options + count));
-    const string files = " -o " + at + "/kernel.so " + at + "/kernel.cpp 2> " + at + "/log >&2";
-    const bool failed = system((read(home() + "compiler") + " " + translate(at) + files).c_str());
+    const bool failed = system((read(home() + "compiler") + " " + at + " 2> " + at + "/log >&2").c_str());
     p->log = read(at + "/log"), p->code = read(at + "/kernel.so");
     std::filesystem::remove_all(at);
     return failed ? COMPILATION : SUCCESS;

@@ -39,11 +39,10 @@ void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(F& c0, F& c1, F& c2, F& c3
 }
 
 static void load_matrices(bool transposed, U* const (&to)[4], U row) {
-    const int lane = now->lane;
     if (row % 16) fail("ldmatrix of rows that do not begin at multiples of 16 bytes");
     exchange(~0u, row, [&](auto of) {
         for (int k = 0; k < 8; k++) {
-            const int matrix = k / 2, i = lane / 4, j = lane % 4 * 2 + k % 2;
+            const int lane = now->lane, matrix = k / 2, i = lane / 4, j = lane % 4 * 2 + k % 2;
             const auto* there = shared_at(of(matrix * 8 + (transposed ? j : i)));
             ((unsigned short*)to[matrix])[k % 2] = ((const unsigned short*)there)[transposed ? i : j];
         }
@@ -51,12 +50,8 @@ static void load_matrices(bool transposed, U* const (&to)[4], U row) {
     });
     warp_barrier(~0u);  // what was read may be written now
 }
-void ldmatrix_sync_aligned_m8n8_x4_shared_b16(U& a, U& b, U& c, U& d, U row) {
-    load_matrices(false, {&a, &b, &c, &d}, row);
-}
-void ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16(U& a, U& b, U& c, U& d, U row) {
-    load_matrices(true, {&a, &b, &c, &d}, row);
-}
+#define LOAD(name, transposed) void name(U& a, U& b, U& c, U& d, U row) { load_matrices(transposed, {&a, &b, &c, &d}, row); }
+LOAD(ldmatrix_sync_aligned_m8n8_x4_shared_b16, false) LOAD(ldmatrix_sync_aligned_m8n8_x4_trans_shared_b16, true)
 
 void shfl_sync_bfly_b32(U& found, U v, int mask) { found = __shfl_xor_sync(~0u, v, mask); }
 void redux_sync_max_u32(U& found, U v) { found = __reduce_max_sync(~0u, v); }
@@ -66,8 +61,7 @@ void mbarrier_init_shared_cta_b64(U at) { arrivals(at) = {}; }
 void mbarrier_arrive_expect_tx_shared_cta_b64(U at, int bytes) {
     Arrivals& a = arrivals(at);
     if (a.said) fail("an mbarrier is told what to expect of two turns at once");
-    a.said = 1, a.missing += bytes;
-    a.check();
+    a.said = 1, a.missing += bytes, a.check();
 }
 void mbarrier_try_wait_parity_acquire_cluster_shared_cta_b64(U& done, U at, U odd) {
     done = (((volatile Arrivals&)arrivals(at)).turn & 1) != (int)odd;

@@ -32,20 +32,13 @@ inline void mov_u64(long long& to) { to = cuda_on_cpu::time_ns(); }  // from the
 
 // These are compiled with a kernel that tells what it reads and writes.
 inline void st_release_gpu_global_u32(U* to, U v) { *to = v, cuda_on_cpu::progress++; }
-inline void ld_acquire_gpu_global_u32(U& to, const U* from) {
-    cuda_on_cpu::yield();
-    to = *(volatile const U*)from;
+inline void ld_acquire_gpu_global_u32(U& to, const U* from) { cuda_on_cpu::yield(), to = *(volatile const U*)from; }
+template <class T> void store(void* to, const T& v) {
+    if ((uintptr_t)to % sizeof v) cuda_on_cpu::fail(sizeof v == 16 ? "16 bytes are not aligned" : "8 bytes are not aligned");
+    memcpy(to, &v, sizeof v);
 }
-inline void st_global_v4_u32(void* to, U a, U b, U c, U d) {
-    if ((uintptr_t)to % 16) cuda_on_cpu::fail("16 bytes are not aligned");
-    const uint4 v = {a, b, c, d};
-    memcpy(to, &v, 16);
-}
-inline void st_global_v2_u32(void* to, U a, U b) {
-    if ((uintptr_t)to % 8) cuda_on_cpu::fail("8 bytes are not aligned");
-    const uint2 v = {a, b};
-    memcpy(to, &v, 8);
-}
+inline void st_global_v4_u32(void* to, U a, U b, U c, U d) { store(to, uint4{a, b, c, d}); }
+inline void st_global_v2_u32(void* to, U a, U b) { store(to, uint2{a, b}); }
 inline void ld_global_cg_v4_u32(U& a, U& b, U& c, U& d, const void* from) {
     const auto* v = (const uint4*)from;
     a = v->x, b = v->y, c = v->z, d = v->w;
