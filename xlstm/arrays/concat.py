@@ -75,13 +75,12 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
     if fuse.compiles(xp) and len(parts) > PARTS and not any(isinstance(part, Filled) for part in parts):
         parts = [concat(xp, parts[k : k + PARTS], axis) for k in range(0, len(parts), PARTS)]
         return concat(xp, parts, axis)
-    made = None
     if fuse.compiles(xp):
-        lie = tuple(part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides) for part in parts)
+        lie = tuple([part if isinstance(part, Filled) else (part.dtype, part.shape, part.strides) for part in parts])
         made = _layout(lie, axis)
-    found = None if made is None else broken.attempt("xlstm_concat", _launched, parts, *made)
-    if found is not None:
-        return found
+        found = None if made is None else broken.attempt("xlstm_concat", _launched, parts, *made)
+        if found is not None:
+            return found
     like: Array = next(part for part in parts if not isinstance(part, Filled))
     arrays = [_array(xp, part, like, axis) if isinstance(part, Filled) else part for part in parts]
     return xp.concat(arrays, axis=axis)

@@ -239,25 +239,24 @@ def plain_namespace(
             return None
     if x is not None and (type(x) is not kind or x.dtype is not dtype):
         return None
-    if state is not None and not _all_plain(state, kind, dtype):
+    current = None if kind is np.ndarray else probe.cupy().cuda.runtime.getDevice()
+    if state is not None and not _all_plain(state, kind, dtype, current):
         return None
-    if kind is np.ndarray:
-        return np
-    current = probe.cupy().cuda.runtime.getDevice()
-    for a in (*params.values(), *leaves((x, state))):
-        if a.data.device_id != current:
-            return None
-    return namespace_of(first)
+    if current is not None and not _all_plain((*params.values(), x), kind, dtype, current):
+        return None
+    return np if current is None else namespace_of(first)
 
 
-def _all_plain(state: Any, kind: Any, dtype: Any) -> bool:
-    """Return whether a state is a tuple of a library's arrays of a dtype, of None, and of such tuples."""
+def _all_plain(state: Any, kind: Any, dtype: Any, current: int | None) -> bool:
+    """Return whether a state is a tuple of a library's arrays of a dtype, of None, and of such tuples.
+
+    Those of CuPy are on the current device.
+    """
     if type(state) is not tuple:
         return False
     for a in state:
-        if a is None or (type(a) is kind and a.dtype is dtype):
-            continue
-        if not _all_plain(a, kind, dtype):
+        plain = type(a) is kind and a.dtype is dtype and (current is None or a.data.device_id == current)
+        if not plain and a is not None and not _all_plain(a, kind, dtype, current):
             return False
     return True
 

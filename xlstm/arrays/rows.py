@@ -78,7 +78,8 @@ def summed(
     array or tuple of array
     """
     if fuse.compiles(xp):
-        given, room = (tuple([(a.dtype, a.shape, a.strides) for a in some]) for some in (arrays, out))
+        given = tuple([(a.dtype, a.shape, a.strides) for a in arrays])
+        room = tuple([(a.dtype, a.shape, a.strides) for a in out])
         plan = _plan(function, given, tuple(options.items()), sums, keep, leading, last, room)
         found = None if plan is None else broken.attempt(plan.kernel.name, _run, xp, plan, arrays, out)
         if found is not None:

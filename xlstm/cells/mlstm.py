@@ -19,7 +19,7 @@ from typing import Any
 
 from xlstm.arrays.fuse import compiles, fuse
 from xlstm.arrays.matmul import matmul
-from xlstm.arrays.namespace import Array, Namespace, astype
+from xlstm.arrays.namespace import Array, Namespace, astype, reshape
 from xlstm.arrays.rows import by_rows
 from xlstm.cells.activations import FORGET
 from xlstm.cells.mlstm_chunks import CHUNK, chunkwise, chunkwise_bwd
@@ -34,23 +34,21 @@ def step(xp: Namespace, *arrays: Array, eps: float = 0.0, forget: str = "sigmoid
     The arrays are q and k (..., K), v (..., V), i = i~ and f = f~ (...), C0, n0 and m0.
     """
     q, k, v, i, f, C0, n0, m0 = arrays
-    wide = n0.dtype
-    f = astype(xp, f, wide)
     options: dict[str, Any] = {"forget": forget, "low": low_of(xp, m0.dtype), "root": q.shape[-1] ** -0.5}
-    options |= {"eps": eps, "limit": limit_of(xp, wide), "dtype": wide}
-    given = i[..., None], f[..., None], m0[..., None], q, k, n0
-    *found, ik, n = by_rows(xp, _begin, *given, **options) if compiles(xp) else _begin(xp, *given, **options)
-    m, kept, den = [a[..., 0] for a in found]
-    C = fuse(xp, _memory, C0, kept[..., None, None], ik[..., :, None], v[..., None, :])  # (19)
-    Cq = matmul(xp, astype(xp, q, C.dtype)[..., None, :], C)[..., 0, :]  # (21)
-    return astype(xp, Cq / den[..., None], q.dtype), C, n, m  # (21)
+    options |= {"eps": eps, "limit": limit_of(xp, n0.dtype), "dtype": n0.dtype}
+    given = *(reshape(a, (*m0.shape, 1)) for a in (i, f, m0)), q, k, n0
+    m, kept, den, q, ik, n = by_rows(xp, _begin, *given, **options) if compiles(xp) else _begin(xp, *given, **options)
+    C = fuse(xp, _memory, C0, kept[..., None], ik[..., :, None], v[..., None, :])  # (19)
+    Cq = reshape(matmul(xp, q[..., None, :], C), v.shape)  # (21)
+    return astype(xp, Cq / den, v.dtype), C, n, reshape(m, m0.shape)  # (21)
 
 
 def _begin(
     xp: Namespace, *arrays: Array, forget: str, low: float, root: float, eps: float, limit: float, dtype: Any
 ) -> tuple[Array, ...]:
-    """Return all but the memory and h: m, f divided by exp(m), the denominator, i k divided likewise, and n."""
+    """Return all but the memory and h: m, f divided by exp(m), the denominator, q, i k divided likewise, and n."""
     i, f, m0, q, k, n0 = arrays
+    f, q = astype(xp, f, dtype), astype(xp, q, dtype)
     logf = FORGET[forget].fwd(xp, f)  # (26)
     kept = logf + m0  # (15)
     m = xp.maximum(kept, i)  # (15)
@@ -59,7 +57,7 @@ def _begin(
     ik = root * i1 * k  # (23)
     n = f1 * n0 + ik  # (20)
     s = xp.sum(q * n, axis=-1, keepdims=True)  # (21) n q
-    return m, f1, denominator(xp, s, m, eps=eps, limit=limit, dtype=dtype), ik, n  # (21) max(|n q|, 1)
+    return m, f1, denominator(xp, s, m, eps=eps, limit=limit, dtype=dtype), q, ik, n  # (21) max(|n q|, 1)
 
 
 def _memory(xp: Namespace, C0: Array, f: Array, ik: Array, v: Array) -> Array:

@@ -125,7 +125,7 @@ class HeadwiseLinear(SameWidth, Module):
         else:
             if self._together > 1 and not compiles(xp):
                 Ws = [self._joined(xp, W) for W in Ws]
-            heads = [self._split(xp, x, Ws[0].shape[0]) for _, x in maps]
+            heads = [self._split(xp, x, Ws[0].shape[0])[0, ...] for _, x in maps]
             y = self._map(xp, [(x, xp.matrix_transpose(W)) for x, W in zip(heads, Ws, strict=True)], like)
         if self.bias:
             y += xp.concat([p["b"] for p, _ in maps])
@@ -166,7 +166,7 @@ class HeadwiseLinear(SameWidth, Module):
             return grads, found
         for (p, (heads, W), dys), k in zip(maps, of, strict=True):
             dy = functools.reduce(operator.add, dys)
-            dz = self._split(xp, dy, W.shape[0])
+            dz = self._split(xp, dy, W.shape[0])[0, ...]
             dW = matmul(xp, xp.matrix_transpose(dz), heads)
             grads.append({"W": dW if dW.shape == p["W"].shape else self._parted(xp, dW)})
             if self.bias:
@@ -181,8 +181,8 @@ class HeadwiseLinear(SameWidth, Module):
             parts = [reshape(xp.permute_dims(a @ b, (1, 0, 2)), like.shape) for a, b in pairs]
             return parts[0] if len(parts) == 1 else xp.concat(parts, axis=like.ndim - 1)
         y = room(xp, like, (*like.shape[:-1], len(pairs) * self.size))
-        for part, (a, b) in enumerate(pairs):
-            multiply(xp, a, b, self._split(xp, y, a.shape[0], part))
+        for (a, b), part in zip(pairs, self._split(xp, y, pairs[0][0].shape[0]), strict=True):
+            multiply(xp, a, b, part)
         return y
 
     @functools.cached_property
@@ -207,10 +207,10 @@ class HeadwiseLinear(SameWidth, Module):
         g = self._together
         return reshape(constants.identity(xp, g, like.dtype, device_of(like)), (1, g, 1, g, 1))
 
-    def _split(self, xp: Namespace, x: Array, N: int, part: int = 0) -> Array:
-        """Return a part (..., D) of x (..., G D), one of several side by side, by N heads, (N, rows, D / N)."""
+    def _split(self, xp: Namespace, x: Array, N: int) -> Array:
+        """Return the parts (..., D) of x (..., G D) that are side by side, by N heads, (G, N, rows, D / N)."""
         whole = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1] // self.size, N, self.size // N))
-        return xp.permute_dims(whole[:, part, ...], (1, 0, 2))
+        return xp.permute_dims(whole, (1, 2, 0, 3))
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Memory(NamedTuple):
         Queries q and keys k are (T, B, N K), values v (T, B, N V), and pre-activations of the gates i and f (T, B, N).
         """
         xp, keep, T, B = span.xp, span.keep, span.T, span.B
-        cores.given()  # raises an error of the setting, however small the work is
+        if xp is np:
+            cores.given()  # raises an error of the setting, however small the work is
         if T == 1 and not keep and span.full:
             q, k, v = (reshape(a, (B, self.N, F)) for a, F in ((q, self.K), (k, self.K), (v, self.V)))
             given = q, k, v, i[0, ...], f[0, ...], *state

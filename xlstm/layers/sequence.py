@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
@@ -328,8 +328,7 @@ def complete(
         _check_container(where, what, state, leaves)
     like = next(iter(params.values()))
     if filled is None and xp is not np and fuse.compiles(xp):
-        missing = [leaf for _, leaf, part in flat(where, what, state, leaves) if part is None]
-        filled = iter(_filled(xp, like, missing, B, zero))
+        filled = _filled(xp, like, flat(where, what, state, leaves), B, zero)
     parts: list[Any] = []
     for k, leaf in enumerate(leaves):
         part = None if state is None else state[k]
@@ -351,11 +350,11 @@ def complete(
     return tuple(parts)
 
 
-def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bool) -> list[Array]:
-    """Return the arrays of leaves before the first step, as parts of one array for each value and dtype."""
+def _filled(xp: Namespace, like: Array, parts: Iterator[Any], B: int, zero: bool) -> Iterator[Array]:
+    """Yield the arrays before the first step that are missing, as parts of one array for each value and dtype."""
     ends: dict[Any, int] = {}  # elements of all arrays of a value and dtype
     places = []
-    for leaf in leaves:
+    for leaf in [leaf for _, leaf, part in parts if part is None]:
         shape = (*leaf.before.values(), B, *leaf.after.values())
         kind = 0.0 if zero else leaf.rest, widened(xp, like.dtype) if leaf.wide else like.dtype
         start = ends.get(kind, 0)
@@ -365,7 +364,7 @@ def _filled(xp: Namespace, like: Array, leaves: Sequence[Leaf], B: int, zero: bo
     for (value, dtype), size in ends.items():
         how = {"dtype": dtype, "device": device_of(like)}
         whole[value, dtype] = xp.full((size,), value, **how) if value else xp.zeros((size,), **how)
-    return [foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places]
+    yield from (foreach.views(whole[kind], [shape], [start])[0] for kind, start, shape in places)
 
 
 def nested(like: State, arrays: Iterator[Any]) -> State:

@@ -59,7 +59,7 @@ class Cuda:
         self, step: Step, x: Array, state: Sequence[Array], widths: Widths, keep: str
     ) -> tuple[Array, list[Array], Tape]:
         """Run all steps; see `Engine`."""
-        tape = CudaTape(self, step, widths, x, state)
+        tape = CudaTape(self, step, widths, x, state, keep)
         keep = "all" if keep == "states" and not broken.works(AGAIN) else keep
         end = _attempt(tape.choice.name, tape.forward, keep)
         if end is None:
@@ -112,13 +112,14 @@ class CudaTape(Kernels, Tape):
         The carried states before every step, and what the cell saved.
     """
 
-    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array]) -> None:
+    def __init__(self, engine: Cuda, step: Step, widths: Widths, x: Array, state: Sequence[Array], keep: str) -> None:
         self.step, self.x, self.initial = step, x, state
         self.prepare(widths)
         # Where steps differ in width, the rows of h before every step are no part of `hs`, so kernels keep them.
         projected = self.function.around.projected
         self.uneven, self.keep_h = len(widths) > 1, len(widths) > 1 and not projected
-        super().__init__(engine, step, widths, x, None if self.uneven and self.choice.forward is not None else state[0])
+        apart = (self.uneven or keep == "nothing") and self.choice.forward is not None
+        super().__init__(engine, step, widths, x, None if apart else state[0])
         self.rows_kept: dict[str, Array] = {}
         self.end: list[Array] = []  # the state of each sequence at its own end
 

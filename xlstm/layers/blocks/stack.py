@@ -308,7 +308,9 @@ class Recurrence(SequenceLayer):
         chosen = engine.choose(step, packing.widths, self._engines)
         h, packed_end, tape = chosen.forward(step, packing.pack(xp, x), start, packing.widths, kept)
         y, (end,) = packing.restore(xp, h, [packed_end])
-        return y, tuple(foreach.copies(xp, [s.T for s in end])), Pass(packing, False, tape) if span.keep else None
+        ends = [s.T for s in end]  # to which what is kept refers, too
+        copies = foreach.copies(xp, ends) if span.keep or not compiles(xp) else ends
+        return y, tuple(copies), Pass(packing, False, tape) if span.keep else None
 
     def scan_bwd(self, p: Params, kept: Any, dy: Array, dstate: State | None, span: Span) -> Derivatives:
         xp, packing = span.xp, span.packing
