@@ -57,6 +57,7 @@ html_static_path = ["_static", str(MATHEMATICS / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}  # as the browser has it, light or dark
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
