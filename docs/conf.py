@@ -1,5 +1,6 @@
 """How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the reference."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,7 @@ nb_execution_mode = "cache"  # a notebook that did not change since the last bui
 nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 60
+os.environ["JUPYTER_PATH"] = str(ROOT / "docs" / "_ext" / "jupyter")  # a kernel that only reports errors
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
