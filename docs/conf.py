@@ -1,6 +1,5 @@
 """How `nox -s docs` builds the site: Sphinx, MyST pages and notebooks, numpydoc for the reference."""
 
-import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,7 +40,6 @@ nb_execution_mode = "cache"  # a notebook that did not change since the last bui
 nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 60
-os.environ["JUPYTER_PATH"] = str(ROOT / "docs" / "_ext" / "jupyter")  # a kernel that only reports errors
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference
@@ -59,7 +57,6 @@ html_static_path = ["_static", str(MATHEMATICS / "STIXTwoMath-Regular.ttf")]
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_show_sourcelink = False
-html_context = {"default_mode": "auto"}  # as the browser has it, light or dark
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 7,

@@ -17,7 +17,6 @@ from sphinx.application import Sphinx
 from sphinx.ext.autosummary import import_by_name
 
 NAME = re.compile(r"^   (xlstm[\w.]*)$", re.MULTILINE)
-EXAMPLE = re.compile(r"^```(pycon|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GUIDE = re.compile(r"\[([^\]]+)\]\(\.\./(\w+)\.md")
 CLASS = """.. autoclass:: {name}
    :members:
@@ -33,9 +32,9 @@ def topics(folder: Path) -> dict[str, tuple[str, str]]:
         text = page.read_text(encoding="utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
         guides = " and ".join(f":doc:`{words} </{name}>`" for words, name in GUIDE.findall(text.split("```")[0]))
-        for name in NAME.findall(text):
-            topic = f"Topic: :doc:`{title} </reference/{page.stem}>`. Guide: {guides}."
-            found[name] = (topic, example(name, EXAMPLE.findall(text)))
+        topic = f"Topic: :doc:`{title} </reference/{page.stem}>`. Guide: {guides}."
+        blocks = re.findall(r"^```(pycon|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        found |= {name: (topic, example(name, blocks)) for name in NAME.findall(text)}
     return found
 
 
@@ -75,8 +74,7 @@ def write(app: Sphinx) -> None:
 
 def without_type(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Leave out the docstring of a constant, which is that of its type."""
-    if what == "data":
-        lines.clear()
+    lines[:] = [] if what == "data" else lines
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -25,8 +25,7 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 def assigned(name: str, value: Any) -> tuple[Path, int]:
     """Return the file and the line in which a constant of a module gets its value; of other values no file of ours."""
-    modules = [one for key, one in sys.modules.items() if key.startswith("xlstm.")]
-    for module in [one for one in modules if vars(one).get(name) is value]:
+    for module in [one for key, one in sys.modules.items() if "xlstm." in key and vars(one).get(name) is value]:
         for line, code in enumerate(inspect.getsource(module).splitlines(), 1):
             if code.startswith(f"{name} = "):
                 return Path(module.__file__ or ""), line
