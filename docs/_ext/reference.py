@@ -20,6 +20,7 @@ NAME = re.compile(r"^   (xlstm[\w.]*)$", re.MULTILINE)
 GUIDE = re.compile(r"\[([^\]]+)\]\(\.\./(\w+)\.md")
 CLASS = """.. autoclass:: {name}
    :members:
+   :special-members: __call__
    :exclude-members: {fields}
    :inherited-members: tuple, Exception, BaseException, SystemExit, KeyboardInterrupt, ABC, Protocol
 """
@@ -31,7 +32,7 @@ def topics(folder: Path) -> dict[str, tuple[str, str]]:
     for page in folder.glob("*.md"):
         text = page.read_text(encoding="utf-8")
         title = text.partition("\n")[0].removeprefix("# ")
-        guides = " and ".join(f":doc:`{words} </{name}>`" for words, name in GUIDE.findall(text.split("```")[0]))
+        guides = ", ".join(f":doc:`{words} </{name}>`" for words, name in GUIDE.findall(text.split("```")[0]))
         topic = f"Topic: :doc:`{title} </reference/{page.stem}>`. Guide: {guides}."
         blocks = re.findall(r"^```(pycon|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         found |= {name: (topic, example(name, blocks)) for name in NAME.findall(text)}
