@@ -283,10 +283,11 @@ def docs(session: nox.Session) -> None:
     In CI, on a Debian where it is root and Chromium is missing, it installs Chromium; elsewhere a missing one is named.
     """
     session.install("--no-compile", "-e", ".[fast,plot,tables]", *group("docs"))
-    for made in ("docs/_build/html", "docs/reference/generated"):  # results of notebooks are beside the first
+    for made in ("docs/_build", "docs/reference/generated"):  # results of notebooks too: the library may have changed
         shutil.rmtree(made, ignore_errors=True)
-    jobs = str(processes(session))
-    session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", jobs, "docs", "docs/_build/html", env=ALONE)
+    jobs, kernels = str(processes(session)), "docs/_ext/jupyter"  # which report errors alone
+    environment = {**ALONE, "JUPYTER_PATH": kernels}
+    session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", jobs, "docs", "docs/_build/html", env=environment)
     if os.environ.get("CI") and not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
         session.run("apt-get", "update", "-q", external=True)
         session.run("apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium", external=True)

@@ -71,13 +71,13 @@ def test_code_runs(tmp_path, program, needed, gpu):
             pytest.skip(f"{library} is not installed")
     if gpu and isinstance(reason := xlstm.available_backends()["cupy"], str):
         pytest.skip(f"cupy: {reason}")
-    result = run(tmp_path, "\n".join(program), "page.py")
+    (tmp_path / "page.py").write_text("\n".join(program), encoding="utf-8")
+    result = run(tmp_path, "page.py")
     assert result.returncode == 0, result.stderr
 
 
-def run(folder, text, *command):
-    """Run a program in a folder: some text, which is written to the last word of the command."""
-    (folder / command[-1]).write_text(text, encoding="utf-8")
+def run(folder, *command):
+    """Run Python in a folder."""
     usual = {"XLSTM_BACKEND": "numpy", "XLSTM_COMPILE": "0", "KERAS_BACKEND": "torch"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
@@ -92,15 +92,17 @@ def run(folder, text, *command):
 
 @pytest.mark.parametrize("page", REFERENCE, ids=names(REFERENCE))
 def test_examples_of_the_reference_run(tmp_path, page):
-    """They print what the page says."""
+    """They print what the page says, each by itself: pages of single names repeat them one by one."""
     pytest.importorskip("pandas" if page.stem == "data" else "matplotlib" if page.stem == "plots" else "numpy")
-    text = "\n".join(blocks(page, "pycon"))
-    result = run(tmp_path, text, "-W", "error", "-m", "doctest", "-o", "NORMALIZE_WHITESPACE", "page.txt")
+    examples = [f"{k}.txt" for k, _ in enumerate(blocks(page, "pycon"))]
+    for name, text in zip(examples, blocks(page, "pycon"), strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    result = run(tmp_path, "-W", "error", "-m", "doctest", "-o", "NORMALIZE_WHITESPACE", *examples)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 MODULES = [name for name in xlstm.__all__ if inspect.ismodule(getattr(xlstm, name)) and name != "interop"]
-MODULES += [f"interop.{name}" for name in xlstm.interop.__all__] + ["testing", "engines.engine"]
+MODULES += [f"interop.{name}" for name in xlstm.interop.__all__] + ["models.tirex", "testing", "engines.engine"]
 
 
 def public():

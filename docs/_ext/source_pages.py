@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
         yield SOURCE + file, {"title": file, "body": f"<h1>{file}</h1>{code}", "parents": []}, "page.html"
 
 
+def assigned(name: str, value: Any) -> tuple[Path, int]:
+    """Return the file and the line in which a constant of a module gets its value; of other values no file of ours."""
+    for module in [one for key, one in sys.modules.items() if "xlstm." in key and vars(one).get(name) is value]:
+        for line, code in enumerate(inspect.getsource(module).splitlines(), 1):
+            if code.startswith(f"{name} = "):
+                return Path(module.__file__ or ""), line
+    return Path(), 0
+
+
 def link(domain: str, info: dict[str, str]) -> str | None:
     """Return the address of the line where a name of the reference is defined, from the pages of single names."""
     value: Any = importlib.import_module(info["module"])
@@ -30,8 +40,8 @@ def link(domain: str, info: dict[str, str]) -> str | None:
     value = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "func", None) or value)
     try:
         path, line = Path(inspect.getsourcefile(value) or ""), inspect.getsourcelines(value)[1]
-    except TypeError:  # a constant
-        return None
+    except TypeError:
+        path, line = assigned(info["fullname"], value)
     inside = path.is_relative_to(ROOT / "xlstm")
     return f"../../{SOURCE}{path.relative_to(ROOT).as_posix()}.html#line-{line}" if inside else None
 

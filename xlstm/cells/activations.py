@@ -422,6 +422,15 @@ class Activation(NamedTuple):
 def parse(text: str | Activation) -> Activation:
     """Return the name and the parameters of a gate activation, with defaults filled in: "elu" -> ("elu", (1.0,)).
 
+    Parameters
+    ----------
+    text : str or Activation
+        A name, with parameters in brackets or without. An `Activation` is returned as it is.
+
+    Returns
+    -------
+    Activation
+
     Raises
     ------
     ValueError
@@ -449,7 +458,18 @@ def parse(text: str | Activation) -> Activation:
 
 
 def canonical(text: str) -> str:
-    """Return the canonical text of a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)"."""
+    """Return the canonical text of a gate activation: "hard_sigmoid" -> "hard_sigmoid(0.2, 0.5)".
+
+    Parameters
+    ----------
+    text : str
+        As for `parse`, which says when it raises ValueError.
+
+    Returns
+    -------
+    str
+        The name, with all parameters where it has some.
+    """
     name, values = parse(text)
     return f"{name}({', '.join(map(repr, values))})" if values else name
 

@@ -200,10 +200,11 @@ def train_forecast(
     dialect: Dialect,
     **settings: Any,
 ) -> None:
-    """Train a network to forecast a series, and compare it with persistence and a linear autoregression.
+    """Fit a forecaster to a series, with a network where that helps, and compare it with simple methods.
 
-    The first 60 % of the series are fitted, the next 20 % decide when to stop, the last 20 % are the test. Then the
-    model is trained once more on all of it. `train forecast` keeps checkpoints and the history, too.
+    The first 60 % of the series are fitted, the next 20 % decide when to stop and whether the network is used, the last
+    20 % are the test. Then all is fitted once more to the whole series. `train forecast` keeps checkpoints and the
+    history, too.
     """
     file = table or bundled("sunspots")
     panel = read_panel(file, by_role.roles(column), dialect)

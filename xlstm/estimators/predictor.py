@@ -65,17 +65,18 @@ class Settings:
     quantiles : list of float
         Quantiles that are predicted beside the mean; without any there are no intervals.
     linear_baseline : int or "auto"
-        Steps that the linear autoregression looks back to which the network adds; 0 for none. With "auto" validation
-        decides.
+        Steps that the linear autoregression looks back; 0 for none. With "auto" its errors from rolling origins decide.
     season : int or "auto"
-        Steps of a season, of which the seasonal naive forecast is made; 0 for none. With "auto" it is found in the
-        training part.
+        Steps of a season, for exponential smoothing and for the seasonal naive forecast; 0 for none. With "auto" both
+        find it in the series.
     calendar : bool or "auto"
-        Look at the time of the year, the week and the day, where there are dates. With "auto" validation decides.
+        Look at the time of the year, the week and the day, where there are dates. With "auto" the errors of the linear
+        autoregression and of exponential smoothing from rolling origins decide.
     least : float, optional
         Forecasts and intervals do not go below it, such as 0 for counts and prices.
     refit : bool
-        Train once more on all rows, for as many epochs as were best, before anything beyond them is predicted.
+        Fit all once more to all rows, the network for as many epochs as were best, before anything beyond them is
+        predicted.
     """
 
     window: Any = None  # int or None; of what is fitted int

@@ -39,6 +39,11 @@ class PrefixStateCache:
     params : dict of str to array
     kept : bool
         Whether the object is there for several calls, so that it pays to compute states for a few rows, too.
+
+    Attributes
+    ----------
+    like : array
+        One of the parameters: states are in its library and on its device.
     """
 
     def __init__(self, model: Any, params: Params, kept: bool = True) -> None:

@@ -29,7 +29,15 @@ CELLS = ("slstm", "mlstm")
 
 
 class Mixers(NamedTuple):
-    """A block of `TiRex2`: the cell that mixes time, "slstm" or "mlstm", its heads, and those of the variate mixer."""
+    """A block of `TiRex2`.
+
+    Attributes
+    ----------
+    cell : {"slstm", "mlstm"}
+        The cell that mixes time.
+    num_heads, variate_heads : int
+        Its heads, and those of the variate mixer.
+    """
 
     cell: str
     num_heads: int = 4
