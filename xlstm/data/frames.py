@@ -111,6 +111,8 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None, without:
         The package narwhals is not installed.
     """
     nw, frame, _ = _frame(where, given)
+    if (dates := _other_dates(nw, frame)) is not None:
+        return table_of(where, nw.to_native(frame).set_index(dates), only, without)
     places_of(where, frame.columns, only or ())
     wanted = {*frame.columns} - {without} if only is None else {*only}
     dated = _date_column(where, nw, frame)
@@ -161,6 +163,8 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     """
     where = "table_like"
     nw, frame, is_column = _frame(where, given)
+    if (dates := _other_dates(nw, frame)) is not None:
+        return table_like(nw.to_native(frame).set_index(dates), columns, index).reset_index()
     arrays: dict[str, Any] = {name: to_numpy(column) for name, column in columns.items()}
     length = max(map(len, arrays.values()))
     native, space = nw.to_native(frame), nw.get_native_namespace(frame)
@@ -236,7 +240,8 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
     if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
-        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected numbers; leave it out or encode it")
+        expected = "numbers; make dates of it, name it as series_id, leave it out or encode it"
+        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected {expected}")
     try:
         numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
     except ValueError as error:  # PyArrow casts no whole number that float64 does not have
@@ -254,6 +259,15 @@ def _date_column(where: str, nw: Any, frame: Any) -> Any:
         dated = checks.few(map(str, names))
         raise ValueError(f"{where}: columns {dated} hold dates, expected at most one column of dates")
     return names[0] if names else None
+
+
+def _other_dates(nw: Any, frame: Any) -> Any:
+    """Return a column of pandas with dates that narwhals does not know, of some time zones or periods, or None."""
+    for name, dtype in frame.schema.items():
+        kind = getattr(nw.to_native(frame)[name], "dtype", None) if dtype == nw.Unknown else None
+        if (getattr(kind, "kind", "") == "M" or hasattr(kind, "freq")) and _index_of(nw, frame) is None:
+            return name
+    return None
 
 
 def _index_of(nw: Any, frame: Any) -> Any:
