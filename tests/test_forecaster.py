@@ -605,7 +605,7 @@ class Mean:
 
 
 def test_models_are_compared():
-    """By hand; the linear one is that of a score."""
+    """By hand; the linear one is a forecaster with that candidate alone."""
     values, given = driven()[0] + np.arange(300) / 100, Mean()
     ours = Forecaster(**{**QUICK, "horizon": 1, "quantiles": (0.5,)})
     found = compare(values, {"ours": ours, "mean": given, "line": "linear"}, 6, season=12)
@@ -620,8 +620,8 @@ def test_models_are_compared():
     fitted = Forecaster(**{**QUICK, "quantiles": (0.5,)}).fit(values[:240])
     np.testing.assert_allclose(found.scores["ours"].forecasts[3], fitted.predict([values[: found.at[3]]])[0])
     assert np.isnan(found.scores["ours"].coverage)
-    line = baselines.autoregression(values[:, None], values[:, None], 24, 6, found.at)[..., 0]
-    np.testing.assert_array_equal(found.scores["line"].forecasts, line)
+    line = Forecaster(horizon=6, backend="numpy", candidates=["linear"]).fit(values[:240])
+    np.testing.assert_array_equal(found.scores["line"].forecasts[3], line.predict(values[: found.at[3]]))
     lines = str(found).splitlines()
     assert (len(lines), lines[0]) == (5, "Comparison: 30 forecasts of 6 steps, season of 12")
     assert [line.split()[0] for line in lines[2:]] == sorted(found.scores, key=lambda name: found.scores[name].rmse)
@@ -789,6 +789,24 @@ def test_weights_follow_the_latest_errors(rng):
             level = level + (1 - 0.5 ** (1 / 8)) * (np.mean(errors, axis=0) - level)
         expected = (level * [1.0, 1.6]) ** -2.0
         np.testing.assert_allclose(weights[:, r, 0], expected / expected.sum(), rtol=1e-12)
+
+
+def test_a_forecast_does_not_depend_on_others(rng):
+    """From a row it is the same alone as among those from other rows."""
+    values = np.cumsum(rng.standard_normal(240))
+    forecaster = Forecaster(horizon=6, backend="numpy", candidates=["linear", "smoothing"]).fit(values)
+    assert len(forecaster.chosen_) == 2
+    judge, (series,) = (
+        forecaster.predictor_,
+        panels.read_series("test", [values[:, None]], [panels.Covariates()], 6, False),
+    )
+    rows = np.arange(150, 241)
+    mean, quantiles, _ = judge.forecast(series, forecaster.scaling_.units[0], rows)
+    for k in (0, 60, 90):
+        alone = judge.forecast(series, forecaster.scaling_.units[0], rows[k : k + 1])
+        np.testing.assert_allclose(alone[0][0], mean[k], rtol=1e-12)
+        np.testing.assert_allclose(alone[1][0], quantiles[k], rtol=1e-12)
+    np.testing.assert_allclose(forecaster.predict(values), mean[-1, :, 0], rtol=1e-12)
 
 
 def test_seasons_are_found(rng):

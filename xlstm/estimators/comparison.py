@@ -19,6 +19,7 @@ from xlstm.data.series import Series
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation
 from xlstm.estimators.base import CHECKS, SeriesEstimator
+from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.series_scaling import Origins
 
 ORIGINS = 30  # forecasts of each model, at most
@@ -113,7 +114,7 @@ def compare(
     models : dict of str to model, or list of str
         By its name each a `Forecaster` or `ZeroShotForecaster`, of which a copy with this horizon is fitted; a model
         that has `fit(y)` and `forward(y, h, level=[80])`, as most of statsforecast have; or the name of a built-in one:
-        "linear" is the linear autoregression of `Forecaster.score`, and "seasonal naive", "ETS", "ARIMA" and "Theta"
+        "linear" is a `Forecaster` with that candidate alone, and "seasonal naive", "ETS", "ARIMA" and "Theta"
         are those of statsforecast with automatic choice. A list has names of built-in ones.
     horizon : int
         Steps ahead.
@@ -164,7 +165,7 @@ def compare(
     for name, model in made.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
         try:
-            found = _of_linear(one, at, horizon) if model == LINEAR else forecast(model, one, at, horizon)
+            found = forecast(model, one, at, horizon)
             scores[name] = _score(found, truth, scale)
         except Exception as error:
             error.add_note(f"in the model {name!r}")
@@ -184,7 +185,7 @@ def _one_series(series: Any, dates: Any) -> TimeSeries:
 
 
 def _model(name: str, model: Any, horizon: int, season: int) -> Any:
-    """Return a model that is not fitted, and "linear" as it is; raise where there is none."""
+    """Return a model that is not fitted; raise where there is none."""
     if isinstance(model, SeriesEstimator):
         return type(model)(**{**model.get_params(), "horizon": horizon})
     if isinstance(model, str) and model in STATISTICAL:
@@ -195,7 +196,9 @@ def _model(name: str, model: Any, horizon: int, season: int) -> Any:
             raise ImportError(f"compare: the model {model!r} {needed}") from error
         fits = season <= LONGEST_SEASON.get(model, season)
         return getattr(models, STATISTICAL[model])(season_length=season if fits else 1)
-    if (isinstance(model, str) and model == LINEAR) or (hasattr(model, "fit") and hasattr(model, "forward")):
+    if isinstance(model, str) and model == LINEAR:
+        return Forecaster(horizon=horizon, backend="numpy", candidates=[LINEAR])
+    if hasattr(model, "fit") and hasattr(model, "forward"):
         return copy.deepcopy(model)
     expected = f"one of {checks.few(BUILT_IN)}, a forecaster of xlstm, or a model with fit and forward"
     raise ValueError(f"compare: the model {checks.shown(name)} is {checks.shown(model)}, expected {expected}")
@@ -226,18 +229,6 @@ def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made
     found = [model.forward(y=series.known[:end, 0], h=horizon, level=[80]) for end in at]
     mean, low, high = (np.stack([np.asarray(one[key]) for one in found]) for key in ("mean", "lo-80", "hi-80"))
     return seconds, mean, low, high
-
-
-def _of_linear(series: TimeSeries, at: Origins, horizon: int) -> Made:
-    """Fit the linear autoregression and forecast; intervals are of its errors in the last quarter of what it knows."""
-    begin, cut = time.perf_counter(), int(at[0])
-    last = np.arange(min(3 * cut // 4, cut - horizon), cut - horizon + 1)
-    mean, before = (
-        baselines.autoregression(series.known, series.values, min(evaluation.AR_ORDER, cut // 3), horizon, rows)[..., 0]
-        for rows in (at, last)
-    )
-    low, high = np.nanquantile(baselines.targets(series, last, horizon, cut)[..., 0] - before, LEVELS, axis=0)
-    return time.perf_counter() - begin, mean, mean + low, mean + high
 
 
 def _score(made: Made, truth: Values, scale: float) -> ModelScore:

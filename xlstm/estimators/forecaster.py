@@ -273,9 +273,11 @@ refit
             raise ValueError("Forecaster: it was fitted without quantiles, expected quantiles=(0.1, 0.9) or others")
         steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
         given, several, units = self._read(values, covariates, steps)
-        ahead = [self._next(*one)[1][:steps] for one in zip(several, units, strict=True)]
+        found = [self._next(*one) for one in zip(several, units, strict=True)]
+        ahead = [quantiles[:steps] for quantiles, _ in found]
         if steps > s.horizon:
-            drawn = [self._paths(*one, sampling.PATHS, steps, [s.seed]) for one in zip(several, units, strict=True)]
+            each = zip(several, units, (width for _, width in found), strict=True)
+            drawn = [self._paths(*one, sampling.PATHS, steps, [s.seed]) for one in each]
             later = [np.quantile(paths[:, s.horizon :], s.quantiles, axis=0) for paths in drawn]
             ahead = [np.concatenate((one, np.moveaxis(q, 0, -1))) for one, q in zip(ahead, later, strict=True)]
         return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
@@ -322,7 +324,9 @@ refit
         steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
         seed = checks.seed_number("Forecaster", "seed", seed)
         given, several, units = self._read(values, covariates, steps)
-        drawn = [self._paths(*one, n, steps, [seed, k]) for k, one in enumerate(zip(several, units, strict=True))]
+        widths = [self._next(*one)[1] for one in zip(several, units, strict=True)]
+        each = enumerate(zip(several, units, widths, strict=True))
+        drawn = [self._paths(*one, n, steps, [seed, k]) for k, one in each]
         shaped = [one[..., 0] if flat else one for one, flat in zip(drawn, given.flat, strict=True)]
         return shaped[0] if given.single or (given.table is not None and not given.id_name) else shaped
 
@@ -404,7 +408,8 @@ refit
             one._fit(cut, given, backend, None)
             chosen = cut[-1] if one.calendar_ else cut[0]
             units = one.scaling_.of(chosen, given.ids, one.window_)
-            rounds.append([(end, *one._next(series, u)) for end, series, u in zip(ends, chosen, units, strict=True)])
+            parts = zip(ends, chosen, units, strict=True)
+            rounds.append([(end, one._ahead(part, u, s.horizon), one._next(part, u)[0]) for end, part, u in parts])
         forecasts = []
         for series, each in zip(variants[0], zip(*rounds, strict=True), strict=True):
             at, mean, quantiles = (np.array(part) for part in zip(*each, strict=True))
@@ -439,7 +444,7 @@ refit
         x, base, scale = zip(*(p.before(one, u, np.array([len(one.values)])) for one, u in pairs), strict=True)
         found = {"x": np.concatenate([to_numpy(one) for one in x], axis=1, dtype=np.float32)}
         found |= {"base": np.concatenate(base), "scale": np.concatenate(scale)}
-        widths = [self._width(*one) for one in zip(several, units, strict=True)] if p.settings.quantiles else []
+        widths = [self._next(*one)[1] for one in zip(several, units, strict=True)] if p.settings.quantiles else []
         return found | ({"width": np.concatenate(widths)} if widths else {})
 
     def for_export(self, lengths: bool) -> tuple[dict[str, str], dict[str, Any], Callable[..., Any]]:
@@ -627,24 +632,22 @@ refit
         return given, several, units
 
     def _next(self, series: TimeSeries, units: Values) -> tuple[Values, Values]:
-        """Return the mean (H, C) and calibrated quantiles (H, C, Q) after the end of a series."""
-        mean, quantiles, scale = self.predictor_.forecast(series, units, np.array([len(series.values)]))
-        return mean[0], self._calibrated(np, mean, quantiles, scale, self._width(series, units))[0]
+        """Return calibrated quantiles (H, C, Q) after the end of a series, and their width (1, C).
 
-    def _width(self, series: TimeSeries, units: Values) -> Values:
-        """Return by how much the intervals after a series are wider, (1, C), by its latest errors."""
+        By that its latest errors change the distances of quantiles from the mean.
+        """
         s, N = self.predictor_.settings, len(series.values)
         rows = np.arange(max(s.window, N - selection.memory(s.horizon)), N + 1)
         mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
         levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
-        return evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)
+        width = evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)
+        return self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)[0], width
 
-    def _paths(self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int]) -> Values:
+    def _paths(self, series: TimeSeries, units: Values, width: Values, n: int, steps: int, seed: list[int]) -> Values:
         """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
         p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
-        width = self._width(series, units)
         while ahead.shape[1] < steps:
             mean, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
             drawn = sampling.draw(self._calibrated(np, mean, quantiles, scale, width), levels, self.ranks_, rng, n)

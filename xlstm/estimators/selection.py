@@ -111,7 +111,7 @@ class Combination:
         parts = list(self.parts.values())
         if len(parts) == 1:
             return np.asarray(parts[0].apply(series, scaling, units, origins))
-        rows = np.arange(max(1, int(np.min(origins)) - memory(len(self.usual))), int(np.max(origins)) + 1)
+        rows = np.arange(max(1, int(np.min(origins)) - self.before), int(np.max(origins)) + 1)
         ahead = np.stack([part.apply(series, scaling, units, rows) for part in parts])  # (K, R, H, C)
         found = np.einsum("krc,krhc->rhc", self.weights(series, units, rows, ahead), ahead)
         return np.asarray(found[origins - rows[0]])
@@ -119,7 +119,12 @@ class Combination:
     @property
     def reach(self) -> int:
         """Values before an origin that decide about a forecast, at most."""
-        return self.order if len(self.parts) == 1 and self.order else RUN + memory(len(self.usual))
+        return self.order if len(self.parts) == 1 and self.order else RUN + self.before
+
+    @property
+    def before(self) -> int:
+        """Rows before an origin whose forecasts decide about its weights."""
+        return memory(len(self.usual)) + len(self.usual)
 
     def repeated(self, n: int) -> Combination:
         """Return the combination of n times the targets."""
@@ -195,12 +200,14 @@ def memory(horizon: int) -> int:
 
 
 def averages(latest: Values, first: Values, horizon: int) -> Values:
-    """Return the moving average of errors (R, ...), whose share becomes smaller by the row, from a first one on."""
-    found, share = np.empty_like(latest), 1 - 0.5 ** (1 / max(HALF, horizon))
-    level = np.broadcast_to(first, latest.shape[1:])
-    for r, errors in enumerate(latest):
-        level = np.where(np.isnan(errors), level, level + share * (errors - level))
-        found[r] = level
+    """Return for each row the moving average (R, ...) of a first error and of those of the latest rows.
+
+    It begins as many rows before as `memory` says, so that it does not depend on which other rows there are.
+    """
+    found, share = np.array(np.broadcast_to(first, latest.shape)), 1 - 0.5 ** (1 / max(HALF, horizon))
+    for age in reversed(range(min(memory(horizon), len(latest)))):
+        errors, level = latest[: len(latest) - age], found[age:]
+        level += share * np.where(np.isnan(errors), 0.0, errors - level)
     return found
 
 
