@@ -104,7 +104,7 @@ def read_dates(cells: Sequence[str], line: Line, date_format: str | None = None)
             raise ValueError(f"{line(row)}: {checks.shown(cell)} is not {expected}") from None
     dates = coarsest(np.array(moments, "datetime64[us]"))
     unit = UNITS.get(max(map(len, cells))) if date_format is None else None
-    zone = "UTC" if len(zones) > 1 else str(datetime.timezone(*zones)) if moment.tzinfo else None
+    zone = None if None in zones else str(datetime.timezone(*zones)) if len(zones) == 1 else "UTC"
     return dates if unit is None else dates.astype(f"datetime64[{unit}]"), zone
 
 
@@ -116,10 +116,10 @@ def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
         raise ValueError(f"{line(row)} is {dates[row]}, expected a date after {dates[row - 1]}{hint}")
 
 
-def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
+def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = "") -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
-    A calendar is returned as it is. Dates of a time zone come in UTC, or know their zone as those of pandas do.
+    A hint is for those who give dates that do not rise. A calendar is returned as it is. Dates of a time zone come in UTC, or know their zone as those of pandas do.
 
     Raises
     ------
@@ -142,19 +142,19 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     def line(row: int) -> str:
         return f"{where}: dates[{row}]"
 
-    placed = calendar(array, line, zone)
+    placed = calendar(array, line, zone, hint)
     if placed is None:
         raise ValueError(f"{where}: dates has {len(array)} rows, expected two or more, which have a common step")
     return placed
 
 
-def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | None:
+def calendar(dates: Dates, line: Line, zone: str | None = None, hint: str = "") -> Calendar | None:
     """Put dates on equal steps of time; None where there are fewer than two.
 
     Dates that do not rise or are irregular, or a gap that would have to be filled with more rows than FILL allows, are
     a ValueError that names the line. Those of a time zone come in UTC.
     """
-    check_rising(dates, line)
+    check_rising(dates, line, hint)
     if len(dates) < 2:
         return None
     dates, zone_of_dates, clocks = local(dates, zone)

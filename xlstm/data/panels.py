@@ -338,8 +338,7 @@ def of_columns(where: str, read: BySeries, roles: Roles, names: Sequence[str], a
         calendar = None
         if (dated := dates_of(columns)) is not None:
             named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
-            calendars.check_rising(dated, f"{named}: dates[{{}}]".format, "" if roles.id_name else calendars.SEVERAL)
-            calendar = calendars.calendar_of(named, dated, columns.zone)
+            calendar = calendars.calendar_of(named, dated, columns.zone, calendars.SEVERAL * (not roles.id_name))
         elif columns.index is not None:
             rows.append(columns.index)
         if label in after:

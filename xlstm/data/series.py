@@ -70,11 +70,11 @@ class Series:
         return int(np.count_nonzero(np.isnan(self.values)))
 
     def after(self, steps: int) -> list[str]:
-        """Return the labels of the `steps` rows that would come after the last one, hours in their time zone."""
+        """Return the labels of the `steps` rows that would come after the last one, in their time zone."""
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
         dates = calendars.next_dates(self.calendar, steps)
-        if self.calendar.zone is None or dates.dtype <= np.dtype("datetime64[D]"):
+        if self.calendar.zone is None:
             return [*map(str, dates)]
         return [one.isoformat() for one in calendars.moments(dates, self.calendar.zone, self.calendar.clocks)]
 
