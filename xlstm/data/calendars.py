@@ -119,7 +119,8 @@ def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
 def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = "") -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
-    A hint is for those who give dates that do not rise. A calendar is returned as it is. Dates of a time zone come in UTC, or know their zone as those of pandas do.
+    A calendar is returned as it is. Dates of a time zone come in UTC, or know their zone as those of pandas do. A hint
+    is added to the error where dates do not rise.
 
     Raises
     ------
