@@ -271,7 +271,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def forecasts(session: nox.Session) -> None:
-    """Forecasts of real series beside those of statistical peers, to bench/results."""
+    """Forecasts of real series beside those of statistical peers, with --neural of N-HITS too, to bench/results."""
     session.install("-e", ".[fast]", *group("forecasts"))
     session.run("python", "-m", "bench.forecasts", *session.posargs)
 

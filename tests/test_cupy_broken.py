@@ -238,7 +238,7 @@ def test_the_check_of_a_card(kept, run, capsys):
     assert not broken._reasons
 
 
-def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run):
+def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run, capsys):
     kept.setattr(check, "DTYPES", ("float32",))
     kept.setattr(concats, "TEXT", concats.TEXT.replace("index[axis] * part", "0 * part"))
     be = xlstm.backend("cupy")
@@ -250,10 +250,11 @@ def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run):
         with pytest.warns(RuntimeWarning, match="wrong values, float32; another way|does not compile") as warned:
             launch.current()
         assert len(warned) == 3  # concat, and clusters in float32 and in TF32
+        assert "wrong values" in capsys.readouterr().err.splitlines()[0]
         np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
     with pytest.warns(RuntimeWarning, match="concat: wrong values") as warned:
         new_process()  # it reads what the one before it kept, but for what may run in another process
-    assert len(warned) == 1
+    assert (len(warned), capsys.readouterr().err) == (1, "")
     np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
     gpu.first_contact()
     with pytest.warns(RuntimeWarning, match="concat"):

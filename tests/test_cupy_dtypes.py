@@ -294,6 +294,8 @@ def as_on_rocm():
         xlstm.backend("cupy", dtype="bfloat16")
     with pytest.raises(BackendError, match="tf32: is for float32 on an NVIDIA GPU"):
         named("tf32", xlstm.backend("cupy"))
+    with pytest.raises(BackendError, match=r"cuda\.check: CuPy for ROCm"):
+        xlstm.cuda.check()
     assert info.describe()["rocm"] in info.explain("lstm", 5, 2, 8, "float32")["device"]
 
 

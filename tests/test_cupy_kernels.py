@@ -142,6 +142,12 @@ def test_layers_by_every_path(monkeypatch, name, way, options):
     }
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_options_without_kernels_of_their_own(name):
+    with cuda.use("loop"):
+        beside_numpy(STEPS[name], lengths=LENGTHS)
+
+
 @pytest.mark.parametrize(("cell", "path"), [("LSTM", "plain"), ("GRU", "plain"), ("LSTM", "grid")])
 def test_gradients_of_blocks_that_are_no_multiple_of_the_shares(cell, path):
     """Where a share of the sum over blocks begins after the last block, it adds nothing: 6 blocks, 5 shares of 2."""

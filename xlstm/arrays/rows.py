@@ -27,7 +27,7 @@ def by_rows(xp: Namespace, function: Callable[..., Any], *arrays: Array, **optio
     maxima are for CuPy alone. Where `axis` is among the options, that axis takes the place of the last one.
     """
     axis = options.get("axis", -1)
-    if isinstance(axis, int) and axis >= 0 and fuse.compiles(xp):
+    if isinstance(axis, int) and axis != -1 and fuse.compiles(xp):
         found = by_rows(xp, function, *(xp.moveaxis(a, axis, -1) for a in arrays), **{**options, "axis": -1})
         back = tuple(xp.moveaxis(a, -1, axis) for a in fuse.listed(found))
         return back[0] if len(back) == 1 else back

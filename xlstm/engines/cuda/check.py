@@ -22,7 +22,7 @@ import numpy as np
 from xlstm.arrays import broken, device, foreach, narrow, probe
 from xlstm.arrays.backend import backend
 from xlstm.arrays.concat import Filled, concat
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.fuse import fuse, total
 from xlstm.arrays.gather import add_rows, gather
 from xlstm.arrays.matmul import TF32 as CUBLAS_TF32
@@ -104,7 +104,7 @@ def check() -> Checked:
     The kernels are compiled where they were not before, which takes some minutes. Kernels with wrong values, or that
     do not run, are not used again: slower ways do their work. Each kind runs twice, and has to give the same bits.
     The environment variable XLSTM_CUDA_CHECK=1 has this done once before the first kernel of a recurrent layer runs,
-    unless a result is kept for the card, driver and versions; then nothing is printed.
+    with the table on standard error, unless a result is kept for the card, driver and versions.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def check() -> Checked:
     Raises
     ------
     BackendError
-        CuPy is not usable; the message says why.
+        CuPy is not usable, or is the one for ROCm; the message says why.
     """
     found = run()
     sys.stdout.write(f"{found}\n")
@@ -124,6 +124,8 @@ def check() -> Checked:
 def run() -> Checked:
     """Do as `check`, without a table."""
     backend("cupy")
+    if probe.rocm():
+        raise BackendError(f"cuda.check: {probe.ROCM}")
     _begun.add(broken.current())
     broken.forget()
     found = Checked(_rows())
@@ -147,7 +149,7 @@ def first_use() -> None:
     if kept is not None:
         _mark(Checked(Row(*row) for row in json.loads(kept)))
     elif os.environ.get(VARIABLE, "0") != "0":
-        run()
+        sys.stderr.write(f"{run()}\n")  # others may read what the program prints
 
 
 def _mark(found: Checked) -> None:
