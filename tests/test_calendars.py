@@ -180,7 +180,7 @@ def test_tables_of_a_time_zone_go_on(estimators, freq):
         numbered = pd.DataFrame({"day": days[:24], "v": given["v"].to_numpy()}, index=np.arange(24) % 5)
         found = estimators[0].predict(numbered, AHEAD)
         assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
-    for known in (dates, dates.to_series()):
+    for known in (dates, dates.to_series(), pl.Series(dates)):
         assert calendars.calendar_of("it", known).clocks == ZoneInfo("Europe/Berlin")
     utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
     day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")

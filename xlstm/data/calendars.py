@@ -119,8 +119,8 @@ def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
 def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = "") -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
-    A calendar is returned as it is. Dates of a time zone come in UTC, or know their zone as those of pandas do. A hint
-    is added to the error where dates do not rise.
+    A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of pandas and Polars do. A
+    hint is added to the error where dates do not rise.
 
     Raises
     ------
@@ -129,9 +129,9 @@ def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = 
     """
     if isinstance(dates, Calendar):
         return dates
-    known: Any = getattr(dates, "dt", dates)  # of a Series of pandas
-    if getattr(known, "tz", None) is not None:
-        dates, zone = known.tz_convert(None), str(known.tz)
+    dtype: Any = getattr(dates, "dtype", None)
+    if (known := getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)) is not None:
+        dates, zone = np.asarray(dates, "datetime64[us]"), str(known)
     array: Any = checks.host(where, "dates", dates, "dates (N,)")
     try:
         array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
