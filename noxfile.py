@@ -77,7 +77,7 @@ CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on th
 ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")
 # Two run at a time, those that take longest first. A session that is named has both cores.
 ON_DEVICE = "cupy" if ON_CPU else "parity"  # on a card `tests` has CuPy among its backends
-nox.options.sessions = [ON_DEVICE, "tests", "docs", *PYTHONS, "lowest", "build", "types", "lint", "distributed"]
+nox.options.sessions = [ON_DEVICE, "tests", "docs", *PYTHONS, "lowest", "distributed", "build", "types", "lint"]
 nox.options.allow_parallel = True
 if len(sys.argv) == 1:
     nox.options.parallel = 2
@@ -128,7 +128,7 @@ def cupy(session: nox.Session) -> None:
     run_each(session, on_cupy(session))
 
 
-@nox.session(allow_parallel=False)  # its tests have several processes
+@nox.session
 def distributed(session: nox.Session) -> None:
     """Training on 2 and 3 ranks under MPICH, one test under Open MPI, and many fits in workers of joblib and Dask."""
     session.install("--no-compile", "-e", ".[fast,mpi]", *group("runner", "distributed"))

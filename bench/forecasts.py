@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of series")
     parser.add_argument("--final", action="store_true", help="the series of statsmodels, which nothing was chosen by")
-    parser.add_argument("--neural", action="store_true", help="also N-HITS of neuralforecast, a minute a series")
+    parser.add_argument("--neural", action="store_true", help="also N-HITS of neuralforecast, 15 s of a core a series")
     parser.add_argument("--json", type=Path, help="by default a file of bench/results")
     options = parser.parse_args()
     if options.neural and find_spec("neuralforecast") is None:

@@ -106,7 +106,7 @@ def build() -> None:
 
     run(*kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
     runtime = compiled_runtime(importlib.metadata.version("cupy-cuda12x"), compiler)
-    driver = [FOLDER / f"{name}.cpp" for name in ("calls", "devices", "launches", "streams", "threads")]
+    driver = [FOLDER / f"{name}.cpp" for name in ("calls", "devices", "launches", "ptx", "streams", "threads")]
     make("libcuda.so.1", driver, (*NOTHING, *asked(runtime)), 801)
     cublas = next(SITE.glob("cupy_backends/cuda/libs/cublas.*.so"))
     make("libcublas.so.12", [FOLDER / "cublas.cpp", *against], tuple(asked(cublas, "-D")), 15)

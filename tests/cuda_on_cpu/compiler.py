@@ -26,10 +26,12 @@ ACCESSES += ["--param", "asan-stack=0", "--param", "asan-globals=0"]
 
 
 def instruction(found: re.Match[str]) -> str:
-    """asm("text" : "=r"(out) : "r"(in) : "memory"); is made a call."""
+    """asm("name ..." : "=r"(out) : "r"(in) : "memory"); is made a call; a text that a macro makes is given, too."""
     text = re.match(rf"(?:{STRING}|[^:])*", found[1])[0]  # type: ignore[index]
     operands = re.findall(rf"{STRING}[\s\\]*({BRACKETS})", found[1][len(text) :])
-    return f"ptx::run<{text}>({', '.join(operands)});"
+    name = re.sub(r"\W+", "_", re.search(r"[a-z]\w*(?:(?:\.|::)\w+)+", text)[0])  # type: ignore[index]
+    given = [text] if len(re.findall(STRING, text)) > 1 else []
+    return f"ptx::{name}({', '.join(given + operands)});"
 
 
 def translated(text: str, expressions: list[str]) -> str:
