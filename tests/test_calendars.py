@@ -1,5 +1,7 @@
 """The dates that follow others, as pandas goes on with them."""
 
+from zoneinfo import ZoneInfo
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -168,10 +170,18 @@ def test_tables_go_on(estimators, library, freq):
 
 @pytest.mark.parametrize("freq", ["D", "ME", "h"])
 def test_tables_of_a_time_zone_go_on(estimators, freq):
+    """Of zones, too, that narwhals does not know, and so do periods."""
     pl = pytest.importorskip("polars")
     dates = pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="Europe/Berlin")
     given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])
     assert list(estimators[0].predict(given, AHEAD).index) == list(dates[24:])
+    months = pd.period_range("2020-03", periods=24 + AHEAD, freq="M")
+    for days in (pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="America/New_York"), months):
+        numbered = pd.DataFrame({"day": days[:24], "v": given["v"].to_numpy()}, index=np.arange(24) % 5)
+        found = estimators[0].predict(numbered, AHEAD)
+        assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
+    for known in (dates, dates.to_series(), pl.Series(dates)):
+        assert calendars.calendar_of("it", known).clocks == ZoneInfo("Europe/Berlin")
     utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
     day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
     found = estimators[0].predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
@@ -189,15 +199,17 @@ def test_tables_of_a_time_zone_go_on(estimators, freq):
         ("YE", "%Y-%m-%d", None),
         ("YS", "%Y", None),
         ("h", "%Y-%m-%dT%H:%M", None),
+        ("h", "%Y-%m-%dT%H:%M:%S%z", "America/New_York"),
+        ("D", "%Y-%m-%dT%H:%M:%S%z", "Asia/Kolkata"),
     ],
 )
 def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tmp_path):
-    """A column of months stays one, full dates stay full, and clocks of a zone; a Parquet file has only these."""
+    """A column of months stays one, full dates stay full, and times their zone; a Parquet file has only full ones."""
     dates = pd.date_range("2000-01-31", periods=36 + AHEAD, freq=freq, tz=zone)
     path, model = tmp_path / f"t.{suffix}", tmp_path / "model"
     if suffix == "parquet":
         pytest.importorskip("pyarrow")
-        notation = "%Y-%m-%d" if freq != "h" else notation
+        notation = "%Y-%m-%d" if freq != "h" and "z" not in notation else notation
         table = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": np.sin(np.arange(36.0))})
         table.to_parquet(path)
     else:
@@ -210,8 +222,15 @@ def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tm
         assert result.exit_code == 0, result.output
         header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
         assert header == ("day" if suffix == "parquet" else "date")
-        assert [time[: len(notation) + 2] if zone else time for time in times] == list(dates[36:].strftime(notation))
+        if "z" in notation:
+            assert times == [day.isoformat() for day in dates[36:]]
+        else:
+            shown = [time[: len(notation) + 2] if zone else time for time in times]
+            assert shown == list(dates[36:].strftime(notation))
+        pytest.importorskip("pyarrow")
+        assert CliRunner().invoke(app, [*map(str, command), "--output", str(tmp_path / "a.parquet")]).exit_code == 0
+        found = pd.read_parquet(tmp_path / "a.parquet")
         if suffix == "parquet":
-            assert CliRunner().invoke(app, [*map(str, command), "--output", str(tmp_path / "a.parquet")]).exit_code == 0
-            found = pd.read_parquet(tmp_path / "a.parquet").day
-            assert (found.dtype, list(found)) == (table.day.dtype, list(dates[36:]))
+            assert found.day.dtype == table.day.dtype
+        if suffix == "parquet" or "z" in notation:
+            assert list(found.iloc[:, 0]) == list(dates[36:])

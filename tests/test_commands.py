@@ -48,7 +48,7 @@ def test_train_then_predict(run, tmp_path):
     result = run("train", *QUICK)
     assert "backend: numpy on CPU, float32 (asked for)" in result.output
     assert "sunspots, 2820 months from 1749-01 to 1983-12" in result.output
-    for words in ("1 month ahead", "LSTM", "persistence", "20.09", "autoregression of 24", "18.21"):
+    for words in ("1 month ahead", "model", "persistence", "20.09", "autoregression of 24", "18.21"):
         assert words in result.output
     assert {*os.listdir(tmp_path / "xlstm-output")} == {"model.safetensors", *PICTURES}
     for picture in PICTURES:
@@ -61,6 +61,19 @@ def test_train_then_predict(run, tmp_path):
     found = read_json(run("train", *QUICK, "--json"))  # once more into the same folder
     assert (found["model"], found["window"]) == ("xlstm-output/model.safetensors", 12)
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
+
+
+def test_a_short_series_and_its_holidays(run, tmp_path):
+    """No network is trained, which would make the folder; the table names none then."""
+    pytest.importorskip("holidays")
+    rows = "".join(f"2024-0{1 + k // 28}-{1 + k % 28:02},{k % 7 + k * k % 3}\n" for k in range(60))
+    (tmp_path / "s.csv").write_text("day,v\n" + rows)
+    result = run("train", "forecast", "s.csv", "--holidays", "DE", "--backend", "numpy", "-o", "m")
+    assert "model: m/model.safetensors" in result.output
+    assert "LSTM" not in result.output
+    assert Forecaster.load("m/model.safetensors", "numpy").holidays == "DE"
+    assert run("forecast", "m", "s.csv").stdout.count("\n2024-03-05,") == 1
+    assert 'holidays is "XX", expect' in run("train", "s.csv", "--holidays", "XX", code=2).stderr.replace("'", '"')
 
 
 def test_a_csv_with_gaps_and_a_horizon(run):
@@ -183,6 +196,10 @@ def test_series_targets_and_covariates(run, rng, suffix):
         (["predict", *at, "--column", "sales"], "forecasts sales, lost, expected no --column"),
         (["forecast", *at, "--target", "sales"], "is a trained forecaster, which takes no --target"),
         (["forecast", *at, "--quantiles", "0.15"], "has no quantile 0.15, expected some of [0.1, 0.2"),
+        (
+            ["train", "forecast", *at[1:2], "--target", "sales"],
+            "the column that tells them apart in series_id (--",
+        ),
     ):
         assert words in run(*args, code=2).stderr
 

@@ -409,6 +409,7 @@ def without(*rows):
         (without(), {"past": np.full(300, np.inf)}, "past begins with a gap or is infinite"),
         (without(), {"static": [np.nan]}, "static has a number that is not finite"),
         (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01, expected a date after 1970"),
+        (without(), {"dates": np.r_[np.arange(299), -(2**63)].view("M8[D]")}, r"dates\[299\] is NaT, expected a date"),
         (without(), {"moon": 1}, "unexpected keyword argument 'moon'"),
     ],
 )
@@ -641,6 +642,8 @@ def test_comparisons_take_dates_and_gaps_and_refuse_what_is_no_model(monkeypatch
         (values, ["ETS"], 6, "the model 'ETS' needs the package statsforecast; pip install statsforecast"),
         (values, ["moon"], 6, "the model 'moon' is 'moon', expected one of linear, seasonal naive, ETS, ARIMA, Th"),
         (values, {"x": 3}, 6, "the model 'x' is 3, expected"),
+        (values, [Mean()], 6, r"models\[0\] is .*, expected a string"),
+        (np.r_[values[:240], np.full(60, np.nan)], ["linear"], 6, "the last fifth of the series has no values"),
         (values, "linear", 6, "models is 'linear', expected names of linear, seasonal naive"),
         (values, ["linear"], 61, "the last fifth of the series has 60 rows, expected at least horizon=61"),
         (np.ones((50, 2)), ["linear"], 2, "series is 1 of 2 targets, expected 1 of 1 target"),
@@ -661,7 +664,7 @@ def test_only_columns_with_a_role_are_read():
     np.testing.assert_array_equal(found, expected)
     for roles, words in (
         ({"targets": "sales", "static": "moon"}, "column 'moon' is not in the table, which has sales, note, size"),
-        ({}, "column 'note' holds String"),
+        ({}, "column 'note' holds String, expected numbers, dates, or names of series .series_id.; leave it out"),
         ({"targets": "sales", "static": "gap"}, "static columns gap have gaps or change"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
@@ -692,6 +695,10 @@ def test_tables_of_several_series(library, tmp_path):
     plain = Forecaster(**{**QUICK, "epochs": 1}).fit(several, future=[price] * 2, **covariates)
     expected = plain.predict(several, future=[np.concatenate((price, price[:6]))] * 2, **covariates)
     np.testing.assert_array_equal(found["sales"], np.concatenate(expected))
+    with pytest.raises(ValueError, match="future has 0 rows after series 'a', expected 6"):
+        forecaster.predict(rows("a", "b"))
+    with pytest.raises(ValueError, match=r"dates\[300\] is 2020-01-01.* name the column .* series_id \(--series-id\)"):
+        Forecaster(**QUICK, targets="sales").fit(rows("a", "b"))
     forecaster.save(tmp_path / "f")
     loaded = Forecaster.load(tmp_path / "f", "numpy")
     assert [getattr(loaded, role) for role in roles] == [["sales"], ["rain"], ["price"], ["size"], "shop"]

@@ -230,6 +230,10 @@ def test_summaries_of_estimators_and_refusals():
     model = SequenceModel(xlstm.LSTM(2, 4), 3)
     with pytest.raises(ValueError, match=r"input_shape is \(5, 4, 3\), expected \(T, B, D\) with D = 2"):
         summary(model, (5, 4, 3))
+    with pytest.raises(TypeError, match="input_shape is 5, expected"):
+        summary(model, 5)
+    with pytest.raises(ValueError, match=r"input_shape\[1\] is -4, expected 1 or more"):
+        summary(model, (5, -4, 2))
     with pytest.raises(TypeError, match="model is 3, expected a module or an estimator"):
         summary(3)
     with pytest.raises(ValueError, match="not fitted yet"):

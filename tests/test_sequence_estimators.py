@@ -395,6 +395,7 @@ REFUSED = [
     ),
     ({"every_step": True}, X3, Y3, ValueError, r"y\[0\] has 0 labels, expected 3, one for each step"),
     ({"class_weight": "heavy"}, X3, Y3, ValueError, "class_weight is 'heavy', expected None, 'balanced' or a dict"),
+    ({"class_weight": [{0: 1, 1: 2}]}, X3, Y3, ValueError, r"class_weight is \[\{0: 1, 1: 2\}\], expected None"),
     ({"class_weight": {0: -1}}, X3, Y3, ValueError, r"class_weight\[0\] is -1"),
     (
         {"class_weight": {0: 1, 2: 1}},

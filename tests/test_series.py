@@ -159,6 +159,18 @@ def test_formats_and_zones_of_dates(read, dates, form, labels, step):
         assert (series.labels, series.step) == (labels, step)
 
 
+@pytest.mark.parametrize(
+    ("dates", "after"),
+    [
+        (["2024-01-01T01:00+02:00", "2024-01-01T02:00+02:00"], "2024-01-01T03:00:00+02:00"),
+        (["2024-01-01T00:00-05:00", "2024-01-02T00:00-05:00"], "2024-01-03T00:00:00-05:00"),
+        (["2024-03-31T00:00Z", "2024-03-31T02:00+01:00"], "2024-03-31T02:00:00+00:00"),
+    ],
+)
+def test_dates_go_on_in_their_zone(read, dates, after):
+    assert read(rows(dates)).after(1) == [after]
+
+
 TWO_ZONES = "2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"
 
 

@@ -73,8 +73,9 @@ def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = N
         return
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
-        if dates := [calendars.after(one.calendar, steps) for one in panel.shown if one.calendar is not None]:
-            columns = columns | {panel.time: np.concatenate(dates).astype("datetime64[us]")}
+        known = [one.calendar for one in panel.shown if one.calendar is not None]
+        dates = [calendars.moments(calendars.next_dates(one, steps), one.zone, one.clocks) for one in known]
+        columns = columns | ({panel.time: [*itertools.chain(*dates)]} if dates else {})
     write_table(output, columns, {} if panel is None else panel.kinds)
 
 
@@ -275,7 +276,7 @@ def of_forecasts(report: Report, model: Forecaster, panel: Panel) -> tuple[Score
     with panel.named() as given:
         score = model.score(given)
     horizon, step, names = len(score.model), panel.shown[0].step, panel.given.names
-    network = type(model.model_.recurrent).__name__
+    network = type(model.model_.recurrent).__name__ if "network" in model.chosen_ else "model"
     errors = {network: score.model, "persistence": score.persistence}
     if score.season:
         errors[f"season of {score.season}"] = score.seasonal

@@ -16,7 +16,7 @@ from xlstm import checkpoint
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli.console import tell
-from xlstm.data import panels, reading
+from xlstm.data import calendars, panels, reading
 from xlstm.data.csv_file import PLAIN, Dialect
 from xlstm.data.frames import Columns, grouped, places_of
 from xlstm.data.host import SeriesError
@@ -225,6 +225,8 @@ def read_panel(
             raise ValueError(f"{path}: {label or 'the table'} has no value to forecast from")
         read[label], after[label] = (columns.take(rows) for rows in (slice(there[-1] + 1), slice(there[-1] + 1, None)))
         series = series_of(names[0], read[label], file.line if label == "" else f"{path}: {label}: row {{}}".format)
+        if (calendar := series.calendar) is not None:
+            series = replace(series, index=calendars.converted(series.index, calendar.zone, calendar.clocks))
         shown.append(replace(series, name=f"{names[0]} of {label}") if label else series)
     if later is not None:
         after = groups_of(opened(later, dialect), roles.id_name or None, roles.future)

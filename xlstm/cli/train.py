@@ -153,6 +153,7 @@ class Run(Report):
     def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
         if not self.leads:
             return
+        self.output.mkdir(parents=True, exist_ok=True)  # where no network was trained that keeps checkpoints there
         model.data_ = None if file is None else digest(file)
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
@@ -195,6 +196,7 @@ def train_forecast(
     window: Annotated[int | None, Option(help="Steps back; 48, or fewer in a short series.")] = None,
     backend: BackendOption = "auto",
     dtype: Annotated[str, Option(help="float32 or float64.")] = "float32",
+    holidays: Annotated[str | None, Option(help="Country whose holidays are looked at, such as DE or DE-BY.")] = None,
     *,
     by_role: ByRole,
     dialect: Dialect,
@@ -218,8 +220,8 @@ def train_forecast(
     if settings["least"] is None and min(np.nanmin(values) for values in panel.given.values) >= 0:
         settings["least"] = 0.0  # what never was below 0 will not be
     home = backend_of(backend, dtype)
-    named = by_role.roles().given()  # not a --column, in the place of which there may be another
-    model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **named, **settings)
+    settings |= by_role.roles().given() | {"holidays": holidays}  # no --column: there may be another in its place
+    model = Forecaster(horizon=horizon, window=window, backend=home, name=panel.name, **settings)
     with panel.named() as given:
         model.examples(given)  # raises where the series cannot be trained on
     narrow = "" if model.precision is None else f", training in {model.precision}"

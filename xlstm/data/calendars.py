@@ -26,6 +26,7 @@ MONDAY = np.datetime64("0001-01-01")  # business days are counted from it
 TRADING = 5  # the last business day of a month is one of so many days: a holiday may come after it
 FILL = (10, 10**6)  # rows after filling gaps: at most so many times those of the file, and so many more
 DAY, WEEK, YEAR = 86_400.0, 7 * 86_400.0, 365.2425 * 86_400.0  # in seconds
+SEVERAL = "; if the table has several series, name the column that tells them apart in series_id (--series-id)"
 HARMONICS = 2  # sines and cosines of a year: its half is one of them
 
 
@@ -39,6 +40,7 @@ class Calendar(NamedTuple):
     days: tuple[int, ...] = ()  # those of a month, where the unit is "M" or "SM"; 31 is the last day of any month
     time: Any = np.timedelta64(0, "D")  # that of the day, where steps are whole days
     zone: datetime.tzinfo | None = None
+    clocks: datetime.tzinfo | None = None  # the time zone that the dates came in; hours have UTC for their zone
     holidays: str | None = None  # the country whose holidays are looked at
 
     @property
@@ -81,41 +83,44 @@ class Calendar(NamedTuple):
         return dates
 
 
-def read_dates(cells: Sequence[str], line: Line, date_format: str | None = None) -> Dates:
-    """Return text (N,) as dates.
+def read_dates(cells: Sequence[str], line: Line, date_format: str | None = None) -> tuple[Dates, str | None]:
+    """Return text (N,) as dates, and the name of the time zone that they have.
 
-    They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC. Where a cell is
-    no date, or a date does not exist, a ValueError names the line, by `line` of its row.
+    They are in ISO 8601, or in a format of `datetime.strptime`. Those with a zone become those of UTC, which is also
+    the name of several. Where a cell is no date, or a date does not exist, a ValueError names the line, by `line` of
+    its row.
     """
     read = _iso_date if date_format is None else lambda cell: datetime.datetime.strptime(cell, date_format)
     expected = "a date like the others" if date_format is None else f"a date of the format {checks.shown(date_format)}"
-    moments, zoned = [], set()
+    moments, zones = [], set[Any]()
     for row, cell in enumerate(cells):
         try:
             moment = read(cell)
-            zoned.add(moment.tzinfo is not None)
-            if len(zoned) > 1:
+            zones.add(moment.utcoffset())
+            if None in zones and len(zones) > 1:
                 raise ValueError
             moments.append(moment.astimezone(datetime.UTC).replace(tzinfo=None) if moment.tzinfo else moment)
         except (ValueError, OverflowError):
             raise ValueError(f"{line(row)}: {checks.shown(cell)} is not {expected}") from None
     dates = coarsest(np.array(moments, "datetime64[us]"))
     unit = UNITS.get(max(map(len, cells))) if date_format is None else None
-    return dates if unit is None else dates.astype(f"datetime64[{unit}]")
+    zone = None if None in zones else str(datetime.timezone(*zones)) if len(zones) == 1 else "UTC"
+    return dates if unit is None else dates.astype(f"datetime64[{unit}]"), zone
 
 
-def check_rising(dates: Dates, line: Line) -> None:
-    """Raise ValueError, with `line` of the row, unless each date comes after the one before."""
-    fall = np.flatnonzero(np.diff(dates.astype("int64")) <= 0)
+def check_rising(dates: Dates, line: Line, hint: str = "") -> None:
+    """Raise ValueError, with `line` of the row and a hint, unless each date comes after the one before."""
+    fall = np.flatnonzero(~(dates[1:] > dates[:-1]))  # also where one is missing
     if fall.size:
         row = int(fall[0]) + 1
-        raise ValueError(f"{line(row)} is {dates[row]}, expected a date after {dates[row - 1]}")
+        raise ValueError(f"{line(row)} is {dates[row]}, expected a date after {dates[row - 1]}{hint}")
 
 
-def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
+def calendar_of(where: str, dates: object, zone: str | None = None, hint: str = "") -> Calendar:
     """Return rising dates (N,) at the equal steps of time that they lie on; `where` is the caller, for errors.
 
-    A calendar is returned as it is. Dates of a time zone come in UTC.
+    A calendar is returned as it is. Dates of a time zone come in UTC, or know it as those of pandas and Polars do. A
+    hint is added to the error where dates do not rise.
 
     Raises
     ------
@@ -124,33 +129,36 @@ def calendar_of(where: str, dates: object, zone: str | None = None) -> Calendar:
     """
     if isinstance(dates, Calendar):
         return dates
+    dtype: Any = getattr(dates, "dtype", None)
+    if (known := getattr(dtype, "tz", None) or getattr(dtype, "time_zone", None)) is not None:
+        dates, zone = np.asarray(dates, "datetime64[us]"), str(known)
     array: Any = checks.host(where, "dates", dates, "dates (N,)")
     try:
         array = array.astype("datetime64") if array.dtype.kind in "UTO" else array
     except (TypeError, ValueError):
         array = np.zeros(0)
-    if array.dtype.kind != "M" or array.ndim != 1 or np.any(np.isnat(array)):
+    if array.dtype.kind != "M" or array.ndim != 1:
         raise TypeError(f"{where}: dates is {checks.shown(dates)}, expected dates (N,)")
 
     def line(row: int) -> str:
         return f"{where}: dates[{row}]"
 
-    placed = calendar(array, line, zone)
+    placed = calendar(array, line, zone, hint)
     if placed is None:
         raise ValueError(f"{where}: dates has {len(array)} rows, expected two or more, which have a common step")
     return placed
 
 
-def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | None:
+def calendar(dates: Dates, line: Line, zone: str | None = None, hint: str = "") -> Calendar | None:
     """Put dates on equal steps of time; None where there are fewer than two.
 
     Dates that do not rise or are irregular, or a gap that would have to be filled with more rows than FILL allows, are
     a ValueError that names the line. Those of a time zone come in UTC.
     """
-    check_rising(dates, line)
+    check_rising(dates, line, hint)
     if len(dates) < 2:
         return None
-    dates, clocks = local(dates, zone)
+    dates, zone_of_dates, clocks = local(dates, zone)
     dates = coarsest(dates)
     for found in _rhythms(dates):
         ticks = found.ticks(dates)
@@ -167,23 +175,26 @@ def calendar(dates: Dates, line: Line, zone: str | None = None) -> Calendar | No
         expected = f"expected at most {FILL[0]} times as many as there are; split the series there"
         raise ValueError(f"{line(row)}: {missing}, {expected}")
     steps_taken = found.at(ticks[0] + every * np.arange(place[-1] + 1))
-    return found._replace(dates=steps_taken, place=place, every=every, zone=clocks)
+    return found._replace(dates=steps_taken, place=place, every=every, zone=zone_of_dates, clocks=clocks)
 
 
-def local(dates: Dates, zone: str | None) -> tuple[Dates, datetime.tzinfo | None]:
-    """Return what the clocks of a zone show at dates of UTC, and the zone, where they always show the same time of day.
+def local(dates: Dates, zone: str | None) -> tuple[Dates, datetime.tzinfo | None, datetime.tzinfo | None]:
+    """Return dates of UTC on the clocks of a zone, where these always show the same time of day, and the zone twice.
 
-    Otherwise the dates are not days apart, but hours or less, and stay in UTC.
+    Otherwise the dates are not days apart, but hours or less, and stay as they are, and the first zone is UTC.
     """
-    if zone is None or len(dates) < 2 or not np.all(np.diff(dates) >= np.timedelta64(12, "h")):
-        return dates, None
+    if zone is None:
+        return dates, None, None
     try:
         clocks = datetime.datetime.strptime(zone.removeprefix("UTC"), "%z").tzinfo if ":" in zone else ZoneInfo(zone)
     except (KeyError, OSError, ValueError):  # there is no such zone on this machine
-        return dates, None
-    shown = dates + _ahead(dates, clocks, datetime.UTC)
-    times = shown - shown.astype("datetime64[D]")
-    return (shown, clocks) if np.all(times == times[0]) else (dates, None)
+        return dates, datetime.UTC, datetime.UTC
+    if np.all(np.diff(dates) >= np.timedelta64(12, "h")):
+        shown = converted(dates, datetime.UTC, clocks)
+        times = shown - shown.astype("datetime64[D]")
+        if np.all(times == times[0]):
+            return shown, clocks, clocks
+    return dates, datetime.UTC, clocks
 
 
 def coarsest(dates: Dates) -> Dates:
@@ -195,10 +206,27 @@ def coarsest(dates: Dates) -> Dates:
     return dates
 
 
+def next_dates(calendar: Calendar, steps: int) -> Dates:
+    """Return the dates of `steps` rows after the last one, in the zone of the calendar."""
+    return calendar.at(calendar.ticks(calendar.dates[-1:]) + calendar.every * np.arange(1, steps + 1))
+
+
 def after(calendar: Calendar, steps: int) -> Dates:
     """Return the dates of `steps` rows after the last one, in UTC where they have a zone."""
-    dates = calendar.at(calendar.ticks(calendar.dates[-1:]) + calendar.every * np.arange(1, steps + 1))
-    return dates if calendar.zone is None else dates - _ahead(dates, calendar.zone, calendar.zone)
+    return converted(next_dates(calendar, steps), calendar.zone, calendar.zone and datetime.UTC)
+
+
+def converted(dates: Dates, zone: datetime.tzinfo | None, clocks: datetime.tzinfo | None) -> Dates:
+    """Return dates of a zone as the clocks of another zone show them."""
+    if zone is clocks:
+        return dates
+    return coarsest(np.array([one.replace(tzinfo=None) for one in moments(dates, zone, clocks)], "datetime64[us]"))
+
+
+def moments(dates: Dates, zone: datetime.tzinfo | None, clocks: datetime.tzinfo | None) -> list[datetime.datetime]:
+    """Return dates of a zone as moments of another zone, or dates without a zone as they are."""
+    plain: list[datetime.datetime] = dates.astype("datetime64[us]").tolist()
+    return plain if zone is None else [moment.replace(tzinfo=zone).astimezone(clocks) for moment in plain]
 
 
 def features(dates: Dates, step: float) -> Values:
@@ -250,12 +278,6 @@ def _iso_date(cell: str) -> datetime.datetime:
     if not ISO_DATE.fullmatch(cell):
         raise ValueError
     return datetime.datetime.fromisoformat(cell if len(cell) >= 10 else f"{cell}-01-01"[:10])
-
-
-def _ahead(dates: Dates, zone: datetime.tzinfo | None, of: datetime.tzinfo | None) -> Any:
-    """Return by how much the clocks of a zone are ahead of UTC, (N,), at dates of the zone `of`."""
-    moments = (moment.replace(tzinfo=of).astimezone(zone) for moment in dates.astype("datetime64[s]").astype(object))
-    return np.array([moment.utcoffset() for moment in moments], "timedelta64[s]")
 
 
 def _rhythms(dates: Dates) -> Iterator[Calendar]:

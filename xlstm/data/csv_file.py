@@ -142,9 +142,10 @@ class CsvFile:
         values = self.numbers(wanted)
         if k is None:
             return Columns(wanted, values)
-        cells = self._cells[k]
-        dates = calendars.read_dates(cells, self.line, self.dialect.date_format) if is_date else None
-        return Columns(wanted, values, np.array(cells, object) if dates is None else dates, label)
+        if not is_date:
+            return Columns(wanted, values, np.array(self._cells[k], object), label)
+        dates, zone = calendars.read_dates(self._cells[k], self.line, self.dialect.date_format)
+        return Columns(wanted, values, dates, label, zone)
 
     @property
     def numeric(self) -> list[str]:

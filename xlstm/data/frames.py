@@ -114,6 +114,8 @@ def table_of(where: str, given: Any, only: Sequence[str] | None = None, without:
     places_of(where, frame.columns, only or ())
     wanted = {*frame.columns} - {without} if only is None else {*only}
     dated = _date_column(where, nw, frame)
+    if dated is not None and frame.schema[dated] == nw.Unknown and _index_of(nw, frame) is None:
+        return table_of(where, nw.to_native(frame).set_index(dated), only, without)
     names = [name for name in frame.columns if name in wanted and name != dated]
     if not names or len(frame) == 0:
         raise ValueError(f"{where}: the table has {len(frame)} rows and {len(names)} columns of numbers, expected some")
@@ -166,6 +168,8 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     native, space = nw.to_native(frame), nw.get_native_namespace(frame)
     labels = _index_of(nw, frame)
     dated = _date_column(where, nw, frame) if labels is None else None
+    if dated is not None and frame.schema[dated] == nw.Unknown:
+        return table_like(native.set_index(dated), columns, index).reset_index()
     if index is None and length != len(frame) and (labels is not None or dated is not None):
         raise ValueError(f"{where}: columns have {length} rows, expected {len(frame)}, or index= with their labels")
     if dated is not None:
@@ -236,7 +240,8 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
     if may_be_empty and cells.is_null().all():  # then its dtype says nothing
         return np.full(len(cells), np.nan)
     if not (cells.dtype.is_numeric() or cells.dtype == nw.Boolean):
-        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected numbers; leave it out or encode it")
+        expected = "numbers, dates, or names of series (series_id); leave it out or encode it"
+        raise TypeError(f"{where}: column {column} holds {cells.dtype}, expected {expected}")
     try:
         numbers = np.asarray(cells.cast(nw.Float64).to_numpy(), np.float64)
     except ValueError as error:  # PyArrow casts no whole number that float64 does not have
@@ -249,17 +254,27 @@ def _numbers(where: str, nw: Any, name: Any, cells: Any, may_be_empty: bool) -> 
 
 def _date_column(where: str, nw: Any, frame: Any) -> Any:
     """Return the name of the column of dates, or None."""
-    names = [name for name, dtype in frame.schema.items() if dtype in (nw.Date, nw.Datetime)]
+    names = _dated(nw, frame)
     if len(names) > 1:
         dated = checks.few(map(str, names))
         raise ValueError(f"{where}: columns {dated} hold dates, expected at most one column of dates")
     return names[0] if names else None
 
 
+def _dated(nw: Any, frame: Any) -> list[Any]:
+    """Return the columns of dates; narwhals knows neither all time zones of pandas nor its periods."""
+    native, names = nw.to_native(frame), []
+    for name, dtype in frame.schema.items():
+        kind = getattr(native[name], "dtype", None) if dtype == nw.Unknown else None
+        if dtype in (nw.Date, nw.Datetime) or getattr(kind, "kind", "") == "M" or hasattr(kind, "freq"):
+            names.append(name)
+    return names
+
+
 def _index_of(nw: Any, frame: Any) -> Any:
     """Return the index of a table of pandas, or None where it only numbers rows, as whole numbers beside dates do."""
     index = getattr(nw.to_native(frame), "index", None)
-    dated = any(dtype in (nw.Date, nw.Datetime) for dtype in frame.schema.values())
+    dated = bool(_dated(nw, frame))
     kind = getattr(getattr(index, "dtype", None), "kind", "O")
     numbers_rows = type(index).__name__ == "RangeIndex" or (dated and kind in "iu")
     return None if numbers_rows else index
@@ -279,5 +294,5 @@ def _dates_like(nw: Any, dates: Any, dtype: Any) -> Any:
 def _index_like(index: Any, old: Any) -> Any:
     """Return an index of pandas with the time zone, or the periods, of another one; dates without a zone are UTC's."""
     if getattr(old, "tz", None) is not None and getattr(index, "tz", old.tz) is None:
-        return index.tz_localize("UTC").tz_convert(old.tz)
+        return index.tz_localize("UTC").tz_convert(old.tz).astype(old.dtype)
     return index.to_period(old.freq) if hasattr(old, "to_timestamp") and hasattr(index, "to_period") else index

@@ -132,7 +132,7 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     if not future.shape[1]:
         future = np.empty((len(values) + more, 0))
     if calendar is not None:
-        later = calendars.after(calendar._replace(zone=None), max(more, ahead))
+        later = calendars.next_dates(calendar, max(more, ahead))
         dates = np.concatenate((calendar.dates, later))
         if calendar.holidays is not None:
             shares = calendars.holiday_shares(where, calendar.holidays, calendar, dates)
@@ -338,7 +338,7 @@ def of_columns(where: str, read: BySeries, roles: Roles, names: Sequence[str], a
         calendar = None
         if (dated := dates_of(columns)) is not None:
             named = f"{where}: series {checks.shown(label)}" if roles.id_name else where
-            calendar = calendars.calendar_of(named, dated, columns.zone)
+            calendar = calendars.calendar_of(named, dated, columns.zone, calendars.SEVERAL * (not roles.id_name))
         elif columns.index is not None:
             rows.append(columns.index)
         if label in after:

@@ -22,7 +22,7 @@ from xlstm.data.writing import AnyPath
 DATASETS = ("sunspots", "co2")
 STEP_NAMES = {
     **{("M", 12): "year", ("M", 1): "month", ("M", 3): "quarter", ("SM", 1): "half month", ("D", 7): "week"},
-    **{("D", 1): "day", ("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
+    **{("BM", 1): "month", ("D", 1): "day", ("B", 1): "business day", ("h", 1): "hour", ("m", 60): "hour"},
 }
 SHORTEST_SEASON = 4.0  # steps of a period of a synthetic series
 HARMONICS = 3  # of a season
@@ -70,10 +70,13 @@ class Series:
         return int(np.count_nonzero(np.isnan(self.values)))
 
     def after(self, steps: int) -> list[str]:
-        """Return the labels of the `steps` rows that would come after the last one."""
+        """Return the labels of the `steps` rows that would come after the last one, in their time zone."""
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
-        return [*map(str, calendars.after(self.calendar._replace(zone=None), steps))]
+        dates = calendars.next_dates(self.calendar, steps)
+        if self.calendar.zone is None:
+            return [*map(str, dates)]
+        return [one.isoformat() for one in calendars.moments(dates, self.calendar.zone, self.calendar.clocks)]
 
 
 def bundled(name: str) -> Path:

@@ -271,5 +271,6 @@ def _rising(file: CsvFile | ParquetFile, columns: Columns, rows: Any = None) -> 
     """Return some rows, by default all; ValueError where their dates do not rise."""
     part = columns if rows is None else columns.take(rows)
     if part.index is not None and part.index.dtype.kind == "M":
-        calendars.check_rising(part.index, lambda row: file.line(row if rows is None else int(rows[row])))
+        hint = calendars.SEVERAL * (rows is None)
+        calendars.check_rising(part.index, lambda row: file.line(row if rows is None else int(rows[row])), hint)
     return part

@@ -38,7 +38,8 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
         return value
-    if not isinstance(value, dict | list):
+    is_pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    if not (isinstance(value, dict) or is_pairs):
         expected = "expected None, 'balanced' or a dict of label to weight"
         raise ValueError(f"{where}: {name} is {checks.shown(value)}, {expected}")
     pairs = value.items() if isinstance(value, dict) else value

@@ -155,19 +155,21 @@ def compare(
     at = np.unique(np.linspace(cut, N - horizon, ORIGINS).round().astype(int))
     season = (baselines.season(one.known[:cut, 0]) if isinstance(season, str) else season) or 1
     truth = baselines.targets(one, at, horizon, N)[..., 0]
+    if np.all(np.isnan(truth)):
+        raise ValueError("compare: the last fifth of the series has no values, expected some to compare forecasts with")
     scale = float(evaluation.naive_error(one.values[:cut], season)[0])
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
-        models = {name: name for name in checks.several("compare", "models", models, expected)}
-    made, scores = {name: _model(name, model, horizon, season) for name, model in models.items()}, {}
+        models = {name: name for name in checks.several("compare", "models", models, expected, checks.text)}
+    made, scores = {str(name): _model(name, model, horizon, season) for name, model in models.items()}, {}
     for name, model in made.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
         try:
             found = forecast(model, one, at, horizon)
+            scores[name] = _score(found, truth, scale)
         except Exception as error:
             error.add_note(f"in the model {name!r}")
             raise
-        scores[name] = _score(found, truth, scale)
     return Comparison(scores, season, scale, at, truth)
 
 

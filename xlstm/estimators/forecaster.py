@@ -33,7 +33,7 @@ from xlstm.estimators.base import (
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.predictor import Predictor, Settings
 from xlstm.estimators.selection import Combination
-from xlstm.estimators.series_scaling import Scaling
+from xlstm.estimators.series_scaling import Scaling, names_of
 from xlstm.training import Callback, Interrupted, Progress, Terminated
 
 TEST = "test."  # before the names of arrays of the network that has not seen the test part
@@ -615,17 +615,17 @@ refit
         ahead = max(steps, s.horizon)
         several = self._series(given, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
-        for series in several:
+        for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
             N = len(series.values)
             widths = [series.values.shape[1], series.past.shape[1], series.future.shape[1], len(series.static)]
             if widths != fitted:
                 names = "values, past, future (with what dates give) and static"
                 raise ValueError(f"Forecaster: {names} have {widths} columns, expected {fitted}, as in fit")
             if s.window > N:
-                raise ValueError(f"Forecaster: a forecast needs {s.window} values to look back on, the series has {N}")
+                raise ValueError(f"Forecaster: a forecast needs {s.window} values to look back on, {name} has {N}")
             if series.future.shape[1] and len(series.future) < N + steps:
                 rows = len(series.future) - N
-                raise ValueError(f"Forecaster: future has {rows} rows after the series, expected {steps}")
+                raise ValueError(f"Forecaster: future has {rows} rows after {name}, expected {steps}")
         units = scaling.of(several, given.ids, s.window)
         for series, unit in zip(several, units, strict=True):
             check_reach("Forecaster", series.known, unit, self.predictor_.backend.dtype, series.begin)

@@ -79,10 +79,11 @@ def summary(model: Any, input_shape: Sequence[int] | None = None) -> Summary:
     checks.having("shapes", "parts", expected="a module or an estimator")("summary", "model", model)
     outer: Any = ("T", "B")
     if input_shape is not None:
-        outer, D = input_shape[:2], getattr(model, "input_size", "(any)")
-        if len(outer) < 2 or (len(input_shape) > 2 and input_shape[2] != D):
+        D = getattr(model, "input_size", "(any)")
+        sizes = checks.several("summary", "input_shape", input_shape, "(T, B, D)", checks.size)
+        if len(sizes) < 2 or (len(sizes) > 2 and sizes[2] != D):
             raise ValueError(f"summary: input_shape is {checks.shown(input_shape)}, expected (T, B, D) with D = {D}")
-        outer = outer[::-1] if getattr(model, "batch_first", False) else outer
+        outer = tuple(sizes[1::-1] if getattr(model, "batch_first", False) else sizes[:2])
     return Summary(_parts("", model, outer, itemsize))
 
 

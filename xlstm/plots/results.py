@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import host
+from xlstm.data import calendars, host
 from xlstm.data.host import Values
 from xlstm.data.series import Series
 from xlstm.plots import figures
@@ -337,8 +337,8 @@ def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
     if series.calendar is None:
         past, future = np.arange(-shown + 1, 1), np.arange(1, H + 1)
     else:
-        past = series.index[-shown:]
-        future = np.array(series.after(H), dtype="datetime64")
+        past, calendar = series.index[-shown:], series.calendar
+        future = past[-1] + (calendars.next_dates(calendar, H) - calendar.dates[-1])
     axes.plot(past, known, color=TRUTH, linewidth=1.2)
     last = np.flatnonzero(~np.isnan(known))[-1]
     quantiles = np.concatenate((np.full((1, len(levels)), known[last]), ahead.quantiles))  # (1 + H, Q)
