@@ -156,6 +156,10 @@ def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
         np.testing.assert_allclose(found[:-7, 2], found[7:, 2], atol=1e-12)  # the day of the week comes again
         assert np.ptp(found[:7, 2]) > 1
     assert calendars.after(calendar, 2)[0] > calendar.dates[-1]
+    if step == "h":  # in a time zone they are those of its clocks
+        zoned = calendars.calendar_of("it", dates + np.timedelta64(5, "h"), "America/New_York")
+        series = panels.read_series("it", [np.zeros((60, 1))], [panels.Covariates(dates=zoned)], 0, True)[0]
+        np.testing.assert_array_equal(series.future, found)
 
 
 def test_dates_that_help_are_looked_at_and_others_are_not():
@@ -755,8 +759,21 @@ def test_candidates_are_judged_and_averaged(tmp_path):
         assert Forecaster.load(tmp_path / "two", "numpy").predict(values, 5).shape == (5,)
         assert ("trained_" in vars(one), "network" in one.chosen_) == (("network" in names),) * 2
         assert one.sample(values, 3, steps=4).shape == (3, 4)
-    with pytest.raises(ValueError, match=r"candidates\[0\] is 'ets', expected one of"):
-        Forecaster(candidates=["ets"]).fit(values)
+        assert {*one.chosen_} == {*names}
+    for names, words in (
+        (["ets"], r"candidates\[0\] is 'ets', expected one of"),
+        ([], "candidates is empty, expected"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Forecaster(candidates=names).fit(values)
+
+
+def test_a_short_series_does_not_limit_the_lags_of_the_others():
+    several = [np.tile([0.0, 1, 3, 2, 5, 1, 0], n // 7) + k for k, n in enumerate((140, 105, 42))]
+    forecaster = Forecaster(horizon=3, backend="numpy", candidates=["linear"]).fit(several)
+    assert forecaster.linear_baseline_ >= 8
+    for values, ahead in zip(several, forecaster.predict(several), strict=True):
+        np.testing.assert_allclose(ahead, values[:3], atol=0.05)
 
 
 def test_short_series():

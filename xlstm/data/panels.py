@@ -133,7 +133,7 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
         future = np.empty((len(values) + more, 0))
     if calendar is not None:
         later = calendars.next_dates(calendar, max(more, ahead))
-        dates = np.concatenate((calendar.dates, later))
+        dates = calendars.converted(np.concatenate((calendar.dates, later)), calendar.zone, calendar.clocks)
         if calendar.holidays is not None:
             shares = calendars.holiday_shares(where, calendar.holidays, calendar, dates)
             future = np.concatenate((shares[: len(future)], future), axis=1)

@@ -49,7 +49,10 @@ def _class_weight(where: str, name: str, value: Any) -> Any:
 def _candidates(where: str, name: str, value: Any) -> tuple[str, ...]:
     """Check names of candidates of a forecaster."""
     expected = f"some of {', '.join(CANDIDATES)}"
-    return tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
+    found = tuple(checks.several(where, name, value, expected, checks.choice(CANDIDATES)))
+    if not found:
+        raise ValueError(f"{where}: {name} is empty, expected {expected}")
+    return found
 
 
 # The checks of parameters. A name means the same in every estimator; those that are not here are checked by their use.

@@ -591,11 +591,12 @@ refit
         outside = [evaluation.last_errors(test, *one) for one in zip(several, test.scaling.units, strict=True)]
         adjustment, season = evaluation.adjustment(outside, s.quantiles), fitting.season_of(several, s.season)
         names, ids = (np.array(some, dtype=object) if some else None for some in (given.names, given.ids))
-        errors |= final.combination.every_error
-        chosen = np.array([*final.combination.parts, *["network"] * bool(epochs)], dtype=object)
+        allowed = {name: e for name, e in final.combination.every_error.items() if selection.allows(s, name)}
+        used = [name for name in final.combination.parts if name in allowed]
+        chosen = np.array([*used, *["network"] * bool(epochs)], dtype=object)
         facts: dict[str, Any] = {
             "chosen_": chosen,
-            "candidate_errors_": errors,
+            "candidate_errors_": errors | allowed,
             "ranks_": sampling.ranks(test, several),
             "season_": season,
             "calendar_": several[0].marks > 0,

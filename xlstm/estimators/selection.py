@@ -430,18 +430,20 @@ def refit(trial: Trial, part: Part) -> Part:
 def combined(trial: Trial, settings: Any) -> Combination:
     """Return the average of the candidates that the settings allow, each fitted to the rows of a trial.
 
-    Exponential smoothing is none where there are covariates that are known in advance.
+    Where there are covariates that are known in advance, exponential smoothing is none unless it is named.
     """
     found: dict[str, Judged] = {}
     longest, end = max(zip(trial.several, trial.stops, strict=True), key=lambda one: one[1])
     m = season(longest.known[:end, 0]) if isinstance(settings.season, str) else settings.season
     covariates = trial.several[0].future.shape[1] + len(trial.several[0].static)
-    if allows(settings, "smoothing") and not trial.several[0].future.shape[1]:
+    known_ahead = trial.several[0].future.shape[1] > 0
+    if allows(settings, "smoothing") and not (known_ahead and isinstance(settings.candidates, str)):
         found["smoothing"] = smoothing(trial, m)
     if settings.linear_baseline == 0 or not (found or allows(settings, "linear")):
         found["linear"] = Judged(baselines.repeating(trial.scaling, trial.horizon), 1.0, 1.0)
     elif allows(settings, "linear"):
-        longest_order = max(2, (min(trial.cuts[0]) - trial.horizon) // 2)
+        # In several series short ones do not limit it: windows that reach back before their beginning do not count.
+        longest_order = max(2, (max(trial.cuts[0]) - trial.horizon) // 2)
         usual = sorted({n for n in (*ORDERS, settings.window, m + 1, 2 * m + 1) if 2 <= n <= longest_order})
         orders = usual if isinstance(settings.linear_baseline, str) else [settings.linear_baseline]
         found["linear"] = linear(trial, orders, [*itertools.product(RIDGES, LIGHTS if covariates else (LIGHT,))])
