@@ -385,7 +385,7 @@ def column_names(where: str, name: str, value: Any) -> Host | None:
 
 
 def errors_by_name(where: str, name: str, value: Any) -> dict[str, float] | None:
-    """Check errors of candidates by their names, or None in a file of before there were any."""
+    """Check errors of candidates by their names, or None where there are none."""
     given = checks.optional(checks.instance(dict, "an object of names to numbers"))(where, name, value)
     return given and {str(key): checks.finite(where, f"{name}.{key}", error) for key, error in given.items()}
 

@@ -152,8 +152,7 @@ class Combination:
     def of_arrays(cls, arrays: dict[str, Values], C: int, H: int, others: int) -> Combination:
         """Return the combination of the arrays of a file, which are taken out of them.
 
-        A linear autoregression has coefficients for C targets, H steps and `others` covariates. Files of before there
-        was a choice have it alone.
+        A linear autoregression has coefficients for C targets, H steps and `others` covariates.
         """
         parts: dict[str, Part] = {}
         if "smoothing" in arrays:
@@ -170,8 +169,6 @@ class Combination:
                 shape = coefficients.shape
                 raise ValueError(f"linear_baseline has shape {shape}, expected more than {others} at its end")
             parts["linear"] = LinearBaseline(order, coefficients)
-        if "candidates" not in arrays:
-            return cls(parts, np.ones(1), np.ones(1), np.ones((H, C)))
         judged = pop_array(arrays, "candidates", {"2": 2, "K": len(parts)})
         usual = pop_array(arrays, "usual", {"H": H, "C": C})
         for name, array in (("candidates", judged), ("usual", usual)):
