@@ -170,7 +170,7 @@ def test_tables_go_on(estimators, library, freq):
 
 @pytest.mark.parametrize("freq", ["D", "ME", "h"])
 def test_tables_of_a_time_zone_go_on(estimators, freq):
-    """Of zones, too, that narwhals does not know, and so do periods."""
+    """Those of zones that narwhals does not know do so, too, and so do periods."""
     pl = pytest.importorskip("polars")
     dates = pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="Europe/Berlin")
     given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])

@@ -212,7 +212,7 @@ def test_equal_bits_from_every_thread(compiled):
     expected, bad, done = results(), [], []
 
     def call():
-        for _ in range(3):
+        for _ in range(10):
             bad.extend(k for k, (a, b) in enumerate(zip(results(), expected)) if not np.array_equal(a, b))
         done.append(True)
 

@@ -820,14 +820,11 @@ def test_a_forecast_does_not_depend_on_others(rng):
     values = np.cumsum(rng.standard_normal(240))
     forecaster = Forecaster(horizon=6, backend="numpy", candidates=["linear", "smoothing"]).fit(values)
     assert len(forecaster.chosen_) == 2
-    judge, (series,) = (
-        forecaster.predictor_,
-        panels.read_series("test", [values[:, None]], [panels.Covariates()], 6, False),
-    )
-    rows = np.arange(150, 241)
-    mean, quantiles, _ = judge.forecast(series, forecaster.scaling_.units[0], rows)
+    (series,) = panels.read_series("test", [values[:, None]], [panels.Covariates()], 6, False)
+    forecast, units, rows = forecaster.predictor_.forecast, forecaster.scaling_.units[0], np.arange(150, 241)
+    mean, quantiles, _ = forecast(series, units, rows)
     for k in (0, 60, 90):
-        alone = judge.forecast(series, forecaster.scaling_.units[0], rows[k : k + 1])
+        alone = forecast(series, units, rows[k : k + 1])
         np.testing.assert_allclose(alone[0][0], mean[k], rtol=1e-12)
         np.testing.assert_allclose(alone[1][0], quantiles[k], rtol=1e-12)
     np.testing.assert_allclose(forecaster.predict(values), mean[-1, :, 0], rtol=1e-12)

@@ -29,7 +29,7 @@ def instruction(found: re.Match[str]) -> str:
     """asm("name ..." : "=r"(out) : "r"(in) : "memory"); is made a call; a text that a macro makes is given, too."""
     text = re.match(rf"(?:{STRING}|[^:])*", found[1])[0]  # type: ignore[index]
     operands = re.findall(rf"{STRING}[\s\\]*({BRACKETS})", found[1][len(text) :])
-    name = re.sub(r"\W+", "_", re.search(r"[a-z]\w*(?:(?:\.|::)\w+)+", text)[0])  # type: ignore[index]
+    name = re.sub(r"\W+", "_", re.findall(r"[a-z]\w*(?:(?:\.|::)\w+)+", text)[0])
     given = [text] if len(re.findall(STRING, text)) > 1 else []
     return f"ptx::{name}({', '.join(given + operands)});"
 

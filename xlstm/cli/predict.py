@@ -73,8 +73,7 @@ def _write(output: Path | None, columns: dict[str, Any], panel: Panel | None = N
         return
     if panel is not None and is_parquet(output):
         steps = len(columns[panel.time]) // len(panel.shown)
-        known = [one.calendar for one in panel.shown if one.calendar is not None]
-        dates = [calendars.moments(calendars.next_dates(one, steps), one.zone, one.clocks) for one in known]
+        dates = [calendars.next_moments(one.calendar, steps) for one in panel.shown if one.calendar is not None]
         columns = columns | ({panel.time: [*itertools.chain(*dates)]} if dates else {})
     write_table(output, columns, {} if panel is None else panel.kinds)
 

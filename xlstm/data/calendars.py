@@ -211,6 +211,11 @@ def next_dates(calendar: Calendar, steps: int) -> Dates:
     return calendar.at(calendar.ticks(calendar.dates[-1:]) + calendar.every * np.arange(1, steps + 1))
 
 
+def next_moments(calendar: Calendar, steps: int) -> list[datetime.datetime]:
+    """Return these dates in the time zone that those of the calendar came in, or without one."""
+    return moments(next_dates(calendar, steps), calendar.zone, calendar.clocks)
+
+
 def after(calendar: Calendar, steps: int) -> Dates:
     """Return the dates of `steps` rows after the last one, in UTC where they have a zone."""
     return converted(next_dates(calendar, steps), calendar.zone, calendar.zone and datetime.UTC)

@@ -73,10 +73,9 @@ class Series:
         """Return the labels of the `steps` rows that would come after the last one, in their time zone."""
         if self.calendar is None:
             return [f"+{k}" for k in range(1, steps + 1)]
-        dates = calendars.next_dates(self.calendar, steps)
         if self.calendar.zone is None:
-            return [*map(str, dates)]
-        return [one.isoformat() for one in calendars.moments(dates, self.calendar.zone, self.calendar.clocks)]
+            return [*map(str, calendars.next_dates(self.calendar, steps))]
+        return [one.isoformat() for one in calendars.next_moments(self.calendar, steps)]
 
 
 def bundled(name: str) -> Path:

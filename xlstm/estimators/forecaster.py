@@ -276,8 +276,8 @@ refit
         found = [self._next(*one) for one in zip(several, units, strict=True)]
         ahead = [quantiles[:steps] for quantiles, _ in found]
         if steps > s.horizon:
-            each = zip(several, units, (width for _, width in found), strict=True)
-            drawn = [self._paths(*one, sampling.PATHS, steps, [s.seed]) for one in each]
+            each = zip(several, units, found, strict=True)
+            drawn = [self._paths(one, u, sampling.PATHS, steps, [s.seed], width) for one, u, (_, width) in each]
             later = [np.quantile(paths[:, s.horizon :], s.quantiles, axis=0) for paths in drawn]
             ahead = [np.concatenate((one, np.moveaxis(q, 0, -1))) for one, q in zip(ahead, later, strict=True)]
         return given.like(ahead, several, [f" {q:g}" for q in s.quantiles])
@@ -324,9 +324,7 @@ refit
         steps = s.horizon if steps is None else checks.size("Forecaster", "steps", steps)
         seed = checks.seed_number("Forecaster", "seed", seed)
         given, several, units = self._read(values, covariates, steps)
-        widths = [self._next(*one)[1] for one in zip(several, units, strict=True)]
-        each = enumerate(zip(several, units, widths, strict=True))
-        drawn = [self._paths(*one, n, steps, [seed, k]) for k, one in each]
+        drawn = [self._paths(*one, n, steps, [seed, k]) for k, one in enumerate(zip(several, units, strict=True))]
         shaped = [one[..., 0] if flat else one for one, flat in zip(drawn, given.flat, strict=True)]
         return shaped[0] if given.single or (given.table is not None and not given.id_name) else shaped
 
@@ -644,11 +642,14 @@ refit
         width = evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)
         return self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)[0], width
 
-    def _paths(self, series: TimeSeries, units: Values, width: Values, n: int, steps: int, seed: list[int]) -> Values:
+    def _paths(
+        self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int], width: Values | None = None
+    ) -> Values:
         """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
         p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
+        width = self._next(series, units)[1] if width is None else width
         while ahead.shape[1] < steps:
             mean, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
             drawn = sampling.draw(self._calibrated(np, mean, quantiles, scale, width), levels, self.ranks_, rng, n)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import NormalDist
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from xlstm.arrays.namespace import Array
 from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
+from xlstm.estimators.evaluation import NORMAL
 from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
 
@@ -48,7 +48,7 @@ def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.ran
 
     Between quantiles, and beyond the outermost, they go on as those of a normal distribution do.
     """
-    scores = np.vectorize(NormalDist().inv_cdf, otypes=[np.float64])
+    scores = np.vectorize(NORMAL, otypes=[np.float64])
     drawn = (ranked[rng.integers(len(ranked), size=n)] + rng.random((n, 1, 1))) / len(ranked)
     z, known = scores(np.clip(drawn, FARTHEST, 1 - FARTHEST))[..., None], scores(levels)
     low, high = len(levels) // 2, (len(levels) - 1) // 2  # the tails are as wide as the sides of the middle say

@@ -20,7 +20,7 @@ from xlstm.estimators import baselines
 from xlstm.estimators.base import pop_array
 from xlstm.estimators.baselines import LinearBaseline, mean
 from xlstm.estimators.series_scaling import Origins, Scaling
-from xlstm.layers.smoothing import CYCLES, LEAST, ExponentialSmoothing, Smoothed, step
+from xlstm.layers.smoothing import ExponentialSmoothing, Smoothed, step
 
 FOLDS = 4  # of the last rows; candidates are fitted to all that comes before each
 MOST = 400  # rolling origins that candidates are judged from
@@ -347,7 +347,6 @@ def smoothing(trial: Trial, season: int) -> Judged:
 def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, float]]:
     """Return smoothing with the coefficients that had the least errors, one step ahead and all, and its error."""
     grid, H = coefficients(bool(layer.periods)), trial.horizon
-    skip = max(LEAST, CYCLES * max(layer.periods, default=0))  # values that the first state is fitted to
     begin, squares = zip(*(_squares(trial, k, layer, grid) for k in range(len(trial.several))), strict=True)
 
     @functools.cache
@@ -357,7 +356,7 @@ def _tried(trial: Trial, layer: ExponentialSmoothing) -> list[tuple[Smoothing, f
     def best(stops: Sequence[int], steps: int) -> int:
         by_series = []
         for k, (start, stop) in enumerate(zip(begin, stops, strict=True)):
-            first = min(skip, (stop - start) // 2)
+            first = min(layer.initial_rows, (stop - start) // 2)
             by_series.append(np.mean(costs(k, first, steps)[: stop - start - first], axis=0))
         return int(np.argmin(np.sum(by_series, axis=(0, 2))))
 

@@ -128,6 +128,11 @@ class ExponentialSmoothing(SequenceLayer):
         """The number of steps after which the new value of each state is used."""
         return 1, 1, *self.periods
 
+    @property
+    def initial_rows(self) -> int:
+        """The number of values that an initial state is fitted to."""
+        return max(LEAST, CYCLES * max(self.periods, default=0))
+
     def initial_state(self, x: Array, lengths: Any = None) -> State:
         """Return a state before the first step, from three seasons at the beginning of each series, 10 values at least.
 
@@ -149,7 +154,7 @@ class ExponentialSmoothing(SequenceLayer):
             A value is not finite, or is 0 or less with `multiplicative`.
         """
         values = to_numpy(x)[..., 0].astype("float64")  # (T, B)
-        values = values[: max(LEAST, CYCLES * max(self.periods, default=0))]
+        values = values[: self.initial_rows]
         self._check(values)
         ends = [len(values)] * values.shape[1] if lengths is None else to_numpy(lengths)
         found = [self._fitted(values[:end, b]) for b, end in enumerate(ends)]
