@@ -51,7 +51,7 @@ def passes(layer, lengths=None):
 
 def train(graph=False):
     """Take steps of training, and write text with the model; return all parameters."""
-    rng, tokens = np.random.default_rng(0), np.arange(53) % 11
+    rng, tokens = np.random.default_rng(0), np.arange(101) % 11
     text = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [1], 2), 11)
     x, target = rng.standard_normal((8, T, 4)), rng.standard_normal((8, T, 3))
     windows = Windows(x, target, every_step=True, batch_size=4, lengths=LENGTHS * 2)
