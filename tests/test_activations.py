@@ -1,5 +1,7 @@
 """Activations: gradients, extremes, and the notebook's values."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,14 @@ def check_layer(be, rng, layer):
         return grads, dx
 
     gradcheck(forward, backward, (params, x))
+
+
+def test_a_function_is_asked_for_its_signature_once(registered, monkeypatch):
+    asked, signature = [], inspect.signature
+    monkeypatch.setattr(inspect, "signature", lambda function: asked.append(function) or signature(function))
+    expected = [("squareplus", (4.0,)), ("squareplus", (2.0,))]
+    assert [activations.parse(text) for text in ("squareplus", "squareplus(2)")] * 2 == expected * 2
+    assert len(asked) <= 1
 
 
 @pytest.mark.usefixtures("registered")

@@ -442,7 +442,7 @@ def parse(text: str | Activation) -> Activation:
     if match is None or match[1] not in GATE_ACTIVATIONS:
         raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}")
     name, given = match[1], [part for part in (match[2] or "").split(",") if part.strip()]
-    defaults = [float(p.default) for p in list(inspect.signature(GATE_ACTIVATIONS[name].fwd).parameters.values())[2:]]
+    defaults = _defaults(GATE_ACTIVATIONS[name].fwd)
     try:
         values = [float(part) for part in given]
     except ValueError:
@@ -455,6 +455,12 @@ def parse(text: str | Activation) -> Activation:
     if name in ("scaled_tanh", "hard_sigmoid") and values[0] == 0:
         raise ValueError(f"activations: {text!r}, expected an alpha other than 0")
     return Activation(name, tuple(values))
+
+
+@functools.cache
+def _defaults(function: Callable[..., Array]) -> tuple[float, ...]:
+    """Return the defaults of the parameters of a gate activation, in order."""
+    return tuple(float(p.default) for p in list(inspect.signature(function).parameters.values())[2:])
 
 
 def canonical(text: str) -> str:

@@ -24,6 +24,7 @@ from xlstm.interop.common import Host, Layer, floating, one_dtype, single, stack
 from xlstm.interop.onnx.dataflow import DOMAINS, Axis, Factor, Values, open_size, size_of, subgraphs, values_of
 from xlstm.interop.onnx.onnx_export import DIRECTIONS, FUNCTIONS, INPUTS
 from xlstm.interop.onnx.onnx_files import Constants, check, library, parsed
+from xlstm.layers.recurrent import KINDS
 
 OLDEST = 7  # the first opset with today's LSTM, GRU and RNN
 LAYERS = 1000  # of a stack, at most
@@ -208,7 +209,7 @@ def _layer(
     if "clip" in attributes:
         options["clip"] = shortest(attributes["clip"])
     if attributes.get("activations"):
-        options["activations"] = _activations(where, attributes)
+        options["activations"] = _activations(where, attributes, len(KINDS[kind].CELL.activations), len(directions))
     params = {"Wx": arrays["W"], "Wh": arrays["R"]}  # each (directions, rows, ...)
     if "B" in arrays:
         params["b"], params["bh"] = np.split(arrays["B"], 2, axis=1)
@@ -237,13 +238,15 @@ def _attributes(where: str, proto: Any) -> dict[str, Any]:
     return attributes
 
 
-def _activations(where: str, attributes: dict[str, Any]) -> tuple[str, ...]:
-    """Return the activations that the attributes of a node name.
+def _activations(where: str, attributes: dict[str, Any], count: int, directions: int) -> tuple[str, ...]:
+    """Return the activations that the attributes of a node name: `count` for each direction, or for both alike.
 
     The values of alpha and beta belong, in their order, to those functions that take one. Where there are too few
     values, functions have ONNX's defaults.
     """
     names = attributes["activations"]
+    if len(names) not in (count, count * directions):  # counted before any is read, as a file may name very many
+        raise ValueError(f"{where}: activations has {len(names)} names, expected {count * directions}")
     rest = {key: list(attributes.get(key, ())) for key in ("activation_alpha", "activation_beta")}
     functions = []
     for theirs in names:
