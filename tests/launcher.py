@@ -47,12 +47,12 @@ class Job:
 
     def end(self):
         try:
-            out, self.err = self.process.communicate(timeout=60)
+            out, self.err = self.process.communicate(timeout=300)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
         self.out, self.status, self.ended = self.out + out, self.process.returncode, time.time()
-        while any(map(runs, self.numbers("pid"))) and time.time() < self.ended + 9:
+        while any(map(runs, self.numbers("pid"))) and time.time() < self.ended + 60:
             time.sleep(0.02)
         self.ended = time.time()
         return self

@@ -13,7 +13,7 @@ import pytest
 
 from xlstm.engines.numba.held_signals import held
 
-SECONDS = 100  # a bound against hangs, far above what a case takes
+SECONDS = 600  # a bound against hangs, far above what a case takes
 
 # Threads of compiled loops share the batch in `parts`, and the products of each step in `whole`.
 PRELUDE = """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -53,7 +54,7 @@ def start(folder, *words, does="pass"):
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
-def end(process, folder, timeout=60):
+def end(process, folder, timeout=300):
     """Wait for the end; return the status, both outputs, and how many seconds the ranks went on after it began."""
     out, err = process.communicate(timeout=timeout)
     ranks = [int(path.read_text()) for path in folder.glob("pid-*")]
@@ -94,10 +95,10 @@ def test_a_command_on_two_ranks(run, tmp_path, words):
 @needed
 def test_what_is_wrong_is_said_once(tmp_path):
     status, out, err, _ = end(start(tmp_path, *TEXT[:2], "missing.txt", "--ranks", 3), tmp_path)
-    host = socket.gethostname()
+    host = re.escape(socket.gethostname())
     assert (status, out) == (1, "")
-    said = f"xlstm: rank 0 of 3 (host {host}) failed, the job ends: FileNotFoundError: [Errno 2] No such file"
-    assert err.startswith(said)
+    said = rf"xlstm: rank [012] of 3 \(host {host}\) failed, the job ends: FileNotFoundError: \[Errno 2\] No such file"
+    assert re.match(said, err)  # the first of those that find it out
     assert err.count("xlstm:") == 1
     assert "Traceback" not in err
 
@@ -136,7 +137,7 @@ def test_a_signal_stops_all_ranks_and_the_run_goes_on_with_another_number_of_the
     (line,) = [line for line in err.splitlines() if "warning" not in line]
     assert line.startswith("interrupted" if number == signal.SIGINT else "terminated")
     assert "go on with: xlstm train text a.txt" in line
-    assert seconds < 2 * SOON
+    assert seconds < SOON
     done = len((tmp_path / "xlstm-text/history.jsonl").read_text().splitlines())
     status, out, err, _ = end(start(tmp_path, *TEXT, "--steps", done + 5, "--resume", "--ranks", 3), tmp_path)
     assert status == 0, err

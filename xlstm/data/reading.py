@@ -111,12 +111,16 @@ def from_yaml(where: str, given: bytes) -> Any:
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
         yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # those of YAML 1.1, merges among them
 
+        def fetch_more_tokens(self) -> None:
+            """Read on; ValueError in too many containers, at all of which PyYAML looks for each token."""
+            if self.flow_level + len(self.indents) > DEEPEST + 1:
+                raise ValueError(f"it is nested more than {DEEPEST} deep")
+            super().fetch_more_tokens()
+
     for kind, (pattern, first) in SCALARS.items():
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{pattern})$"), first)
     try:
         return plain(yaml.load(given.decode("utf-8"), Loader))
-    except RecursionError:
-        raise ValueError(f"{where}: not readable YAML (it is nested more than {DEEPEST} deep)") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{where}: not readable YAML ({error})") from error
 
