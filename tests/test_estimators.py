@@ -93,6 +93,18 @@ def test_load_refuses_damaged_files(fitted, tmp_path):
             Forecaster.load(path)
 
 
+def test_forecasts_that_overflow_are_an_error(fitted, tmp_path):
+    """Where a file says that intervals are to be wider than numbers can be."""
+    fitted.save(tmp_path / "m")
+    arrays, config = checkpoint.load(tmp_path / "m", "forecaster")
+    checkpoint.save(tmp_path / "m", arrays | {"adjustment": arrays["adjustment"] * 0 + 1e308}, "forecaster", config)
+    loaded, series = Forecaster.load(tmp_path / "m"), 1000 * wave()
+    assert np.isfinite(loaded.predict(series)).all()
+    for call in (loaded.predict_quantiles, loaded.sample, loaded.export_inputs):
+        with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the forecast is not finite"):
+            call(series)
+
+
 def test_gaps_are_no_targets_and_not_scored():
     """By hand: which targets count, and persistence on what is there."""
     v = wave(gaps=(50, 51, 250, 260))

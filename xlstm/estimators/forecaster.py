@@ -640,7 +640,7 @@ refit
         mean, quantiles, scale = self.predictor_.forecast(series, units, rows)
         levels = self._calibrated(np, mean, quantiles, scale, np.ones((1, 1)))
         width = evaluation.width(mean, levels, baselines.targets(series, rows, s.horizon, N), s.quantiles)
-        return self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)[0], width
+        return predictor.finite(self._calibrated(np, mean[-1:], quantiles[-1:], scale[-1:], width)[0]), width
 
     def _paths(
         self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int], width: Values | None = None
@@ -653,6 +653,7 @@ refit
         while ahead.shape[1] < steps:
             mean, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
             drawn = sampling.draw(self._calibrated(np, mean, quantiles, scale, width), levels, self.ranks_, rng, n)
+            predictor.finite(drawn)
             ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), p.limited(np, drawn)), axis=1)
         return ahead[:, :steps]
 

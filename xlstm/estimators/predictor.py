@@ -108,6 +108,13 @@ class Settings:
             setattr(self, field.name, CHECKS[field.name]("Forecaster", field.name, getattr(self, field.name)))
 
 
+def finite(forecast: Values) -> Values:
+    """Return a forecast; FloatingPointError unless it is finite."""
+    if not np.all(np.isfinite(forecast)):
+        raise FloatingPointError("Forecaster: the forecast is not finite; the series or what was fitted is too large")
+    return forecast
+
+
 @dataclass(frozen=True)
 class Predictor:
     """Forecasts of windows: last value + average of the other candidates + network.
@@ -145,9 +152,7 @@ class Predictor:
         """Return the mean, quantiles and the scale of what `before` returns."""
         y, _, _ = self.model.forward(self.params, x, train=False)
         mean, quantiles = self.after(np, to_numpy(y).astype(np.float64), base, scale)
-        if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(quantiles))):
-            raise FloatingPointError("Forecaster: the forecast is not finite; the series or the weights are too large")
-        return mean, quantiles, scale
+        return finite(mean), finite(quantiles), scale
 
     def before(self, series: TimeSeries, units: Values, origins: Origins) -> tuple[Array, Values, Values]:
         """Return windows (T, M, D) as the network sees them, the forecast below it (M, H, C), and the scale (M, C)."""
