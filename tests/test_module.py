@@ -226,6 +226,14 @@ def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
     assert len(repr(found).splitlines()) == 1 + len(found)
 
 
+def test_parameters_that_memory_does_not_hold_are_not_drawn(rng):
+    before = rng.bit_generator.state
+    for layer in (xlstm.LSTM(3, 10**8), xlstm.LSTM(3, 2**28, 100)):  # the second has more than an array can have
+        with pytest.raises(ValueError, match=r"^LSTM: [0-9]+ parameters take more memory than there is$"):
+            layer.init(rng, "numpy")
+    assert rng.bit_generator.state == before
+
+
 def test_summaries_of_estimators_and_refusals():
     model = SequenceModel(xlstm.LSTM(2, 4), 3)
     with pytest.raises(ValueError, match=r"input_shape is \(5, 4, 3\), expected \(T, B, D\) with D = 2"):

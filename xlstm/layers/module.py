@@ -123,8 +123,18 @@ class Module:
         Returns
         -------
         dict of str to array
+
+        Raises
+        ------
+        ValueError
+            There is not enough memory for them.
         """
         chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
+        count = sum(math.prod(n for n in dims.values() if n) for dims in self.shapes.values())
+        try:
+            np.empty(count)  # the memory of all of them in float64, in which they are drawn; nothing is written to it
+        except (MemoryError, ValueError, OverflowError):  # the last two where no array can have so many
+            raise ValueError(f"{type(self).__name__}: {count} parameters take more memory than there is") from None
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
