@@ -15,6 +15,7 @@ import xlstm
 from tests.conftest import DATA, later
 from tests.layers import make, pairwise
 from xlstm.arrays.namespace import leaves
+from xlstm.cells.activations import GATE_ACTIVATIONS
 from xlstm.cells.cell import Cell
 from xlstm.cli import export_import
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel, ZeroShotForecaster
@@ -155,7 +156,7 @@ WHOLE = {"layer_norm": True, "zoneout": 0.2, "recurrent_dropout": 0.1}
 SCANNED = [
     xlstm.LSTM(D, 16, 2, bidirectional=True, peepholes=True, proj_size=12, cell_clip=1.0, batch_first=True, **WHOLE),
     xlstm.LSTM(D, 16, reverse=True, coupled_input_forget=True, **WHOLE),
-    xlstm.GRU(D, 16, 2, activations=("sigmoid", "selu"), **WHOLE),
+    xlstm.GRU(D, 16, 2, activations=("hard_sigmoid", "selu"), **WHOLE),
     xlstm.RNN(D, 16, clip=2.0, batch_first=True, bidirectional=True, **WHOLE),
     xlstm.sLSTM(D, 8, 2, num_heads=2, bidirectional=True),
     xlstm.sLSTM(D, 8, num_heads=4, forget_gate="exponential", batch_first=True),
@@ -223,6 +224,17 @@ def test_every_model_runs_in_onnxruntime(model, rng):
                 expected = [y, *leaves(end)]
             for ours, theirs in zip(expected, run(None, feed), strict=True):
                 same(theirs, ours)
+
+
+@pytest.mark.parametrize("name", GATE_ACTIVATIONS)
+def test_every_activation_is_written_in_a_step_and_in_a_scan(name, rng):
+    for options, step in (({}, True), ({"layer_norm": True}, False)):
+        layer = xlstm.RNN(D, H, activations=name, **options)
+        params, feed = draw_params(layer, rng), draw_input(layer, rng, B, None if step else T)
+        found = session(to_onnx(layer, params, state=False, step=step)).run(None, feed)
+        y, end = (layer.step if step else layer)(params, feed["x"])
+        for ours, theirs in zip((y, *end), found, strict=True):
+            close(theirs, ours)
 
 
 SEQUENCES = np.random.default_rng(0).normal(7.0, 3.0, (30, T, D))
@@ -296,6 +308,10 @@ def test_text_models_and_the_command_line(tmp_path, rng):
     same(run.run(["y"], {"tokens": tokens, **start})[0], text.model_(text.params_, tokens)[0])
     about = run.get_modelmeta().custom_metadata_map
     assert (about["kind"], about["vocabulary"]) == ("text model", " adot")
+    with pytest.raises(ValueError, match=r"to_onnx\(estimator.model_, estimator.params_, step=True\) writes a step"):
+        to_onnx(text, step=True)
+    step = session(to_onnx(text.model_, text.params_, step=True)).run(["y"], {"tokens": tokens[:, 0], **start})
+    same(step[0], run.run(["y"], {"tokens": tokens[:, :1], **start})[0][:, 0])
     x = {"x": SEQUENCES[:2]}
     close(session(str(tmp_path / "classes.onnx")).run(None, x)[1], classifier.predict_proba(SEQUENCES[:2]))
 

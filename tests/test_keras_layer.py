@@ -1,5 +1,6 @@
 """Our layers as layers of Keras: trained on PyTorch, saved, and loaded and trained on JAX in another process."""
 
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +88,54 @@ def test_training_saving_and_loading(tmp_path, rng):
     command = [sys.executable, "-c", ON_JAX, str(path), str(data)]
     found = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
+
+
+def subclassed(*layers):
+    """A model that calls layers one after the other, whose shapes Keras does not know before."""
+
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.all = layers
+
+        def call(self, x):
+            for layer in self.all:
+                x = layer(x)
+            return x
+
+    return Model()
+
+
+def test_summary_of_a_subclassed_model():
+    net, lines = subclassed(keras_layer(xlstm.LSTM(D, H))), []
+    net(np.ones((B, T, D), "float32"))
+    net.summary(print_fn=lines.append)
+    assert f"({B}, {T}, {H})" in "".join(lines)
+
+
+def test_a_mask_is_refused():
+    """Of a model whose shapes are known it is as the model is made, of another one at its first call."""
+    with pytest.raises(ValueError, match="x of ours has a mask, expected none: leave out Masking and mask_zero"):
+        keras.Sequential([keras.Input((T, D)), keras.layers.Masking(), keras_layer(xlstm.LSTM(D, H), name="ours")])
+    net = subclassed(keras.layers.Embedding(5, D, mask_zero=True), keras_layer(xlstm.LSTM(D, H), name="ours"))
+    with pytest.raises(ValueError, match="x of ours has a mask"):
+        net(np.ones((B, T), "int32"))
+
+
+@pytest.mark.parametrize(
+    ("description", "error", "words"),
+    [
+        ("null", TypeError, "interop.keras.layer: layer is None, expected an object"),
+        ("[]", TypeError, r"interop.keras.layer: layer is \[\], expected an object"),
+        ({"layer": "LSTM"}, TypeError, "interop.keras.layer: layer is {'layer': 'LSTM'}, expected a string"),
+        (None, TypeError, "interop.keras.layer: layer is None, expected a string"),
+        (json.dumps({"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}), ValueError, "more memory"),
+    ],
+)
+def test_configurations_that_describe_no_layer(description, error, words):
+    made = keras_layer(xlstm.LSTM(D, H))
+    with pytest.raises(error, match=words):
+        type(made).from_config({**made.get_config(), "layer": description})
 
 
 def test_misuse_is_named(monkeypatch):

@@ -402,7 +402,7 @@ def layer(layer: Any, params: Params | None = None, seed: int = 0, **options: An
 
     It runs with Keras' backends jax and torch, as `xlstm.interop.jax.layer` and `xlstm.interop.torch.module` do. x and
     y are batch first as everywhere in Keras, whatever `batch_first` of the layer is. The initial state is that before
-    the first step, the final one is not returned, and masks of Keras are not heeded.
+    the first step, and the final one is not returned. An x with a mask of Keras, as Masking gives it, is refused.
 
     A model with this layer is saved in a `.keras` file. To load it, Keras has to know the layer: it does once
     `xlstm.interop.keras_layer` is imported.

@@ -57,10 +57,15 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         y = self._function({name: variable.value for name, variable in self.params.items()}, x, seed)
         return keras.ops.transpose(y, self._order(range(len(y.shape)))) if len(y.shape) > 2 else y
 
-    def compute_output_shape(self, x_shape: Any) -> tuple[int | None, ...]:
+    def compute_output_shape(self, input_shape: Any) -> tuple[int | None, ...]:
         """Return the shape of y, in which sizes may be None."""
-        shape = self._bridge.shapes(SimpleNamespace(shape=self._order(x_shape)))[0]
+        shape = self._bridge.shapes(SimpleNamespace(shape=self._order(input_shape)))[0]
         return self._order(shape) if len(shape) > 2 else shape
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Raise ValueError for an x that has a mask, which would be lost here."""
+        if previous_mask is not None:
+            raise ValueError(f"{WHERE}: x of {self.name} has a mask, expected none: leave out Masking and mask_zero")
 
     def _order(self, axes: Any) -> tuple[Any, ...]:
         """Return axes with batch and time in the order of our layer instead of that of Keras, or the reverse."""
@@ -74,7 +79,8 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> KerasLayer:
         """Return the layer that `get_config` describes, with initial weights."""
-        description = reading.from_json(WHERE, config["layer"])
+        description = reading.from_json(WHERE, checks.text(WHERE, "layer", config.get("layer")))
+        checks.instance(dict, "an object")(WHERE, "layer", description)
         return cls(**{**config, "layer": model_files.from_config(description)})
 
 

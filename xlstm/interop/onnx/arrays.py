@@ -397,6 +397,10 @@ def zeros_like(x: Array, dtype: Any = None) -> Array:
     return full_like(x, 0.0, dtype)
 
 
+def ones_like(x: Array, dtype: Any = None) -> Array:
+    return full_like(x, 1.0, dtype)
+
+
 def arange(*bounds: Any, dtype: Any = None, device: Any = None) -> Array:
     return constant(np.arange(*bounds, dtype=dtype))
 

@@ -136,7 +136,8 @@ def to_onnx(
     if hasattr(layer, "for_export"):
         if params is not None or step:
             raise ValueError(
-                "to_onnx: params and step are for layers and models, not for an estimator, expected neither"
+                "to_onnx: params and step are for layers and models, not for an estimator, expected neither; "
+                "to_onnx(estimator.model_, estimator.params_, step=True) writes a step of its network alone"
             )
         about, given, formula = layer.for_export(lengths)
         layer, params = layer.model_, layer.params_
