@@ -77,6 +77,7 @@ def registered(monkeypatch):
     monkeypatch.setattr(activations, "GATE_ACTIVATIONS", dict(activations.GATE_ACTIVATIONS))
     activations.register("squareplus", squareplus, squareplus_bwd)
     activations.register("mish", mish, mish_bwd, derivative_from="input")
+    activations._defaults.cache_clear()
 
 
 LAYERS = {

@@ -88,7 +88,7 @@ def test_two_gpus_also_within_a_graph(code):
     ids=["leaves", "error of NCCL", "sleeps"],
 )
 def test_a_rank_whose_gpu_does_not_come_ends_the_job(fails, message):
-    job = run(CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1")
+    job = run(CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1" if "TIMEOUT" in message else "")
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
     assert "xlstm: rank 1 of 2" in job.err

@@ -14,8 +14,8 @@ from tests.launcher import START, Job, needed
 from xlstm import BackendError, distributed
 from xlstm.arrays import mpi, probe, watch
 
-# Seconds in which a job ends once a rank fails. It takes less than one, and some on a busy machine; nothing that a job
-# could wait for instead ends so early.
+# Seconds in which a job ends once a rank fails: it takes less than one, and several on a busy machine. A job that waits
+# for anything else takes longer.
 SOON = 30.0
 ABORTED = (1, 9)  # the status of a job: MPICH may add to that of a rank the number of a signal that ended others
 FAILED = f"xlstm: rank 1 of 3 (host {platform.node()}) failed, the job ends: "

@@ -442,7 +442,7 @@ def parse(text: str | Activation) -> Activation:
     if match is None or match[1] not in GATE_ACTIVATIONS:
         raise ValueError(f"activations: {text!r} is unknown, expected one of {', '.join(GATE_ACTIVATIONS)}")
     name, given = match[1], [part for part in (match[2] or "").split(",") if part.strip()]
-    defaults = _defaults(GATE_ACTIVATIONS[name].fwd)
+    defaults = _defaults(name)
     try:
         values = [float(part) for part in given]
     except ValueError:
@@ -458,9 +458,10 @@ def parse(text: str | Activation) -> Activation:
 
 
 @functools.cache
-def _defaults(function: Callable[..., Array]) -> tuple[float, ...]:
-    """Return the defaults of the parameters of a gate activation, in order."""
-    return tuple(float(p.default) for p in list(inspect.signature(function).parameters.values())[2:])
+def _defaults(name: str) -> tuple[float, ...]:
+    """Return the defaults of the parameters of a gate activation, in order; a name always has the same function."""
+    parameters = inspect.signature(GATE_ACTIVATIONS[name].fwd).parameters
+    return tuple(float(p.default) for p in list(parameters.values())[2:])
 
 
 def canonical(text: str) -> str:
