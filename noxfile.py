@@ -62,7 +62,7 @@ NUMBERS = [
     "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
     "tests/test_activations.py::test_registered_activations_in_compiled_loops",
 ]
-OF_ONE_VERSION = ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity", "docs", "notebook", "size", "kernels",
+OF_ONE_VERSION = ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity", "docs", "notebook", "kernels",
                   "chains", "packed", "vector_lengths", "bounds", "batch_sizes", "chunk_loops")  # fmt: skip
 LEFT_OUT = ["tests/attacks", *(f"tests/test_{name}.py" for name in OF_ONE_VERSION)]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
