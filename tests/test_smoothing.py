@@ -80,7 +80,8 @@ def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
     y, _ = layer(params, x, layer.initial_state(x))
     ahead = series[t[:, None] + 1 + np.arange(4)]
     np.testing.assert_allclose(to_numpy(y), np.stack((ahead, 2 * ahead), axis=1), rtol=1e-9)
-    first = layer.initial_state(x, [30, 0])
+    padded = be.asarray(np.where(np.arange(2)[None, :, None] == 0, to_numpy(x), np.nan))
+    first = layer.initial_state(padded, [30, 0])
     assert all(not np.any(to_numpy(s)[:, 1]) for s in first)
     agree(dict(enumerate(s[:, 0] for s in first)), dict(enumerate(s[:, 0] for s in layer.initial_state(x))), 1e-12)
 
@@ -173,3 +174,22 @@ def test_mistakes_are_named():
         ESRNN(2, periods=(2, 3, 4))
     with pytest.raises(ValueError, match=r"^ESRNN: covariates is 1, but hidden_size is 0"):
         ESRNN(2, covariates=1)
+
+
+@pytest.mark.parametrize("layer", [xlstm.ExponentialSmoothing(2, periods=(3,)), ESRNN(2, 4)], ids=["layer", "model"])
+def test_an_initial_state_is_made_of_what_forward_takes(layer, be):
+    """Everything else is refused in the words of forward; a batch without sequences has a state, too."""
+    params, x = layer.init(0, be), be.asarray(np.ones((12, 2, 1)))
+    y, _ = layer(params, x[:, :0, :], layer.initial_state(x[:, :0, :]))
+    assert tuple(y.shape) == (12, 0, 2)
+    wrong = [be.xp.astype(x, be.xp.int64), x[..., 0], x[:, 0, 0], x[:0, ...], be.xp.concat((x, x), axis=-1), None, "x"]
+    calls = [(one, None) for one in wrong] + [
+        (x, lengths) for lengths in ([5], [5, 5, 5], [-1, 3], [99, 3], [1.5, 2.5], [True, False], 5, "ab")
+    ]
+    for given_x, lengths in calls:
+        raised = []
+        for call in (lambda: layer.initial_state(given_x, lengths), lambda: layer(params, given_x, lengths=lengths)):
+            with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: (x|lengths)") as info:
+                call()
+            raised.append(info.type)
+        assert raised[0] == raised[1]
