@@ -414,6 +414,10 @@ def without(*rows):
         (without(), {"static": [np.nan]}, "static has a number that is not finite"),
         (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01, expected a date after 1970"),
         (without(), {"dates": np.r_[np.arange(299), -(2**63)].view("M8[D]")}, r"dates\[299\] is NaT, expected a date"),
+        *(
+            ([first, second], {}, r"^Forecaster: values is ragged, expected real numbers \(N,\) or \(N, C\)")
+            for first, second in ((3.0, without()), ("x", without()), (without(), [without(), [1.0]]))
+        ),
         (without(), {"moon": 1}, "unexpected keyword argument 'moon'"),
     ],
 )
@@ -656,6 +660,25 @@ def test_comparisons_take_dates_and_gaps_and_refuse_what_is_no_model(monkeypatch
         with pytest.raises((TypeError, ValueError, ImportError), match=words) as caught:
             compare(given, models, horizon)
     assert caught.value.__notes__ == ["in the model 'wide'"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lo-80": None}, "forward returned mean, hi-80, expected a dict with mean, lo-80, hi-80"),
+        ({"mean": ["high", "low"]}, "forward's mean has dtype <U4, expected real numbers"),
+        ({"mean": np.ones(1)}, r"forward's mean has shape \(1,\), expected \(H,\) = \(2,\)"),
+        ({"mean": None, "lo-80": None, "hi-80": None}, "forward returned {}, expected a dict with mean, lo-80, hi-80"),
+    ],
+)
+def test_forecasts_of_a_model_to_compare_are_named(change, words):
+    class Odd(Mean):
+        def forward(self, y, h, level):
+            return {name: one for name, one in (super().forward(y, h, level) | change).items() if one is not None}
+
+    with pytest.raises((TypeError, ValueError), match=f"^compare: {words}") as caught:
+        compare(np.sin(np.arange(60.0)), {"odd": Odd()}, 2)
+    assert caught.value.__notes__ == ["in the model 'odd'"]
 
 
 def test_only_columns_with_a_role_are_read():

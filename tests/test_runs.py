@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import threading
@@ -707,11 +708,31 @@ def test_metrics_of_a_run(tmp_path):
     for metrics, options, words in (
         ({"a": 3}, {}, r"metrics\['a'\] is 3, expected a function"),
         ([1], {}, r"metrics is \[1\], expected a dict of name to function"),
+        ("", {}, r"metrics is '', expected a dict of name to function"),
         (METRICS, {"validation": None}, "metrics are computed on validation data, but there are none"),
         ({"a": lambda y, target: "good"}, {}, r"metrics\['a'\] returned 'good', expected numbers"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             fit(plain, metrics=metrics, **options)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        *((some, f"metrics is {some!r}, expected a dict of name to function") for some in ([], "mae", 3)),
+        ({"a": 3}, "metrics['a'] is 3, expected a function"),
+        ({"a": lambda y, target: ()}, "metrics['a'] returned (), expected numbers"),
+        ({"a": lambda y, target: None}, "metrics['a'] returned None, expected numbers"),
+        (
+            {"a": lambda y, target: y[:0]},
+            "metrics['a'] returned an array of float32 of shape (0, 4, 1), expected numbers",
+        ),
+    ],
+)
+def test_metrics_to_evaluate_are_functions_that_return_numbers(metrics, words):
+    model, data, _ = plain()
+    with pytest.raises(TypeError, match=f"^evaluate: {re.escape(words)}$"):
+        evaluate(model, model.init(0, "numpy"), data, metrics=metrics)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -729,6 +750,9 @@ def test_a_progress_bar(terminal, monkeypatch, capsys):
     assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h")
     fit(plain, progress=True, epochs=1)
     assert "epoch 1/1  loss 0." in capsys.readouterr().err
+    for console in (3, text, rich.Console):
+        with pytest.raises(TypeError, match=r"^ProgressBar: console is .*, expected a rich\.console\.Console"):
+            ProgressBar(console)
 
 
 def find(**options):

@@ -222,6 +222,7 @@ WIDE = ",".join(f"c{k}" for k in range(9_000)) + "\n" + 2 * (",".join(["1"] * 9_
         ),
         (rows([1]), {"encoding": "hex"}, "encoding is 'hex', expected one of utf-8, utf-16, latin-1, cp1252"),
         (rows([1]), {"date_format": "day"}, "date_format is 'day', expected a format such as '%d/%m/%Y'"),
+        (rows([1]), {"date_format": "%Y%Y"}, "date_format is '%Y%Y', expected each directive once"),
         ("date\tv\n2001\t3,14\n2002\t2\n", {}, r"line 2, column v holds '3,14', .*--decimal , \(decimal='"),
         ("date;v\n2001;3,14\n2002;.5\n", {"decimal": ","}, r"line 3, column v holds '\.5'"),
     ],

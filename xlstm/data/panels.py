@@ -309,10 +309,14 @@ def given(
     if isinstance(values, Given):
         return values
     if not frames.is_table(values):
-        several = isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
+
+        def ndim(one: Any) -> int:
+            return checks.host(where, "values", one, host.SERIES).ndim
+
+        several = isinstance(values, list | tuple) and any(map(ndim, values[:1]))
         series = values if several else [values]
         every = beside.each(where, len(series)) if several else [beside]
-        return Given(series, every, not several, [np.ndim(one) == 1 for one in series])
+        return Given(series, every, not several, [ndim(one) == 1 for one in series])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")

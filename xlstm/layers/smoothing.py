@@ -182,7 +182,8 @@ class ExponentialSmoothing(SequenceLayer):
         columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
         columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
         series = np.log(series) if self.multiplicative else series
-        return np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
+        found: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
+        return found
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         kept = self.smooth(p, x, state, span)
