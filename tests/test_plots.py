@@ -377,6 +377,13 @@ def kept(layer):
         (lambda: plots.curves({}), ValueError, "runs are empty"),
         (lambda: plots.curves([1, 2]), TypeError, r"run is \[1, 2\], expected a path"),
         (lambda: plots.confusion(["a"], ["c"], ["a", "b"]), ValueError, "label 'c' is unknown, expected one of a, b"),
+        (lambda: plots.confusion(["a"], ["a"], 3), TypeError, "confusion: labels is 3, expected a list of labels"),
+        (lambda: plots.confusion(["a"], ["a"], [["a"]]), TypeError, "confusion: labels are whole numbers or text, all"),
+        (
+            lambda: plots.confusion(["a"], [1]),
+            TypeError,
+            "labels are whole numbers or text, all of one kind",
+        ),
         (lambda: plots.confusion(["a"], ["a", "b"]), ValueError, r"truth and predicted have shapes \(1,\) and \(2,\)"),
         (lambda: plots.forecast_errors({}), ValueError, "forecast_errors: errors are empty"),
         (lambda: plots.forecast_errors({"a": [[1.0]]}), ValueError, r"a has shape \(1, 1\), expected \(N,\)"),

@@ -735,6 +735,15 @@ def test_metrics_to_evaluate_are_functions_that_return_numbers(metrics, words):
         evaluate(model, model.init(0, "numpy"), data, metrics=metrics)
 
 
+def test_arrays_and_numbers_are_no_functions():
+    model, data, _ = plain()
+    for stopped in (None, 3, np.ones(2)):
+        with pytest.raises(TypeError, match=r"^evaluate: stopped is .*, expected a function"):
+            evaluate(model, model.init(0, "numpy"), data, stopped=stopped)
+    with pytest.raises(TypeError, match=r"^train: progress is an array of .*, expected a function"):
+        fit(plain, progress=np.ones(2))
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_progress_bar(terminal, monkeypatch, capsys):
     """A bar on a terminal, which an error closes, too, and lines elsewhere."""
@@ -801,6 +810,16 @@ def test_refusals_of_the_learning_rate_finder():
         find(low=1.0, high=0.1)
     with pytest.raises(ValueError, match=r"the loss diverges after 0 steps, at a rate of 0\.01; lower low"):
         find(low=0.01, loss=lambda y, target, mask: (math.nan * y[0, 0, 0], y))
+
+
+def test_the_learning_rate_finder_keeps_nothing_of_steps_that_it_does_not_take():
+    """Rates of 2**50 steps would be 8 PiB."""
+
+    def stops(y, target, mask):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        find(steps=2**50, loss=stops)
 
 
 def test_curves_for_tensorboard(tmp_path):

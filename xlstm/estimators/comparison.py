@@ -162,6 +162,8 @@ def compare(
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
         models = {name: name for name in checks.several("compare", "models", models, expected, checks.text)}
+    if not models:
+        raise ValueError("compare: models is empty, expected one or more")
     made, scores = {str(name): _model(name, model, horizon, season) for name, model in models.items()}, {}
     for name, model in made.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model

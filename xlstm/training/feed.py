@@ -290,6 +290,7 @@ def evaluate(
         `metrics` is no dict of functions, or a metric returns no numbers.
     """
     measures = metrics_of("evaluate", metrics)
+    checks.function("evaluate", "stopped", stopped)
     feed = Feed.of("evaluate", model, params)
     data = batches_of("evaluate", "data", model, data)
     loss = loss_of("evaluate", model, loss)

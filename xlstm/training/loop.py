@@ -206,7 +206,7 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    if progress not in (None, False):
+    if progress is not None and progress is not False:
         chosen.append(ProgressBar() if progress is True else Each(checks.function("train", "progress", progress)))
     for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
