@@ -377,6 +377,7 @@ def kept(layer):
         (lambda: plots.curves({}), ValueError, "runs are empty"),
         (lambda: plots.curves([1, 2]), TypeError, r"run is \[1, 2\], expected a path"),
         (lambda: plots.confusion(["a"], ["c"], ["a", "b"]), ValueError, "label 'c' is unknown, expected one of a, b"),
+        (lambda: plots.confusion(["a"], ["a"], []), ValueError, "the label 'a' is unknown, expected one of"),
         (lambda: plots.confusion(["a"], ["a"], 3), TypeError, "confusion: labels is 3, expected a list of labels"),
         (lambda: plots.confusion(["a"], ["a"], [["a"]]), TypeError, "confusion: labels are whole numbers or text, all"),
         (

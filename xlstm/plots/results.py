@@ -157,9 +157,10 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
         shapes = f"{rows.shape} and {columns.shape}"
         raise ValueError(f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice")
     pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
-    known = [] if labels is None else checks.several("confusion", "labels", labels, "a list of labels")
+    if labels is not None:
+        labels = checks.several("confusion", "labels", labels, "a list of labels")
     try:
-        known = known or sorted(set(itertools.chain(*pairs)))
+        known = sorted(set(itertools.chain(*pairs))) if labels is None else list(labels)
         place = {label: k for k, label in enumerate(known)}
     except TypeError as error:
         raise TypeError(f"confusion: labels are whole numbers or text, all of one kind ({error})") from None

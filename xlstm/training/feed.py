@@ -304,9 +304,9 @@ def evaluate(
             return math.nan
     weight, value, count, *measured = totals.tolist()
     mean = value / weight
-    return (
-        mean if metrics is None else (mean, {name: one / count for name, one in zip(measures, measured, strict=True)})
-    )
+    if metrics is None:
+        return mean
+    return mean, {name: one / count for name, one in zip(measures, measured, strict=True)}
 
 
 def _sums(
