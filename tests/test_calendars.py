@@ -19,12 +19,12 @@ TIREX = DATA / "tirex1" / "a"
 
 AHEAD = 12
 FREQUENCIES = [
-    *("D", "2D", "B", "W", "2W", "W-MON", "W-TUE", "W-WED", "W-THU", "W-FRI", "W-SAT"),
+    *("D", "2D", "B", "2B", "3B", "4B", "W", "2W", "W-MON", "W-TUE", "W-WED", "W-THU", "W-FRI", "W-SAT"),
     *("MS", "2MS", "ME", "2ME", "3ME", "SMS", "SME", "SMS-10", "SME-10", "BME", "BQE"),
     *("QS", "QS-FEB", "QS-MAR", "QE", "QE-JAN", "QE-FEB", "2QE", "YS", "YS-MAR", "2YS", "YE", "YE-FEB", "YE-JUN"),
     *("h", "2h", "6h", "12h", "min", "5min", "15min", "s", "30s", "ms"),
 ]
-DAILY = ["D", "2D", "B", "W", "MS", "ME", "3ME", "SMS", "SME", "QS-FEB", "QE-FEB", "YS", "YE-FEB"]
+DAILY = ["D", "2D", "B", "2B", "W", "MS", "ME", "3ME", "SMS", "SME", "QS-FEB", "QE-FEB", "YS", "YE-FEB"]
 HOURLY = ["h", "2h", "6h", "12h", "15min"]
 
 
@@ -64,7 +64,9 @@ def test_a_day_of_the_month_stays_or_is_the_last_one(first, day):
     went_on(pd.DatetimeIndex(days))
 
 
-@pytest.mark.parametrize(("freq", "kept"), [("ME", [0, 1, 3, 4, 5, 9, 10]), ("B", [0, 1, 2, 5, 6, 9, 10, 11, 12])])
+@pytest.mark.parametrize(
+    ("freq", "kept"), [("ME", [0, 1, 3, 4, 5, 9, 10]), ("B", [0, 1, 2, 5, 6, 9, 10, 11, 12]), ("2B", [0, 1, 2, 4, 5])]
+)
 def test_missing_rows_do_not_hide_the_calendar(freq, kept):
     dates = pd.date_range("2024-01-31", periods=20, freq=freq).values.astype("datetime64[D]")
     calendar = calendars.calendar_of("it", dates[kept])
@@ -112,6 +114,7 @@ def test_the_row_of_an_irregular_date_is_named(freq, shift, words, tmp_path):
     [
         ("D", "2024-01-05", "DE-BY", [0, 1, 0, 0]),
         ("12h", "2024-04-30 12:00", "DE", [0, 1, 1, 0]),
+        ("2B", "2024-04-26", "DE", [0, 1 / 2, 0, 0, 1 / 2, 0]),
         ("W", "2024-04-21", "DE", [0, 1 / 7, 1 / 7, 0]),
         ("MS", "2024-03-01", "DE", [1 / 31, 1 / 30, 3 / 31, 0]),
         ("ME", "2024-03-31", "DE", [1 / 31, 1 / 30, 3 / 31, 0]),

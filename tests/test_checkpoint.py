@@ -89,6 +89,14 @@ def test_a_missing_file_and_parameters_that_are_no_dict_are_named(tmp_path):
         checkpoint.save(tmp_path / "m", 3, "test", {})
 
 
+@pytest.mark.parametrize("path", [None, 3, "", "a\0b", ["a"], np.array("a")], ids=repr)
+def test_what_is_no_path_is_named(path):
+    with pytest.raises(TypeError, match=r"^save: path is .*, expected a path$"):
+        checkpoint.save(path, {"a": np.ones(2)}, "test", {})
+    with pytest.raises(TypeError, match=r"^load: path is .*, expected a path$"):
+        checkpoint.load(path, "test")
+
+
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "m"
     checkpoint.save(path, ARRAYS, "test", {"old": True})

@@ -411,9 +411,15 @@ def without(*rows):
         (without(*range(170, 245)), {}, "validation part of the series has no values"),
         (without(), {"future": np.ones(9)}, "future has 9 rows, expected 300 or more"),
         (without(), {"past": np.full(300, np.inf)}, "past begins with a gap or is infinite"),
+        (without(), {"static": [[1], [2, 3]]}, r"^Forecaster: static is ragged, expected real numbers \(S,\)"),
+        ([without()] * 2, {"static": np.array(3.0)}, "Forecaster: static is .*, expected one for each of 2 series"),
         (without(), {"static": [np.nan]}, "static has a number that is not finite"),
         (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01, expected a date after 1970"),
         (without(), {"dates": np.r_[np.arange(299), -(2**63)].view("M8[D]")}, r"dates\[299\] is NaT, expected a date"),
+        *(
+            ([first, second], {}, r"^Forecaster: values is ragged, expected real numbers \(N,\) or \(N, C\)")
+            for first, second in ((3.0, without()), ("x", without()), (without(), [without(), [1.0]]))
+        ),
         (without(), {"moon": 1}, "unexpected keyword argument 'moon'"),
     ],
 )
@@ -648,6 +654,8 @@ def test_comparisons_take_dates_and_gaps_and_refuse_what_is_no_model(monkeypatch
         (values, {"x": 3}, 6, "the model 'x' is 3, expected"),
         (values, [Mean()], 6, r"models\[0\] is .*, expected a string"),
         (np.r_[values[:240], np.full(60, np.nan)], ["linear"], 6, "the last fifth of the series has no values"),
+        (values, [], 6, "compare: models is empty, expected one or more"),
+        (values, {}, 6, "compare: models is empty, expected one or more"),
         (values, "linear", 6, "models is 'linear', expected names of linear, seasonal naive"),
         (values, ["linear"], 61, "the last fifth of the series has 60 rows, expected at least horizon=61"),
         (np.ones((50, 2)), ["linear"], 2, "series is 1 of 2 targets, expected 1 of 1 target"),
@@ -656,6 +664,25 @@ def test_comparisons_take_dates_and_gaps_and_refuse_what_is_no_model(monkeypatch
         with pytest.raises((TypeError, ValueError, ImportError), match=words) as caught:
             compare(given, models, horizon)
     assert caught.value.__notes__ == ["in the model 'wide'"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lo-80": None}, "forward returned mean, hi-80, expected a dict with mean, lo-80, hi-80"),
+        ({"mean": ["high", "low"]}, "forward's mean has dtype <U4, expected real numbers"),
+        ({"mean": np.ones(1)}, r"forward's mean has shape \(1,\), expected \(H,\) = \(2,\)"),
+        ({"mean": None, "lo-80": None, "hi-80": None}, "forward returned {}, expected a dict with mean, lo-80, hi-80"),
+    ],
+)
+def test_forecasts_of_a_model_to_compare_are_named(change, words):
+    class Odd(Mean):
+        def forward(self, y, h, level):
+            return {name: one for name, one in (super().forward(y, h, level) | change).items() if one is not None}
+
+    with pytest.raises((TypeError, ValueError), match=f"^compare: {words}") as caught:
+        compare(np.sin(np.arange(60.0)), {"odd": Odd()}, 2)
+    assert caught.value.__notes__ == ["in the model 'odd'"]
 
 
 def test_only_columns_with_a_role_are_read():

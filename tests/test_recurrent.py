@@ -322,6 +322,8 @@ def test_same_seed_same_weights_on_every_backend(be, kind):
         (lambda: xlstm.LSTM(2, 3, proj_size=3), "proj_size is 3, expected less than hidden_size, 3"),
         (lambda: xlstm.LSTM(2, 3, clip=0), "clip is 0, expected 0 < clip"),
         (lambda: xlstm.LSTM(2, 3, activations=("tanh",)), "activations has 1 names, expected 3"),
+        (lambda: xlstm.sLSTM(2, 4, activations=[]), r"activations is \[\], but its cell has none"),
+        (lambda: xlstm.sLSTM(2, 4, activations=""), "activations is '', but its cell has none"),
         (lambda: xlstm.RNN(2, 3, activations="gelu"), "activations: 'gelu' is unknown, expected one of sigmoid"),
         (lambda: xlstm.RNN(2, 3, activations="tanh(1)"), "expected at most 0 parameters"),
         (lambda: xlstm.RNN(2, 3, activations="elu(x)"), "parameters that are not numbers"),

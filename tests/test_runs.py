@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import threading
@@ -707,11 +708,40 @@ def test_metrics_of_a_run(tmp_path):
     for metrics, options, words in (
         ({"a": 3}, {}, r"metrics\['a'\] is 3, expected a function"),
         ([1], {}, r"metrics is \[1\], expected a dict of name to function"),
+        ("", {}, r"metrics is '', expected a dict of name to function"),
         (METRICS, {"validation": None}, "metrics are computed on validation data, but there are none"),
         ({"a": lambda y, target: "good"}, {}, r"metrics\['a'\] returned 'good', expected numbers"),
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             fit(plain, metrics=metrics, **options)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        *((some, f"metrics is {some!r}, expected a dict of name to function") for some in ([], "mae", 3)),
+        ({"a": 3}, "metrics['a'] is 3, expected a function"),
+        ({"a": lambda y, target: ()}, "metrics['a'] returned (), expected numbers"),
+        ({"a": lambda y, target: None}, "metrics['a'] returned None, expected numbers"),
+        (
+            {"a": lambda y, target: y[:0]},
+            "metrics['a'] returned an array of float32 of shape (0, 4, 1), expected numbers",
+        ),
+    ],
+)
+def test_metrics_to_evaluate_are_functions_that_return_numbers(metrics, words):
+    model, data, _ = plain()
+    with pytest.raises(TypeError, match=f"^evaluate: {re.escape(words)}$"):
+        evaluate(model, model.init(0, "numpy"), data, metrics=metrics)
+
+
+def test_arrays_and_numbers_are_no_functions():
+    model, data, _ = plain()
+    for stopped in (None, 3, np.ones(2)):
+        with pytest.raises(TypeError, match=r"^evaluate: stopped is .*, expected a function"):
+            evaluate(model, model.init(0, "numpy"), data, stopped=stopped)
+    with pytest.raises(TypeError, match=r"^train: progress is an array of .*, expected a function"):
+        fit(plain, progress=np.ones(2))
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -729,6 +759,9 @@ def test_a_progress_bar(terminal, monkeypatch, capsys):
     assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h")
     fit(plain, progress=True, epochs=1)
     assert "epoch 1/1  loss 0." in capsys.readouterr().err
+    for console in (3, text, rich.Console):
+        with pytest.raises(TypeError, match=r"^ProgressBar: console is .*, expected a rich\.console\.Console"):
+            ProgressBar(console)
 
 
 def find(**options):
@@ -777,6 +810,16 @@ def test_refusals_of_the_learning_rate_finder():
         find(low=1.0, high=0.1)
     with pytest.raises(ValueError, match=r"the loss diverges after 0 steps, at a rate of 0\.01; lower low"):
         find(low=0.01, loss=lambda y, target, mask: (math.nan * y[0, 0, 0], y))
+
+
+def test_the_learning_rate_finder_keeps_nothing_of_steps_that_it_does_not_take():
+    """Rates of 2**50 steps would be 8 PiB."""
+
+    def stops(y, target, mask):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        find(steps=2**50, loss=stops)
 
 
 def test_curves_for_tensorboard(tmp_path):

@@ -408,6 +408,7 @@ REFUSED = [
     ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
     ({}, X3, [1, {}, 1, {}], ValueError, r"y is \[1, {}, 1, {}\], expected text or numbers"),
     ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y\[0\] has 1 labels, expected 3, one for each step of"),
+    ({}, [10**400], [0], ValueError, "X has dtype object, expected real numbers .*too large"),
     ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
     ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),
 ]

@@ -1,12 +1,14 @@
 """CSV files of every kind that people have, and the parts, scales and windows of a series."""
 
 import os
+import re
 
 import numpy as np
 import pytest
 
 from xlstm.data import Split, carry_forward, split
 from xlstm.data.series import bundled, read_csv
+from xlstm.data.table import read_table
 
 
 @pytest.fixture
@@ -222,6 +224,7 @@ WIDE = ",".join(f"c{k}" for k in range(9_000)) + "\n" + 2 * (",".join(["1"] * 9_
         ),
         (rows([1]), {"encoding": "hex"}, "encoding is 'hex', expected one of utf-8, utf-16, latin-1, cp1252"),
         (rows([1]), {"date_format": "day"}, "date_format is 'day', expected a format such as '%d/%m/%Y'"),
+        (rows([1]), {"date_format": "%Y%Y"}, "date_format is '%Y%Y', expected each directive once"),
         ("date\tv\n2001\t3,14\n2002\t2\n", {}, r"line 2, column v holds '3,14', .*--decimal , \(decimal='"),
         ("date;v\n2001;3,14\n2002;.5\n", {"decimal": ","}, r"line 3, column v holds '\.5'"),
     ],
@@ -230,6 +233,23 @@ def test_bad_files_are_named(read, text, options, words):
     with pytest.raises(ValueError, match=words) as caught:
         read(text, **options)
     assert "data.csv" in str(caught.value) or {"decimal", "encoding", "date_format"} & {*options}
+
+
+@pytest.mark.parametrize(
+    ("reader", "column", "words"),
+    [
+        (read_csv, np.array(["v", "v"]), "column is an array of <U1 of shape (2,), expected a string"),
+        (read_csv, ["v"], "column is ['v'], expected a string"),
+        (read_table, [["v"]], "columns[0] is ['v'], expected a string"),
+    ],
+)
+def test_what_is_no_path_or_no_name_is_named(reader, column, words, tmp_path):
+    for path in (None, 3, "", "a\0b", np.array("a")):
+        with pytest.raises(TypeError, match=r"^read: path is .*, expected a path$"):
+            reader(path)
+    (tmp_path / "a.csv").write_text(rows([1]))
+    with pytest.raises(TypeError, match=rf"a\.csv: {re.escape(words)}$"):
+        reader(tmp_path / "a.csv", column)
 
 
 def test_decimal_commas_and_encodings_are_declared(read):

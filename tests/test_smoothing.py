@@ -1,5 +1,7 @@
 """Exponential smoothing, and ESRNN on it: gradients, numbers of statsmodels, initial states, other ways to run them."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ import xlstm
 from tests.layers import agree, check, flat, run
 from xlstm import losses, models, optim
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import namespace_of
 from xlstm.interop.onnx import to_onnx
 from xlstm.models import ESRNN
 
@@ -80,7 +83,8 @@ def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
     y, _ = layer(params, x, layer.initial_state(x))
     ahead = series[t[:, None] + 1 + np.arange(4)]
     np.testing.assert_allclose(to_numpy(y), np.stack((ahead, 2 * ahead), axis=1), rtol=1e-9)
-    first = layer.initial_state(x, [30, 0])
+    padded = be.asarray(np.where(np.arange(2)[None, :, None] == 0, to_numpy(x), np.nan))
+    first = layer.initial_state(padded, [30, 0])
     assert all(not np.any(to_numpy(s)[:, 1]) for s in first)
     agree(dict(enumerate(s[:, 0] for s in first)), dict(enumerate(s[:, 0] for s in layer.initial_state(x))), 1e-12)
 
@@ -173,3 +177,43 @@ def test_mistakes_are_named():
         ESRNN(2, periods=(2, 3, 4))
     with pytest.raises(ValueError, match=r"^ESRNN: covariates is 1, but hidden_size is 0"):
         ESRNN(2, covariates=1)
+
+
+BOTH = pytest.mark.parametrize(
+    "layer", [xlstm.ExponentialSmoothing(2, periods=(3,)), ESRNN(2, 4)], ids=["layer", "model"]
+)
+
+
+@BOTH
+def test_a_batch_without_sequences_has_an_initial_state(layer, be):
+    x = be.asarray(np.ones((12, 0, 1)))
+    y, _ = layer(layer.init(0, be), x, layer.initial_state(x))
+    assert tuple(y.shape) == (12, 0, 2)
+
+
+@BOTH
+@pytest.mark.parametrize("lengths", [[5], [5, 5, 5], [-1, 3], [99, 3], [1.5, 2.5], [True, False], 5, "ab"], ids=str)
+def test_an_initial_state_refuses_lengths_as_forward_does(layer, lengths, be):
+    params, x = layer.init(0, be), be.asarray(np.ones((12, 2, 1)))
+    with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: lengths") as expected:
+        layer(params, x, lengths=lengths)
+    with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+        layer.initial_state(x, lengths)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda x: x[..., 0], lambda x: x[:, 0, 0], lambda x: x[:0, ...], lambda x: None, lambda x: "x"),
+        lambda x: namespace_of(x).concat((x, x), axis=-1),
+        lambda x: namespace_of(x).astype(x, namespace_of(x).int64),
+    ],
+)
+def test_an_initial_state_refuses_x_as_forward_does(layer, change, be):
+    """Whole numbers would cut off the level of a series."""
+    params, x = layer.init(0, be), change(be.asarray(np.ones((12, 2, 1))))
+    with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: x ") as expected:
+        layer(params, x)
+    with pytest.raises(expected.type, match=f"^{type(layer).__name__}: x "):
+        layer.initial_state(x)

@@ -105,6 +105,8 @@ REFUSED = [
     ({}, "abc", ValueError, r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2"),
     ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is words, expected 'characters', 'bytes' or a tok"),
     ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
+    ({"tokens": np.array(["a", "b"])}, VERSE, TypeError, r"tokens is an array of <U1 of shape \(2,\), expected a path"),
+    ({"options": {1: 2}}, VERSE, TypeError, r"options is {1: 2}, expected a dict of name to value"),
     ({"cell": "attention"}, VERSE, ValueError, "cell is 'attention'"),
     ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
     ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),

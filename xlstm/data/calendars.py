@@ -265,7 +265,7 @@ def holiday_shares(where: str, country: str, calendar: Calendar, dates: Dates) -
     stop = first + np.timedelta64(1, "D")
     if calendar.days == (31,) or calendar.unit == "BM":
         first = (dates.astype("datetime64[M]") - np.timedelta64(calendar.every - 1, "M")).astype("datetime64[D]")
-    elif calendar.seconds > DAY and calendar.unit != "B":
+    elif calendar.seconds > DAY and (calendar.unit != "B" or calendar.every > 1):
         stop = calendar.at(calendar.ticks(dates) + calendar.every).astype("datetime64[D]")
     years = first[[0, -1]].astype("datetime64[Y]").astype(int) + 1970
     code, _, part = country.partition("-")
@@ -297,8 +297,8 @@ def _rhythms(dates: Dates) -> Iterator[Calendar]:
     apart = bool(np.all(np.diff(months.astype(np.int64)) > 0))
     if apart and np.all(day == np.minimum(usual, last)):
         yield Calendar(dates, none, "M", days=(usual,), time=time)
-    rise = days.astype(np.int64)
-    over_weekends = np.min(np.diff(rise)) == 1 and np.busday_count(days[0], days[-1]) < rise[-1] - rise[0]
+    apart_by, business = np.diff(days.astype(np.int64)), np.diff(np.busday_count(MONDAY, days))
+    over_weekends = np.min(apart_by) == np.gcd.reduce(business) and np.sum(business) < np.sum(apart_by)
     yield Calendar(dates, none, "B" if over_weekends and np.all(np.is_busday(days)) else "D", time=time)
     if apart and np.all(np.is_busday(days)) and np.all(day > last - TRADING):
         yield Calendar(dates, none, "BM", time=time)

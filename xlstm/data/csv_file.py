@@ -63,6 +63,12 @@ class Dialect:
         checks.fields(self, date_format=checks.optional(checks.text), decimal=signs, encoding=checks.choice(ENCODINGS))
         if self.date_format is not None and "%" not in self.date_format:
             raise ValueError(f"date_format is {shown(self.date_format)}, expected a format such as '%d/%m/%Y'")
+        try:
+            datetime.datetime.strptime("", self.date_format or "")
+        except re.error:
+            raise ValueError(f"date_format is {shown(self.date_format)}, expected each directive once") from None
+        except ValueError:  # which says that no date is in this text
+            pass
 
 
 PLAIN = Dialect()

@@ -14,6 +14,7 @@ from xlstm.data import frames
 
 Host = np.ndarray[Any, Any]
 Values = np.ndarray[Any, np.dtype[np.floating[Any]]]
+SERIES = "real numbers (N,) or (N, C)"
 LARGEST = 1e150  # largest value of a series, so that squares of differences are finite
 
 
@@ -88,7 +89,7 @@ class SeriesError(ValueError):
         return f"{where}: values[{row}] is {value:g}, {problem}"
 
 
-def columns(where: str, name: str, given: Any, expected: str = "real numbers (N,) or (N, C)") -> Values:
+def columns(where: str, name: str, given: Any, expected: str = SERIES) -> Values:
     """Return an argument as float64 (N, C), with NaN for gaps; raise unless it is one."""
     array = checks.host(where, name, given, expected)
     try:

@@ -67,8 +67,8 @@ class Covariates(NamedTuple):
     def each(self, where: str, number: int) -> list[Covariates]:
         """Return the covariates of each of several series."""
         for name, value in self._asdict().items():
-            listed = value is None or isinstance(value, list | tuple | np.ndarray)
-            if not listed or (value is not None and len(value) != number):
+            listed = isinstance(value, list | tuple | np.ndarray) and getattr(value, "shape", None) != ()
+            if value is not None and (not listed or len(value) != number):
                 expected = f"one for each of {number} series"
                 raise ValueError(f"{where}: {name} is {checks.shown(value)}, expected {expected}")
         lists = ([None] * number if value is None else value for value in self)
@@ -119,7 +119,8 @@ def _one(where: str, value: Any, covariates: Covariates, more: int, look: bool, 
     past, future = (_covariates(where, name, getattr(covariates, name), N, begun, gaps) for name in ("past", "future"))
     static: Values = np.empty(0)
     if covariates.static is not None:
-        static = host.columns(where, "static", np.atleast_1d(covariates.static))[:, 0]
+        numbers = checks.host(where, "static", covariates.static, "real numbers (S,)")
+        static = host.columns(where, "static", np.atleast_1d(numbers))[:, 0]
     if not np.all(np.isfinite(static)):
         raise ValueError(f"{where}: static has a number that is not finite, expected finite numbers (S,)")
     calendar = None if covariates.dates is None else calendars.calendar_of(where, covariates.dates)
@@ -309,10 +310,14 @@ def given(
     if isinstance(values, Given):
         return values
     if not frames.is_table(values):
-        several = isinstance(values, list | tuple) and any(np.ndim(one) > 0 for one in values[:1])
+
+        def ndim(one: Any) -> int:
+            return checks.host(where, "values", one, host.SERIES).ndim
+
+        several = isinstance(values, list | tuple) and any(map(ndim, values[:1]))
         series = values if several else [values]
         every = beside.each(where, len(series)) if several else [beside]
-        return Given(series, every, not several, [np.ndim(one) == 1 for one in series])
+        return Given(series, every, not several, [ndim(one) == 1 for one in series])
     for name, other in beside._asdict().items():
         if other is not None and not (name == "future" and roles.future and frames.is_table(other)):
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")

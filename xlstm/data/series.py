@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from xlstm.arrays import checks
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar, Line
@@ -140,6 +141,8 @@ def read_csv(
     ValueError
         The file is empty or malformed, the column is unknown or could be several, a cell is not a finite number, dates
         do not rise, are irregular or in another notation, or a gap is too long. Names file, row and column.
+    TypeError
+        `path` is no path, or `column` no text.
     """
     return read_series(path, column, usual, Dialect(date_format, decimal, encoding))
 
@@ -147,7 +150,7 @@ def read_csv(
 def read_series(path: AnyPath, column: str | None = None, usual: str | None = None, dialect: Dialect = PLAIN) -> Series:
     """Read one column of a CSV or Parquet file as a series, as `read_csv` does; see there for arguments and errors."""
     file = opened(path, dialect)
-    name = only_column(file, file.numeric, usual) if column is None else column
+    name = only_column(file, file.numeric, usual) if column is None else checks.text(str(path), "column", column)
     found = file.columns([name])
     there = np.flatnonzero(~np.isnan(found.values[:, 0]))
     if there.size == 0:

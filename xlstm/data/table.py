@@ -123,6 +123,7 @@ def packages(path: Path) -> tuple[Any, Any]:
 
 def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
     """Open a file by its name, which ends with ".parquet" for a Parquet file."""
+    path = checks.path("read", "path", path)
     if not is_parquet(path):
         return CsvFile(path, dialect)
     if dialect != PLAIN:
@@ -167,7 +168,7 @@ def read_table(
         The packages for Parquet files, PyArrow and narwhals, are not installed.
     """
     if columns is not None:
-        columns = checks.several(str(path), "columns", columns, "a list of names")
+        columns = checks.several(str(path), "columns", columns, "a list of names", checks.text)
     file = opened(path, Dialect(date_format, decimal, encoding))
     return _rising(file, file.columns(file.names if columns is None else columns))
 

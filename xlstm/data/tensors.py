@@ -12,12 +12,12 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from xlstm.arrays import checks
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
@@ -47,7 +47,7 @@ class Tensors:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path = reading.regular(Path(path))
+        self.path = path = reading.regular(checks.path("load", "path", path))
         self.metadata: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from xlstm.arrays import checks
 from xlstm.data import reading
 from xlstm.engines.numba.held_signals import held
 
@@ -51,7 +52,8 @@ def foreach(*paths: AnyPath) -> Iterator[list[Path]]:
     ones already, it and those after it stay the old ones. Others who write several files there at the same time wait.
     The OSError of a file that cannot be written or replaced names the path that was given.
     """
-    files = [(Path(path).parent / f".xlstm-{secrets.token_hex(8)}.tmp", Path(path)) for path in paths]
+    targets = [checks.path("save", "path", path) for path in paths]
+    files = [(path.parent / f".xlstm-{secrets.token_hex(8)}.tmp", path) for path in targets]
     try:
         modes = [_create(*file) for file in files]
         yield [temporary for temporary, _ in files]

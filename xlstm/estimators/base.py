@@ -34,6 +34,11 @@ def _or_auto(kind: checks.Kind) -> checks.Kind:
     return lambda where, name, value: value if isinstance(value, str) and value == "auto" else kind(where, name, value)
 
 
+def _is_named(value: Any) -> bool:
+    """Return whether a value is a dict whose keys are text."""
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
 def _class_weight(where: str, name: str, value: Any) -> Any:
     """Check None, "balanced", or a dict of weights by label; a file has the pairs of one."""
     if value is None or (isinstance(value, str) and value == "balanced"):
@@ -74,7 +79,7 @@ CHECKS: dict[str, checks.Kind] = {
     "holidays": checks.optional(checks.text),
     "least": checks.optional(checks.finite),
     "num_layers": checks.depth,
-    "options": checks.optional(checks.instance(dict, "a dict of name to value")),
+    "options": checks.optional(checks.accepted(_is_named, "a dict of name to value")),
     "precision": checks.optional(checks.choice(precisions.NAMES)),
     "quantiles": checks.rising(0),
     "schedule": checks.choice(("constant", "cosine")),

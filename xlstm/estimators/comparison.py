@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import panels
+from xlstm.data import host, panels
 from xlstm.data.host import Values
 from xlstm.data.panels import Covariates, Roles, TimeSeries
 from xlstm.data.series import Series
@@ -26,6 +26,7 @@ ORIGINS = 30  # forecasts of each model, at most
 LEVELS = 0.1, 0.9  # quantiles that bound an interval of 80 %
 STATISTICAL = {"seasonal naive": "SeasonalNaive", "ETS": "AutoETS", "ARIMA": "AutoARIMA", "Theta": "AutoTheta"}
 LONGEST_SEASON = {"ETS": 24, "ARIMA": 24}  # ETS has no more states, and ARIMA would take minutes
+RETURNED = "mean", "lo-80", "hi-80"  # what forward of a model of statsforecast returns, by name
 LINEAR = "linear"
 BUILT_IN = (LINEAR, *STATISTICAL)
 HEADS = ("model", "RMSE", "MAE", "MASE", "80 % covers", "width", "seconds")
@@ -161,6 +162,8 @@ def compare(
     if not isinstance(models, Mapping):
         expected = f"names of {checks.few(BUILT_IN)}, or a dict of name to model"
         models = {name: name for name in checks.several("compare", "models", models, expected, checks.text)}
+    if not models:
+        raise ValueError("compare: models is empty, expected one or more")
     made, scores = {str(name): _model(name, model, horizon, season) for name, model in models.items()}, {}
     for name, model in made.items():
         forecast = _of_estimator if isinstance(model, SeriesEstimator) else _of_model
@@ -227,8 +230,18 @@ def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made
     model.fit(series.known[: at[0], 0])
     seconds = time.perf_counter() - begin
     found = [model.forward(y=series.known[:end, 0], h=horizon, level=[80]) for end in at]
-    mean, low, high = (np.stack([np.asarray(one[key]) for one in found]) for key in ("mean", "lo-80", "hi-80"))
+    mean, low, high = (np.stack([_row(one, key, horizon) for one in found]) for key in RETURNED)
     return seconds, mean, low, high
+
+
+def _row(found: Any, key: str, horizon: int) -> Values:
+    """Return one array (H,) of those that the method forward of a model returned; raise where it is not there."""
+    if not isinstance(found, Mapping) or key not in found:
+        returned = checks.few(map(str, found)) if isinstance(found, Mapping) and found else checks.shown(found)
+        raise TypeError(f"compare: forward returned {returned}, expected a dict with {', '.join(RETURNED)}")
+    row = host.numbers("compare", f"forward's {key}", found[key])
+    checks.shape("compare", f"forward's {key}", row, {"H": horizon})
+    return row
 
 
 def _score(made: Made, truth: Values, scale: float) -> ModelScore:

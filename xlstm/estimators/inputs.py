@@ -234,7 +234,7 @@ def _numbers(where: str, name: str, given: Any) -> Host:
         raise ValueError(f"{where}: {name}: Complex data not supported")
     try:
         return array.astype(np.float64, copy=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{where}: {name} has dtype {array.dtype}, expected real numbers ({error})") from error
 

@@ -243,9 +243,10 @@ class TextModel(TrainedEstimator, NetworkEstimator):
 
     def _codec(self, whole: str) -> tuple[str, text.Codec]:
         """Return the kind and the codec that `tokens` asks for."""
-        if self.tokens == "characters":
+        named = self.tokens if isinstance(self.tokens, str) else ""
+        if named == "characters":
             return "characters", text.Characters.of(whole)
-        if self.tokens == "bytes":
+        if named == "bytes":
             return "bytes", text.Bytes()
         path = checks.path("TextModel", "tokens", self.tokens)
         if not path.is_file():

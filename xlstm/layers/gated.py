@@ -92,8 +92,9 @@ class Recurrent(SequenceLayer):
         if self.dropout and self.num_layers == 1:
             raise ValueError(f"{where}: dropout is {self.dropout} but acts between layers, and num_layers is 1")
         known = {field.name for field in fields(self.CELL)}  # type: ignore[arg-type]
-        for option, given in self._used("activations", "clip").items():
-            if option not in known:
+        for option in ("activations", "clip"):
+            given = getattr(self, option, None)
+            if given is not None and option not in known:
                 raise ValueError(f"{where}: {option} is {checks.shown(given)}, but its cell has none")
         if not self.CELL.RECURRENT:
             for option, given in self._used("recurrent_bias", "recurrent_dropout", "layer_norm").items():

@@ -11,14 +11,15 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.convert import like, to_numpy
+from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import walk
 from xlstm.arrays.gather import add_rows
-from xlstm.arrays.namespace import Array, Namespace, Params, reshape
+from xlstm.arrays.namespace import Array, Namespace, Params, namespace, reshape
 from xlstm.cells.activations import sigmoid, sigmoid_bwd
 from xlstm.layers.initializers import constant
 from xlstm.layers.module import Weight
 from xlstm.layers.sequence import Derivatives, Leaf, SequenceLayer, State
-from xlstm.recurrence.packing import Span
+from xlstm.recurrence.packing import Packing, Span
 
 TRENDS = ("none", "linear", "damped")
 CYCLES = 3  # seasons that an initial state is fitted to
@@ -150,15 +151,23 @@ class ExponentialSmoothing(SequenceLayer):
 
         Raises
         ------
-        ValueError
-            A value is not finite, or is 0 or less with `multiplicative`.
+        ValueError, TypeError
+            A value is not finite, or is 0 or less with `multiplicative`; `x` or `lengths` is none that `forward` takes.
         """
-        values = to_numpy(x)[..., 0].astype("float64")  # (T, B)
-        values = values[: self.initial_rows]
-        self._check(values)
-        ends = [len(values)] * values.shape[1] if lengths is None else to_numpy(lengths)
-        found = [self._fitted(values[:end, b]) for b, end in enumerate(ends)]
-        return tuple(like(np.stack(part, axis=-1), x) for part in zip(*found, strict=True))
+        return self.initial_state_of(self, x, lengths)
+
+    def initial_state_of(self, layer: SequenceLayer, x: Array, lengths: Any) -> State:
+        """Return `initial_state` for a layer whose x (T, B, D) has the series first and which errors name."""
+        where = type(layer).__name__
+        x = from_foreign(where, x)
+        layer._inner(namespace(where, {"x": x}), x)
+        ends = Packing.of(where, lengths, *x.shape[:2]).ends
+        values = to_numpy(x)[: self.initial_rows, :, 0].astype("float64")
+        self._check(values[np.arange(len(values))[:, None] < ends])
+        state = np.zeros((sum(self.lags), len(ends)))
+        for b, end in enumerate(ends):
+            state[:, b] = self._fitted(values[:end, b])
+        return tuple(like(part, x) for part in np.split(state, np.cumsum(self.lags)[:-1]))
 
     def _check(self, values: np.ndarray[Any, Any]) -> None:
         """Raise unless values of a series are finite, and above 0 where their logarithm is taken."""
@@ -167,14 +176,14 @@ class ExponentialSmoothing(SequenceLayer):
             expected = "finite values above 0, as multiplicative is True" if self.multiplicative else "finite values"
             raise ValueError(f"{type(self).__name__}: x has {values[bad][0]}, expected {expected}")
 
-    def _fitted(self, series: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
+    def _fitted(self, series: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Return level, trend and seasons before the first value of a series, fitted to all of it."""
         steps = np.arange(len(series))[:, None]
         columns = [np.ones_like(steps), (steps + 1) * (self.trend != "none")]
         columns += [(steps % m == np.arange(m)) - 1 / m for m in self.periods]
         series = np.log(series) if self.multiplicative else series
-        found = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
-        return np.split(found, np.cumsum(self.lags)[:-1])
+        found: np.ndarray[Any, Any] = np.linalg.lstsq(np.concatenate(columns, axis=1), series)[0]
+        return found
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         kept = self.smooth(p, x, state, span)

@@ -134,8 +134,13 @@ class ESRNN(SequenceLayer):
         Returns
         -------
         tuple
+
+        Raises
+        ------
+        ValueError, TypeError
+            As of `ExponentialSmoothing`.
         """
-        return self.smoothing.initial_state(x[..., :1], lengths), *[None] * (len(self.parts) - 1)
+        return self.smoothing.initial_state_of(self, x, lengths), *[None] * (len(self.parts) - 1)
 
     def scan(self, p: Params, x: Array, state: State, span: Span) -> tuple[Array, State, Any]:
         xp, smoothing = span.xp, self.smoothing

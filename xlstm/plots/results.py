@@ -157,8 +157,13 @@ def confusion_counts(truth: Any, predicted: Any, labels: Sequence[Any] | None = 
         shapes = f"{rows.shape} and {columns.shape}"
         raise ValueError(f"confusion: truth and predicted have shapes {shapes}, expected (N,) twice")
     pairs = list(zip(rows.tolist(), columns.tolist(), strict=True))
-    known = sorted(set(itertools.chain(*pairs))) if labels is None else list(labels)
-    place = {label: k for k, label in enumerate(known)}
+    if labels is not None:
+        labels = checks.several("confusion", "labels", labels, "a list of labels")
+    try:
+        known = sorted(set(itertools.chain(*pairs))) if labels is None else list(labels)
+        place = {label: k for k, label in enumerate(known)}
+    except TypeError as error:
+        raise TypeError(f"confusion: labels are whole numbers or text, all of one kind ({error})") from None
     if unknown := [label for pair in pairs for label in pair if label not in place]:
         problem = f"the label {checks.shown(unknown[0])} is unknown, expected one of {checks.few(map(str, known))}"
         raise ValueError(f"confusion: {problem}")

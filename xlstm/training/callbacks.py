@@ -320,12 +320,18 @@ class ProgressBar(Callback):
     ----------
     console : rich.console.Console, optional
         Where the bar is shown, by default on standard error.
+
+    Raises
+    ------
+    TypeError
+        `console` is no console of rich.
     """
 
     everywhere = False
 
     def __init__(self, console: Any = None) -> None:
-        self.console = console
+        is_console = checks.having("is_terminal", "is_jupyter", "print", expected="a rich.console.Console")
+        self.console = checks.optional(is_console)("ProgressBar", "console", console)
         self._bar: Any = None
 
     def begin(self, params: Params) -> None:

@@ -49,6 +49,15 @@ def loss_of(where: str, model: Any, loss: Loss | None) -> Loss:
     return chosen
 
 
+def metrics_of(where: str, metrics: Any) -> Mapping[str, Metric]:
+    """Return the metrics that are given, or a dict without any; TypeError unless they are functions by their names."""
+    given = {} if metrics is None else metrics
+    found: Mapping[str, Metric] = checks.instance(Mapping, "a dict of name to function")(where, "metrics", given)
+    for name, metric in found.items():
+        checks.function(where, f"metrics[{name!r}]", metric)
+    return found
+
+
 def batches_of(where: str, name: str, model: Any, data: Any) -> Batches:
     """Return data as they are, or an iterable of batches or pairs as data for a model; TypeError for all else."""
     if hasattr(data, "batches") and hasattr(data, "__len__") and not isinstance(data, type):
@@ -278,22 +287,26 @@ def evaluate(
         `data` yields no batch or none with a target that counts, or numbers in a batch are not finite or do not fit
         into the dtype.
     TypeError
-        A metric returns no numbers.
+        `metrics` is no dict of functions, or a metric returns no numbers.
     """
+    measures = metrics_of("evaluate", metrics)
+    checks.function("evaluate", "stopped", stopped)
     feed = Feed.of("evaluate", model, params)
     data = batches_of("evaluate", "data", model, data)
     loss = loss_of("evaluate", model, loss)
     if group is not None and not isinstance(data, Shard):
         data = Shard(data, group)
-    totals = np.zeros(3 + len(metrics or ()))
-    parts = _sums(feed, params, data, loss, metrics or {}, stopped)
+    totals = np.zeros(3 + len(measures))
+    parts = _sums(feed, params, data, loss, measures, stopped)
     for ends, *sums in parts if group is None else added(group, parts):
         totals += sums
         if ends:
             return math.nan
     weight, value, count, *measured = totals.tolist()
     mean = value / weight
-    return mean if metrics is None else (mean, {name: one / count for name, one in zip(metrics, measured, strict=True)})
+    if metrics is None:
+        return mean
+    return mean, {name: one / count for name, one in zip(measures, measured, strict=True)}
 
 
 def _sums(
@@ -321,8 +334,8 @@ def _measured(metrics: Mapping[str, Metric], y: Array, batch: Inputs) -> list[fl
     found = [float(math.prod(target.shape))]
     for name, metric in metrics.items():
         made = metric(y, target) if found[0] else 0.0
-        values = to_numpy(made[0] if isinstance(made, tuple) else made)  # a loss also returns its gradient
-        if values.dtype.kind not in "biuf":
+        values = to_numpy(made[0] if isinstance(made, tuple) and made else made)  # a loss also returns its gradient
+        if values.dtype.kind not in "biuf" or not values.size:
             raise TypeError(f"evaluate: metrics[{name!r}] returned {checks.shown(made)}, expected numbers")
         found.append(found[0] * float(np.mean(values)))
     return found

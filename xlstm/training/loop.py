@@ -32,7 +32,7 @@ from xlstm.data.shards import Shard
 from xlstm.precision import Mixed, Scaling
 from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ProgressBar, has
-from xlstm.training.feed import Inputs, Iterated, Loss, Metric, batches_of, evaluate
+from xlstm.training.feed import Inputs, Iterated, Loss, Metric, batches_of, evaluate, metrics_of
 from xlstm.training.folder import Checkpoint, Folder
 from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
@@ -206,7 +206,7 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    if progress not in (None, False):
+    if progress is not None and progress is not False:
         chosen.append(ProgressBar() if progress is True else Each(checks.function("train", "progress", progress)))
     for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
@@ -214,9 +214,7 @@ def train(
     step = Step(model, optimizer, **how, callbacks=chosen, graph=graph, group=group)
     if validation is None and any(callback.needs_validation for callback in chosen):
         raise ValueError("train: patience needs validation data, and so does each callback that looks at its loss")
-    measures = checks.instance(Mapping, "a dict of name to function")("train", "metrics", metrics or {})
-    for name, metric in measures.items():
-        checks.function("train", f"metrics[{name!r}]", metric)
+    measures = metrics_of("train", metrics)
     if validation is None and measures:
         raise ValueError("train: metrics are computed on validation data, but there are none")
     data = batches_of("train", "data", model, data)

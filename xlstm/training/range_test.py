@@ -88,10 +88,12 @@ def find_learning_rate(
     if high <= low:
         raise ValueError(f"{where}: high is {high:g}, expected more than low, which is {low:g}")
     checks.function(where, "optimizer", optimizer)
-    rates = low * (high / low) ** (np.arange(steps) / (steps - 1))
     run: dict[str, Any] = {"steps": steps, "loss": loss, "seed": seed}
     smoothed: list[Any] = []  # the loss after each step, and that of the starting weights on the same batches
     mean, smooth = np.zeros(2), 0.9
+
+    def rate(done: Any) -> Any:
+        return low * (high / low) ** (done / (steps - 1))
 
     def diverges(now: Progress) -> bool:
         nonlocal mean
@@ -99,13 +101,14 @@ def find_learning_rate(
         smoothed.append(mean / (1 - smooth**now.total))
         return bool(now.total > steps // 10 and smoothed[-1][0] > 4 * np.mean(still.losses))
 
-    growing = optimizer(lambda done: float(rates[min(done, steps - 1)]))
+    growing = optimizer(lambda done: rate(min(done, steps - 1)))
     with contextlib.suppress(FloatingPointError):  # it has diverged
         still = train(model, params, data, sgd(lambda done: 0.0), **run)
         train(model, params, data, growing, progress=diverges, **run)
     if len(smoothed) < 3:
-        rate = rates[len(smoothed)]
-        raise ValueError(f"{where}: the loss diverges after {len(smoothed)} steps, at a rate of {rate:g}; lower low")
+        done = len(smoothed)
+        raise ValueError(f"{where}: the loss diverges after {done} steps, at a rate of {rate(done):g}; lower low")
     losses, before = np.array(smoothed).T
+    rates = rate(np.arange(len(losses)))
     best = float(rates[int(np.argmin(losses - before))])
-    return RangeTest(rates[: len(losses)], losses, max(low, best / 10))
+    return RangeTest(rates, losses, max(low, best / 10))
