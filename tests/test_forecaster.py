@@ -414,12 +414,18 @@ def without(*rows):
         (without(), {"static": [np.nan]}, "static has a number that is not finite"),
         (without(), {"dates": np.zeros(300, "datetime64[D]")}, r"dates\[1\] is 1970-01-01, expected a date after 1970"),
         (without(), {"dates": np.r_[np.arange(299), -(2**63)].view("M8[D]")}, r"dates\[299\] is NaT, expected a date"),
-        (without(), {"moon": 1}, "unexpected keyword argument 'moon'"),
+        (without(), {"moon": 1}, "argument moon is unknown, expected past, future, static, dates"),
     ],
 )
 def test_bad_series_are_named(values, beside, words):
     with pytest.raises((TypeError, ValueError), match=words):
         Forecaster(**QUICK).fit(values, **beside)
+
+
+@pytest.mark.parametrize("name", ["horizon", "quantiles"])
+def test_parameters_are_no_arguments_of_a_forecast(fitted, name):
+    with pytest.raises(TypeError, match=rf"argument {name} is unknown, .* set in Forecaster\(\.\.\.\), steps in predict"):
+        fitted.predict_quantiles(driven()[0], **{name: 12})
 
 
 def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):

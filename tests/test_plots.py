@@ -369,7 +369,7 @@ def kept(layer):
         (lambda: plots.gates(kept(LSTM), "2"), ValueError, "layer is '2', expected one of 0"),
         (lambda: plots.gates(linear()), TypeError, "gates: saved is .* expected what forward of a recurrent layer kee"),
         (lambda: plots.saturation(kept(LAYERS["rnn"])), ValueError, r"saturation: RNN\(2, 4\) has no gate with values"),
-        (lambda: plots.memory(kept(LAYERS["rnn"])), ValueError, r"memory: RNN\(2, 4\) has no forget gate"),
+        (lambda: plots.memory(kept(LAYERS["rnn"])), ValueError, r"memory: RNN\(2, 4\) has no forget gate, .*`retained`"),
         (lambda: plots.gradient_norms(LSTM, START, X[:2]), ValueError, r"x is .* \(2, 3, 2\), expected 3 time steps"),
         (lambda: plots.gradient_norms(LSTM, START, X, np.ones((3, 5))), ValueError, r"dy has shape \(3, 5\), expected"),
         (lambda: plots.gradient_norms(BOTH, START, X), ValueError, "has a reverse direction, expected a layer without"),

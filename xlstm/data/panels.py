@@ -64,6 +64,15 @@ class Covariates(NamedTuple):
     static: Any = None
     dates: Any = None
 
+    @classmethod
+    def of(cls, where: str, given: CovariateArguments) -> Covariates:
+        """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
+        for name in given:
+            if name not in cls._fields:
+                others = f"horizon and quantiles are set in {where}(...), steps in predict"
+                raise TypeError(f"{where}: argument {name} is unknown, expected {checks.few(cls._fields)}; {others}")
+        return cls(**given)
+
     def each(self, where: str, number: int) -> list[Covariates]:
         """Return the covariates of each of several series."""
         for name, value in self._asdict().items():

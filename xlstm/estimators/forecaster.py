@@ -534,7 +534,7 @@ refit
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        given = panels.given("Forecaster", values, Covariates(**covariates), self._roles())
+        given = panels.given("Forecaster", values, Covariates.of("Forecaster", covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [self._series(given, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
@@ -610,7 +610,8 @@ refit
     ) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
         s, scaling = self.test_predictor_.settings, self.scaling_
-        given = panels.given("Forecaster", values, Covariates(**covariates), self._roles(), self._names())
+        beside = Covariates.of("Forecaster", covariates)
+        given = panels.given("Forecaster", values, beside, self._roles(), self._names())
         ahead = max(steps, s.horizon)
         several = self._series(given, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
