@@ -327,10 +327,10 @@ def given(
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
     after: BySeries = {}
     if beside.future is not None:
-        after = _by_series(f"{where}: {later}", beside.future, roles, roles.future)
+        after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
-    read = _by_series(where, values, roles, only)
+    read = by_series(where, values, roles, only)
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
@@ -361,7 +361,7 @@ def of_columns(where: str, read: BySeries, roles: Roles, names: Sequence[str], a
     return Given(series, every, False, flat, names, labels=list(read), id_name=roles.id_name, rows=rows)
 
 
-def _by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
+def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
     """Return the columns of all series by their names."""
     columns = frames.table_of(where, table, only, without=roles.id_name)
     if not roles.id_name:

@@ -371,7 +371,7 @@ refit
         given, several, units = self._read(values, covariates, 0)
         judge = self.test_predictor_
         forecasts = [evaluation.of_test_part(judge, *one) for one in zip(several, units, strict=True)]
-        return evaluation.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
+        return evaluation.score(several, forecasts, judge.settings.quantiles, self.season_, given)
 
     def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
@@ -414,7 +414,7 @@ refit
             truth = baselines.targets(series, at, s.horizon, len(series.values))
             forecasts.append(Forecasts(at, mean, quantiles, truth))
         season = fitting.season_of(variants[0], s.season)
-        return evaluation.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
+        return evaluation.score(variants[0], forecasts, s.quantiles, season, given)
 
     def export_inputs(self, values: Any, **covariates: Unpack[CovariateArguments]) -> dict[str, Host]:
         """Return the inputs by name of the file that `interop.onnx.to_onnx` writes, for the values after each series.

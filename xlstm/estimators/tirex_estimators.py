@@ -267,7 +267,7 @@ class ZeroShotForecaster(SeriesEstimator):
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         season = fitting.season_of(several, season)
-        return evaluation.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
+        return evaluation.score(several, forecasts, network.options["quantiles"], season, given)
 
     def _read(
         self,
