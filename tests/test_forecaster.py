@@ -23,6 +23,7 @@ from xlstm.estimators import (
     sampling,
     selection,
 )
+from xlstm.estimators.predictor import Predictor
 from xlstm.layers.smoothing import ExponentialSmoothing
 from xlstm.models.sequence import CELLS
 from xlstm.training import Interrupted
@@ -549,6 +550,22 @@ def walk(rng, steps, start, count=()):
     for k in range(steps):
         values.append(0.8 * (values[-1] if values else start) + noise[k])
     return np.array(values).T
+
+
+@pytest.mark.parametrize("call", [Forecaster.predict, Forecaster.predict_quantiles, Forecaster.sample])
+def test_long_forecasts_say_how_long_they_take(fitted, monkeypatch, caplog, call):
+    """And each horizon looks back on as many rows as the one before."""
+    rows = []
+    base = Predictor.base
+    monkeypatch.setattr(Predictor, "base", lambda p, one, *rest: rows.append(len(one.known)) or base(p, one, *rest))
+    monkeypatch.setattr(sampling, "LONG", np.inf)
+    call(fitted, driven()[0], steps=600)
+    assert caplog.messages == []
+    assert rows[-1] == rows[-50]
+    monkeypatch.setattr(sampling, "LONG", 0.0)
+    call(fitted, driven()[0], steps=20)
+    (message,) = caplog.messages
+    assert message.startswith("Forecaster: 20 steps, 6 at a time, take about ")
 
 
 def test_sample_paths_of_an_autoregression(tmp_path):

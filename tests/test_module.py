@@ -136,6 +136,13 @@ def test_dtypes_are_names_or_those_of_numpy(layer):
             layer.init(0, "numpy", dtype)
 
 
+def test_parameters_that_no_memory_has_room_for_are_not_drawn(monkeypatch):
+    """Not even the first of them, which has."""
+    monkeypatch.setattr(Module, "draw", lambda *arguments: pytest.fail("drawn"))
+    with pytest.raises(MemoryError, match=r"^LSTM: 2.88e\+17 parameters are 2.15e\+09 GiB in float64, for which there"):
+        xlstm.LSTM(1, 2**28).init(backend="numpy")
+
+
 @pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_saved_is_of_one_layer(rng, layer):
     be = xlstm.backend("numpy", dtype="float64")

@@ -217,7 +217,7 @@ refit
         """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
-        are.
+        are. If all steps will take more than ten seconds, a warning in the log says how long, after a second.
 
         Parameters
         ----------
@@ -647,14 +647,26 @@ refit
         self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int], width: Values | None = None
     ) -> Values:
         """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
-        p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
+        p, rng = self.predictor_, np.random.default_rng(seed)
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
         width = self._next(series, units)[1] if width is None else width
-        while ahead.shape[1] < steps:
-            mean, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
-            drawn = sampling.draw(self._calibrated(np, mean, quantiles, scale, width), levels, self.ranks_, rng, n)
-            ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), p.limited(np, drawn)), axis=1)
+
+        def drawn(mean: Values, quantiles: Values, scale: Values) -> Values:
+            calibrated = self._calibrated(np, mean, quantiles, scale, width)
+            return np.asarray(p.limited(np, sampling.draw(calibrated, levels, self.ranks_, rng, n)))
+
+        return self._fed_back(series, units, n, steps, drawn)
+
+    def _fed_back(
+        self, series: TimeSeries, units: Values, n: int, steps: int, values: Callable[[Values, Values, Values], Values]
+    ) -> Values:
+        """Return n paths (n, steps, C) after a series; `values` has those of a horizon from what is forecast of it."""
+        p, H = self.predictor_, self.predictor_.settings.horizon
+        ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
+        for t in sampling.announced(steps, H):
+            known = ahead[: n if t else 1, :t]
+            ahead[:, t : t + H] = values(*p.finished(*sampling.before(p, series, units, known)))
         return ahead[:, :steps]
 
     def _calibrated(self, xp: Namespace, mean: Array, quantiles: Array, scale: Array, width: Array) -> Array:
@@ -664,11 +676,4 @@ refit
 
     def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
-        ahead = np.empty((0, self.n_targets_))
-        while len(ahead) < steps:
-            block = self.predictor_.forecast(series, units, np.array([len(series.values)]))[0][0]
-            ahead = np.concatenate((ahead, block))
-            known = np.concatenate((series.known, block))
-            past = np.concatenate((series.past, np.repeat(series.past[-1:], len(block), axis=0)))
-            series = series._replace(values=known, known=known, past=past)
-        return ahead[:steps]
+        return np.asarray(self._fed_back(series, units, 1, steps, lambda mean, quantiles, scale: mean)[0])

@@ -123,8 +123,19 @@ class Module:
         Returns
         -------
         dict of str to array
+
+        Raises
+        ------
+        MemoryError
+            There is no memory for all of them; none is drawn.
         """
         chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
+        count = sum(math.prod(n for n in dims.values() if n) for dims in self.shapes.values())
+        try:
+            np.empty(count)  # as many as are drawn, of which none is written to
+        except (MemoryError, ValueError):
+            where, problem = type(self).__name__, f"{count:.3g} parameters are {8 * count / 2**30:.3g} GiB in float64"
+            raise MemoryError(f"{where}: {problem}, for which there is no memory; expected smaller sizes") from None
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
