@@ -239,5 +239,16 @@ def test_programs_of_the_gallery_are_short():
             assert len([line for line in program.splitlines() if line]) <= 20, page
 
 
+def test_a_build_ends_with_the_errors_of_cells(monkeypatch, capsys):
+    """Behind all else that it says, and without the calls that ran the cell."""
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    trace = "Traceback\n  nbclient\nnbclient.exceptions.CellTimeoutError: A cell timed out \x1b[31mafter 5 seconds"
+    good, bad = ({"exec_data": {"succeeded": not one, "traceback": one}} for one in (None, trace))
+    app = types.SimpleNamespace(env=types.SimpleNamespace(nb_metadata={"b": bad, "a": good, "c": {}}), statuscode=0)
+    importlib.import_module("failed_cells").end(app, None)
+    assert capsys.readouterr().err == "\nb failed: CellTimeoutError: A cell timed out after 5 seconds\n"
+    assert app.statuscode == 1
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 75
