@@ -38,7 +38,7 @@ nitpicky = False
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "force"  # the other mode, "cache", makes its database in two processes at once, and one fails
-nb_execution_timeout = 1800  # seconds of a cell: a page runs within half a minute on two cores, far longer on a busy machine
+nb_execution_timeout = 1800  # seconds of a cell; a page takes half a minute on two cores, far longer beside other work
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference

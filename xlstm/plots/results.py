@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, frames, host, panels
+from xlstm.data import calendars, frames, host
 from xlstm.data.host import Values
-from xlstm.data.panels import Roles
+from xlstm.data.panels import Roles, by_series, numbers_of
 from xlstm.data.series import Series, series_of
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
@@ -316,15 +316,15 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
         raise ValueError(f"fans: ahead has columns {checks.few(others)}, expected those of predict_quantiles")
     dates = frames.table_of("fans", ahead, columns).index_name
     roles = Roles(series_id=[name for name in others if name != dates]).checked("fans")
-    known = panels.by_series("fans", table, roles, [*levels])
+    known = by_series("fans", table, roles, [*levels])
     series, found = [], []
-    for label, later in panels.by_series("fans", ahead, roles, columns).items():
+    for label, later in by_series("fans", ahead, roles, columns).items():
         if label not in known:
             raise ValueError(f"fans: ahead has a series {checks.shown(label)}, expected {checks.few(map(str, known))}")
         for target, each in levels.items():
             one = series_of(target, known[label], f"fans: series {label}: row {{}}".format)
             series.append(replace(one, name=f"{target} of {label}") if roles.id_name else one)
-            quantiles = panels.numbers_of("fans", later, [f"{target} {level:g}" for level in each])
+            quantiles = numbers_of("fans", later, [f"{target} {level:g}" for level in each])
             found.append(Fan(quantiles, each))
     return series, found
 
