@@ -316,7 +316,8 @@ def build(session: nox.Session) -> None:
     session.install(*group("build"))
     room = Path(session.create_tmp()).resolve()
     dist, clean = room / "dist", room / "clean"
-    shutil.rmtree(dist, ignore_errors=True)
+    for made in (dist, room / "xlstm-output"):
+        shutil.rmtree(made, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist))
     (wheel,) = dist.glob("*.whl")
     python = str(clean / "bin" / "python")

@@ -29,6 +29,7 @@ extensions = [
     "reference",
     "source_pages",
     "thumbnails",
+    "failed_cells",
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = False
@@ -36,10 +37,8 @@ nitpicky = False
 # Pages and notebooks
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 4
-nb_execution_mode = "cache"  # a notebook that did not change since the last build is not run again
-nb_execution_cache_path = str(ROOT / "docs" / "_build" / "notebooks")
-nb_execution_raise_on_error = True
-nb_execution_timeout = 60
+nb_execution_mode = "force"  # the other mode, "cache", makes its database in two processes at once, and one fails
+nb_execution_timeout = 1800  # seconds of a cell; a page takes half a minute on two cores, far longer beside other work
 
 # The reference
 default_role = "py:obj"  # names in docstrings are code, and links where they are in the reference

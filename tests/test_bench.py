@@ -11,12 +11,12 @@ import pytest
 
 from bench import notebook, peers, products, report
 from bench.cases import Case
-from tests.conftest import DATA
+from tests.conftest import DATA, NOTEBOOK
 
 
-@pytest.mark.parametrize("case", ["d1_h50", "d3_h8"])
+@pytest.mark.parametrize("case", NOTEBOOK)
 def test_the_baseline_is_the_notebook(case):
-    with np.load(DATA / f"seed_lstm_{case}.npz") as file:
+    with np.load(NOTEBOOK[case]) as file:
         golden = dict(file)
     p = {f"{kind}{k}": golden[f"{kind}{k}"].copy() for kind in "UWb" for k in notebook.GATES}
     losses = [notebook.step(p, golden["x"], golden["y_true"], float(golden["sgd_lr"])) for _ in range(25)]

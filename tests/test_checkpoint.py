@@ -62,8 +62,11 @@ def good(**changes):
 @pytest.mark.parametrize(
     ("blob", "words"),
     [
-        (b"", "not a readable safetensors file"),
-        (good()[:-5], "not a readable safetensors file"),
+        (b"", r"not a readable safetensors file \(it is empty\)"),
+        (good()[:-5], "not a readable safetensors file .*[Hh]eader"),
+        (b"PK\x03\x04" + bytes(60), r"file \(it is a zip archive, as those of PyTorch and Keras are\)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a pointer of Git LFS, whose file is still to be"),
+        (b"time,value\n1,2\n", r"it begins with b'time,value\\n1,2\\n'"),
         (to_bytes({"a": np.ones(1)}), "not an xlstm model file, its metadata has no entry 'xlstm'"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "{"}), "description is not readable"),
         (to_bytes({"a": np.ones(1)}, metadata={"xlstm": "[]"}), "version of the format is None, expected 2"),

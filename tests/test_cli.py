@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,17 +50,22 @@ def command(folder, *args, **options):
 # Files are whole
 
 
-def test_killed_training_leaves_the_old_model(series):
-    model = series / MODEL
-    model.parent.mkdir()
-    Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy").fit(np.arange(100.0) % 7).save(model)
-    before = model.read_bytes()
+def test_killed_training_leaves_a_whole_model_or_none(series):
     process = started(series, *SHORT, "--epochs", 300, "--patience", 300, "--seed", 1, stdout=subprocess.DEVNULL)
     time.sleep(2.5)
     process.kill()
     process.communicate()
-    after = Forecaster.load(model, "numpy")  # whole, whether old or new
-    assert model.read_bytes() == before or after.settings.seed == 1
+    assert not (series / MODEL).exists() or Forecaster.load(series / MODEL, "numpy").settings.seed == 1
+
+
+@pytest.mark.parametrize("kind", [[], ["forecast"], ["text", "a.txt"]], ids=" ".join)
+def test_no_model_is_written_over(run, series, kind):
+    """Of a run, which the folder may not hold, or of another command."""
+    (series / MODEL).parent.mkdir()
+    (series / MODEL).write_text("precious")
+    found = run("train", *kind, "--output", "xlstm-output", code=2).stderr
+    assert found == "error: xlstm-output: holds a model already; --output names another folder\n"
+    assert (series / MODEL).read_text() == "precious"
 
 
 def test_two_processes_train_into_one_folder(series):
@@ -92,10 +98,8 @@ def test_an_interrupt_before_the_model_is_saved(run, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train", interrupt)
-    (tmp_path / "xlstm-output").mkdir()
-    (tmp_path / MODEL).write_text("precious")
     assert run("train", *QUICK, code=130).stderr == "interrupted; nothing was saved\n"
-    assert (tmp_path / MODEL).read_text() == "precious"
+    assert not (tmp_path / MODEL).exists()
 
 
 # Readers who go away
@@ -117,8 +121,10 @@ def test_a_reader_who_goes_away_costs_no_training(series):
     with closed_pipe() as pipe:
         assert command(series, *SHORT, stdout=pipe) == (141, "")
     assert sorted(os.listdir(series / "xlstm-output")) == ["forecast.png", "model.safetensors"]
+    shutil.rmtree(series / "xlstm-output")
     with open("/dev/full", "w") as full:
         assert command(series, *SHORT, stdout=full) == (1, f"{words}No space left on device; {saved}")
+    shutil.rmtree(series / "xlstm-output")
     code, errors = command(series, *SHORT, stdout=subprocess.DEVNULL, coding="ascii")
     assert code == 1
     assert errors.startswith(f"{words}'ascii' codec can't encode")
@@ -156,6 +162,15 @@ def test_pipes_in_the_folder_of_a_run(series, pipe, args):
     code, errors = command(series, *args, *(["-o", "r"] if args is TEXT else []), program=program)
     assert code == 2
     assert f"r/{pipe}: it is not a regular file\n" in errors
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("args", [["p.csv"], ["p.parquet"], ["text", "p.txt"], ["--config", "p.toml"]], ids=" ".join)
+def test_pipes_with_names_are_refused_before_they_are_opened(series, args):
+    os.mkfifo(series / args[-1])
+    code, errors = command(series, "train", *args)
+    assert code == 2
+    assert f"{args[-1]}: it is a pipe with a name, to which perhaps nobody writes; expected a file" in errors
 
 
 # Signals and warnings

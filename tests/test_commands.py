@@ -59,8 +59,8 @@ def test_train_then_predict(run, tmp_path):
     loaded = Forecaster.load("xlstm-output/model.safetensors", "numpy")
     values = loaded.predict(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1), 3)
     np.testing.assert_allclose([float(line.split(",")[1]) for line in lines[1:]], values, rtol=1e-5)
-    found = read_json(run("train", *QUICK, "--json"))  # once more into the same folder
-    assert (found["model"], found["window"]) == ("xlstm-output/model.safetensors", 12)
+    found = read_json(run("train", *QUICK, "--json", "-o", "again"))
+    assert (found["model"], found["window"]) == ("again/model.safetensors", 12)
     assert found["rmse"]["persistence"][0] == pytest.approx(20.09, abs=0.01)
 
 

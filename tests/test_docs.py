@@ -16,7 +16,7 @@ import pytest
 import typer
 
 import xlstm
-from tests.docs import blocks
+from tests.docs import blocks, cells
 from xlstm.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -76,10 +76,24 @@ def test_code_runs(tmp_path, program, needed, gpu):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("chapter", ["cell", "gradients", "text"])
+def test_chapters_read_their_data_in_any_folder(tmp_path, chapter):
+    """Up to the cell that does: the site runs all."""
+    program = cells(DOCS / "learn" / f"{chapter}.md")
+    end = next(k for k, cell in enumerate(program) if "files(" in cell)
+    lines = "\n".join(cell for cell in program[: end + 1] if "matplotlib" not in cell)
+    (tmp_path / "chapter.py").write_text(lines, encoding="utf-8")
+    result = run(tmp_path, "chapter.py")
+    assert result.returncode == 0, result.stderr
+
+
 def run(folder, *command):
-    """Run Python in a folder."""
+    """Run Python in a folder with the package alone, as where it is installed, and not with its checkout."""
     usual = {"XLSTM_BACKEND": "numpy", "XLSTM_COMPILE": "0", "KERAS_BACKEND": "torch"}
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    installed = folder / "site-packages"
+    installed.mkdir()
+    (installed / "xlstm").symlink_to(ROOT / "xlstm")
+    path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -180,6 +194,15 @@ def test_commands_parse(page):
         command_of(shlex.split(text)[1:])
 
 
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_pages_say_that_a_folder_to_install_is_a_checkout(page):
+    """In the paragraph before the command, or in a comment beside it."""
+    text = page.read_text(encoding="utf-8")
+    for paragraph, command in re.findall(r"([^\n]*(?:\n[^\n]+)*)\n\n```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if re.search(r"install\b.* ['\"]?\.['\"\[ \n]", command):
+            assert "checkout" in paragraph + command, command
+
+
 def headings(page):
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
@@ -212,9 +235,19 @@ def test_files_modules_and_sessions_are_there(page):
 
 def test_programs_of_the_gallery_are_short():
     for page in (DOCS / "gallery").glob("*.md"):
-        for cell in blocks(page, r"\{code-cell\} python"):
-            program = re.sub(r"\A---\n.*?^---\n", "", cell, flags=re.DOTALL | re.MULTILINE)
+        for program in cells(page):
             assert len([line for line in program.splitlines() if line]) <= 20, page
+
+
+def test_a_build_ends_with_the_errors_of_cells(monkeypatch, capsys):
+    """Behind all else that it says, and without the calls that ran the cell."""
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    trace = "Traceback\n  nbclient\nnbclient.exceptions.CellTimeoutError: A cell timed out \x1b[31mafter 5 seconds"
+    good, bad = ({"exec_data": {"succeeded": not one, "traceback": one}} for one in (None, trace))
+    app = types.SimpleNamespace(env=types.SimpleNamespace(nb_metadata={"b": bad, "a": good, "c": {}}), statuscode=0)
+    importlib.import_module("failed_cells").end(app, None)
+    assert capsys.readouterr().err == "\nb failed: CellTimeoutError: A cell timed out after 5 seconds\n"
+    assert app.statuscode == 1
 
 
 def test_readme_is_short():

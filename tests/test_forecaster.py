@@ -23,6 +23,7 @@ from xlstm.estimators import (
     sampling,
     selection,
 )
+from xlstm.estimators.predictor import Predictor
 from xlstm.layers.smoothing import ExponentialSmoothing
 from xlstm.models.sequence import CELLS
 from xlstm.training import Interrupted
@@ -420,12 +421,18 @@ def without(*rows):
             ([first, second], {}, r"^Forecaster: values is ragged, expected real numbers \(N,\) or \(N, C\)")
             for first, second in ((3.0, without()), ("x", without()), (without(), [without(), [1.0]]))
         ),
-        (without(), {"moon": 1}, "unexpected keyword argument 'moon'"),
+        (without(), {"moon": 1}, "argument moon is unknown, expected past, future, static, dates"),
     ],
 )
 def test_bad_series_are_named(values, beside, words):
     with pytest.raises((TypeError, ValueError), match=words):
         Forecaster(**QUICK).fit(values, **beside)
+
+
+@pytest.mark.parametrize("name", ["horizon", "quantiles"])
+def test_parameters_are_no_arguments_of_a_forecast(fitted, name):
+    with pytest.raises(TypeError, match=rf"argument {name} is unknown, .* set in Forecaster\(.*, steps in predict"):
+        fitted.predict_quantiles(driven()[0], **{name: 12})
 
 
 def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):
@@ -549,6 +556,22 @@ def walk(rng, steps, start, count=()):
     for k in range(steps):
         values.append(0.8 * (values[-1] if values else start) + noise[k])
     return np.array(values).T
+
+
+@pytest.mark.parametrize("call", [Forecaster.predict, Forecaster.predict_quantiles, Forecaster.sample])
+def test_long_forecasts_say_how_long_they_take(fitted, monkeypatch, caplog, call):
+    """And each horizon looks back on as many rows as the one before."""
+    rows = []
+    base = Predictor.base
+    monkeypatch.setattr(Predictor, "base", lambda p, one, *rest: rows.append(len(one.known)) or base(p, one, *rest))
+    monkeypatch.setattr(sampling, "LONG", np.inf)
+    call(fitted, driven()[0], steps=600)
+    assert caplog.messages == []
+    assert rows[-1] == rows[-50]
+    monkeypatch.setattr(sampling, "LONG", 0.0)
+    call(fitted, driven()[0], steps=20)
+    (message,) = caplog.messages
+    assert message.startswith("Forecaster: 20 steps, 6 at a time, take about ")
 
 
 def test_sample_paths_of_an_autoregression(tmp_path):

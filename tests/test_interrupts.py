@@ -8,6 +8,7 @@ import pytest
 
 from xlstm.cli import process_signals
 
+PATH = f"import sys\nsys.path[:] = {sys.path!r}\n"
 START = "import signal, sys\nfrom xlstm.cli import process_signals\nprocess_signals.interrupt()\n"
 
 
@@ -32,9 +33,29 @@ def test_signals_are_left_alone_in_other_programs(program, original, expected):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", process_signals.SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [*map(signal.Signals, process_signals.SIGNALS)], ids=lambda number: number.name)
 def test_an_interrupt_that_nobody_catches(number):
     assert run(f"signal.raise_signal({int(number)})") == (128 + number, "")
+
+
+# It prints the modules that the command line has imported when it first handles a signal.
+FIRST = """
+import _signal, os, sys
+known, handle = {*sys.modules}, _signal.signal
+def first(*arguments):
+    _signal.signal = handle
+    print(*sorted({*sys.modules} - known))
+    return handle(*arguments)
+_signal.signal, sys.argv = first, ["xlstm"]
+import xlstm.cli
+"""
+
+
+def test_signals_are_handled_before_anything_that_takes_long_to_import():
+    """Until then Ctrl-C shows a traceback."""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", PATH + FIRST], capture_output=True, text=True)
+    found = {*done.stdout.split()} - {"xlstm", "xlstm.cli", "xlstm.cli.process_signals"}
+    assert found <= {"__future__", "atexit", "itertools"}, done
 
 
 FRAGILE = """

@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import DATA
+from tests.conftest import NOTEBOOK
 from xlstm import losses
 from xlstm.cells import lstm
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
 from xlstm.layers.initializers import RECURRENT
 from xlstm.training import optimizers
 
-CASES = ["d1_h50", "d3_h8"]
 
-
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=NOTEBOOK)
 def golden(request):
-    with np.load(DATA / f"seed_lstm_{request.param}.npz") as file:
+    with np.load(NOTEBOOK[request.param]) as file:
         return dict(file)
 
 

@@ -10,11 +10,13 @@ import pytest
 
 import xlstm
 from tests.conftest import later
+from tests.tables import LIBRARIES, columns_of, long_columns, table
 from xlstm import optim, plots, training
 from xlstm.cells import gru
 from xlstm.data.batches import Windows
 from xlstm.data.frames import Columns
 from xlstm.data.series import series_of
+from xlstm.estimators import Forecaster
 from xlstm.models import SequenceModel
 from xlstm.plots import figures
 from xlstm.plots.activity import traces
@@ -348,6 +350,28 @@ def test_errors_of_forecasts_are_drawn_by_horizon():
     assert {"days ahead", "RMSE (kg)", "LSTM", "persistence"} <= set(texts(figure))
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_results_of_a_fitted_forecaster_are_drawn(library):
+    """Two series of two targets, from a table: a fan for each, errors by target, and how training went."""
+    columns = long_columns(np.random.default_rng(0).normal(size=(140, 2)).cumsum(axis=0), "days", (140, 130))
+    given = table(library, columns)
+    quick = {"window": 8, "horizon": 3, "hidden_size": 2, "epochs": 1, "refit": False, "backend": "numpy"}
+    forecaster = Forecaster(series_id="shop", candidates=("network",), **quick).fit(given)
+    figure = plots.fans(given, forecaster.predict_quantiles(given))
+    titles = [axes.get_title(loc="left").partition(":")[0] for axes in figure.axes]
+    assert titles == ["sales of north", "price of north", "sales of south", "price of south"]
+    median = columns_of(forecaster.predict_quantiles(given))["price 0.5"]
+    np.testing.assert_array_equal(figure.axes[3].lines[1].get_ydata()[1:], median[3:])
+    score = forecaster.score(given)
+    errors = plots.forecast_errors(score.errors, measure="MAE")
+    assert len(errors.axes) == 2
+    np.testing.assert_array_equal(errors.axes[1].lines[0].get_ydata(), score.errors["model"].mae[:, 1])
+    assert [line.strip()[:8] for line in repr(score).splitlines()[2:4]] == ["1, sales", "1, price"]
+    assert len(plots.curves(forecaster).axes) == len(plots.curves(forecaster.trained_).axes)
+    with pytest.raises(ValueError, match=r"fans: ahead has columns .*, expected those of predict_quantiles"):
+        plots.fans(given, given)
+
+
 # Wrong arguments
 
 LSTM = xlstm.LSTM(D, H)
@@ -369,7 +393,7 @@ def kept(layer):
         (lambda: plots.gates(kept(LSTM), "2"), ValueError, "layer is '2', expected one of 0"),
         (lambda: plots.gates(linear()), TypeError, "gates: saved is .* expected what forward of a recurrent layer kee"),
         (lambda: plots.saturation(kept(LAYERS["rnn"])), ValueError, r"saturation: RNN\(2, 4\) has no gate with values"),
-        (lambda: plots.memory(kept(LAYERS["rnn"])), ValueError, r"memory: RNN\(2, 4\) has no forget gate"),
+        (lambda: plots.memory(kept(LAYERS["rnn"])), ValueError, r"RNN\(2, 4\) has no forget gate, .* with `retained`"),
         (lambda: plots.gradient_norms(LSTM, START, X[:2]), ValueError, r"x is .* \(2, 3, 2\), expected 3 time steps"),
         (lambda: plots.gradient_norms(LSTM, START, X, np.ones((3, 5))), ValueError, r"dy has shape \(3, 5\), expected"),
         (lambda: plots.gradient_norms(BOTH, START, X), ValueError, "has a reverse direction, expected a layer without"),
@@ -387,7 +411,8 @@ def kept(layer):
         ),
         (lambda: plots.confusion(["a"], ["a", "b"]), ValueError, r"truth and predicted have shapes \(1,\) and \(2,\)"),
         (lambda: plots.forecast_errors({}), ValueError, "forecast_errors: errors are empty"),
-        (lambda: plots.forecast_errors({"a": [[1.0]]}), ValueError, r"a has shape \(1, 1\), expected \(N,\)"),
+        (lambda: plots.forecast_errors({"a": [[[1.0]]]}), ValueError, r"a has shape \(1, 1, 1\), expected \(N,\) or"),
+        (lambda: plots.forecast_errors({"a": [1.0], "b": [[1.0, 2.0]]}), ValueError, r"expected \(H, C\) with one C"),
         (lambda: plots.save(plots.parameters(START), "a.doc"), ValueError, r"a\.doc: ends in '\.doc', expected one of"),
         (lambda: plots.save(plots.parameters(START), "absent/a.png"), OSError, r"absent/a\.png"),
         (lambda: plots.save(3, "a.png"), TypeError, "figure is 3, expected a figure of matplotlib"),

@@ -42,6 +42,11 @@ def same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_parameters_are_no_arguments_of_a_forecast(one, x):
+    with pytest.raises(TypeError, match=r"argument horizon is unknown, .* set in ZeroShotForecaster\(\.\.\.\)"):
+        one.predict(x, horizon=12)
+
+
 def test_series_and_their_forecasts(one, two, x):
     """One target, several, several series; those of TiRex-2 see each other."""
     model, params = tirex.load(ONE, backend="numpy", dtype="float64")

@@ -40,10 +40,10 @@ Other libraries
     interop             weights of PyTorch, Keras, ONNX and the published xLSTM packages
 """
 
+from xlstm.cli import process_signals  # noqa: F401  # isort: skip (first: signals during imports, those of Python too)
+
 import importlib
 from typing import Any
-
-from xlstm.cli import process_signals  # noqa: F401  # isort: skip (first: signals during the imports that take long)
 
 from xlstm.arrays.backend import Backend, available_backends, backend
 from xlstm.arrays.convert import BackendError

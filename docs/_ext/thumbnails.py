@@ -7,7 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
+log = logging.getLogger(__name__)
 SIZE = (480, 300)  # pixels, twice the space that it takes
 DRAWN = re.compile(r'src="\.\./(_images/[^"]+\.png)"')
 
@@ -22,7 +24,8 @@ def write(app: Sphinx, error: Exception | None) -> None:
         if folder == "gallery" and name != "index":
             drawn = DRAWN.search((site / f"{page}.html").read_text(encoding="utf-8"))
             if drawn is None:
-                raise ValueError(f"{page} has no picture for the index of the gallery")
+                log.warning("%s has no picture for the index of the gallery", page)
+                continue
             picture = Image.open(site / drawn[1]).convert("RGBA")
             picture.thumbnail(SIZE)
             small = Image.new("RGB", SIZE, "white")

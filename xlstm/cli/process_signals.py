@@ -11,11 +11,16 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any, NoReturn
+else:  # the modules above take milliseconds to import, and a signal in that time would show a traceback
+    import _signal as signal
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -53,10 +58,10 @@ def received() -> int | None:
     return 128 + _received[0] if _received else None
 
 
-def handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+def handle(handler: Callable[[int, FrameType | None], object] | int) -> None:
     """Handle the signals, but those that the process ignores."""
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # the shell ignores it for a job in the background
+        if signal.getsignal(number) != signal.SIG_IGN:  # the shell ignores it for a job in the background
             signal.signal(number, handler)
 
 

@@ -57,7 +57,7 @@ class Run(Report):
     ----------
     context : typer.Context
     output : Path, optional
-        The folder. A run cannot begin where there is one already, or go on where there is none: ValueError or OSError.
+        The folder. Neither a run nor a model is written over, and a run cannot go on where there is none: ValueError.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
     resume, as_json, config, save_config, quiet : optional
@@ -103,9 +103,9 @@ class Run(Report):
             writing.check(self.file)
         if resume and not self.checkpoints:
             raise ValueError(f"{output}: holds no run to resume; `xlstm train KIND` begins one without --resume")
-        if self.checkpoints and not resume:
-            problem = "holds a run already; --resume goes on with it, and --output names another folder"
-            raise ValueError(f"{output}: {problem}")
+        if not resume and (self.checkpoints or self.file.exists()):
+            held = "a run already; --resume goes on with it, and" if self.checkpoints else "a model already;"
+            raise ValueError(f"{output}: holds {held} --output names another folder")
 
     @property
     def checkpoints(self) -> list[Path]:

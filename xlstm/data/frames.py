@@ -188,6 +188,11 @@ def table_like(given: Any, columns: Mapping[str, Any], index: Any = None) -> Any
     return table
 
 
+def names_of(where: str, given: Any) -> list[str]:
+    """Return the names of all columns of a table, but not of its index."""
+    return [*map(str, _frame(where, given)[1].columns)]
+
+
 def rows_by(where: str, given: Any, column: str) -> dict[Any, Rows]:
     """Return the rows of a table that have each value of a column; ValueError where it is not there or has gaps."""
     _, frame, _ = _frame(where, given)

@@ -64,6 +64,15 @@ class Covariates(NamedTuple):
     static: Any = None
     dates: Any = None
 
+    @classmethod
+    def of(cls, where: str, given: CovariateArguments) -> Covariates:
+        """Return the keywords of a caller, a forecaster `where`; TypeError where one is unknown."""
+        for name in given:
+            if name not in cls._fields:
+                others = f"horizon and quantiles are set in {where}(...), steps in predict"
+                raise TypeError(f"{where}: argument {name} is unknown, expected {checks.few(cls._fields)}; {others}")
+        return cls(**given)
+
     def each(self, where: str, number: int) -> list[Covariates]:
         """Return the covariates of each of several series."""
         for name, value in self._asdict().items():
@@ -323,10 +332,10 @@ def given(
             raise ValueError(f"{where}: {name} is {checks.shown(other)}, expected columns of the table, by name")
     after: BySeries = {}
     if beside.future is not None:
-        after = _by_series(f"{where}: {later}", beside.future, roles, roles.future)
+        after = by_series(f"{where}: {later}", beside.future, roles, roles.future)
     used = [*roles.past, *roles.future, *roles.static]
     only = [*roles.targets, *used] if roles.targets else None
-    read = _by_series(where, values, roles, only)
+    read = by_series(where, values, roles, only)
     names = roles.targets or [name for name in next(iter(read.values())).names if name not in used]
     if fitted and sorted(names) != sorted(fitted):
         few = checks.few
@@ -357,7 +366,7 @@ def of_columns(where: str, read: BySeries, roles: Roles, names: Sequence[str], a
     return Given(series, every, False, flat, names, labels=list(read), id_name=roles.id_name, rows=rows)
 
 
-def _by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
+def by_series(where: str, table: Any, roles: Roles, only: Sequence[str] | None) -> BySeries:
     """Return the columns of all series by their names."""
     columns = frames.table_of(where, table, only, without=roles.id_name)
     if not roles.id_name:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,9 +75,17 @@ def regular(path: Path) -> Path:
     return path
 
 
+def readable(path: Path) -> Path:
+    """Return the path of a file or of a shell's pipe; OSError for a pipe with a name, which may have no writer."""
+    if path.is_fifo() and not os.path.realpath(path).startswith(("/dev/", "/proc/")):
+        problem = "it is a pipe with a name, to which perhaps nobody writes; expected a file, or <(command) of a shell"
+        raise OSError(errno.EINVAL, problem, str(path))
+    return path
+
+
 def content(path: Path, most: int) -> bytes:
     """Return the bytes of a file; ValueError if there are more than `most`."""
-    with open(path, "rb") as file:
+    with open(readable(path), "rb") as file:
         found = file.read(most + 1)
     if len(found) > most:
         raise ValueError(f"{path}: is longer than the {most} bytes that are taken")

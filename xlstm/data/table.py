@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, frames, writing
+from xlstm.data import calendars, frames, reading, writing
 from xlstm.data.csv_file import PLAIN, CsvFile, Dialect, check_names
 from xlstm.data.frames import Columns, grouped
 from xlstm.data.host import Values
@@ -124,6 +124,7 @@ def packages(path: Path) -> tuple[Any, Any]:
 def opened(path: AnyPath, dialect: Dialect = PLAIN) -> CsvFile | ParquetFile:
     """Open a file by its name, which ends with ".parquet" for a Parquet file."""
     path = checks.path("read", "path", path)
+    reading.readable(path)
     if not is_parquet(path):
         return CsvFile(path, dialect)
     if dialect != PLAIN:

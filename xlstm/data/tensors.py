@@ -30,6 +30,14 @@ DTYPES = {
     **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
     **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1"},
 }
+# Files that users give by mistake, by the bytes that they begin with.
+OTHERS = {
+    b"PK\x03\x04": "is a zip archive, as those of PyTorch and Keras are",
+    b"\x80": "is a pickle, as old files of PyTorch are",
+    b"\x89HDF": "is an HDF5 file, as old ones of Keras are",
+    b"version https://": "is a pointer of Git LFS, whose file is still to be fetched",
+    b"<": "is a page of HTML or XML",
+}
 
 
 class Tensors:
@@ -57,7 +65,7 @@ class Tensors:
         try:
             self._read_header()
         except (ValueError, SafetensorError) as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+            raise ValueError(f"{path}: not a readable safetensors file ({self._other() or error})") from error
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Host]:
         """Return arrays, by default all; bfloat16, which NumPy does not have, comes as float32."""
@@ -86,6 +94,15 @@ class Tensors:
     @functools.cached_property
     def _map(self) -> mmap.mmap:
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def _other(self) -> str:
+        """Return in words what the file is, where it does not begin as one of this format does."""
+        self._file.seek(0)
+        begin = self._file.read(16)
+        if begin[8:9] == b"{":
+            return ""
+        unknown = f"begins with {begin!r}" if begin else "is empty"
+        return f"it {next((kind for first, kind in OTHERS.items() if begin.startswith(first)), unknown)}"
 
     def _read_header(self) -> None:
         with safe_open(self.path, "numpy"):  # it raises unless arrays have their sizes and fill the file without a gap

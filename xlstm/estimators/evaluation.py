@@ -18,7 +18,7 @@ import numpy as np
 
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.data.host import Values
-from xlstm.data.panels import TimeSeries
+from xlstm.data.panels import Given, TimeSeries
 from xlstm.estimators import baselines
 from xlstm.estimators.baselines import mean
 from xlstm.estimators.fitting import parts_of
@@ -87,6 +87,8 @@ class Score:
         The share that this interval is to cover.
     series : array (N,)
         The series of each forecast.
+    targets : sequence of str
+        Names of the targets of a table; empty where there was none.
     """
 
     model: Values
@@ -104,6 +106,7 @@ class Score:
     coverage: Values
     interval: float
     series: np.ndarray[Any, Any]
+    targets: Sequence[str] = ()
 
     def __repr__(self) -> str:
         """Return a table by steps ahead: root mean square errors, and the share of values in the widest interval."""
@@ -111,9 +114,10 @@ class Score:
         places = list(np.ndindex(self.model.shape))
         lines = [("step", *columns)]
         for h, *targets in places if len(places) <= ROWS else [*places[: ROWS - 1], places[-1]]:
-            name = f"{h + 1}" + "".join(f", target {c}" for c in targets)
+            name = f"{h + 1}" + "".join(f", {self.targets[c] if self.targets else f'target {c}'}" for c in targets)
             lines.append((name, *(f"{values[(h, *targets)]:.4g}" for values in columns.values())))
-        table = "\n".join("  ".join(f"{cell:>14}" for cell in line) for line in lines)
+        width = max(map(len, itertools.chain(*lines)))
+        table = "\n".join("  ".join(f"{cell:>{width}}" for cell in line) for line in lines)
         return f"Score: root mean square errors of {len(self.at)} forecasts\n{table}"
 
     def item(self) -> float:
@@ -141,9 +145,10 @@ class Forecasts(NamedTuple):
 
 
 def score(
-    several: Sequence[TimeSeries], forecasts: Sequence[Forecasts], levels: Sequence[float], season: int, flat: bool
+    several: Sequence[TimeSeries], forecasts: Sequence[Forecasts], levels: Sequence[float], season: int, given: Given
 ) -> Score:
-    """Return the score of forecasts of one series or several; with `flat` there is one target without an axis."""
+    """Return the score of forecasts of series; where all were given flat, there is one target without an axis."""
+    flat = all(given.flat)
     truth = _joined([one.truth for one in forecasts])
     H, order = truth.shape[1], min(AR_ORDER, *(int(one.at[0]) // 3 for one in forecasts))
     methods: dict[str, list[Values]] = {"model": [one.mean for one in forecasts]}
@@ -180,6 +185,7 @@ def score(
         coverage=shaped(coverage),
         interval=levels[-1] - levels[0] if len(levels) > 1 else np.nan,
         series=np.repeat(np.arange(len(forecasts)), [len(one.at) for one in forecasts]),
+        targets=given.names,
     )
 
 

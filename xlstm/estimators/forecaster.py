@@ -217,7 +217,7 @@ refit
         """Return the values after the end of a series.
 
         Beyond the horizon the predictions are fed back as if they had been observed, and past covariates stay as they
-        are.
+        are. If all steps will take more than ten seconds, a warning in the log says how long, after a second.
 
         Parameters
         ----------
@@ -371,7 +371,7 @@ refit
         given, several, units = self._read(values, covariates, 0)
         judge = self.test_predictor_
         forecasts = [evaluation.of_test_part(judge, *one) for one in zip(several, units, strict=True)]
-        return evaluation.score(several, forecasts, judge.settings.quantiles, self.season_, all(given.flat))
+        return evaluation.score(several, forecasts, judge.settings.quantiles, self.season_, given)
 
     def backtest(self, values: Any, folds: int = 5, **covariates: Unpack[CovariateArguments]) -> Score:
         """Return errors of forecasts from rolling origins, one horizon after another at the end of the series.
@@ -414,7 +414,7 @@ refit
             truth = baselines.targets(series, at, s.horizon, len(series.values))
             forecasts.append(Forecasts(at, mean, quantiles, truth))
         season = fitting.season_of(variants[0], s.season)
-        return evaluation.score(variants[0], forecasts, s.quantiles, season, all(given.flat))
+        return evaluation.score(variants[0], forecasts, s.quantiles, season, given)
 
     def export_inputs(self, values: Any, **covariates: Unpack[CovariateArguments]) -> dict[str, Host]:
         """Return the inputs by name of the file that `interop.onnx.to_onnx` writes, for the values after each series.
@@ -534,7 +534,7 @@ refit
         self.checked()
         backend = backend_of(self.backend, self.dtype)
         precisions.named(self.precision, backend)  # raises where the backend does not have it
-        given = panels.given("Forecaster", values, Covariates(**covariates), self._roles())
+        given = panels.given("Forecaster", values, Covariates.of("Forecaster", covariates), self._roles())
         looks = [self.calendar] if isinstance(self.calendar, bool) else [False, True]
         variants = [self._series(given, self.horizon, look) for look in looks]
         return backend, given, variants if variants[-1][0].marks else variants[:1]
@@ -610,7 +610,8 @@ refit
     ) -> tuple[Given, list[TimeSeries], list[Values]]:
         """Return series to predict after, with `steps` rows ahead, and their units; raise unless they go with `fit`."""
         s, scaling = self.test_predictor_.settings, self.scaling_
-        given = panels.given("Forecaster", values, Covariates(**covariates), self._roles(), self._names())
+        beside = Covariates.of("Forecaster", covariates)
+        given = panels.given("Forecaster", values, beside, self._roles(), self._names())
         ahead = max(steps, s.horizon)
         several = self._series(given, ahead, self.calendar_)
         fitted = [scaling.units.shape[1], *(len(part[0]) for part in (scaling.past, scaling.future, scaling.static))]
@@ -646,15 +647,28 @@ refit
         self, series: TimeSeries, units: Values, n: int, steps: int, seed: list[int], width: Values | None = None
     ) -> Values:
         """Return sample paths (n, steps, C) after a series; beyond the horizon each is fed back as if observed."""
-        p, rng, ahead = self.predictor_, np.random.default_rng(seed), np.empty((1, 0, self.n_targets_))
+        p, rng = self.predictor_, np.random.default_rng(seed)
         if len(levels := p.settings.quantiles) < 2:
             raise ValueError(f"Forecaster: it was fitted with quantiles={levels}, expected two or more, to draw paths")
         width = self._next(series, units)[1] if width is None else width
-        while ahead.shape[1] < steps:
-            mean, quantiles, scale = p.finished(*sampling.before(p, series, units, ahead))
-            drawn = sampling.draw(self._calibrated(np, mean, quantiles, scale, width), levels, self.ranks_, rng, n)
-            predictor.finite(drawn)
-            ahead = np.concatenate((np.broadcast_to(ahead, (n, *ahead.shape[1:])), p.limited(np, drawn)), axis=1)
+
+        def drawn(mean: Values, quantiles: Values, scale: Values) -> Values:
+            calibrated = self._calibrated(np, mean, quantiles, scale, width)
+            paths = sampling.draw(calibrated, levels, self.ranks_, rng, n)
+            predictor.finite(paths)
+            return np.asarray(p.limited(np, paths))
+
+        return self._fed_back(series, units, n, steps, drawn)
+
+    def _fed_back(
+        self, series: TimeSeries, units: Values, n: int, steps: int, values: Callable[[Values, Values, Values], Values]
+    ) -> Values:
+        """Return n paths (n, steps, C) after a series; `values` has those of a horizon from what is forecast of it."""
+        p, H = self.predictor_, self.predictor_.settings.horizon
+        ahead: Values = np.empty((n, -(-steps // H) * H, self.n_targets_))
+        for t in sampling.announced(steps, H):
+            known = ahead[: n if t else 1, :t]
+            ahead[:, t : t + H] = values(*p.finished(*sampling.before(p, series, units, known)))
         return ahead[:, :steps]
 
     def _calibrated(self, xp: Namespace, mean: Array, quantiles: Array, scale: Array, width: Array) -> Array:
@@ -664,11 +678,4 @@ refit
 
     def _ahead(self, series: TimeSeries, units: Values, steps: int) -> Values:
         """Return forecasts (steps, C) after a series, fed back beyond the horizon."""
-        ahead = np.empty((0, self.n_targets_))
-        while len(ahead) < steps:
-            block = self.predictor_.forecast(series, units, np.array([len(series.values)]))[0][0]
-            ahead = np.concatenate((ahead, block))
-            known = np.concatenate((series.known, block))
-            past = np.concatenate((series.past, np.repeat(series.past[-1:], len(block), axis=0)))
-            series = series._replace(values=known, known=known, past=past)
-        return ahead[:steps]
+        return np.asarray(self._fed_back(series, units, 1, steps, lambda mean, quantiles, scale: mean)[0])

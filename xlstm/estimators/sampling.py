@@ -9,7 +9,9 @@ copula coupling, Schefzik et al. 2013). Each step alone has the forecast quantil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +24,10 @@ from xlstm.estimators.evaluation import NORMAL
 from xlstm.estimators.fitting import parts_of
 from xlstm.estimators.predictor import Predictor
 
+log = logging.getLogger("xlstm")
 KEPT = 500  # forecasts whose ranks are kept, of all series
 FARTHEST = 1e-9  # least level that is drawn, and least distance from 1
+LONG = 10.0  # seconds from which on a forecast says how long it takes
 PATHS = 1000  # that quantiles beyond the horizon are taken of
 
 
@@ -62,16 +66,29 @@ def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.ran
     return np.asarray(start + (z - knots[left]) / (knots[left + 1] - knots[left]) * (stop - start))[..., 0]
 
 
+def announced(steps: int, horizon: int) -> Iterator[int]:
+    """Yield the first step of each horizon; a long forecast says how long it takes once a part of it is done."""
+    start, firsts, unsaid = time.perf_counter(), range(0, steps, horizon), True
+    for done, first in enumerate(firsts, 1):
+        yield first
+        passed = time.perf_counter() - start
+        if unsaid and passed > LONG / 10:
+            unsaid = False
+            if (seconds := passed / done * len(firsts)) > LONG:
+                log.warning("Forecaster: %d steps, %d at a time, take about %.0f s", steps, horizon, seconds)
+
+
 def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> tuple[Array, Values, Values]:
     """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past covariates stay.
 
-    For the other candidates paths are further targets, and for the network series behind each other.
+    For the other candidates paths are further targets, and for the network series behind each other. Rows are left out
+    that do not reach a forecast any more.
     """
-    (n, _, C), s, combination = ahead.shape, predictor.settings, predictor.combination
-    begin = max(0, len(series.values) - max(s.window, combination.reach))
-    past, future, known = (part[begin:] for part in (series.past, series.future, series.known))
-    known = np.concatenate((np.broadcast_to(known, (n, *known.shape)), ahead), axis=1)  # (n, L, C)
-    L = known.shape[1]
+    (n, t, C), s, combination, N = ahead.shape, predictor.settings, predictor.combination, len(series.values)
+    begin = max(0, N + t - max(s.window, combination.reach))
+    past, future, known = series.past[min(begin, N - 1) :], series.future[begin:], series.known[begin:]
+    known = np.concatenate((np.broadcast_to(known, (n, *known.shape)), ahead[:, max(0, begin - N) :]), axis=1)
+    L = known.shape[1]  # of (n, L, C)
     side = known.swapaxes(0, 1).reshape(L, n * C)
     beside = replace(predictor, combination=combination.repeated(n))
     base = beside.base(series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L]))

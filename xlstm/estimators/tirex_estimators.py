@@ -267,7 +267,7 @@ class ZeroShotForecaster(SeriesEstimator):
             truth = baselines.targets(series, at, H, N)
             forecasts.append(Forecasts(at, *network.forecast(series, at.tolist(), H), truth))
         season = fitting.season_of(several, season)
-        return evaluation.score(several, forecasts, network.options["quantiles"], season, all(given.flat))
+        return evaluation.score(several, forecasts, network.options["quantiles"], season, given)
 
     def _read(
         self,
@@ -279,7 +279,7 @@ class ZeroShotForecaster(SeriesEstimator):
     ) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(FORECASTER, "name", self.name)
-        known, fitted = Covariates(**covariates), self._names() if fitted is None else fitted
+        known, fitted = Covariates.of(FORECASTER, covariates), self._names() if fitted is None else fitted
         given, several = items.read_table(FORECASTER, network.model, values, known, self._roles(), steps, fitted)
         for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)

@@ -127,14 +127,16 @@ class Module:
         Raises
         ------
         ValueError
-            There is not enough memory for them.
+            There is no memory for the largest of them; none is drawn.
         """
         chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
-        count = sum(math.prod(n for n in dims.values() if n) for dims in self.shapes.values())
+        sizes = {name: math.prod(n for n in dims.values() if n) for name, dims in self.shapes.items()}
+        largest = max(sizes, key=sizes.__getitem__, default="")
         try:
-            np.empty(count)  # the memory of all of them in float64, in which they are drawn; nothing is written to it
-        except (MemoryError, ValueError, OverflowError):  # the last two where no array can have so many
-            raise ValueError(f"{type(self).__name__}: {count} parameters take more memory than there is") from None
+            np.empty(sizes.get(largest, 0))  # the largest one as it is drawn, in float64; nothing is written to it
+        except (MemoryError, ValueError, OverflowError):  # the last two where no array can have so many numbers
+            problem = f"{largest} has {sizes[largest]:.3g} numbers, for which there is no memory"
+            raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 
     def draw(self, rng: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:

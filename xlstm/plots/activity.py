@@ -269,7 +269,8 @@ def memory_table(saved: Any) -> list[Memory]:
             means = values.mean(axis=0, dtype=np.float64)
             rows += [Memory(trace.name, k, float(f), _time_constant(float(f))) for k, f in enumerate(means)]
     if not rows:
-        raise ValueError(f"memory: {checks.shown(saved.layer)} has no forget gate")
+        expected = "expected a layer with one, or a cell of your own with `retained`"
+        raise ValueError(f"memory: {checks.shown(saved.layer)} has no forget gate, {expected}")
     return rows
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.data import calendars, host
+from xlstm.data import calendars, frames, host
 from xlstm.data.host import Values
-from xlstm.data.series import Series
+from xlstm.data.panels import Roles, by_series, numbers_of
+from xlstm.data.series import Series, series_of
 from xlstm.plots import figures
 from xlstm.training import Trained, folder
 
@@ -21,6 +23,7 @@ POINTS = 2000  # of a line that are drawn
 WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
 LATEST = 200  # forecasts of a test part that are drawn
+MEASURES = ("RMSE", "MAE", "MASE", "sMAPE")  # of `Errors`
 TRUTH, FAN = "0.45", "#3b7d5b"
 LEADS = "#e0457b", "#5b3fa0"  # of forecasts one step and a whole horizon ahead
 
@@ -38,8 +41,8 @@ def course(run: Any, where: str = "course") -> Course:
 
     Parameters
     ----------
-    run : path or Trained
-        The folder of a run, its history.jsonl, or the result of `training.train`.
+    run : path, Trained or fitted estimator
+        The folder of a run, its history.jsonl, the result of `training.train`, or an estimator with such a result.
     where : str
         The caller, for errors.
 
@@ -53,6 +56,7 @@ def course(run: Any, where: str = "course") -> Course:
     OSError, ValueError, TypeError
         There is no such file, it is no history, or no line of it has a loss.
     """
+    run = getattr(run, "trained_", run)
     if isinstance(run, Trained):
         every = len(run.losses) / max(1, len(run.validations))
         lines = [{"total": k, "loss": loss} for k, loss in enumerate(run.losses, 1)]
@@ -76,7 +80,7 @@ def curves(runs: Any) -> Any:
 
     Parameters
     ----------
-    runs : path, Trained, or dict of str to these
+    runs : path, Trained, fitted estimator, or dict of str to these
         As for `course`; a dict has the names of several runs.
 
     Returns
@@ -263,7 +267,8 @@ def forecast(
     figures.dates(test, time)
     figures.legend_above(test)
     if errors is not None:
-        _draw_errors(rest[0], errors, "", series.step, "RMSE")
+        first = {name: values[:, 0] for name, values in _measured(errors, "RMSE").items()}
+        _draw_errors(rest[0], first, "", series.step, "RMSE")
         figures.legend_above(rest[0])
     if ahead is not None:
         _draw_fan(rest[-1], series, ahead, "beyond the end of the data")
@@ -271,40 +276,15 @@ def forecast(
     return figure
 
 
-def fans(series: Sequence[Series], ahead: Sequence[Fan]) -> Any:
+def fans(series: Any, ahead: Any) -> Any:
     """Draw the ends of series and quantiles of what comes after them, a panel for each.
 
     Parameters
     ----------
-    series : list of Series
-    ahead : list of Fan
-        As many.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    figure, panels = figures.panels(len(series), 1, 2.2)
-    for axes, one, fan in zip(panels, series, ahead, strict=True):
-        _draw_fan(axes, one, fan, f"{one.name}: beyond the end of the data")
-    figures.legend(figure, panels[0], loc="outside upper right", ncols=5)
-    return figure
-
-
-def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step", measure: str = "RMSE") -> Any:
-    """Draw errors of forecasts by steps ahead, the model's beside those of baselines.
-
-    Parameters
-    ----------
-    errors : dict of str to array (horizon,)
-        Errors by the names of methods, such as `Score.model`, `Score.persistence` and `Score.autoregression`; one that
-        is NaN is left out.
-    unit : str
-        The unit of the series.
-    step : str
-        The unit of a step, such as "month".
-    measure : str
-        The name of the error.
+    series : list of Series, or table
+        Of a table each target of each series has a panel.
+    ahead : list of Fan, or table
+        As many, or for a table the one that `predict_quantiles` of a forecaster returns.
 
     Returns
     -------
@@ -313,25 +293,102 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
     Raises
     ------
     ValueError, TypeError
-        There are no errors, or they are no numbers (horizon,).
+        A table comes with something else than its quantiles.
     """
-    figure, (axes,) = figures.panels(1, 1, 3.0)
-    _draw_errors(axes, checks.mapping("forecast_errors", errors, "errors"), unit, step, measure)
-    figures.legend(figure, axes, loc="outside upper left", ncols=3)
+    if frames.is_table(series):
+        series, ahead = _of_tables(series, ahead)
+    figure, panels = figures.panels(len(series), 1, 2.2)
+    for axes, one, fan in zip(panels, series, ahead, strict=True):
+        _draw_fan(axes, one, fan, f"{one.name}: beyond the end of the data")
+    figures.legend(figure, panels[0], loc="outside upper right", ncols=5)
     return figure
 
 
-def _draw_errors(axes: Any, errors: Mapping[str, Any], unit: str, step: str, measure: str) -> None:
+def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
+    """Return each target of each series of a table, and its quantiles, which are columns of another table."""
+    levels: dict[str, list[float]] = {}
+    others = []
+    for column in frames.names_of("fans", ahead):
+        target, _, end = column.rpartition(" ")
+        try:
+            level = float(end)
+        except ValueError:
+            others.append(column)
+        else:
+            levels.setdefault(target, []).append(level)
+    columns = [f"{target} {level:g}" for target, each in levels.items() for level in each]
+    if not columns:
+        raise ValueError(f"fans: ahead has columns {checks.few(others)}, expected those of predict_quantiles")
+    dates = frames.table_of("fans", ahead, columns).index_name
+    roles = Roles(series_id=[name for name in others if name != dates]).checked("fans")
+    known = by_series("fans", table, roles, [*levels])
+    series, found = [], []
+    for label, later in by_series("fans", ahead, roles, columns).items():
+        if label not in known:
+            raise ValueError(f"fans: ahead has a series {checks.shown(label)}, expected {checks.few(map(str, known))}")
+        for target, each in levels.items():
+            one = series_of(target, known[label], f"fans: series {label}: row {{}}".format)
+            series.append(replace(one, name=f"{target} of {label}") if roles.id_name else one)
+            quantiles = numbers_of("fans", later, [f"{target} {level:g}" for level in each])
+            found.append(Fan(quantiles, each))
+    return series, found
+
+
+def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step", measure: str = "RMSE") -> Any:
+    """Draw errors of forecasts by steps ahead, the model's beside those of baselines.
+
+    Parameters
+    ----------
+    errors : dict of str to array (horizon,) or (horizon, C), or to Errors
+        Errors by the names of methods, such as `Score.errors`, or `Score.model` and others. Each of several targets has
+        a panel. One that is NaN is left out.
+    unit : str
+        The unit of the series.
+    step : str
+        The unit of a step, such as "month".
+    measure : str
+        The name of the error; with `Errors` one of RMSE, MAE, MASE and sMAPE, which is then drawn.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError, TypeError
+        There are no errors, they are no numbers (horizon,) or (horizon, C), or methods differ in C.
+    """
+    by_name = _measured(checks.mapping("forecast_errors", errors, "errors"), measure)
+    shapes = {name: values.shape for name, values in by_name.items()}
+    if len({C for _, C in shapes.values()}) > 1:
+        raise ValueError(f"forecast_errors: errors have shapes {checks.shown(shapes)}, expected (H, C) with one C")
+    C = next(iter(shapes.values()))[1]
+    figure, panels = figures.panels(C, 1, 3.0)
+    for c, axes in enumerate(panels):
+        of_target = {name: values[:, c] for name, values in by_name.items()}
+        _draw_errors(axes, of_target, unit, step, measure, f"target {c}" if C > 1 else "")
+    figures.legend(figure, panels[0], loc="outside upper left", ncols=3)
+    return figure
+
+
+def _measured(errors: Mapping[str, Any], measure: str) -> dict[str, Host]:
+    """Return errors (H, C) by steps ahead and targets, of `Errors` those of a measure."""
+    found = {}
+    for name, one in errors.items():
+        if hasattr(one, "rmse"):
+            one = getattr(one, checks.choice(MEASURES)("forecast_errors", "measure", measure).lower())
+        found[str(name)] = host.columns("forecast_errors", str(name), one)
+    return found
+
+
+def _draw_errors(axes: Any, errors: Mapping[str, Host], unit: str, step: str, measure: str, title: str = "") -> None:
     """Draw errors (H,) of each method by steps ahead."""
-    for k, (name, given) in enumerate(errors.items()):
-        values = host.numbers("forecast_errors", str(name), given)
-        if values.ndim != 1:
-            raise ValueError(f"forecast_errors: {name} has shape {values.shape}, expected (N,)")
+    for k, (name, values) in enumerate(errors.items()):
         look = {"linewidth": 1.4, "markersize": 4, "markevery": max(1, len(values) // 12), **figures.line(k)}
-        axes.plot(np.arange(1, len(values) + 1), values, label=str(name), **look)
+        axes.plot(np.arange(1, len(values) + 1), values, label=name, **look)
     axes.set_ylim(bottom=0)
     figures.whole_numbers(axes.xaxis)
-    figures.label(axes, x=f"{step}s ahead", y=f"{measure} ({unit})" if unit else measure)
+    figures.label(axes, title, f"{step}s ahead", f"{measure} ({unit})" if unit else measure)
 
 
 def _draw_fan(axes: Any, series: Series, ahead: Fan, title: str) -> None:
