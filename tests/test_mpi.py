@@ -148,6 +148,11 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(fails, message):
             "import os, xlstm\nxlstm.__version__ = os.environ['PMI_RANK']" + START,
             r"rank 1 has version 1 \(checksum of its files \w{8}\) of xlstm, expected that of other ranks, 0 \(.*\)",
         ),
+        (
+            "import os\nfrom xlstm.arrays import mpi\n"
+            "mpi._checksum_of_files = lambda: int(os.environ['PMI_RANK'])" + START,
+            r"rank 1 has version \S+ \(checksum of its files 00000001\) of xlstm, .* 00000000\)",
+        ),
     ],
 )
 def test_ranks_that_fail_together_speak_once(code, message):

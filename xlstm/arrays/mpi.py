@@ -69,8 +69,9 @@ def group(version: str) -> Group:
 def _checksum_of_files() -> int:
     """Return a number that tells the code of this package apart."""
     found = 0
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        found = zlib.crc32(path.read_bytes(), found)
+    for path in sorted(Path(__file__).parents[1].rglob("*")):
+        if path.suffix in (".py", ".cu", ".cuh"):
+            found = zlib.crc32(path.read_bytes(), found)
     return found
 
 

@@ -511,7 +511,7 @@ class Run:
         """The settings that decide the numbers of a run, apart from the arrays; a run that goes on shares them."""
         data = {"first batch": self.data, "first batch of validation": self.validation}
         return {
-            **self.step.settings,
+            **self.step._settings,
             "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
             "dtype": self.state.feed.home.dtype,
             "seed": int(self.seed) if isinstance(self.seed, Integral) else type(self.seed).__name__,

@@ -65,6 +65,15 @@ class Head(NamedTuple):
     check: Any
 
 
+class Noted(NamedTuple):
+    """All that ranks are to have in common in a step, as errors call it."""
+
+    number_of_sequences: int
+    number_of_targets: float
+    checksum_of_order_and_targets: int
+    learning_rate: tuple[float, ...]
+
+
 class Joint:
     """A rank's share of the sums of all ranks, and the numbers that they agreed on in the last one.
 
@@ -80,7 +89,7 @@ class Joint:
         The numbers that this rank tells the others in the next sum.
     agreed : Head
         The head of the last sum that the host has looked at.
-    noted : dict of str to object
+    noted : Noted or None
         All that ranks are to have in common in this step.
     """
 
@@ -95,7 +104,7 @@ class Joint:
         self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
         self.head, self.grads = self.buffer[:ROOM], self.named(self.buffer[ROOM:])
         self.agreed = Head(*[0.0] * len(Head._fields))
-        self.noted: dict[str, Any] = {}
+        self.noted: Noted | None = None
         self.checksum = 0  # of all that was noted so far
         self.where, self.ended = "", False
 
@@ -135,9 +144,8 @@ class Joint:
             self._refuse(local)
         else:
             norm = global_norm(grads) if local and grads else 0.0
-            for k, number in enumerate(
-                Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, share, *given[-3:])
-            ):
+            head = Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, share, *given[-3:])
+            for k, number in enumerate(head):
                 self.head[k] = number
             if not local:
                 self._fill(grads, 1.0 if early else share)
@@ -171,14 +179,9 @@ class Joint:
         return self.grads, global_norm(self.grads)
 
     def note(self, part: Part, rates: tuple[float, ...]) -> None:
-        """Note what ranks are to have in common in a step: its batch, and the numbers of the optimiser."""
-        self.noted = {
-            "number of sequences": part.B,
-            "number of targets": part.total,
-            "checksum of order and targets": part.checksum,
-            "learning rate": rates,
-        }
-        self.checksum = zlib.crc32(repr(self.noted).encode(), self.checksum)
+        """Note what ranks are to have in common in a step: its batch and the learning rates of its update."""
+        self.noted = Noted(part.B, part.total, part.checksum, rates)
+        self.checksum = hash((self.checksum, self.noted))  # of numbers, which is the same in all processes
 
     @property
     def check(self) -> float:
@@ -208,7 +211,8 @@ class Joint:
                     self.error = ValueError(f"{self.where}: its data have ended, those of other ranks have not")
                 self.told("a step")
             elif agreed.status == 0 and (agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)):
-                same(self.group, self.where, self.noted)
+                noted = {} if self.noted is None else self.noted._asdict()
+                same(self.group, self.where, {name.replace("_", " "): value for name, value in noted.items()})
                 shares = f"the shares of ranks in its targets sum to {agreed.share:g}, expected 1"
                 raise ValueError(f"{self.where}: {shares}; do all ranks have the same data, in the same order?")
 
@@ -378,8 +382,8 @@ def told(group: Group, place: str, error: Exception | None, what: Any = None) ->
     for rank, one in enumerate(said):
         there = one.place if isinstance(one, Said) else "`tell`"
         if there != place:
-            different = f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}"
-            raise ApartError(f"{different}; all ranks are to go through the same steps") from error
+            places = f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}"
+            raise ApartError(f"{places}; all ranks are to go through the same steps") from error
     if error is not None:
         raise error
     for rank, one in enumerate(said):

@@ -108,8 +108,8 @@ class Ranks:
     def _compare(self, checksums: list[int], total: int) -> None:
         """Raise RuntimeError where the checksums of the weights of all ranks differ after a step."""
         usual = max(checksums, key=checksums.count)
-        if different := [str(rank) for rank, one in enumerate(checksums) if one != usual]:
-            problem = f"the weights of rank {', '.join(different)} differ from those of the other ranks"
+        if odd := [str(rank) for rank, one in enumerate(checksums) if one != usual]:
+            problem = f"the weights of rank {', '.join(odd)} differ from those of the other ranks"
             raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
         self.compared = total
 

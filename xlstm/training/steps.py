@@ -24,6 +24,7 @@ from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import optimizers
+from xlstm.training.adapters import LowRank
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
@@ -207,12 +208,12 @@ class Step:
         joint = None
         if self.group is not None:
             kinds = {name: f"{p.dtype} {p.shape}" for name, p in params.items()}
-            held_by_model = getattr(self.model, "params", {})  # those of `LowRank`, which stay
+            is_low_rank = isinstance(self.model, LowRank)  # whose own weights no rank sends
             settings = {
-                **self.settings,
+                **self._settings,
                 "backend": feed.home.name,
                 "parameters": kinds,
-                "checksum of the weights that stay": checksum(held_by_model),
+                "checksum of the weights that stay": checksum(self.model.params if is_low_rank else {}),
             }
             drawing = same(self.group, "train", settings, None if masks is None else masks.bit_generator.state)
             if masks is not None:  # whose generator may be another one on each rank
@@ -251,7 +252,7 @@ class Step:
         joint = state.joint
         if joint is None:
             return self._taken(state, self._inputs(state, batch, where), where)
-        joint.where, joint.ended = where, batch is None
+        joint.where, joint.ended = where, batch is None  # which a run gives where a rank has none
         if joint.error is None and batch is not None:
             with held(joint):
                 batch = self._inputs(state, batch, where)
@@ -314,8 +315,9 @@ class Step:
         return self.precision is not None and self.precision.scales
 
     def _rates(self, state: StepState) -> tuple[float, ...]:
-        """Return the numbers of the optimiser that depend on the number of updates, where they are known."""
-        return self.optimizer.numbers(state.updates) if isinstance(self.optimizer, ByRules) else ()
+        """Return the learning rate of each rule of the optimiser, where it has rules."""
+        rules = self.optimizer.rules if isinstance(self.optimizer, ByRules) else ()
+        return tuple(rule.rate(state.updates) for rule in rules if rule is not None)
 
     def _asks(self, state: StepState) -> bool:
         """Return whether a GPU makes the decisions of a step."""
@@ -326,8 +328,8 @@ class Step:
         """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
         return self.group is not None and self.accumulate > 1 and not self._scales
 
-    @functools.cached_property
-    def settings(self) -> dict[str, Any]:
+    @property
+    def _settings(self) -> dict[str, Any]:
         """The settings of a step that decide its numbers."""
         return {
             "model": text_of(self.model) if dataclasses.is_dataclass(self.model) else type(self.model).__name__,
@@ -401,10 +403,11 @@ class Step:
 
     def _enqueued(self, state: StepState, inputs: Inputs) -> StepState:
         """Enqueue a step on a GPU; the state after it has the counts from before it."""
+        assert isinstance(self.optimizer, ByRules)
         home = state.feed.home
         if state.device_state is None:
             state = state._replace(device_state=home.asarray(np.array(Decided()), "float64"))
-        given = np.array([*self._given(state, inputs), *self._rates(state)])
+        given = np.array([*self._given(state, inputs), *self.optimizer.numbers(state.updates)])
         if not self._captures(state.masks):
             return self._arrays(state._replace(graphs=None), inputs, home.asarray(given, "float64"))
         graphs = state.graphs
