@@ -11,7 +11,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -205,16 +205,20 @@ class Joint:
     def look(self) -> None:
         """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""
         self.agreed = agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
-        with together(self):
-            if agreed.status not in (0, self.group.size):
-                if self.error is None and self.ended:
-                    self.error = ValueError(f"{self.where}: its data have ended, those of other ranks have not")
-                self.told("a step")
-            elif agreed.status == 0 and (agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)):
-                noted = {} if self.noted is None else self.noted._asdict()
-                same(self.group, self.where, {name.replace("_", " "): value for name, value in noted.items()})
-                shares = f"the shares of ranks in its targets sum to {agreed.share:g}, expected 1"
-                raise ValueError(f"{self.where}: {shares}; do all ranks have the same data, in the same order?")
+        if agreed.status not in (0, self.group.size):
+            if self.error is None and self.ended:
+                self.error = ValueError(f"{self.where}: its data have ended, those of other ranks have not")
+            self.told("a step")
+        elif agreed.status == 0 and (agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)):
+            with together(self):
+                self._differ()
+
+    def _differ(self) -> NoReturn:
+        """Raise ValueError, which names the rank that has had another batch or learning rate than most."""
+        noted = {} if self.noted is None else self.noted._asdict()
+        same(self.group, self.where, {name.replace("_", " "): value for name, value in noted.items()})
+        shares = f"the shares of ranks in its targets sum to {self.agreed.share:g}, expected 1"
+        raise ValueError(f"{self.where}: {shares}; do all ranks have the same data, in the same order?")
 
     def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of the last rank."""
