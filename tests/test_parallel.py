@@ -299,8 +299,8 @@ def test_what_one_rank_alone_finds_ends_the_run_on_all(case, tmp_path):
             data = Windows(SMALL.x, SMALL.target, mask, batch_size=30, every_step=True)
             object.__setattr__(data, "target", target)
             options |= {"data": data, "loss": nothing}
-        alike = odd or case == "validation ends"  # the error of all ranks
-        with pytest.raises(kind if alike else OtherRankError, match=text):
+        own = odd or case == "validation ends"  # which is an error of each rank
+        with pytest.raises(kind if own else OtherRankError, match=text):
             trained(group, MODEL, checkpoints=tmp_path, every=9, **options)
         return trained(group, MODEL, SMALL, steps=4)
 
@@ -467,7 +467,8 @@ def different(name):
         ("schedule", "epoch [12], step [35]: learning rate of rank 2 is "),
     ],
 )
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize(("accumulate", "shared"), [(1, False), (2, False), (1, True)], **SHARED)
 def test_ranks_that_differ_later_are_named_in_that_step(name, text, accumulate, tmp_path):
     """First batches and all that a run is made of are alike; the last sound step is saved."""
 

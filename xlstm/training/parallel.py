@@ -400,7 +400,7 @@ def same(
     group: Group, where: str, settings: dict[str, Any] | None, beside: Any = None, error: Exception | None = None
 ) -> Any:
     """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than most ranks."""
-    several = told(group, "a comparison", error, (settings, beside))
+    several = told(group, "the comparison of settings", error, (settings, beside))
     for name in several[0][0]:
         values = [one.get(name) for one, _ in several]
         usual = max(values, key=values.count)
