@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.launcher import START, Job, needed
@@ -145,7 +146,15 @@ def test_a_rank_that_fails_ends_the_job_with_one_message(fails, message):
     ("code", "message"),
     [
         (START + "raise ValueError('for all')", "ValueError: for all"),
-        ("import os, xlstm\nxlstm.__version__ = os.environ['PMI_RANK']" + START, "different versions of xlstm: 0, 1"),
+        (
+            "import os, xlstm\nxlstm.__version__ = os.environ['PMI_RANK']" + START,
+            r"rank 1 has version 1 \(checksum of its files \w{8}\) of xlstm, expected that of other ranks, 0 \(.*\)",
+        ),
+        (
+            "import os\nfrom xlstm.arrays import mpi\n"
+            "mpi._checksum_of_files = lambda: int(os.environ['PMI_RANK'])" + START,
+            r"rank 1 has version \S+ \(checksum of its files 00000001\) of xlstm, .* 00000000\)",
+        ),
     ],
 )
 def test_ranks_that_fail_together_speak_once(code, message):
@@ -157,15 +166,39 @@ def test_ranks_that_fail_together_speak_once(code, message):
 
 @needed
 def test_a_rank_that_does_not_come_is_named():
-    """It sleeps, is stopped, or waits in another place, where nobody knows who is wrong."""
-    fails = ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)", "group.tell(1)"]
-    named = ["1 of 3 .* sum 12"] * 2 + ["(1 of 3 .* sum|0, 2 of 3 .* tell) 12"]
+    fails = ["time.sleep(60)", "os.kill(os.getpid(), signal.SIGSTOP)"]
     jobs = [Job(3, LOOP.format(fails=one), XLSTM_GROUP_TIMEOUT="1") for one in fails]  # side by side
-    for job, which in zip(jobs, named, strict=True):
+    for job in jobs:
         assert job.end().status in ABORTED
         assert 1 < job.seconds("fails") < SOON
         (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
-        assert re.search(rf"rank {which} within 1 s \(XLSTM_GROUP_TIMEOUT\)$", said), said
+        assert re.search(r"rank 1 of 3 .* sum 12 within 1 s \(XLSTM_GROUP_TIMEOUT\)$", said), said
+
+
+@needed
+def test_ranks_that_wait_at_different_places_do_not_wait_long():
+    job = Job(3, LOOP.format(fails="group.tell(1)")).end()
+    assert job.status in ABORTED
+    assert job.seconds("fails") < 60  # of 600 that a rank waits
+    (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
+    assert re.search("rank (0, 1|1, 2) of 3 .* rank . came to (sum|tell) 12 and rank . to (sum|tell) 12", said), said
+
+
+def test_a_clock_shows_the_number_and_the_kind_of_the_same_thing():
+    """The watch looks at it from another thread, at any time."""
+    clock, seen = watch.Clock(), []
+
+    class Counts(np.ndarray):
+        def __setitem__(self, place, value):
+            seen.append(clock.begun)
+            super().__setitem__(place, value)
+            seen.append(clock.begun)
+
+    clock.counts = clock.counts.view(Counts)
+    for kind in ("tell", "sum"):
+        with clock.during(kind):
+            pass
+    assert set(seen) == {(1, "tell"), (2, "sum")}
 
 
 @needed

@@ -1,5 +1,6 @@
 """Runs on several ranks that fail, or are stopped: what is said, how soon, and that they go on as before."""
 
+import re
 import signal
 
 import pytest
@@ -46,6 +47,30 @@ def full(progress):  # no file may be larger than 100 bytes
 fit(FOLDER, callbacks=[full])
 now("end")
 """
+JUDGES = """
+def judges(progress):  # on rank 0 alone
+    if progress.total == 5:
+        now("fails")
+        training.evaluate(lstm, progress.params, data, group=group)
+fit(callbacks=[judges])
+"""
+CATCHES = """
+class Ends:
+    def __len__(self):
+        return len(data)
+    def batches(self, rng=None):
+        for k, batch in enumerate(data.batches(rng)):
+            if k < 4 or group.rank != 1:
+                yield batch
+for options in ({"validation": Ends()}, {"seed": int(group.rank == 2)}):
+    try:
+        fit(FOLDER if group.rank == 0 else None, **options)
+    except (ValueError, distributed.OtherRankError) as error:
+        assert group.rank != 0 or "rank 1" in str(error) or "rank 2" in str(error), error
+        now("caught")
+fit()
+now("end")
+"""
 GOES_ON = """
 found, whole = fit(FOLDER), fit()
 assert all((found[name] == whole[name]).all() for name in whole)
@@ -75,6 +100,25 @@ def test_an_error_of_a_rank_ends_the_run_after_the_last_sound_step(tmp_path):
     assert job.seconds("fails") < SOON
     assert f"{FAILED}KeyError: 'of rank 1'\n" in job.err
     assert (job.err.count("xlstm: rank"), job.err.count("Traceback"), newest(tmp_path)) == (1, 1, 7)
+
+
+@needed
+def test_an_evaluation_on_rank_0_alone_ends_the_job_by_name(tmp_path):
+    job = run(tmp_path, JUDGES).end()
+    assert job.status in ABORTED
+    assert job.seconds("fails") < 60  # of 600 that a rank waits
+    (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
+    expected = r"rank 0, [12] of 3 .* rank . came to (tell|sum) (\d+) and rank . to (tell|sum) \2, so neither can end$"
+    assert re.search(expected, said), said
+
+
+@needed
+def test_a_program_that_catches_the_errors_of_a_rank_goes_on(tmp_path):
+    """The first run has no end of validation on a rank, and the second one another seed."""
+    job = run(tmp_path, CATCHES).end()
+    assert (job.status, job.err) == (0, "")
+    assert len(job.numbers("caught")) == 6
+    assert (len(job.numbers("end")), newest(tmp_path)) == (3, 6)
 
 
 @needed

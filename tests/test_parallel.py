@@ -1,6 +1,7 @@
 """Training on several ranks, threads of one process here, ends with the weights of one process."""
 
 import contextlib
+import itertools
 import signal
 import threading
 
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.ranks import together
-from xlstm import LSTM, Linear, optim, training, xLSTMStack
+from xlstm import LSTM, Linear, losses, optim, training, xLSTMStack
 from xlstm.arrays.groups import OtherRankError
+from xlstm.arrays.random import generator
 from xlstm.data import Prefetch, Sequences, Shard, Streams, Windows
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.layers.blocks.large import xLSTMLarge
@@ -254,6 +256,81 @@ def test_an_error_of_one_rank_is_raised_on_all_before_the_same_step(case, accumu
     assert read(path).about["total"] == 2
 
 
+class Ends(Watched):
+    """Data that end before the batch with the number that the function gives."""
+
+    def batches(self, rng=None):
+        yield from itertools.islice(super().batches(rng), self.function(None))
+
+
+def nothing(y, target, mask):
+    """A loss that looks at targets that do not count."""
+    return losses.mse(y, target, np.ones_like(mask))
+
+
+LATER = {  # the odd rank's own error, and the steps before it
+    "an error in validation": (OSError, "the disk is gone", 5),
+    "a metric": (KeyError, "of the user", 5),
+    "validation ends": (ValueError, "evaluate: the data of rank 1 have ended, those of other ranks have not", 5),
+    "data end": (ValueError, "train: epoch 1, step 4: its data have ended, those of other ranks have not", 3),
+    "a target is NaN": (ValueError, r"train: epoch 1, step 1: target\[2, 5, 3\] is nan, expected finite", 0),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+def test_what_one_rank_alone_finds_ends_the_run_on_all(case, tmp_path):
+    """The last sound step is saved, and a program that catches the error can train again."""
+    kind, text, done = LATER[case]
+
+    def run(group):
+        odd, options = group.rank == 1, {"data": SMALL, "validation": SMALL}
+        if case == "an error in validation":
+            options["validation"] = failing("data", odd)[1]
+        elif case == "a metric":
+            options["metrics"] = {"error": failing_metric if odd else losses.mse}
+        elif case == "validation ends":
+            options["validation"] = Ends(SMALL, lambda _: 2 if odd else None)
+        elif case == "data end":
+            options["data"] = Ends(SMALL, lambda _: 3 if odd else None)
+        else:
+            target, mask = SMALL.target.copy(), np.ones_like(SMALL.target, bool)
+            place = generator(1, stream=1).permutation(30)[15], 2, 3  # of the sequences of rank 1
+            target[place], mask[place] = np.nan, False
+            data = Windows(SMALL.x, SMALL.target, mask, batch_size=30, every_step=True)
+            object.__setattr__(data, "target", target)
+            options |= {"data": data, "loss": nothing}
+        own = odd or case == "validation ends"  # which is an error of each rank
+        with pytest.raises(kind if own else OtherRankError, match=text):
+            trained(group, MODEL, checkpoints=tmp_path, every=9, **options)
+        return trained(group, MODEL, SMALL, steps=4)
+
+    same(together(3, run), trained(None, MODEL, SMALL, steps=4))
+    assert [read(path).about["total"] for path in tmp_path.glob("step-*")] == [done]
+
+
+def failing_metric(y, target):
+    raise KeyError("of the user")
+
+
+def test_ranks_that_meet_at_different_places_are_told():
+    """A callback of rank 0 alone evaluates together with nobody, where the others are at the end of an epoch."""
+
+    class Judges(training.Callback):
+        everywhere = False
+
+        def epoch(self, now):
+            training.evaluate(MODEL, now.params, SMALL, group=self.group)
+
+    def run(group):
+        callback = Judges()
+        callback.group = group
+        trained(group, MODEL, SMALL, callbacks=[callback])
+
+    text = "rank 0 of 2 is at evaluation, rank 1 at the end of an epoch; all ranks are to go through the same steps"
+    with pytest.raises(RuntimeError, match=text):
+        together(2, run)
+
+
 def test_errors_in_validation_and_where_nothing_counts():
     data = DATA
 
@@ -271,7 +348,10 @@ def test_errors_in_validation_and_where_nothing_counts():
     together(2, run)
 
 
-def test_a_rank_whose_weights_differ_ends_the_run_by_name(tmp_path):
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_a_rank_whose_weights_differ_ends_the_run_by_name(checkpoints, tmp_path):
+    """They are compared at the end of each epoch, of three steps, and in each checkpoint."""
+
     class Flips(training.Callback):
         def __init__(self, rank):
             self.rank = rank
@@ -281,26 +361,144 @@ def test_a_rank_whose_weights_differ_ends_the_run_by_name(tmp_path):
                 next(iter(now.params.values()))[0] += 1e-15
 
     def run(group):
-        with pytest.raises(RuntimeError, match="after step 6 the weights of rank 1 differ from those of the other"):
-            trained(group, MODEL, DATA, checkpoints=tmp_path, every=6, callbacks=[Flips(group.rank)])
+        files = {"checkpoints": tmp_path, "every": 2} if checkpoints else {}
+        with pytest.raises(RuntimeError, match="after step 3 the weights of rank 1 differ from those of the other"):
+            trained(group, MODEL, DATA, callbacks=[Flips(group.rank)], **files)
 
     together(3, run)
-    assert not list(tmp_path.glob("step-*"))
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000002.safetensors"] * checkpoints
 
 
-def test_arguments_that_differ_are_named():
-    def run(group, **options):
-        return trained(group, MODEL, DATA, **options)
+# What rank 1 of 3 is given, and how the error on all ranks names it.
+ODD = {
+    "seed": ({"seed": 7}, "seed of rank 1 is 7, expected 1 as on other ranks"),
+    "every": ({"every": 3}, "every of rank 1 is 3, expected None"),
+    "accumulate": ({"accumulate": 2}, "accumulate of rank 1 is 2, expected 1"),
+    "first batch": ({"data": windows(30, 13)}, "first batch of rank 1 is "),
+    "model": (
+        {"model": LSTM(2, 5, num_layers=2, bidirectional=True)},
+        "model of rank 1 is .*, expected .*dropout=0.2, zoneout=",
+    ),
+    "dtype": ({"dtype": "float32"}, r"parameters\['0.Wx'\] of rank 1 is 'float32 \(20, 2\)', expected 'float64 \(20"),
+    "weights": ({"of": LSTM(2, 5)}, r"parameters\['0.reverse.Wx'\] of rank 1 is None, expected 'float64 \(20, 2\)'"),
+    "optimizer": ({"optimizer": optim.adam(2e-3)}, "optimizer of rank 1 is .*0.002"),
+}
 
-    for name, options in {
-        "seed": lambda rank: {"seed": rank},
-        "every": lambda rank: {"every": 1 + rank},
-        "accumulate": lambda rank: {"accumulate": 1 + rank},
-    }.items():
-        with pytest.raises(ValueError, match=f"train: {name} of rank 1 is .*, expected that of rank 0, "):
-            together(2, lambda group, options=options: run(group, **options(group.rank)))
-    with pytest.raises(ValueError, match="first batch of rank 1"):
-        together(2, lambda group: trained(group, MODEL, Windows(np.zeros((9, 6, 2)) + group.rank, np.ones((9, 10)))))
+
+@pytest.mark.parametrize("name", ODD)
+def test_arguments_that_differ_are_named(name):
+    """The odd rank and the field are named on all ranks, before any weights are sent."""
+    given, text = ODD[name]
+
+    def run(group):
+        options = {"model": MODEL, "data": DATA, "optimizer": optim.adam(1e-3), "dtype": "float64", "seed": 1}
+        options |= given if group.rank == 1 else {}
+        of, dtype = options.pop("of", options["model"]), options.pop("dtype")
+        params = of.init(seed=0, backend="numpy", dtype=dtype)
+        with pytest.raises(ValueError, match=f"^train: {text}"):
+            training.train(params=params, steps=4, group=group, **options)
+
+    together(3, run)
+
+
+def test_weights_that_an_adapter_keeps_are_compared():
+    def run(group):
+        base = LSTM(3, 8).init(seed=group.rank, backend="numpy")
+        adapters = training.LowRank(LSTM(3, 8), base, rank=2)
+        with pytest.raises(ValueError, match="train: checksum of the weights that stay of rank 1 is "):
+            training.Step(adapters, optim.adam(1e-3), group=group).init(adapters.init())
+
+    together(2, run)
+
+
+def test_the_folder_of_rank_0_counts(tmp_path):
+    """As users of PyTorch write it: the others name none, also where they go on."""
+
+    def run(group, name, steps, resume):
+        path = tmp_path / name if group is None or group.rank == 0 else None
+        return trained(group, MODEL, DATA, steps=steps, checkpoints=path, resume=resume)
+
+    run(None, "one", 7, False)
+    together(3, run, "several", 7, False)
+    same(together(3, run, "several", 20, True), run(None, "one", 20, True))
+
+
+def test_the_generator_of_rank_0_counts():
+    """Generators without a seed are others on each rank; they decide masks and the order."""
+
+    def run(group):
+        return trained(group, MODEL, DATA, seed=np.random.default_rng(3 if group.rank == 0 else None))
+
+    same(together(3, run), trained(None, MODEL, DATA, seed=np.random.default_rng(3)))
+
+
+class Other:
+    """Data whose batches from the third on are those of other data."""
+
+    def __init__(self, data, other):
+        self.data, self.other = data, other
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        both = zip(self.data.batches(rng), self.other.batches(), strict=True)
+        for k, (batch, other) in enumerate(both):
+            yield other if k > 1 else batch
+
+
+def different(name):
+    """Return the data and options of a rank that trains with other ones than most."""
+    rows = slice(None, -1) if name == "fewer rows" else slice(None)
+    target = SMALL.target.copy()
+    target[20] += name == "one target"
+    data = Windows(SMALL.x[rows], target[rows], SMALL.mask[rows], batch_size=6, every_step=True)
+    if name == "later batches":
+        data = Other(SMALL, windows(30, 6))
+    return data, lambda step: 2e-3 if name == "schedule" and step == 2 else 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("one target", "epoch 1, step [1-5]: checksum of order and targets of rank 2 is "),
+        ("later batches", "epoch 1, step 3: (number of targets|checksum of order and targets) of rank 2 is "),
+        ("fewer rows", "epoch 1, step 1: number of targets of rank 2 is "),
+        ("schedule", "epoch [12], step [35]: learning rate of rank 2 is "),
+    ],
+)
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize(("accumulate", "shared"), [(1, False), (2, False), (1, True)], **SHARED)
+def test_ranks_that_differ_later_are_named_in_that_step(name, text, accumulate, tmp_path):
+    """First batches and all that a run is made of are alike; the last sound step is saved."""
+
+    def run(group):
+        data, rate = different(name if group.rank == 2 else "")
+        data = Other(data, data) if name == "later batches" and group.rank != 2 else data
+        how = {"steps": 10, "accumulate": accumulate, "group": group, "checkpoints": tmp_path, "seed": 1}
+        with pytest.raises(ValueError, match=f"^train: {text}") as caught:
+            training.train(MODEL, start(MODEL, group), data, optim.adam(rate), **how)
+        return int(str(caught.value).partition("step ")[2].partition(":")[0])
+
+    (failed,) = set(together(3, run))
+    assert [read(path).about["total"] for path in tmp_path.glob("step-*")] == [failed - 1]
+
+
+def test_shares_that_are_not_1_together_are_refused():
+    """A rank that takes its targets for fewer than they are weights them too much."""
+
+    class Light(Shard):
+        def batches(self, rng=None):
+            for batch in super().batches(rng):
+                yield batch._replace(mask=batch.mask * 0.5) if self.group.rank else batch
+
+    def run(group):
+        step = training.Step(MODEL, optim.adam(1e-3), group=group)
+        batch = next(Light(DATA, group).batches())
+        with pytest.raises(ValueError, match=r"step: the shares of ranks in its targets sum to 0\.59\d*, expected 1"):
+            step(step.init(start(MODEL)), batch)
+
+    together(2, run)
 
 
 def test_steps_take_parts_of_their_group_alone():

@@ -113,12 +113,15 @@ class Part(NamedTuple):
         The columns of this rank.
     lengths : array (B,), or None
         Those of all sequences, where they differ.
+    checksum : int
+        Of the order, lengths and targets of the whole batch, which are the same on all ranks.
     """
 
     total: float
     B: int
     own: slice
     lengths: np.ndarray[Any, Any] | None = None
+    checksum: int = 0
 
     @property
     def key(self) -> tuple[int, int, int, bytes | None]:

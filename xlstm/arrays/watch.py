@@ -1,7 +1,8 @@
 """A thread beside each rank, which ends the job where a rank waits for another one in vain.
 
 A rank that leaves or fails gives notice of it to all others. One that has waited for too long asks them how far they
-have come, which their threads answer; the job ends with the names of those that did not come.
+have come, which their threads answer; the job ends with the names of those that did not come. After a second it asks
+the two beside it: where one of these has come to something else, neither would ever end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from xlstm.arrays import checks
 VARIABLE = "XLSTM_GROUP_TIMEOUT"
 SECONDS = "600"  # that a rank waits, where the variable is not set
 TICK = 0.1  # seconds between two looks at the clocks
+BESIDE = 1.0  # seconds that a rank waits before it asks the two beside it
 ANSWER = 3.0  # seconds for others to answer
 TURN = 0.3  # seconds in which ranks that fail together agree on the one that speaks
 SILENT = 3.0  # seconds that the others give it
@@ -33,17 +35,21 @@ class Clock:
     ----------
     counts : array (2,)
         How many of it this rank has begun, and how many have ended.
-    kind : str
-        The last one in words.
     """
 
     def __init__(self, kind: str = "") -> None:
-        self.counts, self.kind = np.zeros(2, np.int64), kind
+        self.counts, self._kind = np.zeros(2, np.int64), kind
+        self._last: tuple[int, str] | None = None  # one object, so that the watch never sees a half of it
+
+    @property
+    def begun(self) -> tuple[int, str]:
+        """The number and the kind of the last one that was begun."""
+        return self._last or (int(self.counts[0]), self._kind)
 
     @contextlib.contextmanager
     def during(self, kind: str) -> Iterator[None]:
         """Count what a `with` block does."""
-        self.kind = kind
+        self._last = int(self.counts[0]) + 1, kind
         self.counts[0] += 1
         try:
             yield
@@ -95,6 +101,7 @@ class Watch:
         self._comm, self._clocks, self._fail = comm, clocks, fail
         self.check: Callable[[], None] = lambda: None
         self._others = [rank for rank in range(comm.size) if rank != comm.rank]
+        self._beside = sorted({(comm.rank - 1) % comm.size, (comm.rank + 1) % comm.size})
         self._limit, self._parent, self.how = limit(), os.getppid(), "goes on"
         self._known: dict[int, Notice] = {}  # the last notice of each other rank
         self._sent: list[Any] = []  # requests of MPI, whose memory is needed until it has sent them
@@ -124,8 +131,7 @@ class Watch:
         self._thread.join()
 
     def _send(self, ranks: list[int], asks: bool = False) -> None:
-        begun = [(int(clock.counts[0]), clock.kind) for clock in self._clocks]
-        notice = Notice(self._comm.rank, self.how, asks, begun)
+        notice = Notice(self._comm.rank, self.how, asks, [clock.begun for clock in self._clocks])
         self._sent += [self._comm.isend(notice, rank) for rank in ranks]
 
     def _receive(self) -> None:
@@ -143,7 +149,7 @@ class Watch:
 
     def _run(self) -> None:
         """Look at the clocks until all ranks leave."""
-        place, since, asked = None, 0.0, False
+        place, since, asked = None, 0.0, 0
         while not self._left.wait(TICK):
             if os.getppid() != self._parent:  # the launcher is gone, and nobody else ends this rank
                 os._exit(1)
@@ -154,13 +160,20 @@ class Watch:
                 self._fail([self._comm.rank], str(error))
             now = next(((k, int(c.counts[0])) for k, c in enumerate(self._clocks) if c.counts[0] > c.counts[1]), None)
             if now != place:
-                place, since, asked = now, time.monotonic(), False
+                place, since, asked = now, time.monotonic(), 0
             elif place is not None:
                 asked = self._judge(*place, time.monotonic() - since, asked)
 
-    def _judge(self, k: int, begun: int, waited: float, asked: bool) -> bool:
-        """End the job where others do not come to where this rank waits by a clock; return whether they were asked."""
-        kind = self._clocks[k].kind
+    def _judge(self, k: int, begun: int, waited: float, asked: int) -> int:
+        """End the job where others do not come to where this rank waits by a clock; return how often it has asked."""
+        last, kind = self._clocks[k].begun
+        if last != begun:  # it has just ended
+            return asked
+        for rank, known in self._known.items():
+            number, other = known.begun[k]
+            if number == begun and other != kind:
+                places = f"rank {rank} came to {other} {begun} and rank {self._comm.rank} to {kind} {begun}"
+                self._fail(sorted((rank, self._comm.rank)), f"{places}, so neither can end")
         came = [r for r, known in self._known.items() if known.begun[k][0] > begun or known.begun[k] == (begun, kind)]
         late = [rank for rank in self._others if rank not in came]
         if gone := [rank for rank in late if rank in self._known and self._known[rank].how == "leaves"]:
@@ -170,6 +183,7 @@ class Watch:
             if late:
                 self._fail(late, f"did not come to {kind} {begun} {within}")
             self._fail([self._comm.rank], f"all ranks came to {kind} {begun}, which did not end {within}")
-        if waited >= self._limit and not asked:
-            self._send(self._others, asks=True)
-        return waited >= self._limit
+        due = (waited >= BESIDE) + (waited >= self._limit)
+        if due > asked:
+            self._send(self._beside if due == 1 else self._others, asks=True)
+        return due

@@ -72,6 +72,10 @@ class ByRows:
         """Return the batch of some examples, with the columns `own` of x and target alone."""
         raise NotImplementedError
 
+    def truths(self, rows: Host) -> Host:
+        """Return the targets of some examples, examples first or time first."""
+        raise NotImplementedError
+
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """Yield one epoch, in an order that `rng` decides, or in order without it."""
         for rows in self.orders(rng):
@@ -135,6 +139,9 @@ class Windows(ByRows):
 
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         return orders(len(self.x), self.batch_size, rng)
+
+    def truths(self, rows: Host) -> Host:
+        return self.target[rows]
 
     def batch(self, rows: Host, own: slice) -> Batch:
         arrays, mine = (self.x, self.target, self.mask, self.lengths), rows[own]
@@ -326,6 +333,9 @@ class Sequences(ByRows):
             order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
             batches = [order[batches[k]] for k in rng.permutation(len(batches))]
         return batches
+
+    def truths(self, rows: Host) -> Host:
+        return np.asarray(self._chosen(self.target, rows, int(np.max(self.lengths[rows]))))
 
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the batch of some sequences, as long as the longest of them, with `own` columns of x and target."""

@@ -182,19 +182,24 @@ class SeriesWindows(ByRows):
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         return orders(len(self.starts), self.batch_size, rng)
 
+    def truths(self, rows: Host) -> Host:
+        return np.asarray(self._rows[self._ahead(rows)[..., None], self._columns])
+
     def batch(self, rows: Host, own: slice) -> Batch:
         """Return the columns `own` of the batch of some stretches.
 
         x is (T, B, C), and target and mask are (B, horizon, targets), or (B, horizon * targets) with `flat`. The mask
         is None where no target of any stretch is missing.
         """
-        starts = self.starts[rows]
-        ahead = starts[:, None] + self.window + np.arange(self.horizon)  # the rows that are predicted
-        target = self._rows[ahead[own, :, None], self._columns]
-        mask = None if self._observed is None else self._observed[ahead]
+        target: Any = self.truths(rows[own])
+        mask: Any = None if self._observed is None else self._observed[self._ahead(rows)]
         if self.flat:
             target, mask = (None if a is None else a.reshape(len(a), math.prod(a.shape[1:])) for a in (target, mask))
-        return Batch(self._rows[np.arange(self.window)[:, None] + starts[own]], target, mask, True)
+        return Batch(self._rows[np.arange(self.window)[:, None] + self.starts[rows[own]]], target, mask, True)
+
+    def _ahead(self, rows: Host) -> Host:
+        """Return the rows of the series that are predicted, (B, horizon)."""
+        return np.asarray(self.starts[rows][:, None] + self.window + np.arange(self.horizon))
 
     @property
     def _columns(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import GROUP, Group, Part, columns
 from xlstm.data.batches import BATCHES, Batch, Batches, ByRows, Prefetch, mask_of_steps
 from xlstm.data.host import Host
+
+COMPARED = 2048  # targets of a batch that ranks compare by their checksum
 
 
 @dataclass(frozen=True)
@@ -54,23 +57,28 @@ class Shard:
         if isinstance(data, Prefetch):
             yield from dataclasses.replace(data, data=Shard(data.data, self.group)).batches(rng)
         elif isinstance(data, ByRows) and type(data).batches is ByRows.batches:
-            for rows in data.orders(rng):
+            timed = getattr(data, "every_step", False)
+            for number, rows in enumerate(data.orders(rng)):
                 own = columns(len(rows), self.group)
-                yield _part(data.batch(rows, own), own, len(rows), getattr(data, "every_step", False))
+                batch = data.batch(rows, own)
+                truths = data.truths(rows[_compared(batch.target, timed, len(rows), number)])
+                yield _part(batch, own, len(rows), timed, rows, truths)
         else:
-            for batch in data.batches(rng):
-                yield cut(batch, self.group, getattr(data, "every_step", None))
+            for number, batch in enumerate(data.batches(rng)):
+                yield cut(batch, self.group, getattr(data, "every_step", None), number)
 
 
-def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
+def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Batch:
     """Return the columns of a batch that a rank has.
 
     Parameters
     ----------
     batch : Batch
     group : Group
-    every_step : bool, optional
-        Whether targets have a time axis; by default those have one that begin with the axes (T, B) of x.
+    every_step : bool or None
+        Whether targets have a time axis; with None those have one that begin with the axes (T, B) of x.
+    number : int
+        That of the batch in its epoch, from 0.
     """
     if not isinstance(batch, Batch):
         raise TypeError(f"Shard: the batch is {checks.shown(batch)}, expected an xlstm.data.Batch")
@@ -79,12 +87,25 @@ def cut(batch: Batch, group: Group, every_step: bool | None = None) -> Batch:
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
     options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
-    target = batch.target[:, own] if timed else batch.target[own]
-    return _part(batch._replace(x=batch.x[:, own], target=target, options=options), own, B, timed)
+    target, some = batch.target, _compared(batch.target, timed, B, number)
+    seen = batch.x[0, some], target[:, some] if timed else target[some]
+    target = target[:, own] if timed else target[own]
+    return _part(batch._replace(x=batch.x[:, own], target=target, options=options), own, B, timed, *seen)
 
 
-def _part(batch: Batch, own: slice, B: int, timed: bool) -> Batch:
-    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths."""
+def _compared(target: Any, timed: bool, B: int, number: int) -> slice:
+    """Return the sequences of a batch whose targets ranks compare: all where they are few, else some in turn."""
+    each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
+    count = max(1, COMPARED // max(1, each))
+    first = number * count % max(1, B)
+    return slice(first, first + count)
+
+
+def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
+    """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths.
+
+    Its checksum is that of the arrays `seen`, which are of the whole batch; those on a device are left alone.
+    """
     mask, lengths = (None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths))
     T = len(batch.x)
     if timed and (mask is not None or lengths is not None):
@@ -93,7 +114,11 @@ def _part(batch: Batch, own: slice, B: int, timed: bool) -> Batch:
     total = float(math.prod(shape)) if mask is None else float(np.sum(mask)) * math.prod(shape[mask.ndim :])
     if mask is not None:
         mask = mask[:, own] if timed else mask[own]
-    part = Part(total, B, own, lengths)
+    checksum = 0
+    for array in (lengths, *seen):
+        if isinstance(array, np.ndarray):
+            checksum = zlib.crc32(array.tobytes(), checksum)
+    part = Part(total, B, own, lengths, checksum)
     return batch._replace(mask=mask, lengths=None if lengths is None else lengths[own], part=part)
 
 

@@ -230,6 +230,9 @@ class Examples(ByRows):
     def orders(self, rng: np.random.Generator | None) -> list[Host]:
         return orders(len(self.origins), self.predictor.settings.batch_size, rng)
 
+    def truths(self, rows: Host) -> Host:
+        return self.target[rows]
+
     def batch(self, rows: Host, own: slice) -> Batch:
         mask, rows = self.mask[rows], rows[own]
         x = np.empty((self.predictor.settings.window, len(rows), width(self.predictor.scaling)))

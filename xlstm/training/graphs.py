@@ -86,8 +86,8 @@ class Given(NamedTuple):
         The number of targets of the batch, and of all batches of an update.
     share : float
         The share of a rank in the targets of the batch.
-    signal, stop : float
-        1 where this rank has received a signal, or a callback has asked it to stop.
+    signal, stop, check : float
+        Those of a rank's `Head`.
     """
 
     number: float
@@ -98,6 +98,7 @@ class Given(NamedTuple):
     share: float = 1.0
     signal: float = 0.0
     stop: float = 0.0
+    check: float = 0.0
 
 
 def decision(device_state: Array, name: str) -> Array:

@@ -8,7 +8,6 @@ import functools
 import logging
 import math
 import os
-import re
 import signal
 import time
 import warnings
@@ -34,6 +33,7 @@ from xlstm.training import optimizers
 from xlstm.training.callbacks import Callback, Clip, Each, EarlyStopping, MovingAverage, Progress, ProgressBar, has
 from xlstm.training.feed import Inputs, Iterated, Loss, Metric, batches_of, evaluate, metrics_of
 from xlstm.training.folder import Checkpoint, Folder
+from xlstm.training.parallel import different, together
 from xlstm.training.ranks import Ranks
 from xlstm.training.steps import Step, StepState, Taken
 from xlstm.training.stop_signals import Interrupted, Terminated, deferred
@@ -148,7 +148,8 @@ def train(
         All else that is done: `EarlyStopping`, `MovingAverage`, `ReduceOnPlateau`, `Clip`, or your own. A function is
         called with a `Progress` after every step, and where it returns True training stops.
     checkpoints : path, optional
-        The folder of the run, for checkpoints and the history. Without it nothing is written.
+        The folder of the run, for checkpoints and the history. Without it nothing is written. With a group that of rank
+        0 counts, and so does its `resume`.
     every : int, optional
         Batches between two checkpoints; by default there is one after each epoch. There is always one at the end.
     keep : int
@@ -233,10 +234,11 @@ def train(
     epochs = count("train", "epochs", epochs) or checks.COUNTED
     steps = count("train", "steps", steps) or checks.COUNTED
     every = count("train", "every", every)
-    if checks.flag("train", "resume", resume) and checkpoints is None:
+    first = group is None or group.rank == 0  # whose folder counts
+    if checks.flag("train", "resume", resume) and checkpoints is None and first:
         raise ValueError("train: resume is True, but checkpoints names no folder to resume from")
     path = checks.optional(checks.path)("train", "checkpoints", checkpoints)
-    folder = Folder(path if group is None or group.rank == 0 else None, checks.count("train", "keep", keep))
+    folder = Folder(path if first else None, checks.count("train", "keep", keep))
     if group is not None:
         data, validation = Shard(data, group), None if validation is None else Shard(validation, group)
     run = Run(step, params, seed, data, validation, epochs, steps, every, folder, path is not None, measures)
@@ -305,11 +307,7 @@ class Run:
         self.best = self.judged = start_params
         self.measured: dict[str, list[float]] = {name: [] for name in self.metrics}  # the metrics, one value an epoch
         for callback in self.callbacks:
-            callback.begin(start_params)
-        if self.saving:
-            checks.seed_number("train", "seed", self.seed)
-            for callback in self.callbacks:  # what cannot be saved is refused before any work
-                checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
+            self.ranks.tried(functools.partial(callback.begin, start_params))
 
     @property
     def total(self) -> int:
@@ -329,13 +327,24 @@ class Run:
     def begin(self, resume: bool) -> None:
         """Make the folder, and go on from the newest checkpoint, where that is asked for and there is one."""
         if self.step.group is not None:
-            self.ranks.agree({**self.settings, "epochs": self.epochs, "most steps": self.steps, "every": self.every})
+            limits = {"epochs": self.epochs, "most steps": self.steps, "every": self.every}
+            settings = self.ranks.tried(lambda: {**self.settings, **limits})
+            self.saving, drawing = self.ranks.same(settings, (self.saving, self.order.bit_generator.state))
+            self.order.bit_generator.state = drawing
+        if self.saving:
+            self.ranks.tried(self._check_saving)
         origin = self.ranks.read(lambda: self._newest(resume))
         if origin is not None:
             _restore(self, origin)
             if self.ended:
                 log.info(f"train: {origin.path} is the end of a run that a callback ended; it does not go on")
         self.ranks.of_first(lambda: self.folder.rewind(self.total, self.epoch))
+
+    def _check_saving(self) -> None:
+        """Refuse what cannot be saved, before any work."""
+        checks.seed_number("train", "seed", self.seed)
+        for callback in self.callbacks:
+            checkpoint.pack({f"the state of {type(callback).__name__}": callback.state()})
 
     def _newest(self, resume: bool) -> Checkpoint | None:
         """Make the folder, and return the checkpoint to go on from, if any."""
@@ -381,7 +390,10 @@ class Run:
         if self.total < self.steps:
             rest = self.state.feed.batches(self.data, where, ", step", self.order, self.done)
         for inputs in self.ranks.guarded(rest):
-            self.state, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
+            after, taken = self.step(self.state, inputs, f"{where}, step {self.done + 1}")
+            if inputs is None:  # all ranks have found the end of their data
+                break
+            self.state = after
             if self.ranks.stops(self.ranks.tried(functools.partial(self._count, taken)), received):
                 return True
             if self.total == self.steps:
@@ -397,7 +409,7 @@ class Run:
             return True
         if self.validation is None:
             self.best_epoch = self.epoch
-        self.ended = self.ranks.any(self.ranks.tried(lambda: self._asks("epoch")))
+        self.ended = self.ranks.ends(self.state.params, self.total, self.ranks.tried(lambda: self._asks("epoch")))
         self.epoch, self.done = self.epoch + 1, 0
         if improved or self.every is None:
             self._save()
@@ -426,7 +438,8 @@ class Run:
         """Judge the weights; return whether they are the best so far. A signal ends it at once, without a result."""
         group, stopped = self.step.group, functools.partial(bool, received)
         how: dict[str, Any] = {"stopped": stopped, "group": group, "metrics": self.metrics}
-        found = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
+        with together(self.state.joint):
+            found = evaluate(self.step.model, self.judged, data, self.step.loss, **how)
         if self.ranks.meets(received):
             return False
         loss, measured = found
@@ -494,21 +507,12 @@ class Run:
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run, apart from the arrays; a run that goes on shares them."""
-        step, data = self.step, {"first batch": self.data, "first batch of validation": self.validation}
+        data = {"first batch": self.data, "first batch of validation": self.validation}
         return {
-            "model": _text(step.model) if dataclasses.is_dataclass(step.model) else type(step.model).__name__,
+            **self.step._settings,
             "parameters": {name: list(p.shape) for name, p in self.state.params.items()},
             "dtype": self.state.feed.home.dtype,
-            "precision": None if step.precision is None else repr(step.precision),
-            "accumulate": step.accumulate,
             "seed": int(self.seed) if isinstance(self.seed, Integral) else type(self.seed).__name__,
-            "optimizer": _text(step.optimizer),
-            "loss function": _text(getattr(step.loss, "__func__", step.loss)),
-            "callbacks": [
-                _text(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
-                for callback in self.all_callbacks
-                if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
-            ],
             "moments": sorted(self.ranks.slots(self.state)),
             "steps": len(self.data),
             "metrics": [*self.metrics],
@@ -522,11 +526,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
     for name, expected in run.settings.items():
         there = about.get(name)
         if there != expected:
-            if isinstance(there, str) and isinstance(expected, str):  # what is shown begins shortly before they differ
-                same = next((k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32)
-                there, expected = there[max(0, same - 32) :], expected[max(0, same - 32) :]
-            is_not = f"its {name} is {checks.shown(there)}, expected {checks.shown(expected)}"
-            raise ValueError(f"train: {origin.path} is of another run: {is_not}")
+            raise ValueError(f"train: {origin.path} is of another run: {different(f'its {name}', there, expected)}")
     try:
         held = checkpoint.unpack(origin.value, origin.arrays, lambda a, dtype: backend_of(home, dtype).asarray(a))
         params = run.state.params
@@ -561,11 +561,6 @@ def _restore(run: Run, origin: Checkpoint) -> None:
     except Exception as error:  # whatever it is, it comes from the file, or from what a callback makes of it
         raise ValueError(f"{origin.path}: not a sound checkpoint ({type(error).__name__}: {error})") from error
     run.folder.saved = about
-
-
-def _text(value: Any) -> str:
-    """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
-    return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
 
 
 def first_batch(data: Batches) -> str:

@@ -358,9 +358,14 @@ class _Rule:
         """How many numbers there are."""
         return 3 if self.formula is _adam else 1
 
+    def rate(self, step: int) -> float:
+        """Return the learning rate after `step` updates."""
+        lr: float = checks.finite(self.where, "lr", self.lr(step))
+        return lr
+
     def numbers(self, step: int) -> tuple[float, ...]:
         """Return the numbers of the formula that change from update to update, after `step` updates."""
-        lr = checks.finite(self.where, "lr", self.lr(step))
+        lr = self.rate(step)
         return _adam_numbers(lr, step + 1, **self.options) if self.formula is _adam else (lr,)
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from xlstm.arrays import foreach
+from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda_graph import capturing
 from xlstm.arrays.fuse import compiles, fuse
-from xlstm.arrays.groups import Group, OtherRankError
+from xlstm.arrays.groups import Group, OtherRankError, Part
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, global_norm
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 Update = Callable[[Params, Params, OptimState], tuple[Params, OptimState]]
 LEAST = 1 << 20  # parameters from which on an optimiser is shared; with fewer its time does not matter
+BITS = {"float16": 10, "bfloat16": 7}  # of whole numbers that sums in a dtype leave exact, where they are less than 23
+SHARES = 0.01  # by which the shares of all ranks may differ from 1, which they are together, up to rounding
 ROOM = 16  # numbers before the gradients, so that these begin where a line of the cache does
 
 
@@ -43,15 +46,32 @@ class Head(NamedTuple):
         NaN where a rank has failed.
     squares : float
         The sum of the squares of the rank's gradients, where these are not summed with the head.
-    failed, signal, stop : float
-        Above 0 where a rank cannot take the step, has received a signal, or has been asked to stop by a callback.
+    status : float
+        0 from a rank that takes the step, 1 where its data have ended, more than there are ranks where it has failed.
+    share : float
+        The share of the rank in the targets of the batch; all shares are 1 together.
+    signal, stop : float
+        Above 0 where a rank has received a signal, or has been asked to stop by a callback.
+    check : float
+        A number of the rank's batches and learning rates so far; the sum of all is 0 where these are the same.
     """
 
     loss: Any
     squares: Any
-    failed: Any
+    status: Any
+    share: Any
     signal: Any
     stop: Any
+    check: Any
+
+
+class Noted(NamedTuple):
+    """All that ranks are to have in common in a step, as errors call it."""
+
+    number_of_sequences: int
+    number_of_targets: float
+    checksum_of_order_and_targets: int
+    learning_rate: tuple[float, ...]
 
 
 class Joint:
@@ -60,11 +80,17 @@ class Joint:
     Attributes
     ----------
     error : Exception or None
-        An error of this rank, which makes the next sum fail on all ranks.
+        An error of this rank, which makes the next sum fail on all ranks, or one that all have raised together.
+    where : str
+        The name of the step.
+    ended : bool
+        There is no batch for it, as the data of this rank have ended.
     signal, stop : bool
         The numbers that this rank tells the others in the next sum.
     agreed : Head
         The head of the last sum that the host has looked at.
+    noted : Noted or None
+        All that ranks are to have in common in this step.
     """
 
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
@@ -77,7 +103,10 @@ class Joint:
         self.each = -(-sum(p.size for p in params.values()) // group.size)  # numbers of a rank, with equal parts
         self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
         self.head, self.grads = self.buffer[:ROOM], self.named(self.buffer[ROOM:])
-        self.agreed = Head(0.0, 0.0, 0.0, 0.0, 0.0)
+        self.agreed = Head(*[0.0] * len(Head._fields))
+        self.noted: Noted | None = None
+        self.checksum = 0  # of all that was noted so far
+        self.where, self.ended = "", False
 
     def named(self, flat: Array) -> Params:
         """Return the arrays that lie behind each other in a flat one, by the names of parameters."""
@@ -100,7 +129,7 @@ class Joint:
         state : StepState
         inputs : Inputs
         given : Given
-            Its share, signal and stop, the last two numbers, are used.
+            The numbers that it has for the head, its last ones, are used.
         local : bool
             Sum the head alone. The gradients are those of the own part then, and the square of the norm is the sum of
             the squares of all parts.
@@ -115,7 +144,8 @@ class Joint:
             self._refuse(local)
         else:
             norm = global_norm(grads) if local and grads else 0.0
-            for k, number in enumerate(Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, *given[-2:])):
+            head = Head(_own_share(xp, value, share), (norm * share) ** 2, 0.0, share, *given[-3:])
+            for k, number in enumerate(head):
                 self.head[k] = number
             if not local:
                 self._fill(grads, 1.0 if early else share)
@@ -148,6 +178,18 @@ class Joint:
         self.group.sum(self.buffer[start:])
         return self.grads, global_norm(self.grads)
 
+    def note(self, part: Part, rates: tuple[float, ...]) -> None:
+        """Note what ranks are to have in common in a step: its batch and the learning rates of its update."""
+        self.noted = Noted(part.B, part.total, part.checksum, rates)
+        self.checksum = hash((self.checksum, self.noted))  # of numbers, which is the same in all processes
+
+    @property
+    def check(self) -> float:
+        """The number of this rank for `Head.check`, small enough for exact sums."""
+        most = 2 ** BITS.get(self.home.dtype, 23) // self.group.size
+        number = self.checksum % max(1, most)
+        return float(number * (self.group.size - 1) if self.group.rank == 0 else -number)
+
     def fail(self, local: bool, then_all: bool) -> None:
         """Take part in the sum of a step that this rank cannot take, or in both of them."""
         self._refuse(local and not then_all)
@@ -155,11 +197,28 @@ class Joint:
         if then_all:
             self.group.sum(self.buffer[ROOM:])
 
+    def told(self, place: str, what: Any = None) -> list[Any]:
+        """Return what all ranks tell at a place; raises the error of a rank on all of them."""
+        with together(self):
+            return told(self.group, place, self.error, what)
+
     def look(self) -> None:
         """Wait for the last sum, and see what has been agreed; raises the error of a rank on all of them."""
-        self.agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
-        if self.agreed.failed:
-            told(self.group, self.error)
+        self.agreed = agreed = Head(*to_numpy(self.head)[: len(Head._fields)].tolist())
+        if agreed.status not in (0, self.group.size):
+            if self.error is None and self.ended:
+                self.error = ValueError(f"{self.where}: its data have ended, those of other ranks have not")
+            self.told("a step")
+        elif agreed.status == 0 and (agreed.check or (agreed.share and abs(agreed.share - 1) > SHARES)):
+            with together(self):
+                self._differ()
+
+    def _differ(self) -> NoReturn:
+        """Raise ValueError, which names the rank that has had another batch or learning rate than most."""
+        noted = {} if self.noted is None else self.noted._asdict()
+        same(self.group, self.where, {name.replace("_", " "): value for name, value in noted.items()})
+        shares = f"the shares of ranks in its targets sum to {self.agreed.share:g}, expected 1"
+        raise ValueError(f"{self.where}: {shares}; do all ranks have the same data, in the same order?")
 
     def same_masks(self, masks: np.random.Generator, inputs: Inputs) -> None:
         """Let ranks that had no sequence in a batch, and drew no masks, go on with the generator of the last rank."""
@@ -177,7 +236,8 @@ class Joint:
     def _refuse(self, local: bool) -> None:
         """Put zeros into the buffer, and a failure into its head."""
         (self.head if local else self.buffer)[...] = 0.0
-        self.head[0], self.head[2] = math.nan, 1.0
+        self.head[0] = math.nan
+        self.head[2] = 1.0 + self.group.size * (self.error is not None)
 
     def _fill(self, grads: Params, share: Any) -> None:
         """Put the share of gradients into the buffer, on CuPy by one launch; zeros where there are none."""
@@ -287,6 +347,17 @@ def _own_share(xp: Namespace, value: Array, share: Any) -> Any:
 
 
 @contextlib.contextmanager
+def together(joint: Joint | None) -> Iterator[None]:
+    """Note an error that all ranks raise at the same place, so that they can do more together."""
+    try:
+        yield
+    except Exception as error:
+        if joint is not None and not isinstance(error, ApartError):
+            joint.error = error
+        raise
+
+
+@contextlib.contextmanager
 def held(joint: Joint | None) -> Iterator[None]:
     """Keep an error of this rank until all come together; raise it without others, and while a graph is captured."""
     try:
@@ -297,15 +368,67 @@ def held(joint: Joint | None) -> Iterator[None]:
         joint.error = error
 
 
-def told(group: Group, error: Exception | None, what: Any = None) -> list[Any]:
-    """Return what all ranks tell, together; raise the error of this rank, or name another rank that has one."""
-    said = group.tell((None if error is None else f"{type(error).__name__}: {error}", what))
+class ApartError(RuntimeError):
+    """Ranks have come together at different places of the program."""
+
+
+class Said(NamedTuple):
+    """The words of a rank where all come together: the place in words, its error, and what else it tells."""
+
+    place: str
+    problem: str | None
+    what: Any
+
+
+def told(group: Group, place: str, error: Exception | None, what: Any = None) -> list[Any]:
+    """Return what all ranks tell at a place; raise the error of this rank, or name another rank that has one."""
+    said = group.tell(Said(place, None if error is None else f"{type(error).__name__}: {error}", what))
+    for rank, one in enumerate(said):
+        there = one.place if isinstance(one, Said) else "`tell`"
+        if there != place:
+            places = f"rank {rank} of {group.size} is at {there}, rank {group.rank} at {place}"
+            raise ApartError(f"{places}; all ranks are to go through the same steps") from error
     if error is not None:
         raise error
-    for rank, (problem, _) in enumerate(said):
-        if problem is not None:
-            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {problem}")
-    return [one for _, one in said]
+    for rank, one in enumerate(said):
+        if one.problem is not None:
+            raise OtherRankError(f"rank {rank} of {group.size} cannot go on: {one.problem}")
+    return [one.what for one in said]
+
+
+def same(
+    group: Group, where: str, settings: dict[str, Any] | None, beside: Any = None, error: Exception | None = None
+) -> Any:
+    """Return what rank 0 tells beside its settings; ValueError where a rank has other settings than most ranks."""
+    several = told(group, "the comparison of settings", error, (settings, beside))
+    for name in several[0][0]:
+        values = [one.get(name) for one, _ in several]
+        usual = max(values, key=values.count)
+        for rank, value in enumerate(values):
+            if value != usual:
+                raise ValueError(f"{where}: {different(name, value, usual, f' of rank {rank}')} as on other ranks")
+    return several[0][1]
+
+
+def different(name: str, there: Any, expected: Any, of: str = "") -> str:
+    """Return in words how a setting differs: of a dict its first entry that does, of texts what is shortly before."""
+    if isinstance(there, dict) and isinstance(expected, dict):
+        for key in {**expected, **there}:
+            if there.get(key) != expected.get(key):
+                return different(f"{name}[{key!r}]", there.get(key), expected.get(key), of)
+    if isinstance(there, str) and isinstance(expected, str):
+        same_to = next((k for k, (a, b) in enumerate(zip(there, expected, strict=False)) if a != b), 32)
+        start = max(0, same_to - 32)
+        there, expected = there[start:], expected[start:]
+    return f"{name}{of} is {checks.shown(there)}, expected {checks.shown(expected)}"
+
+
+def checksum(params: Params) -> int:
+    """Return a number that tells weights apart."""
+    found = 0
+    for p in params.values():
+        found = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, found)
+    return found
 
 
 def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:
@@ -316,9 +439,12 @@ def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[fl
             mine = next(parts, None)
         except Exception as problem:
             error = problem
-        several = told(group, error, mine)
-        if mine is None:
+        several = told(group, "evaluation", error, mine)
+        if several.count(None) == group.size:
             return
+        for rank, one in enumerate(several):
+            if one is None:
+                raise ValueError(f"evaluate: the data of rank {rank} have ended, those of other ranks have not")
         yield tuple(map(sum, zip(*several, strict=True)))
 
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import checks
-from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.groups import Alone, Group, OtherRankError, columns
-from xlstm.arrays.namespace import Namespace, leaves
+from xlstm.arrays.groups import Alone, Group, columns
+from xlstm.arrays.namespace import Namespace, Params, leaves
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
 from xlstm.training.optimizers import Slots
-from xlstm.training.parallel import Joint, Sharded, held, told
+from xlstm.training.parallel import Joint, Sharded, checksum, held, same, together, told
 from xlstm.training.steps import StepState
 
 
@@ -39,13 +36,14 @@ class Ranks:
         self.joint, self.model, self.local = joint, model, local
         self.group: Group = Alone() if joint is None else joint.group
         self.first = self.group.rank == 0  # which alone writes and speaks
+        self.compared = 0  # steps after which the weights of all ranks were found to be the same
 
     def guarded(self, batches: Iterable[Inputs]) -> Iterator[Any]:
-        """Yield batches, and None for one that this rank could not get, so that the next sum tells all ranks."""
+        """Yield batches; with other ranks then None, at their end or for one that failed, which the next sum tells."""
         with held(self.joint):
             yield from batches
-            return
-        yield None
+        if self.joint is not None:
+            yield None
 
     def tried(self, function: Callable[[], Any]) -> Any:
         """Return what a function does, or None where it fails, which all ranks hear when they come together."""
@@ -62,33 +60,30 @@ class Ranks:
 
     def meets(self, received: list[int]) -> bool:
         """Return whether to stop between steps; all ranks come here together."""
-        return self.any(bool(received) or (self.joint is not None and self.joint.stop))
-
-    def any(self, asked: bool) -> bool:
-        """Return whether any rank says yes."""
-        return any(self._told(asked))
+        asked = bool(received) or (self.joint is not None and self.joint.stop)
+        return any(self._told("a pause between steps", asked))
 
     def signal(self, received: list[int]) -> int | None:
         """Return the number of the signal that has stopped the run, if any."""
-        return next((numbers[0] for numbers in self._told(received) if numbers), None)
+        return next((numbers[0] for numbers in self._told("the end of training", received) if numbers), None)
 
     def saves(self, error: Exception) -> bool:
         """Return whether all ranks have raised this error, so that they come together for a checkpoint."""
-        return self.joint is None or isinstance(error, FloatingPointError | OtherRankError) or error is self.joint.error
+        return self.joint is None or isinstance(error, FloatingPointError) or error is self.joint.error
 
     def of_first(self, value: Callable[[], Any]) -> Any:
         """Return a value that rank 0 makes."""
-        return self._told(self.tried(value) if self.first else None)[0]
+        return self._told("rank 0's part", self.tried(value) if self.first else None)[0]
 
-    def _told(self, what: Any) -> list[Any]:
+    def _told(self, place: str, what: Any) -> list[Any]:
         """Return what all ranks tell; an error that one has kept is raised on all of them."""
-        return told(self.group, None if self.joint is None else self.joint.error, what)
+        return [what] if self.joint is None else self.joint.told(place, what)
 
     def read(self, newest: Callable[[], Checkpoint | None]) -> Checkpoint | None:
         """Return the checkpoint that rank 0 reads; files of the others are not looked at."""
         origin = self.tried(newest) if self.first else None
         about = None if origin is None else (*origin[:3], {n: (a.shape, a.dtype) for n, a in origin.arrays.items()})
-        read = self._told(about)[0]
+        read = self._told("the checkpoint", about)[0]
         if read is None:
             return None
         path, description, value, kinds = read
@@ -96,27 +91,34 @@ class Ranks:
         self.group.share(list(arrays.values()))
         return Checkpoint(path, description, value, arrays)
 
-    def agree(self, settings: dict[str, Any]) -> None:
-        """Raise ValueError unless all ranks have the same settings."""
-        told = self.group.tell(settings)
-        for rank, other in enumerate(told):
-            for name, value in told[0].items():
-                if other[name] != value:
-                    there, expected = checks.shown(other[name]), f"that of rank 0, {checks.shown(value)}"
-                    raise ValueError(f"train: {name} of rank {rank} is {there}, expected {expected}")
+    def same(self, settings: dict[str, Any] | None, beside: Any) -> Any:
+        """Return what rank 0 tells beside its settings; ValueError unless all ranks have the same ones."""
+        assert self.joint is not None
+        with together(self.joint):
+            return same(self.group, "train", settings, beside, self.joint.error)
+
+    def ends(self, params: Params, total: int, asked: bool) -> bool:
+        """Return whether any rank asks for the end after an epoch; RuntimeError where their weights differ."""
+        if self.joint is None:
+            return asked
+        several = self._told("the end of an epoch", (checksum(params), asked))
+        self._compare([number for number, _ in several], total)
+        return any(one for _, one in several)
+
+    def _compare(self, checksums: list[int], total: int) -> None:
+        """Raise RuntimeError where the checksums of the weights of all ranks differ after a step."""
+        usual = max(checksums, key=checksums.count)
+        if odd := [str(rank) for rank, one in enumerate(checksums) if one != usual]:
+            problem = f"the weights of rank {', '.join(odd)} differ from those of the other ranks"
+            raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
+        self.compared = total
 
     def whole(self, state: StepState, total: int) -> StepState:
         """Return the state of one process, from all ranks; RuntimeError where their weights differ."""
         if self.joint is None:
             return state
-        crc = 0
-        for p in state.params.values():
-            crc = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, crc)
-        told = self.group.tell(crc)
-        usual = max(told, key=told.count)
-        if different := [str(rank) for rank, one in enumerate(told) if one != usual]:
-            problem = f"the weights of rank {', '.join(different)} differ from those of the other ranks"
-            raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
+        if self.compared != total:
+            self._compare(told(self.group, "a checkpoint", None, checksum(state.params)), total)
         sums = state.sums
         if sums is not None and self.local:
             sums = {name: a.copy() for name, a in sums.items()}
@@ -143,12 +145,12 @@ class Ranks:
     def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""
         mine = [] if carried is None else list(leaves(carried))
-        told = self.group.tell([(a.shape, str(a.dtype)) for a in mine])
-        known = next(filter(None, told), None)
+        several = told(self.group, "a checkpoint", None, [(a.shape, str(a.dtype)) for a in mine])
+        known = next(filter(None, several), None)
         if known is None:
             return None
         axes = self._axes
-        ends = np.cumsum([0, *(kinds[0][0][axes[0]] if kinds else 0 for kinds in told)]).tolist()
+        ends = np.cumsum([0, *(kinds[0][0][axes[0]] if kinds else 0 for kinds in several)]).tolist()
         own = slice(*ends[self.group.rank : self.group.rank + 2])
         every = [
             xp.zeros((*s[:k], ends[-1], *s[k + 1 :]), dtype=dtype) for k, (s, dtype) in zip(axes, known, strict=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,11 +24,12 @@ from xlstm.data.batches import Batch
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import optimizers
+from xlstm.training.adapters import LowRank
 from xlstm.training.callbacks import Callback, has
 from xlstm.training.feed import Feed, Inputs, Loss, loss_of
 from xlstm.training.graphs import Decided, Given, Graphs, choice, decide, decision, is_ours
 from xlstm.training.optimizers import ByRules, Optimizer
-from xlstm.training.parallel import Joint, held, joint_of, shared
+from xlstm.training.parallel import Joint, checksum, held, joint_of, same, shared
 
 OPTIMIZER = checks.instance(Optimizer, "one of xlstm.optim, such as optim.adam(1e-3)")
 MIXED = checks.optional(checks.instance(Mixed, "None or an xlstm.precision.Mixed"))
@@ -204,6 +207,17 @@ class Step:
             raise BackendError(f"Step: graph is True, which needs arrays of CuPy on CUDA, the backend is {feed.home}")
         joint = None
         if self.group is not None:
+            kinds = {name: f"{p.dtype} {p.shape}" for name, p in params.items()}
+            is_low_rank = isinstance(self.model, LowRank)  # whose own weights no rank sends
+            settings = {
+                **self._settings,
+                "backend": feed.home.name,
+                "parameters": kinds,
+                "checksum of the weights that stay": checksum(self.model.params if is_low_rank else {}),
+            }
+            drawing = same(self.group, "train", settings, None if masks is None else masks.bit_generator.state)
+            if masks is not None:  # whose generator may be another one on each rank
+                masks.bit_generator.state = drawing
             params = shared(self.group, feed.home, params)
             joint = joint_of(self.group, feed.home, params, self.optimizer, self.callbacks)
         moments = self.optimizer.init(params)
@@ -238,10 +252,13 @@ class Step:
         joint = state.joint
         if joint is None:
             return self._taken(state, self._inputs(state, batch, where), where)
-        if joint.error is None:
+        joint.where, joint.ended = where, batch is None  # which a run gives where a rank has none
+        if joint.error is None and batch is not None:
             with held(joint):
                 batch = self._inputs(state, batch, where)
-        if joint.error is not None:
+                assert batch.host.part is not None
+                joint.note(batch.host.part, self._rates(state))
+        if joint.error is not None or batch is None:
             return self._refused(state, where)
         assert isinstance(batch, Inputs)
         found = self._taken(state, batch, where)
@@ -297,6 +314,11 @@ class Step:
         """Whether gradients are scaled, so that a step may be left out."""
         return self.precision is not None and self.precision.scales
 
+    def _rates(self, state: StepState) -> tuple[float, ...]:
+        """Return the learning rate of each rule of the optimiser, where it has rules."""
+        rules = self.optimizer.rules if isinstance(self.optimizer, ByRules) else ()
+        return tuple(rule.rate(state.updates) for rule in rules if rule is not None)
+
     def _asks(self, state: StepState) -> bool:
         """Return whether a GPU makes the decisions of a step."""
         return compiles(state.feed.home.xp) and isinstance(self.optimizer, ByRules)
@@ -305,6 +327,22 @@ class Step:
     def _local(self) -> bool:
         """Whether gradients are summed over ranks once an update; scaled ones may overflow in any batch."""
         return self.group is not None and self.accumulate > 1 and not self._scales
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The settings of a step that decide its numbers."""
+        return {
+            "model": text_of(self.model) if dataclasses.is_dataclass(self.model) else type(self.model).__name__,
+            "precision": None if self.precision is None else repr(self.precision),
+            "accumulate": self.accumulate,
+            "optimizer": text_of(self.optimizer),
+            "loss function": text_of(getattr(self.loss, "__func__", self.loss)),
+            "callbacks": [
+                text_of(callback) if type(callback).__module__ == Callback.__module__ else type(callback).__name__
+                for callback in self.callbacks
+                if has(callback, "gradients", "weights", "state")  # the repr of a user's callback may change
+            ],
+        }
 
     def _inputs(self, state: StepState, batch: Batch | Inputs, where: str) -> Inputs:
         """Return a batch as the model takes it."""
@@ -349,7 +387,10 @@ class Step:
             state.joint.look()
         next_scaling = after(self.precision, scaling, math.isfinite(size))
         if next_scaling is None or not math.isfinite(loss):
-            feed.check(where, inputs.host, everything=True)
+            with held(state.joint):
+                feed.check(where, inputs.host, everything=True)
+            if state.joint is not None:
+                state.joint.told("a step")
             low = feed.low.dtype
             narrow = "" if self.precision is None else f" in {low} at a loss scale of {scaling.scale:g}"
             raise FloatingPointError(f"{where}: {_diagnosis(loss, used, grads, narrow)}")
@@ -450,8 +491,8 @@ class Step:
         targets, total = inputs.weight if self._local else inputs.total, state.weight + inputs.total or 1.0
         if state.joint is None:
             return Given(*numbers, targets, total)
-        share, asked = inputs.weight / (inputs.total or 1.0), (float(state.joint.signal), float(state.joint.stop))
-        return Given(*numbers, targets, total, share, *asked)
+        joint, share = state.joint, inputs.weight / (inputs.total or 1.0)
+        return Given(*numbers, targets, total, share, float(joint.signal), float(joint.stop), joint.check)
 
     def _summed(
         self, state: StepState, inputs: Inputs, scale: float | Array, given: Given
@@ -477,6 +518,11 @@ class Step:
         grads = self.model.backward(used, saved, lowered(dy, low, scale * share))[0]
         grads = {name: g for name, g in grads.items() if not self.optimizer.frozen(name)}
         return value, carried, used, raised(grads, dtype, scale)
+
+
+def text_of(value: Any) -> str:
+    """Return the repr of a setting without what may differ: addresses in memory, and the length of a cosine."""
+    return re.sub(r"(?<=function _cosine) at 0x\w+>, steps=\d+| at 0x\w+", "", repr(value))
 
 
 def _diagnosis(loss: float, params: Params, grads: Params, narrow: str) -> str:
