@@ -129,7 +129,7 @@ def test_a_mask_is_refused():
         ("[]", TypeError, r"interop.keras.layer: layer is \[\], expected an object"),
         ({"layer": "LSTM"}, TypeError, "interop.keras.layer: layer is {'layer': 'LSTM'}, expected a string"),
         (None, TypeError, "interop.keras.layer: layer is None, expected a string"),
-        (json.dumps({"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}), ValueError, "there is no memory"),
+        (json.dumps({"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}), ValueError, "no memory"),
     ],
 )
 def test_configurations_that_describe_no_layer(description, error, words):
