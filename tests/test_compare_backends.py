@@ -34,7 +34,7 @@ def test_every_row_has_the_numbers_of_float64(compare):
     result = compare("--json", "rows.json", "--report", "page.html", "--plot", "times.png")
     rows = [json.loads(line) for line in Path("rows.json").read_text().splitlines()]
     assert [row["row"] for row in rows if "notebook" in row["program"]][:2] == ["notebook", "numpy"]
-    assert [row["row"] for row in rows if "a model" in row["program"]][0] == "numpy"
+    assert next(row["row"] for row in rows if "a model" in row["program"]) == "numpy"
     for row in rows:
         assert row["agrees"]
         assert row["seconds"] is None or row["seconds"]["median"] > 0

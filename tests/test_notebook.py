@@ -5,6 +5,8 @@ gradient is 2 (y - target), not divided by the number of elements, and its weigh
 dx, are divided by T.
 """
 
+import re
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ CASES = ["d1_h50", "d3_h8"]
 
 @pytest.fixture(params=CASES)
 def golden(request):
-    with np.load(DATA / f"seed_lstm_{request.param}.npz") as file:
+    with np.load(example.RECORDED if request.param == "d3_h8" else DATA / f"seed_lstm_{request.param}.npz") as file:
         return dict(file)
 
 
@@ -119,6 +121,16 @@ def test_the_first_call_of_the_notebook_says_what_to_do(golden):
         layer.forward(layer.init(0, "numpy"), x)
     layer.forward(layer.init(0, "numpy", dtype="float64"), x)
     layer.forward(layer.init(0, "numpy"), x.astype("float32"))
+
+
+def test_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["notebook", "--backend", "numpy"])
+    example.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 25
+    for line in lines:
+        loss, expected = re.findall(r"0\.\d{15}", line)
+        assert float(loss) == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_initialisation():

@@ -15,7 +15,7 @@ import typer
 from typer import Option
 
 import xlstm
-from xlstm import losses, optim, plots
+from xlstm import losses, plots
 from xlstm.arrays import checks, cores, probe
 from xlstm.arrays.backend import Backend, backend
 from xlstm.arrays.convert import BackendError, to_numpy
@@ -30,6 +30,7 @@ from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
 from xlstm.models.sequence import SequenceModel
 from xlstm.plots import figures
+from xlstm.training import optimizers
 
 RATE = 0.05
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # of differences relative to the largest magnitude of an array
@@ -124,7 +125,7 @@ def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Callable[[], 
 
 def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend) -> Callable[[], Result]:
     is_layer = isinstance(model, xlstm.LSTM)
-    optimizer = optim.sgd(RATE) if is_layer else optim.adam(1e-3)
+    optimizer = optimizers.sgd(RATE) if is_layer else optimizers.adam(1e-3)
     state = optimizer.init(params)
 
     def step() -> Result:
