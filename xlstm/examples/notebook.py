@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ import xlstm
 from xlstm import losses, optim
 from xlstm.examples.gate_by_gate import stacked
 
-RECORDED = Path(__file__).with_suffix(".npz")  # inputs, weights, and what the notebook's functions made of them
+# Inputs, weights, and what the notebook's functions made of them.
+RECORDED = files("xlstm") / "data" / "datasets" / "notebook.npz"
 
 
 def train(recorded: Any, home: xlstm.Backend) -> tuple[list[float], dict[str, Any]]:
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help="auto, numpy, cupy or torch")
     options = parser.parse_args()
-    with np.load(RECORDED) as recorded:
+    with RECORDED.open("rb") as file, np.load(file) as recorded:
         history, _ = train(recorded, xlstm.backend(options.backend, dtype="float64"))
         for k, (loss, expected) in enumerate(zip(history, recorded["sgd_losses"], strict=True), 1):
             sys.stdout.write(f"step {k:2d}: loss {loss:.15f}, recorded {expected:.15f}\n")
