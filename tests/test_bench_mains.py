@@ -218,7 +218,7 @@ def test_all_in_turn(run, monkeypatch):
     broken = False
     assert [line["bench"] for line in run("__main__", where="--output")] == [f"bench.{m}" for m in __main__.MODULES]
     broken = True
-    with pytest.raises(SystemExit, match="failed: bench.lengths; what the others measured is in"):
+    with pytest.raises(SystemExit, match=r"failed: bench\.lengths; what the others measured is in"):
         run("__main__", where="--output")
 
 
