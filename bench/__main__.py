@@ -1,8 +1,9 @@
-"""All benchmarks of this machine, each in a process of its own, and their report.
+"""Every usable backend side by side, the notebook's size first; then benchmarks beside other libraries, and a report.
 
 python -m bench [--output FILE] [--rounds N]
 
-Results are JSON lines, in bench/results/<machine>.json by default; a file of that name is replaced when all is done.
+Each runs in a process of its own. Results are JSON lines, in bench/results/<machine>.json by default, and those of
+`xlstm compare` beside it in <machine>-compare.json; files of these names are replaced when all is done.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     running = options.output.with_suffix(".part")
     running.unlink(missing_ok=True)
+    compared = options.output.with_name(f"{options.output.stem}-compare.part")
+    compared.unlink(missing_ok=True)
+    files = {"xlstm compare": compared, **{f"bench.{module}": running for module in MODULES}}
     failed = []
-    for module in MODULES:
-        command = [sys.executable, "-m", f"bench.{module}", "--json", str(running), "--rounds", str(options.rounds)]
+    for program, file in files.items():
+        command = [sys.executable, "-m", *program.split(), "--json", str(file), "--rounds", str(options.rounds)]
         if subprocess.run(command, check=False).returncode:
-            failed.append(module)
+            failed.append(program)
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}; what the others measured is in {running}")
     os.replace(running, options.output)
+    os.replace(compared, compared.with_suffix(".json"))
     subprocess.run([sys.executable, "-m", "bench.report", str(options.output)], check=True)
     print(f"results: {options.output}")
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 import xlstm
-from bench import notebook, run
+from bench import run
 from bench.cases import without_compiling
 from bench.peers import MissingError, module
 from xlstm import losses
 from xlstm.arrays import cores
 from xlstm.cli.bench import interleave
 from xlstm.engines.numba import jit
+from xlstm.examples import gate_by_gate
 from xlstm.training import optimizers
 
 T, D, H, RATE = 32, 1, 50, 0.05
@@ -37,10 +38,14 @@ def ours(x, target):
 
 
 def baseline(x, target):
-    rng = np.random.default_rng(0)
-    p = {f"{kind}{k}": 0.1 * rng.standard_normal((rows, H)) for k in "fiog" for kind, rows in (("U", D), ("W", H))}
-    p |= {f"b{k}": np.zeros((1, H)) for k in "fiog"}
-    return lambda: notebook.step(p, x[:, 0], target[:, 0], RATE)
+    params = xlstm.LSTM(D, H, initializer="notebook").init(0, "numpy", "float64")
+    now = {"weights": gate_by_gate.by_gate(params)}
+
+    def step():
+        now["weights"], loss = gate_by_gate.step(now["weights"], x[:, 0], target[:, 0], RATE)
+        return loss
+
+    return step
 
 
 def theirs(x, target):

@@ -1,11 +1,12 @@
 """Parity: the same inputs on every pair of usable backends, forward, backward, step and training, side by side.
 
-    python -m tests.parity [--json FILE] [--processes N] [--seconds N] [--brief] [--paths N]
+    python -m tests.parity [--require NAME] [--json FILE] [--processes N] [--seconds N] [--brief] [--paths N]
 
 Prints the largest difference for each case and dtype, relative to the largest magnitude of the result, and exits with 1
 if one is above the tolerance of its dtype. On CuPy every recurrent layer runs once more by the paths that can do it,
 TF32, float16 and bfloat16 included: by all of them on a card; by one, each layer by another, where CuPy runs on the CPU
-(`tests/cuda_on_cpu`).
+(`tests/cuda_on_cpu`). A backend that `--require` names, and that does not work, ends it with 1 before anything is
+compared; the last line names those that were not compared.
 """
 
 from __future__ import annotations
@@ -239,6 +240,7 @@ def rows_of(name: str, most: int | None = None, until: float = float("inf")) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--require", action="append", default=[], metavar="NAME", help="a backend that must work")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--processes", type=int, default=1, help="cases side by side, 1 by default")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
@@ -250,6 +252,11 @@ def main() -> int:
         missing = "no usable GPU" if name == "cupy" else "not usable"
         where = ", which is the CPU of this machine (tests/cuda_on_cpu)" * (name == "cupy" and on_cpu)
         print(f"{name}: {be}{where}" if isinstance(be, Backend) else f"{name}: {missing}: {be}")
+    absent = {name: be for name, be in about.items() if isinstance(be, str)}
+    for name in options.require:
+        if name in absent or name not in about:
+            print(f"{name} is required and was not compared: {absent.get(name, 'there is no such backend')}")
+            return 1
     most = options.paths or (1 if on_cpu else None)
     rows: list[Row] = []
     left_out: list[str] = []
@@ -271,7 +278,9 @@ def main() -> int:
         print(f"left out for want of time: {'; '.join(left_out)}")
     compared = len(rows) - impossible
     print(f"\n{compared - bad} of {compared} comparisons within {TOLERANCE}; {impossible} paths not possible")
-    return 1 if bad or sum(isinstance(be, Backend) for be in about.values()) < 2 else 0
+    if absent:
+        print("not compared: " + "; ".join(f"{name}, {why}" for name, why in absent.items()))
+    return 1 if bad or len(about) - len(absent) < 2 else 0
 
 
 def print_rows(rows: list[Row]) -> None:

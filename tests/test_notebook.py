@@ -5,31 +5,27 @@ gradient is 2 (y - target), not divided by the number of elements, and its weigh
 dx, are divided by T.
 """
 
+import re
+
 import numpy as np
 import pytest
 
 import xlstm
 from tests.conftest import NOTEBOOK
 from xlstm import losses
+from xlstm.arrays.convert import to_numpy
 from xlstm.cells import lstm
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
+from xlstm.examples import gate_by_gate
+from xlstm.examples import notebook as example
+from xlstm.examples.gate_by_gate import stacked
 from xlstm.layers.initializers import RECURRENT
-from xlstm.training import optimizers
 
 
 @pytest.fixture(params=NOTEBOOK)
 def golden(request):
     with np.load(NOTEBOOK[request.param]) as file:
         return dict(file)
-
-
-def params_of(golden, prefix=""):
-    """The notebook's arrays under our names: gates stacked as rows in our order."""
-
-    def stack(kind):
-        return np.concatenate([golden[f"{prefix}{kind}{gate}"].T for gate in lstm.Cell.GATES])
-
-    return {"0.Wx": stack("U"), "0.Wh": stack("W"), "0.b": stack("b")[:, 0]}
 
 
 def layer_of(golden):
@@ -51,7 +47,7 @@ def test_sigmoid_tanh_and_their_derivatives(golden):
 
 
 def test_forward_cell_and_sequence(golden):
-    layer, params = layer_of(golden), params_of(golden)
+    layer, params = layer_of(golden), stacked(golden)
     y, (h, c), saved = layer.forward(params, golden["x"][:, None, :])
     close(y[:, 0], golden["h"])
     close(saved.h, golden["H"][1:])
@@ -66,7 +62,7 @@ def test_forward_cell_and_sequence(golden):
 
 
 def test_backward_cell_and_sequence(golden):
-    layer, params = layer_of(golden), params_of(golden)
+    layer, params = layer_of(golden), stacked(golden)
     T = len(golden["x"])
     y, _, saved = layer.forward(params, golden["x"][:, None, :])
     target = golden["y_true"][:, None, :]
@@ -75,26 +71,64 @@ def test_backward_cell_and_sequence(golden):
     close(dy * y.size, 2 * (y - target))  # ours is the gradient of the loss it reports, the notebook's is not
     grads, dx, _ = layer.backward(params, saved, dy * y.size)
     close(dx[:, 0], golden["dx"])
-    for name, expected in params_of(golden, "d").items():
+    for name, expected in stacked(golden, "d").items():
         close(grads[name] / T, expected)
 
 
-def test_25_steps_of_gradient_descent(golden):
-    """The notebook's scaling is a learning rate: its gradients are H times those of the mean squared error."""
-    layer, params = layer_of(golden), params_of(golden)
-    x, target = golden["x"][:, None, :], golden["y_true"][:, None, :]
-    optimizer = optimizers.sgd(float(golden["sgd_lr"]) * layer.hidden_size)  # y.size / T = H
-    state = optimizer.init(params)
-    found = []
-    for _ in golden["sgd_losses"]:
-        y, _, saved = layer.forward(params, x)
-        loss, dy = losses.mse(y, target)
-        found.append(loss)
-        grads, _, _ = layer.backward(params, saved, dy)
-        params, state = optimizer.update(params, grads, state)
-    close(found, golden["sgd_losses"])
-    for name, expected in params_of(golden, "after_").items():
-        close(params[name], expected)
+def test_one_step_is_differentiated_by_itself(golden):
+    """The notebook's backward_cell: a sequence of one step, with the state before it and the gradients after it."""
+    layer, params = layer_of(golden), stacked(golden)
+    x, dy = golden["x"][:, None, :], 2 * (golden["h"] - golden["y_true"])[:, None, :]
+    state, steps = None, []
+    for x1 in x:
+        _, state, saved = layer.forward(params, x1[None], state)
+        steps.append(saved)
+    total, dstate = dict.fromkeys(params, 0.0), None
+    for t in reversed(range(len(x))):
+        grads, dx, dstate = layer.backward(params, steps[t], dy[t][None], dstate)
+        close(dx[0, 0], golden["dx"][t])
+        total = {name: total[name] + grad for name, grad in grads.items()}
+    for name, expected in stacked(golden, "d").items():
+        close(total[name] / len(x), expected)
+
+
+def test_25_steps_of_gradient_descent(be, golden):
+    """The program that users run, on every backend."""
+    history, params = example.train(golden, be)
+    close(history, golden["sgd_losses"])
+    for name, expected in stacked(golden, "after_").items():
+        close(to_numpy(params[name]), expected)
+
+
+def test_gate_by_gate(golden):
+    """What the notebook wrote, and its weights as ours and back."""
+    p = gate_by_gate.by_gate(stacked(golden))
+    for name, array in p.items():
+        assert np.array_equal(array, golden[name])
+    for expected in golden["sgd_losses"]:
+        p, loss = gate_by_gate.step(p, golden["x"], golden["y_true"], float(golden["sgd_lr"]))
+        close(loss, expected)
+    for name, array in p.items():
+        close(array, golden[f"after_{name}"])
+
+
+def test_the_first_call_of_the_notebook_says_what_to_do(golden):
+    """Its x is float64, and parameters are float32 unless told otherwise."""
+    layer, x = layer_of(golden), golden["x"][:, None, :]
+    with pytest.raises(TypeError, match=r'init\(dtype="float64"\) or x\.astype\("float32"\)'):
+        layer.forward(layer.init(0, "numpy"), x)
+    layer.forward(layer.init(0, "numpy", dtype="float64"), x)
+    layer.forward(layer.init(0, "numpy"), x.astype("float32"))
+
+
+def test_the_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["notebook", "--backend", "numpy"])
+    example.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 25
+    for line in lines:
+        loss, expected = re.findall(r"0\.\d{15}", line)
+        assert float(loss) == pytest.approx(float(expected), abs=1e-12)
 
 
 def test_initialisation():

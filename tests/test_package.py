@@ -157,3 +157,9 @@ def test_functions_do_not_shadow_modules(monkeypatch):
             module = importlib.import_module(found.name)
             package, _, last = found.name.rpartition(".")
             assert getattr(sys.modules[package], last) is module, found.name
+
+
+def test_the_command_line_says_what_it_needs(tmp_path):
+    result = python(BLOCK.format(blocked=["typer"]) + "from xlstm.cli import main; main()", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "error: typer is not installed; pip install 'xlstm-xp[cli]' brings the command line\n"

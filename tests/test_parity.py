@@ -43,3 +43,16 @@ def test_one_path_of_each_case_makes_all_of_them():
     met = {name: some[list(parity.CASES).index(name) % len(some)] for name, some in ways.items()}
     assert set(met.values()) == {way for some in ways.values() for way in some}
     assert ("auto", "bfloat16") in [way for name, way in met.items() if "lengths" in name]
+
+
+def test_a_backend_that_must_work(monkeypatch, capsys):
+    """It is named with the reason, before anything is compared; else the last line names what was not compared."""
+    usable = parity.backends()
+    monkeypatch.setattr(parity, "backends", lambda: {**usable, "cupy": "no card"})
+    monkeypatch.setattr(parity, "CASES", {})
+    monkeypatch.setattr("sys.argv", ["parity", "--require", "cupy"])
+    assert parity.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "cupy is required and was not compared: no card"
+    monkeypatch.setattr("sys.argv", ["parity", "--require", "numpy"])
+    assert parity.main() == 0
+    assert "cupy, no card" in capsys.readouterr().out.splitlines()[-1]

@@ -1,6 +1,6 @@
 """python -m xlstm: the command line."""
 
-from xlstm.cli.app import main
+from xlstm.cli import main
 
 if __name__ == "__main__":  # and not in a process that measures memory
     main()

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 import xlstm
 from xlstm.cli import launch, process_signals, train
 from xlstm.cli.bench import bench
+from xlstm.cli.compare_backends import compare
 from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, show, tell
 from xlstm.cli.export_import import export, import_
@@ -87,7 +88,7 @@ app.add_typer(kinds, name="train")
 kinds.command("series", hidden=True)(train.train_forecast)
 for kind in ("forecast", "text", "classify", "tirex"):
     kinds.command(kind)(getattr(train, f"train_{kind}"))
-for command in (evaluate, predict, forecast, generate, runs, export, import_, bench, info, inspect):
+for command in (evaluate, predict, forecast, generate, runs, export, import_, compare, bench, info, inspect):
     app.command(command.__name__.rstrip("_"))(command)
 
 

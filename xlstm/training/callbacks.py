@@ -336,7 +336,10 @@ class ProgressBar(Callback):
 
     def begin(self, params: Params) -> None:
         """Make the bar, which appears with the first step; raises ImportError where rich is not installed."""
-        from rich import console, progress
+        try:
+            from rich import console, progress
+        except ImportError as error:
+            raise ImportError("ProgressBar: rich is not installed; pip install rich") from error
 
         columns = progress.BarColumn(16), progress.TextColumn("{task.description}"), progress.TimeRemainingColumn()
         self._bar = progress.Progress(*columns, console=self.console or console.Console(stderr=True))

@@ -1,0 +1,89 @@
+"""`xlstm compare`: every row has the numbers of float64 NumPy, a wrong one is found, and one that must run is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import BACKENDS, make_backend
+from xlstm.arrays.convert import BackendError
+from xlstm.cli import compare_backends as compared
+from xlstm.cli.bench import Size
+from xlstm.examples import gate_by_gate
+
+PROGRAMS = (
+    compared.Program("the notebook's program", Size(4, 1, 1, 5), "float64"),
+    compared.Program("a model", Size(4, 2, 3, 5), "float32", model=True),
+)
+
+
+@pytest.fixture
+def compare(run, monkeypatch):
+    """The command with small programs."""
+    monkeypatch.setattr(compared, "PROGRAMS", PROGRAMS)
+    monkeypatch.setattr(compared, "interleave", lambda calls, rounds: INTERLEAVE(calls, rounds, block=0.0))
+    return lambda *args, code=0: run("compare", "--rounds", 1, *args, code=code)
+
+
+INTERLEAVE = compared.interleave
+
+
+def test_every_row_has_the_numbers_of_float64(compare):
+    pytest.importorskip("matplotlib")
+    result = compare("--json", "rows.json", "--report", "page.html", "--plot", "times.png")
+    rows = [json.loads(line) for line in Path("rows.json").read_text().splitlines()]
+    assert [row["row"] for row in rows if "notebook" in row["program"]][:2] == ["notebook", "numpy"]
+    assert next(row["row"] for row in rows if "a model" in row["program"]) == "numpy"
+    for row in rows:
+        assert row["agrees"]
+        assert row["seconds"] is None or row["seconds"]["median"] > 0
+        assert row["machine"]["packages"]["numpy"] == np.__version__
+    assert [*rows[0]["differences"]] == ["y", "i", "o", "f", "g", "dx", "dWx", "dWh", "db", "Wx", "Wh", "b"]
+    assert {"dhead.W", "dhead.b", "Wx", "head.W"} <= {*rows[-1]["differences"]}
+    assert f"{len(rows)} of {len(rows)} rows agree" in result.output
+    page = Path("page.html").read_text()
+    assert "processor" in page
+    assert "rows agree" in page
+    assert Path("times.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_number_is_found(compare, monkeypatch):
+    """Of one way alone, and the exit code says so."""
+    monkeypatch.setattr(gate_by_gate, "sigmoid", lambda x: 1 / (1 + np.exp(-x)) + 1e-9)
+    output = compare(code=1).output
+    assert "wrong: the notebook's program, T,B,D,H = 4,1,1,5, float64, notebook: " in output
+    assert output.count("wrong: ") == 1
+
+
+def test_numbers_that_are_not_finite_are_wrong():
+    ones = np.ones(3)
+    assert compared.differences({"y": ones * np.nan}, {"y": ones}) == {"y": float("inf")}
+
+
+def test_a_row_that_must_run(compare, monkeypatch):
+    def missing(name, *args):
+        if name == "cupy":
+            raise BackendError("cupy: no card")
+        return BACKEND(name, *args)
+
+    monkeypatch.setattr(compared, "backend", missing)
+    assert "without cupy: no card" in compare().output
+    assert "error: cupy: no card" in compare("--require", "cupy", code=2).stderr
+    assert "--require is 'jax', expected one of" in compare("--require", "jax", code=2).stderr
+
+
+BACKEND = compared.backend
+
+
+@pytest.mark.skipif("cupy" not in BACKENDS, reason="XLSTM_TEST_BACKENDS leaves out CuPy")
+def test_cupy_is_a_row(compare):
+    home = make_backend("cupy")
+    compare("--require", "cupy", "--json", "rows.json")
+    rows = [json.loads(line) for line in Path("rows.json").read_text().splitlines()]
+    of_cupy = [row for row in rows if row["row"] == "cupy"]
+    assert len(of_cupy) == len(PROGRAMS)
+    for row in of_cupy:
+        assert row["agrees"]
+        assert row["peak_bytes"] > 0
+        assert (row["seconds"] is None) == ("CPU" in str(home))

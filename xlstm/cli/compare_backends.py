@@ -1,0 +1,341 @@
+"""`xlstm compare`: the same training steps on every backend, their numbers beside float64 NumPy's, and their costs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import typer
+from typer import Option
+
+import xlstm
+from xlstm import losses, plots
+from xlstm.arrays import checks, cores, probe
+from xlstm.arrays.backend import Backend, backend
+from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.arrays.random import generator
+from xlstm.cells.lstm import Cell
+from xlstm.cli import info
+from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory
+from xlstm.cli.console import OPEN, out, table
+from xlstm.data import writing
+from xlstm.engines.engine import use
+from xlstm.engines.numba import jit
+from xlstm.examples import gate_by_gate
+from xlstm.models.sequence import SequenceModel
+from xlstm.plots import figures
+from xlstm.training import optimizers
+
+RATE = 0.05
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # of differences relative to the largest magnitude of an array
+
+
+class Row(NamedTuple):
+    """A way to run a program: the words for it, its backend, an engine, and XLSTM_COMPILE meanwhile."""
+
+    words: str
+    backend: str
+    engine: str | None = None
+    compile: str = ""
+
+
+NOTEBOOK = "notebook"
+REFERENCE = "numpy"
+ROWS = {
+    NOTEBOOK: Row("NumPy as the notebook wrote it, gate by gate", "numpy"),
+    REFERENCE: Row("this library on NumPy arrays, with NumPy alone", "numpy", "array_api", "0"),
+    "compiled": Row("this library on NumPy arrays, with loops that Numba compiled", "numpy", compile="1"),
+    "torch": Row("this library on PyTorch tensors", "torch", "array_api"),
+    "cupy": Row("this library on CuPy arrays", "cupy"),
+}
+
+
+class Result(NamedTuple):
+    """What a training step computes; `gates` makes a dict of gates (T, B, H)."""
+
+    y: Any
+    gates: Callable[[], Mapping[str, Any]]
+    dx: Any
+    grads: dict[str, Any]
+    after: dict[str, Any]
+
+    def values(self) -> dict[str, Any]:
+        """Return all arrays on the host, by the headings of their columns."""
+        short = {name: name.removeprefix("recurrent.").removeprefix("0.") for name in self.grads}
+        named = {"y": self.y, **self.gates(), "dx": self.dx}
+        named |= {f"d{short[name]}": grad for name, grad in self.grads.items()}
+        named |= {short[name]: p for name, p in self.after.items()}
+        return {name: to_numpy(a) for name, a in named.items()}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A training step: forward, backward and an update, of an LSTM or of a model that has one."""
+
+    words: str
+    size: Size
+    dtype: str
+    model: bool = False
+
+    def step(self, row: str, home: Backend) -> Callable[[], Result] | None:
+        """Return the step of a row, finished when it returns; None where the notebook has no such program."""
+        T, B, D, H = self.size
+        rng = generator(0)
+        layer = xlstm.LSTM(D, H, initializer="notebook")
+        model: Any = SequenceModel(layer, 1, last=True) if self.model else layer
+        drawn = {name: p.astype(self.dtype) for name, p in model.init(rng, "numpy", "float64").items()}
+        x = rng.standard_normal((T, B, D)).astype(self.dtype)
+        target = rng.standard_normal((B, 1) if self.model else (T, B, H)).astype(self.dtype)
+        if row == NOTEBOOK:
+            return None if self.model or B > 1 else _notebook_step(drawn, x[:, 0], target[:, 0])
+        params = {name: home.asarray(p) for name, p in drawn.items()}
+        return _step(model, params, home.asarray(x), home.asarray(target), home)
+
+    def __str__(self) -> str:
+        return f"{self.words}, T,B,D,H = {self.size}, {self.dtype}"
+
+
+PROGRAMS = (
+    Program("the notebook's program", Size(20, 1, 1, 50), "float64"),
+    Program("the notebook's program", Size(20, 1, 5, 12), "float64"),
+    Program("a layer", Size(100, 32, 64, 128), "float32"),
+    Program("a model of series, with Adam", Size(50, 32, 8, 32), "float32", model=True),
+)
+
+
+def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Callable[[], Result]:
+    p = gate_by_gate.by_gate(params)
+
+    def step() -> Result:
+        h, c, gates = gate_by_gate.forward(p, x)
+        y = h[1:, 0]
+        grads, dx = gate_by_gate.backward(p, x, h, c, gates, 2 * (y - target) / y.size)
+        after = gate_by_gate.update(p, grads, RATE)
+        ordered = {k: gates[k] for k in Cell.GATES}
+        return Result(y, lambda: ordered, dx, gate_by_gate.stacked(grads), gate_by_gate.stacked(after))
+
+    return step
+
+
+def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend) -> Callable[[], Result]:
+    is_layer = isinstance(model, xlstm.LSTM)
+    optimizer = optimizers.sgd(RATE) if is_layer else optimizers.adam(1e-3)
+    state = optimizer.init(params)
+
+    def step() -> Result:
+        y, _, saved = model.forward(params, x, train=True)
+        _, dy = losses.mse(y, target)
+        grads, dx, _ = model.backward(params, saved, dy)
+        after, _ = optimizer.update(params, grads, state)
+        home.synchronize()
+
+        def gates() -> dict[str, Any]:
+            return {k: saved.gates[:, n, ...] for n, k in enumerate(Cell.GATES)} if is_layer else {}
+
+        return Result(y, gates, dx, grads, after)
+
+    return step
+
+
+class Measured(NamedTuple):
+    """A program in one row; `timing` is None where CuPy has no card, and `peak`, in bytes, on PyTorch tensors."""
+
+    program: Program
+    row: str
+    device: str
+    differences: dict[str, float]
+    timing: Timing | None
+    peak: int | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether each difference is within the tolerance of the dtype."""
+        return max(self.differences.values()) <= TOLERANCE[self.program.dtype]
+
+    def as_json(self) -> str:
+        """Return a line with everything."""
+        about = {
+            "program": str(self.program),
+            "row": self.row,
+            "words": ROWS[self.row].words,
+            "device": self.device,
+            "differences": self.differences,
+            "agrees": self.agrees,
+            "seconds": None if self.timing is None else asdict(self.timing),
+            "peak_bytes": self.peak,
+            "machine": info.describe(),
+        }
+        return json.dumps(about) + "\n"
+
+
+def compare(
+    require: Annotated[list[str] | None, Option(help="Row that must run: compiled, torch or cupy. Repeatable.")] = None,
+    rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 5,
+    results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
+    report: Annotated[
+        Path | None, Option(help="Page to write, .html or text: what is printed, and this machine.")
+    ] = None,
+    plot: Annotated[Path | None, Option("--plot", help="Picture of the times to draw; needs matplotlib.")] = None,
+) -> None:
+    """Run one program on every backend here: the differences of all its numbers, its times and its memory.
+
+    The programs are that of the NumPy notebook this library began as, a layer, and a model with its optimiser. The
+    differences are those from float64 NumPy, of y, every gate, every gradient and every new weight, relative to the
+    largest magnitude of the array. The exit code is 1 if one is too large.
+    """
+    for name in require or ():
+        checks.choice([*ROWS])("compare", "--require", name)
+    if plot is not None:
+        figures.check(plot)
+    if report is not None:
+        writing.check(report)
+    if results is not None:
+        writing.append(results, "")  # whether it can be written to, before any work is done
+    out.record = report is not None
+    if out.record:
+        for name, value in info.describe().items():
+            out.print(f"{name}: {value}")
+    usable = _usable(require or ())
+    measured: list[Measured] = []
+    for program in PROGRAMS:
+        rows = measure(program, usable, rounds)
+        measured += rows
+        if results is not None:
+            writing.append(results, "".join(one.as_json() for one in rows))
+        names = [*rows[0].differences]
+        cells = [(one.row, *(f"{gap:.0e}" if gap else "0" for gap in one.differences.values())) for one in rows]
+        out.print(table(f"{program}: differences", ("", *names), cells, **OPEN))
+    out.print(table("Median time of a step", HEADINGS, [_costs(one, measured) for one in measured], left=2, **OPEN))
+    wrong = [one for one in measured if not one.agrees]
+    for one in wrong:
+        name = max(one.differences, key=one.differences.__getitem__)
+        out.print(f"wrong: {one.program}, {one.row}: {name} differs by {one.differences[name]:.1e}")
+    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy within {TOLERANCE}")
+    if plot is not None:
+        plots.save(drawn(measured), plot)
+        out.print(f"picture: {plot}")
+    if report is not None:
+        text = out.export_html() if report.suffix == ".html" else out.export_text()
+        out.record = False
+        writing.write(report, text.encode())
+    raise typer.Exit(len(wrong) > 0)
+
+
+def _usable(required: list[str] | tuple[str, ...]) -> dict[str, Backend]:
+    """Return the rows that run here with their backends; those that do not are said with the reason.
+
+    Raises
+    ------
+    BackendError
+        A required one does not run.
+    """
+    usable: dict[str, Backend] = {}
+    for name, row in ROWS.items():
+        try:
+            usable[name] = backend(row.backend)
+            if row.compile == "1" and jit.failure():
+                raise BackendError(f"{name}: {jit.failure()}")
+        except BackendError as error:
+            usable.pop(name, None)
+            if name in required:
+                raise
+            out.print(f"without {error}")
+        else:
+            device = str(usable[name])
+            out.print(f"{name}: {row.words}, {device}{', counted, not timed' if _simulated(usable[name]) else ''}")
+    if "torch" in usable:
+        probe.torch().set_num_threads(cores.threads())
+    return usable
+
+
+def _simulated(home: Backend) -> bool:
+    """Whether CuPy runs on the CPU, where its times say nothing."""
+    return home.name == "cupy" and "CPU" in str(home)
+
+
+def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> list[Measured]:
+    """Return the rows of a program, timed in turn."""
+    reference = program.step(REFERENCE, replace(usable[REFERENCE], dtype="float64"))
+    assert reference is not None
+    with running(ROWS[REFERENCE]):
+        expected = reference().values()
+    steps: dict[str, Callable[[], Result]] = {}
+    gaps: dict[str, dict[str, float]] = {}
+    peaks: dict[str, int | None] = {}
+    for name, home in usable.items():
+        step = program.step(name, replace(home, dtype=program.dtype))
+        if step is None:
+            continue
+        steps[name] = _in_its_way(ROWS[name], step)
+        with running(ROWS[name]):
+            gaps[name] = differences(step().values(), expected)
+        peaks[name] = peak_memory(steps[name], home)
+    timed = {name: step for name, step in steps.items() if not _simulated(usable[name])}
+    times = interleave(timed, rounds)
+    return [Measured(program, name, str(usable[name]), gaps[name], times.get(name), peaks[name]) for name in steps]
+
+
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
+    """Return the largest difference of each array, relative to the largest magnitude that is expected in it."""
+    gaps = {}
+    for name, a in expected.items():
+        gap = float(np.max(np.abs(found[name].reshape(a.shape) - a)) / np.max(np.abs(a)))
+        gaps[name] = gap if np.isfinite(gap) else float("inf")
+    return gaps
+
+
+def _in_its_way(row: Row, step: Callable[[], Result]) -> Callable[[], Result]:
+    def run() -> Result:
+        with running(row):
+            return step()
+
+    return run
+
+
+@contextlib.contextmanager
+def running(row: Row) -> Iterator[None]:
+    """Run layers as a row does."""
+    before = os.environ.get(jit.VARIABLE)
+    try:
+        if row.compile:
+            os.environ[jit.VARIABLE] = row.compile
+        with use(row.engine) if row.engine else contextlib.nullcontext():
+            yield
+    finally:
+        os.environ.pop(jit.VARIABLE, None)
+        if before is not None:
+            os.environ[jit.VARIABLE] = before
+
+
+HEADINGS = ("program", "row", "ms", "ratio", "GFLOP/s", "peak MB")
+
+
+def _costs(one: Measured, measured: list[Measured]) -> tuple[str, ...]:
+    """Return the cells of a row of the table of costs; ratios are those to the first row of the program."""
+    peak = "-" if one.peak is None else f"{one.peak / 1e6:.2f}"
+    if one.timing is None:
+        return str(one.program), one.row, "-", "-", "-", peak
+    first = next(other.timing for other in measured if other.program == one.program and other.timing is not None)
+    median = one.timing.median
+    speed = Case("lstm", one.program.size).operations / median
+    times = (f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}")
+    return str(one.program), one.row, *times, peak
+
+
+def drawn(measured: list[Measured]) -> Any:
+    """Draw the median times of all rows, a panel for each program."""
+    figure, panels = figures.panels(len(PROGRAMS), 1, 1.4)
+    for program, axes in zip(PROGRAMS, panels, strict=True):
+        timed = [one for one in measured if one.program == program and one.timing is not None]
+        names = [one.row for one in timed]
+        axes.barh(names, [one.timing.median * 1e3 for one in timed if one.timing], color=figures.DARK)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        figures.label(axes, str(program), "milliseconds a step", size=figures.SMALL)
+    return figure

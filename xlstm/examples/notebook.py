@@ -1,0 +1,57 @@
+"""The notebook's program on any backend: 25 steps of gradient descent, beside the losses of the notebook's functions.
+
+    python -m xlstm.examples.notebook [--backend cupy]
+
+Its gradients are those of the sum of squares, divided by T; ours are those of the mean. That is a factor of H, which
+the learning rate has here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+import xlstm
+from xlstm import losses, optim
+from xlstm.examples.gate_by_gate import stacked
+
+# Inputs, weights, and what the notebook's functions made of them.
+RECORDED = files("xlstm") / "data" / "datasets" / "notebook.npz"
+
+
+def train(recorded: Any, home: xlstm.Backend) -> tuple[list[float], dict[str, Any]]:
+    """Return the loss of each step and the last weights, from the arrays of the notebook by their names."""
+    D, H = recorded["Uf"].shape
+    lstm = xlstm.LSTM(D, H)
+    params = {name: home.asarray(p) for name, p in stacked(recorded).items()}
+    x = home.asarray(recorded["x"][:, None])  # (T, 1, D)
+    target = home.asarray(recorded["y_true"][:, None])  # (T, 1, H)
+    optimizer = optim.sgd(float(recorded["sgd_lr"]) * H)
+    state = optimizer.init(params)
+    history = []
+    for _ in recorded["sgd_losses"]:
+        y, _, saved = lstm.forward(params, x)
+        loss, dy = losses.mse(y, target)
+        grads, _, _ = lstm.backward(params, saved, dy)
+        params, state = optimizer.update(params, grads, state)
+        history.append(float(loss))
+    return history, params
+
+
+def main() -> None:
+    """Train, and print each loss beside the recorded one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="auto", help="auto, numpy, cupy or torch")
+    options = parser.parse_args()
+    with RECORDED.open("rb") as file, np.load(file) as recorded:
+        history, _ = train(recorded, xlstm.backend(options.backend, dtype="float64"))
+        for k, (loss, expected) in enumerate(zip(history, recorded["sgd_losses"], strict=True), 1):
+            sys.stdout.write(f"step {k:2d}: loss {loss:.15f}, recorded {expected:.15f}\n")
+
+
+if __name__ == "__main__":
+    main()
