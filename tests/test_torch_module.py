@@ -237,7 +237,7 @@ def test_parameters_are_refused_by_name(words, change):
 @pytest.mark.parametrize("name", ["forward", "training", "half.W", "layer", "_spec"])
 def test_names_of_attributes_are_refused(name):
     layer = type("Own", (Linear,), {"weights": {name: ({"D": D}, lambda rng, shape: np.zeros(shape))}})(D, H)
-    with pytest.raises(ValueError, match=f"^module: parameter {name}: attribute .* already exists, expected names"):
+    with pytest.raises(ValueError, match=f"^module: parameter {name}: attribute .* already exists, expected a name"):
         module(layer)
 
 

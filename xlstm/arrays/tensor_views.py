@@ -24,13 +24,13 @@ Tensor = Any  # of PyTorch
 def to_tensor(array: Array) -> Tensor:
     """Return a PyTorch tensor that shares the memory of a NumPy or CuPy array.
 
-    It has a copy where PyTorch could not write to the array, as to one of JAX, or the array goes backwards.
+    It has a copy where nobody may write to the array, as to one of JAX, or the array goes backwards.
     """
     torch = probe.torch()
-    if array_api_compat.is_jax_array(array):
-        array = np.array(array)
     if not isinstance(array, np.ndarray):
-        return torch.from_dlpack(array)
+        if not array_api_compat.is_jax_array(array):
+            return torch.from_dlpack(array)
+        array = np.array(array)
     flags = array.flags
     if not flags.writeable or (not flags.forc and min(array.strides) < 0):
         array = array.copy()

@@ -29,9 +29,10 @@ LARGEST_SEED = 2**63 - 1
 _kept: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 _unfiled: dict[str, Bridge] = {}  # layers of classes that files do not know
-PROCESS = uuid.uuid4().hex  # no layer of another process has its name here
+PROCESS = uuid.uuid4().hex  # a part of their names, which a program from another process does not find here
+PLAIN = {torch.Tensor, torch.nn.Parameter}  # a tensor of another class, such as FakeTensor, may have no values
 KEYS = torch._C.DispatchKey
-# With one of these PyTorch is inside a mode that sees operators alone, or a transform of torch.func.
+# One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of torch.func.
 MODES = (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode)
 
 
@@ -80,8 +81,9 @@ def _forward(
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x, *start = map(take, (x, *state))
-        found, saved = bridge.forward(_arrays(bridge.name, params, take), x, start, keep=keep, **options)
-        return tuple(map(give, found)), (_addresses(params), options, saved) if keep else None
+        arrays = _arrays(bridge.name, params, take)
+        found, saved = bridge.forward(arrays, x, start, keep=keep, **options)
+        return tuple(map(give, found)), (_addresses(params), options, arrays, saved) if keep else None
 
 
 def _backward(
@@ -90,9 +92,9 @@ def _backward(
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
-        addresses, options, saved = _saved(bridge.name, handle)
-        arrays = _arrays(bridge.name, params, take)
+        addresses, options, arrays, saved = _saved(bridge.name, handle)
         if addresses != _addresses(params):  # what was kept has views of memory that FSDP2 has freed since
+            arrays = _arrays(bridge.name, params, take)
             _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
         grads, dx, start = bridge.backward(arrays, saved, dy, dend)
@@ -109,13 +111,12 @@ def _addresses(params: Sequence[Tensor]) -> list[int]:
 
 
 def _is_traced(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether PyTorch records operators, or has tensors without values, and so has to be given our operator."""
+    """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be our operator."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
-    modes = torch._C._dispatch_tls_local_include_set()
-    if any(map(modes.has, MODES)):
+    if any(map(torch._C._dispatch_tls_local_include_set().has, MODES)):
         return True
-    return all(a.is_meta for a in tensors) or any(torch._C._dispatch_keys(a).has(KEYS.Python) for a in tensors)
+    return not PLAIN.issuperset(map(type, tensors)) or all(a.is_meta for a in tensors)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -126,7 +127,7 @@ def _is_transformed() -> bool:
 
 
 def _refuse_transforms(where: str, tensors: Iterable[Tensor]) -> None:
-    """Raise RuntimeError in a transform that would go through our passes unseen, and lose its part of the result."""
+    """Raise RuntimeError inside a transform that our passes do not have; a tangent would be lost without a word."""
     has_tangents = forward_ad._current_level >= 0
     if _is_transformed() or (has_tangents and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)):
         raise RuntimeError(
@@ -191,7 +192,7 @@ def spec_of(bridge: Bridge) -> str:
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
     except TypeError:
-        spec = f"{bridge.layer!r} {PROCESS} {id(bridge.layer)}"  # two layers may look alike
+        spec = f"{bridge.layer!r} {PROCESS} {id(bridge.layer)}"  # layers of two classes may have the same repr
         _unfiled[spec] = bridge
         return spec
 
@@ -273,7 +274,7 @@ def run(
     """Return y and the final state, to which autograd adds our backward pass; a seed draws the masks of training."""
     tensors = (x, *params, *state)
     _refuse_transforms(bridge.name, tensors)
-    # Whoever checks a trace traces it once more, without gradients.
+    # torch.jit.trace compares its trace with a second one, which it makes without gradients.
     keep = (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(a.requires_grad for a in tensors)
     if _is_traced(tensors):
         lengths = lengths if lengths is None or torch.is_tensor(lengths) else torch.as_tensor(lengths, device="cpu")
@@ -321,8 +322,8 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
                     owner = owner._modules[part]
                 owner.register_parameter(last, parameter)
             except KeyError as error:
-                expected = "names that no attribute of a torch.nn.Module has"
-                raise ValueError(f"module: parameter {name}: {error.args[0]}, expected {expected}") from error
+                expected = "expected a name that torch.nn.Module does not use"
+                raise ValueError(f"module: parameter {name}: {error.args[0]}, {expected}") from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a copy or a pickle, whose layer may be another object."""
