@@ -158,10 +158,9 @@ def test_memory_of_parameters_may_move_between_the_passes():
         values, storage = p.detach().clone(), p.untyped_storage()
         size, address = storage.nbytes(), storage.data_ptr()
         with torch.autograd._unsafe_preserve_version_counter(p), torch.no_grad():
-            storage.resize_(0)
-            while storage.data_ptr() in (0, address):
-                others.append(torch.full_like(values, torch.nan))
+            while storage.data_ptr() == address:
                 storage.resize_(0)
+                others.append(torch.full_like(values, torch.nan))  # in the memory that is free now
                 storage.resize_(size)
             p.copy_(values)
     loss = sum(a.square().sum() for a in found)
@@ -321,11 +320,11 @@ def test_traces_call_the_operator(way, grad):
         assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y, *_ in (found, expected)))
 
 
-def exported_jvp(net, x):
-    """Take a tangent through a program that was exported, without gradients."""
-    program, dual = torch.export.export(net, (x,)).module(), torch.autograd.forward_ad
-    with torch.no_grad(), dual.dual_level():
-        return program(dual.make_dual(x.detach(), x.detach()))
+def dual(net, x, exported):
+    """Call a module, or the program that it is exported as, with a dual tensor, without gradients."""
+    run = torch.export.export(net, (x,)).module() if exported else net
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        return run(torch.autograd.forward_ad.make_dual(x, x))
 
 
 def compiled_jvp(net, x):
@@ -343,7 +342,8 @@ def jvp(net, x, grad):
 @pytest.mark.parametrize(
     "call",
     [
-        exported_jvp,
+        functools.partial(dual, exported=False),
+        functools.partial(dual, exported=True),
         compiled_jvp,
         functools.partial(jvp, grad=True),
         functools.partial(jvp, grad=False),

@@ -1,7 +1,7 @@
 """A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
-In eager mode they are one function of PyTorch's autograd. `torch.compile` and `torch.export` see the operators
-`xlstm::forward` and `xlstm::backward`.
+In eager mode they are one function of PyTorch's autograd. All that traces, such as `torch.compile`, `torch.export`,
+`torch.jit.trace` and `make_fx`, sees the operators `xlstm::forward` and `xlstm::backward`.
 """
 
 from __future__ import annotations
