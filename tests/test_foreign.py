@@ -21,6 +21,7 @@ from xlstm import losses
 from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign, is_foreign
+from xlstm.arrays.tensor_views import views_of_tensors
 from xlstm.data import Batch, Sequences, Streams, Windows
 from xlstm.engines import engine
 from xlstm.estimators import Forecaster, SequenceRegressor
@@ -216,6 +217,9 @@ def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
     x = be.asarray(np.ones((T, B, D)))
     expected, _ = layer(params, x)
     seen = []
+    before = xp.cuda.get_current_stream()
+    views_of_tensors("test", OnCuda(x)).take(OnCuda(x))
+    assert xp.cuda.get_current_stream() == before  # to look at a tensor leaves no trace
     monkeypatch.setattr(type(layer), "run", watched(type(layer).run, seen, xp))
     y, state = layer({name: OnCuda(p) for name, p in params.items()}, OnCuda(x))
     stream.synchronize()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import gc
 import io
 import os
@@ -148,6 +149,24 @@ def test_what_forward_keeps_dies_with_the_graph():
         y.sum().backward()
 
 
+def test_memory_of_parameters_may_move_between_the_passes():
+    """As FSDP2 moves it, which frees what it has gathered after forward, and gathers it again before backward."""
+    net, (x, *state) = module(LAYERS["model"]).double(), inputs(LAYERS["model"])
+    expected = gradients(net, x, *state)
+    found, others = called(net, x, state), []
+    for p in net.parameters():
+        values, storage = p.detach().clone(), p.untyped_storage()
+        size, address = storage.nbytes(), storage.data_ptr()
+        with torch.autograd._unsafe_preserve_version_counter(p), torch.no_grad():
+            while storage.data_ptr() == address:
+                storage.resize_(0)
+                others.append(torch.full_like(values, torch.nan))  # in the memory that is free now
+                storage.resize_(size)
+            p.copy_(values)
+    loss = sum(a.square().sum() for a in found)
+    assert all(map(torch.equal, torch.autograd.grad(loss, [*net.parameters(), x, *state]), expected))
+
+
 def test_hooks():
     net, fired = module(LAYERS["model"]), []
     net.register_forward_hook(lambda net, args, out: fired.append(("forward", out[0].shape)))
@@ -169,12 +188,16 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
     assert low.grad.dtype is torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
 @pytest.mark.parametrize(
     ("words", "call"),
     [
         ("LSTM: .*float16 on a CPU, expected float32", lambda net, x: net.half()(x.half())),
         ("LSTM: .*bfloat16 on a CPU, expected float32", lambda net, x: net.bfloat16()(x.bfloat16())),
-        ("LSTM: .* on meta, expected a CPU or a CUDA device", lambda net, x: net.to("meta")(x.to("meta"))),
+        ("LSTM: .* on meta, expected a CPU or a CUDA device", lambda net, x: net(x.to("meta"))),
+        (r"LSTM: a Tensor \(torch.sparse_coo\) is .* in a Tensor", lambda net, x: net(x.detach().to_sparse())),
+        (r"LSTM: a Tensor \(nested\) is .* in a Tensor", lambda net, x: net(torch.nested.nested_tensor([*x.detach()]))),
+        ("LSTM: lengths is on meta, expected", lambda net, x: net(x, lengths=torch.zeros(B, device="meta"))),
         ("LSTM: 0.Wx has dtype float32 but x has float64", lambda net, x: net(x.double())),
         (r"LSTM: state has 1 entries, expected a tuple \(h, c\)", lambda net, x: net(x, (x,))),
         ("LSTM: a part of state is None", lambda net, x: net(x, (x, None))),
@@ -192,6 +215,146 @@ def test_refused_by_name(words, call):
     net = module(LAYERS["lstm"])
     with pytest.raises((TypeError, ValueError, RuntimeError), match=f"^{words}"):
         call(net, inputs(net.layer, "float32")[0])
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize(
+    ("words", "change"),
+    [
+        ("module: parameter 0.Wx: an array of numpy .*byte order", lambda p: p.astype(">f4")),
+        ("module: parameter 0.Wx: an array of numpy .*object", lambda p: p.astype(object)),
+        ("module: parameter 0.Wx: an array of torch .*floating point", lambda p: torch.from_numpy(p).int()),
+        ("LSTM: 0.Wx is a Tensor, expected an array", lambda p: torch.nested.nested_tensor([torch.from_numpy(p)])),
+    ],
+)
+def test_parameters_are_refused_by_name(words, change):
+    params = LAYERS["lstm"].init(backend="numpy")
+    with pytest.raises(TypeError, match=f"^{words}"):
+        module(LAYERS["lstm"], {**params, "0.Wx": change(params["0.Wx"])})
+
+
+@pytest.mark.parametrize("name", ["forward", "training", "half.W", "layer", "_spec"])
+def test_names_of_attributes_are_refused(name):
+    layer = type("Own", (Linear,), {"weights": {name: ({"D": D}, lambda rng, shape: np.zeros(shape))}})(D, H)
+    with pytest.raises(ValueError, match=f"^module: parameter {name}: attribute .* already exists, expected a name"):
+        module(layer)
+
+
+def test_immutable_arrays_are_copied():
+    jax = pytest.importorskip("jax")
+    layer = LAYERS["linear"]
+    params = {name: jax.numpy.asarray(p) for name, p in layer.init(backend="numpy").items()}
+    net = module(layer, params)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.add_(1.0)
+            np.testing.assert_array_equal(p, np.asarray(params[name]) + 1)
+    np.testing.assert_array_equal(params["W"], layer.init(backend="numpy")["W"])
+
+
+def test_meta():
+    layer = xlstm.LSTM(D, H, 2, dropout=0.5)
+    with torch.device("meta"):
+        net, theirs = module(layer), torch.nn.LSTM(D, H, 2)
+        x = torch.ones(T, B, D, requires_grad=True)
+    assert all(p.is_meta for p in net.parameters())
+    found, expected = flat(net(x)), flat(theirs(x))
+    assert [(a.device, a.shape, a.dtype) for a in found] == [(a.device, a.shape, a.dtype) for a in expected]
+    found[0].sum().backward()
+    assert x.grad.is_meta
+    loaded = module(layer)
+    net.load_state_dict(loaded.state_dict(), assign=True)
+    x = torch.ones(T, B, D)
+    y = []
+    for one, place in ((net, "meta"), (loaded, "cpu")):
+        torch.manual_seed(1)  # of dropout
+        with torch.device(place):
+            y.append(one(x)[0])
+    assert torch.equal(*y)
+
+
+def alike(scale):
+    """Return a layer whose class and options look like those of any other scale."""
+
+    class Own(Linear):
+        def apply(self, xp, p, x):
+            y, kept = super().apply(xp, p, x)
+            return y * scale, kept
+
+    return Own(D, H)
+
+
+def test_layers_that_look_alike():
+    nets, x = [module(alike(scale)) for scale in (1.0, 10.0)], torch.ones(B, D)
+    nets.append(copy.deepcopy(nets[1]))
+    assert len({net._spec for net in nets}) == 3
+    torch.compiler.reset()
+    for net in nets:
+        assert torch.equal(torch.compile(net, backend="eager")(x), net(x))
+        assert torch.equal(torch.export.export(net, (x,)).module()(x), net(x))
+
+
+def traced(way, net, x):
+    """Return what a tracer of PyTorch makes of a module."""
+    if way == "jit":
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.trace(net, (x,)), file)
+        file.seek(0)
+        return torch.jit.load(file)
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    if way == "functionalize":
+        return make_fx(torch.func.functionalize(net))(x)
+    return make_fx(net, pre_dispatch=way == "make_fx before dispatch")(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", ["jit", "make_fx", "make_fx before dispatch", "functionalize"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_traces_call_the_operator(way, grad):
+    net, (x, *_) = module(LAYERS["slstm"]), inputs(LAYERS["slstm"], "float32", grad=grad)
+    with torch.set_grad_enabled(grad):
+        found, expected = (flat(run(x)) for run in (traced(way, net, torch.ones_like(x)), net))
+    assert all(map(torch.equal, found, expected))
+    if grad:
+        assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y, *_ in (found, expected)))
+
+
+def dual(net, x, exported):
+    """Call a module, or the program that it is exported as, with a dual tensor, without gradients."""
+    run = torch.export.export(net, (x,)).module() if exported else net
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        return run(torch.autograd.forward_ad.make_dual(x, x))
+
+
+def compiled_jvp(net, x):
+    """Take a tangent inside a function that is compiled."""
+    return torch.compile(lambda x: torch.func.jvp(net, (x,), (x,)), backend="aot_eager")(x.detach())
+
+
+def jvp(net, x, grad):
+    """Take a tangent with gradients and without."""
+    with torch.set_grad_enabled(grad):
+        return torch.func.jvp(net, (x.detach(),), (x.detach(),))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    "call",
+    [
+        functools.partial(dual, exported=False),
+        functools.partial(dual, exported=True),
+        compiled_jvp,
+        functools.partial(jvp, grad=True),
+        functools.partial(jvp, grad=False),
+        lambda net, x: torch.func.vmap(net)(x[None]),
+        lambda net, x: torch.func.grad(lambda x: net(x)[0].sum())(x),
+    ],
+)
+def test_transforms_are_refused(call):
+    net, (x, *_) = module(LAYERS["lstm"]), inputs(LAYERS["lstm"], "float32")
+    with pytest.raises(RuntimeError, match=r"LSTM: forward-mode AD \(dual tensors\) and vmap, grad and jvp .*expected"):
+        call(net, x)
 
 
 @pytest.mark.parametrize("name", [*LAYERS, "dropout"])
@@ -237,9 +400,14 @@ def rank(number, folder, x):
     """Keep the gradients of one step in one of two processes, each with half of the batch, and end the process."""
     patience = datetime.timedelta(minutes=10)
     torch.distributed.init_process_group("gloo", f"file://{folder}/store", patience, world_size=2, rank=number)
-    net = torch.nn.parallel.DistributedDataParallel(module(LAYERS["slstm"], seed=number))
-    net(x[:, number::2])[0].square().sum().backward()
-    torch.save([p.grad for p in net.parameters()], folder / f"{number}.pt")
+    net, sharded = module(LAYERS["slstm"], seed=number), module(LAYERS["slstm"])
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    torch.distributed.fsdp.fully_shard(sharded, mesh=mesh, reshard_after_forward=True)
+    net = torch.nn.parallel.DistributedDataParallel(net)
+    for name, one in (("ddp", net), ("fsdp", sharded)):
+        one(x[:, number::2])[0].square().sum().backward()
+        grads = [p.grad if name == "ddp" else p.grad.full_tensor() for p in one.parameters()]
+        torch.save(grads, folder / f"{name}{number}.pt")
     torch.distributed.destroy_process_group()
     os._exit(0)  # PyTorch leaves threads of gloo running, which at times abort a process whose Python shuts down
 
@@ -250,6 +418,6 @@ def test_data_parallel(tmp_path):
     assert torch.equal(torch.nn.DataParallel(net)(x)[0], net(x)[0])
     torch.multiprocessing.spawn(rank, (tmp_path, x), nprocs=2)
     net(x)[0].square().sum().backward()
-    for number in (0, 1):
-        for g, p in zip(torch.load(tmp_path / f"{number}.pt"), net.parameters(), strict=True):
+    for file in ("ddp0.pt", "ddp1.pt", "fsdp0.pt", "fsdp1.pt"):
+        for g, p in zip(torch.load(tmp_path / file), net.parameters(), strict=True):
             torch.testing.assert_close(g, p.grad / 2)

@@ -256,7 +256,10 @@ def heads(where: str, num_heads: int, named: str = "num_heads", **sizes: int) ->
 
 def shape(where: str, name: str, array: Any, expected: Dims) -> None:
     """Raise unless `array` is an array and has the shape `expected`, a dict of symbol to size."""
-    found = getattr(array, "shape", None)
+    try:
+        found = getattr(array, "shape", None)
+    except RuntimeError:  # a nested tensor of PyTorch has none
+        found = None
     if found == tuple(expected.values()):
         return
     if not isinstance(found, tuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -24,11 +24,13 @@ Tensor = Any  # of PyTorch
 def to_tensor(array: Array) -> Tensor:
     """Return a PyTorch tensor that shares the memory of a NumPy or CuPy array.
 
-    It has a copy where PyTorch could not write to the array, or the array goes backwards.
+    It has a copy where nobody may write to the array, as to one of JAX, or the array goes backwards.
     """
     torch = probe.torch()
     if not isinstance(array, np.ndarray):
-        return torch.from_dlpack(array)
+        if not array_api_compat.is_jax_array(array):
+            return torch.from_dlpack(array)
+        array = np.array(array)
     flags = array.flags
     if not flags.writeable or (not flags.forc and min(array.strides) < 0):
         array = array.copy()
@@ -95,11 +97,15 @@ def views_of_tensors(where: str, like: Tensor) -> Views:
     if not like.is_cuda:
         return Views(functools.partial(_of_tensor, where), to_tensor, contextlib.nullcontext())
     cupy = foreign.cupy_for(where, "a tensor")
-    context, number = contextlib.ExitStack(), like.device.index
-    context.enter_context(cupy.cuda.Device(number))
+    return Views(lambda a: cupy.from_dlpack(a.detach()), to_tensor, _stream_of(cupy, like.device.index))
+
+
+@contextlib.contextmanager
+def _stream_of(cupy: Any, number: int) -> Iterator[None]:
+    """Let CuPy work on a device, in the current stream of PyTorch."""
     stream = _Stream(probe.torch().cuda.current_stream(number).cuda_stream)
-    context.enter_context(cupy.cuda.Stream.from_external(stream))
-    return Views(lambda a: cupy.from_dlpack(a.detach()), to_tensor, context)
+    with cupy.cuda.Device(number), cupy.cuda.Stream.from_external(stream):
+        yield
 
 
 def _of_tensor(where: str, tensor: Tensor) -> Array:
@@ -107,8 +113,10 @@ def _of_tensor(where: str, tensor: Tensor) -> Array:
         raise TypeError(f"{where}: a tensor is on {tensor.device}, expected a CPU or a CUDA device")
     try:
         return tensor.detach().numpy()
-    except TypeError as error:  # NumPy has no such numbers
-        raise TypeError(f"{where}: a tensor is {tensor.dtype} on a CPU, expected float32 or float64") from error
+    except (TypeError, RuntimeError) as error:  # NumPy has no such numbers, or no such layout
+        layout = "nested" if tensor.is_nested else tensor.layout
+        given = f"a {type(tensor).__name__} ({layout}) is {tensor.dtype} on a CPU"
+        raise TypeError(f"{where}: {given}, expected float32 or float64 in a Tensor (torch.strided)") from error
 
 
 def _views_of_jax(where: str, first: Any, arrays: list[Any]) -> Views:

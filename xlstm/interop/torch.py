@@ -42,18 +42,19 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     and the initial state. Masks of dropout are drawn in training mode, from PyTorch's random numbers.
 
     Tensors on a CPU are read as NumPy arrays and those on a CUDA device as CuPy arrays, on PyTorch's current stream,
-    without a copy. Within `torch.autocast` x and the state are cast to the dtype of the parameters. `torch.compile`
-    and `torch.export` see one operator, `xlstm::forward`.
+    without a copy. Within `torch.autocast` x and the state are cast to the dtype of the parameters. `torch.compile`,
+    `torch.export`, `torch.jit.trace` and `make_fx` see one operator, `xlstm::forward`. Parameters and tensors on the
+    device "meta" have shapes alone, as with `torch.nn.LSTM`.
 
     Parameters
     ----------
     layer_or_model : Module
         Anything with `init`, `forward` and `backward`: a layer, a block, a stack or a model.
     params : dict of str to array or tensor, optional
-        Its parameters, with which those of the module share memory where PyTorch can write to it. By default they are
-        drawn.
+        Its parameters, with which those of the module share memory where PyTorch can write to it; arrays of JAX are
+        copied. By default they are drawn.
     seed : int
-        Seed of the initial parameters, float32 on the CPU.
+        Seed of the initial parameters, float32 on PyTorch's default device.
 
     Returns
     -------
@@ -62,8 +63,10 @@ def module(layer_or_model: Any, params: Params | None = None, seed: int = 0) -> 
     Raises
     ------
     TypeError, ValueError
-        It is no layer or model, or `params` are not its parameters. A call raises TypeError where parameters are
-        float16 or bfloat16 on a CPU, and what `forward` of the layer raises. A second derivative is a RuntimeError.
+        It is no layer or model, `params` are not its parameters, or a parameter has the name of an attribute of
+        `torch.nn.Module`, such as "forward". A call raises TypeError where parameters are float16 or bfloat16 on a
+        CPU, and what `forward` of the layer raises. A second derivative, forward-mode AD, and `vmap`, `grad` and `jvp`
+        of `torch.func` are a RuntimeError.
 
     Examples
     --------

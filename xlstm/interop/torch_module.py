@@ -1,7 +1,7 @@
 """A layer or a model as a `torch.nn.Module`, whose forward and backward passes are ours.
 
-In eager mode they are one function of PyTorch's autograd. `torch.compile` and `torch.export` see the operators
-`xlstm::forward` and `xlstm::backward`.
+In eager mode they are one function of PyTorch's autograd. All that traces, such as `torch.compile`, `torch.export`,
+`torch.jit.trace` and `make_fx`, sees the operators `xlstm::forward` and `xlstm::backward`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd import forward_ad
 
-from xlstm.arrays import checks
-from xlstm.arrays.namespace import Params
+from xlstm.arrays import checks, foreign
+from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.tensor_views import to_tensor, views_of_tensors
 from xlstm.interop.bridge import Bridge
 from xlstm.models import model_files
@@ -27,6 +29,11 @@ LARGEST_SEED = 2**63 - 1
 _kept: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
 _unfiled: dict[str, Bridge] = {}  # layers of classes that files do not know
+PROCESS = uuid.uuid4().hex  # a part of their names, which a program from another process does not find here
+PLAIN = {torch.Tensor, torch.nn.Parameter}  # a tensor of another class, such as FakeTensor, may have no values
+KEYS = torch._C.DispatchKey
+# One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of torch.func.
+MODES = (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode)
 
 
 class Handle(np.ndarray[Any, Any]):
@@ -41,7 +48,7 @@ class Handle(np.ndarray[Any, Any]):
 def _handle(saved: Any) -> Tensor:
     """Return a number by which `_saved` finds what a forward pass kept, 0 where it kept nothing."""
     if saved is None:
-        return torch.zeros((), dtype=torch.int64)
+        return torch.zeros((), dtype=torch.int64, device="cpu")
     number = next(_numbers)
     handle = np.array(number).view(Handle)
     handle.saved = saved
@@ -66,26 +73,67 @@ def _saved(where: str, handle: Tensor) -> Any:
 def _forward(
     bridge: Bridge, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], lengths: Any, seed: Any, keep: bool
 ) -> tuple[tuple[Tensor, ...], Any]:
-    """Return y and the final state, and the arrays of the parameters with what was kept."""
+    """Return y and the final state, and what `_backward` needs beside the tensors."""
+    if torch.is_tensor(lengths) and lengths.is_meta:
+        raise TypeError(f"{bridge.name}: lengths is on meta, expected whole numbers on the device of x or a CPU")
     options = {"lengths": lengths, "seed": None if seed is None else int(seed), "train": seed is not None}
+    options = options if bridge.has_state else {}
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
-        arrays = list(map(take, params))
-        named = options if bridge.has_state else {}
-        found, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=keep, **named)
-        return tuple(map(give, found)), (arrays, saved) if keep else None
+        x, *start = map(take, (x, *state))
+        arrays = _arrays(bridge.name, params, take)
+        found, saved = bridge.forward(arrays, x, start, keep=keep, **options)
+        return tuple(map(give, found)), (_addresses(params), options, arrays, saved) if keep else None
 
 
 def _backward(
-    bridge: Bridge, handle: Tensor, x: Tensor, douts: Sequence[Tensor | None], has_start: bool
+    bridge: Bridge, handle: Tensor, x: Tensor, params: Sequence[Tensor], state: Sequence[Tensor], douts: Any
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return gradients of the parameters and of an initial state that was given, and that of x."""
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
+        addresses, options, arrays, saved = _saved(bridge.name, handle)
+        if addresses != _addresses(params):  # what was kept has views of memory that FSDP2 has freed since
+            arrays = _arrays(bridge.name, params, take)
+            _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
-        params, saved = _saved(bridge.name, handle)
-        grads, dx, start = bridge.backward(params, saved, dy, dend)
-        return list(map(give, [*grads, *start] if has_start else grads)), None if dx is None else give(dx)
+        grads, dx, start = bridge.backward(arrays, saved, dy, dend)
+        return list(map(give, [*grads, *start] if state else grads)), None if dx is None else give(dx)
+
+
+def _arrays(where: str, params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
+    """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2 does."""
+    return [foreign.taken(where, p.detach(), np.from_dlpack) if p.is_cpu else take(p) for p in params]
+
+
+def _addresses(params: Sequence[Tensor]) -> list[int]:
+    return [p.data_ptr() for p in params]
+
+
+def _is_traced(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether PyTorch records operators, or tensors have no values, so that a call has to be our operator."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    if any(map(torch._C._dispatch_tls_local_include_set().has, MODES)):
+        return True
+    return not PLAIN.issuperset(map(type, tensors)) or all(a.is_meta for a in tensors)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_transformed() -> bool:
+    """Tell whether vmap, grad or jvp of torch.func is on."""
+    transform = torch._C._functorch.peek_interpreter_stack()
+    return transform is not None and transform.key() != torch._C._functorch.TransformType.Functionalize
+
+
+def _refuse_transforms(where: str, tensors: Iterable[Tensor]) -> None:
+    """Raise RuntimeError inside a transform that our passes do not have; a tangent would be lost without a word."""
+    has_tangents = forward_ad._current_level >= 0
+    if _is_transformed() or (has_tangents and any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)):
+        raise RuntimeError(
+            f"{where}: forward-mode AD (dual tensors) and vmap, grad and jvp of torch.func are not possible, as "
+            "backward is written by hand; expected plain tensors, and their backward"
+        )
 
 
 def _refuse(where: str) -> None:
@@ -115,10 +163,11 @@ class Pass(torch.autograd.Function):  # type: ignore[misc]
         bridge, inputs = ctx.bridge, len(ctx.needs_input_grad)
         if torch.is_grad_enabled():
             _refuse(bridge.name)
-        handle, x, *_ = ctx.saved_tensors
+        handle, x, *tensors = ctx.saved_tensors
         if all(d is None for d in douts):
             return (None,) * inputs
-        grads, dx = _backward(bridge, handle, x, douts, inputs > 4 + len(bridge.names))
+        params, state = tensors[: len(bridge.names)], tensors[len(bridge.names) : inputs - 4]
+        grads, dx = _backward(bridge, handle, x, params, state, douts)
         return None, None, None, dx, *grads
 
 
@@ -143,7 +192,7 @@ def spec_of(bridge: Bridge) -> str:
     try:
         return json.dumps(model_files.config_of("module", bridge.layer))
     except TypeError:
-        spec = repr(bridge.layer)
+        spec = f"{bridge.layer!r} {PROCESS} {id(bridge.layer)}"  # layers of two classes may have the same repr
         _unfiled[spec] = bridge
         return spec
 
@@ -155,7 +204,9 @@ BACKWARD = "(str spec, Tensor[] params, Tensor x, Tensor[] state, Tensor handle,
 @torch.library.custom_op("xlstm::forward", mutates_args=(), schema=f"{FORWARD} -> Tensor[]")  # type: ignore[untyped-decorator]
 def forward_op(spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], *options: Any) -> list[Tensor]:
     """Return y, the final state and the handle of what was kept."""
-    found, saved = _forward(_bridge(spec), x, params, state, *options)
+    bridge = _bridge(spec)
+    _refuse_transforms(bridge.name, (x, *params, *state))
+    found, saved = _forward(bridge, x, params, state, *options)
     return [*(a.contiguous() for a in found), _handle(saved)]
 
 
@@ -164,7 +215,7 @@ def backward_op(
     spec: str, params: list[Tensor], x: Tensor, state: list[Tensor], handle: Tensor, douts: list[Tensor]
 ) -> list[Tensor]:
     """Return gradients of the parameters, of an initial state that was given, and of x unless it has tokens."""
-    grads, dx = _backward(_bridge(spec), handle, x, douts, bool(state))
+    grads, dx = _backward(_bridge(spec), handle, x, params, state, douts)
     return [a.contiguous() for a in ([*grads] if dx is None else [*grads, dx])]
 
 
@@ -174,7 +225,7 @@ def _forward_fake(spec: str, params: list[Tensor], x: Tensor, *_: Any) -> list[T
     y, *ends = bridge.shapes(x)
     dtypes = _dtypes(bridge, first)
     end = [first.new_empty(shape, dtype=dtype) for shape, dtype in zip(ends, dtypes, strict=True)]
-    return [first.new_empty(y), *end, torch.empty((), dtype=torch.int64)]
+    return [first.new_empty(y), *end, torch.empty((), dtype=torch.int64, device="cpu")]
 
 
 @backward_op.register_fake  # type: ignore[untyped-decorator]
@@ -221,13 +272,28 @@ def run(
     seed: Tensor | None = None,
 ) -> Sequence[Tensor]:
     """Return y and the final state, to which autograd adds our backward pass; a seed draws the masks of training."""
-    keep = torch.is_grad_enabled() and any(a.requires_grad for a in (x, *params, *state))
-    if torch.compiler.is_compiling():
-        lengths = None if lengths is None else torch.as_tensor(lengths)
+    tensors = (x, *params, *state)
+    _refuse_transforms(bridge.name, tensors)
+    # torch.jit.trace compares its trace with a second one, which it makes without gradients.
+    keep = (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(a.requires_grad for a in tensors)
+    if _is_traced(tensors):
+        lengths = lengths if lengths is None or torch.is_tensor(lengths) else torch.as_tensor(lengths, device="cpu")
         return forward_op(spec, params, x, state, lengths, seed, keep)[:-1]  # type: ignore[no-any-return]
     if keep:
         return Pass.apply(bridge, lengths, seed, x, *params, *state)  # type: ignore[no-any-return]
     return _forward(bridge, x, params, state, lengths, seed, keep)[0]
+
+
+def _drawn(layer: Any, seed: int) -> dict[str, Tensor]:
+    """Return initial parameters on PyTorch's default device; those on meta have no values, and none are drawn."""
+    device = torch.get_default_device()
+    if device.type == "meta":
+        return {name: torch.empty(tuple(dims.values()), dtype=torch.float32) for name, dims in layer.shapes.items()}
+    return {name: torch.from_numpy(p).to(device) for name, p in layer.init(seed, backend="numpy").items()}
+
+
+def _parameter(given: Any) -> Tensor:
+    return torch.nn.Parameter(given if torch.is_tensor(given) else to_tensor(given))
 
 
 class LayerModule(torch.nn.Module):  # type: ignore[misc]
@@ -242,17 +308,26 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self._bridge = Bridge("module", layer)
         self.layer = layer
-        params = layer.init(seed, backend="numpy") if params is None else params
-        layer.check(params)
+        self._spec = spec_of(self._bridge)
         self._paths = [name.split(".") for name in self._bridge.names]
+        params = _drawn(layer, seed) if params is None else params
+        layer.check(params)
         for (*path, last), name in zip(self._paths, self._bridge.names, strict=True):
             owner: Any = self
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, torch.nn.Module())
-                owner = owner._modules[part]
-            given = params[name]
-            owner.register_parameter(last, torch.nn.Parameter(given if torch.is_tensor(given) else to_tensor(given)))
+            parameter = foreign.taken(f"module: parameter {name}", params[name], _parameter)
+            try:
+                for part in path:
+                    if part not in owner._modules:
+                        owner.add_module(part, torch.nn.Module())
+                    owner = owner._modules[part]
+                owner.register_parameter(last, parameter)
+            except KeyError as error:
+                expected = "expected a name that torch.nn.Module does not use"
+                raise ValueError(f"module: parameter {name}: {error.args[0]}, {expected}") from error
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy or a pickle, whose layer may be another object."""
+        super().__setstate__(state)
         self._spec = spec_of(self._bridge)
 
     def forward(self, x: Tensor, state: Any = None, lengths: Any = None) -> Any:
@@ -270,7 +345,7 @@ class LayerModule(torch.nn.Module):  # type: ignore[misc]
         if (x.is_cpu or x.is_cuda) and torch.is_autocast_enabled(x.device.type):
             x = x.to(params[0].dtype) if x.is_floating_point() else x
             given = [a.to(dtype) for a, dtype in zip(given, _dtypes(bridge, params[0]), strict=False)]
-        seed = torch.randint(LARGEST_SEED, ()) if self.training and bridge.layer.random else None
+        seed = torch.randint(LARGEST_SEED, (), device="cpu") if self.training and bridge.layer.random else None
         y, *end = run(bridge, self._spec, x, params, given, lengths, seed)
         return (y, bridge.state(end)) if bridge.has_state else y
 
