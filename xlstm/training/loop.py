@@ -23,6 +23,7 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
@@ -493,7 +494,7 @@ class Run:
         }
         self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
 
-    @functools.cached_property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run, apart from the arrays; a run that goes on shares them."""
         step, data = self.step, {"first batch": self.data, "first batch of validation": self.validation}
