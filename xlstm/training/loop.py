@@ -539,6 +539,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
         alike["metrics"] = dict.fromkeys(run.metrics, alike["validations"])
         if held["sums"] is not None:
+            held["sums"] = run.ranks.own_sums(held["sums"], params)
             alike["sums"] = {name: params[name] for name in held["sums"]}
         for name, like in alike.items():
             checkpoint.check_alike(name, held[name], like)
