@@ -61,6 +61,27 @@ def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
         distributed.group()
 
 
+def test_signals_end_a_process_while_mpi_starts(fresh):
+    """It waits for other ranks there, in C, where handlers do not run."""
+    numbers, seen = (signal.SIGINT, signal.SIGTERM), []
+
+    def started():
+        seen.extend(map(signal.getsignal, numbers))
+        return SimpleNamespace(COMM_WORLD=SimpleNamespace(size=1), Get_library_version="MPICH".format)
+
+    fresh.setattr(probe, "mpi", started)
+    fresh.setenv("PMI_SIZE", "2")
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        handlers = [signal.getsignal(number) for number in numbers]
+        with pytest.raises(BackendError):
+            distributed.group()
+        assert seen == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(number) for number in numbers] == handlers
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_the_time_that_a_rank_waits(monkeypatch):
     for text, seconds in {"": 600.0, "1.5": 1.5, "0": float("inf")}.items():
         monkeypatch.setenv(watch.VARIABLE, text)

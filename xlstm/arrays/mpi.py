@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,8 @@ def group(version: str) -> Group:
         return Alone()
     launched = f"group: a launcher started {started} processes ({name})"
     try:
-        mpi = probe.mpi()
+        with _ended_by_signals():
+            mpi = probe.mpi()
     except (ImportError, RuntimeError) as error:
         needs = f"mpi4py and an MPI ({probe.first_line(error)}); {INSTALL}, or load the MPI of the cluster"
         raise BackendError(f"{launched}, which needs {needs}") from error
@@ -55,10 +57,28 @@ def group(version: str) -> Group:
         return Alone()
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         raise BackendError("group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs")
-    ranks = Ranks(mpi)
-    if len(versions := dict.fromkeys(ranks.tell(version))) > 1:
+    with _ended_by_signals():
+        ranks = Ranks(mpi)
+        versions = dict.fromkeys(ranks.tell(version))
+    if len(versions) > 1:
         raise BackendError(f"group: the ranks have different versions of xlstm: {', '.join(versions)}")
     return ranks
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process while it waits for others in C, where handlers of Python do not run."""
+    handlers: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for one in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(one)):
+                    handlers[one] = handler
+                    signal.signal(one, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Ranks:
