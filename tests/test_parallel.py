@@ -146,7 +146,9 @@ def alike(one, other):
     assert one.about | {"seconds": 0.0} == other.about | {"seconds": 0.0}
     assert one.arrays.keys() == other.arrays.keys()
     for name, array in one.arrays.items():
-        found = other.arrays[name].sum(axis=0) if name.startswith("sums.") else other.arrays[name]  # each rank has its own
+        found = other.arrays[name]
+        if name.startswith("sums."):  # each rank has its own
+            found = found.sum(axis=0)
         assert array.dtype == found.dtype
         np.testing.assert_allclose(found, array, rtol=1e-8, atol=1e-10)
 
