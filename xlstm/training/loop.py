@@ -171,8 +171,9 @@ def train(
         `progress=True` for a `ProgressBar()`.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them; all call this with the same arguments. A
-        batch is shared by all, so the result is that of one process up to rounding. Rank 0 alone writes files and calls
-        functions; a signal, or a callback that asks to stop, ends training one step later on all ranks.
+        batch is shared by all, so the result is that of one process up to rounding, where the loss is a mean over
+        targets. Rank 0 alone writes files and calls functions; a signal, or a callback that asks to stop, ends training
+        one step later on all ranks.
     metrics : dict of str to callable, optional
         Functions of `(y, target)` that are computed on the validation data after each epoch, by name, such as
         `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for each batch, with the outputs and
