@@ -62,7 +62,7 @@ def seeing_itself(library="MPICH Version: 5.0\0", initialized=True):
 def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
     fresh.setenv("RANK", "2")  # for WORLD_SIZE
     fresh.setenv(name, "2" if name in mpi.NUMBERS else "3")
-    started = rf"^group: a launcher started 3 processes{' or more' * (name in mpi.NUMBERS)} \({name}\), "
+    started = rf"^group: a launcher started 3{' or more' * (name in mpi.NUMBERS)} processes \({name}\), "
     fresh.setattr(probe, "mpi", seeing_itself)
     with pytest.raises(BackendError, match=started + r".*that of another MPI than mpi4py's \(MPICH Version: 5.0\)"):
         distributed.group()
@@ -75,8 +75,16 @@ def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
 
 def test_the_only_process_of_a_launcher_that_tells_no_size_is_alone(fresh):
     fresh.setenv("PMIX_RANK", "0")
-    fresh.setattr(probe, "mpi", seeing_itself)
+    fresh.setattr(probe, "mpi", lambda: seeing_itself("Open MPI v5.0.8"))
     assert distributed.group().size == 1
+
+
+def test_an_mpich_that_would_abort_is_not_started(fresh):
+    """It cannot speak PMIx, and the launcher nothing else."""
+    fresh.setenv("PMIX_RANK", "0")
+    fresh.setattr(probe, "mpi", lambda: seeing_itself(initialized=False))
+    with pytest.raises(BackendError, match=r"^group: a launcher started 1 or more processes \(PMIX_RANK\), but each"):
+        distributed.group()
 
 
 def test_signals_end_a_process_while_mpi_starts(fresh):

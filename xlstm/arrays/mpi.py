@@ -29,9 +29,15 @@ from xlstm.arrays.watch import SILENT, Clock, Watch
 
 PIECE = 1 << 20  # bytes that are summed at once: they stay in the cache, and 55 MB take half the time
 SAID = 0.3  # seconds in which the launcher passes on what was written
-OPEN_MPI = "OMPI_COMM_WORLD_SIZE"
 # How many processes a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE says nothing without RANK.
-SIZES = ("PMI_SIZE", OPEN_MPI, "SLURM_STEP_NUM_TASKS", "FLUX_JOB_SIZE", "JSM_NAMESPACE_SIZE", "WORLD_SIZE")
+SIZES = (
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "FLUX_JOB_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "WORLD_SIZE",
+)
 NUMBERS = ("PMIX_RANK", "PALS_RANKID")  # that of a process, from launchers that may not say how many there are
 INSTALL, INSTALL_NCCL = "pip install 'xlstm-xp[mpi]'", "pip install 'xlstm-xp[nccl]'"
 
@@ -44,12 +50,13 @@ def group(version: str) -> Group:
     name, started = _started()
     if started == 1 and name not in NUMBERS and "mpi4py.MPI" not in sys.modules:
         return Alone()
-    launched = f"group: a launcher started {started} processes{' or more' if name in NUMBERS else ''} ({name})"
+    launched = f"group: a launcher started {started}{' or more' if name in NUMBERS else ''} processes ({name})"
     try:
         mpi = probe.mpi()
         library = mpi.Get_library_version()
-        # This MPICH would end the process where it cannot speak with the launcher.
-        foreign = name == OPEN_MPI and library.startswith("MPICH") and "pmix" not in library
+        # An MPICH without PMIx ends the process where that is all that the launcher speaks.
+        speaks = "PMI_SIZE" in os.environ or "PMIX_RANK" not in os.environ
+        foreign = not speaks and library.startswith("MPICH") and "pmix" not in library
         if not (foreign or mpi.Is_initialized()):
             with _ended_by_signals():
                 mpi.Init_thread(mpi.THREAD_MULTIPLE)

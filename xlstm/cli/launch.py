@@ -34,7 +34,8 @@ _channel: socket.socket | None = None  # from a rank to its launcher
 def launch(ranks: int) -> int:
     """Run the command line of this process on so many ranks, pass signals on to them, and return the exit code.
 
-    It is that of rank 0 where every rank came to its end, and else 1, which a line on standard error explains.
+    It is 128 + the signal where one ended the job, that of rank 0 where every rank came to its end, and else 1, which a
+    line on standard error explains.
 
     Raises
     ------
@@ -97,7 +98,9 @@ class _Job:
     def verdict(self, code: int, printed: str) -> int:
         """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and what that printed."""
         ended = len(self.codes) == self.ranks
-        if self.signal and not (ended and not any(self.codes.values())):
+        if ended and not any(self.codes.values()):
+            return 0
+        if self.signal:
             return 128 + self.signal
         if ended:
             return self.codes[0] or max(self.codes.values())
