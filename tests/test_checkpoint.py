@@ -1,11 +1,13 @@
 """Model files: bytes, atomicity, and what is refused."""
 
+import gc
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -38,6 +40,20 @@ def test_arrays_of_every_kind(tmp_path, array):
     found = checkpoint.load(tmp_path / "m", "test")[0]["a"]
     assert found.shape == array.shape
     np.testing.assert_array_equal(found, array)
+
+
+def test_arrays_of_a_checkpoint_are_freed_without_the_garbage_collector():
+    """Those of many checkpoints would wait for it."""
+    array = np.ones(3)
+    alive = weakref.ref(array)
+    gc.disable()
+    try:
+        value, arrays = checkpoint.pack({"a": [array]})
+        checkpoint.unpack(value, arrays, lambda a, dtype: a)
+        del array, arrays
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_literal_bytes(tmp_path):

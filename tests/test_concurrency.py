@@ -160,6 +160,39 @@ def test_forks_while_another_thread_computes():
 
 
 @forks
+def test_a_fork_while_another_thread_computes_a_property():
+    """Locks that the other thread holds stay locked in the child, where nobody frees them."""
+    run(
+        """
+    from xlstm.engines import tape
+
+    before, inside, over = tape.before, threading.Event(), threading.Event()
+
+    def slow(*args):
+        inside.set()
+        over.wait()
+        return before(*args)
+
+    tape.before = slow
+    other = threading.Thread(target=parts.check)
+    other.start()
+    inside.wait()
+    tape.before = before
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        parts.check()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    over.set()
+    other.join()
+    assert status == 0, status
+    """,
+        XLSTM_COMPILE="0",
+    )
+
+
+@forks
 @signals
 def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
     run("""

@@ -1,7 +1,6 @@
 """README.md and the pages of docs/ are true: code runs, commands parse, links and paths lead somewhere."""
 
 import ast
-import functools
 import importlib.util
 import inspect
 import os
@@ -17,6 +16,7 @@ import typer
 
 import xlstm
 from tests.docs import blocks, cells
+from xlstm.arrays.cached import cached_property
 from xlstm.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +146,7 @@ def test_every_public_name_is_in_the_reference_with_an_example():
 
 
 # what has a docstring of its own
-DOCUMENTED = (types.FunctionType, classmethod, staticmethod, property, functools.cached_property)
+DOCUMENTED = (types.FunctionType, classmethod, staticmethod, property, cached_property)
 
 
 def attributes(kind):

@@ -42,13 +42,14 @@ def later():
     {does}
 if rank == "1":
     threading.Thread(target=later, daemon=True).start()
+{first}
 sys.argv[0] = "xlstm"
 main()
 """
 
 
-def start(folder, *words, does="pass"):
-    command = [sys.executable, "-c", PROGRAM.format(does=does), *map(str, words)]
+def start(folder, *words, does="pass", first=""):
+    command = [sys.executable, "-c", PROGRAM.format(does=does, first=first), *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLSTM_COMPILE": "0"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
@@ -142,6 +143,28 @@ def test_a_signal_stops_all_ranks_and_the_run_goes_on_with_another_number_of_the
     status, out, err, _ = end(start(tmp_path, *TEXT, "--steps", done + 5, "--resume", "--ranks", 3), tmp_path)
     assert status == 0, err
     assert out.startswith(f"trained: {done + 5} batches in ")
+
+
+# Rank 1 does not come to the start of MPI, where rank 0 waits for it.
+STUCK = """
+from xlstm.arrays import probe
+def stuck():
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    pathlib.Path("begun").touch()
+    time.sleep(600)
+if rank == "1":
+    probe.mpi = stuck
+"""
+
+
+@needed
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ranks_start_ends_them(tmp_path, number):
+    process = start(tmp_path, *LONG, first=STUCK)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert end(process, tmp_path)[:3] == (128 + number, "", "")
 
 
 def test_what_is_missing_is_named(run, monkeypatch):

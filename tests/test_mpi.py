@@ -33,7 +33,7 @@ ITS = {
 @pytest.fixture
 def fresh(monkeypatch):
     """As in a process that no launcher has started and that has no group yet."""
-    for name in mpi.SIZES:
+    for name in (*mpi.SIZES, *mpi.NUMBERS, "RANK"):
         monkeypatch.delenv(name, raising=False)
     mpi.group.cache_clear()
     yield monkeypatch
@@ -43,18 +43,30 @@ def fresh(monkeypatch):
 def test_a_process_without_a_launcher_is_alone(fresh):
     fresh.setattr(probe, "mpi", None)
     fresh.setenv("SLURM_NTASKS", "4")  # a batch script has it, too
+    fresh.setenv("WORLD_SIZE", "4")
     fresh.setenv("PMI_SIZE", "1")
+    fresh.setenv("PMIX_RANK", "0")
     group = distributed.group()
     assert (group.rank, group.size, group.local_rank, group.tell(7)) == (0, 1, 0, [7])
     assert distributed.group() is group
 
 
-@pytest.mark.parametrize("name", mpi.SIZES)
+def seeing_itself(library="MPICH Version: 5.0\0", initialized=True):
+    """Return MPI in a process that sees itself alone."""
+    return SimpleNamespace(
+        COMM_WORLD=SimpleNamespace(size=1),
+        Get_library_version=lambda: library,
+        Is_initialized=lambda: initialized,
+        THREAD_MULTIPLE=3,
+    )
+
+
+@pytest.mark.parametrize("name", [*mpi.SIZES, *mpi.NUMBERS])
 def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
-    fresh.setenv(name, "3")
-    started = rf"^group: a launcher started 3 processes \({name}\), "
-    other = SimpleNamespace(COMM_WORLD=SimpleNamespace(size=1), Get_library_version="MPICH Version: 5.0\0".format)
-    fresh.setattr(probe, "mpi", lambda: other)
+    fresh.setenv("RANK", "2")  # for WORLD_SIZE
+    fresh.setenv(name, "2" if name in mpi.NUMBERS else "3")
+    started = rf"^group: a launcher started 3{' or more' * (name in mpi.NUMBERS)} processes \({name}\), "
+    fresh.setattr(probe, "mpi", seeing_itself)
     with pytest.raises(BackendError, match=started + r".*that of another MPI than mpi4py's \(MPICH Version: 5.0\)"):
         distributed.group()
     fresh.setattr(probe, "mpi", lambda: importlib.import_module("mpi4py.missing"))
@@ -62,6 +74,42 @@ def test_a_launcher_whose_mpi_is_not_there_is_refused(fresh, name):
         BackendError, match=started + r"which needs mpi4py and an MPI \(.*\); pip install 'xlstm-xp\[mpi\]'"
     ):
         distributed.group()
+
+
+def test_the_only_process_of_a_launcher_that_tells_no_size_is_alone(fresh):
+    fresh.setenv("PMIX_RANK", "0")
+    fresh.setattr(probe, "mpi", lambda: seeing_itself("Open MPI v5.0.8"))
+    assert distributed.group().size == 1
+
+
+def test_an_mpich_that_would_abort_is_not_started(fresh):
+    """It cannot speak PMIx, and the launcher nothing else."""
+    fresh.setenv("PMIX_RANK", "0")
+    fresh.setattr(probe, "mpi", lambda: seeing_itself(initialized=False))
+    with pytest.raises(BackendError, match=r"^group: a launcher started 1 or more processes \(PMIX_RANK\), but each"):
+        distributed.group()
+
+
+def test_signals_end_a_process_while_mpi_starts(fresh):
+    """It waits for other ranks there, in C, where handlers do not run."""
+    numbers, seen = (signal.SIGINT, signal.SIGTERM), []
+
+    def start(level):
+        seen.extend(map(signal.getsignal, numbers))
+
+    module = seeing_itself(initialized=False)
+    module.Init_thread = start
+    fresh.setattr(probe, "mpi", lambda: module)
+    fresh.setenv("PMI_SIZE", "2")
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        handlers = [signal.getsignal(number) for number in numbers]
+        with pytest.raises(BackendError):
+            distributed.group()
+        assert seen == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(number) for number in numbers] == handlers
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_time_that_a_rank_waits(monkeypatch):
@@ -83,6 +131,10 @@ for dtype in ("float32", "float64", "float16", ml_dtypes.bfloat16):
         a = xp.full(shape, rank + 1, dtype)
         group.sum(a)
         assert a.dtype == dtype and (a == size * (size + 1) // 2).all(), (dtype, shape)
+    a = xp.full((4, 6), rank + 1, dtype)
+    for view in (a[:, ::2], a[:, 1::2].T):  # not in order of C
+        group.sum(view)
+    assert (a == size * (size + 1) // 2).all()
     a, part, whole = xp.arange(2 * size).astype(dtype), xp.zeros(2, dtype), xp.zeros(2 * size, dtype)
     group.sum_part(a, part)
     group.gather_parts(part, whole)
@@ -223,3 +275,6 @@ def test_open_mpi():
     job = Job(3, LOOP.format(fails="pass"), **options).send(signal.SIGKILL, after="fails")
     assert job.seconds("sent") < SOON
     assert "each of them sees itself alone: the launcher is that of another MPI" in Job(2, "", **ITS).end().err
+    del options["MPI4PY_LIBMPI"]  # it loads MPICH then, which would abort
+    other = Job(2, "", **options).end().err
+    assert "group: a launcher started 2 processes (OMPI_COMM_WORLD_SIZE), but each of them sees itself alone" in other

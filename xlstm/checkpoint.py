@@ -153,30 +153,30 @@ def pack(tree: Any) -> tuple[Any, dict[str, Host]]:
     with text as keys, lists, tuples, text, numbers, None and arrays of numbers is a TypeError.
     """
     arrays: dict[str, Host] = {}
-    names: dict[int, str] = {}
+    return _packed(tree, "", arrays, {}), arrays
 
-    def packed(value: Any, path: str) -> Any:
-        if isinstance(value, np.generic):
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            return {"float": str(value)}  # which JSON does not have
-        if isinstance(value, str | bool | int | float | None):
-            return value
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return {"dict": {key: packed(part, f"{path}.{key}") for key, part in value.items()}}
-        if isinstance(value, list | tuple):
-            parts = [packed(part, f"{path}.{k}") for k, part in enumerate(value)]
-            return parts if isinstance(value, list) else {"tuple": parts}
-        on_host = isinstance(value, np.ndarray)
-        if not hasattr(value, "shape") or (on_host and value.dtype.kind not in "fiub"):
-            expected = "numbers, text, arrays of numbers, or containers of them"
-            raise TypeError(f"{path[1:]} is {shown(value)}, expected {expected}")
-        name = names.setdefault(id(value), path[1:])
-        if name not in arrays:
-            arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
-        return {"array": name, "dtype": "" if on_host and value.dtype.kind != "f" else backend_like(value).dtype}
 
-    return packed(tree, ""), arrays
+def _packed(value: Any, path: str, arrays: dict[str, Host], names: dict[int, str]) -> Any:
+    """Return a part of a tree as a JSON value, and put its arrays into `arrays`; `names` has those of their ids."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # which JSON does not have
+    if isinstance(value, str | bool | int | float | None):
+        return value
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _packed(part, f"{path}.{key}", arrays, names) for key, part in value.items()}}
+    if isinstance(value, list | tuple):
+        parts = [_packed(part, f"{path}.{k}", arrays, names) for k, part in enumerate(value)]
+        return parts if isinstance(value, list) else {"tuple": parts}
+    on_host = isinstance(value, np.ndarray)
+    if not hasattr(value, "shape") or (on_host and value.dtype.kind not in "fiub"):
+        expected = "numbers, text, arrays of numbers, or containers of them"
+        raise TypeError(f"{path[1:]} is {shown(value)}, expected {expected}")
+    name = names.setdefault(id(value), path[1:])
+    if name not in arrays:
+        arrays[name] = np.ascontiguousarray(to_numpy(value)).reshape(value.shape)
+    return {"array": name, "dtype": "" if on_host and value.dtype.kind != "f" else backend_like(value).dtype}
 
 
 def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array]) -> Any:
@@ -184,27 +184,27 @@ def unpack(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array
 
     `put(array, dtype)` moves an array of floating-point numbers to where it belongs; others stay on the host.
     """
-    placed: dict[str, Array] = {}
+    return _unpacked(value, arrays, put, {})
 
-    def unpacked(value: Any) -> Any:
-        match value:
-            case {"dict": dict() as parts}:
-                return {key: unpacked(part) for key, part in parts.items()}
-            case {"tuple": list() as parts}:
-                return tuple(map(unpacked, parts))
-            case list():
-                return list(map(unpacked, value))
-            case {"float": "inf" | "-inf" | "nan" as number}:
-                return float(number)
-            case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
-                if name not in placed:
-                    placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
-                return placed[name]
-            case str() | bool() | int() | float() | None:
-                return value
-        raise ValueError(f"{shown(value)} is not one of the values that a checkpoint holds")
 
-    return unpacked(value)
+def _unpacked(value: Any, arrays: dict[str, Host], put: Callable[[Host, str], Array], placed: dict[str, Array]) -> Any:
+    """Return a part of a tree; `placed` has the arrays so far."""
+    match value:
+        case {"dict": dict() as parts}:
+            return {key: _unpacked(part, arrays, put, placed) for key, part in parts.items()}
+        case {"tuple": list() as parts}:
+            return tuple(_unpacked(part, arrays, put, placed) for part in parts)
+        case list():
+            return [_unpacked(part, arrays, put, placed) for part in value]
+        case {"float": "inf" | "-inf" | "nan" as number}:
+            return float(number)
+        case {"array": str() as name, "dtype": str() as dtype} if name in arrays:
+            if name not in placed:
+                placed[name] = put(arrays[name], dtype) if dtype else arrays[name]
+            return placed[name]
+        case str() | bool() | int() | float() | None:
+            return value
+    raise ValueError(f"{shown(value)} is not one of the values that a checkpoint holds")
 
 
 def check_alike(name: str, value: Any, like: Any) -> None:

@@ -24,7 +24,8 @@ def group() -> Group:
     Raises
     ------
     BackendError
-        mpi4py or an MPI is missing, the launcher is that of another MPI, or versions of xlstm differ between ranks.
+        mpi4py or an MPI is missing, the launcher is that of another MPI or of none, or versions of xlstm differ between
+        ranks.
     ValueError
         XLSTM_GROUP_TIMEOUT is no number of seconds.
 

@@ -40,7 +40,7 @@ class Group(Protocol):
     local_rank: int
 
     def sum(self, a: Array) -> None:
-        """Replace a contiguous array by the sum over all ranks, which has the same bits on each.
+        """Replace an array by the sum over all ranks, which has the same bits on each.
 
         The array is NumPy's, or CuPy's: then it is changed in the current stream, also while that is captured.
         """
@@ -49,7 +49,7 @@ class Group(Protocol):
         """Return the small objects that the ranks tell, in the order of the ranks; each is pickled."""
 
     def share(self, arrays: Sequence[Array]) -> None:
-        """Replace contiguous arrays by those of rank 0; they have the same shapes and dtypes on all ranks."""
+        """Replace arrays by those of rank 0; they have the same shapes and dtypes on all ranks."""
 
     def sum_part(self, a: Array, out: Array) -> None:
         """Put this rank's part of the sum over all ranks of `a` (size * n,) into `out` (n,)."""

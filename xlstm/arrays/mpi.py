@@ -12,6 +12,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
 import zlib
 from collections import defaultdict
@@ -30,7 +31,16 @@ from xlstm.arrays.watch import SILENT, Clock, Watch
 
 PIECE = 1 << 20  # bytes that are summed at once: they stay in the cache, and 55 MB take half the time
 SAID = 0.3  # seconds in which the launcher passes on what was written
-SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")  # SLURM_NTASKS is set in batch scripts, too
+# How many processes a launcher started. Batch scripts have SLURM_NTASKS, too; WORLD_SIZE says nothing without RANK.
+SIZES = (
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "FLUX_JOB_SIZE",
+    "JSM_NAMESPACE_SIZE",
+    "WORLD_SIZE",
+)
+NUMBERS = ("PMIX_RANK", "PALS_RANKID")  # that of a process, from launchers that may not say how many there are
 INSTALL, INSTALL_NCCL = "pip install 'xlstm-xp[mpi]'", "pip install 'xlstm-xp[nccl]'"
 
 told: list[Callable[[str], None]] = []  # functions that are called with the message before this rank ends the job
@@ -39,26 +49,33 @@ told: list[Callable[[str], None]] = []  # functions that are called with the mes
 @functools.cache
 def group(version: str) -> Group:
     """Return the processes that a launcher started, with this version of xlstm; `distributed.group` says more."""
-    sizes = {name: int(text) for name in SIZES if (text := os.environ.get(name, "")).isdigit()}
-    name, started = max(sizes.items(), key=lambda item: item[1], default=("", 1))
-    if started == 1 and "mpi4py.MPI" not in sys.modules:
+    name, started = _started()
+    if started == 1 and name not in NUMBERS and "mpi4py.MPI" not in sys.modules:
         return Alone()
-    launched = f"group: a launcher started {started} processes ({name})"
+    launched = f"group: a launcher started {started}{' or more' if name in NUMBERS else ''} processes ({name})"
     try:
         mpi = probe.mpi()
+        library = mpi.Get_library_version()
+        # An MPICH without PMIx ends the process where that is all that the launcher speaks.
+        speaks = "PMI_SIZE" in os.environ or "PMIX_RANK" not in os.environ
+        foreign = not speaks and library.startswith("MPICH") and "pmix" not in library
+        if not (foreign or mpi.Is_initialized()):
+            with _ended_by_signals():
+                mpi.Init_thread(mpi.THREAD_MULTIPLE)
     except (ImportError, RuntimeError) as error:
         needs = f"mpi4py and an MPI ({probe.first_line(error)}); {INSTALL}, or load the MPI of the cluster"
         raise BackendError(f"{launched}, which needs {needs}") from error
-    if mpi.COMM_WORLD.size == 1 < started:
-        library = mpi.Get_library_version().splitlines()[0].rstrip("\0")
-        other = f"that of another MPI than mpi4py's ({library}); start with the mpiexec of this one"
+    if foreign or mpi.COMM_WORLD.size == 1 < started:
+        first = " ".join(library.splitlines()[0].rstrip("\0").split())
+        other = f"that of another MPI than mpi4py's ({first}), or of none; start with the mpiexec of this one"
         raise BackendError(f"{launched}, but each of them sees itself alone: the launcher is {other}")
     if mpi.COMM_WORLD.size == 1:
         return Alone()
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         raise BackendError("group: MPI runs without MPI_THREAD_MULTIPLE, which the watch beside each rank needs")
-    ranks = Ranks(mpi)
-    versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
+    with _ended_by_signals():
+        ranks = Ranks(mpi)
+        versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
     usual = max(versions, key=versions.count)
     for rank, one in enumerate(versions):
         if one != usual:
@@ -73,6 +90,30 @@ def _checksum_of_files() -> int:
         if path.suffix in (".py", ".cu", ".cuh"):
             found = zlib.crc32(path.read_bytes(), found)
     return found
+
+
+def _started() -> tuple[str, int]:
+    """Return how many processes a launcher started, or the least that there can be, after the variable that says so."""
+    given = {name: int(text) for name in (*SIZES, *NUMBERS) if (text := os.environ.get(name, "")).isdigit()}
+    sizes = {name: given[name] for name in SIZES if name in given and (name != "WORLD_SIZE" or "RANK" in os.environ)}
+    sizes = sizes or {name: given[name] + 1 for name in NUMBERS if name in given}
+    return max(sizes.items(), key=lambda item: item[1], default=("", 1))
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the process while it waits for others in C, where handlers of Python do not run."""
+    handlers: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for one in (signal.SIGINT, signal.SIGTERM):
+                if callable(handler := signal.getsignal(one)):
+                    handlers[one] = handler
+                    signal.signal(one, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class Ranks:
@@ -101,7 +142,7 @@ class Ranks:
         raise TypeError("a group cannot be pickled: it belongs to its process")
 
     def sum(self, a: Array) -> None:
-        """Replace a contiguous array by the sum over all ranks, which has the same bits on each."""
+        """Replace an array by the sum over all ranks, which has the same bits on each."""
         if array_api_compat.is_cupy_array(a):
             return self._on_gpus(a)
         with self._clock.during("sum"), _on_host(a) as host:
@@ -114,7 +155,7 @@ class Ranks:
             return list(self._comm.allgather(what))
 
     def share(self, arrays: Sequence[Array]) -> None:
-        """Replace contiguous arrays by those of rank 0."""
+        """Replace arrays by those of rank 0."""
         with self._clock.during("share"):
             for a in arrays:
                 with _on_host(a) as host:
@@ -153,7 +194,10 @@ class Ranks:
             with self._clock.during("start of NCCL"):
                 self._nccl = Nccl(self, number, self._gpu)
             self._watch.check = self._nccl.check
-        self._nccl.sum(a)
+        whole = probe.cupy().ascontiguousarray(a)
+        self._nccl.sum(whole)
+        if whole is not a:
+            a[...] = whole.reshape(a.shape)
 
     def _end(self, ranks: list[int], why: str, show: Callable[[], None] = lambda: None) -> None:
         """End the job since those ranks failed; of all that find this out, one rank says so."""
@@ -184,8 +228,11 @@ class Ranks:
 
 @contextlib.contextmanager
 def _on_host(a: Array) -> Iterator[np.ndarray[Any, Any]]:
-    """Give the memory of an array of the host, of which MPI knows the dtype; else a copy, which is put back."""
-    host = to_numpy(a)
+    """Give the memory of an array of the host as MPI takes it, in order of C and a dtype it knows, or that of a copy.
+
+    A copy is put back afterwards.
+    """
+    host = np.asarray(to_numpy(a), order="C")
     if host.dtype == np.float16:
         host = host.astype(np.float32)
     yield host.reshape(-1)

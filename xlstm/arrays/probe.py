@@ -24,7 +24,10 @@ def torch() -> Any:
 
 
 def mpi() -> Any:
-    """Return mpi4py's module, which starts MPI when it is imported for the first time."""
+    """Return mpi4py's module; where nobody has imported it before, it ends MPI, but does not start it."""
+    import mpi4py
+
+    mpi4py.rc(initialize=False, finalize=True)
     from mpi4py import MPI
 
     return MPI

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.cells.activations import ALPHA_BETA, Activation, Pair, clamp, clamp_bwd, pair, parse
 
@@ -179,7 +179,7 @@ class Cell:
         """Return the gradients of the layer's weights `w` from those of `weights(xp, w)`."""
         return grads
 
-    @functools.cached_property
+    @cached_property
     def OWN(self) -> tuple[str, ...]:  # noqa: N802
         """Names of the arrays that the functions of the cell take besides products and states."""
         return tuple(self.PARAMETERS)
@@ -191,7 +191,7 @@ class Cell:
     # Options that are numbers, such as `clip`, change the result but not the operations. Code made from a trace of a
     # cell takes them as arguments, so that it is compiled once for all of their values.
 
-    @functools.cached_property
+    @cached_property
     def numbers(self) -> dict[str, float]:
         """Options that are numbers: fields, and parameters of activations such as `alpha0` of the first."""
         found = {name: float(value) for name, value in self._fields.items() if type(value) in (int, float)}
@@ -199,7 +199,7 @@ class Cell:
             found |= {f"{name}{k}": value for name, value in zip(ALPHA_BETA, values, strict=False)}
         return found
 
-    @functools.cached_property
+    @cached_property
     def form(self) -> Self:
         """The cell with 1 for each number: cells of the same form share compiled code."""
         return self.given(dict.fromkeys(self.numbers, 1.0))
@@ -228,15 +228,15 @@ class Cell:
         """Return the pre-activations where backward needs them: with `clip`, and for some activations."""
         return z if self.clip is not None or any(one.from_input for one in self._pairs) else None
 
-    @functools.cached_property
+    @cached_property
     def _fields(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
 
-    @functools.cached_property
+    @cached_property
     def _activations(self) -> tuple[Activation, ...]:
         return tuple(parse(one) for one in self.activations)
 
-    @functools.cached_property
+    @cached_property
     def _pairs(self) -> tuple[Pair, ...]:
         return tuple(pair(one) for one in self._activations)
 

@@ -6,10 +6,10 @@ cell (Ba et al. 2016, eq. 22), bounds of the pre-activations and of the cell, an
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import SHARES, clamp, clamp_bwd
@@ -65,7 +65,7 @@ class Cell(cell.Summed):
     REST = (0.0, 0.0)
     OWN = ("p", "gc", "bc")
 
-    @functools.cached_property
+    @cached_property
     def GATES(self) -> tuple[str, ...]:  # type: ignore[override]  # noqa: N802
         return ("i", "o", "g") if self.coupled_input_forget else ("i", "o", "f", "g")
 

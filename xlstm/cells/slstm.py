@@ -7,11 +7,11 @@ gradient. The backward pass is split into `derivatives` and `gates_bwd` as in `c
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace
 from xlstm.cells import cell
 from xlstm.cells.activations import FORGET, Pair, sigmoid, sigmoid_bwd, tanh_bwd
@@ -121,7 +121,7 @@ class Cell(cell.Summed):
     def _limited(self, xp: Namespace, af: Array) -> Array:
         return af if self.forget_limit is None else xp.minimum(af, xp.full_like(af, self.forget_limit))
 
-    @functools.cached_property
+    @cached_property
     def _forget(self) -> Pair:
         return FORGET[self.forget_gate]
 

@@ -106,7 +106,7 @@ def main() -> None:
     """Run the command line."""
     process_signals.interrupt()
     sys.excepthook = show
-    ended = launch.attach()
+    launch.attach()
     log = logging.getLogger("xlstm")
     log.setLevel(logging.INFO)
     log.addHandler(Log())
@@ -121,5 +121,5 @@ def main() -> None:
             sys.stdout.flush()
     except OSError:  # forget output that cannot be printed, about which Python would complain at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    ended(code)
+    launch.report(code)
     sys.exit(code)

@@ -1,7 +1,8 @@
 """`--ranks`: processes on this machine that train one model, which MPICH's mpiexec starts with this command line.
 
 A rank writes to standard output and error of this process, and not to pipes of mpiexec: the progress bar stays on a
-terminal, and what mpiexec itself prints is apart. By a socket it tells its number, its process and its exit code.
+terminal, and what mpiexec itself prints is apart. By a socket it tells its number and its process once MPI has started,
+and its exit code at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -28,11 +28,14 @@ VARIABLE = "XLSTM_RANKS"  # in ranks: the descriptors of standard output, of sta
 # In what mpiexec prints of a rank that did not end well: its process, and the number of the signal that ended it.
 BANNER = re.compile(r"PID (\d+) RUNNING AT(?:.*EXIT STRING: [^\n]*\(signal (\d+)\))?", re.DOTALL)
 
+_channel: socket.socket | None = None  # from a rank to its launcher
+
 
 def launch(ranks: int) -> int:
     """Run the command line of this process on so many ranks, pass signals on to them, and return the exit code.
 
-    It is that of rank 0 where every rank came to its end, and else 1, which a line on standard error explains.
+    It is 128 + the signal where one ended the job, that of rank 0 where every rank came to its end, and else 1, which a
+    line on standard error explains.
 
     Raises
     ------
@@ -73,22 +76,33 @@ class _Job:
     def __init__(self, ranks: int, mpiexec: int) -> None:
         self.ranks, self.mpiexec = ranks, mpiexec
         self.processes, self.codes = dict[int, int](), dict[int, int]()
+        self.signal = 0  # the first one that was passed on
 
-    def note(self, rank: int, process: int, code: int = -1) -> None:
+    def note(self, rank: int, process: int, code: int) -> None:
         """Note what a rank tells."""
         self.processes[process] = rank
         if code >= 0:
             self.codes[rank] = code
 
     def pass_on(self, number: int, frame: FrameType | None) -> None:
-        """Pass a signal on to all ranks, or to mpiexec as long as none has told its process."""
-        for process in [*self.processes] or [self.mpiexec]:
+        """Pass a signal on to all ranks; while MPI starts, in which handlers of ranks do not run, end them at once."""
+        self.signal = self.signal or number
+        if len(self.processes) < self.ranks:
+            number, receivers = signal.SIGKILL, [self.mpiexec]  # its ranks end with it
+        else:
+            receivers = [*self.processes]
+        for process in receivers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
 
     def verdict(self, code: int, printed: str) -> int:
         """Return the exit code of the job, and say why it is 1, by the exit code of mpiexec and what that printed."""
-        if len(self.codes) == self.ranks:
+        ended = len(self.codes) == self.ranks
+        if ended and not any(self.codes.values()):
+            return 0
+        if self.signal:
+            return 128 + self.signal
+        if ended:
             return self.codes[0] or max(self.codes.values())
         if any(self.codes.values()):  # that rank has said why
             return 1
@@ -106,24 +120,25 @@ class _Job:
         return 1
 
 
-def attach() -> Callable[[int], None]:
-    """Where this process is a rank, write where its launcher does, and return what tells the exit code at the end."""
+def attach() -> None:
+    """Where this process is a rank, write where its launcher does, and end with it."""
+    global _channel
     if VARIABLE not in os.environ:
-        return lambda code: None
+        return
     output, error, descriptor = map(int, os.environ.pop(VARIABLE).split())
     for given, number in ((output, 1), (error, 2)):
         os.dup2(given, number)
         os.close(given)
-    channel, who = socket.socket(fileno=descriptor), f"{os.environ['PMI_RANK']} {os.getpid()}"
-    channel.sendall(f"{who}\n".encode())
-    threading.Thread(target=_follow, args=(channel,), daemon=True).start()
+    _channel = socket.socket(fileno=descriptor)
+    threading.Thread(target=_follow, args=(_channel,), daemon=True).start()
+    mpi.told.append(lambda message: report(1))
 
-    def end(code: int) -> None:
+
+def report(code: int = -1) -> None:
+    """Tell the launcher of this rank, if there is one, that MPI has started, or with which exit code the rank ends."""
+    if _channel is not None:
         with contextlib.suppress(OSError):  # the launcher was killed
-            channel.sendall(f"{who} {code}\n".encode())
-
-    mpi.told.append(lambda message: end(1))
-    return end
+            _channel.sendall(f"{os.environ['PMI_RANK']} {os.getpid()} {code}\n".encode())
 
 
 def _follow(channel: socket.socket) -> None:

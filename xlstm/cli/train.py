@@ -85,6 +85,7 @@ class Run(Report):
     ) -> None:
         super().__init__(as_json)
         self.group = join()
+        launch.report()
         if ranks not in (None, self.group.size):
             if self.group.size > 1:
                 raise ValueError(f"--ranks is {ranks}, but the launcher started {self.group.size}")

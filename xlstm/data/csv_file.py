@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import functools
 import itertools
 import math
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.checks import shown
 from xlstm.data import calendars, frames
 from xlstm.data.calendars import ISO_DATE
@@ -165,7 +165,7 @@ class CsvFile:
         k, is_date = self._label
         return [self.names[k]] if k is not None and is_date else []
 
-    @functools.cached_property
+    @cached_property
     def _label(self) -> tuple[int | None, bool]:
         """The first column that begins with a date, else a first column that holds no numbers; and whether it is dates.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.checks import few
 from xlstm.data import calendars
 from xlstm.data.calendars import Calendar, Line
@@ -55,7 +55,7 @@ class Series:
     calendar: Calendar | None = None
     note: str = ""
 
-    @functools.cached_property
+    @cached_property
     def labels(self) -> list[str]:
         """The index as text."""
         return [*map(str, self.index)]

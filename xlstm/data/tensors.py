@@ -5,7 +5,6 @@ The package safetensors checks the header against the size of the file before an
 
 from __future__ import annotations
 
-import functools
 import math
 import mmap
 import os
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.checks import shown
 from xlstm.data import reading
 
@@ -91,7 +91,7 @@ class Tensors:
             return None
         return np.frombuffer(self._map, dtype, math.prod(shape), start).reshape(shape)
 
-    @functools.cached_property
+    @cached_property
     def _map(self) -> mmap.mmap:
         return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
 

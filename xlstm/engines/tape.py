@@ -14,6 +14,7 @@ import numpy as np
 
 from xlstm import workspace  # noqa: F401  # it settles how the C allocator keeps the memory of passes
 from xlstm.arrays import constants
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import product
 from xlstm.arrays.namespace import Array, Namespace, device_of, reshape, room
@@ -133,7 +134,7 @@ class Tape:
         """Copy and pickle it without what can be made again."""
         return {name: value for name, value in self.__dict__.items() if name != "h0"}
 
-    @functools.cached_property
+    @cached_property
     def h0(self) -> Array:
         """h before every step, (N, P), a copy where lengths differ."""
         return before(self.step.xp, self.hs, self.widths)

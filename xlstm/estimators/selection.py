@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xlstm.arrays.cached import cached_property
 from xlstm.data.host import Values
 from xlstm.data.panels import TimeSeries
 from xlstm.estimators import baselines
@@ -258,7 +259,7 @@ class Trial:
     stops: Sequence[int]
     horizon: int
 
-    @functools.cached_property
+    @cached_property
     def cuts(self) -> list[list[int]]:
         """The row of each series at which each fold begins, and the end of the last one."""
         ends = [(stop, min(stop // 2, MOST)) for stop in self.stops]
@@ -274,7 +275,7 @@ class Trial:
         each = zip(self.several, self.scaling.units, self.origins(fold), self.stops, strict=True)
         return np.concatenate([forecast(*one) for one in each])
 
-    @functools.cached_property
+    @cached_property
     def truth(self) -> Values:
         """By how much the targets after each origin differ from the last value, (M, H, C), in units."""
 
@@ -283,7 +284,7 @@ class Trial:
 
         return np.concatenate([self.of_fold(fold, changes) for fold in range(FOLDS)])
 
-    @functools.cached_property
+    @cached_property
     def usual(self) -> Values:
         """The mean square of these changes, (H, C)."""
         found = mean(self.truth**2)

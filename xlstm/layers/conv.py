@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles, fuse, listed, windows
 from xlstm.arrays.gather import add_rows
@@ -45,7 +45,7 @@ class CausalConv(SameWidth, SequenceLayer):
         D, draw = {"D": self.size}, uniform(self.kernel_size**-0.5)  # as `torch.nn.Conv1d`
         return {"W": ({**D, "k": self.kernel_size}, draw), "b": (D, draw)}
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaf of the k - 1 steps before."""
         return (Leaf("x", {"k - 1": self.kernel_size - 1}, {"D": self.size}),)

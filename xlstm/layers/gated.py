@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from xlstm.arrays import checks, foreach
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace, Params
@@ -133,7 +134,7 @@ class Recurrent(SequenceLayer):
                     found[f"{k}.{direction}{name}"] = dims, functools.partial(self._draw, name)
         return found
 
-    @functools.cached_property
+    @cached_property
     def directions(self) -> tuple[str, ...]:
         return ("", "reverse.") if self.bidirectional else ("reverse.",) if self.reverse else ("",)
 
@@ -147,7 +148,7 @@ class Recurrent(SequenceLayer):
         """Widths of the states of one layer and direction."""
         return (self.hidden_size,) * len(self.STATES)
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The `Leaf` of every array of the state, each (layers * directions, B, H)."""
         before = {"layers*directions": self.num_layers * len(self.directions)}
@@ -159,7 +160,7 @@ class Recurrent(SequenceLayer):
         """Width of y."""
         return len(self.directions) * self.state_sizes[0]
 
-    @functools.cached_property
+    @cached_property
     def cells(self) -> dict[str, Cell]:
         """The cell of each direction; see `directions`."""
         usual = getattr(self.CELL, "activations", ())
@@ -195,7 +196,7 @@ class Recurrent(SequenceLayer):
             found |= {"gx": rows, "gh": rows}
         return found | {name: {f"{rows}H": rows * H} for name, rows in self.CELL.PARAMETERS.items()}
 
-    @functools.cached_property
+    @cached_property
     def _gates(self) -> int:
         return len(next(iter(self.cells.values())).GATES)
 
@@ -216,7 +217,7 @@ class Recurrent(SequenceLayer):
             raise ValueError(f"{where}: zoneout has {len(rates)} rates, expected those of {', '.join(self.STATES)}")
         return tuple(checks.rate(where, "zoneout", rate) for rate in rates)
 
-    @functools.cached_property
+    @cached_property
     def _zones(self) -> tuple[Any, ...]:
         """The rate of zoneout of each state, None where there is none."""
         rates: Any = self.zoneout
@@ -237,7 +238,7 @@ class Recurrent(SequenceLayer):
         chosen = tuple(functions.canonical(text) for text in given) * (n * directions // len(given))
         return None if chosen == usual * directions else chosen
 
-    @functools.cached_property
+    @cached_property
     def names(self) -> dict[str, dict[str, str]]:
         """For each layer and direction, the full name of each parameter by its last name."""
         found: dict[str, dict[str, str]] = {}
@@ -327,12 +328,12 @@ class Recurrent(SequenceLayer):
         states = [s[None, ...] for s in after[0]]  # to stack one array takes longer, which counts in a stream
         return y, tuple(states if new else [xp.asarray(s, copy=True) for s in states])
 
-    @functools.cached_property
+    @cached_property
     def _engines(self) -> dict[str, dict[Any, Any]]:
         """For each layer and direction the engines chosen before, which `engine.choose` fills in."""
         return {name: {} for name in self.names}
 
-    @functools.cached_property
+    @cached_property
     def _streams(self) -> list[dict[Any, Any]]:
         """For each layer the compiled single step by dtype, which `engine.step` fills in."""
         return [{} for _ in self.names]

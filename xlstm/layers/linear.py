@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import constants, fuse, narrow
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import add_rows
@@ -185,7 +186,7 @@ class HeadwiseLinear(SameWidth, Module):
             multiply(xp, a, b, part)
         return y
 
-    @functools.cached_property
+    @cached_property
     def _together(self) -> int:
         """Number g of heads that are multiplied as one block-diagonal matrix, since narrow products are slow."""
         N, most = self.num_heads, max(1, BLOCK // (self.size // self.num_heads))

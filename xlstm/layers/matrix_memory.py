@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import cores
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat, stack
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
@@ -194,7 +194,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         """Width of y."""
         return self.hidden_size
 
-    @functools.cached_property
+    @cached_property
     def memory(self) -> Memory:
         """The memories of a layer."""
         N = self.num_heads
@@ -202,7 +202,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         sizes = (N, self.qk_size // N, self.hidden_size // N)
         return Memory(*sizes, eps=self.eps, forget=self.forget_gate, chunk=self.chunk_size)
 
-    @functools.cached_property
+    @cached_property
     def _splits(self) -> dict[str, slice]:
         """The rows of Wx from which q, k, v, o, i and f come."""
         N, K, V = self.memory[:3]
@@ -229,7 +229,7 @@ class mLSTM(SequenceLayer):  # noqa: N801
         values[self._splits["i"].start :] = mlstm_bias(rng, self.num_heads) if len(shape) == 1 else 0.0
         return values
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaves C, n and m of all layers."""
         return tuple(leaf._replace(before={"L": self.num_layers}) for leaf in self.memory.states)

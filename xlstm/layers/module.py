@@ -6,7 +6,6 @@ A subclass gives its `weights` and `parts`, and its maths in `apply` and `apply_
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace, reshape
 from xlstm.arrays.random import Seed, bernoulli, generator
@@ -84,7 +84,7 @@ class Module:
             widths = {name: getattr(self, name) for name in self.HEADED}
             checks.heads(type(self).__name__, self.num_heads, **widths)
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         """The modules that this one is made of, by the prefix of their parameters' names."""
         return {}
@@ -94,7 +94,7 @@ class Module:
         """The parameters that belong to no part, with the shape and the initialiser of each."""
         return {}
 
-    @functools.cached_property
+    @cached_property
     def shapes(self) -> dict[str, checks.Dims]:
         """Names and shapes of the parameters."""
         found = {name: dims for name, (dims, _) in self.weights.items()}
@@ -102,7 +102,7 @@ class Module:
             found |= {f"{prefix}.{name}": dims for name, dims in part.shapes.items()}
         return found
 
-    @functools.cached_property
+    @cached_property
     def random(self) -> bool:
         """Whether `forward` draws masks while training, and so needs a seed."""
         rates = (getattr(self, name, 0.0) for name in RATES)
@@ -196,7 +196,7 @@ class Module:
         """Return the parameters of a part, under the names that they have there."""
         return {name: params[full] for name, full in self._names[prefix]}
 
-    @functools.cached_property
+    @cached_property
     def _names(self) -> dict[str, list[tuple[str, str]]]:
         """The names of the parameters of each part, there and here."""
         return {prefix: [(name, f"{prefix}.{name}") for name in part.shapes] for prefix, part in self.parts.items()}

@@ -6,7 +6,6 @@ is. These check nothing: `forward`, `backward` and `step` check what they are gi
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 
 from xlstm.arrays import checks, foreach, fuse
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, plain_namespace, widened
 from xlstm.arrays.random import Seed
@@ -252,7 +252,7 @@ class SequenceLayer(Module):
         start = complete(where, xp, "state", state, self.states, x.shape[0], params)
         return self.run_step(xp, params, x, start)
 
-    @functools.cached_property
+    @cached_property
     def _sizes(self) -> dict[str, tuple[int | None, ...]]:
         return {name: tuple(dims.values()) for name, dims in self.shapes.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import like, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import walk
@@ -118,7 +118,7 @@ class ExponentialSmoothing(SequenceLayer):
         logits = {name: float(np.log(share / (1 - share))) for name, share in SHARES.items()}
         return {name: ({"S": int(n)}, constant(logits[name])) for name, n in sizes.items() if n}
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaves of level, trend and seasons."""
         names = ("l", "b", *(f"s{m}" for m in self.periods))

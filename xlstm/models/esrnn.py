@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Params
 from xlstm.layers.sequence import Derivatives, SequenceLayer, State
 from xlstm.layers.smoothing import ExponentialSmoothing
@@ -98,22 +98,22 @@ class ESRNN(SequenceLayer):
         """Width of y, the horizon."""
         return self.horizon
 
-    @functools.cached_property
+    @cached_property
     def smoothing(self) -> ExponentialSmoothing:
         """The layer that smooths the series."""
         return self._made(ExponentialSmoothing)  # type: ignore[no-any-return]
 
-    @functools.cached_property
+    @cached_property
     def network(self) -> SequenceModel:
         """The network that corrects forecasts."""
         sizes = {name: getattr(self, name) for name in ("hidden_size", "num_layers", "dropout")}
         return sequence_model("ESRNN", self.cell, 2 + self.covariates, self.horizon, last=False, **sizes)
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         return {"smoothing": self.smoothing} | ({"network": self.network} if self.hidden_size else {})
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaves of the states of smoothing and of the network."""
         return tuple(part.states for part in self.parts.values())

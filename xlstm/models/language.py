@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import fuse
@@ -91,7 +91,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
             sizes = f"{self.backbone.input_size} to {self.backbone.output_size}"
             raise ValueError(f"{where}: the backbone goes from width {sizes}, which a tied head cannot undo")
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         # Embeddings are small at first where a norm follows them, or they are the head.
         std = None if self.tied or isinstance(self.backbone, Backbone | Block) else 1.0
@@ -99,7 +99,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
         found = {"embedding": embedding, "backbone": self.backbone}
         return found if self.tied else {**found, "head": self.head}
 
-    @functools.cached_property
+    @cached_property
     def head(self) -> Linear:
         """The linear layer from the backbone to logits."""
         width = self.backbone.output_size

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.layers.blocks.stack import xLSTMStack
 from xlstm.layers.gated import Recurrent
@@ -72,12 +72,12 @@ class SequenceModel(SequenceLayer):
         """Width of x."""
         return int(self.recurrent.input_size) if self.inputs is None else self.inputs
 
-    @functools.cached_property
+    @cached_property
     def head(self) -> Linear:
         """The linear layer from hidden state to prediction."""
         return Linear(self.recurrent.output_size, self.output_size)
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         first = {} if self.inputs is None else {"input": Linear(self.inputs, self.recurrent.input_size)}
         return {**first, "recurrent": self.recurrent, "head": self.head}

@@ -18,6 +18,7 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.backend import Portable
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.constants import Home, home
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.cuda_graph import kept
@@ -131,7 +132,7 @@ class Packing:
         """Return whether steps are within their sequences, (T, B), on the device of an array: one copy, once."""
         return kept(_inside(xp, self, home(device_of(like))))
 
-    @functools.cached_property
+    @cached_property
     def _here(self) -> _Indices:
         assert self.order is not None
         assert self.lengths is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_like
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Array, Params, namespace
@@ -205,7 +205,7 @@ class Feed:
         y, state, saved = self.model.forward(params, inputs.x, start, train=train, **inputs.options, **masks)
         return y, state, saved
 
-    @functools.cached_property
+    @cached_property
     def _goes_through_time(self) -> bool:
         """Whether the model takes a state, unlike `Linear`."""
         try:

@@ -22,6 +22,7 @@ import numpy as np
 from xlstm import checkpoint
 from xlstm.arrays import checks, foreach
 from xlstm.arrays.backend import backend_of
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import Params
@@ -171,8 +172,9 @@ def train(
         `progress=True` for a `ProgressBar()`.
     group : Group, optional
         The ranks that train together, as `distributed.group()` returns them; all call this with the same arguments. A
-        batch is shared by all, so the result is that of one process up to rounding. Rank 0 alone writes files and calls
-        functions; a signal, or a callback that asks to stop, ends training one step later on all ranks.
+        batch is shared by all, so the result is that of one process up to rounding, where the loss is a mean over
+        targets. Rank 0 alone writes files and calls functions; a signal, or a callback that asks to stop, ends training
+        one step later on all ranks.
     metrics : dict of str to callable, optional
         Functions of `(y, target)` that are computed on the validation data after each epoch, by name, such as
         `{"accuracy": lambda y, target: y.argmax(-1) == target}`. They are called for each batch, with the outputs and
@@ -504,7 +506,7 @@ class Run:
         }
         self.ranks.tried(lambda: self.folder.save(about, tree, bool(self.validations)))
 
-    @functools.cached_property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers of a run, apart from the arrays; a run that goes on shares them."""
         data = {"first batch": self.data, "first batch of validation": self.validation}
@@ -536,6 +538,7 @@ def _restore(run: Run, origin: Checkpoint) -> None:
         alike["validations"] = np.broadcast_to(0.0, len(held["validations"]))
         alike["metrics"] = dict.fromkeys(run.metrics, alike["validations"])
         if held["sums"] is not None:
+            held["sums"] = run.ranks.own_sums(held["sums"], params)
             alike["sums"] = {name: params[name] for name in held["sums"]}
         for name, like in alike.items():
             checkpoint.check_alike(name, held[name], like)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays.groups import Alone, Group, columns
-from xlstm.arrays.namespace import Namespace, Params, leaves
+from xlstm.arrays.namespace import Array, Namespace, Params, leaves
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
 from xlstm.training.folder import Checkpoint
@@ -120,10 +120,8 @@ class Ranks:
         if self.compared != total:
             self._compare(told(self.group, "a checkpoint", None, checksum(state.params)), total)
         sums = state.sums
-        if sums is not None and self.local:
-            sums = {name: a.copy() for name, a in sums.items()}
-            for a in sums.values():
-                self.group.sum(a)
+        if sums is not None and self.local:  # those of each rank: their sum would be rounded in another order
+            sums = {name: self._side_by_side(a) for name, a in sums.items()}
         carried, moments = self._gathered(self.joint.home.xp, state.carried), self.joint.whole_of(state.moments)
         return state._replace(carried=carried, sums=sums, moments=moments)
 
@@ -137,10 +135,26 @@ class Ranks:
         """Return the part of this rank of such a state."""
         if self.joint is None:
             return state
-        sums = state.sums
-        if sums is not None and self.local and not self.first:
-            sums = {name: a * 0 for name, a in sums.items()}
-        return state._replace(carried=self._cut(state.carried), sums=sums, moments=self.joint.part_of(state.moments))
+        return state._replace(carried=self._cut(state.carried), moments=self.joint.part_of(state.moments))
+
+    def own_sums(self, sums: Params, params: Params) -> Params:
+        """Return the sums of gradients of this rank; a checkpoint has those of each rank, or of all together."""
+        found = {}
+        for name, a in sums.items():
+            every = a if a.ndim > params[name].ndim else a[None]
+            if every.shape[0] == self.group.size:
+                found[name] = every[self.group.rank]
+            else:
+                found[name] = every.sum(axis=0) * (self.first or not self.local)
+        return found
+
+    def _side_by_side(self, a: Array) -> Array:
+        """Return the arrays of all ranks, (ranks, ...)."""
+        assert self.joint is not None
+        every: Array = self.joint.home.xp.zeros((self.group.size, *a.shape), dtype=a.dtype)
+        every[self.group.rank] = a
+        self.group.sum(every)
+        return every
 
     def _gathered(self, xp: Namespace, carried: Any) -> Any:
         """Return the states of all sequences, side by side in the order of the ranks."""

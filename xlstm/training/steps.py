@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks, foreach
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.foreign import from_foreign
 from xlstm.arrays.fuse import compiles, listed
@@ -371,7 +372,7 @@ class Step:
             return self._ours and (masks is None or isinstance(masks.bit_generator, np.random.PCG64))
         return bool(self.graph)
 
-    @functools.cached_property
+    @cached_property
     def _ours(self) -> bool:
         """Whether all that a step runs on the host is of this package."""
         callbacks = [callback for callback in self.callbacks if has(callback, "gradients")]

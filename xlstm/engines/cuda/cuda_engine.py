@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from xlstm.arrays import broken, constants
 from xlstm.arrays.broken import Result
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, device_of, dtype_name, reshape, room
@@ -167,7 +167,7 @@ class CudaTape(Kernels, Tape):
         """The product of h of every step, normalised, (N, R)."""
         return reshape(self.rows_kept["n_zh"], (-1, self.step.R))
 
-    @functools.cached_property
+    @cached_property
     def h0(self) -> Array:
         """h before every step, (N, P), times its mask where kernels keep it."""
         return self.rows_kept["h"] if self.keep_h else super().h0
@@ -243,7 +243,7 @@ class CudaTape(Kernels, Tape):
     # A pass with kernels of its own for every step, and with what the array library multiplies between them. States are
     # (B, H), and those of h (B, P).
 
-    @functools.cached_property
+    @cached_property
     def starts(self) -> list[int]:
         """The first row of every step, and the number of rows."""
         found: list[int] = starts_of(tuple(self.widths)).tolist()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, astype, dtype_name, reshape, room
 from xlstm.cells.normalization import layer_norm
@@ -56,14 +56,14 @@ class Kernels:
         if step.masks.drop is not None:
             self.constants["drop"] = self.given(step.masks.drop.T)  # (B, P)
 
-    @functools.cached_property
+    @cached_property
     def device(self) -> Device:
         """The device of the arrays."""
         found = launch.device(self.step.xp, self.step.Wh)
         assert found is not None
         return found
 
-    @functools.cached_property
+    @cached_property
     def function(self) -> Pointwise:
         """The functions of the cell's step."""
         found = function_of(self.step)
@@ -128,12 +128,12 @@ class Kernels:
         dh = matmul(xp, reshape(dz, (N, n, G * K)), xp.matrix_transpose(self.by_head))
         return self.given(reshape(xp.permute_dims(dh, (1, 0, 2)), (n, self.step.H)))
 
-    @functools.cached_property
+    @cached_property
     def matrix(self) -> Array:
         """Wh, (R, P)."""
         return reshape(self.Wh, (self.step.R, self.step.P))
 
-    @functools.cached_property
+    @cached_property
     def by_head(self) -> Array:
         """Wh by heads, (N, K, G K)."""
         W = self.step.xp.permute_dims(self.Wh, (1, 3, 0, 2))

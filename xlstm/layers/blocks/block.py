@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
 from xlstm.arrays.rows import summed
@@ -99,7 +99,7 @@ class Backbone(SameWidth, SequenceLayer):
 
     num_blocks: int
 
-    @functools.cached_property
+    @cached_property
     def blocks(self) -> list[Any]:
         """The blocks, the first at the input."""
         raise NotImplementedError
@@ -109,12 +109,12 @@ class Backbone(SameWidth, SequenceLayer):
         """The norm after the last block, or None."""
         raise NotImplementedError
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         found = {f"blocks.{k}": block for k, block in enumerate(self.blocks)}
         return found | ({} if self.norm is None else {"norm": self.norm})
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaves of the state of each block."""
         return tuple(block.states for block in self.blocks)
@@ -198,7 +198,7 @@ class GatedFeedForward(SameWidth, Module):
     bias: bool = False
     num_blocks: int = 1
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, U = self.size, self.hidden_size
         narrow = 2 / (self.num_blocks * math.sqrt(D))
@@ -240,7 +240,7 @@ class ResidualFeedForward(Module):
     _: KW_ONLY
     activation: str = "relu"
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         I, U, O = self.input_size, self.hidden_size, self.output_size  # noqa: E741
         return {"hidden": Linear(I, U), "output": Linear(U, O), "residual": Linear(I, O)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.namespace import Array
@@ -39,14 +39,14 @@ class LargeBlock(Block):
     chunk_size: int | None
     rest: float = -math.inf  # m before the first step
 
-    @functools.cached_property
+    @cached_property
     def memory(self) -> Memory:
         """The memories of all heads."""
         N = self.num_heads
         sizes = N, self.qk_size // N, self.v_size // N
         return Memory(*sizes, eps=self.eps, chunk=self.chunk_size, rest=self.rest)
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, N, bias = self.size, self.num_heads, self.bias
         norm = RMSNorm(D, eps=self.norm_eps, bias=bias)
@@ -60,7 +60,7 @@ class LargeBlock(Block):
             "ffn": GatedFeedForward(D, self.ffn_size, activation="silu", bias=bias, num_blocks=self.num_blocks),
         }
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         return self.memory.states
 
@@ -148,7 +148,7 @@ class xLSTMLarge(Backbone):  # noqa: N801
                 object.__setattr__(self, name, checks.size("xLSTMLarge", name, size))
         checks.heads("xLSTMLarge", self.num_heads, **{name: getattr(self, name) for name in ("qk_size", "v_size")})
 
-    @functools.cached_property
+    @cached_property
     def blocks(self) -> list[Any]:
         return [self._made(LargeBlock, index=k) for k in range(self.num_blocks)]
 

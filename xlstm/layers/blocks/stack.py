@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 from xlstm.arrays import checks, foreach
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
 from xlstm.arrays.fuse import compiles, fuse, listed
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of
@@ -82,13 +82,13 @@ class mLSTMBlock(Block):  # noqa: N801
         """The inner width F."""
         return widened("mLSTMBlock", "proj_factor", self.proj_factor, self.size)
 
-    @functools.cached_property
+    @cached_property
     def memory(self) -> Memory:
         """The memories of all heads."""
         K = self.inner // self.num_heads
         return Memory(self.num_heads, K, K, eps=self.eps, chunk=self.chunk_size)
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, F, N, std = self.size, self.inner, self.num_heads, self._small
         heads = HeadwiseLinear(F, F // self.qkv_block_size, bias=self.bias, std=std)
@@ -108,7 +108,7 @@ class mLSTMBlock(Block):  # noqa: N801
     def weights(self) -> dict[str, Weight]:
         return {"skip": ({"F": self.inner}, initializers.constant(1.0))}
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaves of the state: those of the convolution and of the memories."""
         return self.parts["conv"].states, self.memory.states
@@ -209,7 +209,7 @@ class sLSTMBlock(Block):  # noqa: N801
     def ffn_rate(self) -> float:
         return self.dropout if self.ffn_dropout is None else self.ffn_dropout
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, N = self.size, self.num_heads
         heads = HeadwiseLinear(D, N, std=self._small)
@@ -224,7 +224,7 @@ class sLSTMBlock(Block):  # noqa: N801
             found["ffn"] = GatedFeedForward(D, self._wide, activation=self.ffn_activation, num_blocks=self.num_blocks)
         return found
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         """The leaves of the state: those of the convolution and of the sLSTM."""
         return self.parts["conv"].states if self.conv_kernel_size else (), self.parts["cell"].states
@@ -265,7 +265,7 @@ class Recurrence(SequenceLayer):
     forget_limit: float | None = None
     rounded: bool = False
 
-    @functools.cached_property
+    @cached_property
     def cell(self) -> slstm.Cell:
         """The cell."""
         return (slstm.Rounded if self.rounded else slstm.Cell)(forget_limit=self.forget_limit)
@@ -286,12 +286,12 @@ class Recurrence(SequenceLayer):
         b = initializers.slstm_bias(N, K, initializers.powerlaw(K, self.depth))
         return {"Wh": (Wh, initializers.uniform(bound)), "b": ({"4D": 4 * self.size}, lambda rng, shape: b)}
 
-    @functools.cached_property
+    @cached_property
     def states(self) -> State:
         pairs = zip(self.cell.STATES, self.cell.REST, strict=True)
         return tuple(Leaf(name, {}, {"D": self.size}, rest) for name, rest in pairs)
 
-    @functools.cached_property
+    @cached_property
     def _engines(self) -> dict[Any, Any]:
         """The engines chosen before, which `engine.choose` fills in."""
         return {}
@@ -378,7 +378,7 @@ class xLSTMStack(Backbone):  # noqa: N801
         for is_slstm in {bool(numbers), len(numbers) == self.num_blocks}:
             self._block(0, is_slstm)  # checks its options
 
-    @functools.cached_property
+    @cached_property
     def blocks(self) -> list[Any]:
         places = set(self.slstm_at)
         return [self._block(k, k in places) for k in range(self.num_blocks)]

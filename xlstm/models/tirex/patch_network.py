@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace
 from xlstm.data.host import Values
 from xlstm.layers.blocks.block import MULTIPLE, Backbone, ResidualFeedForward, round_up
@@ -83,7 +83,7 @@ class PatchNetwork(Backbone):
         size = round_up(math.floor(self.ffn_proj_factor * self.size), MULTIPLE)
         return int(checks.size(type(self).__name__, "ffn_proj_factor * size", size))
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, U, options = self.size, self.input_ff_size, {"activation": getattr(self, "activation", "relu")}
         first = ResidualFeedForward(self.input_size, U, D, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Params
 from xlstm.data.panels import Roles
 from xlstm.layers.norm import RMSNorm
@@ -81,7 +81,7 @@ class TiRex(PatchNetwork):
         if 0.5 not in self.quantiles:
             raise ValueError(f"TiRex: quantiles is {checks.shown(self.quantiles)}, expected 0.5 among them")
 
-    @functools.cached_property
+    @cached_property
     def blocks(self) -> list[Any]:
         options: dict[str, Any] = {"ffn_size": self._ffn_size, "head_eps": 1e-5, "head_residual": True}
         options |= {"forget_limit": FORGET_LIMIT, "rounded": self.rounding is not None}

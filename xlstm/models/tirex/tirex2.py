@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.namespace import Array, Params
 from xlstm.arrays.random import Seed
 from xlstm.data.host import Values
@@ -132,7 +132,7 @@ class TiRex2(PatchNetwork):
         """Number of blocks."""
         return len(self.recipe)
 
-    @functools.cached_property
+    @cached_property
     def blocks(self) -> list[Any]:
         return [self._block(k, *one) for k, one in enumerate(self.recipe)]
 

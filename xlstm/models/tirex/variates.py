@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xlstm.arrays import checks
+from xlstm.arrays.cached import cached_property
 from xlstm.arrays.fuse import fuse
 from xlstm.arrays.matmul import matmul
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, finfo
@@ -130,7 +130,7 @@ class VariateMixer(SameWidth, SequenceLayer):
 
     HEADED = ("size",)
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, std = self.size, math.sqrt(2 / (5 * self.size))
         norm = RMSNorm(D, eps=NORM_EPS)
@@ -240,7 +240,7 @@ class TiRexBlock(sLSTMBlock):
     forget_limit: float | None = None
     rounded: bool = False
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D, N = self.size, self.num_heads
         norm = RMSNorm(D, eps=NORM_EPS)
@@ -268,7 +268,7 @@ class Multivariate(Block if TYPE_CHECKING else object):  # type: ignore[misc]
     activation: str
     qk_norm: bool
 
-    @functools.cached_property
+    @cached_property
     def parts(self) -> dict[str, Any]:
         D = self.size
         mixer = VariateMixer(D, self.variate_heads, activation=self.activation, qk_norm=self.qk_norm)
