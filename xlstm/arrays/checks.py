@@ -171,14 +171,18 @@ def keeps(where: str, train: Any, keep: Any) -> bool:
     return bool(train if keep is None else flag(where, "keep", keep))
 
 
-def saved(where: str, layer: Any, given: Any, kind: type, params: Mapping[str, Any]) -> None:
-    """Raise unless `given` is a `kind` that forward of an equal layer returned, on the device of the parameters."""
+def saved(where: str, layer: Any, given: Any, kind: type) -> None:
+    """Raise unless `given` is a `kind` that forward of an equal layer returned for backward."""
     if not isinstance(given, kind):
         raise TypeError(f"{where}: backward needs what forward saved, and forward(train=False) saves nothing")
     kept = given.layer  # type: ignore[attr-defined]
     if kept is not layer and kept != layer:
         raise ValueError(f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}")
-    home, (name, first) = given.home, next(iter(params.items()))  # type: ignore[attr-defined]
+
+
+def beside(where: str, home: Any, params: Mapping[str, Any]) -> None:
+    """Raise unless the device of what forward saved is that of the parameters; None says that it is not known."""
+    name, first = next(iter(params.items()))
     if home not in (None, first.device):
         raise TypeError(f"{where}: saved is on {home} but {name} on {first.device}, expected one device")
 

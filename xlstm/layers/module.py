@@ -164,10 +164,11 @@ class Module:
             `saved` comes from another module or is on another device than `params`, an array is misshapen, or arrays
             differ in library, device or dtype.
         """
+        checks.saved(type(self).__name__, self, saved, Saved)
         if (views := self._views(params, dy)) is not None:
             return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
         xp, params, dy = self._agreed(params, "dy", dy)
-        checks.saved(type(self).__name__, self, saved, Saved, params)
+        checks.beside(type(self).__name__, saved.home, params)
         if tuple(dy.shape) != saved.shape:
             shape = tuple(dy.shape)
             raise ValueError(f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}")

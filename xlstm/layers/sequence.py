@@ -222,9 +222,10 @@ class SequenceLayer(Module):
         if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
             return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
         where = type(self).__name__
-        xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
-        checks.saved(where, self, saved, Saved, params)
+        checks.saved(where, self, saved, Saved)
         span = saved.span
+        xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
+        checks.beside(where, saved.home, params)
         if dy is not None:
             if dy.shape != saved.shape:
                 checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))
