@@ -84,7 +84,7 @@ def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
 
 
 def _bias(tape: Tape, name: str, d: Array, grads: Params, products: dict[str, tuple[Array, Array]]) -> None:
-    """Put the gradient of a bias, the sum of d (R, N) over all steps, to the others, or to the products."""
+    """Add the gradient of a bias, the sum of d (R, N) over all steps, to `grads`, or to `products` as one of these."""
     xp = tape.step.xp
     if name not in tape.step.w:
         return

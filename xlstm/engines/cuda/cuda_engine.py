@@ -26,7 +26,7 @@ from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_o
 
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
 AGAIN = "xlstm_again_step"  # the kernel that makes what was not kept
-BLOCKS = 4  # of rows, for each of which it runs once
+BLOCKS = 4  # of rows; this kernel runs once for each
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
 
 
@@ -130,7 +130,7 @@ class CudaTape(Kernels, Tape):
 
     def forward(self, keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
-        zx = self.project(self.x)  # before the arrays that are kept: it needs room of its own, which is free again then
+        zx = self.project(self.x)  # before the arrays that are kept, as a norm takes room that is free again then
         if keep != "nothing":
             self.rows_kept = self.empty(dict.fromkeys((*["h"] * self.keep_h, *self.function.carried)))
         if keep == "all":
