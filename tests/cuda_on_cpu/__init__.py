@@ -112,7 +112,7 @@ def recover() -> None:
 def watch() -> None:
     """Watch the pools of CuPy in this thread and in threads that begin later.
 
-    Blocks that a pool gives hold NaN and count as `allocations`; a graph is not launched on memory that went back.
+    Blocks that a pool gives hold NaN and count as `allocations`; nothing is launched on memory that went back.
     """
     import cupy
 
