@@ -175,7 +175,7 @@ def test_constants_outlive_their_allocator():
 def test_each_thread_keeps_indices_of_its_own_lengths():
     """Other threads with other lengths do not push them out."""
     be, threads = xlstm.backend("cupy"), 6
-    x, turn = be.asarray(np.ones((T, B, D))), threading.Barrier(threads)
+    x, turn = be.asarray(np.ones((T, B, D))), threading.Barrier(threads, timeout=300)
 
     def run(k):
         found = []
