@@ -147,8 +147,8 @@ class Run(Report):
             return model
         early = ", stopped early" if trained.stopped_early else ""
         skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
-        parts = f"{len(trained.losses)} batches in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
-        self.print(f"trained: {parts}{early}{skipped}")
+        best = f", best after epoch {trained.best_epoch}" if trained.validations else ""
+        self.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s{best}{early}{skipped}")
         return model
 
     def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
