@@ -383,6 +383,7 @@ def test_every_command_has_help(run):
         text = run(*path, "-h").stdout
         words = {(): ["Commands:\n  train "], ("train",): ["--window", "forecast", "text", "classify", "tirex"]}
         assert all(word in text for word in ("Usage:", "--help", *words.get(path, ()))), path
+        assert "..." not in text.partition("Commands:")[2], path  # each is a whole sentence
 
 
 @pytest.mark.parametrize(
