@@ -184,7 +184,7 @@ def compare(
     ] = None,
     plot: Annotated[Path | None, Option("--plot", help="Picture of the times to draw; needs matplotlib.")] = None,
 ) -> None:
-    """Run the same programs on every backend here: the differences of all its numbers, its times and its memory.
+    """Run the same programs on every backend here: the differences of all numbers, times and memory.
 
     The programs are that of the NumPy notebook this library began as, a layer, and a model with its optimiser. The
     differences are those from float64 NumPy, of y, every gate, every gradient and every new weight, relative to the
