@@ -48,6 +48,8 @@ def test_train_then_predict(run, tmp_path):
     result = run("train", *QUICK)
     assert "backend: numpy on CPU, float32 (asked for)" in result.output
     assert "sunspots, 2820 months from 1749-01 to 1983-12" in result.output
+    rolling = r"candidates: linear [0-9.]+, smoothing [0-9.]+ from rolling origins; average [0-9.]+, network "
+    assert re.search(rolling + r"[0-9.]+ on the validation part \(repeating", result.output)
     for words in ("1 month ahead", "20.09", "autoregression of 24", "18.21"):
         assert words in result.output
     assert re.search(r"[│┃] +model [│┃] persistence [│┃]", result.output)
@@ -72,6 +74,7 @@ def test_a_short_series_and_its_holidays(run, tmp_path):
     result = run("train", "forecast", "s.csv", "--holidays", "DE", "--backend", "numpy", "-o", "m")
     assert "model: m/model.safetensors" in result.output
     assert "LSTM" not in result.output
+    assert re.search(r"candidates: [^;]* from rolling origins \(repeating", result.output)
     assert Forecaster.load("m/model.safetensors", "numpy").holidays == "DE"
     assert run("forecast", "m", "s.csv").stdout.count("\n2024-03-05,") == 1
     assert 'holidays is "XX", expect' in run("train", "s.csv", "--holidays", "XX", code=2).stderr.replace("'", '"')
@@ -210,7 +213,8 @@ def test_series_targets_and_covariates(run, rng, suffix):
 
 def test_text(run, tmp_path):
     result = run(*TEXT)
-    for words in ("trained: 12 batches", "nats a character, perplexity", "model: xlstm-text/model", "sample:\nt"):
+    assert re.search("^trained: 12 batches in [0-9.]+ s$", result.stdout, re.MULTILINE)  # nothing says which was best
+    for words in ("nats a character, perplexity", "model: xlstm-text/model", "sample:\nt"):
         assert words in result.stdout
     assert sorted(os.listdir(tmp_path / "xlstm-text"))[:3] == ["history.jsonl", "model.safetensors", "options.toml"]
     model = TextModel.load("xlstm-text/model.safetensors", "numpy")
@@ -221,6 +225,7 @@ def test_text(run, tmp_path):
     found = read_json(run("evaluate", "xlstm-text", "b.txt", "--json"))
     nats = model.nats("a rat sat on the cat")
     assert found == {"kind": "text model", "nats": nats, "perplexity": pytest.approx(np.exp(nats))}
+    assert "trained on a.txt, so it knows most of it\n" in run("evaluate", "xlstm-text", "a.txt").stderr
     assert f"b.txt: {nats:.4f} nats a character" in run("evaluate", "xlstm-text", "b.txt").stdout
 
 
@@ -378,6 +383,7 @@ def test_every_command_has_help(run):
         text = run(*path, "-h").stdout
         words = {(): ["Commands:\n  train "], ("train",): ["--window", "forecast", "text", "classify", "tirex"]}
         assert all(word in text for word in ("Usage:", "--help", *words.get(path, ()))), path
+        assert "..." not in text.partition("Commands:")[2], path  # each is a whole sentence
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import BACKENDS, make_backend
 from xlstm.arrays.convert import BackendError
 from xlstm.cli import compare_backends as compared
-from xlstm.cli.bench import Size
+from xlstm.cli.bench import Size, Timing
 from xlstm.examples import gate_by_gate
 
 PROGRAMS = (
@@ -42,10 +42,32 @@ def test_every_row_has_the_numbers_of_float64(compare):
     assert [*rows[0]["differences"]] == ["y", "i", "o", "f", "g", "dx", "dWx", "dWh", "db", "Wx", "Wh", "b"]
     assert {"dhead.W", "dhead.b", "Wx", "head.W"} <= {*rows[-1]["differences"]}
     assert f"{len(rows)} of {len(rows)} rows agree" in result.output
+    assert "rows agree with float64 NumPy, within 1e-12 in float64 and 1e-05 in float32" in result.output
     page = Path("page.html").read_text()
-    assert "processor" in page
+    assert "packages          numpy " in page
     assert "rows agree" in page
     assert Path("times.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_times_begins_at_0():
+    """A bar twice as long is twice as slow."""
+    pytest.importorskip("matplotlib")
+    rows = [
+        compared.Measured(program, name, "numpy on CPU", {"y": 0.0}, Timing(seconds, seconds, 1), 0)
+        for program in compared.PROGRAMS
+        for name, seconds in (("numpy", 0.01), ("compiled", 0.001))
+    ]
+    for axes in compared.drawn(rows).axes:
+        assert axes.get_xscale() == "linear"
+        assert axes.get_xlim()[0] == 0
+        assert [text.get_text() for text in axes.texts] == ["10", "1"]
+
+
+def test_a_report_is_a_page_or_text(compare):
+    expected = "error: times.pdf: the ending is '.pdf', expected one of .html, .txt"
+    assert expected in compare("--report", "times.pdf", code=2).stderr
+    compare("--report", "times.txt")
+    assert "rows agree" in Path("times.txt").read_text()
 
 
 def test_a_wrong_number_is_found(compare, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import xlstm
 from tests.conftest import NOTEBOOK
 from xlstm import losses
+from xlstm.arrays import probe
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells import lstm
 from xlstm.cells.activations import sigmoid, sigmoid_bwd, tanh, tanh_bwd
@@ -119,6 +120,15 @@ def test_the_first_call_of_the_notebook_says_what_to_do(golden):
         layer.forward(layer.init(0, "numpy"), x)
     layer.forward(layer.init(0, "numpy", dtype="float64"), x)
     layer.forward(layer.init(0, "numpy"), x.astype("float32"))
+
+
+@pytest.mark.parametrize(("name", "said"), [("gpu", "expected auto, numpy, cupy, torch"), ("cupy", "cupy: no card")])
+def test_a_backend_that_does_not_run_is_an_error_of_one_line(monkeypatch, capsys, name, said):
+    monkeypatch.setattr(probe, "cupy_failure", lambda *device: "no card")
+    monkeypatch.setattr("sys.argv", ["notebook", "--backend", name])
+    with pytest.raises(SystemExit, match="2"):
+        example.main()
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_command(monkeypatch, capsys):

@@ -102,7 +102,7 @@ def test_warm_start(tmp_path):
 
 REFUSED = [
     *(({}, X, TypeError, "X is .*, expected a text or a list of texts") for X in (3, [], ["a", 3])),
-    ({}, "abc", ValueError, r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2"),
+    ({}, "abc", ValueError, r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2; expected"),
     ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is words, expected 'characters', 'bytes' or a tok"),
     ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
     ({"tokens": np.array(["a", "b"])}, VERSE, TypeError, r"tokens is an array of <U1 of shape \(2,\), expected a path"),

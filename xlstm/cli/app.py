@@ -26,7 +26,17 @@ from xlstm.cli.predict import evaluate, forecast, generate, predict
 HELP = ("-h", "--help")
 
 
-class Root(TyperGroup):
+class Group(TyperGroup):
+    """Commands whose help is a whole sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Show the commands; Click would cut each sentence at the end of a line."""
+        shown = [(name, self.commands[name]) for name in self.list_commands(ctx) if not self.commands[name].hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in shown])
+
+
+class Root(Group):
     """The command line, which says what is wrong in one line, and keeps its words for messages."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -46,7 +56,7 @@ class Root(TyperGroup):
             return super().invoke(ctx)
 
 
-class Train(TyperGroup):
+class Train(Group):
     """A group whose first command, which is hidden, is run where none is named."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -33,6 +33,7 @@ from xlstm.plots import figures
 from xlstm.training import optimizers
 
 RATE = 0.05
+PAGES = (".html", ".txt")  # endings of a report
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # of differences relative to the largest magnitude of an array
 
 
@@ -175,15 +176,15 @@ class Measured(NamedTuple):
 
 
 def compare(
-    require: Annotated[list[str] | None, Option(help="Row that must run: compiled, torch or cupy. Repeatable.")] = None,
+    require: Annotated[list[str] | None, Option(help="Row that must run, such as cupy; repeatable.")] = None,
     rounds: Annotated[int, Option(min=1, help="How often each is timed in turn, at least 0.15 s at a time.")] = 5,
     results: Annotated[Path | None, Option("--json", help="Append results to this file, a line each.")] = None,
     report: Annotated[
-        Path | None, Option(help="Page to write, .html or text: what is printed, and this machine.")
+        Path | None, Option(help="Page to write, .html or .txt: what is printed, and this machine.")
     ] = None,
     plot: Annotated[Path | None, Option("--plot", help="Picture of the times to draw; needs matplotlib.")] = None,
 ) -> None:
-    """Run one program on every backend here: the differences of all its numbers, its times and its memory.
+    """Run the same programs on every backend here: the differences of all numbers, times and memory.
 
     The programs are that of the NumPy notebook this library began as, a layer, and a model with its optimiser. The
     differences are those from float64 NumPy, of y, every gate, every gradient and every new weight, relative to the
@@ -194,13 +195,13 @@ def compare(
     if plot is not None:
         figures.check(plot)
     if report is not None:
+        checks.choice(PAGES)(str(report), "the ending", report.suffix)
         writing.check(report)
     if results is not None:
         writing.append(results, "")  # whether it can be written to, before any work is done
     out.record = report is not None
     if out.record:
-        for name, value in info.describe().items():
-            out.print(f"{name}: {value}")
+        info.show(info.describe())
     usable = _usable(require or ())
     measured: list[Measured] = []
     for program in PROGRAMS:
@@ -216,7 +217,8 @@ def compare(
     for one in wrong:
         name = max(one.differences, key=one.differences.__getitem__)
         out.print(f"wrong: {one.program}, {one.row}: {name} differs by {one.differences[name]:.1e}")
-    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy within {TOLERANCE}")
+    bounds = " and ".join(f"{bound:.0e} in {dtype}" for dtype, bound in TOLERANCE.items())
+    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy, within {bounds}")
     if plot is not None:
         plots.save(drawn(measured), plot)
         out.print(f"picture: {plot}")
@@ -248,7 +250,7 @@ def _usable(required: list[str] | tuple[str, ...]) -> dict[str, Backend]:
             out.print(f"without {error}")
         else:
             device = str(usable[name])
-            out.print(f"{name}: {row.words}, {device}{', counted, not timed' if _simulated(usable[name]) else ''}")
+            out.print(f"{name}: {row.words}: {device}{', counted, not timed' if _simulated(usable[name]) else ''}")
     if "torch" in usable:
         probe.torch().set_num_threads(cores.threads())
     return usable
@@ -334,8 +336,9 @@ def drawn(measured: list[Measured]) -> Any:
     for program, axes in zip(PROGRAMS, panels, strict=True):
         timed = [one for one in measured if one.program == program and one.timing is not None]
         names = [one.row for one in timed]
-        axes.barh(names, [one.timing.median * 1e3 for one in timed if one.timing], color=figures.DARK)
+        bars = axes.barh(names, [one.timing.median * 1e3 for one in timed if one.timing], color=figures.DARK)
+        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=figures.SMALL)
+        axes.margins(x=0.1)
         axes.invert_yaxis()
-        axes.set_xscale("log")
         figures.label(axes, str(program), "milliseconds a step", size=figures.SMALL)
     return figure

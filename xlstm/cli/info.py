@@ -71,6 +71,11 @@ def info(
     if as_json:
         typer.echo(json.dumps(rows))
         return
+    show(rows)
+
+
+def show(rows: dict[str, Any]) -> None:
+    """Print what `describe` or `explain` returns, a line each."""
     for name, value in rows.items():
         several = [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
         out.print(f"{name:18s}{', '.join(several) if isinstance(several, list) else several}")

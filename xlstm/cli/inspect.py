@@ -56,7 +56,7 @@ def inspect(
         for name, figure in pictures.items():
             for kind in ("png", "svg"):
                 plots.save(figure, folder / f"{name.replace(' of ', '-').replace(' ', '-')}.{kind}")
-        report.print(f"wrote: {len(pictures)} pictures as PNG and SVG to {folder}")
+        report.print(f"pictures: {len(pictures)}, as PNG and SVG, in {folder}")
     rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
     report.finish(model=str(loaded.network), **rows)
 

@@ -237,8 +237,8 @@ def evaluate(
     sources.check_options(loaded.file, loaded.kind, dialect, column=column)
     report, estimator = Report(as_json), loaded.estimator
     if estimator.data_ == sources.digest(data):
-        fair = "these are errors on its test part" if loaded.kind == Forecaster.KIND else "so it knows most of it"
-        tell(f"note: the model was trained on {data}; {fair}")
+        fair = "; these are errors on its test part" if loaded.kind == Forecaster.KIND else ", so it knows most of it"
+        tell(f"note: the model was trained on {data}{fair}")
     if isinstance(estimator, TextModel):
         values = of_text(report, estimator, estimator.nats(sources.read_text(data)), str(data))
     elif isinstance(estimator, SequenceClassifier):

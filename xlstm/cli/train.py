@@ -147,8 +147,8 @@ class Run(Report):
             return model
         early = ", stopped early" if trained.stopped_early else ""
         skipped = f", {trained.skipped} steps left out" if trained.skipped else ""
-        parts = f"{len(trained.losses)} batches in {trained.seconds:.1f} s, best after epoch {trained.best_epoch}"
-        self.print(f"trained: {parts}{early}{skipped}")
+        best = f", best after epoch {trained.best_epoch}" if trained.validations else ""
+        self.print(f"trained: {len(trained.losses)} batches in {trained.seconds:.1f} s{best}{early}{skipped}")
         return model
 
     def _save(self, model: Any, file: Path | None, note: dict[str, Any] | None) -> None:
@@ -240,11 +240,13 @@ def train_forecast(
 
 
 def candidates(model: Forecaster) -> str:
-    """Return in words which candidates a forecaster judged, and which of them it has."""
-    errors = [f"{name} {error:.3g}" for name, error in model.candidate_errors_.items()]
-    return (
-        f"candidates: {', '.join(errors)} of the error of repeating the last value; chosen: {', '.join(model.chosen_)}"
-    )
+    """Return in words which candidates a forecaster judged, on what, and which of them it has."""
+    judged: dict[str, list[str]] = {"from rolling origins": [], "on the validation part": []}
+    for name, error in model.candidate_errors_.items():
+        where = "on the validation part" if name in ("average", "network") else "from rolling origins"
+        judged[where].append(f"{name} {error:.3g}")
+    errors = "; ".join(f"{', '.join(some)} {where}" for where, some in judged.items() if some)
+    return f"candidates: {errors} (repeating the last value has 1); chosen: {', '.join(model.chosen_)}"
 
 
 def _picture(path: Path, model: Forecaster, panel: Panel, score: Score) -> None:

@@ -188,7 +188,8 @@ class Streams:
         need = self.batch_size * self.length
         if len(self.x) < need:
             streams = f"{self.batch_size} streams (batch_size) of {self.length} steps (length)"
-            raise ValueError(f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}")
+            expected = "expected more of them, or a smaller batch_size or length"
+            raise ValueError(f"Streams: {streams} need {need} rows or tokens, got {len(self.x)}; {expected}")
         finite("Streams", "x", self.x)
         finite("Streams", "target", self.target)
 

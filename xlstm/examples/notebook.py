@@ -47,8 +47,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help="auto, numpy, cupy or torch")
     options = parser.parse_args()
+    try:
+        home = xlstm.backend(options.backend, dtype="float64")
+    except (ValueError, xlstm.BackendError) as error:
+        parser.error(str(error))
     with RECORDED.open("rb") as file, np.load(file) as recorded:
-        history, _ = train(recorded, xlstm.backend(options.backend, dtype="float64"))
+        history, _ = train(recorded, home)
         for k, (loss, expected) in enumerate(zip(history, recorded["sgd_losses"], strict=True), 1):
             sys.stdout.write(f"step {k:2d}: loss {loss:.15f}, recorded {expected:.15f}\n")
 
