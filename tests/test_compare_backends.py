@@ -14,7 +14,7 @@ from xlstm.examples import gate_by_gate
 
 PROGRAMS = (
     compared.Program("the notebook's program", Size(4, 1, 1, 5), "float64"),
-    compared.Program("a model", Size(4, 2, 3, 5), "float32", model=True),
+    compared.Program("a model", Size(4, 2, 3, 5), "float32", is_model=True),
 )
 
 

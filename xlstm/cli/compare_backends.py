@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,7 +22,7 @@ from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells.lstm import Cell
 from xlstm.cli import info
-from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory
+from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory, simulated
 from xlstm.cli.console import OPEN, out, table
 from xlstm.data import writing
 from xlstm.engines.engine import use
@@ -37,12 +37,12 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # of differences relative to th
 
 
 class Row(NamedTuple):
-    """A way to run a program: the words for it, its backend, an engine, and XLSTM_COMPILE meanwhile."""
+    """A way to run a program."""
 
     words: str
     backend: str
-    engine: str | None = None
-    compile: str = ""
+    engine: str | None = None  # as for `engines.use`
+    compile: str | None = None  # XLSTM_COMPILE meanwhile
 
 
 NOTEBOOK = "notebook"
@@ -81,21 +81,25 @@ class Program:
     words: str
     size: Size
     dtype: str
-    model: bool = False
+    is_model: bool = False
 
     def step(self, row: str, home: Backend) -> Callable[[], Result] | None:
         """Return the step of a row, finished when it returns; None where the notebook has no such program."""
         T, B, D, H = self.size
+        if row == NOTEBOOK and (self.is_model or B > 1):
+            return None
         rng = generator(0)
         layer = xlstm.LSTM(D, H, initializer="notebook")
-        model: Any = SequenceModel(layer, 1, last=True) if self.model else layer
+        model: Any = SequenceModel(layer, 1, last=True) if self.is_model else layer
         drawn = {name: p.astype(self.dtype) for name, p in model.init(rng, "numpy", "float64").items()}
         x = rng.standard_normal((T, B, D)).astype(self.dtype)
-        target = rng.standard_normal((B, 1) if self.model else (T, B, H)).astype(self.dtype)
+        target = rng.standard_normal((B, 1) if self.is_model else (T, B, H)).astype(self.dtype)
         if row == NOTEBOOK:
-            return None if self.model or B > 1 else _notebook_step(drawn, x[:, 0], target[:, 0])
-        params = {name: home.asarray(p) for name, p in drawn.items()}
-        return _step(model, params, home.asarray(x), home.asarray(target), home)
+            step = _notebook_step(drawn, x[:, 0], target[:, 0])
+        else:
+            params = {name: home.asarray(p) for name, p in drawn.items()}
+            step = _step(model, params, home.asarray(x), home.asarray(target), home)
+        return _in_its_way(ROWS[row])(step)
 
     def __str__(self) -> str:
         return f"{self.words}, T,B,D,H = {self.size}, {self.dtype}"
@@ -105,7 +109,7 @@ PROGRAMS = (
     Program("the notebook's program", Size(20, 1, 1, 50), "float64"),
     Program("the notebook's program", Size(20, 1, 5, 12), "float64"),
     Program("a layer", Size(100, 32, 64, 128), "float32"),
-    Program("a model of series, with Adam", Size(50, 32, 8, 32), "float32", model=True),
+    Program("a model of series, with Adam", Size(50, 32, 8, 32), "float32", is_model=True),
 )
 
 
@@ -227,8 +231,8 @@ def compare(
     raise typer.Exit(len(wrong) > 0)
 
 
-def _usable(required: list[str] | tuple[str, ...]) -> dict[str, Backend]:
-    """Return the rows that run here with their backends; those that do not are said with the reason.
+def _usable(required: Sequence[str]) -> dict[str, Backend]:
+    """Return the rows that run here with their backends, and print the reason of each that does not.
 
     Raises
     ------
@@ -238,33 +242,26 @@ def _usable(required: list[str] | tuple[str, ...]) -> dict[str, Backend]:
     usable: dict[str, Backend] = {}
     for name, row in ROWS.items():
         try:
-            usable[name] = backend(row.backend)
             if row.compile == "1" and jit.failure():
                 raise BackendError(f"{name}: {jit.failure()}")
+            home = backend(row.backend)
         except BackendError as error:
-            usable.pop(name, None)
             if name in required:
                 raise
             out.print(f"without {error}")
         else:
-            device = str(usable[name])
-            out.print(f"{name}: {row.words}, {device}{', counted, not timed' if _simulated(usable[name]) else ''}")
+            usable[name] = home
+            out.print(f"{name}: {row.words}, {home}{', counted, not timed' if simulated(home) else ''}")
     if "torch" in usable:
         probe.torch().set_num_threads(cores.threads())
     return usable
-
-
-def _simulated(home: Backend) -> bool:
-    """Whether CuPy runs on the CPU, where its times say nothing."""
-    return home.name == "cupy" and "CPU" in str(home)
 
 
 def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> list[Measured]:
     """Return the rows of a program, timed in turn."""
     reference = program.step(REFERENCE, replace(usable[REFERENCE], dtype="float64"))
     assert reference is not None
-    with running(ROWS[REFERENCE]):
-        expected = reference().values()
+    expected = reference().values()
     steps: dict[str, Callable[[], Result]] = {}
     gaps: dict[str, dict[str, float]] = {}
     peaks: dict[str, int | None] = {}
@@ -272,11 +269,10 @@ def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> lis
         step = program.step(name, replace(home, dtype=program.dtype))
         if step is None:
             continue
-        steps[name] = _in_its_way(ROWS[name], step)
-        with running(ROWS[name]):
-            gaps[name] = differences(step().values(), expected)
-        peaks[name] = peak_memory(steps[name], home)
-    timed = {name: step for name, step in steps.items() if not _simulated(usable[name])}
+        steps[name] = step
+        gaps[name] = differences(step().values(), expected)
+        peaks[name] = peak_memory(step, home)
+    timed = {name: step for name, step in steps.items() if not simulated(usable[name])}
     times = interleave(timed, rounds)
     return [Measured(program, name, str(usable[name]), gaps[name], times.get(name), peaks[name]) for name in steps]
 
@@ -290,20 +286,12 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[s
     return gaps
 
 
-def _in_its_way(row: Row, step: Callable[[], Result]) -> Callable[[], Result]:
-    def run() -> Result:
-        with running(row):
-            return step()
-
-    return run
-
-
 @contextlib.contextmanager
-def running(row: Row) -> Iterator[None]:
+def _in_its_way(row: Row) -> Iterator[None]:
     """Run layers as a row does."""
     before = os.environ.get(jit.VARIABLE)
     try:
-        if row.compile:
+        if row.compile is not None:
             os.environ[jit.VARIABLE] = row.compile
         with use(row.engine) if row.engine else contextlib.nullcontext():
             yield

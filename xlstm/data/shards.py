@@ -97,14 +97,15 @@ def _compared(target: Any, timed: bool, B: int, number: int) -> slice:
     """Return the sequences of a batch whose targets ranks compare: all where they are few, else some in turn."""
     each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
     count = max(1, COMPARED // max(1, each))
-    first = number * count % max(1, B)
+    first = number % max(1, -(-B // count)) * count
     return slice(first, first + count)
 
 
 def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
     """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths.
 
-    Its checksum is that of the arrays `seen`, which are of the whole batch; those on a device are left alone.
+    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch. Arrays on a device are
+    left out.
     """
     mask, lengths = (None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths))
     T = len(batch.x)
