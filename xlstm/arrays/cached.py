@@ -16,7 +16,8 @@ else:
         """
 
         def __init__(self, function):
-            self.function, self.__doc__ = function, function.__doc__
+            self.function = function
+            self.__doc__ = function.__doc__
 
         def __set_name__(self, owner, name):
             self.name = name

@@ -138,11 +138,8 @@ def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
         grads, dx, _ = model.backward(params, saved, dy)
         after, _ = optimizer.update(params, grads, state)
         home.synchronize()
-
-        def gates() -> dict[str, Any]:
-            return {k: saved.gates[:, n, ...] for n, k in enumerate(Cell.GATES)} if is_layer else {}
-
-        return Result(y, gates, dx, grads, after)
+        gates = Cell.GATES if is_layer else ()
+        return Result(y, lambda: {k: saved.gates[:, n, ...] for n, k in enumerate(gates)}, dx, grads, after)
 
     return step
 
@@ -228,7 +225,7 @@ def compare(
         text = out.export_html() if report.suffix == ".html" else out.export_text()
         out.record = False
         writing.write(report, text.encode())
-    raise typer.Exit(len(wrong) > 0)
+    raise typer.Exit(bool(wrong))
 
 
 def _usable(required: Sequence[str]) -> dict[str, Backend]:
@@ -262,19 +259,18 @@ def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> lis
     reference = program.step(REFERENCE, replace(usable[REFERENCE], dtype="float64"))
     assert reference is not None
     expected = reference().values()
-    steps: dict[str, Callable[[], Result]] = {}
-    gaps: dict[str, dict[str, float]] = {}
-    peaks: dict[str, int | None] = {}
+    measured: list[Measured] = []
+    timed: dict[str, Callable[[], Result]] = {}
     for name, home in usable.items():
         step = program.step(name, replace(home, dtype=program.dtype))
         if step is None:
             continue
-        steps[name] = step
-        gaps[name] = differences(step().values(), expected)
-        peaks[name] = peak_memory(step, home)
-    timed = {name: step for name, step in steps.items() if not simulated(usable[name])}
+        gaps = differences(step().values(), expected)
+        measured.append(Measured(program, name, str(home), gaps, None, peak_memory(step, home)))
+        if not simulated(home):
+            timed[name] = step
     times = interleave(timed, rounds)
-    return [Measured(program, name, str(usable[name]), gaps[name], times.get(name), peaks[name]) for name in steps]
+    return [one._replace(timing=times.get(one.row)) for one in measured]
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
@@ -307,12 +303,12 @@ HEADINGS = ("program", "row", "ms", "ratio", "GFLOP/s", "peak MB")
 def _costs(one: Measured, measured: list[Measured]) -> tuple[str, ...]:
     """Return the cells of a row of the table of costs; ratios are those to the first row of the program."""
     peak = "-" if one.peak is None else f"{one.peak / 1e6:.2f}"
-    if one.timing is None:
-        return str(one.program), one.row, "-", "-", "-", peak
-    first = next(other.timing for other in measured if other.program == one.program and other.timing is not None)
-    median = one.timing.median
-    speed = Case("lstm", one.program.size).operations / median
-    times = (f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}")
+    times = "-", "-", "-"
+    if one.timing is not None:
+        first = next(other.timing for other in measured if other.program == one.program and other.timing is not None)
+        median = one.timing.median
+        speed = Case("lstm", one.program.size).operations / median
+        times = f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}"
     return str(one.program), one.row, *times, peak
 
 
@@ -320,9 +316,9 @@ def drawn(measured: list[Measured]) -> Any:
     """Draw the median times of all rows, a panel for each program."""
     figure, panels = figures.panels(len(PROGRAMS), 1, 1.4)
     for program, axes in zip(PROGRAMS, panels, strict=True):
-        timed = [one for one in measured if one.program == program and one.timing is not None]
-        names = [one.row for one in timed]
-        axes.barh(names, [one.timing.median * 1e3 for one in timed if one.timing], color=figures.DARK)
+        some = [one for one in measured if one.program == program]
+        times = {one.row: one.timing.median * 1e3 for one in some if one.timing is not None}
+        axes.barh([*times], [*times.values()], color=figures.DARK)
         axes.invert_yaxis()
         axes.set_xscale("log")
         figures.label(axes, str(program), "milliseconds a step", size=figures.SMALL)

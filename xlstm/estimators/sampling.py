@@ -68,21 +68,24 @@ def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.ran
 
 def announced(steps: int, horizon: int) -> Iterator[int]:
     """Yield the first step of each horizon; a long forecast says how long it takes once a part of it is done."""
-    start, firsts, unsaid = time.perf_counter(), range(0, steps, horizon), True
+    firsts = range(0, steps, horizon)
+    unsaid = True
+    start = time.perf_counter()
     for done, first in enumerate(firsts, 1):
         yield first
         passed = time.perf_counter() - start
         if unsaid and passed > LONG / 10:
             unsaid = False
-            if (seconds := passed / done * len(firsts)) > LONG:
+            seconds = passed / done * len(firsts)
+            if seconds > LONG:
                 log.warning("Forecaster: %d steps, %d at a time, take about %.0f s", steps, horizon, seconds)
 
 
 def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> tuple[Array, Values, Values]:
     """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past covariates stay.
 
-    For the other candidates paths are further targets, and for the network series behind each other. Rows are left out
-    that do not reach a forecast any more.
+    For the other candidates paths are further targets, and for the network series behind each other. Rows that are too
+    old to reach a forecast are left out.
     """
     (n, t, C), s, combination, N = ahead.shape, predictor.settings, predictor.combination, len(series.values)
     begin = max(0, N + t - max(s.window, combination.reach))

@@ -331,8 +331,8 @@ class Run:
         if self.step.group is not None:
             limits = {"epochs": self.epochs, "most steps": self.steps, "every": self.every}
             settings = self.ranks.tried(lambda: {**self.settings, **limits})
-            self.saving, drawing = self.ranks.same(settings, (self.saving, self.order.bit_generator.state))
-            self.order.bit_generator.state = drawing
+            beside = self.saving, self.order.bit_generator.state
+            self.saving, self.order.bit_generator.state = self.ranks.same(settings, beside)
         if self.saving:
             self.ranks.tried(self._check_saving)
         origin = self.ranks.read(lambda: self._newest(resume))
