@@ -95,8 +95,10 @@ def _checksum_of_files() -> int:
 def _started() -> tuple[str, int]:
     """Return how many processes a launcher started, or the least that there can be, after the variable that says so."""
     given = {name: int(text) for name in (*SIZES, *NUMBERS) if (text := os.environ.get(name, "")).isdigit()}
-    sizes = {name: given[name] for name in SIZES if name in given and (name != "WORLD_SIZE" or "RANK" in os.environ)}
-    sizes = sizes or {name: given[name] + 1 for name in NUMBERS if name in given}
+    if "RANK" not in os.environ:
+        given.pop("WORLD_SIZE", None)
+    sizes = {name: size for name, size in given.items() if name in SIZES}
+    sizes = sizes or {name: number + 1 for name, number in given.items()}
     return max(sizes.items(), key=lambda item: item[1], default=("", 1))
 
 

@@ -57,7 +57,7 @@ ROWS = {
 
 
 class Result(NamedTuple):
-    """What a training step computes; `gates` makes a dict of gates (T, B, H)."""
+    """The arrays that a training step computes; `gates` makes a dict of gates (T, B, H)."""
 
     y: Any
     gates: Callable[[], Mapping[str, Any]]

@@ -284,7 +284,7 @@ def fans(series: Any, ahead: Any) -> Any:
     Parameters
     ----------
     series : list of Series, or table
-        Of a table each target of each series has a panel.
+        Each target of each series of a table has a panel.
     ahead : list of Fan, or table
         As many, or for a table the one that `predict_quantiles` of a forecaster returns.
 
@@ -295,7 +295,7 @@ def fans(series: Any, ahead: Any) -> Any:
     Raises
     ------
     ValueError, TypeError
-        A table comes with something else than its quantiles.
+        A table comes with something else than quantiles of its targets.
     """
     if frames.is_table(series):
         series, ahead = _of_tables(series, ahead)
