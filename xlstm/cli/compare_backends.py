@@ -145,14 +145,14 @@ def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
 
 
 class Measured(NamedTuple):
-    """A program in one row; `timing` is None where CuPy has no card, and `peak`, in bytes, on PyTorch tensors."""
+    """A program in one row; `seconds` is None where CuPy has no card, and `peak_bytes` on PyTorch tensors."""
 
     program: Program
     row: str
     device: str
     differences: dict[str, float]
-    timing: Timing | None
-    peak: int | None
+    seconds: Timing | None
+    peak_bytes: int | None
 
     @property
     def agrees(self) -> bool:
@@ -162,17 +162,13 @@ class Measured(NamedTuple):
     def as_json(self) -> str:
         """Return a line with everything."""
         about = {
+            **self._asdict(),
             "program": str(self.program),
-            "row": self.row,
             "words": ROWS[self.row].words,
-            "device": self.device,
-            "differences": self.differences,
             "agrees": self.agrees,
-            "seconds": None if self.timing is None else asdict(self.timing),
-            "peak_bytes": self.peak,
             "machine": info.describe(),
         }
-        return json.dumps(about) + "\n"
+        return json.dumps(about, default=asdict) + "\n"
 
 
 def compare(
@@ -270,7 +266,7 @@ def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> lis
         if not simulated(home):
             timed[name] = step
     times = interleave(timed, rounds)
-    return [one._replace(timing=times.get(one.row)) for one in measured]
+    return [one._replace(seconds=times.get(one.row)) for one in measured]
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
@@ -302,11 +298,11 @@ HEADINGS = ("program", "row", "ms", "ratio", "GFLOP/s", "peak MB")
 
 def _costs(one: Measured, measured: list[Measured]) -> tuple[str, ...]:
     """Return the cells of a row of the table of costs; ratios are those to the first row of the program."""
-    peak = "-" if one.peak is None else f"{one.peak / 1e6:.2f}"
+    peak = "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.2f}"
     times = "-", "-", "-"
-    if one.timing is not None:
-        first = next(other.timing for other in measured if other.program == one.program and other.timing is not None)
-        median = one.timing.median
+    if one.seconds is not None:
+        first = next(other.seconds for other in measured if other.program == one.program and other.seconds is not None)
+        median = one.seconds.median
         speed = Case("lstm", one.program.size).operations / median
         times = f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}"
     return str(one.program), one.row, *times, peak
@@ -317,7 +313,7 @@ def drawn(measured: list[Measured]) -> Any:
     figure, panels = figures.panels(len(PROGRAMS), 1, 1.4)
     for program, axes in zip(PROGRAMS, panels, strict=True):
         some = [one for one in measured if one.program == program]
-        times = {one.row: one.timing.median * 1e3 for one in some if one.timing is not None}
+        times = {one.row: one.seconds.median * 1e3 for one in some if one.seconds is not None}
         axes.barh([*times], [*times.values()], color=figures.DARK)
         axes.invert_yaxis()
         axes.set_xscale("log")
