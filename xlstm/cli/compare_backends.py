@@ -213,7 +213,8 @@ def compare(
     for one in wrong:
         name = max(one.differences, key=one.differences.__getitem__)
         out.print(f"wrong: {one.program}, {one.row}: {name} differs by {one.differences[name]:.1e}")
-    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy within {TOLERANCE}")
+    limits = " and ".join(f"{limit:g} in {dtype}" for dtype, limit in TOLERANCE.items())
+    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy within {limits}")
     if plot is not None:
         plots.save(drawn(measured), plot)
         out.print(f"picture: {plot}")

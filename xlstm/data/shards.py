@@ -87,10 +87,10 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
     options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
-    target, some = batch.target, _compared(batch.target, timed, B, number)
-    seen = batch.x[0, some], target[:, some] if timed else target[some]
-    target = target[:, own] if timed else target[own]
-    return _part(batch._replace(x=batch.x[:, own], target=target, options=options), own, B, timed, *seen)
+    steps = (slice(None),) if timed else ()
+    some = _compared(batch.target, timed, B, number)
+    mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
+    return _part(mine, own, B, timed, batch.x[0, some], batch.target[*steps, some])
 
 
 def _compared(target: Any, timed: bool, B: int, number: int) -> slice:

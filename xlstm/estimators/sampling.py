@@ -89,9 +89,11 @@ def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Value
     """
     (n, t, C), s, combination, N = ahead.shape, predictor.settings, predictor.combination, len(series.values)
     begin = max(0, N + t - max(s.window, combination.reach))
-    past, future, known = series.past[min(begin, N - 1) :], series.future[begin:], series.known[begin:]
-    known = np.concatenate((np.broadcast_to(known, (n, *known.shape)), ahead[:, max(0, begin - N) :]), axis=1)
-    L = known.shape[1]  # of (n, L, C)
+    past = series.past[min(begin, N - 1) :]
+    future = series.future[begin:]
+    known = np.broadcast_to(series.known[begin:], (n, max(0, N - begin), C))
+    known = np.concatenate((known, ahead[:, max(0, begin - N) :]), axis=1)  # (n, L, C)
+    L = known.shape[1]
     side = known.swapaxes(0, 1).reshape(L, n * C)
     beside = replace(predictor, combination=combination.repeated(n))
     base = beside.base(series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L]))

@@ -493,7 +493,8 @@ class Step:
         targets, total = inputs.weight if self._local else inputs.total, state.weight + inputs.total or 1.0
         if state.joint is None:
             return Given(*numbers, targets, total)
-        joint, share = state.joint, inputs.weight / (inputs.total or 1.0)
+        joint = state.joint
+        share = inputs.weight / (inputs.total or 1.0)
         return Given(*numbers, targets, total, share, float(joint.signal), float(joint.stop), joint.check)
 
     def _summed(
