@@ -49,7 +49,7 @@ def test_every_row_has_the_numbers_of_float64(compare):
 
 
 def test_a_wrong_number_is_found(compare, monkeypatch):
-    """Of one way alone, and the exit code says so."""
+    """One row alone is wrong, and the exit code says so."""
     monkeypatch.setattr(gate_by_gate, "sigmoid", lambda x: 1 / (1 + np.exp(-x)) + 1e-9)
     output = compare(code=1).output
     assert "wrong: the notebook's program, T,B,D,H = 4,1,1,5, float64, notebook: " in output

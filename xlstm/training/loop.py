@@ -209,8 +209,10 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    if progress is not None and progress is not False:
-        chosen.append(ProgressBar() if progress is True else Each(checks.function("train", "progress", progress)))
+    if isinstance(progress, bool | np.bool_):
+        chosen += [ProgressBar()] if progress else []
+    elif progress is not None:
+        chosen.append(Each(checks.function("train", "progress", progress)))
     for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
