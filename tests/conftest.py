@@ -35,7 +35,7 @@ from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.numba import jit, numba_engine
 
 DATA = Path(__file__).parent / "data"
-# What the notebook recorded that the library began as, by the widths of its input and its state.
+# Numbers of the notebook that the library began as, by the widths of its input and its state.
 NOTEBOOK = {
     "d1_h50": DATA / "seed_lstm_d1_h50.npz",
     "d3_h8": Path(xlstm.__file__).parent / "data/datasets/notebook.npz",

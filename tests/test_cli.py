@@ -60,7 +60,7 @@ def test_killed_training_leaves_a_whole_model_or_none(series):
 
 @pytest.mark.parametrize("kind", [[], ["forecast"], ["text", "a.txt"]], ids=" ".join)
 def test_no_model_is_written_over(run, series, kind):
-    """Of a run, which the folder may not hold, or of another command."""
+    """The folder holds no run, or the file is that of another command."""
     (series / MODEL).parent.mkdir()
     (series / MODEL).write_text("precious")
     found = run("train", *kind, "--output", "xlstm-output", code=2).stderr

@@ -14,7 +14,7 @@ from xlstm.examples import gate_by_gate
 
 PROGRAMS = (
     compared.Program("the notebook's program", Size(4, 1, 1, 5), "float64"),
-    compared.Program("a model", Size(4, 2, 3, 5), "float32", model=True),
+    compared.Program("a model", Size(4, 2, 3, 5), "float32", is_model=True),
 )
 
 
@@ -71,11 +71,24 @@ def test_a_report_is_a_page_or_text(compare):
 
 
 def test_a_wrong_number_is_found(compare, monkeypatch):
-    """Of one way alone, and the exit code says so."""
+    """One row alone is wrong, and the exit code says so."""
     monkeypatch.setattr(gate_by_gate, "sigmoid", lambda x: 1 / (1 + np.exp(-x)) + 1e-9)
     output = compare(code=1).output
     assert "wrong: the notebook's program, T,B,D,H = 4,1,1,5, float64, notebook: " in output
     assert output.count("wrong: ") == 1
+
+
+def test_a_row_that_fails_is_named(compare, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("an illegal address")
+
+    monkeypatch.setattr(gate_by_gate, "forward", broken)
+    output = compare("--json", "rows.json", code=1).output
+    assert "notebook fails: an illegal address" in output
+    first = json.loads(Path("rows.json").read_text().splitlines()[0])
+    assert first["row"] == "notebook"
+    assert first["differences"]["y"] is None  # JSON has no infinity
+    assert not first["agrees"]
 
 
 def test_numbers_that_are_not_finite_are_wrong():

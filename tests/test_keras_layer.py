@@ -114,7 +114,7 @@ def test_summary_of_a_subclassed_model():
 
 
 def test_a_mask_is_refused():
-    """Of a model whose shapes are known it is as the model is made, of another one at its first call."""
+    """A model whose shapes are known is refused as it is made, another one at its first call."""
     with pytest.raises(ValueError, match="x of ours has a mask, expected none: leave out Masking and mask_zero"):
         keras.Sequential([keras.Input((T, D)), keras.layers.Masking(), keras_layer(xlstm.LSTM(D, H), name="ours")])
     net = subclassed(keras.layers.Embedding(5, D, mask_zero=True), keras_layer(xlstm.LSTM(D, H), name="ours"))

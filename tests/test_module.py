@@ -235,6 +235,14 @@ def test_parameters_that_memory_does_not_hold_are_not_drawn(rng):
     assert rng.bit_generator.state == before
 
 
+def test_parameters_of_two_dtypes_are_named():
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(backend="numpy")
+    params["0.b"] = params["0.b"].astype("float64")
+    with pytest.raises(TypeError, match=r"0\.b has dtype float64 but 0\.Wx has float32, expected the same$"):
+        layer.namespace(params, {})
+
+
 def test_summaries_of_estimators_and_refusals():
     model = SequenceModel(xlstm.LSTM(2, 4), 3)
     with pytest.raises(ValueError, match=r"input_shape is \(5, 4, 3\), expected \(T, B, D\) with D = 2"):

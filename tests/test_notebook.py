@@ -102,7 +102,7 @@ def test_25_steps_of_gradient_descent(be, golden):
 
 
 def test_gate_by_gate(golden):
-    """What the notebook wrote, and its weights as ours and back."""
+    """It gives the numbers of the notebook, whose weights become ours and come back."""
     p = gate_by_gate.by_gate(stacked(golden))
     for name, array in p.items():
         assert np.array_equal(array, golden[name])

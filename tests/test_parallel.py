@@ -388,7 +388,7 @@ def test_a_rank_whose_weights_differ_ends_the_run_by_name(checkpoints, tmp_path)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000002.safetensors"] * checkpoints
 
 
-# What rank 1 of 3 is given, and how the error on all ranks names it.
+# Options that rank 1 of 3 alone is given, and how the error on all ranks names them.
 ODD = {
     "seed": ({"seed": 7}, "seed of rank 1 is 7, expected 1 as on other ranks"),
     "every": ({"every": 3}, "every of rank 1 is 3, expected None"),

@@ -354,9 +354,10 @@ def test_errors_of_forecasts_are_drawn_by_horizon():
 def test_results_of_a_fitted_forecaster_are_drawn(library):
     """Two series of two targets, from a table: a fan for each, errors by target, and how training went."""
     columns = long_columns(np.random.default_rng(0).normal(size=(140, 2)).cumsum(axis=0), "days", (140, 130))
+    columns = {"shop 1": columns.pop("shop"), **columns}  # a name that ends as one of a column of quantiles may
     given = table(library, columns)
     quick = {"window": 8, "horizon": 3, "hidden_size": 2, "epochs": 1, "refit": False, "backend": "numpy"}
-    forecaster = Forecaster(series_id="shop", candidates=("network",), **quick).fit(given)
+    forecaster = Forecaster(series_id="shop 1", candidates=("network",), **quick).fit(given)
     figure = plots.fans(given, forecaster.predict_quantiles(given))
     titles = [axes.get_title(loc="left").partition(":")[0] for axes in figure.axes]
     assert titles == ["sales of north", "price of north", "sales of south", "price of south"]

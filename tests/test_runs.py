@@ -757,8 +757,9 @@ def test_a_progress_bar(terminal, monkeypatch, capsys):
     with pytest.raises(ZeroDivisionError):
         fit(plain, callbacks=[bar, at(2, lambda: 1 / 0)])
     assert text.getvalue().count("\x1b[?25l") == text.getvalue().count("\x1b[?25h")
-    fit(plain, progress=True, epochs=1)
-    assert "epoch 1/1  loss 0." in capsys.readouterr().err
+    for shown in (True, np.True_, np.False_, False):
+        fit(plain, progress=shown, epochs=1)
+        assert ("epoch 1/1  loss 0." in capsys.readouterr().err) == shown
     for console in (3, text, rich.Console):
         with pytest.raises(TypeError, match=r"^ProgressBar: console is .*, expected a rich\.console\.Console"):
             ProgressBar(console)

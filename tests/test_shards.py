@@ -96,3 +96,13 @@ def test_the_shards_of_a_batch_side_by_side_are_the_batch(data, size):
                     np.testing.assert_array_equal(part.part.lengths, whole.lengths)
                 for name, value in (whole.options or {}).items():
                     np.testing.assert_array_equal(part.options[name], value[part.part.own])
+
+
+def test_each_target_of_a_small_batch_is_in_its_checksum():
+    group = Threads(0, Shared(2))
+    for changed in range(len(Y)):
+        other = Y[:, 0].copy()
+        other[changed] += 1.0
+        shards = [Shard(Windows(X, target, batch_size=4), group).batches() for target in (Y[:, 0], other)]
+        differs = [one.part.checksum != another.part.checksum for one, another in zip(*shards, strict=True)]
+        assert differs == [number == changed // 4 for number in range(3)]

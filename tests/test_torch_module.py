@@ -194,6 +194,7 @@ def test_autocast_runs_in_the_dtype_of_the_parameters():
     [
         ("LSTM: .*float16 on a CPU, expected float32", lambda net, x: net.half()(x.half())),
         ("LSTM: .*bfloat16 on a CPU, expected float32", lambda net, x: net.bfloat16()(x.bfloat16())),
+        ("Embedding: .*bfloat16 on a CPU", lambda net, x: module(Embedding(9, D)).bfloat16()(x.long())),
         ("LSTM: .* on meta, expected a CPU or a CUDA device", lambda net, x: net(x.to("meta"))),
         (r"LSTM: a Tensor \(torch.sparse_coo\) is .* in a Tensor", lambda net, x: net(x.detach().to_sparse())),
         (r"LSTM: a Tensor \(nested\) is .* in a Tensor", lambda net, x: net(torch.nested.nested_tensor([*x.detach()]))),

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from functools import cached_property as cached_property  # noqa: TID251
 else:
 
-    class cached_property:  # noqa: N801 (the name in functools)
+    class cached_property(functools.cached_property):  # noqa: N801, TID251 (the name in functools)
         """It does what `functools.cached_property` does, but holds no lock.
 
         On Python 3.11 that one locks all objects of a class while it computes the value of one. If another thread forks
         meanwhile, nobody in the child frees the lock. Without it two threads may both compute a value.
         """
 
-        def __init__(self, function):
-            self.function, self.__doc__ = function, function.__doc__
-
-        def __set_name__(self, owner, name):
-            self.name = name
-
         def __get__(self, instance, owner=None):
             if instance is None:
                 return self
-            value = instance.__dict__[self.name] = self.function(instance)
+            value = instance.__dict__[self.attrname] = self.func(instance)
             return value

@@ -114,7 +114,7 @@ class Part(NamedTuple):
     lengths : array (B,), or None
         Those of all sequences, where they differ.
     checksum : int
-        Of the order, lengths and targets of the whole batch, which are the same on all ranks.
+        A number of the order, lengths and targets of the whole batch, the same on all ranks.
     """
 
     total: float

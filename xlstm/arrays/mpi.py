@@ -40,7 +40,7 @@ SIZES = (
     "JSM_NAMESPACE_SIZE",
     "WORLD_SIZE",
 )
-NUMBERS = ("PMIX_RANK", "PALS_RANKID")  # that of a process, from launchers that may not say how many there are
+NUMBERS = ("PMIX_RANK", "PALS_RANKID")  # the number of a process, where a launcher may not say how many there are
 INSTALL, INSTALL_NCCL = "pip install 'xlstm-xp[mpi]'", "pip install 'xlstm-xp[nccl]'"
 
 told: list[Callable[[str], None]] = []  # functions that are called with the message before this rank ends the job
@@ -56,7 +56,7 @@ def group(version: str) -> Group:
     try:
         mpi = probe.mpi()
         library = mpi.Get_library_version()
-        # An MPICH without PMIx ends the process where that is all that the launcher speaks.
+        # An MPICH without PMIx ends the process where the launcher speaks nothing else.
         speaks = "PMI_SIZE" in os.environ or "PMIX_RANK" not in os.environ
         foreign = not speaks and library.startswith("MPICH") and "pmix" not in library
         if not (foreign or mpi.Is_initialized()):
@@ -95,8 +95,10 @@ def _checksum_of_files() -> int:
 def _started() -> tuple[str, int]:
     """Return how many processes a launcher started, or the least that there can be, after the variable that says so."""
     given = {name: int(text) for name in (*SIZES, *NUMBERS) if (text := os.environ.get(name, "")).isdigit()}
-    sizes = {name: given[name] for name in SIZES if name in given and (name != "WORLD_SIZE" or "RANK" in os.environ)}
-    sizes = sizes or {name: given[name] + 1 for name in NUMBERS if name in given}
+    if "RANK" not in os.environ:
+        given.pop("WORLD_SIZE", None)
+    sizes = {name: size for name, size in given.items() if name in SIZES}
+    sizes = sizes or {name: number + 1 for name, number in given.items()}
     return max(sizes.items(), key=lambda item: item[1], default=("", 1))
 
 
@@ -228,9 +230,9 @@ class Ranks:
 
 @contextlib.contextmanager
 def _on_host(a: Array) -> Iterator[np.ndarray[Any, Any]]:
-    """Give the memory of an array of the host as MPI takes it, in order of C and a dtype it knows, or that of a copy.
+    """Give an array as MPI takes it: flat, on the host, C-contiguous and of a dtype that MPI knows.
 
-    A copy is put back afterwards.
+    It is the array itself where possible, and else a copy, which is put back afterwards.
     """
     host = np.asarray(to_numpy(a), order="C")
     if host.dtype == np.float16:

@@ -66,12 +66,11 @@ def namespace(where: str, arrays: Mapping[str, Array], wide: Container[str] = ()
                 kinds = f"{array.dtype}, expected float32, as it is summed up in that beside {first.dtype}"
                 raise TypeError(f"{where}: {name} has dtype {kinds}")
         elif array.dtype != dtype:
-            wanted, has = dtype_name(first.dtype), dtype_name(array.dtype)
-            # The names of parameters have dots.
-            ways = f': init(dtype="{wanted}") or {first_name}.astype("{has}") makes them alike' if "." in name else ""
-            raise TypeError(
-                f"{where}: {name} has dtype {array.dtype} but {first_name} has {first.dtype}, expected the same{ways}"
-            )
+            there = dtype_name(array.dtype)
+            problem = f"{array.dtype} but {first_name} has {first.dtype}, expected the same"
+            if first_name == "x" and "." in name and there in DTYPES:  # names of parameters have dots
+                problem += f': init(dtype="{dtype_name(first.dtype)}") or x.astype("{there}") makes them alike'
+            raise TypeError(f"{where}: {name} has dtype {problem}")
         if device_of(array) != home:
             raise TypeError(f"{where}: {name} is on {device_of(array)} but {first_name} on {home}, expected one device")
         if records and array.requires_grad:

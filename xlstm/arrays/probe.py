@@ -24,7 +24,7 @@ def torch() -> Any:
 
 
 def mpi() -> Any:
-    """Return mpi4py's module; where nobody has imported it before, it ends MPI, but does not start it."""
+    """Return mpi4py's module. Where this imports it first, MPI does not start, but ends with the program."""
     import mpi4py
 
     mpi4py.rc(initialize=False, finalize=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,8 +21,8 @@ from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.random import generator
 from xlstm.cells.lstm import Cell
 from xlstm.cli import info
-from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory
-from xlstm.cli.console import OPEN, out, table
+from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory, simulated
+from xlstm.cli.console import OPEN, out, table, to_json
 from xlstm.data import writing
 from xlstm.engines.engine import use
 from xlstm.engines.numba import jit
@@ -38,12 +37,12 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5}  # of differences relative to th
 
 
 class Row(NamedTuple):
-    """A way to run a program: the words for it, its backend, an engine, and XLSTM_COMPILE meanwhile."""
+    """A way to run a program."""
 
     words: str
     backend: str
-    engine: str | None = None
-    compile: str = ""
+    engine: str | None = None  # as for `engines.use`
+    compile: str | None = None  # XLSTM_COMPILE meanwhile
 
 
 NOTEBOOK = "notebook"
@@ -58,7 +57,7 @@ ROWS = {
 
 
 class Result(NamedTuple):
-    """What a training step computes; `gates` makes a dict of gates (T, B, H)."""
+    """The arrays that a training step computes; `gates` makes a dict of gates (T, B, H)."""
 
     y: Any
     gates: Callable[[], Mapping[str, Any]]
@@ -82,21 +81,25 @@ class Program:
     words: str
     size: Size
     dtype: str
-    model: bool = False
+    is_model: bool = False
 
     def step(self, row: str, home: Backend) -> Callable[[], Result] | None:
         """Return the step of a row, finished when it returns; None where the notebook has no such program."""
         T, B, D, H = self.size
+        if row == NOTEBOOK and (self.is_model or B > 1):
+            return None
         rng = generator(0)
         layer = xlstm.LSTM(D, H, initializer="notebook")
-        model: Any = SequenceModel(layer, 1, last=True) if self.model else layer
+        model: Any = SequenceModel(layer, 1, last=True) if self.is_model else layer
         drawn = {name: p.astype(self.dtype) for name, p in model.init(rng, "numpy", "float64").items()}
         x = rng.standard_normal((T, B, D)).astype(self.dtype)
-        target = rng.standard_normal((B, 1) if self.model else (T, B, H)).astype(self.dtype)
+        target = rng.standard_normal((B, 1) if self.is_model else (T, B, H)).astype(self.dtype)
         if row == NOTEBOOK:
-            return None if self.model or B > 1 else _notebook_step(drawn, x[:, 0], target[:, 0])
-        params = {name: home.asarray(p) for name, p in drawn.items()}
-        return _step(model, params, home.asarray(x), home.asarray(target), home)
+            step = _notebook_step(drawn, x[:, 0], target[:, 0])
+        else:
+            params = {name: home.asarray(p) for name, p in drawn.items()}
+            step = _step(model, params, home.asarray(x), home.asarray(target), home)
+        return _in_its_way(ROWS[row])(step)
 
     def __str__(self) -> str:
         return f"{self.words}, T,B,D,H = {self.size}, {self.dtype}"
@@ -106,7 +109,7 @@ PROGRAMS = (
     Program("the notebook's program", Size(20, 1, 1, 50), "float64"),
     Program("the notebook's program", Size(20, 1, 5, 12), "float64"),
     Program("a layer", Size(100, 32, 64, 128), "float32"),
-    Program("a model of series, with Adam", Size(50, 32, 8, 32), "float32", model=True),
+    Program("a model of series, with Adam", Size(50, 32, 8, 32), "float32", is_model=True),
 )
 
 
@@ -135,24 +138,21 @@ def _step(model: Any, params: dict[str, Any], x: Any, target: Any, home: Backend
         grads, dx, _ = model.backward(params, saved, dy)
         after, _ = optimizer.update(params, grads, state)
         home.synchronize()
-
-        def gates() -> dict[str, Any]:
-            return {k: saved.gates[:, n, ...] for n, k in enumerate(Cell.GATES)} if is_layer else {}
-
-        return Result(y, gates, dx, grads, after)
+        gates = Cell.GATES if is_layer else ()
+        return Result(y, lambda: {k: saved.gates[:, n, ...] for n, k in enumerate(gates)}, dx, grads, after)
 
     return step
 
 
 class Measured(NamedTuple):
-    """A program in one row; `timing` is None where CuPy has no card, and `peak`, in bytes, on PyTorch tensors."""
+    """A program in one row; `seconds` is None where CuPy has no card, and `peak_bytes` on PyTorch tensors."""
 
     program: Program
     row: str
     device: str
     differences: dict[str, float]
-    timing: Timing | None
-    peak: int | None
+    seconds: Timing | None
+    peak_bytes: int | None
 
     @property
     def agrees(self) -> bool:
@@ -162,17 +162,14 @@ class Measured(NamedTuple):
     def as_json(self) -> str:
         """Return a line with everything."""
         about = {
+            **self._asdict(),
             "program": str(self.program),
-            "row": self.row,
             "words": ROWS[self.row].words,
-            "device": self.device,
-            "differences": self.differences,
             "agrees": self.agrees,
-            "seconds": None if self.timing is None else asdict(self.timing),
-            "peak_bytes": self.peak,
+            "seconds": None if self.seconds is None else asdict(self.seconds),
             "machine": info.describe(),
         }
-        return json.dumps(about) + "\n"
+        return to_json(about) + "\n"
 
 
 def compare(
@@ -217,8 +214,8 @@ def compare(
     for one in wrong:
         name = max(one.differences, key=one.differences.__getitem__)
         out.print(f"wrong: {one.program}, {one.row}: {name} differs by {one.differences[name]:.1e}")
-    bounds = " and ".join(f"{bound:.0e} in {dtype}" for dtype, bound in TOLERANCE.items())
-    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy, within {bounds}")
+    limits = " and ".join(f"{limit:g} in {dtype}" for dtype, limit in TOLERANCE.items())
+    out.print(f"{len(measured) - len(wrong)} of {len(measured)} rows agree with float64 NumPy, within {limits}")
     if plot is not None:
         plots.save(drawn(measured), plot)
         out.print(f"picture: {plot}")
@@ -226,11 +223,11 @@ def compare(
         text = out.export_html() if report.suffix == ".html" else out.export_text()
         out.record = False
         writing.write(report, text.encode())
-    raise typer.Exit(len(wrong) > 0)
+    raise typer.Exit(bool(wrong))
 
 
-def _usable(required: list[str] | tuple[str, ...]) -> dict[str, Backend]:
-    """Return the rows that run here with their backends; those that do not are said with the reason.
+def _usable(required: Sequence[str]) -> dict[str, Backend]:
+    """Return the rows that run here with their backends, and print the reason of each that does not.
 
     Raises
     ------
@@ -240,47 +237,45 @@ def _usable(required: list[str] | tuple[str, ...]) -> dict[str, Backend]:
     usable: dict[str, Backend] = {}
     for name, row in ROWS.items():
         try:
-            usable[name] = backend(row.backend)
             if row.compile == "1" and jit.failure():
                 raise BackendError(f"{name}: {jit.failure()}")
+            home = backend(row.backend)
         except BackendError as error:
-            usable.pop(name, None)
             if name in required:
                 raise
             out.print(f"without {error}")
         else:
-            device = str(usable[name])
-            out.print(f"{name}: {row.words}: {device}{', counted, not timed' if _simulated(usable[name]) else ''}")
+            usable[name] = home
+            out.print(f"{name}: {row.words}: {home}{', counted, not timed' if simulated(home) else ''}")
     if "torch" in usable:
         probe.torch().set_num_threads(cores.threads())
     return usable
-
-
-def _simulated(home: Backend) -> bool:
-    """Whether CuPy runs on the CPU, where its times say nothing."""
-    return home.name == "cupy" and "CPU" in str(home)
 
 
 def measure(program: Program, usable: Mapping[str, Backend], rounds: int) -> list[Measured]:
     """Return the rows of a program, timed in turn."""
     reference = program.step(REFERENCE, replace(usable[REFERENCE], dtype="float64"))
     assert reference is not None
-    with running(ROWS[REFERENCE]):
-        expected = reference().values()
-    steps: dict[str, Callable[[], Result]] = {}
-    gaps: dict[str, dict[str, float]] = {}
-    peaks: dict[str, int | None] = {}
+    expected = reference().values()
+    measured: list[Measured] = []
+    timed: dict[str, Callable[[], Result]] = {}
     for name, home in usable.items():
         step = program.step(name, replace(home, dtype=program.dtype))
         if step is None:
             continue
-        steps[name] = _in_its_way(ROWS[name], step)
-        with running(ROWS[name]):
-            gaps[name] = differences(step().values(), expected)
-        peaks[name] = peak_memory(steps[name], home)
-    timed = {name: step for name, step in steps.items() if not _simulated(usable[name])}
+        try:
+            gaps = differences(step().values(), expected)
+            peak = peak_memory(step, home)
+        except (MemoryError, RuntimeError) as error:  # those of CUDA
+            out.print(f"{program}: {name} fails: {error}")
+            gaps = dict.fromkeys(expected, float("inf"))
+            peak = None
+        else:
+            if not simulated(home):
+                timed[name] = step
+        measured.append(Measured(program, name, str(home), gaps, None, peak))
     times = interleave(timed, rounds)
-    return [Measured(program, name, str(usable[name]), gaps[name], times.get(name), peaks[name]) for name in steps]
+    return [one._replace(seconds=times.get(one.row)) for one in measured]
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, float]:
@@ -292,20 +287,12 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[s
     return gaps
 
 
-def _in_its_way(row: Row, step: Callable[[], Result]) -> Callable[[], Result]:
-    def run() -> Result:
-        with running(row):
-            return step()
-
-    return run
-
-
 @contextlib.contextmanager
-def running(row: Row) -> Iterator[None]:
+def _in_its_way(row: Row) -> Iterator[None]:
     """Run layers as a row does."""
     before = os.environ.get(jit.VARIABLE)
     try:
-        if row.compile:
+        if row.compile is not None:
             os.environ[jit.VARIABLE] = row.compile
         with use(row.engine) if row.engine else contextlib.nullcontext():
             yield
@@ -320,13 +307,13 @@ HEADINGS = ("program", "row", "ms", "ratio", "GFLOP/s", "peak MB")
 
 def _costs(one: Measured, measured: list[Measured]) -> tuple[str, ...]:
     """Return the cells of a row of the table of costs; ratios are those to the first row of the program."""
-    peak = "-" if one.peak is None else f"{one.peak / 1e6:.2f}"
-    if one.timing is None:
-        return str(one.program), one.row, "-", "-", "-", peak
-    first = next(other.timing for other in measured if other.program == one.program and other.timing is not None)
-    median = one.timing.median
-    speed = Case("lstm", one.program.size).operations / median
-    times = (f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}")
+    peak = "-" if one.peak_bytes is None else f"{one.peak_bytes / 1e6:.2f}"
+    times = "-", "-", "-"
+    if one.seconds is not None:
+        first = next(other.seconds for other in measured if other.program == one.program and other.seconds is not None)
+        median = one.seconds.median
+        speed = Case("lstm", one.program.size).operations / median
+        times = f"{median * 1e3:.3f}", f"{median / first.median:.2f}", f"{speed / 1e9:.2f}"
     return str(one.program), one.row, *times, peak
 
 
@@ -334,9 +321,9 @@ def drawn(measured: list[Measured]) -> Any:
     """Draw the median times of all rows, a panel for each program."""
     figure, panels = figures.panels(len(PROGRAMS), 1, 1.4)
     for program, axes in zip(PROGRAMS, panels, strict=True):
-        timed = [one for one in measured if one.program == program and one.timing is not None]
-        names = [one.row for one in timed]
-        bars = axes.barh(names, [one.timing.median * 1e3 for one in timed if one.timing], color=figures.DARK)
+        some = [one for one in measured if one.program == program]
+        times = {one.row: one.seconds.median * 1e3 for one in some if one.seconds is not None}
+        bars = axes.barh([*times], [*times.values()], color=figures.DARK)
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=figures.SMALL)
         axes.margins(x=0.1)
         axes.invert_yaxis()

@@ -87,10 +87,10 @@ class _Job:
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         """Pass a signal on to all ranks; while MPI starts, in which handlers of ranks do not run, end them at once."""
         self.signal = self.signal or number
-        if len(self.processes) < self.ranks:
-            number, receivers = signal.SIGKILL, [self.mpiexec]  # its ranks end with it
-        else:
-            receivers = [*self.processes]
+        receivers = [*self.processes]
+        if len(receivers) < self.ranks:
+            receivers = [self.mpiexec]  # its ranks end with it
+            number = signal.SIGKILL
         for process in receivers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)

@@ -297,8 +297,9 @@ def _rhythms(dates: Dates) -> Iterator[Calendar]:
     apart = bool(np.all(np.diff(months.astype(np.int64)) > 0))
     if apart and np.all(day == np.minimum(usual, last)):
         yield Calendar(dates, none, "M", days=(usual,), time=time)
-    apart_by, business = np.diff(days.astype(np.int64)), np.diff(np.busday_count(MONDAY, days))
-    over_weekends = np.min(apart_by) == np.gcd.reduce(business) and np.sum(business) < np.sum(apart_by)
+    all_days = np.diff(days.astype(np.int64))
+    business_days = np.diff(np.busday_count(MONDAY, days))
+    over_weekends = np.min(all_days) == np.gcd.reduce(business_days) and np.sum(business_days) < np.sum(all_days)
     yield Calendar(dates, none, "B" if over_weekends and np.all(np.is_busday(days)) else "D", time=time)
     if apart and np.all(np.is_busday(days)) and np.all(day > last - TRADING):
         yield Calendar(dates, none, "BM", time=time)

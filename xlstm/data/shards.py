@@ -87,24 +87,25 @@ def cut(batch: Batch, group: Group, every_step: bool | None, number: int) -> Bat
     own = columns(B, group) if groups is None else _whole_groups(to_numpy(groups), group)
     timed = tuple(batch.target.shape[:2]) == (T, B) if every_step is None else every_step
     options = None if batch.options is None else {name: value[own] for name, value in batch.options.items()}
-    target, some = batch.target, _compared(batch.target, timed, B, number)
-    seen = batch.x[0, some], target[:, some] if timed else target[some]
-    target = target[:, own] if timed else target[own]
-    return _part(batch._replace(x=batch.x[:, own], target=target, options=options), own, B, timed, *seen)
+    steps = (slice(None),) if timed else ()
+    some = _compared(batch.target, timed, B, number)
+    mine = batch._replace(x=batch.x[:, own], target=batch.target[*steps, own], options=options)
+    return _part(mine, own, B, timed, batch.x[0, some], batch.target[*steps, some])
 
 
 def _compared(target: Any, timed: bool, B: int, number: int) -> slice:
     """Return the sequences of a batch whose targets ranks compare: all where they are few, else some in turn."""
     each = math.prod(target.shape[:1] + target.shape[2:] if timed else target.shape[1:])
     count = max(1, COMPARED // max(1, each))
-    first = number * count % max(1, B)
+    first = number % max(1, -(-B // count)) * count
     return slice(first, first + count)
 
 
 def _part(batch: Batch, own: slice, B: int, timed: bool, *seen: Any) -> Batch:
     """Return a part of a batch of B, of which `batch` has the columns `own`, but the whole mask and all lengths.
 
-    Its checksum is that of the arrays `seen`, which are of the whole batch; those on a device are left alone.
+    Its checksum is that of all lengths and of the arrays `seen`, which are of the whole batch. Arrays on a device are
+    left out.
     """
     mask, lengths = (None if array is None else to_numpy(array) for array in (batch.mask, batch.lengths))
     T = len(batch.x)

@@ -236,10 +236,11 @@ def _of_model(model: Any, series: TimeSeries, at: Origins, horizon: int) -> Made
 
 def _row(found: Any, key: str, horizon: int) -> Values:
     """Return one array (H,) of those that the method forward of a model returned; raise where it is not there."""
-    if not isinstance(found, Mapping) or key not in found:
-        returned = checks.few(map(str, found)) if isinstance(found, Mapping) and found else checks.shown(found)
-        raise TypeError(f"compare: forward returned {returned}, expected a dict with {', '.join(RETURNED)}")
-    row = host.numbers("compare", f"forward's {key}", found[key])
+    returned = found if isinstance(found, Mapping) else {}
+    if key not in returned:
+        names = checks.few(map(str, returned)) or checks.shown(found)
+        raise TypeError(f"compare: forward returned {names}, expected a dict with {', '.join(RETURNED)}")
+    row = host.numbers("compare", f"forward's {key}", returned[key])
     checks.shape("compare", f"forward's {key}", row, {"H": horizon})
     return row
 

@@ -68,27 +68,32 @@ def draw(quantiles: Values, levels: Sequence[float], ranked: Values, rng: np.ran
 
 def announced(steps: int, horizon: int) -> Iterator[int]:
     """Yield the first step of each horizon; a long forecast says how long it takes once a part of it is done."""
-    start, firsts, unsaid = time.perf_counter(), range(0, steps, horizon), True
+    firsts = range(0, steps, horizon)
+    unsaid = True
+    start = time.perf_counter()
     for done, first in enumerate(firsts, 1):
         yield first
         passed = time.perf_counter() - start
         if unsaid and passed > LONG / 10:
             unsaid = False
-            if (seconds := passed / done * len(firsts)) > LONG:
+            seconds = passed / done * len(firsts)
+            if seconds > LONG:
                 log.warning("Forecaster: %d steps, %d at a time, take about %.0f s", steps, horizon, seconds)
 
 
 def before(predictor: Predictor, series: TimeSeries, units: Values, ahead: Values) -> tuple[Array, Values, Values]:
     """Return what `Predictor.before` does after each of n paths (n, t, C) behind a series; past covariates stay.
 
-    For the other candidates paths are further targets, and for the network series behind each other. Rows are left out
-    that do not reach a forecast any more.
+    For the other candidates paths are further targets, and for the network series behind each other. Rows that are too
+    old to reach a forecast are left out.
     """
     (n, t, C), s, combination, N = ahead.shape, predictor.settings, predictor.combination, len(series.values)
     begin = max(0, N + t - max(s.window, combination.reach))
-    past, future, known = series.past[min(begin, N - 1) :], series.future[begin:], series.known[begin:]
-    known = np.concatenate((np.broadcast_to(known, (n, *known.shape)), ahead[:, max(0, begin - N) :]), axis=1)
-    L = known.shape[1]  # of (n, L, C)
+    past = series.past[min(begin, N - 1) :]
+    future = series.future[begin:]
+    known = np.broadcast_to(series.known[begin:], (n, max(0, N - begin), C))
+    known = np.concatenate((known, ahead[:, max(0, begin - N) :]), axis=1)  # (n, L, C)
+    L = known.shape[1]
     side = known.swapaxes(0, 1).reshape(L, n * C)
     beside = replace(predictor, combination=combination.repeated(n))
     base = beside.base(series._replace(values=side, known=side, future=future), np.tile(units, n), np.array([L]))

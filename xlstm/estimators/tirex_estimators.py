@@ -279,7 +279,8 @@ class ZeroShotForecaster(SeriesEstimator):
     ) -> tuple[Given, list[TimeSeries]]:
         """Return series as they were given and as arrays, with `steps` rows ahead."""
         checks.text(FORECASTER, "name", self.name)
-        known, fitted = Covariates.of(FORECASTER, covariates), self._names() if fitted is None else fitted
+        known = Covariates.of(FORECASTER, covariates)
+        fitted = self._names() if fitted is None else fitted
         given, several = items.read_table(FORECASTER, network.model, values, known, self._roles(), steps, fitted)
         for series, name in zip(several, names_of(given.ids, len(several)), strict=True):
             check_changes(FORECASTER, series.known, name)

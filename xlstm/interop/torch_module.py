@@ -31,6 +31,7 @@ _numbers = itertools.count(1)
 _unfiled: dict[str, Bridge] = {}  # layers of classes that files do not know
 PROCESS = uuid.uuid4().hex  # a part of their names, which a program from another process does not find here
 PLAIN = {torch.Tensor, torch.nn.Parameter}  # a tensor of another class, such as FakeTensor, may have no values
+OF_A_CPU = torch.float32, torch.float64  # dtypes of parameters there
 KEYS = torch._C.DispatchKey
 # One of these is on while a tracer of PyTorch sees operators alone, or inside a transform of torch.func.
 MODES = (KEYS.Python, KEYS.PreDispatch, KEYS.FuncTorchDynamicLayerFrontMode)
@@ -81,7 +82,7 @@ def _forward(
     take, give, context = views_of_tensors(bridge.name, x)
     with context:
         x, *start = map(take, (x, *state))
-        arrays = _arrays(bridge.name, params, take)
+        arrays = _arrays(params, take)
         found, saved = bridge.forward(arrays, x, start, keep=keep, **options)
         return tuple(map(give, found)), (_addresses(params), options, arrays, saved) if keep else None
 
@@ -94,16 +95,16 @@ def _backward(
     with context:
         addresses, options, arrays, saved = _saved(bridge.name, handle)
         if addresses != _addresses(params):  # what was kept has views of memory that FSDP2 has freed since
-            arrays = _arrays(bridge.name, params, take)
+            arrays = _arrays(params, take)
             _, saved = bridge.forward(arrays, take(x), list(map(take, state)), keep=True, **options)
         dy, *dend = [None if d is None else take(d) for d in douts]
         grads, dx, start = bridge.backward(arrays, saved, dy, dend)
         return list(map(give, [*grads, *start] if state else grads)), None if dx is None else give(dx)
 
 
-def _arrays(where: str, params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
+def _arrays(params: Sequence[Tensor], take: Callable[[Tensor], Array]) -> list[Array]:
     """Return views of parameters that let PyTorch free their memory between the passes, as FSDP2 does."""
-    return [foreign.taken(where, p.detach(), np.from_dlpack) if p.is_cpu else take(p) for p in params]
+    return [np.from_dlpack(p.detach()) if p.is_cpu and p.dtype in OF_A_CPU else take(p) for p in params]
 
 
 def _addresses(params: Sequence[Tensor]) -> list[int]:

@@ -130,12 +130,12 @@ class Module:
             There is no memory for the largest of them; none is drawn.
         """
         chosen, rng = backend_of(backend, dtype), generator(seed, where=type(self).__name__)
-        sizes = {name: math.prod(n for n in dims.values() if n) for name, dims in self.shapes.items()}
-        largest = max(sizes, key=sizes.__getitem__, default="")
+        sizes = [(math.prod(n for n in dims.values() if n), name) for name, dims in self.shapes.items()]
+        size, largest = max(sizes, default=(0, ""), key=lambda one: one[0])
         try:
-            np.empty(sizes.get(largest, 0))  # the largest one as it is drawn, in float64; nothing is written to it
+            np.empty(size)  # the largest one as it is drawn, in float64; nothing is written to it
         except (MemoryError, ValueError, OverflowError):  # the last two where no array can have so many numbers
-            problem = f"{largest} has {sizes[largest]:.3g} numbers, for which there is no memory"
+            problem = f"{largest} has {size:.3g} numbers, for which there is no memory"
             raise ValueError(f"{type(self).__name__}: {problem}; expected smaller sizes") from None
         return {name: chosen.asarray(values) for name, values in self.draw(rng).items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ WRITTEN = 12  # labels, up to which counts are written into the matrix
 NAMED = 40  # labels, up to which the axes have their names
 LATEST = 200  # forecasts of a test part that are drawn
 MEASURES = ("RMSE", "MAE", "MASE", "sMAPE")  # of `Errors`
+QUANTILE = re.compile(r"(.*) (0\.\d+|[\d.]+e-\d+)")  # a column of quantiles: its target and its level
 TRUTH, FAN = "0.45", "#3b7d5b"
 LEADS = "#e0457b", "#5b3fa0"  # of forecasts one step and a whole horizon ahead
 
@@ -282,7 +284,7 @@ def fans(series: Any, ahead: Any) -> Any:
     Parameters
     ----------
     series : list of Series, or table
-        Of a table each target of each series has a panel.
+        Each target of each series of a table has a panel.
     ahead : list of Fan, or table
         As many, or for a table the one that `predict_quantiles` of a forecaster returns.
 
@@ -293,7 +295,7 @@ def fans(series: Any, ahead: Any) -> Any:
     Raises
     ------
     ValueError, TypeError
-        A table comes with something else than its quantiles.
+        A table comes with something else than quantiles of its targets.
     """
     if frames.is_table(series):
         series, ahead = _of_tables(series, ahead)
@@ -306,19 +308,16 @@ def fans(series: Any, ahead: Any) -> Any:
 
 def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
     """Return each target of each series of a table, and its quantiles, which are columns of another table."""
-    levels: dict[str, list[float]] = {}
+    levels: dict[str, dict[str, float]] = {}  # of each target, by column
     others = []
     for column in frames.names_of("fans", ahead):
-        target, _, end = column.rpartition(" ")
-        try:
-            level = float(end)
-        except ValueError:
-            others.append(column)
+        if match := QUANTILE.fullmatch(column):
+            levels.setdefault(match[1], {})[column] = float(match[2])
         else:
-            levels.setdefault(target, []).append(level)
-    columns = [f"{target} {level:g}" for target, each in levels.items() for level in each]
-    if not columns:
+            others.append(column)
+    if not levels:
         raise ValueError(f"fans: ahead has columns {checks.few(others)}, expected those of predict_quantiles")
+    columns = [*itertools.chain(*levels.values())]
     dates = frames.table_of("fans", ahead, columns).index_name
     roles = Roles(series_id=[name for name in others if name != dates]).checked("fans")
     known = by_series("fans", table, roles, [*levels])
@@ -329,8 +328,7 @@ def _of_tables(table: Any, ahead: Any) -> tuple[list[Series], list[Fan]]:
         for target, each in levels.items():
             one = series_of(target, known[label], f"fans: series {label}: row {{}}".format)
             series.append(replace(one, name=f"{target} of {label}") if roles.id_name else one)
-            quantiles = numbers_of("fans", later, [f"{target} {level:g}" for level in each])
-            found.append(Fan(quantiles, each))
+            found.append(Fan(numbers_of("fans", later, [*each]), [*each.values()]))
     return series, found
 
 
@@ -359,10 +357,9 @@ def forecast_errors(errors: Mapping[str, Any], unit: str = "", step: str = "step
         There are no errors, they are no numbers (horizon,) or (horizon, C), or methods differ in C.
     """
     by_name = _measured(checks.mapping("forecast_errors", errors, "errors"), measure)
-    shapes = {name: values.shape for name, values in by_name.items()}
-    if len({C for _, C in shapes.values()}) > 1:
-        raise ValueError(f"forecast_errors: errors have shapes {checks.shown(shapes)}, expected (H, C) with one C")
-    C = next(iter(shapes.values()))[1]
+    C, *others = {values.shape[1] for values in by_name.values()}
+    if others:
+        raise ValueError(f"forecast_errors: errors are of {C} and {others[0]} targets, expected (H, C) with one C")
     figure, panels = figures.panels(C, 1, 3.0)
     for c, axes in enumerate(panels):
         of_target = {name: values[:, c] for name, values in by_name.items()}

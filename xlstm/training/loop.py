@@ -209,8 +209,10 @@ def train(
     chosen: list[Callback] = [] if clip is None else [Clip(clip)]
     chosen += [MovingAverage(averaging)] if checks.rate("train", "averaging", averaging) else []
     chosen += [] if patience is None else [EarlyStopping(patience)]
-    if progress is not None and progress is not False:
-        chosen.append(ProgressBar() if progress is True else Each(checks.function("train", "progress", progress)))
+    if isinstance(progress, bool | np.bool_):
+        chosen += [ProgressBar()] if progress else []
+    elif progress is not None:
+        chosen.append(Each(checks.function("train", "progress", progress)))
     for callback in checks.several("train", "callbacks", callbacks, "a list of callbacks", CALLBACK):
         chosen.append(callback if isinstance(callback, Callback) else Each(callback))
     how: dict[str, Any] = {"loss": loss, "precision": precision, "accumulate": accumulate}
@@ -331,8 +333,8 @@ class Run:
         if self.step.group is not None:
             limits = {"epochs": self.epochs, "most steps": self.steps, "every": self.every}
             settings = self.ranks.tried(lambda: {**self.settings, **limits})
-            self.saving, drawing = self.ranks.same(settings, (self.saving, self.order.bit_generator.state))
-            self.order.bit_generator.state = drawing
+            beside = self.saving, self.order.bit_generator.state
+            self.saving, self.order.bit_generator.state = self.ranks.same(settings, beside)
         if self.saving:
             self.ranks.tried(self._check_saving)
         origin = self.ranks.read(lambda: self._newest(resume))

@@ -65,15 +65,6 @@ class Head(NamedTuple):
     check: Any
 
 
-class Noted(NamedTuple):
-    """All that ranks are to have in common in a step, as errors call it."""
-
-    number_of_sequences: int
-    number_of_targets: float
-    checksum_of_order_and_targets: int
-    learning_rate: tuple[float, ...]
-
-
 class Joint:
     """A rank's share of the sums of all ranks, and the numbers that they agreed on in the last one.
 
@@ -89,8 +80,8 @@ class Joint:
         The numbers that this rank tells the others in the next sum.
     agreed : Head
         The head of the last sum that the host has looked at.
-    noted : Noted or None
-        All that ranks are to have in common in this step.
+    noted : dict of str to object
+        All that ranks are to have in common in this step, as errors call it.
     """
 
     def __init__(self, group: Group, home: Backend, params: Params) -> None:
@@ -104,9 +95,10 @@ class Joint:
         self.buffer: Array = home.asarray(np.zeros(ROOM + self.each * group.size))
         self.head, self.grads = self.buffer[:ROOM], self.named(self.buffer[ROOM:])
         self.agreed = Head(*[0.0] * len(Head._fields))
-        self.noted: Noted | None = None
+        self.noted: dict[str, Any] = {}
         self.checksum = 0  # of all that was noted so far
-        self.where, self.ended = "", False
+        self.where = ""
+        self.ended = False
 
     def named(self, flat: Array) -> Params:
         """Return the arrays that lie behind each other in a flat one, by the names of parameters."""
@@ -180,8 +172,13 @@ class Joint:
 
     def note(self, part: Part, rates: tuple[float, ...]) -> None:
         """Note what ranks are to have in common in a step: its batch and the learning rates of its update."""
-        self.noted = Noted(part.B, part.total, part.checksum, rates)
-        self.checksum = hash((self.checksum, self.noted))  # of numbers, which is the same in all processes
+        self.noted = {
+            "number of sequences": part.B,
+            "number of targets": part.total,
+            "checksum of order and targets": part.checksum,
+            "learning rate": rates,
+        }
+        self.checksum = hash((self.checksum, *self.noted.values()))  # of numbers, which is the same in all processes
 
     @property
     def check(self) -> float:
@@ -215,8 +212,7 @@ class Joint:
 
     def _differ(self) -> NoReturn:
         """Raise ValueError, which names the rank that has had another batch or learning rate than most."""
-        noted = {} if self.noted is None else self.noted._asdict()
-        same(self.group, self.where, {name.replace("_", " "): value for name, value in noted.items()})
+        same(self.group, self.where, self.noted)
         shares = f"the shares of ranks in its targets sum to {self.agreed.share:g}, expected 1"
         raise ValueError(f"{self.where}: {shares}; do all ranks have the same data, in the same order?")
 
@@ -411,7 +407,7 @@ def same(
 
 
 def different(name: str, there: Any, expected: Any, of: str = "") -> str:
-    """Return in words how a setting differs: of a dict its first entry that does, of texts what is shortly before."""
+    """Return in words how a setting differs: a dict by its first such entry, texts from shortly before the place on."""
     if isinstance(there, dict) and isinstance(expected, dict):
         for key in {**expected, **there}:
             if there.get(key) != expected.get(key):

@@ -209,16 +209,16 @@ class Step:
         joint = None
         if self.group is not None:
             kinds = {name: f"{p.dtype} {p.shape}" for name, p in params.items()}
-            is_low_rank = isinstance(self.model, LowRank)  # whose own weights no rank sends
+            kept = self.model.params if isinstance(self.model, LowRank) else {}  # no rank sends these
             settings = {
                 **self._settings,
                 "backend": feed.home.name,
                 "parameters": kinds,
-                "checksum of the weights that stay": checksum(self.model.params if is_low_rank else {}),
+                "checksum of the weights that stay": checksum(kept),
             }
-            drawing = same(self.group, "train", settings, None if masks is None else masks.bit_generator.state)
-            if masks is not None:  # whose generator may be another one on each rank
-                masks.bit_generator.state = drawing
+            drawn_by = same(self.group, "train", settings, None if masks is None else masks.bit_generator.state)
+            if masks is not None:  # each rank may have been given another generator
+                masks.bit_generator.state = drawn_by
             params = shared(self.group, feed.home, params)
             joint = joint_of(self.group, feed.home, params, self.optimizer, self.callbacks)
         moments = self.optimizer.init(params)
@@ -253,7 +253,8 @@ class Step:
         joint = state.joint
         if joint is None:
             return self._taken(state, self._inputs(state, batch, where), where)
-        joint.where, joint.ended = where, batch is None  # which a run gives where a rank has none
+        joint.where = where
+        joint.ended = batch is None  # as a run gives where the data of this rank have ended
         if joint.error is None and batch is not None:
             with held(joint):
                 batch = self._inputs(state, batch, where)
@@ -492,7 +493,8 @@ class Step:
         targets, total = inputs.weight if self._local else inputs.total, state.weight + inputs.total or 1.0
         if state.joint is None:
             return Given(*numbers, targets, total)
-        joint, share = state.joint, inputs.weight / (inputs.total or 1.0)
+        joint = state.joint
+        share = inputs.weight / (inputs.total or 1.0)
         return Given(*numbers, targets, total, share, float(joint.signal), float(joint.stop), joint.check)
 
     def _summed(
