@@ -158,7 +158,7 @@ def be(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 @pytest.fixture(autouse=True, scope="session")
 def cuda() -> None:
-    """Where CuPy runs on a CPU, new memory holds NaN, and graphs are not launched on memory that was given back."""
+    """Where CuPy runs on a CPU, new memory holds NaN, and nothing is launched on memory that was given back."""
     if "cupy" in BACKENDS and not cuda_on_cpu.missing():
         cuda_on_cpu.watch()
 

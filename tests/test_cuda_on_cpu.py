@@ -146,6 +146,26 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
     assert found == [2.0 if waits else 0.0] * 4
 
 
+# ---- memory that was given back
+
+
+@pytest.mark.parametrize("gone", ["array", "pool", "allocator"])
+def test_a_launch_on_memory_that_was_given_back_is_found(gone):
+    """It went back to its pool, or to the device: a pool that is gone tells nobody of the end of its arrays."""
+    pool = cp.cuda.MemoryPool()
+    with cp.cuda.using_allocator(None if gone == "allocator" else pool.malloc):
+        x, look = cp.ones(4), kernel("k(double* x) {}")  # whose memory may be the host's then
+    with cuda_on_cpu.counted() as asked:
+        look((1,), (1,), (x,))
+        assert not asked.problems
+        address = np.uintp(x.data.ptr)
+        if gone == "pool":
+            del pool
+        del x
+        look((1,), (1,), (address,))
+    assert [problem[:26] for problem in asked.problems] == ["memory that was given back"]
+
+
 # ---- graphs
 
 

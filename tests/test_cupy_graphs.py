@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests import gpu
-from xlstm.arrays import random
-from xlstm.arrays.convert import to_numpy
+from xlstm.arrays import constants, random
+from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda_graph import Recorder, capturing
+from xlstm.data import Windows
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import Step, optimizers, train
 
 cupy = gpu.needed()
+
+MODEL = SequenceModel(xlstm.LSTM(2, 8), 3)
+WINDOWS = Windows(np.ones((8, 4, 2)), np.ones((8, 4, 3)), every_step=True, batch_size=2)
 
 
 @pytest.fixture
@@ -71,17 +78,109 @@ def test_after_a_capture_that_was_refused(be, case):
     assert to_numpy(a).tolist() == [2, 2, 2]
 
 
-def test_the_memory_of_a_recorder_is_its_own(be):
-    """It is taken from the pool that is current, and stays taken until the recorder and its graphs are gone."""
+@pytest.mark.parametrize("full", [False, True])
+def test_the_memory_of_a_recorder_is_its_own(be, full):
+    """It is taken from the pool that is current, and stays taken until the recorder and its graphs are gone.
+
+    Where there is too little memory, pools give back what is free.
+    """
     a, pool = be.asarray(np.ones(5)), cupy.cuda.MemoryPool()
     _ = a + a  # which compiles its kernel
     with cupy.cuda.using_allocator(pool.malloc):
         recorder = Recorder()
-        recorder.capture(lambda: a + a is None)
+        graph = recorder.capture(lambda: a + a is None)
         taken = pool.used_bytes()
         assert taken > 0
-        recorder._pool.free_all_blocks()
-        assert pool.used_bytes() == taken
+        if full:
+            recorder._memory.pool.free_all_blocks()
+            assert pool.used_bytes() == taken
     del recorder
     gc.collect()
+    assert pool.used_bytes() == taken
+    del graph
+    gc.collect()
     assert pool.used_bytes() == 0
+
+
+def test_arrays_of_a_capture_outlive_its_recorder(be):
+    """Their memory goes back when the last one is gone, also where it was a part of what a pool had."""
+    a, pool, kept = be.asarray(np.ones(1000)), cupy.cuda.MemoryPool(), []
+    _ = a + a, a[:5] + a[:5]
+
+    def function():
+        _ = a + a
+        del _  # the next array is a part of its memory
+        kept.append(a[:5] + a[:5])
+
+    with cupy.cuda.using_allocator(pool.malloc):
+        Recorder().capture(function).launch()
+        gc.collect()
+        others = cupy.zeros(1000)
+    assert to_numpy(kept[0]).tolist() == [2] * 5
+    del others
+    kept.clear()
+    gc.collect()
+    assert pool.used_bytes() == 0
+
+
+def test_runs_with_graphs_leave_no_memory_behind(be):
+    pool, used = cupy.cuda.MemoryPool(), []
+    with cupy.cuda.using_allocator(pool.malloc):
+        for _ in range(3):
+            train(MODEL, MODEL.init(0, be), WINDOWS, optimizers.adam(0.1), epochs=2, graph=True)
+            gc.collect()
+            used.append(pool.used_bytes())
+    assert used[0] == used[1] == used[2]
+
+
+def test_constants_of_a_capture_are_not_kept(be):
+    """Nothing has filled them before the graph is launched; those of values of the host are refused."""
+    values = np.arange(5) + 0.25
+
+    def made():
+        return constants.steps(be.xp, 77, be.xp.int64, be.device), constants.counters(be.xp, 77, be.device)
+
+    made()  # which compiles its kernels
+    constants._made.cache_clear()
+    constants._copied.cache_clear()
+    inside = []
+    graph = Recorder().capture(lambda: inside.extend(made()))
+    numbers, counters = made()
+    inside[1].fill(7)  # in memory of the graph
+    assert to_numpy(numbers).tolist() == list(range(77))
+    assert not to_numpy(counters).any()
+    graph.launch()
+    for a, expected in zip(inside, made(), strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(expected))
+    with pytest.raises(BackendError, match="values of the host are copied in a capture, expected them on the device"):
+        Recorder().capture(lambda: constants.copied(be.xp, values, be.device) is None)
+    assert to_numpy(constants.copied(be.xp, values, be.device)).tolist() == values.tolist()
+
+
+def test_a_graph_is_launched_on_its_own_stream(be):
+    """Another one is refused by name, before anything is asked of it."""
+    a, recorder = be.asarray(np.ones(3)), Recorder()
+    a.fill(2)
+    graph = recorder.capture(lambda: a.fill(2))
+    step, batch = Step(MODEL, optimizers.adam(0.1), graph=True), next(iter(WINDOWS.batches()))
+    state = step.init(MODEL.init(0, be))
+    for _ in range(3):
+        state, _ = step(state, batch)
+    assert state.graphs.captured
+    before = to_numpy(state.graphs.given)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        refused = pytest.raises(ValueError, match=rf"are \({stream.ptr}, 0\), expected \(0, 0\), for which")
+        with refused:
+            graph.launch()
+        with refused:
+            recorder.capture(lambda: a.fill(3))
+        with refused:
+            step(state, batch)
+    np.testing.assert_array_equal(to_numpy(state.graphs.given), before)
+
+    def made():
+        with cupy.cuda.Stream.ptds:
+            return Recorder().capture(lambda: a.fill(2))
+
+    with ThreadPoolExecutor(1) as pool, cupy.cuda.Stream.ptds, pytest.raises(ValueError, match=r"are \(2, \d+\)"):
+        pool.submit(made).result().launch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 
 import numpy as np
@@ -243,7 +244,8 @@ def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
 def test_memory_that_others_drop_stays(backend):
     """Indices of lengths and constants lie in caches, from which other calls push them out."""
     (batch,), params, found = lengths(1).batches(), LSTM.init(0, backend), []
-    caches = (packing._packing, packing._copied, packing._inside, constants._made, constants._copied)
+    recent = packing._recent
+    caches = (recent.packing, recent.copied, recent.inside, constants._made, constants._copied)
     for graph in (True, False):
         made = Step(LSTM, ADAM, graph=graph)
         state = made.init(params)
@@ -416,7 +418,7 @@ def test_parts_of_a_model_are_looked_at(backend):
 
 @pytest.mark.parametrize("missing", ["cuBLAS", "memory"])
 def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
-    """A capture for which there is too little memory gives back what it had."""
+    """A capture for which there is too little memory gives back all that it had."""
     params, pool, known, used = LSTM.init(0, backend), cupy.cuda.MemoryPool(), [], []
 
     def taken(size):
@@ -438,6 +440,9 @@ def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
     assert used[-1] < 2**20 < min(known, default=2**21)  # the workspace of cuBLAS is larger
     assert found.losses == expected.losses
     agree(found.params, expected.params)
+    del found
+    gc.collect()
+    assert pool.used_bytes() == 0
 
 
 def test_cublas_has_a_name_on_each_platform():

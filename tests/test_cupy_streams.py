@@ -7,6 +7,8 @@ there for those that do not wait.
 from __future__ import annotations
 
 import contextlib
+import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,10 +16,12 @@ import pytest
 
 import xlstm
 from tests import cuda_on_cpu, gpu
-from xlstm.arrays import constants
+from xlstm.arrays import constants, random
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import Part
 from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
+from xlstm.recurrence import packing
 from xlstm.training import Step, optimizers
 from xlstm.training.callbacks import Clip
 
@@ -136,6 +140,54 @@ def test_constants_are_of_one_stream():
         found = [pool.submit(made, cupy.cuda.Stream.ptds).result() for pool in (first, second, first)]
     assert found[0] is found[2]
     assert found[0] is not found[1]
+
+
+class Borrowed:
+    """An allocator that takes the memory of its arrays along when it goes, as pools of CuPy before 14.1."""
+
+    def __init__(self):
+        self.memory = []
+
+    def __call__(self, size):
+        self.memory.append(cupy.cuda.Memory(size))
+        at, device = self.memory[-1].ptr, cupy.cuda.Device().id
+        return cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(at, size, None, device), 0)
+
+
+def test_constants_outlive_their_allocator():
+    """Indices of lengths, masks, counters and places of a rank lie in the memory of the call that made them."""
+    layer, part = LAYERS["options"], Part(16.0, 2 * B, slice(B, 2 * B))
+    be, expected = xlstm.backend("cupy"), hosts(passes(layer, LENGTHS))
+
+    def drawn():
+        rng = random.of_part(random.generator(3), part)
+        return random.bernoulli(rng, 0.5, (T, B, D), be.asarray(np.ones(1)))
+
+    mask = to_numpy(drawn())
+    gpu.first_contact()
+    packing._recent.__init__()
+    for _ in range(2):
+        with cupy.cuda.using_allocator(Borrowed()):
+            same([*passes(layer, LENGTHS), drawn()], [*expected, mask])
+        gc.collect()
+
+
+def test_each_thread_keeps_indices_of_its_own_lengths():
+    """Other threads with other lengths do not push them out."""
+    be, threads = xlstm.backend("cupy"), 6
+    x, turn = be.asarray(np.ones((T, B, D))), threading.Barrier(threads, timeout=300)
+
+    def run(k):
+        found = []
+        for _ in range(3):
+            turn.wait()
+            found.append(packing.Packing.of("", [k, 3, 2, 6], T, B).pack(be.xp, x))
+        return hosts(found)
+
+    with ThreadPoolExecutor(threads) as pool, gpu.counted() as found:
+        made = [*pool.map(run, range(threads))]
+    assert [len(a) for each in made for a in each] == [k + 11 for k in range(threads) for _ in range(3)]
+    assert found.to_device == threads
 
 
 def test_graphs_are_launched_on_the_current_stream():

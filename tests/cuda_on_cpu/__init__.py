@@ -22,7 +22,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 HOME = Path(sys.prefix) / "cuda_on_cpu"
-VERSIONS = ("14.0.1", "14.2.0")  # of CuPy, that it is built against
+VERSION = "14.2.0"  # of CuPy, that it is built against
 RUNTIME = Path(sysconfig.get_path("platlib"), f"cupy_backends/cuda/api/runtime{sysconfig.get_config_var('EXT_SUFFIX')}")
 
 
@@ -112,7 +112,7 @@ def recover() -> None:
 def watch() -> None:
     """Watch the pools of CuPy in this thread and in threads that begin later.
 
-    Blocks that a pool gives hold NaN and count as `allocations`; a graph is not launched on memory that went back.
+    Blocks that a pool gives hold NaN and count as `allocations`; nothing is launched on memory that went back.
     """
     import cupy
 
@@ -124,7 +124,7 @@ def watch() -> None:
             library().cuda_on_cpu_took(ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size), ctypes.c_void_p(stream))
 
         def free_preprocess(self, device_id: int, mem_size: int, mem_ptr: int, pmem_id: int) -> None:
-            library().cuda_on_cpu_gave_back(ctypes.c_void_p(mem_ptr))
+            library().cuda_on_cpu_gave_back(ctypes.c_void_p(mem_ptr), ctypes.c_size_t(mem_size))
 
     hook = Hook()
 

@@ -20,7 +20,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from tests.cuda_on_cpu import FOLDER, HOME, RUNTIME, VERSIONS, digest, missing
+from tests.cuda_on_cpu import FOLDER, HOME, RUNTIME, VERSION, digest, missing
 
 SITE = Path(sysconfig.get_path("platlib"))
 CUDA = SITE / "nvidia/cuda_runtime/include"
@@ -34,7 +34,7 @@ _os.environ.setdefault("CUPY_CACHE_DIR", _os.path.expanduser("~/.cache/cuda_on_c
 CYTHON = ["-m", "cython", "-3", "--cplus", "-X", "binding=False,c_api_binop_methods=True"]  # as CuPy's own build
 CYTHON += ["-E", "CUPY_CUDA_VERSION=12090,CUPY_HIP_VERSION=0,CUPY_USE_CUDA_PYTHON=False"]
 # Functions of which nobody needs more than that they succeed.
-NOTHING = {"cudaGetLastError", "cudaGraphUpload", "cuModuleUnload", "cuLinkAddFile_v2", "cuLinkDestroy"}
+NOTHING = {"cudaGetLastError", "cudaGraphUpload", "cuModuleUnload"}
 
 
 def unsupported() -> str:
@@ -44,7 +44,7 @@ def unsupported() -> str:
     if not (shutil.which("g++") and importlib.util.find_spec("cupy") and (CUDA / "cuda.h").exists()):
         return "it needs g++ and the packages cupy-cuda12x and nvidia-cuda-runtime-cu12"
     version = importlib.metadata.version("cupy-cuda12x")
-    return "" if version in VERSIONS else f"it is built against CuPy {' and '.join(VERSIONS)}, and this is {version}"
+    return "" if version == VERSION else f"it is built against CuPy {VERSION}, and this is {version}"
 
 
 def run(*command: str | Path, **options: object) -> str:
@@ -60,16 +60,16 @@ def asked(path: Path, *options: str) -> list[str]:
     return [name for name in found if re.match("(cuda|cublas|nccl)[A-Z]", name)]
 
 
-def compiled_runtime(version: str, compiler: list[str]) -> Path:
+def compiled_runtime(compiler: list[str]) -> Path:
     """Return CuPy's module, which is kept, compiled from its source distribution."""
-    made = HOME / f"runtime-{version}.o"
+    made = HOME / f"runtime-{VERSION}.o"
     if not made.exists():
         with tempfile.TemporaryDirectory() as folder:
             fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-build-isolation", "--no-binary"]
             # With this variable CuPy's setup.py asks for no CUDA.
-            run(*fetch, "cupy", "-d", folder, f"cupy=={version}", env={**os.environ, "READTHEDOCS": "True"})
+            run(*fetch, "cupy", "-d", folder, f"cupy=={VERSION}", env={**os.environ, "READTHEDOCS": "True"})
             shutil.unpack_archive(next(Path(folder).glob("cupy-*.tar.gz")), folder, filter="data")
-            tree = Path(folder, f"cupy-{version}")
+            tree = Path(folder, f"cupy-{VERSION}")
             with (tree / f"{MODULE}.pyx").open("a") as file:
                 file.write(ENVIRONMENT)
             run(sys.executable, *CYTHON, f"{MODULE}.pyx", cwd=tree)
@@ -82,7 +82,6 @@ def build() -> None:
     (HOME / "stamp").unlink(missing_ok=True)
     library, include = HOME / "lib", HOME / "include"
     library.mkdir(parents=True, exist_ok=True)
-    (library / "libcudadevrt.a").touch()
     shutil.copytree(FOLDER / "include", include, dirs_exist_ok=True)
     own = SITE / "cupy/_core/include"
     folders = [include, *(own / "cupy/_cccl" / name for name in ("libcudacxx", "thrust", "cub")), own, CUDA]
@@ -105,7 +104,7 @@ def build() -> None:
         run(*compiler, "-O3", "-shared", f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
 
     run(*kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
-    runtime = compiled_runtime(importlib.metadata.version("cupy-cuda12x"), compiler)
+    runtime = compiled_runtime(compiler)
     driver = [FOLDER / f"{name}.cpp" for name in ("calls", "devices", "launches", "ptx", "streams", "threads")]
     make("libcuda.so.1", driver, (*NOTHING, *asked(runtime)), 801)
     cublas = next(SITE.glob("cupy_backends/cuda/libs/cublas.*.so"))

@@ -99,7 +99,10 @@ cudaError_t cudaMalloc(void** p, size_t size) {
 }
 cudaError_t cudaFree(void* p) {
     LOCK;
-    if (p && !memory.erase((char*)p)) return problem("free of memory that is not there"), cudaErrorInvalidValue;
+    if (!p) return cudaSuccess;
+    const auto found = memory.find((char*)p);
+    if (found == memory.end()) return problem("free of memory that is not there"), cudaErrorInvalidValue;
+    went_back(p, found->second.size), memory.erase(found);
     return capturing() || finish_all(), free(p), cudaSuccess;
 }
 cudaError_t cudaHostAlloc(void** p, size_t size, unsigned) {

@@ -44,7 +44,8 @@ bool idle(void* stream, const char* kind);  // whether an operation is counted a
 cudaError_t spoil(const string& what, cudaError_t error = cudaErrorStreamCaptureUnsupported);
 cudaError_t finish(void* stream);
 cudaError_t finish_all();
-void forget(void* from, size_t size);  // blocks of pools in memory that is new
+void forget(void* from, size_t size);     // what is known of memory that somebody else gets now
+void went_back(void* from, size_t size);  // to a pool, or to the device
 bool capturing(bool strictly = false);
 bool is_capturing(void* stream);
 

@@ -63,18 +63,6 @@ static CUresult launch(void* function, dim3 grid, dim3 block, unsigned shared, v
 
 extern "C" {
 CUresult cuInit(unsigned) { return CUDA_ERROR_NO_DEVICE; }  // for those who bring a runtime of their own
-// CuPy 14.0 links kernels of cooperative launches with CUDA's libcudadevrt: what is linked stays as it is.
-CUresult cuLinkCreate(unsigned, CUjit_option*, void**, CUlinkState* s) {
-    return *s = (CUlinkState) new string, CUDA_SUCCESS;
-}
-CUresult cuLinkAddData(CUlinkState s, CUjitInputType, void* data, size_t size, const char*, unsigned,
-                       CUjit_option*, void**) {
-    return ((string*)s)->assign((const char*)data, size), CUDA_SUCCESS;
-}
-CUresult cuLinkComplete(CUlinkState s, void** data, size_t* size) {
-    return *data = ((string*)s)->data(), *size = ((string*)s)->size(), CUDA_SUCCESS;
-}
-
 CUresult cuModuleLoadData(CUmodule* m, const void* data) {
     LOCK;
     counts["modules"]++;

@@ -14,7 +14,7 @@ struct Event { Stream* stream; size_t place; Shared capture; double time; };
 
 static Stream default_stream;
 static std::set<Stream*> streams = {&default_stream};
-static map<char*, Block> blocks;  // that pools have given out
+static map<char*, Block> blocks, freed;  // that pools have given out, and memory that went back to a pool or the device
 static cudaError_t sticky = cudaSuccess;
 static int strict_captures;
 
@@ -57,8 +57,13 @@ static void use(Graph& graph, const void* p) {
     if (auto* block = holding(blocks, p)) graph.uses.insert(*block);
 }
 void forget(void* from, size_t size) {
-    blocks.erase(blocks.lower_bound((char*)from), blocks.lower_bound((char*)from + size));
+    for (auto* known : {&blocks, &freed}) {
+        auto first = known->lower_bound((char*)from);
+        if (first != known->begin() && std::prev(first)->first + std::prev(first)->second.size > from) first--;
+        known->erase(first, known->lower_bound((char*)from + size));
+    }
 }
+void went_back(void* from, size_t size) { forget(from, size), freed[(char*)from] = {size}; }
 // Whether memory that a graph uses went back to its pool; blocks of the capture itself may, if nobody else gets them.
 static bool stale(const Graph& graph) {
     for (auto& [base, block] : graph.uses) {
@@ -78,9 +83,11 @@ cudaError_t submit(void* to, const char* kind, const string& what, Op op, const 
     snprintf(address, sizeof address, "%s%lx ", s->capture ? "C " : "  ", (unsigned long)to);
     if (*kind) counts[kind]++, note(address + what);
     if (kind == string("launches") || kind == string("gemm")) {
-        for (auto* word : words)
+        for (auto* word : words) {
             if (auto* room = room_of(word); room && room->device != device)
                 problem("memory of device " + to_string(room->device) + " on " + to_string(device) + ": " + what);
+            if (holding(freed, word)) problem("memory that was given back: " + what);
+        }
     }
     if (s->capture) {
         for (auto* word : words) use(*s->capture, word);
@@ -114,10 +121,11 @@ extern "C" {
 void cuda_on_cpu_took(char* p, size_t size, void* stream) {  // a block that a pool gives holds NaN
     LOCK;
     if (!p) return;  // there was no memory
+    forget(p, size);
     blocks[p] = {size, ++counts["allocations"], capturing()};
     if (!capturing()) submit(stream, "", "", [=] { return memset(p, 0xff, size), cudaSuccess; });
 }
-void cuda_on_cpu_gave_back(char* p) { LOCK; blocks.erase(p); }
+void cuda_on_cpu_gave_back(char* p, size_t size) { LOCK; went_back(p, size); }
 void cuda_on_cpu_recover() { LOCK; sticky = cudaSuccess; }
 
 cudaError_t cudaDeviceSynchronize() {

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from xlstm.arrays import cuda_graph
-from xlstm.arrays.cuda_graph import kept
+from xlstm.arrays import cuda_graph, probe
+from xlstm.arrays.convert import BackendError
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.namespace import Array, Namespace
 
-PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
-
-
 Home = tuple[Any, ...]
+Made = TypeVar("Made")
 
 
 def home(device: Any) -> Home:
@@ -27,33 +25,69 @@ def home(device: Any) -> Home:
     current one of CuPy, whose devices have no hash.
     """
     number = getattr(device, "id", None)
-    if number is None:
-        return (device,)
-    address = cuda_graph.stream()
-    return None, number, address, threading.get_ident() if address == PER_THREAD else 0
+    return (device,) if number is None else (None, number, *cuda_graph.stream())
+
+
+def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """Keep so many results of a function that makes arrays, whose last argument is a `Home`.
+
+    The allocator that an array is from is kept beside it: a pool that is gone may take the memory of its arrays along.
+    A graph keeps what it reads. An array that is made within a capture is not kept, because it is filled only when the
+    graph is launched.
+    """
+
+    def decorate(make: Callable[..., Made]) -> Callable[..., Made]:
+        @functools.lru_cache(most)
+        def place(*arguments: Any) -> list[Any]:
+            return []
+
+        @functools.wraps(make)
+        def found(*arguments: Any) -> Made:
+            held, graph = place(*arguments), cuda_graph.capturing()
+            if not held:
+                made = make(*arguments)
+                if graph is not None:
+                    return made
+                on_cupy = len(arguments[-1]) > 1
+                held[:] = made, on_cupy and probe.cupy().cuda.get_allocator()
+            if graph is not None:
+                graph.kept.append(held)
+            return held[0]  # type: ignore[no-any-return]
+
+        found.cache_clear = place.cache_clear  # type: ignore[attr-defined]
+        return found
+
+    return decorate
+
+
+def from_host(xp: Namespace, values: np.ndarray[Any, Any], home: Home) -> Array:
+    """Return an array with values of the host, whose memory a graph would read when it is launched."""
+    if cuda_graph.capturing() is not None:
+        raise BackendError("CuPy: values of the host are copied in a capture, expected them on the device before it")
+    return xp.asarray(values, device=home[0])
 
 
 def steps(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return the numbers from 0 to n - 1."""
-    return kept(_made(xp, "arange", (n,), dtype, home(device)))
+    return _made(xp, "arange", (n,), dtype, home(device))
 
 
 def identity(xp: Namespace, n: int, dtype: Any, device: Any) -> Array:
     """Return a matrix with ones on its diagonal, (n, n)."""
-    return kept(_made(xp, "eye", (n,), dtype, home(device)))
+    return _made(xp, "eye", (n,), dtype, home(device))
 
 
 def number(xp: Namespace, value: float, dtype: Any, device: Any) -> Array:
     """Return a number as an array without axes."""
-    return kept(_made(xp, "full", ((), value), dtype, home(device)))
+    return _made(xp, "full", ((), value), dtype, home(device))
 
 
 def counters(xp: Namespace, n: int, device: Any) -> Array:
     """Return n zeros that kernels count in, one kernel of a stream after the other; each leaves zeros."""
-    return kept(_made(xp, "zeros", (n,), xp.uint32, home(device)))
+    return _made(xp, "zeros", (n,), xp.uint32, home(device))
 
 
-@functools.lru_cache(maxsize=192)
+@kept(192)
 def _made(xp: Namespace, function: str, args: tuple[Any, ...], dtype: Any, home: Home) -> Array:
     return getattr(xp, function)(*args, dtype=dtype, device=home[0])
 
@@ -62,9 +96,9 @@ def copied(xp: Namespace, values: np.ndarray[Any, Any], device: Any) -> Array:
     """Return an array with values of the host, which CuPy is given once for all calls with the same values."""
     if not compiles(xp):
         return xp.asarray(values, device=device)
-    return kept(_copied(xp, values.tobytes(), values.shape, values.dtype, home(device)))
+    return _copied(xp, values.tobytes(), values.shape, values.dtype, home(device))
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _copied(xp: Namespace, values: bytes, shape: tuple[int, ...], dtype: Any, home: Home) -> Array:
-    return xp.asarray(np.frombuffer(values, dtype).reshape(shape), device=home[0])
+    return from_host(xp, np.frombuffer(values, dtype).reshape(shape), home)

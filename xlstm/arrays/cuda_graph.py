@@ -12,16 +12,18 @@ import contextvars
 import ctypes
 import functools
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_longlong, c_size_t, c_void_p
-from typing import Any, TypeVar
+from typing import Any
 
 from xlstm.arrays import probe
 from xlstm.arrays.convert import BackendError
 from xlstm.arrays.namespace import Array
 
-Kept = TypeVar("Kept")
+PER_THREAD = 2  # the address that CUDA has for the default stream of each thread
+StreamKey = tuple[int, int]  # an address, and for `PER_THREAD` the thread
 
 
 class Graph:
@@ -31,21 +33,19 @@ class Graph:
     ----------
     kept : list
         Arrays that it reads and that others may drop.
-    stream : int
-        The address of the stream that was current before the capture, on which the graph is to be launched.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder, self.kept, self.made = recorder, list[Any](), None
-        self.stream = stream()
 
     def launch(self) -> None:
-        """Ask for everything that was captured, on the current stream."""
+        """Ask for everything that was captured, on the stream of the recorder, which has to be current."""
+        self.recorder.check()
         self.made.launch()  # type: ignore[attr-defined]
 
 
-class _Memory:
-    """Memory from the pool that is current, which is not given back before this object is gone.
+class _Source:
+    """Memory from the allocator that is current, which is not given back before this object is gone.
 
     A pool gives memory back where it has too little, but graphs write to it whenever they are launched.
     """
@@ -63,14 +63,45 @@ class _Memory:
         pass
 
 
-class Recorder:
-    """Captures graphs that are launched one at a time, and that share the memory of their intermediate arrays."""
+class _Memory:
+    """Memory of graphs, which goes back when this object is gone: the recorder, its graphs and their arrays have it."""
 
     def __init__(self) -> None:
-        cuda, memory = probe.cupy().cuda, _Memory()
-        self._pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(memory.malloc, memory.free).malloc)
-        self._stream = cuda.Stream(non_blocking=True)
+        cuda, source = probe.cupy().cuda, _Source()
+        self.pool = cuda.MemoryPool(cuda.PythonFunctionAllocator(source.malloc, source.free).malloc)
+        weakref.finalize(self, _emptied, self.pool, cuda.Device()).atexit = False
+
+    def malloc(self, size: int) -> Any:
+        cuda, found = probe.cupy().cuda, self.pool.malloc(size)
+        return cuda.MemoryPointer(cuda.UnownedMemory(found.ptr, size, (self, found), found.device_id), 0)
+
+
+def _emptied(pool: Any, device: Any) -> None:
+    """Give back what is free in a pool, which CuPy does not do for a pool that is gone."""
+    with device:
+        pool.free_all_blocks()
+
+
+class Recorder:
+    """Captures graphs that are launched one at a time, and that share the memory of their intermediate arrays.
+
+    Attributes
+    ----------
+    stream : StreamKey
+        The stream that was current when this object was made, on which the graphs are launched.
+    """
+
+    def __init__(self) -> None:
+        self._memory = _Memory()
+        self._stream = probe.cupy().cuda.Stream(non_blocking=True)
         self._cublas = Handle()
+        self.stream = stream()
+
+    def check(self) -> None:
+        """Raise ValueError where another stream is current: it does not wait for what graphs read and overwrite."""
+        if (came := stream()) != self.stream:
+            expected = f"expected {self.stream}, for which the graph was made"
+            raise ValueError(f"CUDA graph: the current stream and the thread it is of are {came}, {expected}")
 
     @contextlib.contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -84,10 +115,11 @@ class Recorder:
 
     def capture(self, function: Callable[[], None]) -> Graph:
         """Return the graph of what a function asks for; it was called in a rehearsal, which compiled its kernels."""
+        self.check()
         graph = Graph(self)
         token = _capturing.set(graph)
         try:
-            with probe.cupy().cuda.using_allocator(self._pool.malloc), self._stream, self.rehearsal():
+            with probe.cupy().cuda.using_allocator(self._memory.malloc), self._stream, self.rehearsal():
                 graph.made = _captured(self._stream, function)
         finally:
             _capturing.reset(token)
@@ -110,22 +142,17 @@ def capturing() -> Graph | None:
     return _capturing.get()
 
 
-def stream() -> int:
-    """Return the address of the stream that work is done on: within a capture, that of the graph's launches."""
-    graph = _capturing.get()
-    return int(probe.cupy().cuda.get_current_stream().ptr) if graph is None else graph.stream
+def stream() -> StreamKey:
+    """Return the stream that work is done on: within a capture, that of the graph's launches."""
+    if (graph := _capturing.get()) is not None:
+        return graph.recorder.stream
+    address = int(probe.cupy().cuda.get_current_stream().ptr)
+    return address, threading.get_ident() if address == PER_THREAD else 0
 
 
 def handle() -> Handle | None:
     """Return the handle of cuBLAS that captures and their rehearsals multiply with, within one."""
     return _handle.get()
-
-
-def kept(found: Kept) -> Kept:
-    """Return what a cache has found, and keep it as long as the graph that is captured now, if any."""
-    if (graph := _capturing.get()) is not None:
-        graph.kept.append(found)
-    return found
 
 
 _handle: contextvars.ContextVar[Handle | None] = contextvars.ContextVar("handle", default=None)

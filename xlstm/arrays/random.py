@@ -7,18 +7,16 @@ to the device, and the generator on the host goes on from where it would be.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from xlstm.arrays import broken, checks, device, fuse, probe
-from xlstm.arrays.constants import Home, home
+from xlstm.arrays import broken, checks, device, fuse
+from xlstm.arrays.constants import Home, from_host, home, kept
 from xlstm.arrays.convert import like
-from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.groups import Part, rows
-from xlstm.arrays.namespace import Array, device_of, namespace_of
+from xlstm.arrays.namespace import Array, Namespace, device_of, namespace_of
 
 Seed: TypeAlias = "int | np.random.Generator"
 State = Any  # of a PCG64, a dict
@@ -199,7 +197,7 @@ def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: 
     """Launch the kernel that fills a mask, or the one for the part of a batch."""
     name, draws, rest = "xlstm_bernoulli", 2, tuple[Any, ...]()
     if part is not None:
-        places = kept(_on_device(part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask))))
+        places = _on_device(namespace_of(mask), part.key, mask.shape[0], mask.ndim == 2, home(device_of(mask)))
         name, draws, rest = "xlstm_bernoulli_rows", PIECE, (places, np.int64(mask.size // len(places)))
     blocks = min(BLOCKS, -(-mask.size // (draws * THREADS)))
     step = device.struct(_halves(A, c), form="4Q")
@@ -207,10 +205,10 @@ def _launch(mask: Array, numbers: Sequence[Any], state: Any, on_device: Any, c: 
     kernel((blocks,), (THREADS,), (mask, *numbers, device.struct(state, form="4Q"), on_device, step, *rest))
 
 
-@functools.lru_cache(maxsize=16)
-def _on_device(key: Any, steps: int, packed: bool, home: Home) -> Array:
+@kept(16)
+def _on_device(xp: Namespace, key: Any, steps: int, packed: bool, home: Home) -> Array:
     """Return the rows of a part, on a device."""
-    return probe.cupy().asarray(rows(key, steps, packed))
+    return from_host(xp, rows(key, steps, packed), home)
 
 
 class Later(np.random.Generator):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,9 +19,8 @@ import numpy as np
 
 from xlstm.arrays import checks, constants, fuse
 from xlstm.arrays.backend import Portable
-from xlstm.arrays.constants import Home, home
+from xlstm.arrays.constants import Home, from_host, home, kept
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.cuda_graph import kept
 from xlstm.arrays.fuse import compiles
 from xlstm.arrays.gather import gather
 from xlstm.arrays.namespace import Array, Namespace, Params, device_of, reshape
@@ -78,7 +78,7 @@ class Packing:
         """
         if lengths is None:
             return _even(T, B)
-        return _packing(checked_lengths(where, lengths, T, B).tobytes(), T, B)
+        return _recent.packing(checked_lengths(where, lengths, T, B).tobytes(), T, B)
 
     @property
     def ends(self) -> Indices:
@@ -125,11 +125,11 @@ class Packing:
 
     def _indices(self, xp: Namespace, like: Array) -> _Indices:
         """Return the indices on the device of an array: one copy from the host, the first time."""
-        return kept(_copied(xp, self, home(device_of(like))))
+        return _recent.copied(xp, self, home(device_of(like)))
 
     def inside(self, xp: Namespace, like: Array) -> Array:
         """Return whether steps are within their sequences, (T, B), on the device of an array: one copy, once."""
-        return kept(_inside(xp, self, home(device_of(like))))
+        return _recent.inside(xp, self, home(device_of(like)))
 
     @functools.cached_property
     def _here(self) -> _Indices:
@@ -228,7 +228,6 @@ def checked_lengths(where: str, lengths: Any, T: int, B: int) -> Indices:
     return found.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=4)  # each keeps some whole numbers for every step of every sequence
 def _packing(lengths: bytes, T: int, B: int) -> Packing:
     """Return the packing of B sequences with these lengths; it keeps its indices on the device for the next call."""
     found = np.frombuffer(lengths, np.int64)
@@ -240,19 +239,29 @@ def _packing(lengths: bytes, T: int, B: int) -> Packing:
     return Packing(T, B, segments, order, found)
 
 
-@functools.lru_cache(maxsize=16)
 def _copied(xp: Namespace, packing: Packing, home: Home) -> _Indices:
     """Return the indices of a packing on a device."""
     here = packing._here
-    there = xp.asarray(np.concatenate(here), device=home[0])
+    there = from_host(xp, np.concatenate(here), home)
     ends = np.cumsum([len(part) for part in here])
     return _Indices(*(there[end - len(part) : end] for end, part in zip(ends, here, strict=True)))
 
 
-@functools.lru_cache(maxsize=16)
 def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
     """Return whether steps of a packing are within their sequences, (T, B), on a device."""
-    return xp.asarray(np.arange(packing.T)[:, None] < packing.ends, device=home[0])
+    return from_host(xp, np.arange(packing.T)[:, None] < packing.ends, home)
+
+
+class _Recent(threading.local):
+    """What is kept of the last lengths of each thread: whole numbers for every step of every sequence."""
+
+    def __init__(self) -> None:
+        self.packing = functools.lru_cache(maxsize=4)(_packing)
+        self.copied = kept(16)(_copied)
+        self.inside = kept(16)(_inside)
+
+
+_recent = _Recent()
 
 
 @functools.lru_cache

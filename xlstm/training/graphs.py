@@ -193,6 +193,8 @@ class Graphs:
         given : array
             The numbers of `Given` and those of the optimiser, on the host.
         """
+        if self.recorder is not None:
+            self.recorder.check()
         state = self._with_arrays(state)
         if self.given is None:
             self.given = self.home.asarray(np.zeros(given.shape), "float64")
