@@ -5,6 +5,8 @@ A number here is a bound; where a call asks for less, the bound goes down with i
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers
 from xlstm.training.callbacks import Clip
 
-gpu.needed()
+cupy = gpu.needed()
 
 B, D, H = 4, 8, 8
 LENGTHS = [25, 3, 5, 1]
@@ -89,6 +91,52 @@ def test_one_more_step_of_a_layer_with_options(backend, layer, forward, backward
     """It takes no operation where one kernel does all steps, else products and kernels."""
     found = [[one.operations for one in passes(backend, layer, T=steps)] for steps in (6, 7)]
     assert np.all(np.subtract(found[1], found[0]) <= (forward, backward)), found
+
+
+class Peak(cupy.cuda.MemoryHook):
+    """The most bytes of CuPy's pool that were in use."""
+
+    bytes = 0
+
+    def malloc_postprocess(self, **_):
+        self.bytes = max(self.bytes, cupy.get_default_memory_pool().used_bytes())
+
+
+def peaks(layer, T=64, B=16):
+    """The most memory beside parameters and x during forward and backward, in units of an array (T, B, H)."""
+    gpu.on_cpu()
+    backend, rng = xlstm.backend("cupy"), np.random.default_rng(0)
+    params, x = layer.init(0, backend), backend.asarray(rng.standard_normal((T, B, layer.input_size)))
+    for _ in range(2):  # constants are made in the first call
+        gc.collect()
+        before, forward, backward = cupy.get_default_memory_pool().used_bytes(), Peak(), Peak()
+        with forward:
+            y, end, saved = layer.forward(params, x)
+        with backward:
+            layer.backward(params, saved, y, end)
+        del y, end, saved
+    unit = T * B * layer.hidden_size * x.itemsize
+    return (forward.bytes - before) / unit, (backward.bytes - before) / unit
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "forward", "backward"),
+    [
+        (xlstm.LSTM, {}, 11.4, 12.7),
+        (xlstm.LSTM, {"recompute": True}, 6.4, 11.5),
+        (xlstm.LSTM, {"layer_norm": True}, 22.3, 31.5),
+        (xlstm.GRU, {}, 9.3, 12.5),
+        (xlstm.GRU, {"recompute": True}, 4.3, 12.3),
+        (xlstm.GRU, {"layer_norm": True}, 16.2, 22.5),
+        (xlstm.sLSTM, {}, 15.4, 16.9),
+        (xlstm.sLSTM, {"recompute": True}, 8.4, 15.6),
+    ],
+)
+def test_memory_of_a_layer(kind, options, forward, backward):
+    """With `recompute` a layer takes less in both passes, not only between them."""
+    found = peaks(kind(64, 64, **options))
+    assert found[0] <= forward, found
+    assert found[1] <= backward, found
 
 
 TEXT = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 4, [1], 2), 11)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,10 +17,12 @@ import pytest
 
 import xlstm
 from tests import cuda_on_cpu, gpu
+from tests.layers import EVERY, input_of
 from xlstm.arrays import constants, random
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Part
 from xlstm.data import Streams, Windows
+from xlstm.layers.sequence import SequenceLayer
 from xlstm.models.sequence import SequenceModel
 from xlstm.recurrence import packing
 from xlstm.training import Step, optimizers
@@ -249,3 +252,28 @@ def test_several_devices(work):
         assert {a.device.id for a in made} == {1}
         same(made, expected)
     same(work(), expected)
+
+
+@pytest.mark.parametrize("layer", EVERY, ids=lambda layer: str(layer)[:60])
+def test_backward_refuses_what_is_saved_on_another_device(layer):
+    """As forward refuses x; a pickle comes to the device that is current."""
+    gpu.two_devices()
+
+    def made():
+        backend = xlstm.backend("cupy")
+        params, x = layer.init(0, backend), input_of(layer, backend, np.random.default_rng(0))
+        y, *_, saved = layer.forward(params, x, **({"seed": 1} if isinstance(layer, SequenceLayer) else {}))
+        return params, saved, y
+
+    params, saved, y = made()
+    expected, *_ = layer.backward(params, saved, y)
+    with cupy.cuda.Device(1):
+        other, there, dy = made()
+        written = pickle.dumps(there)
+    words = rf"^{type(layer).__name__}: saved is on <CUDA Device 1> but \S+ on <CUDA Device 0>, expected one device$"
+    with pytest.raises(TypeError, match=words):
+        layer.backward(params, there, y)
+    with pytest.raises(ValueError, match="on CUDA device 1, which is not the current one, 0; with"):
+        layer.backward(other, there, dy)
+    found, *_ = layer.backward(params, pickle.loads(written), y)
+    same(hosts(found.values()), hosts(expected.values()))

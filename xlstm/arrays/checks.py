@@ -180,6 +180,13 @@ def saved(where: str, layer: Any, given: Any, kind: type) -> None:
         raise ValueError(f"{where}: saved is what forward of {shown(kept)} kept, expected that of {shown(layer)}")
 
 
+def beside(where: str, home: Any, params: Mapping[str, Any]) -> None:
+    """Raise unless the device of what forward saved is that of the parameters; None says that it is not known."""
+    name, first = next(iter(params.items()))
+    if home not in (None, first.device):
+        raise TypeError(f"{where}: saved is on {home} but {name} on {first.device}, expected one device")
+
+
 def several(
     where: str, name: str, value: Any, expected: str, kind: Kind | None = None, most: int = LARGEST
 ) -> list[Any]:

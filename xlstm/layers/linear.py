@@ -245,7 +245,7 @@ class Embedding(Module):
         xp = self.namespace(params, {})
         check_library("Embedding", "x", xp, x)
         y, kept = self.apply(xp, params, tokens_of("Embedding", "x", xp, x, self.vocab_size))
-        return y, Saved(self, tuple(y.shape), kept)
+        return y, Saved(self, tuple(y.shape), kept, home=device_of(y))
 
     def apply(self, xp: Namespace, p: Params, x: Array) -> tuple[Array, Any]:
         """Return a row (..., D) for each of tokens x (...)."""

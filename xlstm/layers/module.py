@@ -17,7 +17,7 @@ import numpy as np
 from xlstm.arrays import checks
 from xlstm.arrays.backend import Backend, backend_of
 from xlstm.arrays.foreign import from_foreign
-from xlstm.arrays.namespace import Array, DType, Namespace, Params, namespace, reshape
+from xlstm.arrays.namespace import Array, DType, Namespace, Params, device_of, namespace, reshape
 from xlstm.arrays.random import Seed, bernoulli, generator
 from xlstm.arrays.tensor_views import Views, views_of
 from xlstm.cells.activations import FEED_FORWARD, FORGET
@@ -165,7 +165,7 @@ class Module:
             expected = f"(..., {self._symbol}) = (..., {self.input_size})"
             raise ValueError(f"{type(self).__name__}: x has shape {tuple(x.shape)}, expected {expected}")
         y, kept = self.apply(xp, params, x)
-        return y, Saved(self, tuple(y.shape), kept)
+        return y, Saved(self, tuple(y.shape), kept, home=device_of(y))
 
     def backward(self, params: Params, saved: Any, dy: Array) -> tuple[Any, ...]:
         """Return gradients of the parameters, and that of x, from dy, the gradient of the loss by y.
@@ -173,12 +173,14 @@ class Module:
         Raises
         ------
         ValueError, TypeError
-            `saved` comes from another module, an array is misshapen, or arrays differ in library, device or dtype.
+            `saved` comes from another module or is on another device than `params`, an array is misshapen, or arrays
+            differ in library, device or dtype.
         """
         checks.saved(type(self).__name__, self, saved, Saved)
         if (views := self._views(params, dy)) is not None:
             return views.run(self.backward, params, saved, dy)  # type: ignore[no-any-return]
         xp, params, dy = self._agreed(params, "dy", dy)
+        checks.beside(type(self).__name__, saved.home, params)
         if tuple(dy.shape) != saved.shape:
             shape = tuple(dy.shape)
             raise ValueError(f"{type(self).__name__}: dy has shape {shape}, expected that of y, {saved.shape}")
@@ -335,6 +337,11 @@ class Saved:
     shape: tuple[int, ...] | None
     kept: Any
     span: Any = None
+    home: Any = None  # the device of the arrays, None where it is not known
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle it without its device: arrays of CuPy are unpickled to the one that is current then."""
+        return {**vars(self), "home": None}
 
     def names(self) -> list[str]:
         """Return the names of the parts that `saved[...]` takes."""

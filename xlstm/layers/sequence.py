@@ -177,7 +177,7 @@ class SequenceLayer(Module):
         y, end, kept = self.run(params, x, start, span)
         if self.batch_first:
             y = self._swap(span.xp, y)
-        return y, end, Saved(self, tuple(y.shape), kept, span) if keep else None
+        return y, end, Saved(self, tuple(y.shape), kept, span, device_of(y)) if keep else None
 
     def begin(
         self, params: Params, x: Array, state: Any, lengths: Any = None, groups: Any = None
@@ -216,7 +216,8 @@ class SequenceLayer(Module):
         Raises
         ------
         ValueError, TypeError
-            `saved` is None, or comes from another layer; a gradient has another shape, library, device or dtype.
+            `saved` is None, comes from another layer, or is on another device than `params`; a gradient has another
+            shape, library, device or dtype.
         """
         if type(dy) is not np.ndarray and (views := self._views(params, dy, dstate)) is not None:
             return views.run(self.backward, params, saved, dy, dstate)  # type: ignore[no-any-return]
@@ -224,6 +225,7 @@ class SequenceLayer(Module):
         checks.saved(where, self, saved, Saved)
         span = saved.span
         xp, params, dy, dstate = self._agree(params, dy, "dstate", dstate)
+        checks.beside(where, saved.home, params)
         if dy is not None:
             if dy.shape != saved.shape:
                 checks.shape(where, "dy", dy, self.output_dims(span.T, span.B))

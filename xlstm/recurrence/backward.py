@@ -43,38 +43,59 @@ def run_bwd(tape: Tape, dy: Array | None, dstate: Sequence[Array]) -> tuple[Para
 
 
 def _weights(tape: Tape, found: Gradients) -> tuple[Params, Array]:
-    """Return the gradients of the weights and of x, each a product over all steps."""
+    """Return the gradients of the weights and of x, each a product over all steps.
+
+    Those by the product of h come first: where its gradients are arrays of their own, these then make room.
+    """
     step, x = tape.step, tape.x
     xp, w, rows = step.xp, step.w, step.G * step.H
-    dzx = found.arrays["zx"]
-    grads: Params = _own(tape, dzx) if step.own else {}
-    if dzx.shape[0] > rows:
-        dzx = dzx[:rows, :]
-    dzh: Array = found.arrays.get("zh", dzx)
-    da: Array = found.arrays.get("a", dzh)
-    more, dp = step.project_bwd(dzx, tape.normal)  # (7)
-    grads |= more
-    products = {"Wx": (dp, x), "dx": (dp.T, w["Wx"])} if "Wx" in w else {}  # (1)
-    h0 = tape.passed
+    every = found.arrays["zx"]  # with rows that the cell's own parameters alone need
+    dzx = every if every.shape[0] == rows else every[:rows, :]
+    dzh: Array = found.arrays.pop("zh", dzx)
+    da: Array = found.arrays.pop("a", dzh)
+    grads: Params = {}
+    products: dict[str, tuple[Array, Array]] = {}
     if step.heads:
         G, N, K, _ = step.Wh.shape
         heads = xp.permute_dims(reshape(da.T, (x.shape[0], G, N, K)), (1, 2, 3, 0))
-        grads["Wh"] = matmul(xp, heads, xp.permute_dims(reshape(h0, (x.shape[0], N, K)), (1, 0, 2)))  # (3)
+        h0 = xp.permute_dims(reshape(tape.passed, (x.shape[0], N, K)), (1, 0, 2))
+        grads["Wh"] = matmul(xp, heads, h0)  # (3)
     elif "Wh" in w:  # there is a product of h
-        products["Wh"] = (da, h0)  # (3)
+        products["Wh"] = (da, tape.passed)  # (3)
     if step.Whr is not None:
         products["Whr"] = (found.arrays["out"], tape.out)  # (5)
-    for bias, d in (("b", dzx), ("bh", dzh)):  # (1) (3)
-        if bias in w:
-            if compiles(xp):
-                grads[bias] = column_sums(xp, d.T)
-            else:
-                products[bias] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
-    grads |= dict(zip(products, tape.products(list(products.values())), strict=True))
-    dx = grads.pop("dx") if "Wx" in w else dzx.T
     if "gh" in w:
         grads["gh"] = total(xp, dzh, tape.product.T)  # (7)
+    _bias(tape, "bh", dzh, grads, products)  # (3)
+    if da is not dzx:
+        grads |= _multiplied(tape, products)
+        products = {}
+    del da, dzh
+    if step.own:
+        grads |= _own(tape, every)
+    more, dp = step.project_bwd(dzx, tape.normal)  # (7)
+    grads |= more
+    if "Wx" in w:
+        products |= {"Wx": (dp, x), "dx": (dp.T, w["Wx"])}  # (1)
+    _bias(tape, "b", dzx, grads, products)  # (1)
+    grads |= _multiplied(tape, products)
+    dx = grads.pop("dx") if "Wx" in w else dzx.T
     return {name: reshape(grads[name], tuple(p.shape)) for name, p in w.items()}, dx
+
+
+def _bias(tape: Tape, name: str, d: Array, grads: Params, products: dict[str, tuple[Array, Array]]) -> None:
+    """Put the gradient of a bias, the sum of d (R, N) over all steps, to the others, or to the products."""
+    xp = tape.step.xp
+    if name not in tape.step.w:
+        return
+    if compiles(xp):
+        grads[name] = column_sums(xp, d.T)
+    else:
+        products[name] = (d, xp.ones((d.shape[1], 1), dtype=d.dtype, device=device_of(d)))
+
+
+def _multiplied(tape: Tape, products: dict[str, tuple[Array, Array]]) -> Params:
+    return dict(zip(products, tape.products(list(products.values())), strict=True))
 
 
 def _own(tape: Tape, dzx: Array) -> Params:

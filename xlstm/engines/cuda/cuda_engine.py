@@ -26,6 +26,7 @@ from xlstm.engines.tape import Gradients, Kept, Tape, Widths, segments, starts_o
 
 GRADIENTS = {"dz": "zx", "dzh": "zh", "da": "a"}  # the names that `Gradients` has for those of kernels
 AGAIN = "xlstm_again_step"  # the kernel that makes what was not kept
+BLOCKS = 4  # of rows, for each of which it runs once
 KERNELS = {"all": "forward", "states": "slim", "nothing": "lean"}  # of kernels, by what is kept
 
 
@@ -129,25 +130,26 @@ class CudaTape(Kernels, Tape):
 
     def forward(self, keep: str) -> list[Array]:
         """Run all steps; return the state of each sequence at its own end."""
+        zx = self.project(self.x)  # before the arrays that are kept: it needs room of its own, which is free again then
         if keep != "nothing":
             self.rows_kept = self.empty(dict.fromkeys((*["h"] * self.keep_h, *self.function.carried)))
         if keep == "all":
             self.rows_kept |= self.empty(self.function.saved)
         if self.function.around.projected:
             self.rows_kept |= self.empty(self.kept_of_h)
-        arrays = {"zx": self.projected, "y": self.y, **self.rows_kept, **self.constants}
+        arrays = {"zx": zx, "y": self.y, **self.rows_kept, **self.constants}
         self.end = self._run(KERNELS[keep], arrays, self.initial)
         return self.end
 
     def backward(self, dy: Array | None, dstate: Sequence[Array]) -> tuple[Gradients, list[Array]]:
         """Differentiate all steps; return the gradients of every step, and those of the initial state."""
-        found, rows = Gradients(self), self.function.gradients
+        found, rows, whole = Gradients(self), self.function.gradients, self._whole()
         made = self.empty({name: rows[name] for name in GRADIENTS if name in rows})
         dy = self.step.xp.zeros_like(self.y) if dy is None else self.given(dy)
         if self.function.around.projected:
             dy = self.step.xp.asarray(dy, copy=True)  # which collects the whole gradient of h
             found.arrays["out"] = dy.T
-        arrays = {"dy": dy, **made, **self._whole(), **self.constants}
+        arrays = {"dy": dy, **made, **whole, **self.constants}
         start = self._run("backward", arrays, dstate)
         found.arrays |= {GRADIENTS[name]: reshape(a, (a.shape[0], -1)).T for name, a in made.items()}
         return found, start
@@ -192,14 +194,22 @@ class CudaTape(Kernels, Tape):
         return [self.complete(kept) for kept in found]
 
     def _whole(self) -> dict[str, Array]:
-        """Return the arrays that backward needs; saved ones that were not kept are made again from the states."""
+        """Return the arrays that backward needs; saved ones that were not kept are made again from the states.
+
+        They are made in blocks of rows, so that the products take less room than the gradients do later.
+        """
         missing = {name: rows for name, rows in self.function.saved.items() if name not in self.rows_kept}
         if not missing:
             return self.rows_kept
         h0, made = self.h0, self.empty(missing)
         before = {f"before_{name}": a for name, a in {"h": h0, **self.rows_kept}.items()}
-        arrays = {"zx": self.projected, "product": self.through(h0), **before, **made, **self.constants}
-        self.launch_step("again", arrays, 0, h0.shape[0])
+        N = h0.shape[0]
+        block = -(-N // BLOCKS)
+        for at in range(0, N, block):
+            rows = slice(at, at + block)
+            some = {name: a[rows, ...] for name, a in (before | made).items()}
+            products = {"zx": self.project(self.x[rows, :]), "product": self.through(h0[rows, :])}
+            self.launch_step("again", products | some | self.constants, 0, some["before_h"].shape[0])
         return self.rows_kept | made
 
     def _run(self, kind: str, arrays: dict[str, Any], states: Sequence[Array]) -> list[Array]:

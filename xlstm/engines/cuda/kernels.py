@@ -100,11 +100,10 @@ class Kernels:
         blocks = count, 1 if self.function.reduces else -(-self.step.H // threads)
         launch.launch(source, blocks, threads, given)
 
-    @property
-    def projected(self) -> Array:
-        """Wx x of all steps, (N, R), which layer_norm normalises."""
+    def project(self, x: Array) -> Array:
+        """Return Wx x of rows (n, D): (n, R), which layer_norm normalises."""
         w = self.step.w
-        z = matmul(self.step.xp, self.x, w["Wx"].T) if "Wx" in w else self.x
+        z = matmul(self.step.xp, x, w["Wx"].T) if "Wx" in w else x
         if "gx" in w:
             z, (n, r) = layer_norm(self.step.xp, z, w["gx"], -1)
             self.normal = n.T, r.T
@@ -167,7 +166,7 @@ class Single(Kernels):
         names = self.function.carried if projected else ("h", *self.function.carried)
         before = [contiguous(astype(xp, s, self.real)) for s in state[-len(names) :]]
         after = [room(xp, s, s.shape) for s in before]
-        arrays: dict[str, Any] = {"zx": self.projected, **self.constants, **self.empty(self.kept_of_h)}
+        arrays: dict[str, Any] = {"zx": self.project(self.x), **self.constants, **self.empty(self.kept_of_h)}
         arrays |= {f"before_{name}": s for name, s in zip(names, before, strict=True)}
         arrays |= {f"after_{name}": s for name, s in zip(names, after, strict=True)}
         self.ask("lean", arrays, self.given(state[0]), 0)
