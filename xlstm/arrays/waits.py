@@ -1,0 +1,51 @@
+"""Kernels whose blocks wait for one another: one that gave up a wait leaves its number in memory of the host.
+
+All devices write to one word there, so that it is looked at without a copy, whenever an array has come to the host.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from xlstm.arrays import broken, convert, probe
+from xlstm.arrays.namespace import Array
+
+GAVE_UP = "its blocks waited for one another for 2 s"
+_word: list[Array] = []  # once a kernel was launched that may write to it
+_kernels: dict[int, tuple[str, str]] = {}  # by their numbers
+
+
+class Late(broken.CudaError):
+    """A kernel whose blocks waited for one another in vain, so that nothing that it made counts."""
+
+
+def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
+    """Return the address of the word, and the number that a kernel writes there.
+
+    Parameters
+    ----------
+    kernel : str
+        The name of the kernel.
+    way : str
+        The name under which it is known where it is broken.
+    """
+    if not _word:
+        _word.append(np.frombuffer(probe.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1))
+        _word[0][0] = 0
+        convert.copied.append(look)
+    number = zlib.crc32(f"{kernel} {way}".encode()) | 1
+    _kernels[number] = kernel, way
+    return np.uintp(_word[0].ctypes.data), np.uint32(number)
+
+
+def look() -> None:
+    """Raise `Late` where a kernel gave up, and have its way not be taken again."""
+    number = int(_word[0][0])
+    if number:
+        _word[0][0] = 0
+        kernel, way = _kernels[number]
+        broken.hold([way], GAVE_UP)
+        problem = f"{kernel} of {way}: {GAVE_UP}, and what it made is not used"
+        raise Late(f"cuda: on {broken.current()} {problem}\nXLSTM_CUDA_PATH=pointwise goes without such kernels.")
