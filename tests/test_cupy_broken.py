@@ -309,16 +309,15 @@ def test_kernels_are_checked_before_training_takes_them(kept, caplog):
         new_process()
 
 
-@pytest.mark.parametrize("file", ["missing", "damaged", "of another user"])
+@pytest.mark.parametrize("file", ["damaged", "of another user"])
 def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
     checks, me, path = processes(kept), os.geteuid(), tmp_path / "float32.json"
-    if file != "missing":
-        check._keep("float32", check.Checked(), False)
-        new_process()
-        assert chosen() == ALL
+    check._keep("float32", check.Checked(), False)
+    new_process()
+    assert chosen() == ALL
     if file == "damaged":
         path.write_bytes(path.read_bytes()[:-1] + b"!")
-    if file == "of another user":
+    else:
         kept.setattr(private.os, "geteuid", lambda: me + 1)
     new_process()
     assert chosen() == SAFE
@@ -366,9 +365,7 @@ def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, 
     assert chosen() == (path, True)
     with pytest.warns(RuntimeWarning, match=f": {problem}, "):
         new_process()
-    broken.forget()
-    with pytest.warns(RuntimeWarning, match=problem):
-        rows = json.loads(run("check", "--json", code=1).output)
+    rows = json.loads(run("check", "--json", code=1).output)
     assert {row["problem"] for row in rows if row["kernel"] == "grid LSTM"} == {problem}
 
 
@@ -394,8 +391,7 @@ def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch)
 def test_of_several_processes_one_checks(kept):
     checks = processes(kept)
     new_process()
-    with check._one_at_a_time() as waited:
-        assert not waited
+    with check._one_at_a_time():
         other = threading.Thread(target=begin_training)
         other.start()
         check._keep("float32", check.Checked(), False)

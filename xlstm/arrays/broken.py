@@ -95,17 +95,11 @@ def hold(names: Iterable[str], why: str) -> None:
     _tell()
 
 
-def release(names: Iterable[str]) -> None:
-    """Have kernels that were held be used again on the current card."""
-    for name in names:
-        _reasons.pop((current(), name), None)
-    _tell()
-
-
-def forget() -> None:
-    """Have all kernels be tried again on the current card."""
-    for name, _ in _known(card := current()):
-        del _reasons[card, name]
+def forget(names: Iterable[str] | None = None) -> None:
+    """Have kernels be tried again on the current card: those of these names, or all."""
+    card = current()
+    for name in names or [name for name, _ in _known(card)]:
+        _reasons.pop((card, name), None)
     _tell()
 
 

@@ -32,8 +32,9 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
         The name under which it is known where it is broken.
     """
     if not _word:
-        _word.append(np.frombuffer(probe.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1))
-        _word[0][0] = 0
+        word = np.frombuffer(probe.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1)
+        word[0] = 0
+        _word.append(word)
         convert.copied.append(look)
     number = zlib.crc32(f"{kernel} {way}".encode()) | 1
     _kernels[number] = kernel, way

@@ -74,7 +74,7 @@ END: list[Any] = []  # its last line
 COMMAND = (sys.executable, "-P", "-c", "from xlstm.engines.cuda import check; check.child()")
 Call = tuple[Any, ...]
 _begun: set[str] = set()  # cards that were used before
-_trained: set[tuple[str, str]] = set()  # cards and dtypes that training began with before
+_trained: set[tuple[str, str]] = set()  # cards and dtypes that need no check before training any more
 log = logging.getLogger("xlstm")
 
 
@@ -140,6 +140,7 @@ def check() -> Checked:
     for dtype in DTYPES:
         rows = Checked(_row(*call) for call in _calls(dtype))
         _keep(dtype, rows, False)
+        _trained.add((broken.current(), dtype))
         found += rows
     _mark(found)
     sys.stdout.write(f"{found}\n")
@@ -149,11 +150,7 @@ def check() -> Checked:
 def apart() -> Checked:
     """Do as `check` in a process of its own, without a table; where a kernel hangs, the rows end with it."""
     _usable()
-    launch.current()
-    found = Checked()
-    for dtype in DTYPES:
-        found += _apart(dtype)
-    return found
+    return Checked(row for dtype in DTYPES for row in _apart(dtype)[0])
 
 
 def first_use() -> None:
@@ -162,8 +159,7 @@ def first_use() -> None:
         return
     _begun.add(card)
     for dtype in DTYPES:
-        kept = None if _asked() == "1" else _kept(dtype)
-        if kept is not None:
+        if kept := _kept(dtype):
             _go_by(dtype, *kept)
         elif _asked() != "0":
             broken.hold(_names(dtype), UNCHECKED)
@@ -181,12 +177,8 @@ def first_training(*dtypes: str) -> None:
         if (broken.current(), dtype) in _trained:
             continue
         _trained.add((broken.current(), dtype))
-        with _one_at_a_time() as waited:
-            kept = None if _asked() == "1" and not waited else _kept(dtype)
-            if kept is None:
-                _apart(dtype)
-        if kept is not None:
-            _go_by(dtype, *kept)
+        with _one_at_a_time():
+            _go_by(dtype, *(_kept(dtype) or _apart(dtype)))
 
 
 def child() -> None:
@@ -234,41 +226,29 @@ def _names(dtype: str) -> set[str]:
     return loops | {f"chunks {way.io} {way.planes} " for (of, _), way in WAYS.items() if of == dtype}
 
 
-def _apart(dtype: str) -> Checked:
-    """Check the kernels for a dtype in a process of its own; keep the result and go by it."""
-    card, device = broken.current(), probe.cupy().cuda.runtime.getDevice()
-    log.info("checking the %s kernels of %s, once for this card, driver and versions", dtype, card)
+def _apart(dtype: str) -> tuple[Checked, bool]:
+    """Check the kernels for a dtype in a process of its own, and keep the result; also return whether it stopped."""
+    device = probe.cupy().cuda.runtime.getDevice()
+    log.info("checking the %s kernels of %s, once for this card, driver and versions", dtype, broken.current())
     environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(sys.path)}
-    out, words = "", ""
-    try:
-        done = subprocess.run(
-            [*COMMAND, dtype, str(device)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=environment,
-            check=False,
-        )
-        out, words = done.stdout, done.stderr or f"it ended with {done.returncode}"
-    except OSError as error:  # there is no process
-        words = str(error)
-    lines = [json.loads(text) for line in out.splitlines() if (text := line.partition(MARK)[2])]
+    command = [*COMMAND, dtype, str(device)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, errors="replace")
+    words = done.stderr or f"it ended with {done.returncode}"
+    lines = [json.loads(text) for line in done.stdout.splitlines() if (text := line.partition(MARK)[2])]
     found = Checked(Row(*line) for line in lines if len(line) == len(Row._fields))
     stopped = lines[-1:] != [END]
     if stopped:
         why = f"no answer within {SECONDS} s" if HUNG in words else words.strip().splitlines()[-1]
-        kernel, kind, name = lines[-1] if lines else ("all", dtype, "check ")
+        kernel, kind, *_, name = lines[-1] if lines else ("all", dtype, "check ")
         found.append(Row(kernel, kind, None, why, name))
     if lines and "OutOfMemoryError" not in words:  # else another process may come further
         _keep(dtype, found, stopped)
-    _go_by(dtype, found, stopped)
-    return found
+    return found, stopped
 
 
 def _go_by(dtype: str, found: Checked, stopped: bool) -> None:
     """Use the kernels for a dtype that a check found right; none that are to be checked first where it stopped."""
-    broken.release(_names(dtype))
+    broken.forget(_names(dtype))
     _mark(found)
     if stopped and _asked() != "0":
         broken.hold(_names(dtype), f"the check stopped at {found[-1].kernel}, {found[-1].dtype}")
@@ -281,31 +261,28 @@ def _mark(found: Checked) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[bool]:
-    """Wait until no other process checks; yield whether one did."""
+def _one_at_a_time() -> Iterator[None]:
+    """Wait until no other process checks."""
     try:
         fcntl: Any = importlib.import_module("fcntl")
         handle = os.open(private.folder(_place("")[0]) / "check.lock", os.O_RDWR | os.O_CREAT, 0o600)
     except (ImportError, OSError):  # Windows, or a folder that is not ours
-        yield False
+        yield
         return
-    waited = False
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
+        with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks
-            pass
-        yield waited
+        yield
     finally:
         os.close(handle)
 
 
 def _kept(dtype: str) -> tuple[Checked, bool] | None:
-    """Return the rows with a problem of the result that is kept for a dtype, and whether the check stopped there."""
-    text = private.read(*_place(dtype), 1 << 20)
+    """Return the rows with a problem of the result that is kept for a dtype, and whether the check stopped there.
+
+    It is None where there is none, or where the environment asks for a new one.
+    """
+    text = None if _asked() == "1" else private.read(*_place(dtype), 1 << 20)
     if text is None:
         return None
     rows, stopped = json.loads(text)
@@ -325,9 +302,8 @@ def _keep(dtype: str, found: Checked, stopped: bool) -> None:
 def _place(dtype: str) -> tuple[Path, str]:
     """Return the folder and the name of the file that keeps a result."""
     cupy, package = probe.cupy(), sys.modules["xlstm"]  # an import of it would go upwards
-    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__)
-    versions += runtime.driverGetVersion(), runtime.runtimeGetVersion()
-    key = repr((Row._fields, broken.current(), *versions, dtype))
+    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__, dtype)
+    key = repr((Row._fields, broken.current(), runtime.driverGetVersion(), runtime.runtimeGetVersion(), *versions))
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm")
     return folder, f"check-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
