@@ -238,7 +238,7 @@ def new_process():
     """Forget what is known, and use the card."""
     gpu.first_contact()
     check._begun.clear()
-    check._trained.clear()
+    check._prove.cache_clear()
     return launch.current()
 
 
@@ -366,7 +366,7 @@ def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, 
     with pytest.warns(RuntimeWarning, match=f": {problem}, "):
         new_process()
     rows = json.loads(run("check", "--json", code=1).output)
-    assert {row["problem"] for row in rows if row["kernel"] == "grid LSTM"} == {problem}
+    assert all(row["problem"].endswith(problem) for row in rows if row["kernel"] == "grid LSTM")
 
 
 def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch):
@@ -380,7 +380,7 @@ def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch)
     gpu.first_contact()
     try:
         alone("grid")
-        with pytest.raises(waits.Late, match=r"xlstm_.* of grid 3xfp16 4 x 1 x 80: its blocks waited for one another"):
+        with pytest.raises(CudaError, match=r"xlstm_.* of grid 3xfp16 4 x 1 x 80: its blocks waited for one another"):
             step(step.init(layer.init(0, "cupy")), batch)
         assert step(step.init(layer.init(0, "cupy")), batch)[1].updated  # by another path
     finally:

@@ -5,6 +5,7 @@ All devices write to one word there, so that it is looked at without a copy, whe
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import numpy as np
@@ -17,10 +18,7 @@ _word: list[Array] = []  # once a kernel was launched that may write to it
 _kernels: dict[int, tuple[str, str]] = {}  # by their numbers
 
 
-class Late(broken.CudaError):
-    """A kernel whose blocks waited for one another in vain, so that nothing that it made counts."""
-
-
+@functools.cache
 def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
     """Return the address of the word, and the number that a kernel writes there.
 
@@ -42,11 +40,13 @@ def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
 
 
 def look() -> None:
-    """Raise `Late` where a kernel gave up, and have its way not be taken again."""
+    """Raise CudaError where a kernel gave up, and have its way not be taken again."""
     number = int(_word[0][0])
     if number:
         _word[0][0] = 0
         kernel, way = _kernels[number]
         broken.hold([way], GAVE_UP)
-        problem = f"{kernel} of {way}: {GAVE_UP}, and what it made is not used"
-        raise Late(f"cuda: on {broken.current()} {problem}\nXLSTM_CUDA_PATH=pointwise goes without such kernels.")
+        problem = f"{broken.current()} {kernel} of {way}: {GAVE_UP}"
+        raise broken.CudaError(
+            f"cuda: on {problem}\nWhat it made is not used; XLSTM_CUDA_PATH=pointwise goes without it."
+        )

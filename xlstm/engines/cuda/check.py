@@ -74,7 +74,6 @@ END: list[Any] = []  # its last line
 COMMAND = (sys.executable, "-P", "-c", "from xlstm.engines.cuda import check; check.child()")
 Call = tuple[Any, ...]
 _begun: set[str] = set()  # cards that were used before
-_trained: set[tuple[str, str]] = set()  # cards and dtypes that need no check before training any more
 log = logging.getLogger("xlstm")
 
 
@@ -140,7 +139,6 @@ def check() -> Checked:
     for dtype in DTYPES:
         rows = Checked(_row(*call) for call in _calls(dtype))
         _keep(dtype, rows, False)
-        _trained.add((broken.current(), dtype))
         found += rows
     _mark(found)
     sys.stdout.write(f"{found}\n")
@@ -171,14 +169,15 @@ def first_training(*dtypes: str) -> None:
     It is kept where a folder can be written to. Of several processes one checks, and the others wait for its result.
     """
     launch.current()
-    if _asked() == "0" or told()[0] == "loop":
-        return
-    for dtype in dict.fromkeys(dtypes):
-        if (broken.current(), dtype) in _trained:
-            continue
-        _trained.add((broken.current(), dtype))
-        with _one_at_a_time():
-            _go_by(dtype, *(_kept(dtype) or _apart(dtype)))
+    if _asked() != "0" and told()[0] != "loop":
+        for dtype in dtypes:
+            _prove(broken.current(), dtype)
+
+
+@functools.cache
+def _prove(card: str, dtype: str) -> None:
+    with _one_at_a_time():
+        _go_by(dtype, *(_kept(dtype) or _apart(dtype)))
 
 
 def child() -> None:
@@ -291,7 +290,8 @@ def _kept(dtype: str) -> tuple[Checked, bool] | None:
 
 def _keep(dtype: str, found: Checked, stopped: bool) -> None:
     # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a part of a card.
-    rows = [row for row in found if row.problem in (WRONG, OTHER, waits.GAVE_UP)] + found[-1:] * stopped
+    lasting = [row for row in found if row.problem.endswith((WRONG, OTHER, waits.GAVE_UP))]
+    rows = lasting + found[-1:] * stopped
     try:
         folder, name = _place(dtype)
         private.write(private.folder(folder), name, json.dumps((rows, stopped)).encode())
@@ -348,8 +348,7 @@ def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]],
     try:
         found, again = ([to_numpy(a).astype("float64").ravel() for a in run(be.xp, *given)] for _ in range(2))
     except broken.CudaError as error:
-        problem = waits.GAVE_UP if isinstance(error, waits.Late) else broken.reason(error)
-        return Row(kernel, kind, None, problem, name)
+        return Row(kernel, kind, None, broken.reason(error), name)
     expected = [a.ravel() for a in run(np, *(to_numpy(a).astype("float64") for a in given))]
     gaps = [np.abs(a - b).max() / max(np.abs(b).max(), LEAST) for a, b in zip(found, expected, strict=True)]
     gap = float(np.max(gaps))  # NaN counts
