@@ -115,8 +115,8 @@ DEVICE unsigned remote(const void* local, int rank) {
     return found;
 }
 
-// What a wait is given up by after two seconds, as it may be for what never comes: the number of the kernel, and where it is
-// written, in memory of the host. Nothing that the kernel makes after that counts.
+// The number of a kernel, and the word in memory of the host to which it writes this number where it gives up a wait. It does
+// so after two seconds, since what it waits for may never come; nothing that it makes after that counts.
 struct Late {
     unsigned* word;
     unsigned number;
@@ -129,8 +129,10 @@ struct Patience {
         unsigned now;
         asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now));
         if (turns == 1024) begin = now;
-        if (now - begin > 2000000000u) *(volatile unsigned*)late.word = late.number;
-        return *(volatile unsigned*)late.word;  // also where another wait was given up
+        const unsigned gave_up = *(volatile unsigned*)late.word;  // another kernel, or another wait of this one
+        if (!gave_up && now - begin <= 2000000000u) return false;
+        *(volatile unsigned*)late.word = gave_up ? gave_up : late.number;
+        return true;
     }
 };
 

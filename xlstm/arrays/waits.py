@@ -43,6 +43,7 @@ def look() -> None:
     """Raise CudaError where a kernel gave up, and have its way not be taken again."""
     number = int(_word[0][0])
     if number:
+        probe.cupy().cuda.Device().synchronize()  # kernels that are under way give up, too
         _word[0][0] = 0
         kernel, way = _kernels[number]
         broken.hold([way], GAVE_UP)
