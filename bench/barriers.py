@@ -57,9 +57,9 @@ def source(blocks: int, cluster: bool, what: str = "barriers", shared: int = 0) 
 
 def wait(zeros: Callable[[int], Any], blocks: int, cluster: bool, steps: int, groups: int = 1) -> Any:
     """Let groups of blocks meet so often; an array with the barriers that each block passed."""
-    flags, met = zeros(groups * blocks), zeros(groups * blocks)
+    flags, met, late = zeros(groups * blocks), zeros(groups * blocks), zeros(1)
     made = source(blocks, cluster, shared=16 + 32 * blocks)
-    launch.launch(made, (blocks, groups), THREADS, [np.int32(steps), flags, met])
+    launch.launch(made, (blocks, groups), THREADS, [np.int32(steps), flags, met, late])
     return met
 
 

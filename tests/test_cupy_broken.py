@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
+import sys
+import threading
 import warnings
 
 import numpy as np
@@ -12,14 +16,19 @@ import xlstm
 from tests import cuda_on_cpu, gpu, layers
 from tests.layers import agree, largest
 from tests.test_cupy_kernels import LENGTHS, TOLERANCE, results
-from xlstm.arrays import broken
+from xlstm import optim, training
+from xlstm.arrays import broken, waits
 from xlstm.arrays import concat as concats
 from xlstm.arrays.broken import CudaError
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
-from xlstm.engines import cuda
-from xlstm.engines.cuda import check, launch
+from xlstm.cells import lstm
+from xlstm.data import Windows
+from xlstm.engines import cuda, private
+from xlstm.engines.cuda import cell_source, check, chunk_passes, launch
 from xlstm.engines.cuda.check import ARRAYS
+from xlstm.engines.cuda.choice import choose
+from xlstm.engines.pointwise import pointwise
 
 cupy = gpu.needed()
 STAGES = ("compile", "load", "launch")
@@ -206,59 +215,203 @@ def test_missing_memory_is_no_fault_of_a_kernel(monkeypatch):
 
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
-    """A check of one cell, whose result is kept in a folder of the test."""
+    """A check of one cell in float32, whose result is kept in a folder of the test."""
     gpu.on_cpu()
     monkeypatch.setattr(check, "CELLS", {"LSTM": check.CELLS["LSTM"]})
-    monkeypatch.setattr(check, "_place", lambda: (tmp_path, "check.json"))
-    return monkeypatch
+    monkeypatch.setattr(check, "DTYPES", ("float32",))
+    monkeypatch.setattr(check, "_place", lambda dtype: (tmp_path, f"{dtype}.json"))
+    monkeypatch.delenv(check.VARIABLE)
+    in_child(monkeypatch)
+    yield monkeypatch
+    monkeypatch.undo()
+    new_process()
+
+
+def in_child(monkeypatch, *lines):
+    """Have the process that checks do this before it begins."""
+    before = "from xlstm.engines.cuda import cell_source, check; check.CELLS = {'LSTM': check.CELLS['LSTM']}"
+    text = "\n".join([before, *lines, "check.child()"])
+    monkeypatch.setattr(check, "COMMAND", (sys.executable, "-P", "-c", text))
 
 
 def new_process():
     """Forget what is known, and use the card."""
     gpu.first_contact()
     check._begun.clear()
+    check._prove.cache_clear()
     return launch.current()
 
 
-def test_the_check_of_a_card(kept, run, capsys):
+def chosen():
+    """The path of an LSTM, and whether an mLSTM has kernels of its own."""
+    be, step = xlstm.backend("cupy"), pointwise(lstm.Cell(), (), ("b",))
+    a = be.asarray(np.ones((4, 2, 32)))
+    path = choose(("auto", "float32"), step, "", "float32", 80, 1, 2, launch.current()).path
+    return path, chunk_passes.kernels(be.xp, a, a, a, 2, 16, "sigmoid", 0.0) is not None
+
+
+def begin_training():
+    layer = xlstm.LSTM(1, 4)
+    training.Step(layer, optim.adam(1e-2)).init(layer.init(0, "cupy"))
+
+
+def processes(monkeypatch):
+    """What is chosen while a process checks, for each that does."""
+    whole, found = check.subprocess.run, []
+
+    def run(*arguments, **options):
+        found.append(chosen())
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(check.subprocess, "run", run)
+    return found
+
+
+SAFE, ALL = ("pointwise", False), ("cluster", True)
+
+
+def test_the_check_of_a_card(kept, capsys):
+    kept.setattr(check, "DTYPES", tuple(check.device.TYPES))
     found = xlstm.cuda.check()
     assert capsys.readouterr().out == f"{found}\n"
     assert not found.wrong
     assert {row.dtype for row in found} == {*check.DTYPES, "tf32"}
-    assert {row.kernel.split()[0] for row in found} >= {
-        "cluster",
-        "grid",
-        "plain",
-        "pointwise",
-        "step",
-        "chunks",
-        "rows",
-    }
+    kinds = {"cluster", "grid", "plain", "pointwise", "step", "chunks", "rows"}
+    assert {row.kernel.split()[0] for row in found} >= kinds
     new_process()
     assert not broken._reasons
 
 
-def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, run, capsys):
-    kept.setattr(check, "DTYPES", ("float32",))
+def test_kernels_are_checked_before_training_takes_them(kept, caplog):
+    """By one process, of which later ones and plain inference take the result; a variable says otherwise."""
+    checks = processes(kept)
+    new_process()
+    assert chosen() == SAFE  # inference does not check
+    with caplog.at_level("INFO", "xlstm"):
+        begin_training()
+    assert checks == [SAFE]
+    words = "checking the float32 kernels of CUDA on the CPU, once for this card, driver and versions"
+    assert caplog.messages == [words]
+    assert chosen() == ALL
+    begin_training()
+    new_process()
+    assert chosen() == ALL
+    begin_training()
+    assert len(checks) == 1
+    kept.setenv(check.VARIABLE, "1")
+    new_process()
+    assert chosen() == SAFE
+    begin_training()
+    begin_training()
+    assert (len(checks), chosen()) == (2, ALL)
+    kept.setenv(check.VARIABLE, "2")
+    with pytest.raises(ValueError, match="XLSTM_CUDA_CHECK is '2', expected"):
+        new_process()
+
+
+@pytest.mark.parametrize("file", ["damaged", "of another user"])
+def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
+    checks, me, path = processes(kept), os.geteuid(), tmp_path / "float32.json"
+    check._keep("float32", check.Checked(), False)
+    new_process()
+    assert chosen() == ALL
+    if file == "damaged":
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    else:
+        kept.setattr(private.os, "geteuid", lambda: me + 1)
+    new_process()
+    assert chosen() == SAFE
+    kept.setenv(check.VARIABLE, "0")
+    new_process()
+    begin_training()
+    assert (chosen(), checks) == (ALL, [])
+
+
+@pytest.mark.parametrize(
+    ("does", "why"), [("time.sleep(1000)", "no answer within 2 s"), ("os.abort()", "it ended with -6")]
+)
+def test_a_check_that_does_not_end_is_not_waited_for_again(kept, does, why):
+    kept.setattr(check, "SECONDS", 2)
+    in_child(kept, "import os, time", "check.SECONDS = 2", f"check.ARRAYS['xlstm_concat'] = lambda *_: {does}")
+    checks = processes(kept)
+    new_process()
+    with pytest.warns(RuntimeWarning, match=f"xlstm_concat: {why}, float32; another way"):
+        begin_training()
+    assert chosen() == SAFE
+    with pytest.warns(RuntimeWarning, match=f"xlstm_concat: {why}"):
+        new_process()
+    begin_training()
+    assert (len(checks), chosen()) == (1, SAFE)
+    assert "the check stopped at concat, float32" in broken._reasons.values()
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "problem", "path"),
+    [
+        ("group.step + 1)", "group.step)", waits.GAVE_UP, "cluster"),
+        ("zh[gate] = 0;", "zh[gate] = gate;", check.WRONG, "pointwise"),
+        ("", "", check.OTHER, "cluster"),
+    ],
+)
+def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, problem, path):
+    lines = ["import itertools", "real, n, passes = cell_source.file, itertools.count(), check._passes"]
+    lines.append(f"cell_source.file = lambda name: real(name).replace({part!r}, {wrong!r})")
+    if problem == check.OTHER:
+        lines.append("check._passes = lambda c, p, *a: [y + 1e-7 * (p == 'grid') * next(n) for y in passes(c, p, *a)]")
+    in_child(kept, *lines)
+    new_process()
+    with pytest.warns(RuntimeWarning, match=f": {problem}, "):
+        begin_training()
+    assert chosen() == (path, True)
+    with pytest.warns(RuntimeWarning, match=f": {problem}, "):
+        new_process()
+    rows = json.loads(run("check", "--json", code=1).output)
+    assert all(row["problem"].endswith(problem) for row in rows if row["kernel"] == "grid LSTM")
+
+
+def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch):
+    gpu.on_cpu()
+    whole = cell_source.file
+    monkeypatch.setattr(cell_source, "file", lambda name: whole(name).replace("group.step + 1)", "group.step)"))
+    layer, inputs = xlstm.LSTM(1, 80), np.ones((4, 5, 80))
+    (batch,) = Windows(inputs[..., :1], inputs, every_step=True, batch_size=4).batches()
+    step = training.Step(layer, optim.adam(1e-2), graph="auto")
+    cell_source.loop.cache_clear()
+    gpu.first_contact()
+    try:
+        alone("grid")
+        with pytest.raises(CudaError, match=r"xlstm_.* of grid 3xfp16 4 x 1 x 80: its blocks waited for one another"):
+            step(step.init(layer.init(0, "cupy")), batch)
+        assert step(step.init(layer.init(0, "cupy")), batch)[1].updated  # by another path
+    finally:
+        cell_source.loop.cache_clear()
+        gpu.first_contact()
+
+
+def test_of_several_processes_one_checks(kept):
+    checks = processes(kept)
+    new_process()
+    with check._one_at_a_time():
+        other = threading.Thread(target=begin_training)
+        other.start()
+        check._keep("float32", check.Checked(), False)
+    other.join()
+    assert (checks, chosen()) == ([], ALL)
+
+
+def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, capsys):
+    """Those that did not compile may do so in another process."""
     kept.setattr(concats, "TEXT", concats.TEXT.replace("index[axis] * part", "0 * part"))
     be = xlstm.backend("cupy")
     a = be.asarray(np.arange(6.0).reshape(2, 3))
     expected = np.concatenate([to_numpy(a), to_numpy(a), np.ones((2, 1))], 1)
-    kept.setenv(check.VARIABLE, "1")
     with gpu.refusing("compile", "#define CLUSTER 1"):
-        check._begun.clear()
         with pytest.warns(RuntimeWarning, match="wrong values, float32; another way|does not compile") as warned:
-            launch.current()
+            xlstm.cuda.check()
         assert len(warned) == 3  # concat, and clusters in float32 and in TF32
-        assert "wrong values" in capsys.readouterr().err.splitlines()[0]
+        assert "wrong values" in capsys.readouterr().out.splitlines()[0]
         np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
     with pytest.warns(RuntimeWarning, match="concat: wrong values") as warned:
-        new_process()  # it reads what the one before it kept, but for what may run in another process
-    assert (len(warned), capsys.readouterr().err) == (1, "")
+        new_process()  # it reads what the one before it kept
+    assert len(warned) == 1
     np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
-    gpu.first_contact()
-    with pytest.warns(RuntimeWarning, match="concat"):
-        lines = run("info", "--check", code=1).output.splitlines()
-    assert "concat            float32" in lines[0]
-    assert "wrong values" in lines[0]
-    gpu.first_contact()

@@ -7,7 +7,7 @@ namespace cuda_on_cpu {
 
 Thread* now;
 dim3 block_dim, grid_dim;
-long progress;
+long progress, rounds;
 
 // Keeps the registers that a call keeps, and goes on where another fiber did so.
 extern "C" void cuda_on_cpu_switch(void** from, void* to);
@@ -158,6 +158,7 @@ template <class T> static void shuffle(vector<T>& items) {  // from 0 the order 
 }
 static void run_threads() {
     for (int patience = PATIENCE; done < order.size();) {
+        rounds++;
         const long before = progress + begun + done;
         while (begun < order.size()) resume(take_fiber());
         shuffle(waiting);

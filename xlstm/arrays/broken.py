@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from xlstm.arrays import cuda_graph, probe
@@ -66,6 +66,7 @@ def works(name: str) -> bool:
     return not _reasons or not why(name, current())
 
 
+@functools.lru_cache(1024)
 def why(name: str, card: str) -> str:
     """Return why a kernel, or one of a kind, is not used on a card, or ""."""
     known = _known(card)
@@ -81,17 +82,29 @@ def note(name: str, why: str) -> None:
     card, kind = current(), name.split()[0]
     said = (kind, why) in [(other.split()[0], one) for other, one in _known(card)]
     _reasons[card, name] = why
-    for call in changed:
-        call()
+    _tell()
     if not said:
         text = f"cuda: on {card} {name.strip('_ ')}: {why}; another way does its work where there is one"
         warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
-def forget() -> None:
-    """Have all kernels be tried again on the current card."""
-    for name, _ in _known(card := current()):
-        del _reasons[card, name]
+def hold(names: Iterable[str], why: str) -> None:
+    """Have kernels not be used on the current card, without a warning."""
+    for name in names:
+        _reasons.setdefault((current(), name), why)
+    _tell()
+
+
+def forget(names: Iterable[str] | None = None) -> None:
+    """Have kernels be tried again on the current card: those of these names, or all."""
+    card = current()
+    for name in names or [name for name, _ in _known(card)]:
+        _reasons.pop((card, name), None)
+    _tell()
+
+
+def _tell() -> None:
+    why.cache_clear()
     for call in changed:
         call()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat
@@ -14,6 +14,8 @@ from xlstm.arrays.namespace import DTYPES, Array, Namespace, Params, astype, dev
 
 # dtypes beside those that layers compute in, which `Backend.asarray` knows too
 OTHERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+copied: list[Callable[[], None]] = []  # functions that are called when an array of CuPy has come to the host
 
 
 class BackendError(RuntimeError):
@@ -37,6 +39,8 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     ------
     TypeError
         The array is on a GPU, and CuPy does not work here; or it has a mask.
+    CudaError
+        Blocks of a kernel have waited for one another in vain.
     """
     checks.unmasked("to_numpy", "array", array)
     if is_foreign(array):
@@ -46,7 +50,10 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         low = array.dtype.kind == "V" and dtype_name(array.dtype) == "bfloat16"
         return np.asarray(array.astype(np.float32) if low else array)
     if array_api_compat.is_cupy_array(array):
-        return to_numpy(array.get())
+        host = array.get()
+        for call in copied:
+            call()
+        return to_numpy(host)
     if array_api_compat.is_torch_array(array):
         host = array.detach().cpu()
         return np.asarray((host.float() if dtype_name(host.dtype) == "bfloat16" else host).numpy())

@@ -115,6 +115,25 @@ DEVICE unsigned remote(const void* local, int rank) {
     return found;
 }
 
+// The number of a kernel, and the word in memory of the host to which it writes this number where it gives up a wait. It does
+// so after two seconds, since what it waits for may never come; nothing that it makes after that counts.
+struct Late {
+    unsigned* word;
+    unsigned number;
+};
+struct Patience {
+    unsigned turns = 0, begin = 0;
+    // Asked in every turn of a wait. Both the clock and the word are far away, so they are looked at in few turns.
+    DEVICE bool ends(const Late& late) {
+        if (++turns % 1024) return false;
+        unsigned now;
+        asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now));
+        if (turns == 1024) begin = now;
+        if (now - begin > 2000000000u) *(volatile unsigned*)late.word = late.number;
+        return *(volatile unsigned*)late.word;  // also where another wait was given up
+    }
+};
+
 // An mbarrier: a thread says how many bytes it expects, and a turn ends when they have come from any block of the cluster.
 using Arrivals = unsigned long long;
 DEVICE unsigned shared_address(const void* local) { return (unsigned)__cvta_generic_to_shared(local); }
@@ -140,13 +159,14 @@ DEVICE void send_remote(T* local, int rank, const T& v, Arrivals* arrivals) {
                      ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(at) : "memory");
 }
 // Waits for the end of an even or an odd turn.
-DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
+DEVICE void wait_arrivals(Arrivals* a, unsigned odd, const Late& late) {
+    Patience patience;
     unsigned done;
     do {
         asm volatile(
             "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
             : "=r"(done) : "r"(shared_address(a)), "r"(odd) : "memory");
-    } while (!done);
+    } while (!done && !patience.ends(late));
 }
 
 // Flags in global memory: what the thread and, after sync_block, its block wrote before is seen by the thread that waited
@@ -154,12 +174,13 @@ DEVICE void wait_arrivals(Arrivals* a, unsigned odd) {
 DEVICE void set_flag(unsigned* flag, unsigned value) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
-DEVICE void wait_flag(const unsigned* flag, unsigned value) {
+DEVICE void wait_flag(const unsigned* flag, unsigned value, const Late& late) {
+    Patience patience;
     unsigned found;
     do {
         // Not a relaxed load and a fence: a fence would also wait for the stores that this thread has on their way.
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(found) : "l"(flag) : "memory");
-    } while (found < value);
+    } while (found < value && !patience.ends(late));
 }
 // Stores 8 or 16 bytes to global memory at once; the compiler makes two or four stores of a struct.
 template <class T>

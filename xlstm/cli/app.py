@@ -19,7 +19,7 @@ from xlstm.cli.compare_backends import compare
 from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, show, tell
 from xlstm.cli.export_import import export, import_
-from xlstm.cli.info import info
+from xlstm.cli.info import check_kernels, info
 from xlstm.cli.inspect import inspect
 from xlstm.cli.predict import evaluate, forecast, generate, predict
 
@@ -100,6 +100,7 @@ for kind in ("forecast", "text", "classify", "tirex"):
     kinds.command(kind)(getattr(train, f"train_{kind}"))
 for command in (evaluate, predict, forecast, generate, runs, export, import_, compare, bench, info, inspect):
     app.command(command.__name__.rstrip("_"))(command)
+app.command("check")(check_kernels)
 
 
 @app.callback(invoke_without_command=True)

@@ -58,9 +58,7 @@ def info(
 ) -> None:
     """Show versions, devices, threads, and which backend is chosen and why."""
     if check:
-        found = checking.run()
-        typer.echo(json.dumps([row._asdict() for row in found]) if as_json else str(found))
-        raise typer.Exit(len(found.wrong) > 0)
+        check_kernels(as_json)
     if layer is not None:
         rows: dict[str, Any] = explain(*layer, card)
     elif card is not None:
@@ -79,6 +77,13 @@ def show(rows: dict[str, Any]) -> None:
     for name, value in rows.items():
         several = [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
         out.print(f"{name:18s}{', '.join(several) if isinstance(several, list) else several}")
+
+
+def check_kernels(as_json: JsonOption = False) -> None:
+    """Compare the values and bits of every kind of kernel on the GPU with NumPy's, and keep the result."""
+    found = checking.apart()
+    typer.echo(json.dumps([row._asdict() for row in found]) if as_json else str(found))
+    raise typer.Exit(len(found.wrong) > 0)
 
 
 def describe() -> dict[str, Any]:

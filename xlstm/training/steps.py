@@ -22,6 +22,7 @@ from xlstm.arrays.groups import GROUP, Group
 from xlstm.arrays.namespace import Array, Namespace, Params, namespace_of
 from xlstm.arrays.random import Seed, generator, of_part
 from xlstm.data.batches import Batch
+from xlstm.engines.cuda.check import first_training
 from xlstm.layers.module import STREAM
 from xlstm.precision import Mixed, Scaling, after, lowered, raised
 from xlstm.training import optimizers
@@ -202,6 +203,8 @@ class Step:
         """
         params = from_foreign("train", params)
         feed = Feed.of("train", self.model, params, self.precision)
+        if compiles(feed.home.xp):
+            first_training(feed.low.dtype, feed.home.dtype)
         scaling = Scaling() if self.precision is None else self.precision.init()
         masks = generator(seed, stream=STREAM) if getattr(self.model, "random", False) else None
         if self.graph is True and not compiles(feed.home.xp):

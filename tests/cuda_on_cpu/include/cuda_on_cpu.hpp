@@ -34,6 +34,7 @@ struct Kernel { void (*call)(void**); int count; const int* sizes; int threads, 
 extern Thread* now;
 extern dim3 block_dim, grid_dim;
 extern long progress;  // of anything; a thread that waits for memory makes none
+extern long rounds;  // in which every thread that waits has asked once
 void yield();
 void fail(const char* why);
 void block_barrier();

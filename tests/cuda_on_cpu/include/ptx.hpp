@@ -29,6 +29,7 @@ inline void barrier_cluster_wait_acquire_aligned() { cuda_on_cpu::cluster_wait()
 inline void fence_mbarrier_init_release_cluster() { cuda_on_cpu::progress++; }
 inline void mapa_shared_cluster_u32(U& to, U at, int rank) { to = (at & 0xffffff) | (U)rank << 24; }
 inline void mov_u64(long long& to) { to = cuda_on_cpu::time_ns(); }  // from the register globaltimer
+inline void mov_u32(U& to) { to = cuda_on_cpu::rounds << 20; }  // from globaltimer_lo, for those who wait: a round is a ms
 
 // These are compiled with a kernel that tells what it reads and writes.
 inline void st_release_gpu_global_u32(U* to, U v) { *to = v, cuda_on_cpu::progress++; }

@@ -30,7 +30,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     uint4* spare = (uint4*)(memory + V_BYTES + PARTS_BYTES);
     const Arrays a = ARRAYS;
 
-    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES));
+    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES), {late, number});
     const Offsets offset = {offsets, steps, width};
 
     Weights weights;

@@ -30,7 +30,10 @@ FACTORS = ("factor", "factor_bwd")
 BACK = ("backward", "factor_bwd")
 ARRANGE = "xlstm_arrange"  # the kernel in every loop's text that lays weights out for it
 MOST = 256  # threads at most of a block of a kernel without a loop
-LOOP = "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged"
+LOOP = (
+    "const int* offsets, int steps, int width, int group0, unsigned* flags, void* exchange, const void* arranged, "
+    "unsigned* late, unsigned number"
+)
 STEP = "long long row0, int count"
 
 

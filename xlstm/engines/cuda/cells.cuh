@@ -11,9 +11,9 @@ struct Offsets {
     }
 };
 
-DEVICE Group group_of(int group0, unsigned* flags, Arrivals* arrivals) {
+DEVICE Group group_of(int group0, unsigned* flags, Arrivals* arrivals, const Late& late) {
     const int number = group0 + blockIdx.y;
-    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0, arrivals};
+    return {(int)blockIdx.x, number % HEADS, number / HEADS * NB, flags + blockIdx.y * BLOCKS, 0, arrivals, late};
 }
 
 // The cells of this thread, with consecutive units next to each other: f(cell, column, unit of the block and of all, whether

@@ -1,16 +1,21 @@
 """A comparison of every kind of kernel with NumPy in float64, on the card that is there.
 
-A kind whose values are wrong is not used again. Which are wrong is kept in the folder of CuPy's compiled kernels, by
-card, driver and versions, and a process that finds it there goes by it.
+The kernels that do many steps at once are not used before they were checked, which the first training does in a process
+of its own. A kind whose values are wrong is not used again. Which are wrong is kept in the folder of CuPy's compiled
+kernels, by dtype, card, driver and versions, and a process that finds it there goes by it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import hashlib
+import importlib
 import json
+import logging
 import os
+import subprocess
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xlstm.arrays import broken, device, foreach, narrow, probe
+from xlstm.arrays import broken, checks, device, foreach, narrow, probe, waits
 from xlstm.arrays.backend import backend
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import BackendError, to_numpy
@@ -35,7 +40,8 @@ from xlstm.engines import private
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
 from xlstm.engines.cuda import chunk_passes, launch
-from xlstm.engines.cuda.choice import PATHS, PRECISIONS, TF32, choose, use
+from xlstm.engines.cuda.choice import LAUNCHES, PATHS, PRECISIONS, TENSOR, TF32, choose, told, use
+from xlstm.engines.cuda.chunk_source import WAYS
 from xlstm.engines.cuda.cuda_engine import CUDA
 from xlstm.engines.cuda.tiling import Device
 from xlstm.engines.pointwise import pointwise
@@ -58,7 +64,17 @@ D, H = 3, 40
 STEP = "step"  # in the place of a path, for a single step
 LEAST = 1e-3  # a smaller array counts as one of this size
 WRONG, OTHER = "wrong values", "other bits in a second run"
+UNCHECKED = "its kernels are not checked on this card yet: the first training does it, and `xlstm check`"
+# A kind takes some kernels, each of which NVRTC compiles in a few seconds, and they run for less than one. So one that
+# takes a minute hangs, and costs no more than that; a limit for all kinds would be reached by a slow compiler, too.
+SECONDS = 60
+HUNG = "Timeout ("  # what faulthandler says then
+MARK = "xlstm check: "  # before the lines of the process
+END: list[Any] = []  # its last line
+COMMAND = (sys.executable, "-P", "-c", "from xlstm.engines.cuda import check; check.child()")
+Call = tuple[Any, ...]
 _begun: set[str] = set()  # cards that were used before
+log = logging.getLogger("xlstm")
 
 
 class Row(NamedTuple):
@@ -103,8 +119,8 @@ def check() -> Checked:
 
     The kernels are compiled where they were not before, which takes some minutes. Kernels with wrong values, or that
     do not run, are not used again: slower ways do their work. Each kind runs twice, and has to give the same bits.
-    The environment variable XLSTM_CUDA_CHECK=1 has this done once before the first kernel of a recurrent layer runs,
-    with the table on standard error, unless a result is kept for the card, driver and versions.
+    This process runs the kernels, so it ends with one that does not; `xlstm check` has a process of its own for them,
+    and so has the check that the first training on a card makes by itself.
 
     Returns
     -------
@@ -116,40 +132,125 @@ def check() -> Checked:
     BackendError
         CuPy is not usable, or is the one for ROCm; the message says why.
     """
-    found = run()
+    _usable()
+    _begun.add(broken.current())
+    broken.forget()
+    found = Checked()
+    for dtype in DTYPES:
+        rows = Checked(_row(*call) for call in _calls(dtype))
+        _keep(dtype, rows, False)
+        found += rows
+    _mark(found)
     sys.stdout.write(f"{found}\n")
     return found
 
 
-def run() -> Checked:
-    """Do as `check`, without a table."""
-    backend("cupy")
-    if probe.rocm():
-        raise BackendError(f"cuda.check: {probe.ROCM}")
-    _begun.add(broken.current())
-    broken.forget()
-    found = Checked(_rows())
-    _mark(found)
-    try:
-        folder, name = _place()
-        private.folder(folder)
-        # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a part of a card.
-        private.write(folder, name, json.dumps([row for row in found if row.problem in (WRONG, OTHER)]).encode())
-    except OSError:  # nobody else may write there, and so nothing is kept
-        pass
-    return found
+def apart() -> Checked:
+    """Do as `check` in a process of its own, without a table; where a kernel hangs, the rows end with it."""
+    _usable()
+    return Checked(row for dtype in DTYPES for row in _apart(dtype)[0])
 
 
 def first_use() -> None:
-    """Go by the result that is kept for the current card, or make one where that was asked for."""
+    """Go by the results that are kept for the current card, and hold the kernels of which there is none."""
     if (card := broken.current()) in _begun:
         return
     _begun.add(card)
-    kept = private.read(*_place(), 1 << 20)
-    if kept is not None:
-        _mark(Checked(Row(*row) for row in json.loads(kept)))
-    elif os.environ.get(VARIABLE, "0") != "0":
-        sys.stderr.write(f"{run()}\n")  # others may read what the program prints
+    for dtype in DTYPES:
+        if kept := _kept(dtype):
+            _go_by(dtype, *kept)
+        elif _asked() != "0":
+            broken.hold(_names(dtype), UNCHECKED)
+
+
+def first_training(*dtypes: str) -> None:
+    """Check the kernels for arrays of these dtypes on the current card, unless there is a result.
+
+    It is kept where a folder can be written to. Of several processes one checks, and the others wait for its result.
+    """
+    launch.current()
+    if _asked() != "0" and told()[0] != "loop":
+        for dtype in dtypes:
+            _prove(broken.current(), dtype)
+
+
+@functools.cache
+def _prove(card: str, dtype: str) -> None:
+    with _one_at_a_time():
+        _go_by(dtype, *(_kept(dtype) or _apart(dtype)))
+
+
+def child() -> None:
+    """Check the kernels for a dtype on a device, the arguments of this process, which ends where one of them hangs.
+
+    A line on standard output says which kind is next, and another one how it went.
+    """
+    dtype, number = sys.argv[1:]
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # also while a call of CUDA does not come back
+    backend("cupy")
+    cupy = probe.cupy()
+    cupy.cuda.Device(int(number)).use()
+    for kernel, kind, name, *how in _calls(dtype):
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        _say((kernel, kind, name))
+        row = _row(kernel, kind, name, *how)
+        cupy.cuda.Device().synchronize()  # raises where the card answers nothing more after this kernel
+        _say(row)
+    _say(END)
+
+
+def _say(line: Sequence[Any]) -> None:
+    sys.stdout.write(f"{MARK}{json.dumps(line)}\n")
+    sys.stdout.flush()
+
+
+def _usable() -> None:
+    backend("cupy")
+    if probe.rocm():
+        raise BackendError(f"cuda.check: {probe.ROCM}")
+
+
+def _asked() -> str:
+    """Return what the environment asks for: "" is a check at the first training, "0" none, "1" one in any case."""
+    return str(checks.choice(("", "0", "1"))("cuda", VARIABLE, os.environ.get(VARIABLE, "")))
+
+
+def _names(dtype: str) -> set[str]:
+    """Return the names of the kinds of kernels for a dtype that are not used before they are checked.
+
+    They do many steps at once, and most of them have blocks that wait for one another.
+    """
+    arithmetics = {dtype, *(TENSOR.get((dtype, precision), dtype) for precision in PRECISIONS)}
+    loops = {f"{path} {name} " for path in PATHS if path not in LAUNCHES for name in arithmetics}
+    return loops | {f"chunks {way.io} {way.planes} " for (of, _), way in WAYS.items() if of == dtype}
+
+
+def _apart(dtype: str) -> tuple[Checked, bool]:
+    """Check the kernels for a dtype in a process of its own, and keep the result; also return whether it stopped."""
+    device = probe.cupy().cuda.runtime.getDevice()
+    log.info("checking the %s kernels of %s, once for this card, driver and versions", dtype, broken.current())
+    environment = {**os.environ, VARIABLE: "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*COMMAND, dtype, str(device)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, errors="replace")
+    words = done.stderr or f"it ended with {done.returncode}"
+    lines = [json.loads(text) for line in done.stdout.splitlines() if (text := line.partition(MARK)[2])]
+    found = Checked(Row(*line) for line in lines if len(line) == len(Row._fields))
+    stopped = lines[-1:] != [END]
+    if stopped:
+        why = f"no answer within {SECONDS} s" if HUNG in words else words.strip().splitlines()[-1]
+        kernel, kind, *_, name = lines[-1] if lines else ("all", dtype, "check ")
+        found.append(Row(kernel, kind, None, why, name))
+    if lines and "OutOfMemoryError" not in words:  # else another process may come further
+        _keep(dtype, found, stopped)
+    return found, stopped
+
+
+def _go_by(dtype: str, found: Checked, stopped: bool) -> None:
+    """Use the kernels for a dtype that a check found right; none that are to be checked first where it stopped."""
+    broken.forget(_names(dtype))
+    _mark(found)
+    if stopped and _asked() != "0":
+        broken.hold(_names(dtype), f"the check stopped at {found[-1].kernel}, {found[-1].dtype}")
 
 
 def _mark(found: Checked) -> None:
@@ -158,28 +259,68 @@ def _mark(found: Checked) -> None:
             broken.note(row.name, f"{row.problem}, {row.dtype}")
 
 
-def _place() -> tuple[Path, str]:
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait until no other process checks."""
+    try:
+        fcntl: Any = importlib.import_module("fcntl")
+        handle = os.open(private.folder(_place("")[0]) / "check.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except (ImportError, OSError):  # Windows, or a folder that is not ours
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _kept(dtype: str) -> tuple[Checked, bool] | None:
+    """Return the rows with a problem of the result that is kept for a dtype, and whether the check stopped there.
+
+    It is None where there is none, or where the environment asks for a new one.
+    """
+    text = None if _asked() == "1" else private.read(*_place(dtype), 1 << 20)
+    if text is None:
+        return None
+    rows, stopped = json.loads(text)
+    return Checked(Row(*row) for row in rows), stopped
+
+
+def _keep(dtype: str, found: Checked, stopped: bool) -> None:
+    # A kernel that was refused may run elsewhere, and else is refused again: MPS gives a process a part of a card.
+    lasting = [row for row in found if row.problem.endswith((WRONG, OTHER, waits.GAVE_UP))]
+    rows = lasting + found[-1:] * stopped
+    try:
+        folder, name = _place(dtype)
+        private.write(private.folder(folder), name, json.dumps((rows, stopped)).encode())
+    except OSError:  # nobody else may write there, and so nothing is kept
+        pass
+
+
+def _place(dtype: str) -> tuple[Path, str]:
     """Return the folder and the name of the file that keeps a result."""
     cupy, package = probe.cupy(), sys.modules["xlstm"]  # an import of it would go upwards
-    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__)
+    runtime, versions = cupy.cuda.runtime, (cupy.__version__, package.__version__, dtype)
     key = repr((Row._fields, broken.current(), runtime.driverGetVersion(), runtime.runtimeGetVersion(), *versions))
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy/kernel_cache", "xlstm")
     return folder, f"check-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
-def _rows() -> Iterator[Row]:
+def _calls(dtype: str) -> Iterator[Call]:
+    """Yield the arguments of `_row` for each kind of kernel for a dtype."""
     card = launch.current()
-    for dtype in DTYPES:
-        if dtype == "bfloat16" and card.capability < TF32:
-            continue
-        for name, run in ARRAYS.items():
-            yield _row(name.strip("_").removeprefix("xlstm_"), dtype, name, run, (4, 40), (4, 40))
-        yield _row("product", dtype, "product", lambda xp, a, b: [matmul(xp, a, b)], (2, 40, 30), (2, 30, 20))
-        for precision in PRECISIONS if dtype == "float32" else PRECISIONS[:1]:
-            yield from _rows_of_layers(dtype, precision, card)
+    if dtype == "bfloat16" and card.capability < TF32:
+        return
+    for name, run in ARRAYS.items():
+        yield name.strip("_").removeprefix("xlstm_"), dtype, name, run, (4, 40), (4, 40)
+    yield "product", dtype, "product", lambda xp, a, b: [matmul(xp, a, b)], (2, 40, 30), (2, 30, 20)
+    for precision in PRECISIONS if dtype == "float32" else PRECISIONS[:1]:
+        yield from _calls_of_layers(dtype, precision, card)
 
 
-def _rows_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Row]:
+def _calls_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Call]:
     kind = "tf32" if precision == "tf32" else dtype
     for of, cell in CELLS.items():
         rows, biases = len(cell.GATES) * H, ("b", "bh") if of == "GRU" else ("b",)
@@ -191,10 +332,10 @@ def _rows_of_layers(dtype: str, precision: str, card: Device) -> Iterator[Row]:
                 name = choose((path, precision), step, "", dtype, H, 1, WIDTHS[0][1], card).arithmetic.name
                 names |= {path: f"{path} {name} "} if kind in (dtype, name) else {}
         for path, name in names.items():
-            yield _row(f"{path} {of}", kind, name, functools.partial(_passes, cell, path, precision), *shapes)
+            yield f"{path} {of}", kind, name, functools.partial(_passes, cell, path, precision), *shapes
     if way := chunk_passes.way_of(dtype, precision, card):
         run, shapes = functools.partial(_chunks, precision), (*[(40, 2, 32)] * 3, *[(40, 2, 2)] * 2)
-        yield _row("chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes)
+        yield "chunks mLSTM", kind, f"chunks {way.io} {way.planes} ", run, *shapes
 
 
 def _row(kernel: str, kind: str, name: str, run: Callable[..., Sequence[Array]], *shapes: tuple[int, ...]) -> Row:

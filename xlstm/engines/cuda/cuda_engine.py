@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays import broken, constants
+from xlstm.arrays import broken, constants, waits
 from xlstm.arrays.broken import Result
 from xlstm.arrays.cached import cached_property
 from xlstm.arrays.concat import concat
@@ -242,12 +242,13 @@ class CudaTape(Kernels, Tape):
             offsets = constants.copied(xp, starts_of(tuple(self.widths)).astype(np.int32), device_of(Wh))
         if not tiling.cluster:
             exchange = room(xp, Wh, (tiling.exchange * at_once,), np.uint8)
+        waiting = waits.arguments(source.name, self.choice.name)
         for group in range(0, groups, at_once):
             count = min(at_once, groups - group)
             if not tiling.cluster:
                 flags = xp.zeros((count * tiling.blocks,), dtype=xp.uint32, device=device_of(Wh))
             numbers = [np.int32(len(self.starts) - 1), np.int32(self.first), np.int32(group)]
-            given = [offsets, *numbers, flags, exchange, arranged, *[arrays[name] for name in source.arrays]]
+            given = [offsets, *numbers, flags, exchange, arranged, *waiting, *[arrays[name] for name in source.arrays]]
             launch.launch(source, (tiling.blocks, count), tiling.threads, given)
 
     # A pass with kernels of its own for every step, and with what the array library multiplies between them. States are

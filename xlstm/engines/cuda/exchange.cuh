@@ -27,6 +27,7 @@ struct Group {
     unsigned* flags;  // of all blocks of the group
     unsigned step;  // that comes next
     Arrivals* arrivals;  // of both rooms, in a cluster
+    Late late;
 };
 
 // Before the first step; `bytes` come to a block at each.
@@ -57,12 +58,12 @@ DEVICE void arrive_group(Group& group) {
 DEVICE void wait_group(const Group& group, int bytes) {
 #if CLUSTER
     Arrivals* arrivals = group.arrivals + (group.step - 1) % 2;
-    wait_arrivals(arrivals, (group.step - 1) / 2 % 2);
+    wait_arrivals(arrivals, (group.step - 1) / 2 % 2, group.late);
     if (threadIdx.x == 0) expect(arrivals, bytes);
 #else
     if (BLOCKS > 1)
         deal<BLOCKS>([&](int, unsigned block) {
-            if (block != group.rank) wait_flag(group.flags + block, group.step);
+            if (block != group.rank) wait_flag(group.flags + block, group.step, group.late);
         });
     sync_block();
 #endif

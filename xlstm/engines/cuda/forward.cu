@@ -26,7 +26,7 @@ extern "C" __global__ void CLUSTER_DIMENSIONS __launch_bounds__(THREADS, 1) KERN
     uint4* spare = (uint4*)(memory + V_ROOMS * V_BYTES + Z_BYTES + OUT_BYTES);
     const Arrays a = ARRAYS;
 
-    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES));
+    Group group = group_of(group0, flags, (Arrivals*)(memory + SHARED_BYTES - ARRIVAL_BYTES), {late, number});
     const Offsets offset = {offsets, steps, width};
     int row = offset(0), end = offset(1), next_end = offset(2);  // rows of step t and of the next one
 

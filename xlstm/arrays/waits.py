@@ -1,0 +1,53 @@
+"""Kernels whose blocks wait for one another: one that gave up a wait leaves its number in memory of the host.
+
+All devices write to one word there, so that it is looked at without a copy, whenever an array has come to the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+
+import numpy as np
+
+from xlstm.arrays import broken, convert, probe
+from xlstm.arrays.namespace import Array
+
+GAVE_UP = "its blocks waited for one another for 2 s"
+_word: list[Array] = []  # once a kernel was launched that may write to it
+_kernels: dict[int, tuple[str, str]] = {}  # by their numbers
+
+
+@functools.cache
+def arguments(kernel: str, way: str) -> tuple[np.uintp, np.uint32]:
+    """Return the address of the word, and the number that a kernel writes there.
+
+    Parameters
+    ----------
+    kernel : str
+        The name of the kernel.
+    way : str
+        The name under which it is known where it is broken.
+    """
+    if not _word:
+        word = np.frombuffer(probe.cupy().cuda.alloc_pinned_memory(4), np.uint32, 1)
+        word[0] = 0
+        _word.append(word)
+        convert.copied.append(look)
+    number = zlib.crc32(f"{kernel} {way}".encode()) | 1
+    _kernels[number] = kernel, way
+    return np.uintp(_word[0].ctypes.data), np.uint32(number)
+
+
+def look() -> None:
+    """Raise CudaError where a kernel gave up, and have its way not be taken again."""
+    number = int(_word[0][0])
+    if number:
+        probe.cupy().cuda.Device().synchronize()  # kernels that are under way give up, too
+        _word[0][0] = 0
+        kernel, way = _kernels[number]
+        broken.hold([way], GAVE_UP)
+        problem = f"{broken.current()} {kernel} of {way}: {GAVE_UP}"
+        raise broken.CudaError(
+            f"cuda: on {problem}\nWhat it made is not used; XLSTM_CUDA_PATH=pointwise goes without it."
+        )
