@@ -146,6 +146,14 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
     assert found == [2.0 if waits else 0.0] * 4
 
 
+def test_what_lazy_streams_were_asked_for_comes_first():
+    a = cp.zeros(4)
+    with cuda_on_cpu.configured(lazy=1):
+        a += 1
+    a *= 2
+    assert a.get().tolist() == [2] * 4
+
+
 # ---- memory that was given back
 
 

@@ -29,6 +29,7 @@ const char* cuda_on_cpu_lines(char which) {  // names, problems or counts
 void cuda_on_cpu_refuse(const char* name) { LOCK; refused = name; }
 int cuda_on_cpu_set(const char* name, int value) {  // returns what it was
     LOCK;
+    finish_all();  // what lazy streams were asked for comes before all that follows
     return settings.count(name) ? std::exchange(settings[name], value) : -1;
 }
 }
