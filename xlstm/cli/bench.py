@@ -30,6 +30,7 @@ from xlstm.arrays.random import generator
 from xlstm.cli import info
 from xlstm.cli.console import OPEN, out, table, tell
 from xlstm.data import writing
+from xlstm.engines.cuda.check import first_training
 from xlstm.models.sequence import layer_of
 from xlstm.plots import figures
 
@@ -236,6 +237,8 @@ def home_of(name: str, dtype: str) -> Backend:
     home = backend("torch" if name == TORCH else name, dtype=dtype)
     if simulated(home):
         raise BackendError(f"cupy: {home}, whose times are not those of a GPU")
+    if name == "cupy":
+        first_training(dtype)  # which checks the kernels, where that was not done on this card
     return home
 
 

@@ -24,6 +24,7 @@ from xlstm.cli import info
 from xlstm.cli.bench import Case, Size, Timing, interleave, peak_memory, simulated
 from xlstm.cli.console import OPEN, out, table, to_json
 from xlstm.data import writing
+from xlstm.engines.cuda.check import first_training
 from xlstm.engines.engine import use
 from xlstm.engines.numba import jit
 from xlstm.examples import gate_by_gate
@@ -246,6 +247,8 @@ def _usable(required: Sequence[str]) -> dict[str, Backend]:
             out.print(f"without {error}")
         else:
             usable[name] = home
+            if name == "cupy" and not simulated(home):
+                first_training(*TOLERANCE)  # which checks the kernels, where that was not done on this card
             out.print(f"{name}: {row.words}: {home}{', counted, not timed' if simulated(home) else ''}")
     if "torch" in usable:
         probe.torch().set_num_threads(cores.threads())
