@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,19 @@ def test_a_row_that_must_run(compare, monkeypatch):
 
 
 BACKEND = compared.backend
+
+
+def test_kernels_of_a_card_are_checked_before_they_are_timed(monkeypatch):
+    pytest.importorskip("torch")
+    checked = []
+    monkeypatch.setattr(compared, "backend", lambda name: SimpleNamespace(name=name))
+    monkeypatch.setattr(compared, "first_training", lambda *dtypes: checked.append(dtypes))
+    compared._usable(())
+    assert checked == [("float64", "float32")]
+    checked.clear()
+    monkeypatch.setattr(compared, "simulated", lambda home: True)
+    compared._usable(())
+    assert not checked
 
 
 @pytest.mark.skipif("cupy" not in BACKENDS, reason="XLSTM_TEST_BACKENDS leaves out CuPy")
