@@ -254,7 +254,7 @@ def test_classes_of_sequences_by_steps(run, suffix):
         pytest.importorskip("narwhals")
         write_table(table, steps_of_sequences())
     result = run(*[table if word == "long.csv" else word for word in CLASSES], "--epochs", 30, "--columns", "x")
-    assert re.search(r"trained: 60 batches in .* s, best after epoch [0-9]+", result.stdout)
+    assert re.search(r"trained: 60 batches in [0-9.]+ s$", result.stdout, re.MULTILINE)  # nothing was validated
     assert "accuracy: 100.00% of 12 sequences" in result.stdout
     rows = [line.split() for line in result.stdout.splitlines() if "down" in line or "up" in line]
     assert [row[1::2] for row in rows[1:]] == [["down", "6", "0"], ["up", "0", "6"]]
