@@ -91,7 +91,7 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
         parallel = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
         return [*words, *parallel], {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
     if name == "parity":
-        words = ["-m", "tests.parity", "--brief", "--seconds", own, "--processes", str(processes)]
+        words = ["-m", "tests.parity", "--require", "cupy", "--brief", "--seconds", own, "--processes", str(processes)]
         return [*words, "--json", str(room / "parity.json")], ONE_THREAD
     if name in ("choices", "cudnn", "mlstm", "language"):
         if name == "cudnn":
