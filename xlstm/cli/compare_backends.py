@@ -68,10 +68,13 @@ class Result(NamedTuple):
 
     def values(self) -> dict[str, Any]:
         """Return all arrays on the host, by the headings of their columns."""
-        short = {name: name.removeprefix("recurrent.").removeprefix("0.") for name in self.grads}
+        of_notebook = "Uf" in self.grads  # whose weights are apart for each gate
+        grads = gate_by_gate.stacked(self.grads) if of_notebook else self.grads
+        after = gate_by_gate.stacked(self.after) if of_notebook else self.after
+        short = {name: name.removeprefix("recurrent.").removeprefix("0.") for name in grads}
         named = {"y": self.y, **self.gates(), "dx": self.dx}
-        named |= {f"d{short[name]}": grad for name, grad in self.grads.items()}
-        named |= {short[name]: p for name, p in self.after.items()}
+        named |= {f"d{short[name]}": grad for name, grad in grads.items()}
+        named |= {short[name]: p for name, p in after.items()}
         return {name: to_numpy(a) for name, a in named.items()}
 
 
@@ -122,8 +125,7 @@ def _notebook_step(params: dict[str, Any], x: Any, target: Any) -> Callable[[], 
         y = h[1:, 0]
         grads, dx = gate_by_gate.backward(p, x, h, c, gates, 2 * (y - target) / y.size)
         after = gate_by_gate.update(p, grads, RATE)
-        ordered = {k: gates[k] for k in Cell.GATES}
-        return Result(y, lambda: ordered, dx, gate_by_gate.stacked(grads), gate_by_gate.stacked(after))
+        return Result(y, lambda: {k: gates[k] for k in Cell.GATES}, dx, grads, after)
 
     return step
 
