@@ -70,7 +70,8 @@ def test_no_model_is_written_over(run, series, kind):
 
 def test_two_processes_train_into_one_folder(series):
     both = [started(series, *SHORT, "--seed", seed, stdout=subprocess.DEVNULL) for seed in (1, 2)]
-    assert [process.communicate(timeout=120) and process.returncode for process in both] == [0, 0]
+    codes = sorted(process.communicate(timeout=120) and process.returncode for process in both)
+    assert codes in ([0, 0], [0, 2])  # the later one is refused where the other one has saved its model by then
     assert sorted(os.listdir(series / "xlstm-output")) == ["forecast.png", "model.safetensors"]
     assert Forecaster.load(series / MODEL, "numpy").settings.seed in (1, 2)
 

@@ -88,7 +88,9 @@ def concat(xp: Namespace, parts: Sequence[Array | Filled], axis: int) -> Array:
 
 def _launched(parts: Sequence[Array | Filled], kind: Any, grid: Any, layout: Any, *numbers: Any) -> Array:
     result = probe.cupy().ndarray(*kind)
-    addresses = [0 if isinstance(part, Filled) else part.data.ptr for part in parts] + [0] * (PARTS - len(parts))
+    # An empty part may begin where its array ends, which is memory of another one.
+    addresses = [0 if isinstance(part, Filled) or part.size == 0 else part.data.ptr for part in parts]
+    addresses += [0] * (PARTS - len(parts))
     table = device.struct(addresses, layout, f"{PARTS}Q")
     device.kernel(TEXT, "xlstm_concat")(grid, (THREADS,), (table, *numbers, result))
     return result
