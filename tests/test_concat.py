@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.conftest import BACKENDS, make_backend
 from xlstm.arrays import concat as concats
+from xlstm.arrays import probe
 from xlstm.arrays.concat import Filled, concat
 from xlstm.arrays.convert import to_numpy
 
@@ -32,3 +34,16 @@ def test_many_parts_and_nothing(be):
     ones = be.asarray(np.ones((2, 1)))
     assert concat(be.xp, [ones] * (concats.PARTS + 1), 1).shape == (2, concats.PARTS + 1)
     assert concat(be.xp, [ones[:0, :], Filled(1.0, 2)], 1).shape == (0, 3)
+
+
+@pytest.mark.skipif("cupy" not in BACKENDS, reason="XLSTM_TEST_BACKENDS leaves out CuPy")
+def test_an_empty_part_may_begin_in_the_memory_of_another_array_of_cupy():
+    """That array went back to its pool, and the kernel is not given its address."""
+    xp, cp = make_backend("cupy").xp, probe.cupy()
+    with cp.cuda.using_allocator(cp.cuda.MemoryPool().malloc):
+        whole = cp.ones(128)
+        del whole
+        a, behind = cp.ones(64), cp.ones(64)
+        assert behind.data.ptr == a.data.ptr + a.nbytes
+        del behind
+        assert concat(xp, [a[64:], a, a], 0).tolist() == [1.0] * 128
