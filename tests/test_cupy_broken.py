@@ -256,7 +256,7 @@ def begin_training():
 
 
 def processes(monkeypatch):
-    """What is chosen while a process checks, for each that does."""
+    """Return a list to which each process that checks adds the path that is chosen meanwhile."""
     whole, found = check.subprocess.run, []
 
     def run(*arguments, **options):

@@ -42,20 +42,21 @@ def kept(most: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
             return []
 
         @functools.wraps(make)
-        def found(*arguments: Any) -> Made:
-            held, graph = place(*arguments), cuda_graph.capturing()
+        def cached(*arguments: Any) -> Made:
+            held = place(*arguments)
+            graph = cuda_graph.capturing()
             if not held:
-                made = make(*arguments)
+                arrays = make(*arguments)
                 if graph is not None:
-                    return made
+                    return arrays
                 on_cupy = len(arguments[-1]) > 1
-                held[:] = made, on_cupy and probe.cupy().cuda.get_allocator()
+                held[:] = arrays, on_cupy and probe.cupy().cuda.get_allocator()
             if graph is not None:
                 graph.kept.append(held)
             return held[0]  # type: ignore[no-any-return]
 
-        found.cache_clear = place.cache_clear  # type: ignore[attr-defined]
-        return found
+        cached.cache_clear = place.cache_clear  # type: ignore[attr-defined]
+        return cached
 
     return decorate
 

@@ -22,6 +22,12 @@ class OtherRankError(RuntimeError):
     """Another rank could not go on, so this one stops, too; the message names that rank and its error."""
 
 
+def odd_ranks(values: Sequence[Any]) -> tuple[Any, list[int]]:
+    """Return the value that most ranks have, of one value for each rank, and the ranks that have another one."""
+    common = max(values, key=values.count)
+    return common, [rank for rank, value in enumerate(values) if value != common]
+
+
 class Group(Protocol):
     """The processes that train together. All ranks call all but `abort` in the same order.
 

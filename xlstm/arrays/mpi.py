@@ -25,7 +25,7 @@ import numpy as np
 
 from xlstm.arrays import cores, probe
 from xlstm.arrays.convert import BackendError, like, to_numpy
-from xlstm.arrays.groups import Alone, Group, OtherRankError
+from xlstm.arrays.groups import Alone, Group, OtherRankError, odd_ranks
 from xlstm.arrays.namespace import Array, dtype_name
 from xlstm.arrays.watch import SILENT, Clock, Watch
 
@@ -76,20 +76,20 @@ def group(version: str) -> Group:
     with _ended_by_signals():
         ranks = Ranks(mpi)
         versions = ranks.tell(f"{version} (checksum of its files {_checksum_of_files():08x})")
-    usual = max(versions, key=versions.count)
-    for rank, one in enumerate(versions):
-        if one != usual:
-            raise BackendError(f"group: rank {rank} has version {one} of xlstm, expected that of other ranks, {usual}")
+    common, odd = odd_ranks(versions)
+    if odd:
+        problem = f"rank {odd[0]} has version {versions[odd[0]]} of xlstm, expected that of other ranks, {common}"
+        raise BackendError(f"group: {problem}")
     return ranks
 
 
 def _checksum_of_files() -> int:
     """Return a number that tells the code of this package apart."""
-    found = 0
+    checksum = 0
     for path in sorted(Path(__file__).parents[1].rglob("*")):
         if path.suffix in (".py", ".cu", ".cuh"):
-            found = zlib.crc32(path.read_bytes(), found)
-    return found
+            checksum = zlib.crc32(path.read_bytes(), checksum)
+    return checksum
 
 
 def _started() -> tuple[str, int]:

@@ -254,7 +254,7 @@ def _inside(xp: Namespace, packing: Packing, home: Home) -> Array:
 
 
 class _Recent(threading.local):
-    """What is kept of the last lengths of each thread: whole numbers for every step of every sequence."""
+    """The caches of a thread for its last lengths: they hold whole numbers for every step of every sequence."""
 
     def __init__(self) -> None:
         self.packing = functools.lru_cache(maxsize=4)(_packing)

@@ -20,7 +20,7 @@ from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.cuda_graph import capturing
 from xlstm.arrays.fuse import compiles, fuse
-from xlstm.arrays.groups import Group, OtherRankError, Part
+from xlstm.arrays.groups import Group, OtherRankError, Part, odd_ranks
 from xlstm.arrays.namespace import Array, Namespace, Params
 from xlstm.training.callbacks import Callback, Clip, has
 from xlstm.training.optimizers import ByRules, Optimizer, OptimState, global_norm
@@ -399,10 +399,10 @@ def same(
     several = told(group, "the comparison of settings", error, (settings, beside))
     for name in several[0][0]:
         values = [one.get(name) for one, _ in several]
-        usual = max(values, key=values.count)
-        for rank, value in enumerate(values):
-            if value != usual:
-                raise ValueError(f"{where}: {different(name, value, usual, f' of rank {rank}')} as on other ranks")
+        common, odd = odd_ranks(values)
+        if odd:
+            difference = different(name, values[odd[0]], common, f" of rank {odd[0]}")
+            raise ValueError(f"{where}: {difference} as on other ranks")
     return several[0][1]
 
 
@@ -421,10 +421,10 @@ def different(name: str, there: Any, expected: Any, of: str = "") -> str:
 
 def checksum(params: Params) -> int:
     """Return a number that tells weights apart."""
-    found = 0
+    number = 0
     for p in params.values():
-        found = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, found)
-    return found
+        number = zlib.crc32(np.ascontiguousarray(to_numpy(p)).data, number)
+    return number
 
 
 def added(group: Group, parts: Iterator[tuple[float, ...]]) -> Iterator[tuple[float, ...]]:

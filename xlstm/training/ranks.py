@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xlstm.arrays.groups import Alone, Group, columns
+from xlstm.arrays.groups import Alone, Group, columns, odd_ranks
 from xlstm.arrays.namespace import Array, Namespace, Params, leaves
 from xlstm.layers.sequence import Leaf, nested
 from xlstm.training.feed import Inputs
@@ -107,9 +107,9 @@ class Ranks:
 
     def _compare(self, checksums: list[int], total: int) -> None:
         """Raise RuntimeError where the checksums of the weights of all ranks differ after a step."""
-        usual = max(checksums, key=checksums.count)
-        if odd := [str(rank) for rank, one in enumerate(checksums) if one != usual]:
-            problem = f"the weights of rank {', '.join(odd)} differ from those of the other ranks"
+        _, odd = odd_ranks(checksums)
+        if odd:
+            problem = f"the weights of rank {', '.join(map(str, odd))} differ from those of the other ranks"
             raise RuntimeError(f"train: after step {total} {problem}; is its memory sound, and its code the same?")
         self.compared = total
 
