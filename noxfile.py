@@ -46,34 +46,36 @@ Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 # Threads of BLAS and of PyTorch spin while they wait, on the core of the other process: a third of all time.
 # MKL, in PyTorch, is to give the same bits wherever in memory its arrays lie.
 ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT"}
-RECURRENT = [f"tests/test_{name}.py" for name in ("lstm", "slstm", "lengths", "recurrent", "training")]
-# With others that compile many loops these run in processes of their own: compiled code stays in memory.
-LOOPS = ("compiled", "chains", "packed", "vector_lengths", "bounds", "engines", "activations", "custom_cells", "module",
-         "batch_sizes")  # fmt: skip
-COMPILING = [*RECURRENT, *(f"tests/test_{name}.py" for name in LOOPS)]
+# With others that compile many loops these run in a process of their own: compiled code stays in memory.
+COMPILING = ["tests/cells", "tests/layers", "tests/recurrence", "tests/engines"]
 # Another version of Python or of a package changes what a line of code does, not how options go together, nor numbers:
 # there each test has one case, with NumPy arrays alone, and tests of numbers, of hostile input, of pages and of tools
 # for developers have none. Of compiled loops there are those that compare engines.
 NUMBERS = [
-    "tests/test_estimators.py::test_the_main_job_on_real_data",
-    "tests/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
-    "tests/test_lstm.py::test_long_sequences_stay_finite",
-    "tests/test_slstm.py::test_long_sequences_stay_finite",
-    "tests/test_recurrent.py::test_gradient_of_every_pair_of_options",
-    "tests/test_activations.py::test_registered_activations_in_compiled_loops",
+    "tests/estimators/test_main_job.py::test_the_main_job_on_real_data",
+    "tests/estimators/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
+    "tests/layers/test_lstm.py::test_long_sequences_stay_finite",
+    "tests/layers/test_slstm.py::test_long_sequences_stay_finite",
+    "tests/layers/test_recurrent.py::test_gradient_of_every_pair_of_options",
+    "tests/cells/test_activations.py::test_registered_activations_in_compiled_loops",
 ]
-OF_ONE_VERSION = ("bench", "bench_gpu", "bench_mains", "bench_tasks", "parity", "docs", "notebook", "kernels",
-                  "chains", "packed", "vector_lengths", "bounds", "batch_sizes", "chunk_loops")  # fmt: skip
-LEFT_OUT = ["tests/attacks", *(f"tests/test_{name}.py" for name in OF_ONE_VERSION)]
+COMPILED = ("chains", "products", "vector_lengths", "bounds", "chunk_loops")
+OF_ONE_VERSION = ["attacks", "bench", "examples", "engines/cuda/test_kernels.py", "engines/test_batch_sizes.py",
+                  "project/test_docs.py", "test_parity.py"]  # fmt: skip
+LEFT_OUT = [f"tests/{path}" for path in (*OF_ONE_VERSION, *(f"engines/numba/test_{name}.py" for name in COMPILED))]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
-RANKS = [f"tests/test_{name}.py" for name in ("mpi", "mpi_runs", "launch", "many_fits")]
+RANKS = ["tests/distributed"]
 APART = [f"--ignore={path}" for path in RANKS]
 # NVRTC takes half a second for a kernel, so that CI has each value of a parameter in one.
-NVRTC = ["tests/test_kernels.py"]
+NVRTC = ["tests/engines/cuda/test_kernels.py"]
 OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
 # Graphs and steps of training ask for operations in turn; tests of streams are late by themselves.
-LATE = [f"tests/test_cupy_{name}.py" for name in ("graphs", "kernels", "steps")]
-CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where tests/cuda_on_cpu can
+LATE = [
+    "tests/arrays/test_cupy_graphs.py",
+    "tests/engines/cuda/test_cupy_kernels.py",
+    "tests/training/test_cupy_steps.py",
+]
+CARD = shutil.which("nvidia-smi") is not None  # CuPy runs there, and else on the CPU, where cuda_on_cpu can
 ON_CPU = not CARD and (sys.platform, platform.machine()) == ("linux", "x86_64")
 # Two run at a time, those that take longest first. A session that is named has both cores.
 ON_DEVICE = "cupy" if ON_CPU else "parity"  # on a card `tests` has CuPy among its backends
@@ -113,8 +115,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests on NumPy, array-api-strict and PyTorch on the CPU, and on CuPy where a GPU is usable.
 
-    Every two values of the parameters of a test go together in one of its cases. tests/test_compiled.py compares the
-    paths of NumPy arrays on every option of recurrent layers.
+    Every two values of the parameters of a test go together in one of its cases.
     """
     install_all(session, "jax", "bench")
     run_each(session, every_test(session, covered=True))
@@ -122,7 +123,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def cupy(session: nox.Session) -> None:
-    """Whatever takes CuPy arrays, on CuPy itself: on this machine's card, else on its CPU (`tests/cuda_on_cpu`).
+    """Whatever takes CuPy arrays, on CuPy itself: on this machine's card, else on its CPU (`cuda_on_cpu`).
 
     Then parity, of CuPy and the other backends.
     """
@@ -181,7 +182,11 @@ def pytest(session: nox.Session, *arguments: str) -> list[str]:
 
 def every_test(session: nox.Session, *, covered: bool) -> list[Command]:
     """All tests, or those that the command line of nox names; `covered` leaves out cases of them."""
-    calls = [("2", session.posargs)] if session.posargs else [("2", COMPILING), ("2", OTHER_TESTS), ("1", NVRTC)]
+    calls = (
+        [("2", session.posargs)]
+        if session.posargs
+        else [("2", [*COMPILING, *(f"--ignore={path}" for path in NVRTC)]), ("2", OTHER_TESTS), ("1", NVRTC)]
+    )
     commands = [pytest(session, *(["--cover", strength] if covered else []), *which) for strength, which in calls]
     return [(command, {**ALONE, **BACKENDS}) for command in commands]
 
@@ -192,7 +197,7 @@ def cuda_on_cpu(session: nox.Session) -> tuple[list[Command], dict[str, str]]:
     Kernels that g++ has compiled are kept for later sessions.
     """
     kept = {"CUPY_CACHE_DIR": str((session.cache_dir / "cuda_on_cpu").resolve()), "CUDA_ON_CPU_DEVICES": "2"}
-    return ([(["python", "-m", "tests.cuda_on_cpu"], {})], {**ALONE, **kept}) if ON_CPU else ([], {})
+    return ([(["python", "-m", "cuda_on_cpu"], {})], {**ALONE, **kept}) if ON_CPU else ([], {})
 
 
 def on_cupy(session: nox.Session) -> list[Command]:
@@ -252,7 +257,7 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(lines))
     project = ".[cli,fast,plot,keras,onnx,text,tables,holidays]"
     session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
-    of_python = ["tests/test_concurrency.py"]  # signals, threads and forks
+    of_python = ["tests/engines/test_concurrency.py"]  # signals, threads and forks
     run_each(session, on_another_version(session, "-W", "ignore::DeprecationWarning", without=of_python))
 
 

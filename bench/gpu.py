@@ -54,7 +54,10 @@ PARTS = (
 )
 MEASURED = ("barriers", "choices", "cudnn", "mlstm", "language")  # parts with a record of their own
 # Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single calls.
-TESTS = {"dtypes": ("dtypes",), "graphs": ("graphs", "steps")}
+TESTS = {
+    "dtypes": ["tests/layers/test_cupy_dtypes.py"],
+    "graphs": ["tests/arrays/test_cupy_graphs.py", "tests/training/test_cupy_steps.py"],
+}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
@@ -86,8 +89,8 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
         return [*words, "--widths", "40", "--seconds", own], {}
     if name == "tests" or name in TESTS:
         _needs("pytest")
-        files = [f"tests/test_cupy_{part}.py" for part in TESTS.get(name, ())] or ["tests"]
-        words = ["-m", "pytest", *files, "-q", "-k", "cupy", "--tb=short", "-p", "no:cacheprovider"]
+        words = ["-m", "pytest", *TESTS.get(name, ["tests"]), "-q", "-k", "cupy"]
+        words += ["--tb=short", "-p", "no:cacheprovider"]
         parallel = ["-n", str(processes)] if importlib.util.find_spec("xdist") else []
         return [*words, *parallel], {**ONE_THREAD, "XLSTM_TEST_REQUIRE": "cupy"}
     if name == "parity":

@@ -2,7 +2,7 @@
 
     python -m bench.host [--against FOLDER] [--rounds N] [--only TEXT]
 
-It needs no GPU, but the CuPy of tests/cuda_on_cpu. The folder is a checkout of an older version; each version runs in a
+It needs no GPU, but the CuPy of cuda_on_cpu. The folder is a checkout of an older version; each version runs in a
 process of its own, on its own checkout. A worker runs this file, too, which then imports nothing else of `bench`.
 """
 

@@ -2,7 +2,7 @@
 
     CUDA_ON_CPU_BYTES=1 python -m bench.traffic [B T D V]
 
-It needs no GPU, but the CuPy of tests/cuda_on_cpu, and minutes. A launch counts each byte once for reading and once for
+It needs no GPU, but the CuPy of cuda_on_cpu, and minutes. A launch counts each byte once for reading and once for
 writing, a product those of its operands and its result. Four blocks of width D, the second an sLSTM; V tokens.
 """
 
@@ -14,8 +14,8 @@ from collections import Counter
 
 import numpy as np
 
+import cuda_on_cpu
 import xlstm
-from tests import cuda_on_cpu
 from xlstm.data import Streams
 from xlstm.training import Step, optimizers
 from xlstm.training.callbacks import Clip

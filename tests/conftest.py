@@ -2,8 +2,9 @@
 
 A test that takes `be` runs once on each: NumPy with read-only inputs, which exposes in-place
 writes; array-api-strict on its second device, which exposes whatever only a GPU would; PyTorch on
-the CPU; CuPy where a GPU is usable. One that cannot run is skipped with the reason. What XLSTM_TEST_REQUIRE names in
-the environment, of cupy, mpi and dask, is a failure where it is missing.
+the CPU; CuPy where a GPU is usable. A backend that cannot run here has no tests, and a line at the end of the run says
+why. pytest refuses to begin where XLSTM_TEST_REQUIRE names one in the environment; of mpi and dask that it names, tests
+fail where they are missing.
 
 XLSTM_TEST_BACKENDS names the backends that are tested. On NumPy a layer runs in one of several ways, by its size and
 by what is installed (`division` in `numba_engine.py`); sizes in tests are small, so `force` lets them take
@@ -18,6 +19,7 @@ import importlib
 import importlib.util
 import itertools
 import os
+import signal
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cuda_on_cpu
 import xlstm
-from tests import cuda_on_cpu
 from xlstm.arrays import cores
 from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import BackendError
@@ -34,16 +36,34 @@ from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.numba import jit, numba_engine
 
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests/golden"
 # Numbers of the notebook that the library began as, by the widths of its input and its state.
 NOTEBOOK = {
     "d1_h50": DATA / "seed_lstm_d1_h50.npz",
     "d3_h8": Path(xlstm.__file__).parent / "data/datasets/notebook.npz",
 }
-BACKENDS = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
+PACKAGES = {"numpy": "numpy", "strict": "array_api_strict", "torch": "torch", "cupy": "cupy"}
 REQUIRED = os.environ.get("XLSTM_TEST_REQUIRE", "").split(",")
 
-collect_ignore = [] if "cupy" in BACKENDS else ["test_cuda_on_cpu.py"]
+
+def unusable(name: str) -> str:
+    """Return why a backend cannot run here; nothing where it can. Only CuPy may be installed and not work."""
+    if importlib.util.find_spec(PACKAGES[name]) is None:
+        return f"{PACKAGES[name]} is not installed"
+    try:
+        if name == "cupy":
+            xlstm.backend(name)
+    except BackendError as error:
+        return str(error)
+    return ""
+
+
+ASKED = os.environ.get("XLSTM_TEST_BACKENDS", "numpy,strict,torch,cupy").split(",")
+MISSING = {name: reason for name in ASKED if (reason := unusable(name))}
+BACKENDS = [name for name in ASKED if name not in MISSING]
+
+collect_ignore_glob = [] if "cupy" in BACKENDS else ["*test_cupy_*.py", "*test_cuda_on_cpu.py"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,20 +76,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure() -> None:
+    """Refuse to begin without a required backend, and let SIGINT interrupt.
+
+    A process that was started with SIGINT ignored, as by nohup or in the background of a script, would hand that on to
+    all that tests start.
+    """
+    if missing := [f"{name}: {reason}" for name, reason in MISSING.items() if name in REQUIRED]:
+        raise pytest.UsageError(f"XLSTM_TEST_REQUIRE names what cannot run here: {'; '.join(missing)}")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once which backends were not tested, and why."""
+    for reason in MISSING.values():
+        terminalreporter.write_line(f"not tested here: {reason}")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep a covering array of the cases of each test, as `--cover` says; the others are deselected."""
     strength = config.getoption("--cover")
-    if strength is None:
-        return
     cases: dict[str, dict[Any, list[Hashable]]] = {}
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
-        cases.setdefault(item.nodeid.partition("[")[0], {})[item] = [
-            (name, id(value)) for name, value in params.items()
-        ]
-    chosen = {item for same in cases.values() for item in covering(same, strength)}
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = [item for item in items if item in chosen]
+        values = [(name, id(value)) for name, value in params.items()]
+        if "cupy" in BACKENDS or "cupy" not in [value for value in params.values() if isinstance(value, str)]:
+            cases.setdefault(item.nodeid.partition("[")[0], {})[item] = values
+    kept = {item for same in cases.values() for item in (same if strength is None else covering(same, strength))}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 def pytest_collection_finish() -> None:
@@ -144,8 +180,6 @@ def make_backend(name: str, dtype: str = "float64") -> Backend:
     try:
         return xlstm.backend(name, dtype=dtype)
     except BackendError as error:
-        if name in REQUIRED:
-            raise
         pytest.skip(str(error))
 
 

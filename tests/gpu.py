@@ -1,4 +1,4 @@
-"""CuPy for tests of what runs there alone: on a card, or on a CPU (`tests/cuda_on_cpu`), where calls are counted."""
+"""CuPy for tests of what runs there alone: on a card, or on a CPU (`cuda_on_cpu`), where calls are counted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import cuda_on_cpu
+import cuda_on_cpu
 from tests.conftest import BACKENDS, make_backend
 from xlstm.arrays import broken, probe
 from xlstm.engines.cuda import launch
@@ -81,7 +81,7 @@ def counted() -> Iterator[Counts]:
 def on_cpu() -> None:
     """Skip a test that needs counts, or an order of threads, where a card runs it."""
     if cuda_on_cpu.missing():
-        pytest.skip("operations are counted where CuPy runs on a CPU (tests/cuda_on_cpu)")
+        pytest.skip("operations are counted where CuPy runs on a CPU (cuda_on_cpu)")
 
 
 def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:

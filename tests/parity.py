@@ -5,7 +5,7 @@
 Prints the largest difference for each case and dtype, relative to the largest magnitude of the result, and exits with 1
 if one is above the tolerance of its dtype. On CuPy every recurrent layer runs once more by the paths that can do it,
 TF32, float16 and bfloat16 included: by all of them on a card; by one, each layer by another, where CuPy runs on the CPU
-(`tests/cuda_on_cpu`). A backend that `--require` names, and that does not work, ends it with 1 before anything is
+(`cuda_on_cpu`). A backend that `--require` names, and that does not work, ends it with 1 before anything is
 compared; the last line names those that were not compared.
 """
 
@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+import cuda_on_cpu
 import xlstm
-from tests import cuda_on_cpu, layers
+from tests import registry
 from tests.gpu import half
 from xlstm import losses, optim
 from xlstm.arrays.backend import Backend
@@ -75,10 +76,10 @@ def recurrent(
     kind: str, options: dict, lengths: list[int] | None = None, T: int = T, B: int = B, H: int = H, scale: float = 0.2
 ) -> Run:
     def run(be: Backend) -> Results:
-        model = layers.make(kind, options, D, H)
+        model = registry.make(kind, options, D, H)
         # With larger weights a plain RNN of this width is chaotic: rounding grows from step to step.
-        params, x, state = layers.inputs_of(model, be, generator(11), T, B, scale)
-        return [*layers.run(model, params, x, state, lengths, kept=True, seed=5).values()]
+        params, x, state = registry.inputs_of(model, be, generator(11), T, B, scale)
+        return [*registry.run(model, params, x, state, lengths, kept=True, seed=5).values()]
 
     return run
 
@@ -94,7 +95,7 @@ def sequence(model: xlstm.mLSTM, lengths: list[int] | None = None) -> Run:
         # their biases is nearly nothing, of which rounding is a large part. For the like reason the norm below has an
         # eps that is not small beside the least h.
         gradient = np.concatenate([to_numpy(g).ravel() for g in grads.values()])
-        return [y, *layers.flat(end), gradient, dx, *layers.flat(start)]
+        return [y, *registry.flat(end), gradient, dx, *registry.flat(start)]
 
     return run
 
@@ -131,8 +132,8 @@ CASES = {
     "GRU wide": Case(recurrent("GRU", {}, T=6, B=20, H=260, scale=0.04), cuda.PATHS, ()),
     "RNN wide": Case(recurrent("RNN", {}, T=6, B=20, H=260, scale=0.04), cuda.PATHS, ()),
 }
-for _kind in layers.OPTIONS:
-    for _options in layers.alone(_kind):
+for _kind in registry.OPTIONS:
+    for _options in registry.alone(_kind):
         _name = ", ".join(f"{key}={value}" for key, value in _options.items())
         _smooth = not KINKS & _options.keys()
         CASES[f"{_kind} {_name}".strip()] = Case(recurrent(_kind, _options), cuda.PATHS, smooth=_smooth)
@@ -250,7 +251,7 @@ def main() -> int:
     on_cpu, about = not cuda_on_cpu.missing(), backends()
     for name, be in about.items():
         missing = "no usable GPU" if name == "cupy" else "not usable"
-        where = ", which is the CPU of this machine (tests/cuda_on_cpu)" * (name == "cupy" and on_cpu)
+        where = ", which is the CPU of this machine (cuda_on_cpu)" * (name == "cupy" and on_cpu)
         print(f"{name}: {be}{where}" if isinstance(be, Backend) else f"{name}: {missing}: {be}")
     absent = {name: be for name, be in about.items() if isinstance(be, str)}
     for name in options.require:

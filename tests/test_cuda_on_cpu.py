@@ -1,4 +1,4 @@
-"""CUDA on the CPU below CuPy (`tests/cuda_on_cpu`): it counts, and finds faults."""
+"""CUDA on the CPU below CuPy (`cuda_on_cpu`): it counts, and finds faults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from tests import cuda_on_cpu
+import cuda_on_cpu
 
 if cuda_on_cpu.missing():
     pytest.skip(cuda_on_cpu.missing(), allow_module_level=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import pytest
 import xlstm
 from tests.attacks import damage
 from tests.attacks.bounds import examples, refusal
+from tests.conftest import DATA
 from xlstm.interop.onnx import from_onnx, to_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -19,7 +19,7 @@ helper = pytest.importorskip("onnx.helper")
 array = pytest.importorskip("onnx.numpy_helper").from_array
 pytestmark = pytest.mark.usefixtures("interpreted")
 
-EXPORTS = Path(__file__).parents[1] / "data" / "onnx"  # see tests/test_onnx_exports.py
+EXPORTS = DATA / "onnx"  # see tests/interop/test_onnx_exports.py
 BIG = 4_000_000  # bytes of the largest files here
 
 

@@ -1,0 +1,1 @@
+"""Tests of arrays and operations on them, on every backend."""

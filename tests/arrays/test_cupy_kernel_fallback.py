@@ -1,0 +1,418 @@
+"""Kernels that a card refuses: another path does their work, with one warning, and with the same results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+
+import cuda_on_cpu
+import xlstm
+from tests import gpu, registry
+from tests.engines.cuda.test_cupy_kernels import LENGTHS, TOLERANCE, results
+from tests.registry import agree, largest
+from xlstm import optim, training
+from xlstm.arrays import broken, waits
+from xlstm.arrays import concat as concats
+from xlstm.arrays.broken import CudaError
+from xlstm.arrays.concat import Filled, concat
+from xlstm.arrays.convert import to_numpy
+from xlstm.cells import lstm
+from xlstm.data import Windows
+from xlstm.engines import cuda, private
+from xlstm.engines.cuda import cell_source, check, chunk_passes, launch
+from xlstm.engines.cuda.check import ARRAYS
+from xlstm.engines.cuda.choice import choose
+from xlstm.engines.pointwise import pointwise
+
+cupy = gpu.needed()
+STAGES = ("compile", "load", "launch")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("start", ARRAYS)
+def test_kernels_of_arrays(start, stage, dtype):
+    be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
+    given = [be.asarray(rng.standard_normal((4, 40))) for _ in range(2)]
+    expected = ARRAYS[start](be.xp, *(a.copy() for a in given))
+    words = "does not compile .error: " if stage == "compile" else "is not loaded or launched .CUDADriverError: "
+    with gpu.refusing(stage, start):
+        with pytest.warns(RuntimeWarning, match=f"on CUDA on the CPU {start}.* {words}") as warned:
+            found = ARRAYS[start](be.xp, *(a.copy() for a in given))
+        with gpu.counted() as again:
+            ARRAYS[start](be.xp, *(a.copy() for a in given))  # nor is it tried a second time
+    assert len(warned) == len({str(w.message) for w in warned}) <= 3
+    assert not [name for name in again.found.names if f" {start}" in name]
+    for a, b in zip(found, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        agree({"": a}, {"": b}, TOLERANCE[dtype], largest)
+
+
+def alone(path):
+    """Have no other path be taken than this one, or what follows it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for other in {"cluster", "grid", "plain"} - {path}:
+            broken.note(f"{other} ", "it is not tried")
+
+
+# A path, and what the text of its kernels of passes has.
+LOOPS = {
+    "cluster": "#define CLUSTER 1",
+    "grid": "#define CLUSTER 0",
+    "plain": "#define CLUSTER 0",
+    "pointwise": "_step",
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": LENGTHS}])
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("path", LOOPS)
+def test_recurrent_layers(monkeypatch, path, stage, kind, options):
+    """Where nothing is launched, the passes that follow fail as well, and the array library does their work."""
+    layer = xlstm.LSTM(3, 20, num_layers=2, peepholes=True, recompute=stage == "load")
+    expected = results(layer, backend="numpy", **options)
+    kind = {"forward": "slim", "backward": "again"}[kind] if layer.recompute else kind
+    part = LOOPS[path] if stage == "compile" and path != "pointwise" else f"xlstm_{kind}"
+    with gpu.refusing(stage, part):
+        alone(path)
+        with pytest.warns(RuntimeWarning, match="xlstm_.*; another way does its work") as found:
+            agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
+        agree(results(layer, "float32", **options), expected, TOLERANCE["float32"], largest)
+    said = [str(one.message) for one in found]
+    assert path in said[0]
+    assert len(said) == len(set(said)) == (1 if part[0] == "#" or (path == "pointwise" and kind != "again") else 2)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_single_step(stage):
+    be, layer = xlstm.backend("cupy", dtype="float32"), xlstm.GRU(3, 8)
+    params, x = layer.init(0, be), be.asarray(np.ones((2, 3)))
+    expected = layer.step(params, x)[0]
+    with gpu.refusing(stage, "xlstm_lean_step"):
+        with pytest.warns(RuntimeWarning, match="xlstm_lean_step"):
+            found = layer.step(params, x)[0]
+        agree({"": layer.step(params, x)[0]}, {"": found})
+    agree({"": found}, {"": expected}, 1e-5)
+
+
+def test_what_was_asked_for_is_refused():
+    """CUDA 12.0 does not compile st.async, with which clusters exchange."""
+    layer = xlstm.LSTM(3, 20)
+    with gpu.refusing("compile", "#define CLUSTER 1"):
+        with (
+            cuda.use("cluster"),
+            pytest.raises(CudaError, match=r"xlstm_forward does not compile .error: #define CLUSTER"),
+        ):
+            results(layer, "float32")
+        alone("cluster")
+        with pytest.warns(RuntimeWarning, match="cluster .*: xlstm_forward does not compile"):
+            results(layer, "float32")
+        with cuda.use("cluster"), pytest.raises(CudaError, match="#define CLUSTER 1"):
+            results(layer, "float32")
+    be = xlstm.backend("cupy", dtype="bfloat16")
+    words = "path 'loop' has no bfloat16, and no kernel works"
+    with gpu.refusing("launch", "xlstm_"), pytest.warns(RuntimeWarning), pytest.raises(TypeError, match=words):
+        layer.forward(layer.init(0, be), be.asarray(np.ones((2, 2, 3))))
+
+
+@pytest.mark.parametrize("kind", ["gates", "states_bwd"])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_chunks_of_an_mlstm(dtype, stage, kind):
+    layer = xlstm.mLSTM(3, 16, num_heads=2)
+    exact = results_of(layer, "numpy", "float64")
+    with gpu.refusing(stage, f"xlstm_chunk_{kind}"):
+        with pytest.warns(RuntimeWarning, match=f"chunks .*: xlstm_chunk_{kind} ") as found:
+            agree(results_of(layer, "cupy", dtype), exact, TOLERANCE[dtype], largest)
+        agree(results_of(layer, "cupy", dtype), exact, TOLERANCE[dtype], largest)
+    assert len(found) == 1
+
+
+def results_of(layer, backend, dtype):
+    be, rng = xlstm.backend(backend, dtype=dtype), np.random.default_rng(0)
+    params = {n: be.asarray(p) for n, p in layer.init(0, "numpy").items()}
+    x = be.asarray(rng.standard_normal((20, 2, layer.input_size)))
+    y, end, saved = layer.forward(params, x)
+    grads, dx, _ = layer.backward(params, saved, y, tuple(s * 0.1 for s in end))
+    return {name: to_numpy(a).astype("float64") for name, a in {"y": y, "dx": dx, **grads}.items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_language_model_without_any_kernel(dtype, stage):
+    layer = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 2, [], 2, dropout=0.2), 7)
+    found = {}
+    for part in ("nothing at all", "xlstm_"):
+        be, rng = xlstm.backend("cupy", dtype=dtype), np.random.default_rng(0)
+        params = {n: be.asarray(0.3 * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
+        with gpu.refusing(stage, part), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            y, _, saved = layer.forward(params, registry.input_of(layer, be, rng), seed=1)
+            grads = layer.backward(params, saved, y)[0]
+        found[part] = {"y": y, **grads}
+        assert {str(a.dtype) for a in found[part].values()} == {dtype}
+    agree(*found.values(), 4 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("path", ["cluster", "grid"])
+def test_blocks_that_wait_for_one_another_have_room(monkeypatch, path):
+    """MPS leaves a process a part of the multiprocessors: no kernel is launched that waits for blocks in vain."""
+    gpu.on_cpu()
+    monkeypatch.setattr(launch, "_device", lambda number: launch.Device("CUDA on the CPU", 90, 132, 232448, 16))
+    layer = xlstm.LSTM(3, 200)
+    expected = results(layer, backend="numpy")
+    gpu.first_contact()
+    alone(path)
+    words = f"{path} .* wait for one another, and [02] run at once"
+    with cuda_on_cpu.configured(part=2), pytest.warns(RuntimeWarning, match=words):
+        agree(results(layer, "float32"), expected, TOLERANCE["float32"], largest)
+    gpu.first_contact()
+
+
+@pytest.mark.usefixtures("refused")
+def test_a_card_that_answers_nothing_more_is_named():
+    gpu.on_cpu()
+    text = 'extern "C" __global__ void hang() { if (threadIdx.x) __syncthreads(); else while (true) __nanosleep(1); }'
+    xp, a = xlstm.backend("cupy").xp, cupy.ones((3, 4), "float32")
+    with pytest.raises(cupy.cuda.driver.CUDADriverError, match="LAUNCH_FAILED"):
+        cupy.RawKernel(text, "hang")((1,), (64,), ())
+    with pytest.raises(CudaError, match=r"xlstm_concat, or a kernel before it, failed while it ran .* answers nothing"):
+        concat(xp, [a, a], 0)
+    cuda_on_cpu.recover()
+
+
+def test_missing_memory_is_no_fault_of_a_kernel(monkeypatch):
+    """It reaches the user as CUDA, cuBLAS or the pool says it, and the kernels run as soon as there is memory."""
+    gpu.first_contact()
+    cublas = importlib.import_module("cupy_backends.cuda.libs.cublas")
+    errors = [cupy.cuda.memory.OutOfMemoryError(1, 2), cublas.CUBLASError(3)]
+    errors += [cupy.cuda.runtime.CUDARuntimeError(2), cupy.cuda.driver.CUDADriverError(2)]
+    layer, used = xlstm.LSTM(3, 20), launch._kernel
+    launch.current()  # what the card can do is known before
+    for error in errors:
+
+        def refuse(*_, error=error):
+            raise error
+
+        with pytest.raises(type(error)) as found:
+            broken.attempt("xlstm_concat", refuse)
+        monkeypatch.setattr(launch, "_kernel", refuse)
+        with pytest.raises(type(error)) as raised:
+            results(layer, "float32")
+        monkeypatch.setattr(launch, "_kernel", used)
+        assert found.value is raised.value is error
+        assert not broken._reasons
+    agree(results(layer, "float32"), results(layer, backend="numpy"), TOLERANCE["float32"], largest)
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """A check of one cell in float32, whose result is kept in a folder of the test."""
+    gpu.on_cpu()
+    monkeypatch.setattr(check, "CELLS", {"LSTM": check.CELLS["LSTM"]})
+    monkeypatch.setattr(check, "DTYPES", ("float32",))
+    monkeypatch.setattr(check, "_place", lambda dtype: (tmp_path, f"{dtype}.json"))
+    monkeypatch.delenv(check.VARIABLE)
+    in_child(monkeypatch)
+    yield monkeypatch
+    monkeypatch.undo()
+    new_process()
+
+
+def in_child(monkeypatch, *lines):
+    """Have the process that checks do this before it begins."""
+    before = "from xlstm.engines.cuda import cell_source, check; check.CELLS = {'LSTM': check.CELLS['LSTM']}"
+    text = "\n".join([before, *lines, "check.child()"])
+    monkeypatch.setattr(check, "COMMAND", (sys.executable, "-P", "-c", text))
+
+
+def new_process():
+    """Forget what is known, and use the card."""
+    gpu.first_contact()
+    check._begun.clear()
+    check._prove.cache_clear()
+    return launch.current()
+
+
+def chosen():
+    """The path of an LSTM, and whether an mLSTM has kernels of its own."""
+    be, step = xlstm.backend("cupy"), pointwise(lstm.Cell(), (), ("b",))
+    a = be.asarray(np.ones((4, 2, 32)))
+    path = choose(("auto", "float32"), step, "", "float32", 80, 1, 2, launch.current()).path
+    return path, chunk_passes.kernels(be.xp, a, a, a, 2, 16, "sigmoid", 0.0) is not None
+
+
+def begin_training():
+    layer = xlstm.LSTM(1, 4)
+    training.Step(layer, optim.adam(1e-2)).init(layer.init(0, "cupy"))
+
+
+def processes(monkeypatch):
+    """Return a list to which each process that checks adds the path that is chosen meanwhile."""
+    whole, found = check.subprocess.run, []
+
+    def run(*arguments, **options):
+        found.append(chosen())
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(check.subprocess, "run", run)
+    return found
+
+
+SAFE, ALL = ("pointwise", False), ("cluster", True)
+
+
+def test_the_check_of_a_card(kept, capsys):
+    kept.setattr(check, "DTYPES", tuple(check.device.TYPES))
+    found = xlstm.cuda.check()
+    assert capsys.readouterr().out == f"{found}\n"
+    assert not found.wrong
+    assert {row.dtype for row in found} == {*check.DTYPES, "tf32"}
+    kinds = {"cluster", "grid", "plain", "pointwise", "step", "chunks", "rows"}
+    assert {row.kernel.split()[0] for row in found} >= kinds
+    new_process()
+    assert not broken._reasons
+
+
+def test_kernels_are_checked_before_training_takes_them(kept, caplog):
+    """By one process, of which later ones and plain inference take the result; a variable says otherwise."""
+    checks = processes(kept)
+    new_process()
+    assert chosen() == SAFE  # inference does not check
+    with caplog.at_level("INFO", "xlstm"):
+        begin_training()
+    assert checks == [SAFE]
+    words = "checking the float32 kernels of CUDA on the CPU, once for this card, driver and versions"
+    assert caplog.messages == [words]
+    assert chosen() == ALL
+    begin_training()
+    new_process()
+    assert chosen() == ALL
+    begin_training()
+    assert len(checks) == 1
+    kept.setenv(check.VARIABLE, "1")
+    new_process()
+    assert chosen() == SAFE
+    begin_training()
+    begin_training()
+    assert (len(checks), chosen()) == (2, ALL)
+    kept.setenv(check.VARIABLE, "2")
+    with pytest.raises(ValueError, match="XLSTM_CUDA_CHECK is '2', expected"):
+        new_process()
+
+
+@pytest.mark.parametrize("file", ["damaged", "of another user"])
+def test_what_is_no_result_of_ours_proves_nothing(kept, tmp_path, file):
+    checks, me, path = processes(kept), os.geteuid(), tmp_path / "float32.json"
+    check._keep("float32", check.Checked(), False)
+    new_process()
+    assert chosen() == ALL
+    if file == "damaged":
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    else:
+        kept.setattr(private.os, "geteuid", lambda: me + 1)
+    new_process()
+    assert chosen() == SAFE
+    kept.setenv(check.VARIABLE, "0")
+    new_process()
+    begin_training()
+    assert (chosen(), checks) == (ALL, [])
+
+
+@pytest.mark.parametrize(
+    ("does", "why"), [("time.sleep(1000)", "no answer within 2 s"), ("os.abort()", "it ended with -6")]
+)
+def test_a_check_that_does_not_end_is_not_waited_for_again(kept, does, why):
+    kept.setattr(check, "SECONDS", 2)
+    in_child(kept, "import os, time", "check.SECONDS = 2", f"check.ARRAYS['xlstm_concat'] = lambda *_: {does}")
+    checks = processes(kept)
+    new_process()
+    with pytest.warns(RuntimeWarning, match=f"xlstm_concat: {why}, float32; another way"):
+        begin_training()
+    assert chosen() == SAFE
+    with pytest.warns(RuntimeWarning, match=f"xlstm_concat: {why}"):
+        new_process()
+    begin_training()
+    assert (len(checks), chosen()) == (1, SAFE)
+    assert "the check stopped at concat, float32" in broken._reasons.values()
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "problem", "path"),
+    [
+        ("group.step + 1)", "group.step)", waits.GAVE_UP, "cluster"),
+        ("zh[gate] = 0;", "zh[gate] = gate;", check.WRONG, "pointwise"),
+        ("", "", check.OTHER, "cluster"),
+    ],
+)
+def test_kernels_that_a_check_finds_wrong_are_not_taken(kept, run, part, wrong, problem, path):
+    lines = ["import itertools", "real, n, passes = cell_source.file, itertools.count(), check._passes"]
+    lines.append(f"cell_source.file = lambda name: real(name).replace({part!r}, {wrong!r})")
+    if problem == check.OTHER:
+        lines.append("check._passes = lambda c, p, *a: [y + 1e-7 * (p == 'grid') * next(n) for y in passes(c, p, *a)]")
+    in_child(kept, *lines)
+    new_process()
+    with pytest.warns(RuntimeWarning, match=f": {problem}, "):
+        begin_training()
+    assert chosen() == (path, True)
+    with pytest.warns(RuntimeWarning, match=f": {problem}, "):
+        new_process()
+    rows = json.loads(run("check", "--json", code=1).output)
+    assert all(row["problem"].endswith(problem) for row in rows if row["kernel"] == "grid LSTM")
+
+
+def test_training_ends_with_the_name_of_a_kernel_that_waits_in_vain(monkeypatch):
+    gpu.on_cpu()
+    whole = cell_source.file
+    monkeypatch.setattr(cell_source, "file", lambda name: whole(name).replace("group.step + 1)", "group.step)"))
+    layer, inputs = xlstm.LSTM(1, 80), np.ones((4, 5, 80))
+    (batch,) = Windows(inputs[..., :1], inputs, every_step=True, batch_size=4).batches()
+    step = training.Step(layer, optim.adam(1e-2), graph="auto")
+    cell_source.loop.cache_clear()
+    gpu.first_contact()
+    try:
+        alone("grid")
+        with pytest.raises(CudaError, match=r"xlstm_.* of grid 3xfp16 4 x 1 x 80: its blocks waited for one another"):
+            step(step.init(layer.init(0, "cupy")), batch)
+        assert step(step.init(layer.init(0, "cupy")), batch)[1].updated  # by another path
+    finally:
+        cell_source.loop.cache_clear()
+        gpu.first_contact()
+
+
+def test_of_several_processes_one_checks(kept):
+    checks = processes(kept)
+    new_process()
+    with check._one_at_a_time():
+        other = threading.Thread(target=begin_training)
+        other.start()
+        check._keep("float32", check.Checked(), False)
+    other.join()
+    assert (checks, chosen()) == ([], ALL)
+
+
+def test_kernels_that_are_wrong_on_a_card_are_not_used(kept, capsys):
+    """Those that did not compile may do so in another process."""
+    kept.setattr(concats, "TEXT", concats.TEXT.replace("index[axis] * part", "0 * part"))
+    be = xlstm.backend("cupy")
+    a = be.asarray(np.arange(6.0).reshape(2, 3))
+    expected = np.concatenate([to_numpy(a), to_numpy(a), np.ones((2, 1))], 1)
+    with gpu.refusing("compile", "#define CLUSTER 1"):
+        with pytest.warns(RuntimeWarning, match="wrong values, float32; another way|does not compile") as warned:
+            xlstm.cuda.check()
+        assert len(warned) == 3  # concat, and clusters in float32 and in TF32
+        assert "wrong values" in capsys.readouterr().out.splitlines()[0]
+        np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)
+    with pytest.warns(RuntimeWarning, match="concat: wrong values") as warned:
+        new_process()  # it reads what the one before it kept
+    assert len(warned) == 1
+    np.testing.assert_array_equal(to_numpy(concat(be.xp, [a, a, Filled(1, 1)], 1)), expected)

@@ -1,0 +1,442 @@
+"""Arrays of other libraries, by `__cuda_array_interface__` and by DLPack, wherever arrays are taken.
+
+Small objects act as arrays of Numba and of other libraries: on a GPU that is acted out, and on the CPU with the DLPack
+of NumPy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from types import SimpleNamespace
+
+import array_api_compat
+import numpy as np
+import pytest
+
+import xlstm
+from tests import gpu as on_gpu
+from tests.conftest import make_backend
+from xlstm import losses
+from xlstm.arrays import probe
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.foreign import from_foreign, is_foreign
+from xlstm.arrays.tensor_views import views_of_tensors
+from xlstm.data import Batch, Sequences, Streams, Windows
+from xlstm.engines import engine
+from xlstm.estimators import Forecaster, SequenceRegressor
+from xlstm.layers.linear import Embedding, Linear
+from xlstm.models import TiRex
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import Step, optimizers
+
+T, B, D, H = 4, 3, 5, 6
+
+
+class Described:
+    """An array that offers `__cuda_array_interface__` alone, as those of Numba do; `more` is added to it."""
+
+    def __init__(self, array, **more):
+        self.array, self.more = array, more
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    @property
+    def __cuda_array_interface__(self):
+        return {**self.array.__cuda_array_interface__, "stream": None, **self.more}
+
+
+class Offered:
+    """An array that offers DLPack alone, on the device that its array is on or on the one of another kind."""
+
+    def __init__(self, array, kind=None):
+        self.array, self.kind = array, kind
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __dlpack_device__(self):
+        kind, number = self.array.__dlpack_device__()
+        return kind if self.kind is None else self.kind, number
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+class Column(Described):
+    """A column of a table on a GPU, as those of cuDF are."""
+
+    def to_numpy(self):
+        return self.array.get()
+
+    def __array__(self, *args, **options):
+        raise TypeError("Implicit conversion to a host NumPy array via __array__ is not allowed")
+
+
+Column.__module__ = "cudf.core.series"
+
+
+def backend(name):
+    return make_backend(name) if name == "cupy" else xlstm.backend(name, dtype="float64")
+
+
+@pytest.fixture(params=["cupy"])
+def gpu(request):
+    return make_backend(request.param)
+
+
+def cases(kinds=(Described, Offered)):
+    return pytest.mark.parametrize(
+        ("name", "kind"), [("cupy", kind) for kind in kinds] + [("numpy", Offered)] * (Offered in kinds)
+    )
+
+
+def mapped(kind, state):
+    return tuple(mapped(kind, s) if isinstance(s, tuple) else kind(s) for s in state)
+
+
+def leaves(state):
+    return [a for s in state for a in (leaves(s) if isinstance(s, tuple) else [s])]
+
+
+def everything(layer, be, kind, lengths=None, given_back=None):
+    """Give a layer all its arrays as objects of a kind; return all that it gives, which is of the type `given_back`."""
+    rng = np.random.default_rng(0)
+    made = functools.partial(be.asarray, dtype="float64")
+    params = {name: kind(made(p)) for name, p in layer.draw(rng).items()}
+    x, dy = kind(made(rng.standard_normal((T, B, layer.input_size)))), None
+    y, state, saved = layer.forward(params, x, lengths=lengths)
+    dy = kind(made(rng.standard_normal(y.shape)))
+    given = mapped(kind, state)
+    grads, dx, start = layer.backward(params, saved, dy, given)
+    once, after = layer.step(params, kind(made(rng.standard_normal((B, layer.input_size)))), given)
+    found = [y, *leaves(state), *grads.values(), dx, *leaves(start), once, *leaves(after)]
+    assert all(type(a) is (given_back or type(made(1.0))) for a in found)
+    return [to_numpy(a) for a in found]
+
+
+@cases()
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H),
+        xlstm.LSTM(D, H, proj_size=3),
+        xlstm.GRU(D, H, reset_after=False),
+        xlstm.mLSTM(D, H, num_heads=2),
+    ],
+)
+def test_layers(name, kind, layer):
+    be = backend(name)
+    lengths = Offered(np.array([4, 1, 2])) if kind is Offered else None
+    for a, b in zip(everything(layer, be, kind, lengths), everything(layer, be, lambda a: a, lengths), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def tensors_of(library):
+    """Return the function that makes arrays of a library, which is not one of our backends' own."""
+    module = pytest.importorskip(library)
+    if library == "torch":
+        return lambda a: module.tensor(to_numpy(a))
+    return lambda a: module.numpy.asarray(to_numpy(a))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H, 2, proj_size=3),
+        xlstm.GRU(D, H, layer_norm=True),
+        xlstm.sLSTM(D, H, num_heads=2),
+        xlstm.mLSTM(D, H, num_heads=2),
+        SequenceModel(xlstm.RNN(D, H), 2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_tensors_run_as_views_of_numpy(library, layer):
+    be, make = backend("numpy"), tensors_of(library)
+    with pytest.importorskip("jax").enable_x64(True) if library == "jax" else contextlib.nullcontext():
+        kind = type(make(np.ones(1)))
+        found = everything(layer, be, make, np.array([4, 1, 2]), kind)
+    for a, b in zip(found, everything(layer, be, lambda a: a, np.array([4, 1, 2])), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_reference_engine_takes_tensors_themselves():
+    torch = pytest.importorskip("torch")
+    layer, make = xlstm.LSTM(D, H), tensors_of("torch")
+    params = {name: make(p) for name, p in layer.init(0, "numpy").items()}
+    x, kept = torch.ones(T, B, D), {}
+    for name in (None, "array_api"):
+        with contextlib.nullcontext() if name is None else engine.use(name):
+            y, _, saved = layer.forward(params, x)
+            grads, dx, _ = layer.backward(params, saved, None if name is None else torch.zeros_like(y))
+        kept[name] = type(saved.c)
+        assert all(type(a) is torch.Tensor for a in (y, dx, *grads.values()))
+    assert kept == {None: np.ndarray, "array_api": torch.Tensor}
+    linear, embedding = Linear(D, H), Embedding(7, D)
+    for part, given in ((linear, x), (embedding, torch.ones(T, B, dtype=torch.int64))):
+        own = {name: make(p) for name, p in part.init(0, "numpy").items()}
+        y, saved = part.forward(own, given)
+        grads, _ = part.backward(own, saved, y)
+        assert type(y) is torch.Tensor is type(grads["W"])
+    with pytest.raises(TypeError, match=r"LSTM: 0.Wx requires grad, .*use xlstm\.interop\.torch\.module"):
+        layer({**params, "0.Wx": params["0.Wx"].requires_grad_()}, x)
+
+
+def test_traced_arrays_say_what_to_use():
+    jax = pytest.importorskip("jax")
+    layer, make = xlstm.LSTM(D, H), tensors_of("jax")
+    params = {name: make(p) for name, p in layer.init(0, "numpy").items()}
+    with pytest.raises(TypeError, match=r"LSTM: an array is traced by JAX; use xlstm\.interop\.jax\.layer"):
+        jax.jit(lambda x: layer(params, x)[0])(make(np.ones((T, B, D), "float32")))
+
+
+class OnCuda:
+    """A tensor of PyTorch on a GPU, as far as views of it need one."""
+
+    is_cpu, is_cuda, requires_grad = False, True, False
+
+    def __init__(self, array):
+        self.array, self.device, self.dtype = array, SimpleNamespace(type="cuda", index=0), array.dtype
+
+    def detach(self):
+        return self
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+def test_cuda_tensors_run_on_the_stream_of_pytorch(xp, monkeypatch):
+    stream = xp.cuda.Stream(non_blocking=True)
+    torch = SimpleNamespace(from_dlpack=OnCuda, cuda=SimpleNamespace(current_stream=lambda device: theirs))
+    theirs = SimpleNamespace(cuda_stream=stream.ptr)
+    monkeypatch.setattr(probe, "torch", lambda: torch)
+    monkeypatch.setattr(array_api_compat, "is_torch_array", lambda a: isinstance(a, OnCuda))
+    layer, be = xlstm.LSTM(D, H), make_backend("cupy")
+    params = layer.init(0, be)
+    x = be.asarray(np.ones((T, B, D)))
+    expected, _ = layer(params, x)
+    seen = []
+    before = xp.cuda.get_current_stream()
+    views_of_tensors("test", OnCuda(x)).take(OnCuda(x))
+    assert xp.cuda.get_current_stream() == before  # to look at a tensor leaves no trace
+    monkeypatch.setattr(type(layer), "run", watched(type(layer).run, seen, xp))
+    y, state = layer({name: OnCuda(p) for name, p in params.items()}, OnCuda(x))
+    stream.synchronize()
+    assert seen == [stream.ptr]
+    assert all(isinstance(a, OnCuda) for a in (y, *state))
+    np.testing.assert_array_equal(to_numpy(y.array), to_numpy(expected))
+
+
+def watched(run, seen, xp):
+    """Return a method that notes the current stream first."""
+
+    def noting(*args):
+        seen.append(xp.cuda.get_current_stream().ptr)
+        return run(*args)
+
+    return noting
+
+
+@cases()
+def test_language_models(name, kind):
+    be = backend(name)
+    model = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(8, 1, num_heads=2), 7)
+    params = {n: be.asarray(p, "float64") for n, p in model.draw(np.random.default_rng(0)).items()}
+    other, tokens = {n: kind(p) for n, p in params.items()}, be.asarray(np.array([[1, 2, 3], [4, 5, 6]]))
+    y, _, saved = model.forward(params, tokens)
+    np.testing.assert_array_equal(to_numpy(model.forward(other, kind(tokens))[0]), to_numpy(y))
+    value, dy = model.loss(y, tokens)
+    assert float(model.loss(kind(y), kind(tokens))[0]) == float(value)
+    grads, *_ = model.backward(other, saved, kind(dy))
+    expected, *_ = model.backward(params, saved, dy)
+    for n, g in expected.items():
+        np.testing.assert_array_equal(to_numpy(grads[n]), to_numpy(g))
+    one = tokens[:, 0]
+    np.testing.assert_array_equal(to_numpy(model.step(other, kind(one))[0]), to_numpy(model.step(params, one)[0]))
+    np.testing.assert_array_equal(model.generate(other, kind(tokens), 3)[0], model.generate(params, tokens, 3)[0])
+
+
+@cases()
+def test_losses_and_optimisers(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    y, target = (be.asarray(rng.standard_normal((4, 3)), "float64") for _ in range(2))
+    mask = be.asarray(np.array([True, False, True, True]))
+    for loss in (losses.mse, losses.mae, losses.huber):
+        for a, b in zip(loss(kind(y), kind(target), kind(mask)), loss(y, target, mask), strict=True):
+            np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+    adam = optimizers.adam(0.1)
+    new, _ = adam.update({"a": kind(y)}, {"a": kind(target)}, adam.init({"a": kind(y)}))
+    expected, _ = adam.update({"a": y}, {"a": target}, adam.init({"a": y}))
+    np.testing.assert_array_equal(to_numpy(new["a"]), to_numpy(expected["a"]))
+    assert float(optimizers.global_norm({"a": kind(y)})) == float(optimizers.global_norm({"a": y}))
+
+
+@cases()
+def test_training(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    model = SequenceModel(xlstm.LSTM(D, H), 2)
+    params = {n: be.asarray(p, "float64") for n, p in model.draw(rng).items()}
+    x, target = (be.asarray(rng.standard_normal((T, B, size)), "float64") for size in (D, 2))
+    mask, step, found = be.asarray(np.ones((T, B), bool)), Step(model, optimizers.adam(0.1)), []
+    for one in (kind, lambda a: a):
+        state = step.init({n: one(p) for n, p in params.items()})
+        batch = Batch(one(x), one(target), one(mask), True, np.array([4, 1, 2]))
+        found.append(step(state, batch)[0].params)
+    for n, p in found[1].items():
+        np.testing.assert_array_equal(to_numpy(found[0][n]), to_numpy(p))
+
+
+@cases((Described, Offered, Column))
+def test_data_and_estimators(name, kind):
+    be, rng = backend(name), np.random.default_rng(0)
+    x, target = rng.standard_normal((9, T, D)), rng.standard_normal((9,))
+    there = [kind(be.asarray(a, "float64")) for a in (x, target)]
+    windows = Windows(*there)
+    np.testing.assert_array_equal(windows.x, x)
+    np.testing.assert_array_equal(windows.target, target)
+    streams = Streams(kind(be.asarray(x[:, 0], "float64")), there[1], batch_size=2, length=2)
+    np.testing.assert_array_equal(streams.x, x[:, 0])
+    several = Sequences([kind(be.asarray(x[k], "float64")) for k in range(3)], target[:3])
+    assert len(several) == len(Sequences(list(x[:3]), target[:3]))
+    options = {"hidden_size": 3, "epochs": 1, "backend": be, "seed": 0}
+    found, expected = (SequenceRegressor(**options).fit(*data) for data in (there, (x, target)))
+    np.testing.assert_array_equal(to_numpy(found.predict(there[0])), expected.predict(x))
+    model = TiRex(8, 1, 2, patch_size=2, quantiles=(0.5,), input_ff_size=4, context=8)
+    params = model.init(0, be, "float64")
+    series = kind(be.asarray(x[0, :, 0], "float64"))
+    np.testing.assert_array_equal(model.forecast(params, series, 2).mean, model.forecast(params, x[0, :, 0], 2).mean)
+
+
+def test_masked_arrays_are_refused_by_name(rng):
+    """Nothing heeds their masks; `tests/layers/test_module.py` gives them to every layer and model."""
+    x, target, values = rng.standard_normal((9, T, D)), rng.standard_normal(9), rng.standard_normal(60)
+    masked, be, y = np.ma.masked_array, xlstm.backend("numpy", dtype="float64"), rng.standard_normal((4, 3))
+    adam, step = optimizers.adam(0.1), Step(SequenceModel(xlstm.LSTM(D, H), 1), optimizers.adam(0.1))
+    state, moments = step.init(step.model.init(0, be)), adam.init({"a": y})
+    sound = {"x": x, "target": x[..., :1], "mask": np.ones((9, T), bool), "lengths": np.full(T, 9)}
+    model = xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7)
+    options = {"hidden_size": 3, "epochs": 1, "backend": be, "seed": 0}
+    made = SequenceRegressor(**options)
+    forecaster = Forecaster(horizon=2, window=9, **options)
+    bad = {
+        **{
+            f"mse: {name}": (losses.mse, {"y": y, "target": y, "mask": y > 0}, name) for name in ("y", "target", "mask")
+        },
+        "cross_entropy: labels": (losses.cross_entropy, {"logits": y, "labels": np.arange(4) % 3}, "labels"),
+        "adam: a": (lambda p: adam.update({"a": p}, {"a": y}, moments), {"p": y}, "p"),
+        "adam: gradient of a": (lambda g: adam.update({"a": y}, {"a": g}, moments), {"g": y}, "g"),
+        "global_norm: a": (lambda g: optimizers.global_norm({"a": g}), {"g": y}, "g"),
+        **{f"step: {name}": (lambda **batch: step(state, Batch(**batch, fresh=True)), sound, name) for name in sound},
+        "Windows: target": (Windows, {"x": x, "target": target}, "target"),
+        r"Windows: x\[1\]": (lambda one: Windows([x[0], one], target[:2]), {"one": x[1]}, "one"),
+        r"Sequences: sequences\[1\]": (lambda one: Sequences([x[0], one], target[:2]), {"one": x[1]}, "one"),
+        "SequenceRegressor: X": (made.fit, {"X": x, "y": target}, "X"),
+        "SequenceRegressor: y": (made.fit, {"X": x, "y": target}, "y"),
+        "Forecaster: values": (forecaster.fit, {"values": values}, "values"),
+        "generate: the prompt": (
+            model.generate,
+            {"params": model.init(0, be), "prompt": np.array([[1, 2]]), "max_tokens": 2},
+            "prompt",
+        ),
+        "asarray: values": (be.asarray, {"values": y}, "values"),
+        "to_numpy: array": (to_numpy, {"array": y}, "array"),
+    }
+    for words, (call, given, name) in bad.items():
+        with pytest.raises(TypeError, match=f"^{words} is a masked array, expected an array without a mask"):
+            call(**{**given, name: masked(given[name])})
+
+
+def columns(be, a):
+    """Return an array in Fortran order, as the values of a cuDF table are."""
+    if a.ndim < 2:
+        return a
+    return be.xp.permute_dims(be.asarray(np.ascontiguousarray(to_numpy(a).T)), tuple(reversed(range(a.ndim))))
+
+
+def apart(be, a):
+    """Return an array that is every second element of another one."""
+    return be.asarray(np.repeat(to_numpy(a), 2, axis=-1))[..., ::2] if a.ndim else a
+
+
+def close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("strided", [columns, apart])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        xlstm.LSTM(D, H),
+        xlstm.LSTM(D, H, layer_norm=True),
+        xlstm.mLSTM(D, H, num_heads=2),
+        xlstm.xLSTMStack(D + 1, 2, [1], num_heads=2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_arrays_in_any_order_of_memory(be, layer, strided):
+    close(everything(layer, be, functools.partial(strided, be)), everything(layer, be, lambda a: a))
+
+
+def test_nothing_is_copied(gpu):
+    a = gpu.asarray(np.arange(12.0).reshape(3, 4).T, "float64")
+    for kind in (Described, Offered):
+        found = from_foreign("here", kind(a))
+        assert type(found) is type(a)
+        assert (found.data.ptr, found.strides) == (a.data.ptr, a.strides)
+    host = np.arange(4.0)
+    assert np.shares_memory(from_foreign("here", Offered(host)), host)
+    for same in (a, host, [host], {"a": a}, (a, None), "text", 1.0):
+        assert from_foreign("here", same) is same
+    assert not is_foreign(np.ndarray)
+
+
+def test_the_stream_of_an_array_is_waited_for_and_read_only_arrays_are_taken(gpu):
+    """Version 3 of the interface has a stream, in which the array may still be on its way."""
+    a, layer = gpu.asarray(np.ones((T, B, D))), xlstm.LSTM(D, H)
+    params = layer.init(0, gpu)
+    for more, waits in (({}, 0), ({"stream": 1}, 1), ({"data": (a.data.ptr, True)}, 0), ({"version": 2}, 0)):
+        with on_gpu.counted() as found:
+            layer(params, Described(a, **more))
+        assert found.waits == waits, more
+
+
+def test_what_cannot_be_taken_is_refused(gpu, monkeypatch):
+    layer, a = xlstm.LSTM(D, H), gpu.asarray(np.ones((T, B, D)))
+    params = layer.init(0, gpu)
+    with pytest.raises(
+        TypeError, match=r"^LSTM: an array of tests \(Described\) cannot be taken as it is \(ValueError: CuPy cu"
+    ):
+        layer(params, Described(a, mask=a))
+    with pytest.raises(
+        TypeError, match=r"^LSTM: an array of tests \(Offered\) is on a DLPack device of kind 7, expected 1 \("
+    ):
+        layer(params, Offered(a, kind=7))
+    with pytest.raises(TypeError, match=r"^LSTM: 0.Wx is a cupy array, expected a numpy array like the others"):
+        layer(params, Offered(np.ones((T, B, D), "float32")))
+    monkeypatch.setattr(probe, "cupy_failure", lambda: "no driver")
+    with pytest.raises(
+        TypeError, match=r"^LSTM: an array of tests \(Described\) is on a GPU, which needs CuPy: no driver$"
+    ):
+        layer(params, Described(a))
+
+
+def test_arrays_on_a_device_that_is_not_the_current_one_are_refused(gpu):
+    cupy, layer = probe.cupy(), xlstm.LSTM(D, H)
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    params = layer.init(0, gpu)
+    with cupy.cuda.Device(1):
+        there = cupy.ones((T, B, D))
+        other = layer.init(0, xlstm.backend("cupy", dtype="float64"))
+        with pytest.raises(ValueError, match=r"^LSTM: x is on CUDA device 0, which is not the current one, 1; with"):
+            layer(params, gpu.asarray(np.ones((T, B, D))))
+        y, _ = layer(other, Described(there))
+        assert y.device.id == 1
+    found = from_foreign("here", Described(there))
+    assert (found.device.id, found.data.ptr) == (1, there.data.ptr)
+    with pytest.raises(TypeError, match=r"LSTM: 0.Wx is on <CUDA Device 0> but x on <CUDA Device 1>, expected"):
+        layer(params, Described(there))
+    with pytest.raises(ValueError, match=r"^LSTM: x is on CUDA device 1, which is not the current one, 0; with"):
+        layer(other, Described(there))

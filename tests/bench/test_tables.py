@@ -1,0 +1,91 @@
+"""The benchmarks measure what they say: peers compute the same, tables say what was measured."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import peers, products, report
+from bench.cases import Case
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("case", [Case("gru", 4, 2, 3, 5), Case("lstm", 4, 2, 3, 5, ragged=True)], ids=str)
+def test_peers_that_are_there_run_and_the_others_say_why(case):
+    found, missing = peers.calls(case, tuple(peers.PEERS)[:5])
+    assert set(found) | set(missing) == set(tuple(peers.PEERS)[:5])
+    for call in found.values():
+        call()
+    assert all(missing.values())
+
+
+def test_onnxruntime_runs_the_same_layer():
+    pytest.importorskip("onnxruntime")
+    case = Case("lstm", 4, 2, 3, 5, train=False)
+    layer = case.layer_of()
+    y, _, _ = layer.forward(layer.init(0, "numpy"), case.arrays()[0])
+    np.testing.assert_allclose(peers.PEERS["onnxruntime"](case)()[0], y, rtol=1e-5, atol=1e-6)
+
+
+def test_products_alone_are_those_of_the_layer(monkeypatch):
+    """Counted by the multiplications that they ask NumPy for."""
+    from xlstm.cli import bench
+
+    count = []
+    real = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: count.append(2 * a.size * b.shape[1]) or real(a, b, out=out))
+    products.alone(Case("lstm", 6, 2, 3, 5))()
+    assert sum(count) == bench.Case("lstm", bench.Size(6, 2, 3, 5)).operations
+
+
+def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
+    """One case of each kind, timed, written, read, drawn, and put where a page has its marks."""
+    pytest.importorskip("torch")
+    layers = importlib.import_module("bench.layers")
+    for name in ("SHAPES", "LARGE"):
+        monkeypatch.setattr(layers, name, [(3, 2, 4, 5)] if name == "SHAPES" else [])
+    monkeypatch.setattr(layers.peers, "CPU", ("torch",))
+    results, page = tmp_path / "results.json", tmp_path / "speed.md"
+    monkeypatch.setattr(sys, "argv", ["layers", "lstm", "stack", "--rounds", "1", "--json", str(results)])
+    layers.main()
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["bench"] for line in lines] == ["lstm forward + backward", "stack forward + backward"]
+    assert all(line["precision"] == "float32" and line["unit"] == "seconds" for line in lines)
+    assert {"xlstm", "torch"} <= set(lines[0]["results"])
+    lines[0]["results"] = {
+        "xlstm": {"median": 0.004},
+        "torch": {"median": 0.008},
+        report.ALONE: {"median": 0.016},
+        report.PRODUCTS: {"median": 0.0032},
+    }
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page.write_text(f"before\n{report.START}old\n{report.END}after\n")
+    picture = tmp_path / "results.png"
+    monkeypatch.setattr(sys, "argv", ["report", str(results), "--page", str(page), "--plot", str(picture)])
+    report.main()
+    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in capsys.readouterr().out
+    text = page.read_text()
+    assert text.startswith(f"before\n{report.START}")
+    assert text.endswith(f"{report.END}after\n")
+    assert "old" not in text
+    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in text
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_any_peer():
+    results = {"xlstm": {"median": 0.002}, report.ALONE: {"median": 0.003}}
+    lines = [{"bench": "one step", "name": "1,1,64,64", "case": {}, "unit": "seconds", "results": results}]
+    assert "| 1,1,64,64 | 2 |\n" in report.details(lines)
+    assert "| one step |\n" in report.summary(lines)
+
+
+def test_the_page_says_what_the_results_say():
+    """The tables of docs/speed.md are made from the files that it names by `python -m bench.report`."""
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    block = text.split(report.START)[1].split(report.END)[0]
+    paths = [Path(name) for name in re.findall(r"bench/results/[\w-]+\.json", block)]
+    assert block == report.text([line for path in paths for line in report.read(ROOT / path)], paths)

@@ -1,0 +1,1 @@
+"""Tests of formulas of cells: activations, the mLSTM's two forms, cells of users."""

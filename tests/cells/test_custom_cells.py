@@ -1,0 +1,151 @@
+"""Cells that users write: the two of docs/cells.md with every option, on every engine, in files and copies."""
+
+import copy
+import dataclasses
+import pickle
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import registry
+from tests.conftest import ROOT, make_backend
+from tests.project.markdown import blocks
+from xlstm.engines import engine
+from xlstm.engines.numba import jit
+
+PAGE = ROOT / "docs" / "cells.md"
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The names that the code blocks of the page define."""
+    names = {"__name__": "cells_page"}
+    for block in blocks(PAGE):
+        exec(compile(block, str(PAGE), "exec"), names)
+    return names
+
+
+KINDS = ("LiGRU", "MinGRU")
+NEEDS_PRODUCT = {"recurrent_dropout", "recurrent_bias", "layer_norm"}
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True, "dropout": 0.3},
+    {"reverse": True, "batch_first": True},
+    {"zoneout": 0.3},
+    {"recurrent_dropout": 0.2},
+    {"bias": False},
+    {"recurrent_bias": True},
+    {"recompute": True},
+    {"layer_norm": True},
+]
+
+
+def make(page, kind, options):
+    if kind == "MinGRU" and (refused := NEEDS_PRODUCT & set(options)):
+        with pytest.raises(ValueError, match=rf"MinGRU: {refused.pop()} is .*, but its cell has no product of h"):
+            page[kind](3, 4, **options)
+        pytest.skip("it has no product of h")
+    return page[kind](3, 4, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("lengths", [None, [5, 0, 3]])
+def test_gradient(be, rng, page, kind, options, lengths):
+    layer = make(page, kind, options)
+    registry.check(layer, *registry.inputs_of(layer, be, rng, 5, 3), lengths=lengths)
+
+
+@pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", [1, 3])
+def test_engines_agree(rng, monkeypatch, page, kind, B):
+    monkeypatch.setenv(jit.VARIABLE, "1")
+    layer = make(page, kind, {"num_layers": 2, "bidirectional": True})
+    params, x, state = registry.inputs_of(layer, make_backend("numpy"), rng, 7, B)
+    found = {}
+    for name in ("array_api", "numba"):
+        with engine.use(name):
+            found[name] = registry.run(layer, params, x, state, None if B == 1 else [7, 4, 2])
+    for name, array in found["array_api"].items():
+        np.testing.assert_allclose(found["numba"][name], array, rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_and_copies(tmp_path, page, kind):
+    layer = make(page, kind, {"num_layers": 2})
+    params = layer.init(0, "numpy")
+    assert ("0.Wh" in params) == (kind == "LiGRU")
+    xlstm.models.save(tmp_path / "model.safetensors", layer, params)
+    again, found = xlstm.models.load(tmp_path / "model.safetensors", "numpy")
+    assert again == layer
+    assert type(again) is type(layer)
+    for name, p in params.items():
+        np.testing.assert_array_equal(found[name], p)
+    for other in (copy.copy(layer), copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other == layer
+    model = xlstm.models.SequenceModel(layer, 2)
+    xlstm.models.save(tmp_path / "model.safetensors", model, model.init(0, "numpy"))
+    assert xlstm.models.load(tmp_path / "model.safetensors", "numpy")[0] == model
+
+
+class Saved(NamedTuple):
+    h: object
+
+
+@dataclasses.dataclass(frozen=True)
+class Peeping(xlstm.Cell):
+    """h = act(zx + zh + p h0 + shift): an option, an activation that can be chosen, and a parameter of its own."""
+
+    activations: tuple = ("tanh",)
+    clip: float | None = None
+    shift: float = 0.5
+
+    GATES = ("h",)
+    PARAMETERS = {"p": 1}  # noqa: RUF012
+
+    class Saved(NamedTuple):
+        h: object
+        z: object
+        h0: object
+
+    def gates(self, xp, zx, zh, h0, p):
+        z = zx[0, ...] + zh[0, ...] + p * h0 + self.shift
+        h = self._activate(xp, 0, z)
+        return h, self.Saved(h, self._kept(z), h0)
+
+    def gates_bwd(self, xp, saved, dh, p):
+        dz = self._activate_bwd(xp, 0, dh, saved.z, saved.h)[None, ...]
+        return dz, dz, p * dz[0, ...]
+
+    def own_bwd(self, xp, dz, saved, p):
+        return {"p": xp.sum(dz[0, ...] * saved.h0, axis=(0, 2))}
+
+    def activated(self, xp, saved):
+        return saved.h[None, ...]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shift": -0.2, "clip": 0.4}, {"activations": "softsign", "zoneout": 0.2}], ids=str
+)
+def test_options_and_parameters_of_a_cell(be, rng, options):
+    layer = xlstm.register_cell(Peeping)(3, 4, num_layers=2, **options)
+    assert layer.shapes["1.p"] == {"1H": 4}
+    registry.check(layer, *registry.inputs_of(layer, be, rng, 5, 3), lengths=[5, 1, 3])
+
+
+def test_errors(page):
+    with pytest.raises(
+        TypeError, match=r"register_cell: cell is 3, expected a frozen dataclass derived from xlstm.Cell"
+    ):
+        xlstm.register_cell(3)
+    with pytest.raises(ValueError, match=r"register_cell: the name LSTM is taken by another layer"):
+        xlstm.register_cell(Peeping, "LSTM")
+    with pytest.raises(ValueError, match=r"LiGRU: clip is 0.5, but its cell has none"):
+        make(page, "LiGRU", {"clip": 0.5})
+    with pytest.raises(ValueError, match=r"LiGRU: activations is .tanh., but its cell has none"):
+        make(page, "LiGRU", {"activations": "tanh"})
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'shift'"):
+        make(page, "LiGRU", {"shift": 1.0})

@@ -1,0 +1,214 @@
+"""Comparison of backends: what is counted, what is said, what is refused, and what the command prints and writes."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import xlstm
+from bench.peak import peak_memory
+from tests.conftest import ROOT
+from tests.project.markdown import blocks
+from xlstm.cli import bench as timed
+from xlstm.cli.bench import Case, Row, Size, Timing, interleave
+from xlstm.layers import recurrent
+
+SMALL = ("--size", "6,2,3,4", "--rounds", 1)
+
+
+def test_interleave_takes_turns_and_leaves_out_the_first_call_of_a_block():
+    log = []
+    calls = {name: lambda name=name: log.append(name) for name in "ab"}
+    times = interleave(calls, rounds=3, block=0)
+    assert "".join(log) == "aabbbbaaaabb"  # the first in turn changes
+    assert [t.calls for t in times.values()] == [3, 3]
+    slow = interleave({"sleep": lambda: time.sleep(0.01)}, rounds=2, block=0)["sleep"]
+    assert 0.01 <= slow.best <= slow.median < 1
+
+
+@pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3), ("rnn", 1)])
+def test_operations(name, gates):
+    """Three times PyTorch's own count of the operations of a forward pass."""
+    torch = pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    T, B, D, H = 3, 2, 5, 4
+    linear = torch.nn.Linear(D + H, gates * H, bias=False)
+    with FlopCounterMode(display=False) as counter:
+        linear(torch.zeros(T * B, D + H))
+    assert Case(name, Size(T, B, D, H)).operations == 3 * counter.get_total_flops()
+
+
+def row(H, backend, ratio):
+    case = Case("lstm", Size(8, 2, H, H))
+    return Row(case, backend, Timing(1.0, ratio, 5), ratio, backend, 1e9, None)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ((3.0, 0.9, 0.2), "from T,B,D,H = 8,2,64,64 on"),
+        ((0.9, 1.2, 0.2), "from T,B,D,H = 8,2,256,256 on"),
+        ((0.5, 0.9, 0.2), "at every size measured"),
+        ((0.5, 0.9, 1.2), "at T,B,D,H = 8,2,16,16 and 8,2,64,64, but not at the largest size"),
+        ((1.5, 0.99, 1.0), "at no size measured"),
+    ],
+)
+def test_from_which_size_on_a_backend_wins(ratios, said):
+    by_size = zip((16, 64, 256), ratios, strict=True)
+    rows = [one for H, ratio in by_size for one in (row(H, "numpy", 1), row(H, "cupy", ratio))]
+    numpy, cupy = timed.WORDS["numpy"], timed.WORDS["cupy"]
+    assert timed.crossover(rows) == [f"lstm float32: {cupy} is faster than {numpy} {said}"]
+
+
+def test_peak_memory_is_that_of_the_call():
+    """A call that holds 64 MB at most, and gives it back."""
+    assert 64e6 <= timed.peak_memory(hold(64), xlstm.backend("numpy")) < 65e6
+    if sys.platform.startswith("linux"):
+        assert 60e6 < peak_memory(hold, 64) < 80e6
+    with pytest.raises(ValueError, match="many"):
+        peak_memory(hold, "many")
+
+
+def hold(megabytes):
+    size = int(megabytes) * 10**6
+    return lambda: np.ones(size, dtype="uint8").sum()
+
+
+@pytest.fixture
+def bench(run):
+    return lambda *args, code=0: run("bench", *args, code=code)
+
+
+def lines(path="times.json"):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_the_command(bench, tmp_path):
+    """torch.nn is a row of its own where it has the layer, and cases are counted where there is no terminal."""
+    pytest.importorskip("torch")
+    backends = [word for name in ("numpy", "torch", "torch.nn") for word in ("--backend", name)]
+    result = bench("gru", "slstm", *SMALL, *backends, "--json", "times.json", "--plot", "times.png")
+    assert result.stderr == "1/2 gru 6,2,3,4 float32\n2/2 slstm 6,2,3,4 float32\n"
+    for words in ("gru float32, forward and backward", "slstm float32", "6,2,3,4", "compiled loops", "times.png"):
+        assert words in result.output
+    assert "this library on PyTorch tensors is" in result.output  # faster or not
+    assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
+    assert [(line["layer"], line["size"]["T"], line["backend"], line["name"]) for line in lines()] == [
+        ("gru", 6, "numpy", "this library on NumPy arrays"),
+        ("gru", 6, "torch", "this library on PyTorch tensors"),
+        ("gru", 6, "torch.nn", "torch.nn"),
+        ("slstm", 6, "numpy", "this library on NumPy arrays"),
+        ("slstm", 6, "torch", "this library on PyTorch tensors"),
+    ]
+    for line in lines():
+        assert line["seconds"]["best"] > 0
+        assert line["gflops"] / line["product_gflops"] == pytest.approx(line["share_of_product_speed"])
+        assert line["machine"]["packages"]["numpy"] == np.__version__
+
+
+def test_sizes_from_little_work_to_much(bench):
+    Path("times.json").write_text('{"size": "of an earlier run"}\n')
+    sizes = ("--size", "6,2,8,8", "--size", "2,2,8,8", "--dtype", "float16", "--dtype", "float32")
+    result = bench("xlstm", *sizes, "--rounds", 1, "--json", "times.json")
+    assert "xlstm float32, forward" in result.output
+    assert "without backend: float16 on a CPU" in result.output
+    assert "xlstm float16" not in result.output
+    assert [line["size"]["T"] for line in lines()[1:] if line["backend"] == "numpy"] == [2, 6]
+
+
+@pytest.mark.parametrize("layer", ["lstm", "gru", "rnn"])
+def test_torch_nn_does_the_same_work(layer, monkeypatch):
+    """Its layer has the sizes of the case, and gradients of weights."""
+    torch = pytest.importorskip("torch")
+    made = []
+    real = getattr(torch.nn, timed.TORCH_LAYERS[layer])
+    monkeypatch.setattr(torch.nn, timed.TORCH_LAYERS[layer], lambda *sizes: made.append(real(*sizes)) or made[-1])
+    work, _ = timed.prepared("torch.nn", Case(layer, Size(3, 2, 5, 4)))
+    work()
+    work()
+    assert (made[0].input_size, made[0].hidden_size) == (5, 4)
+    assert all(p.grad is not None for p in made[0].parameters())
+
+
+def test_sizes_are_drawn_by_their_work():
+    pytest.importorskip("matplotlib")
+    rows = [r for H in (256, 16, 64) for r in (row(H, "numpy", 1.0), row(H, "torch.nn", 0.5))]
+    (axes,) = timed.drawn(rows).axes
+    work = sorted(r.case.operations for r in rows[::2])
+    assert axes.get_xscale() == "log"
+    for line in axes.lines:
+        assert list(line.get_xdata()) == work
+    ticks = dict(zip(axes.get_xticks(), (label.get_text() for label in axes.get_xticklabels()), strict=True))
+    assert [ticks[w] for w in work] == ["8,2,16,16", "8,2,64,64", "8,2,256,256"]
+    assert [line.get_label() for line in axes.lines] == ["this library on NumPy arrays, numpy", "torch.nn, torch.nn"]
+
+
+@pytest.fixture
+def unregistered(monkeypatch):
+    """Without the cells that other tests register, whose names are those of the page of this test."""
+    builtin = {name: recurrent.LAYERS[name] for name in ("LSTM", "GRU", "RNN", "sLSTM")}
+    monkeypatch.setattr(recurrent, "LAYERS", builtin)
+    monkeypatch.setattr("xlstm.models.sequence.LAYERS", builtin)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("cnn",), "bench: cell is 'cnn', expected one of lstm, gru, rnn"),
+        (("--size", "1,2,3,0"), "'1,2,3,0', expected four whole numbers"),
+        (("--dtype", "int8"), "error: backend: dtype 'int8' is not supported"),
+        (("--dtype", "float16", "--backend", "numpy"), "error: backend: float16 on a CPU"),
+        (("--json", "no/where.json"), "error: no/where.json: not saved, No such file or directory"),
+        (("--plot", "no/where.png"), "error: no/where.png: not saved, No such file or directory"),
+        (("--import", "none.py"), "error: import: none.py fails, FileNotFoundError: "),
+        (("--import", "ends.py"), "error: import: ends.py fails, SystemExit: 3"),
+        (("--import", "grammar.py"), "error: import: grammar.py fails, SyntaxError: invalid syntax"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(bench, monkeypatch, unregistered, arguments, said):
+    monkeypatch.setattr(timed, "measure", lambda *a: pytest.fail("work was done"))
+    for name, text in {"ends.py": "exit(3)", "grammar.py": "class"}.items():
+        Path(name).write_text(text)
+    result = bench(*arguments, code=2)
+    assert said in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatch):
+    """Out of memory in one case; then an interrupt."""
+    pytest.importorskip("torch")
+    real = timed.call
+
+    def call(case, home, *arrays):
+        if home.name == "torch" and case.size.T == 6:
+            raise RuntimeError("out of memory")
+        if case.size.T == 8:
+            raise KeyboardInterrupt
+        return real(case, home, *arrays)
+
+    monkeypatch.setattr(timed, "call", call)
+    sizes = [word for T in (2, 6, 8) for word in ("--size", f"{T},2,3,4")]
+    backends = ("--backend", "numpy", "--backend", "torch", "--json", "times.json")
+    result = bench(*sizes, "--rounds", 1, *backends, code=130)
+    assert "note: lstm 6,2,3,4 float32: without torch, out of memory" in result.stderr
+    assert "interrupted" in result.stderr
+    kept = [(line["size"]["T"], line["backend"], line["peak_bytes"] is None) for line in lines()]
+    assert kept == [(2, "numpy", False), (2, "torch", True), (6, "numpy", False)]
+    assert "6,2,3,4  this library on NumPy arrays" in result.stdout
+
+
+def test_cells_of_a_file(bench, tmp_path, unregistered):
+    """The cells of docs/cells.md are timed."""
+    code = "\n".join(blocks(ROOT / "docs" / "cells.md"))
+    (tmp_path / "my_cells.py").write_text(code, encoding="utf-8")
+    result = bench("MinGRU", "gru", "--import", "my_cells.py", *SMALL, "--backend", "numpy", "--json", "times.json")
+    assert "note" not in result.stderr
+    assert [line["layer"] for line in lines()] == ["MinGRU", "gru"]
+    weights = 2 * 4 * 3  # of MinGRU, which has no Wh
+    first = lines()[0]
+    assert first["gflops"] * 1e9 * first["seconds"]["median"] == pytest.approx(3 * 2 * weights * 6 * 2)

@@ -1,0 +1,1 @@
+"""Tests of series, tables, text and batches."""

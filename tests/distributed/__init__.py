@@ -1,0 +1,1 @@
+"""Tests of programs on several processes."""

@@ -1,0 +1,1 @@
+"""Tests of engines: the choice, every batch size, interruptions."""

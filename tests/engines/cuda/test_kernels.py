@@ -1,0 +1,241 @@
+"""Kernels as NVRTC makes them for sm_80 and sm_90: they compile, keep to registers, and fit shared memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import xlstm
+from tests.engines.cuda import nvrtc
+from tests.engines.cuda.nvrtc import compile_for
+from xlstm.arrays import concat, gather, random
+from xlstm.cells import gru, lstm, lstm_options, rnn, slstm
+from xlstm.engines.cuda import cell_source, tiling
+from xlstm.engines.cuda.choice import LOOPS, choose
+from xlstm.engines.cuda.chunk_source import KINDS, WAYS, Shape
+from xlstm.engines.cuda.chunk_source import source as chunk_source
+from xlstm.engines.cuda.tiling import ARITHMETIC, Device
+from xlstm.engines.pointwise import Around, pointwise
+
+DEVICES = {
+    80: Device("A100", 80, 108, 166912),
+    90: Device("H100", 90, 132, 232448, 16),
+}
+CARDS = {
+    **DEVICES,
+    75: Device("Tesla T4", 75, 40, 65536),
+    86: Device("NVIDIA GeForce RTX 3090", 86, 82, 101376),
+    89: Device("NVIDIA GeForce RTX 4090", 89, 128, 101376),
+    100: Device("B200", 100, 148, 232448, 16),
+    120: Device("NVIDIA GeForce RTX 5090", 120, 170, 101376, 8),
+}
+CELLS = {
+    "lstm": pointwise(lstm.Cell(), (), ("b",)),
+    "lstm, options": pointwise(lstm_options.Cell(clip=3.0, cell_clip=2.0), (("p", 3),), ("b",)),
+    "lstm, coupled": pointwise(lstm_options.Cell(coupled_input_forget=True), (("p", 2),), ()),
+    "gru": pointwise(gru.Cell(), (), ("b", "bh")),
+    "rnn": pointwise(rnn.Cell(), (), ("b",)),
+    "slstm": pointwise(slstm.Cell(), (), ("b",)),
+    "slstm, rounded": pointwise(slstm.Rounded(forget_limit=15.0), (), ("b",)),
+}
+DROPPED = [
+    pointwise(cell, (), added, (), Around(drop=True))
+    for cell, added in ((lstm.Cell(), ("b",)), (gru.Cell(), ("b", "bh")))
+]
+TENSOR = ("3xfp16", "tf32", "float16", "bfloat16")
+FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]  # units of a head, heads, sequences
+MORE = [*FEW, (64, 4, 16), (128, 1, 100), (200, 1, 300), (256, 1, 256), (384, 1, 700)]
+MEASURED = [(512, 1, 64), (1024, 1, 16), (256, 1, 256)]
+
+
+def fits(capability, step, name, size, kinds=tiling.PASSES, cluster=False, cards=CARDS, **options):
+    """Compile kernels for a card, where they fit it; their kinds."""
+    made = []
+    for kind in kinds:
+        tiled = kind if kind in tiling.PASSES else "forward"
+        found = tiling.best(tiled, step, *size, ARITHMETIC[name], cards[capability], cluster)
+        if found is not None:
+            within(capability, cell_source.loop(step, kind, found, **options), cards[capability])
+            made.append(kind)
+    return made
+
+
+def within(capability, made, card=None):
+    """Compile a kernel; it has registers enough."""
+    done = compile_for(capability, made.text)
+    assert (done.stack, done.spilled) == (0, 0), done.log
+    assert card is None or made.shared <= card.shared
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", TENSOR)
+@pytest.mark.parametrize(("capability", "cluster"), [(80, False), (90, False), (90, True)])
+def test_with_tensor_cores(cell, name, capability, cluster):
+    sizes = MORE if name in ("tf32", "bfloat16") and (cell, cluster) in (("lstm", True), ("gru", True)) else FEW
+    assert sum(len(fits(capability, CELLS[cell], name, size, cluster=cluster)) for size in sizes) >= 3
+
+
+@pytest.mark.parametrize("step", [*DROPPED, *(CELLS[name] for name in ("lstm", "gru", "slstm"))])
+@pytest.mark.parametrize("name", TENSOR)
+@pytest.mark.parametrize("cluster", [False, True])
+def test_kernels_that_keep_h(step, name, cluster):
+    """Before every step, for recurrent dropout and for steps of different widths."""
+    for size in FEW:
+        fits(90, step, name, size, tiling.PASSES if step in DROPPED else ("forward",), cluster, keep_h=True)
+
+
+@pytest.mark.parametrize("kind", cell_source.KINDS + cell_source.FACTORS)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("options", ["layer_norm", "projection", "reset before"])
+def test_options_in_kernels_of_one_step(options, name, kind):
+    step = {
+        "layer_norm": pointwise(
+            lstm_options.Cell(), (("gc", None), ("bc", None)), ("b",), (), Around(drop=True, normal=True, units=True)
+        ),
+        "projection": pointwise(lstm.Cell(), (), ("b",), (), Around(projected=True)),
+        "reset before": pointwise(
+            gru.ResetBefore(), (("Wn", None),), ("b",), (), Around(drop=True, matrix="Wn", rows=2)
+        ),
+    }[options]
+    if kind in cell_source.FACTORS and options != "reset before":
+        return
+    made = cell_source.pointwise(step, kind, ARITHMETIC[name], 1, 40, keep_h=options != "projection")
+    for capability in DEVICES:
+        assert compile_for(capability, made.text).spilled == 0
+
+
+@pytest.mark.parametrize("size", MEASURED)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "precision"),
+    [
+        *((75, dtype, "float32") for dtype in ("float32", "float16")),
+        *((card, "float32", precision) for card in CARDS.keys() - {75} for precision in ("float32", "tf32")),
+        *((card, "bfloat16", "float32") for card in CARDS.keys() - {75}),
+    ],
+)
+def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, precision, size):
+    found = choose(("auto", precision), CELLS["lstm"], "", dtype, *size, CARDS[capability])
+    if found.forward is not None:  # else it is too large for this card
+        for kind in tiling.PASSES:
+            within(capability, cell_source.loop(CELLS["lstm"], kind, getattr(found, kind)))
+
+
+def chosen(capability, path="auto", precision="float32", dtype="float32", width=512, B=64):
+    return choose((path, precision), CELLS["lstm"], "", dtype, width, 1, B, CARDS[capability])
+
+
+def test_what_large_cards_choose():
+    """Ordinary arithmetic where three products on tensor cores take longer; blocks as many as there are."""
+    assert {chosen(capability).arithmetic.name for capability in (80, 90, 100, 89, 120)} == {"3xfp16"}
+    assert {chosen(capability, width=64).path for capability in (86, 89)} == {"plain"}
+    for capability in (89, 120):
+        found = chosen(capability, "auto", "tf32", width=1024, B=16)
+        for one in (found.forward, found.backward):  # eight units a block: registers of 128 blocks have the weights
+            assert (found.path, one.units, one.blocks, one.waves) == ("grid", 8, 128, 1)
+
+
+def test_a_t4_has_tensor_cores_in_float16():
+    """float32 is two float16 there, also where TF32 was asked for, which it has not."""
+    for dtype, name in (("float16", "float16"), ("float32", "3xfp16")):
+        for precision in ("float32", "tf32"):
+            found = chosen(75, "auto", precision, dtype, width=256)
+            assert (found.path, found.arithmetic.name) == ("grid", name)
+            assert compile_for(75, cell_source.loop(CELLS["lstm"], "forward", found.forward).text).spilled == 0
+    found = choose(("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
+    assert found.others["grid"] == "V100 is sm_70, tensor cores are not used below sm_75"
+    assert found.others["plain"] == "ordinary arithmetic is not used for float16"
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("capability", DEVICES)
+def test_without(cell, name, capability):
+    """Kernels of all steps, and of one."""
+    if name in ("float32", "float64"):
+        assert fits(capability, CELLS[cell], name, (200, 1, 40)) == list(tiling.PASSES)
+    for kind in ("forward", "slim", "lean", "again", "backward"):
+        within(capability, cell_source.pointwise(CELLS[cell], kind, ARITHMETIC[name], 2, 40))
+
+
+@pytest.mark.parametrize("capability", [60, 70, 75])
+def test_older_devices(capability):
+    """They lack instructions that other devices have, and compile kernels without them."""
+    older = {capability: Device("an older one", capability, 40, 65536)}
+    for kind in tiling.PASSES:
+        for name in ("float32", "float16"):
+            compile_for(capability, cell_source.pointwise(CELLS["gru"], kind, ARITHMETIC[name], 1, 50).text)
+    if capability >= LOOPS:
+        assert len(fits(capability, CELLS["gru"], "float32", (50, 1, 32), cards=older)) == 2
+
+
+@pytest.mark.parametrize("kind", ["slim", "lean"])
+def test_loops_that_keep_less(kind):
+    for step in CELLS.values():
+        assert fits(90, step, "bfloat16", (256, 1, 256), (kind,), cluster=True)
+
+
+TEXTS = {"concat": concat.TEXT, "gather": gather.TEXT, "bernoulli": random.TEXT}
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+@pytest.mark.parametrize("name", TEXTS)
+def test_small_kernels_compile(name, capability):
+    assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *random.OPTIONS)).spilled == 0
+
+
+def test_no_sum_of_floating_point_numbers_depends_on_the_order_of_threads():
+    """None is made by atomic operations."""
+    texts = [path for kind in ("cu", "cuh") for path in Path(xlstm.__file__).parent.rglob(f"*.{kind}")]
+    assert texts
+    for path in texts:
+        assert not re.search(r"atomicAdd|(red|atom)\.[\w.:]*add\.(f|bf)", path.read_text(encoding="utf-8")), path
+
+
+def test_tilings_say_what_they_need_and_cover_all_units():
+    for device in (Device("a small one", 90, 8, 232448, 16), *DEVICES.values()):
+        for a in tiling.ARITHMETIC.values():
+            for kind in tiling.PASSES:
+                for width, B in ((1, 1), (50, 32), (384, 700), (512, 64), (1024, 16)):
+                    for cluster in (False, True):
+                        t = tiling.best(kind, CELLS["lstm"], width, 1, B, a, device, cluster)
+                        if t is None:
+                            continue
+                        assert t.units * t.blocks >= width
+                        assert t.shared <= device.shared
+                        assert t.blocks <= device.sms
+                        assert t.columns * t.groups >= B
+
+
+# The heads of the published large models, and those of a small one.
+HEADS = [(8, 256, 512, 64), (4, 64, 64, 64)]
+
+
+@pytest.mark.parametrize("shape", HEADS, ids=str)
+@pytest.mark.parametrize("way", WAYS, ids=", ".join)
+@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_mlstm_on_every_card(kind, capability, way, shape):
+    if capability < 80 and way[0] != "float16":
+        pytest.skip("sm_75 has tensor cores in float16 alone")
+    made, _ = chunk_source(kind, WAYS[way], Shape(*shape, 4 if way[0] == "float32" else 8), "sigmoid", 1e-6)
+    assert made.shared <= CARDS[capability].shared
+    done = compile_for(capability, made.text)
+    assert (done.stack, done.spilled) == (0, 0), done.log
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(1, 2, 2, 16, 2),
+        Shape(2, 10, 600, 32, 2),
+        Shape(2, 1000, 34, 16, 2),
+        Shape(8, 256, 512, 64, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_mlstm_of_any_width(kind, shape):
+    made, _ = chunk_source(kind, WAYS["float32", "float32"], shape, "exponential", 0.0)
+    assert compile_for(86, made.text).spilled == 0

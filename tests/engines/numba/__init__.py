@@ -1,0 +1,1 @@
+"""Tests of loops and products that Numba compiles."""

@@ -1,0 +1,198 @@
+"""Compiled loops: when they are taken, streams, and code that is kept. `test_batch_sizes.py` has every option."""
+
+import copy
+import gc
+import pickle
+import re
+import stat
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from tests.registry import inputs_of, make, run
+from xlstm.cells import gru, lstm, lstm_options
+from xlstm.cli import info
+from xlstm.engines.numba import codegen, jit
+
+needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+KINDS = ("LSTM", "GRU", "RNN")
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_of_a_stream_take_other_arrays(monkeypatch, rng, kind):
+    """A layer keeps how its steps run, but no arrays: later ones count, in either dtype, read-only, and in place."""
+    layer = make(kind, {"num_layers": 2}, 3, 5)
+    given = [inputs_of(layer, make_backend("numpy", dtype), rng, 2, 1) for dtype in ("float64", "float32", "float64")]
+    given.append(copy.deepcopy(given[0]))  # which can be written
+    results = {}
+    for compiled in "101":
+        monkeypatch.setenv("XLSTM_COMPILE", compiled)
+        results[compiled] = [layer.step(params, x[0], state) for params, x, state in given]
+    for (params, x, state), (y, after), (y0, after0) in zip(given, results["1"], results["0"], strict=True):
+        tolerance = 1e-11 if x.dtype == "float64" else 1e-5
+        for a, b in zip((y, *after), (y0, *after0), strict=True):
+            assert a.dtype == x.dtype
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        assert not any(np.shares_memory(a, b) for a in (y, *after) for b in (*params.values(), x, *state))
+        assert not any(np.shares_memory(y, a) for a in after)
+    params, x, state = given[3]
+    params["0.b"] += 1.0
+    assert not np.allclose(layer.step(params, x[0], state)[0], results["1"][3][0])
+    freed = weakref.ref(given[3][0]["0.Wx"])
+    del given, results, params, x, state, a, b, y, after, y0, after0
+    gc.collect()
+    assert freed() is None
+    assert pickle.loads(pickle.dumps(layer)) == layer == copy.deepcopy(layer)
+
+
+@needs_numba
+def test_what_is_not_a_number_stays_so(rng):
+    """NaN and infinity in one sequence reach its own results, as in NumPy, and no other's."""
+    for options in ({}, {"clip": 0.5}, {"cell_clip": 0.5}):
+        layer = xlstm.LSTM(2, 3, **options)
+        params = layer.init(0, "numpy", "float64")
+        x = rng.standard_normal((4, 3, 2))
+        x[1, 1, 0] = np.nan
+        y, _, _ = layer.forward(params, x)
+        assert np.all(np.isnan(y[1:, 1]))
+        assert np.all(np.isfinite(y[:, [0, 2]]))
+
+
+@needs_numba
+def test_cells_that_are_compiled(monkeypatch):
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+
+    def of(cell, own=(), added=()):
+        return codegen.kernels(cell, "float64", own, added)
+
+    assert of(lstm.Cell(), added=("b",)) is of(lstm.Cell(), added=("b",)) is not None
+    assert of(lstm_options.Cell(clip=1.0)) is of(lstm_options.Cell(clip=2.0)) is not None
+    assert of(lstm_options.Cell(clip=1.0)) is not of(lstm_options.Cell())
+    assert of(lstm_options.Cell(), (("p", 3),)) is not None
+    assert of(lstm_options.Cell(), (("gc", None), ("bc", None))) is None  # normalised over all units
+    assert of(gru.ResetBefore(), (("Wn", None),)) is None  # a product between its gates
+
+
+def test_the_variable_decides(monkeypatch):
+    monkeypatch.setenv("XLSTM_COMPILE", "0")
+    assert not jit.enabled()
+    monkeypatch.setenv("XLSTM_COMPILE", "yes")
+    with pytest.raises(ValueError, match="XLSTM_COMPILE: 'yes', expected 0 or 1"):
+        jit.enabled()
+    monkeypatch.setattr(jit, "failure", lambda: "numba is not installed; pip install numba")
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+    with pytest.raises(ImportError, match="XLSTM_COMPILE=1, but numba is not installed; pip install numba"):
+        jit.enabled()
+    monkeypatch.delenv("XLSTM_COMPILE")
+    assert not jit.enabled()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ModuleNotFoundError("no", name="numba"), "numba is not installed; pip install numba platformdirs"),
+        (ImportError("Numba needs NumPy 2.2 or less"), r"Numba does not import \(ImportError: Numba needs NumPy"),
+    ],
+)
+def test_numba_that_is_missing_or_broken_is_said_so(monkeypatch, error, reason):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(jit.importlib, "import_module", fail)
+    jit.failure.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("XLSTM_COMPILE", raising=False)
+            assert not jit.enabled()
+        found = jit.failure()
+    finally:
+        jit.failure.cache_clear()
+    assert re.match(reason, found)
+
+
+CODE = """
+import numpy as np, xlstm
+layer = xlstm.LSTM(2, 8, coupled_input_forget=True)
+params = layer.init(0, "numpy", "float64")
+x = np.random.default_rng(0).standard_normal((4, 1, 2))
+y, state, saved = layer.forward(params, x)
+layer.backward(params, saved, y)
+print(saved["0"].tape.engine.name, y.tobytes(), [layer.step(params, x1, state)[0].tobytes() for x1 in x])
+"""
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+    return tmp_path / "xlstm"
+
+
+@needs_numba
+def test_compiled_code_is_kept_for_the_next_process(cache):
+    """In files of this user alone; the next process has the same bits, and makes none."""
+    printed, kept = [], []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, umask=0)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+        kept.append({path: path.stat().st_ino for path in cache.iterdir()})
+    assert printed[0] == printed[1]
+    assert printed[0].startswith("numba ")
+    assert kept[0] == kept[1]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in kept[0]} == {0o600}
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+@needs_numba
+def test_where_compiled_code_is_kept(cache, monkeypatch):
+    assert info.compiled().endswith(f", kept in {cache}")
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(cache.parent / "numba"))
+    assert info.compiled().endswith(f", kept in {cache.parent / 'numba' / 'xlstm'}")
+
+
+def gates(k):
+    return f"hard_sigmoid({0.2 + 0.1 * k}, {0.5 - 0.1 * k})"
+
+
+NUMBERS = [
+    lambda k: xlstm.LSTM(3, 5, clip=0.3 + k, cell_clip=0.2 + k, activations=(gates(k), "tanh", f"elu({1 + k})")),
+    lambda k: xlstm.GRU(3, 5, clip=0.3 + k, activations=("sigmoid", f"scaled_tanh({1 + k}, {1 + 0.5 * k})")),
+    lambda k: xlstm.RNN(3, 5, clip=0.3 + k, activations=f"leaky_relu({0.1 + 0.1 * k})"),
+]
+
+
+@needs_numba
+@pytest.mark.parametrize("which", range(len(NUMBERS)))
+def test_numbers_are_arguments_of_compiled_code(monkeypatch, rng, which):
+    """Another value compiles nothing and gives its own results."""
+    from xlstm.engines.numba import codecache
+
+    asked = []
+    load = codecache.Cache.load_overload
+    monkeypatch.setattr(codecache.Cache, "load_overload", lambda self, *args: asked.append(self) or load(self, *args))
+    params, x, state = inputs_of(NUMBERS[which](0), make_backend("numpy", "float64"), rng, 7, 1, scale=2.0)
+    different = []
+    for k in (0, 0.25, 1):
+        layer = NUMBERS[which](k)
+        results = []
+        for compiled in "01":
+            monkeypatch.setenv("XLSTM_COMPILE", compiled)
+            found = run(layer, params, x, state)
+            found["step"] = layer.step(params, x[0], state)[0]
+            results.append(found)
+        assert k == 0 or not asked, layer
+        asked.clear()
+        for name, array in results[0].items():
+            np.testing.assert_allclose(results[1][name], array, rtol=1e-10, atol=1e-12, err_msg=f"{layer} {name}")
+        different.append(results[0]["y"])
+    assert not np.allclose(different[0], different[1])
+    assert not np.allclose(different[1], different[2])

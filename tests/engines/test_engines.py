@@ -1,0 +1,164 @@
+"""Which engine runs a recurrence: the choice, an engine that is asked for, and why an engine refuses."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from tests.registry import alone, inputs_of, make
+from xlstm.cells import gru, lstm, lstm_options
+from xlstm.engines import engine
+from xlstm.engines.cell_step import Masks, Step
+from xlstm.engines.cuda import launch
+from xlstm.engines.cuda.cuda_engine import CUDA
+from xlstm.engines.cuda.tiling import Device
+from xlstm.engines.numba import jit
+from xlstm.engines.numba.numba_engine import NUMBA
+
+needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
+KINDS = ("LSTM", "GRU", "RNN", "sLSTM")
+WIDTHS = [(3, 2), (2, 1)]
+
+
+def layer_of(kind, **options):
+    return xlstm.sLSTM(3, 6, num_heads=2, **options) if kind == "sLSTM" else make(kind, options, 3, 6)
+
+
+def engine_of(layer, params, x, **options):
+    """The name of the engine that forward takes."""
+    _, _, saved = layer.forward(params, x, **options)
+    (name,) = {one.tape.engine.name for one in saved.kept.values()}
+    return name
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """Numba is used where it is installed."""
+    monkeypatch.delenv(jit.VARIABLE, raising=False)
+
+
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_engine_that_is_asked_for_runs(rng, kind):
+    """Forward, and backward in the engine that forward took."""
+    layer = layer_of(kind)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    usual = "numba" if jit.failure() is None else "array_api"
+    for name in ("array_api", usual):
+        with engine.use(name):
+            assert engine_of(layer, params, x) == name
+            _, _, saved = layer.forward(params, x, state)
+        assert saved.kept["0"].tape.engine.name == name
+        layer.backward(params, saved, np.ones((5, 3, 6)))
+
+
+@needs_numba
+@pytest.mark.usefixtures("compiling")
+def test_the_engine_of_a_context_ends_with_it(rng):
+    layer = layer_of("GRU")
+    params, x, _ = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    elsewhere = []
+
+    def fail():
+        assert engine_of(layer, params, x) == "numba"
+        raise ZeroDivisionError
+
+    with engine.use("array_api"):
+        with pytest.raises(ZeroDivisionError), engine.use("numba"):
+            fail()
+        assert engine_of(layer, params, x) == "array_api"
+        other = threading.Thread(target=lambda: elsewhere.append(engine_of(layer, params, x)))
+        other.start()
+        other.join()
+    assert engine_of(layer, params, x) == "numba"
+    assert elsewhere == ["numba"]  # a thread has a context of its own
+
+
+@pytest.mark.parametrize("name", ["jax", "", None, 1])
+def test_an_engine_that_there_is_not(name):
+    expected = r"engines\.use: name is .*, expected one of cuda, numba, array_api"
+    with pytest.raises(ValueError, match=expected), engine.use(name):
+        pass
+
+
+# Options that keep a layer from the loops of an engine, and what it calls them.
+REFUSED = {
+    "zoneout": "zoneout",
+    "recurrent_dropout": "recurrent dropout",
+    "proj_size": "a projection",
+    "layer_norm": "layer normalisation",
+    "reset_after": "a product within the cell",
+}
+
+
+@needs_numba
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_refusal_is_an_error_that_names_the_option(rng, kind):
+    """Each option alone is tried, forward and in a single step; a layer that is not refused runs."""
+    for options in alone(kind):
+        layer = make(kind, options, 3, 6)
+        params, x, state = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+        words = [REFUSED[name] for name in options if name in REFUSED]
+        with engine.use("numba"):
+            if not words:
+                assert engine_of(layer, params, x, state=state, seed=1) == "numba", layer
+                continue
+            with pytest.raises(ValueError, match=f"^engine numba: no compiled loop does .*{words[0]}"):
+                layer.forward(params, x, state, seed=1)
+            if options.keys() & {"proj_size", "layer_norm", "reset_after"}:
+                for B in (1, 2):
+                    with pytest.raises(ValueError, match=f"^engine numba: no compiled loop does .*{words[0]}"):
+                        layer.step(params, x[0, :B])
+        assert engine_of(layer, params, x, state=state, seed=1) == "array_api"
+
+
+def test_an_engine_of_another_library_or_without_its_package_is_refused(rng, monkeypatch):
+    layer = layer_of("LSTM")
+    params, x, _ = inputs_of(layer, make_backend("numpy"), rng, 4, 2)
+    with engine.use("cuda"):
+        for call in (lambda: layer.forward(params, x), lambda: layer.step(params, x[0])):
+            with pytest.raises(ValueError, match=r"^engine cuda: it runs arrays of CuPy$"):
+                call()
+    monkeypatch.setenv(jit.VARIABLE, "0")
+    with (
+        engine.use("numba"),
+        pytest.raises(ValueError, match=r"^engine numba: XLSTM_COMPILE is 0, or Numba is not installed$"),
+    ):
+        layer.forward(params, x)
+    strict = make_backend("strict")
+    with engine.use("numba"), pytest.raises(ValueError, match=r"^engine numba: it runs NumPy arrays$"):
+        layer.forward({name: strict.asarray(p) for name, p in params.items()}, strict.asarray(x))
+
+
+W = {"Wx": np.ones((24, 3)), "Wh": np.ones((24, 6))}
+GAINS = {"gx": np.ones(24), "gh": np.ones(24), "gc": np.ones(6), "bc": np.ones(6)}
+STEPS = {  # with each option, by what an engine calls it
+    "": Step(np, lstm.Cell(), W, Masks()),
+    "zoneout": Step(np, lstm.Cell(), W, Masks(None, (0.3, None))),
+    "recurrent dropout": Step(np, lstm.Cell(), W, Masks(np.ones((6, 2)))),
+    "a projection": Step(np, lstm.Cell(), {**W, "Wh": np.ones((24, 4)), "Whr": np.ones((4, 6))}, Masks()),
+    "layer normalisation": Step(np, lstm_options.Cell(), W | GAINS, Masks()),
+    "a product within the cell": Step(np, gru.ResetBefore(), {name: w[:18] for name, w in W.items()}, Masks()),
+    "float16": Step(np, lstm.Cell(), {name: w.astype("f2") for name, w in W.items()}, Masks()),
+}
+
+
+@needs_numba
+@pytest.mark.usefixtures("compiling")
+@pytest.mark.parametrize("words", STEPS)
+def test_every_engine_says_why_it_refuses(monkeypatch, words):
+    """The option by name; two options together are both named."""
+    monkeypatch.setattr(launch, "device", lambda xp, like: Device("a small one", 90, 8, 232448, 16))
+    step = STEPS[words]
+    for one in engine.ENGINES:
+        why = one.refuses(step, WIDTHS)
+        takes = not words or one.name in ("array_api", "cuda")
+        assert bool(why) != takes, (one.name, why)
+        assert takes or words in why
+    if words not in ("", "zoneout", "float16"):
+        both = Step(np, step.cell, step.layer_w, step.masks._replace(zoneout=(0.3, None)))
+        assert f"zoneout and {words}" in NUMBA.refuses(both, WIDTHS)
+        assert CUDA.refuses(both, WIDTHS) == ("no kernel does zoneout of a projection" if "proj" in words else "")

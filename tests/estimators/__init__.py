@@ -1,0 +1,1 @@
+"""Tests of estimators with fit and predict."""

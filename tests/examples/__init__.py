@@ -1,0 +1,1 @@
+"""Tests of the notebook that the library began as."""

@@ -1,0 +1,175 @@
+"""Model files in and out of other libraries' formats, from Python and from the command line."""
+
+import importlib
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from typer.testing import CliRunner
+
+import xlstm
+from tests.registry import EVERY, OPTIONS, alone, make
+from xlstm.cli import export_import
+from xlstm.cli.app import app
+from xlstm.estimators import Forecaster
+from xlstm.models import model_files
+from xlstm.models.sequence import SequenceModel
+
+STACK = {"num_layers": 2, "bidirectional": True}
+EXTRAS = {"onnx": "onnx", "keras": "h5py", "torch": "safetensors"}
+
+
+def saved(tmp_path, model):
+    params = model.init(0, "numpy")
+    model_files.save(tmp_path / "net.safetensors", model, params)
+    return tmp_path / "net.safetensors", params
+
+
+@pytest.mark.parametrize("to", export_import.SUFFIXES)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_there_and_back(tmp_path, kind, to):
+    """A stack goes out and comes back with the same bits under the same names."""
+    pytest.importorskip(EXTRAS[to])
+    layer = getattr(xlstm, kind)(3, 4, **STACK, batch_first=to == "keras")
+    source, params = saved(tmp_path, layer)
+    export_import.export(source, to)
+    export_import.import_(tmp_path / f"net{export_import.SUFFIXES[to]}", kind=kind.lower())
+    found, arrays = model_files.load(tmp_path / "net.model.safetensors", "numpy")
+    assert (type(found), found.num_layers, found.directions) == (type(layer), 2, layer.directions)
+    for name, array in params.items():
+        assert arrays[name].tobytes() == array.tobytes()
+    assert not any(np.any(arrays[name]) for name in set(arrays) - set(params))  # a second bias
+
+
+def test_an_export_for_pytorch_remembers_what_weights_do_not_show(tmp_path):
+    source, _ = saved(tmp_path, xlstm.RNN(3, 5, activations="relu", batch_first=True))
+    written, foreign = tmp_path / "net.torch.safetensors", tmp_path / "foreign.v2.safetensors"
+    export_import.export(source, "torch")
+    export_import.import_(written)
+    layer, _ = model_files.load(tmp_path / "net.model.safetensors", "numpy")
+    assert layer == xlstm.RNN(3, 5, activations="relu", batch_first=True, recurrent_bias=True)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(written), foreign)
+    export_import.import_(foreign, activation="relu")
+    layer, _ = model_files.load(tmp_path / "foreign.v2.model.safetensors", "numpy")
+    assert layer == xlstm.RNN(3, 5, activations="relu", recurrent_bias=True)
+
+
+@pytest.mark.parametrize("to", export_import.SUFFIXES)
+def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
+    pytest.importorskip(EXTRAS[to])
+    forecaster = Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(np.sin(np.arange(200) / 5))
+    forecaster.save(tmp_path / "model.safetensors")
+    export_import.export(tmp_path / "model.safetensors", to, tmp_path / "out")
+    assert forecaster.params_["head.b"].tobytes() in (tmp_path / "out").read_bytes()
+
+
+def test_the_command_line(tmp_path):
+    pytest.importorskip("onnx")
+    source, _ = saved(tmp_path, SequenceModel(xlstm.GRU(2, 3, 2), 1))
+    result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx"])
+    assert result.exit_code == 0, result.output
+    assert "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False" in result.output
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
+    assert result.exit_code == 0, result.output
+    assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3, num_layers=2)\n"
+    layer, _ = model_files.load(tmp_path / "back", "numpy")
+    assert layer == xlstm.GRU(2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["export", "net.safetensors", "--to", "tflite"], "format 'tflite' is unknown, expected onnx, torch, keras"),
+        (["export", "bad.safetensors", "--to", "onnx"], "not a readable safetensors file"),
+        (["export", "plain.safetensors", "--to", "onnx"], "not an xlstm model file"),
+        (["export", "net.safetensors", "--to", "torch", "-o", "net.safetensors"], "is the file that is read"),
+        (["export", "peephole.safetensors", "--to", "torch"], "peepholes is True, which PyTorch cannot express"),
+        (["import", "net.pb"], "suffix '.pb' is unknown, expected .onnx"),
+        (["import", "none.safetensors"], "none.safetensors: no such file"),
+        (["import", "plain.safetensors"], "weight_ih_l0 is missing, found a"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(tmp_path, monkeypatch, arguments, words):
+    pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, xlstm.LSTM(2, 3))
+    peephole = xlstm.LSTM(2, 3, peepholes=True)
+    model_files.save("peephole.safetensors", peephole, peephole.init(0, "numpy"))
+    (tmp_path / "bad.safetensors").write_bytes(b"garbage")
+    safetensors.numpy.save_file({"a": np.zeros(2)}, "plain.safetensors")
+    (tmp_path / "net.pb").write_bytes(b"garbage")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("model", [m for m in EVERY if isinstance(m, model_files.Model)], ids=lambda m: str(m)[:60])
+def test_models_come_back_from_their_files_on_their_backend(be, tmp_path, model):
+    params = model.init(0, be)
+    model_files.save(tmp_path / "model", model, params)
+    again, found = model_files.load(tmp_path / "model", be)
+    assert again == model
+    assert list(found) == sorted(params)
+    assert all(bool(be.xp.all(found[name] == p)) for name, p in params.items())
+
+
+def test_unsound_models_are_refused(tmp_path):
+    layer = xlstm.LSTM(2, 3)
+    params = layer.init(0, "numpy")
+    path = tmp_path / "model"
+    with pytest.raises(ValueError, match=r"0\.b is missing"):
+        model_files.save(path, layer, {n: p for n, p in params.items() if n != "0.b"})
+    with pytest.raises(TypeError, match="model is a Linear"):
+        model_files.save(path, xlstm.Linear(2, 3), {})
+    assert not path.exists()
+    config = {"layer": "LSTM", "options": {"input_size": 2, "hidden_size": 3}, "head": None}
+    for change, words in (
+        ({"layer": "CNN"}, "layer is 'CNN', expected one of LSTM"),
+        ({"options": {"input_size": 2, "hidden_size": 4}}, r"0\.Wx has shape"),
+        ({"head": {"output_size": 1}}, r"recurrent\.0\.Wx is missing"),
+    ):
+        model_files.checkpoint.save(path, params, model_files.KIND, config | change)
+        with pytest.raises(ValueError, match=rf"not a sound model .*{words}"):
+            model_files.load(path, "numpy")
+
+
+@pytest.mark.parametrize("library", ["torch", "keras"])
+def test_what_others_do_not_have_is_refused(library):
+    """Other layers, by themselves and with a head, and a linear layer before."""
+    pytest.importorskip(EXTRAS[library])
+    write = getattr(importlib.import_module(f"xlstm.interop.{library}"), f"to_{library}")
+    for model, words in (
+        (xlstm.sLSTM(2, 4), "layer is a sLSTM, expected an LSTM, GRU, RNN"),
+        (SequenceModel(xlstm.mLSTM(2, 4), 3), "layer is a mLSTM, expected an LSTM, GRU, RNN"),
+        (SequenceModel(xlstm.LSTM(4, 4), 2, inputs=3), f"to_{library}: inputs is 3, expected None"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=words):
+            write(model, model.init(0, "numpy"))
+
+
+SHARED = {"num_layers", "batch_first", "bias", "recurrent_bias", "dropout", "recurrent_dropout", "recompute"}
+WRITTEN = {
+    "torch": {"proj_size"},
+    "keras": {"reset_after", "direction"},
+}
+
+
+@pytest.mark.parametrize("library", EXTRAS)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_each_option_is_written_or_refused_by_name(kind, library):
+    pytest.importorskip(EXTRAS[library])
+    write = getattr(importlib.import_module(f"xlstm.interop.{library}"), f"to_{library}")
+    for options in alone(kind)[1:]:
+        name, value = next(iter(options.items()))
+        layer = make(kind, options)
+        params = layer.init(0, "numpy")
+        if library == "onnx" or name in SHARED | WRITTEN[library] or value in ("bidirectional", "relu"):
+            assert write(layer, params)
+            continue
+        option = value if name == "direction" else name
+        with pytest.raises(ValueError, match=rf"to_{library}: {option} (is|are) .*, which .* cannot express"):
+            write(layer, params)

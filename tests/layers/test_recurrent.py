@@ -1,0 +1,364 @@
+"""LSTM, GRU and RNN with all their options: gradients, meaning of each option, states, errors."""
+
+import itertools
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from tests.registry import OPTIONS, alone, check, inputs_of, make, pairwise, run
+from xlstm.arrays.convert import to_numpy
+from xlstm.cells.activations import GATE_ACTIVATIONS, canonical, pair
+from xlstm.engines import array_api
+
+KINDS = ("LSTM", "GRU", "RNN")
+RAGGED = [3, 5, 0]
+
+
+def name_of(options):
+    return ",".join(f"{k}={v}" for k, v in options.items()) or "default"
+
+
+@pytest.mark.parametrize("lengths", [None, RAGGED], ids=["all steps", "lengths"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(k, o) for k in KINDS for o in alone(k)],
+    ids=lambda v: v if isinstance(v, str) else name_of(v),
+)
+def test_gradient_of_each_option(rng, kind, options, lengths):
+    """On NumPy: tests/parity.py compares every other backend with it."""
+    layer = make(kind, options)
+    check(layer, *inputs_of(layer, make_backend("numpy"), rng, 5, 3), lengths=lengths)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("interpreted")
+def test_gradient_of_every_pair_of_options(kind):
+    """Loops are not compiled, which takes seconds each: test_compiled.py compares those of pairs with these."""
+    combinations = pairwise(kind)
+    assert len(combinations) > 8
+    for k, options in enumerate(combinations):
+        layer, rng, lengths = make(kind, options), np.random.default_rng(k), None if k % 2 else [3, 0, 2]
+        try:
+            check(layer, *inputs_of(layer, make_backend("numpy"), rng, 3, 3), lengths=lengths)
+        except AssertionError as error:
+            raise AssertionError(f"{layer}: {error}") from error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_of_blocks_change_nothing(monkeypatch, rng, kind):
+    """The backward pass handles steps one by one, or in blocks of which the first is shorter."""
+    for options in alone(kind):
+        layer = make(kind, options)
+        params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 3)
+        for lengths in (None, [7, 4, 4]):
+            expected = run(layer, params, x, state, lengths, seed=2)
+            with monkeypatch.context() as patch:
+                patch.setattr(array_api, "DERIVED", 80)
+                found = run(layer, params, x, state, lengths, seed=2)
+            for name, array in found.items():
+                np.testing.assert_array_equal(array, expected[name], err_msg=f"{layer} {name}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_options_that_exclude_one_another_are_these(kind):
+    """Every two values of two options are tried; whatever else is refused would go untested."""
+    refused = set()
+    for (a, xs), (b, ys) in itertools.combinations(OPTIONS[kind].items(), 2):
+        for x, y in itertools.product(xs, ys):
+            layers = {} if "num_layers" in (a, b) else {"num_layers": 2}
+            if make(kind, {**layers, a: x, b: y}) is None:
+                refused.add((a, x, b, y))
+    expected = {("num_layers", 1, "dropout", 0.4), ("bias", False, "recurrent_bias", True)}
+    for option in (("zoneout", 0.3), ("recurrent_dropout", 0.4), ("layer_norm", True)):
+        expected.add((*option, "recompute", True))
+    if kind == "GRU":
+        expected |= {("layer_norm", True, "reset_after", False), ("recompute", True, "reset_after", False)}
+    if kind == "LSTM":
+        expected.add(("recompute", True, "proj_size", 2))
+    assert refused == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_shows_every_layer_and_direction(be, rng, kind):
+    layer = make(kind, {"num_layers": 2, "direction": "bidirectional"})
+    params, x, state = inputs_of(layer, be, rng, 5, 3)
+    y, end, saved = layer.forward(params, x, state, lengths=RAGGED)
+    names = ["0", "0.reverse", "1", "1.reverse"]
+    assert list(saved.kept) == names
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    for k, name in enumerate(names):
+        one = saved[name]
+        assert tuple(one.gates.shape) == (5, gates, 3, 3)
+        states = {"h": to_numpy(one.h)} | ({"c": to_numpy(one.c)} if kind == "LSTM" else {})
+        for s, values in enumerate(states.values()):
+            last = 0 if name.endswith("reverse") else np.maximum(np.array(RAGGED) - 1, 0)
+            final = np.where(np.array(RAGGED)[:, None] > 0, values[last, np.arange(3)], to_numpy(state[s])[k])
+            np.testing.assert_array_equal(final, to_numpy(end[s])[k])
+        for values in (*states.values(), np.moveaxis(to_numpy(one.gates), 1, 2)):
+            assert all(np.all(values[n:, b] == 0) for b, n in enumerate(RAGGED))
+    np.testing.assert_array_equal(np.concatenate([to_numpy(saved[n].h) for n in names[2:]], axis=2), to_numpy(y))
+    with pytest.raises(AttributeError, match=r"saved\['1.reverse'\].gates"):
+        _ = saved.gates
+    with pytest.raises(KeyError, match="no layer '2', only 0, "):
+        saved["2"]
+    if kind != "LSTM":
+        with pytest.raises(AttributeError, match="no state c, only h"):
+            _ = saved["0"].c
+
+
+def test_what_forward_returned_is_the_callers(rng):
+    """A state or saved.h that is changed in place changes nothing that is kept."""
+    layer = make("LSTM", {})
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    y, end, saved = layer.forward(params, x, state)
+    kept = saved.c.copy(), saved.gates.copy(), y.copy()
+    for array in (*end, saved.h, saved.c, saved.gates):
+        array[...] = 0
+    for array, expected in zip((saved.c, saved.gates, y), kept, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+# The random options
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.4, "num_layers": 2}, {"recurrent_dropout": 0.4}, {"zoneout": 0.4}])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_come_from_the_seed_alone(be, rng, kind, options):
+    layer = make(kind, options, H=8)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    params = {n: be.asarray(p) for n, p in params.items()}
+    x, state = be.asarray(x), tuple(map(be.asarray, state))
+    y, _, _ = layer.forward(params, x, state, seed=1)
+    host = {n: to_numpy(p) for n, p in params.items()}
+    same, _, _ = layer.forward(host, to_numpy(x), tuple(map(to_numpy, state)), seed=1)
+    np.testing.assert_allclose(to_numpy(y), same, rtol=1e-12, atol=1e-13)
+    other, _, _ = layer.forward(params, x, state, seed=2)
+    assert not np.allclose(to_numpy(y), to_numpy(other))
+    still, _, _ = layer.forward(params, x, state, train=False)
+    np.testing.assert_array_equal(to_numpy(still), to_numpy(layer.forward(params, x, state, train=False, seed=1)[0]))
+    with pytest.raises(ValueError, match="needs a seed"):
+        layer.forward(params, x, state)
+
+
+def test_a_generator_gives_every_call_other_masks(rng):
+    layer = make("LSTM", {"recurrent_dropout": 0.5})
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    masks = np.random.default_rng(0)
+    one, two = (layer.forward(params, x, state, seed=masks)[0] for _ in range(2))
+    assert not np.allclose(one, two)
+
+
+def test_dropout_scales_what_it_keeps(rng):
+    """The second layer, a linear identity here, shows its input: 0 or 1 / (1 - rate) times the first one's output."""
+    layer = xlstm.RNN(40, 40, 2, dropout=0.25, activations="linear", bias=False)
+    params = {n: (np.eye(40) if n.endswith("Wx") else np.zeros((40, 40))) for n in layer.shapes}
+    x = rng.standard_normal((30, 20, 40))
+    y, _, _ = layer.forward(params, x, seed=0)
+    ratio = y / x
+    assert np.all(np.isclose(ratio, 0) | np.isclose(ratio, 4 / 3))
+    assert abs(np.mean(ratio) - 1) < 0.02
+    np.testing.assert_array_equal(layer.forward(params, x, train=False)[0], x)
+
+
+def test_recurrent_dropout_has_one_mask_for_all_steps(rng):
+    """With Wh = 1 and linear units, h grows by h0 times 0 or 1 / (1 - rate), each unit in its own way at every step."""
+    layer = xlstm.RNN(1, 50, recurrent_dropout=0.5, activations="linear", bias=False)
+    params = {"0.Wx": np.zeros((50, 1)), "0.Wh": np.eye(50)}
+    y, _, _ = layer.forward(params, np.zeros((4, 3, 1)), (np.ones((1, 3, 50)),), seed=0)
+    assert set(np.unique(y[0])) == {0.0, 2.0}
+    for t in range(4):
+        np.testing.assert_array_equal(y[t], y[0] ** (t + 1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zoneout_keeps_the_old_state_or_takes_the_new_one(rng, kind):
+    plain, layer = make(kind, {}, H=30), make(kind, {"zoneout": 0.3}, H=30)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 1, 20)
+    _, new, _ = plain.forward(params, x, state)
+    _, end, _ = layer.forward(params, x, state, seed=0)
+    _, mean, _ = layer.forward(params, x, state, train=False)
+    for before, after, found, expected in zip(state, new, end, mean, strict=True):
+        kept = found == before
+        # A compiled cell rounds in other places, which a state near zero shows.
+        np.testing.assert_allclose(found, np.where(kept, before, after), rtol=1e-12, atol=1e-15)
+        assert 0.2 < np.mean(kept) < 0.4
+        np.testing.assert_allclose(expected, 0.3 * before + 0.7 * after, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_without_masks_after_training_with_them(rng):
+    """train=False, keep=True: the gradient of the model as it predicts."""
+    layer, plain = make("LSTM", {"recurrent_dropout": 0.5}), make("LSTM", {})
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    expected = run(plain, params, x, state)
+    for name, array in run(layer, params, x, state, train=False, keep=True).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+# The other options; equality with PyTorch, Keras and onnxruntime is in test_interop_*.py
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_norm_is_ba_et_als(rng, kind):
+    """Both products are normalised over all gates together, and the cell over its units: with PyTorch's layer_norm."""
+    functional = pytest.importorskip("torch").nn.functional
+
+    def norm(a, gain):
+        a = pytest.importorskip("torch").tensor(a)
+        return gain * functional.layer_norm(a, a.shape[-1:]).numpy()
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    layer = make(kind, {"layer_norm": True}, H=4)
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    p = {name.removeprefix("0."): a for name, a in params.items()}
+    y, _, saved = layer.forward(params, x, state)
+    before = np.concatenate((state[0], y[:-1]))
+    zx = norm(x @ p["Wx"].T, p["gx"]) + p["b"]
+    zh = norm(before @ p["Wh"].T, p["gh"]) + p.get("bh", 0)
+    gates = np.moveaxis(saved.gates, 1, 0)
+    zx, zh = (np.moveaxis(z.reshape(5, 3, -1, 4), 2, 0) for z in (zx, zh))
+    if kind == "GRU":
+        expected = np.concatenate((sigmoid((zx + zh)[:2]), np.tanh(zx[2:] + gates[1] * zh[2:])))
+    else:
+        expected = np.concatenate((sigmoid((zx + zh)[:-1]), np.tanh((zx + zh)[-1:])))
+    np.testing.assert_allclose(gates, expected, rtol=1e-10, atol=1e-12)
+    if kind == "LSTM":
+        np.testing.assert_allclose(y, gates[1] * np.tanh(norm(saved.c, p["gc"]) + p["bc"]), rtol=1e-10, atol=1e-12)
+
+
+def test_clips_bound_what_they_say(rng):
+    layer = make("LSTM", {"clip": 0.5, "cell_clip": 0.4})
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 5, 3)
+    _, _, saved = layer.forward(params, 50 * x, state)
+    i, o, f, g = np.moveaxis(saved.gates, 1, 0)
+    assert np.max(np.abs(saved.c)) == 0.4
+    assert np.max(np.abs(g)) == np.tanh(0.5)
+    for gate in (i, o, f):
+        np.testing.assert_allclose([np.min(gate), np.max(gate)], [1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
+
+
+@pytest.mark.parametrize("name", GATE_ACTIVATIONS)
+def test_gradient_of_each_gate_activation(be, rng, name):
+    """The derivative, from the output alone, with its default parameters and with others."""
+    others = {"affine": "(0.7, 0.2)", "leaky_relu": "(0.2)", "thresholded_relu": "(0.3)", "scaled_tanh": "(1.7, 0.6)",
+              "hard_sigmoid": "(0.3, 0.4)", "elu": "(0.5)"}  # fmt: skip
+    for text in {name, name + others.get(name, "")}:
+        fwd, bwd, _ = pair(text)
+        x = be.asarray(2 * rng.standard_normal((20, 3)))
+        xlstm.gradcheck(
+            lambda x, fwd=fwd: (y := fwd(be.xp, x), y), lambda y, dy, bwd=bwd: (bwd(be.xp, dy, None, y),), (x,)
+        )
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "elu", "selu", "softplus", "softsign", "relu", "hard_sigmoid"])
+def test_activations_are_torchs(rng, name):
+    torch = pytest.importorskip("torch")
+    x = 4 * rng.standard_normal(100)
+    text, peer = {"hard_sigmoid": ("hard_sigmoid(0.16666666666666666, 0.5)", "hardsigmoid")}.get(name, (name, name))
+    expected = getattr(torch.nn.functional, peer)(torch.tensor(x)).numpy()
+    np.testing.assert_allclose(pair(text).fwd(np, x), expected, rtol=1e-12, atol=1e-15)
+
+
+# Initial weights
+
+
+def test_glorot_is_keras(rng):
+    layer = xlstm.LSTM(30, 20, initializer="glorot")
+    params = layer.init(0, "numpy", "float64")
+    np.testing.assert_allclose(params["0.Wh"].T @ params["0.Wh"], np.eye(20), atol=1e-12)
+    limit = (6 / (30 + 80)) ** 0.5
+    assert 0.98 * limit < np.max(np.abs(params["0.Wx"])) < limit
+    np.testing.assert_array_equal(params["0.b"].reshape(4, 20)[:, 0], [0, 0, 1, 0])
+
+
+def test_lecun_variance():
+    params = xlstm.GRU(300, 200, initializer="lecun").init(0, "numpy", "float64")
+    for name, inputs in (("0.Wx", 300), ("0.Wh", 200)):
+        assert abs(np.var(params[name]) * inputs - 1) < 0.02
+    assert not np.any(params["0.b"])
+
+
+@pytest.mark.parametrize("recurrent_bias", [False, True])
+def test_forget_bias(recurrent_bias):
+    params = xlstm.LSTM(2, 3, 2, forget_bias=2.0, recurrent_bias=recurrent_bias).init(0, "numpy")
+    for k in range(2):
+        total = params[f"{k}.b"] + (params[f"{k}.bh"] if recurrent_bias else 0)
+        np.testing.assert_array_equal(total.reshape(4, 3)[2], 2.0)
+        assert np.all(np.abs(params[f"{k}.b"].reshape(4, 3)[[0, 1, 3]]) < 3**-0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_weights_on_every_backend(be, kind):
+    for initializer in ("uniform", "glorot", "lecun", "notebook"):
+        layer = make(
+            kind, {"num_layers": 2, "direction": "bidirectional", "layer_norm": True, "initializer": initializer}
+        )
+        host = layer.init(5, "numpy", "float64")
+        for name, array in layer.init(5, be).items():
+            assert to_numpy(array).tobytes() == host[name].tobytes()
+
+
+# Models and training
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "words"),
+    [
+        (lambda: xlstm.LSTM(2, 3, bidirectional=True, reverse=True), "bidirectional and reverse exclude"),
+        (lambda: xlstm.LSTM(2, 3, dropout=0.5), r"dropout is 0\.5 but acts between layers"),
+        (lambda: xlstm.GRU(2, 3, zoneout=(0.1, 0.1)), "zoneout has 2 rates, expected those of h"),
+        (lambda: xlstm.GRU(2, 3, layer_norm=True, reset_after=False), "layer_norm and reset_after=False exclude"),
+        (lambda: xlstm.LSTM(2, 3, coupled_input_forget=True, forget_bias=1.0), "forget_bias and coupled_input_forget"),
+        (lambda: xlstm.LSTM(2, 3, bias=False, forget_bias=1.0), "forget_bias and bias=False exclude"),
+        (lambda: xlstm.LSTM(2, 3, bias=False, recurrent_bias=True), "recurrent_bias and bias=False exclude"),
+        (lambda: xlstm.LSTM(2, 3, proj_size=3), "proj_size is 3, expected less than hidden_size, 3"),
+        (lambda: xlstm.LSTM(2, 3, clip=0), "clip is 0, expected 0 < clip"),
+        (lambda: xlstm.LSTM(2, 3, activations=("tanh",)), "activations has 1 names, expected 3"),
+        (lambda: xlstm.sLSTM(2, 4, activations=[]), r"activations is \[\], but its cell has none"),
+        (lambda: xlstm.sLSTM(2, 4, activations=""), "activations is '', but its cell has none"),
+        (lambda: xlstm.RNN(2, 3, activations="gelu"), "activations: 'gelu' is unknown, expected one of sigmoid"),
+        (lambda: xlstm.RNN(2, 3, activations="tanh(1)"), "expected at most 0 parameters"),
+        (lambda: xlstm.RNN(2, 3, activations="elu(x)"), "parameters that are not numbers"),
+        (lambda: xlstm.RNN(2, 3, activations="elu(-1)"), "an alpha above 0"),
+        (lambda: xlstm.RNN(2, 3, activations="scaled_tanh(0)"), "an alpha other than 0"),
+    ],
+)
+def test_options_that_exclude_one_another_say_so(make_layer, words):
+    with pytest.raises(ValueError, match=words):
+        make_layer()
+
+
+def test_step_needs_a_forward_direction(rng):
+    layer = make("GRU", {"direction": "bidirectional"})
+    with pytest.raises(ValueError, match="GRU: step goes forward in time"):
+        layer.step(layer.init(0, "numpy"), np.zeros((2, 2), "float32"))
+
+
+def test_parameters_of_other_options_are_named(rng):
+    layer = xlstm.LSTM(2, 3, 2, peepholes=True)
+    params = layer.init(0, "numpy")
+    x = np.zeros((4, 2, 2), "float32")
+    with pytest.raises(ValueError, match=r"LSTM: parameter 0\.p is unknown"):
+        xlstm.LSTM(2, 3, 2).forward(params, x)
+    with pytest.raises(ValueError, match=r"1\.Wx has shape \(12, 4\), expected \(4H, directions\*P\) = \(12, 3\)"):
+        layer.forward({**params, "1.Wx": np.zeros((12, 4), "float32")}, x)
+    with pytest.raises(ValueError, match=r"state c has shape \(1, 2, 3\), expected \(layers\*directions, B, H\)"):
+        layer.forward(params, x, (None, np.zeros((1, 2, 3), "float32")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_is_its_description(kind):
+    """It survives JSON, and texts of activations have one spelling."""
+    for options in pairwise(kind):
+        layer = make(kind, options)
+        assert type(layer)(**json.loads(json.dumps(asdict(layer)))) == layer
+        assert eval(repr(layer), {kind: type(layer)}) == layer
+    assert canonical(" hard_sigmoid ( .2 ) ") == "hard_sigmoid(0.2, 0.5)"

@@ -1,0 +1,219 @@
+"""Exponential smoothing, and ESRNN on it: gradients, numbers of statsmodels, initial states, other ways to run them."""
+
+import re
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.registry import agree, check, flat, run
+from xlstm import losses, models, optim
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import namespace_of
+from xlstm.interop.onnx import to_onnx
+from xlstm.models import ESRNN
+
+OPTIONS = [
+    {"trend": "none"},
+    {"trend": "linear", "periods": (3,), "multiplicative": True},
+    {"trend": "damped", "periods": (2, 4)},
+    {"trend": "damped", "multiplicative": True},
+    {"trend": "none", "periods": (4,)},
+]
+MODELS = [
+    ESRNN(3, trend="linear", periods=(2,)),
+    ESRNN(3, 4, periods=(2, 3), multiplicative=True, covariates=2, scale=0.7),
+    ESRNN(3, 4, trend="none", cell="gru", num_layers=2, dropout=0.3),
+    ESRNN(3, 4, cell="xlstm", covariates=1, scale=2.0),
+]
+
+
+def given(layer, be, rng, T=5, B=2):
+    """Random parameters, positive x and a random state."""
+    params = {n: be.asarray(to_numpy(p) + rng.standard_normal(p.shape)) for n, p in layer.init(0, be).items()}
+    x = be.asarray(np.exp(0.3 * rng.standard_normal((T, B, layer.input_size))))
+    _, end = layer(params, x)
+    smooth, *network = end if isinstance(layer, ESRNN) else (end,)
+    smooth = tuple(be.asarray(rng.standard_normal(s.shape)) for s in smooth)
+    return params, x, (smooth, *network) if isinstance(layer, ESRNN) else smooth
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 1]], ids=["", "lengths"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gradients(be, rng, options, lengths):
+    layer = xlstm.ExponentialSmoothing(5, **options)
+    assert check(layer, *given(layer, be, rng), lengths) < 1e-7
+
+
+@pytest.mark.parametrize("lengths", [None, [5, 1]], ids=["", "lengths"])
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model)[:60])
+def test_gradients_of_the_model(be, rng, model, lengths):
+    """Through its forecasts and through what the network sees."""
+    assert check(model, *given(model, be, rng), lengths) < 1e-7
+
+
+def test_numbers_of_statsmodels(be):
+    """ETSModel of statsmodels 0.15.0, smooth([0.4, 0.12, 0.3, 0.9]) from the same initial state."""
+    t = np.arange(24)
+    series = np.round(50 + 1.5 * t + 10 * np.sin(t * np.pi / 2) + 3 * np.cos(t**2), 2)
+    shares = {"alpha": 0.4, "beta": 0.12 / 0.4, "phi": 0.9, "gamma": 0.3 / 0.6}
+    params = {name: be.asarray([np.log(share / (1 - share))]) for name, share in shares.items()}
+    state = [[48.0]], [[1.2]], [[3.0], [9.0], [-2.0], [-10.0]]
+    layer, x = xlstm.ExponentialSmoothing(6, periods=(4,)), be.asarray(series[:, None, None])
+    y, end, saved = layer.forward(params, x, tuple(map(be.asarray, state)))
+    ahead = [87.2868874, 100.89551245, 90.4888211, 80.34196463, 92.18456391, 105.30342131]
+    np.testing.assert_allclose(to_numpy(y)[-1, 0], ahead, rtol=1e-9)
+    errors = to_numpy(saved.errors)[[0, 1, 10, 23], 0]
+    np.testing.assert_allclose(series[[0, 1, 10, 23]] - errors, [52.08, 59.51936, 63.43839127, 73.38367279], rtol=1e-9)
+    last = 84.0900389880135, 1.7582187310560267, 1.61445155, 13.79891943, 2.11048662, -9.18993715
+    np.testing.assert_allclose(np.concatenate([to_numpy(s)[:, 0] for s in end]), last, rtol=1e-8)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
+    """Level, trend and seasons are found, so that no step has an error, whatever the coefficients."""
+    layer, t = xlstm.ExponentialSmoothing(4, **options), np.arange(30)
+    series = np.full(34, 5.0)
+    series[:] += 0.1 * np.arange(34) * (options["trend"] == "linear")
+    for m in layer.periods:
+        series += np.resize(np.arange(m) - (m - 1) / 2, 34)
+    series = np.exp(series) if layer.multiplicative else series
+    x = be.asarray(np.stack((series[:30], 2 * series[:30]), axis=1)[..., None])
+    params = layer.init(0, be)
+    y, _ = layer(params, x, layer.initial_state(x))
+    ahead = series[t[:, None] + 1 + np.arange(4)]
+    np.testing.assert_allclose(to_numpy(y), np.stack((ahead, 2 * ahead), axis=1), rtol=1e-9)
+    padded = be.asarray(np.where(np.arange(2)[None, :, None] == 0, to_numpy(x), np.nan))
+    first = layer.initial_state(padded, [30, 0])
+    assert all(not np.any(to_numpy(s)[:, 1]) for s in first)
+    agree(dict(enumerate(s[:, 0] for s in first)), dict(enumerate(s[:, 0] for s in layer.initial_state(x))), 1e-12)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model)[:60])
+def test_steps_and_parts_are_the_whole(be, rng, model):
+    params, x, state = given(model, be, rng)
+    y, end = model(params, x, state)
+    ys = []
+    for t in range(3):
+        one, state = model.step(params, x[t, ...], state)
+        ys.append(to_numpy(one))
+    rest, last = model(params, x[3:, ...], state)
+    np.testing.assert_allclose(np.concatenate((ys, to_numpy(rest))), to_numpy(y), rtol=1e-9)
+    agree(dict(enumerate(flat(last))), dict(enumerate(flat(end))), 1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_compiled_loops_give_the_same(rng, monkeypatch, options, dtype):
+    """Also where series lie one after the other in memory, and past the end of a sequence."""
+    pytest.importorskip("numba")
+    be, layer = xlstm.backend("numpy", dtype=dtype), xlstm.ExponentialSmoothing(5, **options)
+    params, x, state = given(layer, be, rng, T=40)
+    found = []
+    for compiled in ("0", "1"):
+        monkeypatch.setenv("XLSTM_COMPILE", compiled)
+        for given_x in (x, np.asfortranarray(x)):
+            found += [run(layer, params, given_x, state, lengths) for lengths in (None, [0, 9])]
+    for one, other in zip(found[2:], found[:2] * 3, strict=True):
+        agree(one, other, 1e-12 if dtype == "float64" else 1e-4)
+
+
+def test_training_begins_at_holt_winters_and_learns(rng):
+    """A cycle that smoothing alone cannot follow."""
+    be = xlstm.backend("numpy", dtype="float64")
+    series = 10 + np.sin(np.arange(120) * 0.7) + 0.05 * rng.standard_normal(120)
+    x, target = be.asarray(series[:-2, None, None]), be.asarray(np.stack((series[1:-1], series[2:]), -1)[:, None])
+    smoothing, model = xlstm.ExponentialSmoothing(2, trend="none"), ESRNN(2, 8, trend="none", scale=0.5)
+    params, state = model.init(0, be), model.initial_state(x)
+    plain, _ = smoothing(smoothing.init(0, be), x, smoothing.initial_state(x))
+    np.testing.assert_array_equal(to_numpy(model(params, x, state)[0]), to_numpy(plain))
+    rule = optim.adam(0.03)
+    moments, found = rule.init(params), []
+    for _ in range(60):
+        y, _, saved = model.forward(params, x, state)
+        loss, dy = losses.mse(y, target)
+        params, moments = rule.update(params, model.backward(params, saved, dy)[0], moments)
+        found.append(float(loss))
+    assert found[-1] < 0.1 * found[0]
+    assert to_numpy(params["smoothing.alpha"])[0] != to_numpy(model.init(0, be)["smoothing.alpha"])[0]
+
+
+@pytest.mark.parametrize("model", [MODELS[1], xlstm.ExponentialSmoothing(3, periods=(2, 4))], ids=["model", "layer"])
+def test_files(tmp_path, model):
+    params = model.init(0, "numpy")
+    models.save(tmp_path / "model", model, params)
+    found, arrays = models.load(tmp_path / "model", backend="numpy")
+    assert found == model
+    agree(arrays, params)
+
+
+@pytest.mark.parametrize("model", [MODELS[1], xlstm.ExponentialSmoothing(3, periods=(2, 4))], ids=["model", "layer"])
+@pytest.mark.usefixtures("interpreted")
+def test_onnx(rng, model):
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    params, x, state = given(model, xlstm.backend("numpy", dtype="float32"), rng, T=9)
+    file = to_onnx(model, params).SerializeToString()
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, dict(zip(names, [x, *flat(state)], strict=True)))
+    y, end = model(params, x, state)
+    agree(dict(enumerate(found)), dict(enumerate([y, *flat(end)])), 1e-4)
+
+
+def test_mistakes_are_named():
+    layer = xlstm.ExponentialSmoothing(multiplicative=True)
+    params, x = layer.init(0, "numpy", "float64"), np.ones((12, 1, 1))
+    x[3] = 0
+    for call in (lambda: layer(params, x), lambda: layer.initial_state(x)):
+        with pytest.raises(ValueError, match=r"^ExponentialSmoothing: x has 0\.0, expected finite values above 0"):
+            call()
+    with pytest.raises(ValueError, match=r"^ExponentialSmoothing: x has nan, expected finite values"):
+        xlstm.ExponentialSmoothing().initial_state(x * np.nan)
+    for name, value in {"periods": (1,), "trend": "up", "horizon": 0, "scale": 0.0}.items():
+        with pytest.raises(ValueError, match=rf"^ESRNN: {name}"):
+            ESRNN(**{"horizon": 2, name: value})
+    with pytest.raises(ValueError, match=r"^ESRNN: periods has 3 entries, expected at most 2"):
+        ESRNN(2, periods=(2, 3, 4))
+    with pytest.raises(ValueError, match=r"^ESRNN: covariates is 1, but hidden_size is 0"):
+        ESRNN(2, covariates=1)
+
+
+BOTH = pytest.mark.parametrize(
+    "layer", [xlstm.ExponentialSmoothing(2, periods=(3,)), ESRNN(2, 4)], ids=["layer", "model"]
+)
+
+
+@BOTH
+def test_a_batch_without_sequences_has_an_initial_state(layer, be):
+    x = be.asarray(np.ones((12, 0, 1)))
+    y, _ = layer(layer.init(0, be), x, layer.initial_state(x))
+    assert tuple(y.shape) == (12, 0, 2)
+
+
+@BOTH
+@pytest.mark.parametrize("lengths", [[5], [5, 5, 5], [-1, 3], [99, 3], [1.5, 2.5], [True, False], 5, "ab"], ids=str)
+def test_an_initial_state_refuses_lengths_as_forward_does(layer, lengths, be):
+    params, x = layer.init(0, be), be.asarray(np.ones((12, 2, 1)))
+    with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: lengths") as expected:
+        layer(params, x, lengths=lengths)
+    with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+        layer.initial_state(x, lengths)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda x: x[..., 0], lambda x: x[:, 0, 0], lambda x: x[:0, ...], lambda x: None, lambda x: "x"),
+        lambda x: namespace_of(x).concat((x, x), axis=-1),
+        lambda x: namespace_of(x).astype(x, namespace_of(x).int64),
+    ],
+)
+def test_an_initial_state_refuses_x_as_forward_does(layer, change, be):
+    """Whole numbers would cut off the level of a series."""
+    params, x = layer.init(0, be), change(be.asarray(np.ones((12, 2, 1))))
+    with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: x ") as expected:
+        layer(params, x)
+    with pytest.raises(expected.type, match=f"^{type(layer).__name__}: x "):
+        layer.initial_state(x)

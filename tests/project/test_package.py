@@ -1,0 +1,164 @@
+"""The package as its users see it: its requirements, the time of its import, its public names and its README."""
+
+import doctest
+import importlib.util
+import inspect
+import pkgutil
+import pydoc
+import re
+import subprocess
+import sys
+
+import pytest
+
+import xlstm
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Packages that nothing imports before they are needed.
+PACKAGES = ("typer", "rich", "click", "matplotlib", "cupy", "torch", "jax", "onnx", "h5py", "numba", "mpi4py")
+
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"blocked {{name}}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+TRAIN = """
+import numpy as np, xlstm
+from xlstm import optim, training, estimators
+from xlstm.series import bundled, read_csv
+values = read_csv(bundled("sunspots")).values
+forecaster = estimators.Forecaster(epochs=1, hidden_size=4, window=12, backend="numpy").fit(values)
+forecaster.save("model.safetensors")
+print(estimators.Forecaster.load("model.safetensors", "numpy").predict(values, 2))
+"""
+
+
+def python(code, cwd):
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_training_needs_only_four_packages(tmp_path):
+    blocked = [*PACKAGES, "pandas", "narwhals", "pyarrow"]
+    result = python(BLOCK.format(blocked=blocked) + TRAIN, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("[")
+
+
+def test_import_loads_nothing_heavy(tmp_path):
+    code = "import sys, numpy, array_api_compat; before = set(sys.modules); import xlstm; print(*sys.modules)"
+    loaded = {name.split(".")[0] for name in python(code, tmp_path).stdout.split()}
+    assert "xlstm" in loaded
+    assert "numpy.f2py" not in python(code, tmp_path).stdout.split()  # as `from numpy import *` would
+    assert not loaded & {*PACKAGES, "safetensors", "threadpoolctl"}
+
+
+NEEDS = {"jax": "jax", "torch": "torch", "keras": "h5py", "onnx_export": "onnxruntime", "onnx_import": "onnx"}
+# Files that import a package at once, for the base class of one of theirs.
+WHOLE = {"xlstm.interop.torch_module": "torch", "xlstm.interop.keras_layer": "keras"}
+EXAMPLES = [path for path in sorted((ROOT / "xlstm").rglob("*.py")) if "    >>> " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings(path):
+    pytest.importorskip(NEEDS.get(path.stem, "numpy"))
+    result = doctest.testmod(importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)))
+    assert result.attempted > 1
+    assert result.failed == 0
+
+
+def test_readme_example_runs(tmp_path):
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    assert len([line for line in example[1].splitlines() if line.strip()]) <= 12
+    result = python("import os; os.environ['XLSTM_BACKEND'] = 'numpy'\n" + example[1], tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_ci_runs_the_readme_test_command():
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+    test = [c for c in commands if c.endswith("nox")]
+    assert len(test) == 1
+    assert test[0] in ci.splitlines()
+
+
+def test_version_is_in_the_changelog():
+    assert f"## {xlstm.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", xlstm.__all__)
+def test_public_names_have_docstrings(name):
+    value = getattr(xlstm, name)
+    assert name == "__version__" or len(value.__doc__) > 30
+
+
+def public():
+    """Yield the public functions, classes and methods of every public module, by name."""
+    modules = {name: value for name in xlstm.__all__ if inspect.ismodule(value := getattr(xlstm, name))}
+    interop = "interop.jax interop.keras interop.nxai interop.onnx interop.tirex interop.torch"
+    for name in f"cells.activations engines.engine {interop}".split():
+        modules[name] = importlib.import_module(f"xlstm.{name}")
+    for where, module in [("xlstm", xlstm), *modules.items()]:
+        for name in getattr(module, "__all__", dir(module)):
+            value = getattr(module, name)
+            ours = str(getattr(value, "__module__", "")).startswith("xlstm")
+            if name.startswith("_") or not ours or not (inspect.isfunction(value) or inspect.isclass(value)):
+                continue
+            yield f"{where}.{name}", value
+            for member in vars(value) if inspect.isclass(value) and not issubclass(value, Exception) else ():
+                if not member.startswith("_") and inspect.isfunction(method := getattr(value, member)):
+                    yield f"{where}.{name}.{member}", method
+
+
+def test_every_public_function_and_class_has_a_docstring():
+    assert not [name for name, value in public() if not inspect.getdoc(value)]
+
+
+@pytest.mark.parametrize(
+    "module", ["losses", "optim", "training", "estimators", "plots", "data", "distributed", "models"]
+)
+def test_functions_document_parameters_and_results(module):
+    """In numpydoc's sections: every function that takes arguments, and every one that returns something."""
+    own = getattr(xlstm, module)
+    for name in getattr(own, "__all__", dir(own)):
+        function = getattr(own, name)
+        listed = hasattr(own, "__all__") or getattr(function, "__module__", None) == own.__name__
+        if name.startswith("_") or not listed or not inspect.isfunction(function):
+            continue
+        text = inspect.getdoc(function)
+        for parameter in inspect.signature(function).parameters:
+            assert re.search(rf"^(\w+, )*{parameter}(, \w+)* : ", text, re.MULTILINE), f"{name}: {parameter}"
+        if inspect.signature(function).return_annotation not in (None, "None"):
+            assert re.search(r"^Returns\n-------$", text, re.MULTILINE), name
+
+
+def test_dir_and_help_show_every_public_name(tmp_path):
+    """Also before any of them is imported."""
+    shown = python("import xlstm; print(*dir(xlstm))", tmp_path).stdout.split()
+    assert set(shown) == set(xlstm.__all__)
+    text = pydoc.plain(pydoc.render_doc(xlstm))
+    assert xlstm.__doc__ is not None
+    grouped = set(re.findall(r"[\w.]+", xlstm.__doc__))
+    assert {name for name in xlstm.__all__ if not name.startswith("_")} <= grouped
+    assert all(name in text for name in xlstm.__all__ if not name.startswith("_"))
+
+
+def test_functions_do_not_shadow_modules(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    for found in pkgutil.walk_packages(xlstm.__path__, "xlstm."):
+        needs = WHOLE.get(found.name, "numpy")
+        if found.name != "xlstm.__main__" and importlib.util.find_spec(needs) is not None:
+            module = importlib.import_module(found.name)
+            package, _, last = found.name.rpartition(".")
+            assert getattr(sys.modules[package], last) is module, found.name
+
+
+def test_the_command_line_says_what_it_needs(tmp_path):
+    result = python(BLOCK.format(blocked=["typer"]) + "from xlstm.cli import main; main()", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == "error: typer is not installed; pip install 'xlstm-xp[cli]' brings the command line\n"

@@ -1,0 +1,1 @@
+"""Tests of losses, optimisers, the loop, runs and their files."""

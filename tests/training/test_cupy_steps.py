@@ -1,0 +1,462 @@
+"""Steps of training whose decisions a GPU makes: with and without a wait, captured or not, the same bits."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests import gpu
+from tests.registry import agree
+from xlstm import losses
+from xlstm.arrays import constants, cuda_graph
+from xlstm.arrays.convert import BackendError, to_numpy
+from xlstm.data import Streams, Windows
+from xlstm.models.sequence import SequenceModel
+from xlstm.precision import Mixed
+from xlstm.recurrence import packing
+from xlstm.training import Callback, Clip, LowRank, ReduceOnPlateau, Step, graphs, optimizers, steps, train
+
+cupy = gpu.needed()
+
+
+def windows(count=8, T=3, wrong=None, lengths=None):
+    rng = np.random.default_rng(0)
+    x, target = rng.standard_normal((count, T, 2)), rng.standard_normal((count, T, 3))
+    if wrong is not None:
+        target[wrong] = 3e38  # its square is not finite in float32
+    return Windows(x, target, every_step=True, batch_size=2, lengths=lengths)
+
+
+def lengths(count):
+    """Batches of two sequences, some of which have lengths that come again."""
+    given = [[4, 3], [4, 4], [3, 2], [4, 3], [4, 4], [4, 3], [1, 4], [4, 3], [4, 4]]
+    return windows(2 * count, 4, lengths=np.concatenate(given[:count]))
+
+
+def wave(length=64):
+    return Streams(np.sin(np.arange(length))[:, None], np.zeros((length, 3)), 2, 4)
+
+
+def cut():
+    """A batch of another shape within a stream."""
+    batches = list(wave().batches())
+    return [*batches[:5], batches[5]._replace(x=batches[5].x[:2], target=batches[5].target[:2]), *batches[6:]]
+
+
+LSTM = SequenceModel(xlstm.LSTM(2, 4, 2, dropout=0.25), 3)
+PLAIN = SequenceModel(xlstm.LSTM(2, 4), 3)
+WAVE = SequenceModel(xlstm.LSTM(1, 4), 3)
+ADAM = optimizers.by_name({"head.b": optimizers.sgd(lambda step: 0.1 / (1 + step), 0.9)}, optimizers.adam(1e-2))
+# A model, its batches, an optimizer, options of a step, and graphs: of each shape and place among those of an update,
+# but for those that do not come again.
+CASES = {
+    "clipping": (LSTM, windows(), ADAM, {"callbacks": [Clip(norm=0.1, value=0.05)]}, 1),
+    "accumulated": (LSTM, windows(24), ADAM, {"accumulate": 6}, 3),
+    "float16": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**24, every=2), "callbacks": [Clip(1.0)]}, 1),
+    "float16, accumulated": (LSTM, windows(), ADAM, {"precision": Mixed("float16", 2.0**20, 1.5), "accumulate": 2}, 2),
+    "lengths": (LSTM, lengths(9), ADAM, {}, 4),
+    "a small batch in the middle": (WAVE, cut(), ADAM, {}, 3),
+}
+
+
+@pytest.fixture
+def backend():
+    return xlstm.backend("cupy")
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """A list that grows with each capture that is begun."""
+    begun, capture = [], graphs.Recorder.capture
+    monkeypatch.setattr(graphs.Recorder, "capture", lambda *given: begun.append(given) or capture(*given))
+    return begun
+
+
+def arrays(state):
+    """All arrays of a state."""
+    slots = {f"{slot} {name}": a for slot, moments in state.moments.slots.items() for name, a in moments.items()}
+    return state.params | slots | {f"sum of {name}": a for name, a in (state.sums or {}).items()}
+
+
+def taken(made, data, params, epochs=2):
+    """The state after all batches, and the losses, norms and updates."""
+    state, found = made.init(params, seed=1), []
+    for _ in range(epochs):
+        for k, batch in enumerate(data if isinstance(data, list) else data.batches()):
+            state, how = made(state._replace(carried=None) if k == 0 else state, batch)
+            found.append(how)
+    return made.settle(state), [[float(a) for a in how] for how in found]
+
+
+def masks(state):
+    return state.masks.bit_generator.state
+
+
+def all_steps(made, params, data, seen=lambda k, state: None, seed=0):
+    """Take a step with each batch, of which `seen` is told before."""
+    state = made.init(params, seed)
+    for k, batch in enumerate(data.batches(), 1):
+        seen(k, state)
+        state, _ = made(state, batch, f"step {k}")
+    return state
+
+
+def same(found, expected):
+    (state, steps), (other, others) = found, expected
+    np.testing.assert_array_equal(steps, others)
+    for name in ("scaling", "weight", "batches", "updates"):
+        assert getattr(state, name) == getattr(other, name)
+    assert state.moments.step == other.moments.step
+    agree(arrays(state), arrays(other))
+
+
+class Waits(optimizers.Optimizer):
+    """An optimiser of one's own, which steps wait for."""
+
+    def __init__(self, optimizer):
+        self.init, self.update, self.frozen = optimizer.init, optimizer.update, optimizer.frozen
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_device_decides_as_the_host_does(backend, case):
+    """Decisions of the host, and those of the device with a wait for each step and without, captured or not."""
+    model, data, optimizer, options, captured = CASES[case]
+    params = model.init(0, backend)
+    host = taken(Step(model, Waits(optimizer), **options), data, params)
+    if case.startswith("float16"):
+        assert any(not updated for *_, updated in host[1])  # some steps were left out
+    for wait, graph in itertools.product((True, False), repeat=2):
+        found = taken(Step(model, optimizer, wait=wait, graph=graph, **options), data, params)
+        same(found, host)
+        assert len(found[0].graphs.captured if graph else ()) == captured * graph
+    agree(params, model.init(0, backend))
+
+
+def test_steps_on_another_device_in_float16():
+    with cupy.cuda.Device(1):
+        params = LSTM.init(0, xlstm.backend("cupy", dtype="float16"))
+        host = taken(Step(LSTM, Waits(ADAM)), windows(), params)
+        found = taken(Step(LSTM, ADAM, graph=True), windows(), params)
+    same(found, host)
+    assert {p.device.id for p in found[0].params.values()} == {1}
+
+
+def test_steps_on_two_devices_in_turn():
+    """Handles, constants and graphs are those of the device that is current."""
+    made, devices, states = Step(LSTM, ADAM, graph="auto"), [cupy.cuda.Device(k) for k in (0, 1)], {}
+    for batch in [None, *lengths(9).batches()]:
+        for device in devices:
+            with device:
+                states[device.id] = made(states[device.id], batch)[0] if batch else made.init(LSTM.init(0, "cupy"), 1)
+    with devices[1]:
+        params = {name: to_numpy(p) for name, p in states[1].params.items()}
+    agree(states[0].params, params)
+    assert all(state.graphs.captured for state in states.values())
+    with pytest.raises(ValueError, match="device 1, which is not the current one, 0"):
+        made(states[1], batch)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("options", [{}, {"accumulate": 3}], ids=str)
+def test_a_loss_that_is_not_finite_stops_training_later(backend, options, graph):
+    """Nothing changes after it, though the host counts on."""
+    data, params, before = windows(12, wrong=6), LSTM.init(0, backend), {}
+
+    def seen(k, state):
+        if k == 4:
+            before.update({name: to_numpy(a) for name, a in arrays(state._replace(sums=None)).items()})
+
+    made = Step(LSTM, ADAM, wait=False, graph=graph, **options)
+    state = all_steps(made, params, data, seen)
+    agree(arrays(state._replace(sums=None)), before)
+    with pytest.raises(FloatingPointError, match=r"^step 4: the loss or the norm of the gradient is not finite"):
+        made.settle(state)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": Mixed("float16")}, {"accumulate": 2}], ids=str)
+@pytest.mark.parametrize("fresh", [True, False])
+def test_training_goes_on_after_a_batch_that_is_left_out(backend, options, fresh):
+    """The state before a step that could not be taken is good for the next one, also where graphs change its arrays."""
+    batches, found = [batch._replace(fresh=fresh) for batch in windows(24, wrong=[0, 5, 12, 13, 20]).batches()], []
+    for graph in (False, True):
+        made, how, errors = Step(PLAIN, ADAM, graph=graph, **options), [], []
+        state = made.init(made.model.init(0, backend))
+        for k, batch in enumerate(batches):
+            try:
+                state, one = made(state, batch, f"step {k}")
+                how.append(one)
+            except FloatingPointError as error:
+                errors.append(str(error))
+        found.append((state, how, errors))
+    (state, how, errors), (other, others, expected) = found[1], found[0]
+    assert errors == expected
+    assert [error.split(":")[0] for error in errors] == [f"step {k}" for k in (0, 2, 6, 10)]
+    same((state, how), (other, others))
+    assert state.graphs.captured
+
+
+def test_a_step_that_could_not_be_taken_is_not_forgotten(backend):
+    """Without waits the steps after it were not taken either, so that its error comes again."""
+    made, batch = Step(LSTM, ADAM, wait=False, graph=True), next(iter(windows(wrong=0).batches()))
+    state, _ = made(made.init(LSTM.init(0, backend)), batch, "step 1")
+    for ask in (lambda: made.settle(state), lambda: Step(LSTM, ADAM, graph=True)(state, batch, "step 2")):
+        with pytest.raises(FloatingPointError, match=r"^step 1: "):
+            ask()
+
+
+def test_it_stops_by_itself_before_long(backend, monkeypatch):
+    monkeypatch.setattr(steps, "AHEAD", 3)
+    made = Step(LSTM, ADAM, wait=False)
+    asked = []
+    with pytest.raises(FloatingPointError, match=r"^step 2: "):
+        all_steps(made, LSTM.init(0, backend), windows(wrong=2), lambda k, state: asked.append(k))
+    assert asked == [1, 2, 3, 4]
+
+
+def test_steps_of_another_kind_are_captured_anew(backend):
+    """Two objects that share a state: each has its own optimiser and its own graphs."""
+    found, batch = [], next(iter(windows().batches()))
+    for graph in (False, True):
+        first, second = (Step(LSTM, optimizers.adam(rate), graph=graph) for rate in (0.5, 0.01))
+        third = Step(LSTM, optimizers.adam(0.02))
+        state = first.init(LSTM.init(0, backend))
+        for made in (first, first, first, second, second, second, third, second):
+            state, _ = made(state, batch)
+        found.append(state)
+    agree(arrays(found[1]), arrays(found[0]))
+
+
+def test_the_number_of_graphs_is_bounded(backend, monkeypatch):
+    monkeypatch.setattr(graphs, "MOST", 1)
+    monkeypatch.setattr(graphs, "SEEN", 2)
+    data, params = lengths(9), LSTM.init(0, backend)
+    found = taken(Step(LSTM, ADAM, graph=True), data, params, 1)
+    same(found, taken(Step(LSTM, ADAM), data, params, 1))
+    assert len(found[0].graphs.captured) == 1
+    assert len(found[0].graphs.seen) == 2
+
+
+def test_memory_that_others_drop_stays(backend):
+    """Indices of lengths and constants lie in caches, from which other calls push them out."""
+    (batch,), params, found = lengths(1).batches(), LSTM.init(0, backend), []
+    recent = packing._recent
+    caches = (recent.packing, recent.copied, recent.inside, constants._made, constants._copied)
+    for graph in (True, False):
+        made = Step(LSTM, ADAM, graph=graph)
+        state = made.init(params)
+        for k in range(5):
+            if k == 3:
+                for cache in caches:
+                    cache.cache_clear()
+            state, _ = made(state, batch)
+        found.append(arrays(state))
+    agree(*found)
+
+
+def test_a_state_of_before_goes_on(backend):
+    """A state with arrays of its own is put where graphs read it, its weights, moments and counts."""
+    made, data, params = Step(LSTM, ADAM, graph=True), windows(), LSTM.init(0, backend)
+    plain, batches = Step(LSTM, ADAM), list(data.batches())
+    state, other = made.init(params), plain.init(params)
+    for batch in batches[:4]:
+        state, _ = made(state, batch)
+    other, _ = plain(other, batches[0])
+    state.masks.bit_generator.state = masks(other)
+    state = other._replace(graphs=state.graphs, masks=state.masks)
+    for batch in batches[1:4]:
+        (state, how), (other, expected) = made(state, batch), plain(other, batch)
+        assert how == expected
+    agree(arrays(state), arrays(other))
+
+
+RUNS = {
+    "averaged": ({"averaging": 0.9, "clip": 1.0}, windows()),
+    "validated": ({"validation": windows(2), "patience": 2}, windows()),
+    "plateau": ({"validation": windows(2)}, windows()),
+    "accumulated": ({"accumulate": 2, "precision": Mixed("float16", 2.0**24)}, windows()),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_a_captured_run_is_the_run(backend, tmp_path, captures, case):
+    """With its losses, best weights, averages, checkpoints and schedules, also where it goes on from a checkpoint."""
+    options, data = RUNS[case]
+    model = SequenceModel(xlstm.LSTM(next(iter(data.batches())).x.shape[-1], 4, 2, dropout=0.25), 3)
+    params, found = model.init(0, backend), []
+    for graph in (False, "auto"):
+        plateau = ReduceOnPlateau(0.05, patience=0, threshold=0.5) if case == "plateau" else None
+        given = {"callbacks": [plateau]} if plateau else {}
+        optimizer = optimizers.adam(plateau or optimizers.cosine(0.05, 20))
+        given |= options
+        run = functools.partial(train, model, params, data, optimizer, checkpoints=tmp_path / str(graph), graph=graph)
+        run(steps=3, **given)
+        found.append(run(epochs=2, resume=True, **given))
+    assert captures
+    one, other = found
+    assert one.losses == other.losses
+    assert (one.validations, one.best_epoch, one.skipped) == (other.validations, other.best_epoch, other.skipped)
+    agree(one.params, other.params)
+
+
+def test_weights_that_a_callback_keeps_stay(backend, captures):
+    kept = []
+    trained = train(LSTM, LSTM.init(0, backend), windows(), ADAM, epochs=2, progress=kept.append)
+    assert len(captures) == 1
+    values = [to_numpy(now.params["head.W"]) for now in kept]
+    assert all(np.any(a != b) for a, b in itertools.pairwise(values))
+    np.testing.assert_array_equal(values[-1], to_numpy(trained.params["head.W"]))
+
+
+class Reads(Callback):
+    """A callback that waits for the device."""
+
+    def gradients(self, grads, norm):
+        return {} if float(norm) < 0 else grads
+
+
+class Times(Callback):
+    """A callback that multiplies as CuPy does by itself."""
+
+    def gradients(self, grads, norm):
+        return {name: g @ (g.T @ g) if g.ndim == 2 else g for name, g in grads.items()}
+
+
+class Changes(Callback):
+    """A callback that gives other gradients than it takes."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def gradients(self, grads, norm):
+        return self.change(dict(grads))
+
+
+WRONG = {
+    "a dtype": lambda grads: grads | {"head.W": grads["head.W"].astype("float64")},
+    "a shape": lambda grads: grads | {"head.W": grads["head.W"][:1]},
+    "one left out": lambda grads: {name: g for name, g in grads.items() if name != "head.b"},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_gradients_of_a_callback_that_do_not_fit_are_refused(case):
+    """With the error of NumPy."""
+    errors, batch = [], next(iter(windows().batches()))
+    ways = [("numpy", {}), ("cupy", {}), ("cupy", {"wait": False}), ("cupy", {"graph": True})]
+    for name, options in ways:
+        made = Step(LSTM, ADAM, callbacks=[Changes(WRONG[case])], **options)
+        state = made.init(LSTM.init(0, name))
+        with pytest.raises((TypeError, ValueError), match=r"head\.[Wb]|float64|empty") as found:
+            made(state, batch)
+        errors.append((type(found.value), str(found.value)))
+    assert len(set(errors)) == 1
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("callback", "words"), [(Reads(), "is capturing"), (Times(), "cuBLAS API")])
+def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
+    """There is one warning, and steps go on without graphs."""
+    made, plain = (Step(LSTM, ADAM, graph=graph, callbacks=[callback]) for graph in (True, False))
+    params = LSTM.init(0, backend)
+    with pytest.warns(RuntimeWarning, match=f"^Step: graph is True, but a step cannot be captured .*{words}") as caught:
+        found = taken(made, windows(), params)
+    assert len(caught) == 1
+    assert not cupy.cuda.get_current_stream().is_capturing()
+    same(found, taken(plain, windows(), params))
+
+
+def test_what_cannot_have_graphs_is_refused(backend):
+    with pytest.raises(
+        BackendError, match="graph is True, which needs arrays of CuPy on CUDA, the backend is numpy on"
+    ):
+        Step(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
+    with pytest.raises(ValueError, match=r"graph is True, which needs an optimizer of xlstm\.optim"):
+        Step(LSTM, Waits(ADAM), graph=True)
+    rng = np.random.Generator(np.random.MT19937(0))
+    with pytest.raises(ValueError, match="generator with MT19937, expected one with PCG64"):
+        all_steps(Step(LSTM, ADAM, graph=True), LSTM.init(0, backend), windows(), seed=rng)
+
+
+class Own(xlstm.LSTM):
+    """A layer that may do another thing in each step."""
+
+
+def own_loss(y, target, mask):
+    return losses.mse(y, target, mask)
+
+
+# Arguments of `train` that are other than with graphs.
+EAGER = {
+    "a loss": {"loss": functools.partial(own_loss)},
+    "a callback": {"callbacks": [Changes(lambda grads: grads)]},
+    "a layer": {"model": SequenceModel(Own(2, 4), 3)},
+    "an optimizer": {"optimizer": Waits(ADAM)},
+    "a generator": {"seed": np.random.Generator(np.random.MT19937(0))},
+    "NumPy": {},
+    "False": {"graph": False},
+}
+
+
+@pytest.mark.parametrize("case", EAGER)
+def test_by_itself_a_run_is_captured_where_it_can_be(case, captures):
+    """Elsewhere it goes on without a word."""
+    given = {"model": LSTM, "data": windows(), "optimizer": ADAM, "epochs": 1} | EAGER[case]
+    train(params=given["model"].init(0, "numpy" if case == "NumPy" else "cupy"), **given)
+    assert not captures
+
+
+def test_parts_of_a_model_are_looked_at(backend):
+    for layer, ours in ((xlstm.LSTM(4, 4), True), (Own(4, 4), False)):
+        assert graphs.is_ours(LowRank(layer, layer.init(0, backend), 2)) is ours
+        assert graphs.is_ours(SequenceModel(layer, 3)) is ours
+
+
+@pytest.mark.parametrize("missing", ["cuBLAS", "memory"])
+def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
+    """A capture for which there is too little memory gives back all that it had."""
+    params, pool, known, used = LSTM.init(0, backend), cupy.cuda.MemoryPool(), [], []
+
+    def taken(size):
+        if cuda_graph.capturing():
+            known.append(pool.used_bytes())
+            if len(known) > 9:
+                raise cupy.cuda.memory.OutOfMemoryError(size, 0, 0)
+        return pool.malloc(size)
+
+    expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
+    if missing == "cuBLAS":
+        gc.collect()  # handles of earlier tests, whose end needs the library
+        cuda_graph._function.cache_clear()
+        monkeypatch.setattr(cuda_graph, "library_name", lambda *platform: "cublas64_11.dll")
+        with pytest.raises(BackendError, match=r"cuBLAS: cublasCreate_v2 is not found in cublas64_11\.dll"):
+            train(LSTM, params, windows(), ADAM, epochs=1, graph=True)
+    with cupy.cuda.using_allocator(taken), pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said:
+        found = train(LSTM, params, windows(), ADAM, epochs=2, progress=lambda now: used.append(pool.used_bytes()))
+    assert len(said) == 1
+    assert used[-1] < 2**20 < min(known, default=2**21)  # the workspace of cuBLAS is larger
+    assert found.losses == expected.losses
+    agree(found.params, expected.params)
+    del found
+    gc.collect()
+    assert pool.used_bytes() == 0
+
+
+def test_cublas_has_a_name_on_each_platform():
+    names = {
+        ("win32", 12040): "cublas64_12.dll",
+        ("win32", 13000): "cublas64_13.dll",
+        ("linux", 12090): "libcublas.so.12",
+    }
+    assert {key: cuda_graph.library_name(*key) for key in names} == names
+
+
+def test_other_libraries_wait():
+    made, params = Step(LSTM, ADAM, wait=False), LSTM.init(0, "numpy")
+    _, how = made(made.init(params), next(iter(windows().batches())))
+    assert isinstance(how.loss, float)
+    assert how.updated is True

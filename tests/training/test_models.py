@@ -1,0 +1,158 @@
+"""`training.train` and `training.evaluate` take every model and layer there is, as it comes."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import make_backend
+from tests.registry import EVERY
+from xlstm import losses, precision
+from xlstm.arrays.convert import to_numpy
+from xlstm.data import Streams, Windows
+from xlstm.layers.linear import Embedding
+from xlstm.models import TiRex, TiRex2
+from xlstm.models.sequence import SequenceModel
+from xlstm.training import evaluate, optimizers, train
+
+T, N, D, V = 6, 12, 4, 7
+LANGUAGE = [model for model in EVERY if isinstance(model, xlstm.xLSTMLanguageModel)]
+LANGUAGE += [
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(D, D, dropout=0.1, num_layers=2), V, embedding_dropout=0.1, tied=True),
+    xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(D, 1, 2), V),
+]
+OTHER = (xlstm.xLSTMLanguageModel, TiRex, TiRex2, Embedding)  # they take other batches
+LAYERS = [layer for layer in EVERY if not isinstance(layer, OTHER) and not getattr(layer, "last", False)]
+
+
+def mean_of_inputs(model, rng):
+    """Windows whose targets the model could reach: half of what it gives with other weights."""
+    x = rng.standard_normal((N, T, model.input_size))
+    first = bool(getattr(model, "batch_first", False))
+    seed = {"seed": 1} if getattr(model, "random", False) else {}
+    y = to_numpy(model.forward(model.init(1, "numpy", "float64"), x if first else x.swapaxes(0, 1), **seed)[0])
+    return Windows(x, 0.5 * (y if first else y.swapaxes(0, 1)), batch_size=N, every_step=True)
+
+
+def tokens_of(length):
+    return np.tile([1, 2, 3, 4, 0], length)[:length]
+
+
+class Changed:
+    """Batches that are changed by a function."""
+
+    def __init__(self, data, change):
+        self.data, self.change = data, change
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        return map(self.change, self.data.batches(rng))
+
+
+def with_lengths(batch):
+    """Sequences that differ in length, and a mask."""
+    mask = np.ones(batch.target.shape[:2], bool)
+    mask[0] = False
+    return batch._replace(mask=mask, lengths=1 + np.arange(batch.x.shape[1]) % batch.x.shape[0])
+
+
+def without_first_steps(batch):
+    return batch._replace(mask=np.arange(len(batch.x)) > 1)
+
+
+def falls(model, data, epochs=15, **options):
+    """The loss over all data falls, in what is returned and in what `evaluate` says."""
+    params = model.init(0, "numpy", options.pop("dtype", "float64"))
+    before = evaluate(model, params, data)
+    trained = train(model, params, data, optimizers.adam(0.02), epochs=epochs, clip=1.0, **options)
+    assert len(trained.losses) == epochs * len(data)
+    assert evaluate(model, trained.params, data) < 0.97 * before
+    assert sum(trained.losses[-3:]) < sum(trained.losses[:3])
+    return trained
+
+
+@pytest.mark.parametrize("model", LAYERS, ids=repr)
+def test_layers_and_models(interpreted, model, rng):
+    data = mean_of_inputs(model, rng)
+    one, two = falls(model, data), falls(model, data)
+    assert one.losses == two.losses  # masks and order are drawn from the seed
+    if getattr(model, "random", False):
+        assert falls(model, data, seed=1).losses != one.losses
+    if not hasattr(model, "step"):
+        return
+    falls(model, Changed(data, with_lengths))
+    x = rng.standard_normal((60, model.input_size))  # a stream, whose state is carried from batch to batch
+    whole = x[None] if model.batch_first else x[:, None]
+    seed = {"seed": 1} if model.random else {}
+    y = to_numpy(model.forward(model.init(1, "numpy", "float64"), whole, **seed)[0]).reshape(60, -1)
+    falls(model, Streams(x, 0.5 * y, 3, 5))
+
+
+@pytest.mark.parametrize("model", LANGUAGE, ids=repr)
+@pytest.mark.parametrize("kind", ["windows", "streams", "lengths"])
+def test_language_models_as_they_come(interpreted, model, kind):
+    """Tokens in, and the model's own loss."""
+    tokens = tokens_of(61)
+    rows = np.lib.stride_tricks.sliding_window_view(tokens, T + 1)[:N]
+    data = Windows(rows[:, :-1], rows[:, 1:], batch_size=N, every_step=True)
+    if kind != "windows":
+        data = Streams(tokens[:-1], tokens[1:], 3, 5) if kind == "streams" else Changed(data, with_lengths)
+    assert falls(model, data).losses == falls(model, data, loss=losses.cross_entropy).losses
+
+
+def test_batch_first_is_the_same_training(rng):
+    """Only the order of axes differs, with lengths and a mask too."""
+    for wide, last in ((False, False), (True, False), (False, True)):
+        data = Windows(rng.standard_normal((N, T, D)), rng.standard_normal((N, 3) if last else (N, T, 3)),
+                       batch_size=5, every_step=not last)  # fmt: skip
+        found = []
+        for first in (False, True):
+            model = SequenceModel(xlstm.LSTM(D, 4, batch_first=first), 3, last)
+            params = model.init(0, "numpy", "float64")
+            given = Changed(data, with_lengths if wide else without_first_steps) if wide or not last else data
+            trained = train(model, params, given, optimizers.sgd(0.1), epochs=2)
+            found.append([*trained.losses, evaluate(model, trained.params, given)])
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+
+
+def test_arrays_on_the_device_are_taken(be, rng):
+    """x, target and mask of the backend, as they come from a pipeline on the device."""
+    model, losses = SequenceModel(xlstm.LSTM(D, 4), 2), []
+    arrays = {
+        "x": rng.standard_normal((T, 3, D)),
+        "target": rng.standard_normal((T, 3, 2)),
+        "mask": rng.random((T, 3)) < 0.7,
+    }
+    for given in (arrays, {name: be.asarray(a) for name, a in arrays.items()}):
+        data = Changed(
+            Streams(np.ones((3, 1)), np.ones((3, 1)), 1, 3), lambda batch, given=given: batch._replace(**given)
+        )
+        losses.append(train(model, model.init(0, be), data, optimizers.sgd(0.1), epochs=2).losses)
+    assert losses[0] == losses[1]
+
+
+def test_what_is_no_model_is_named():
+    params = {"a": np.ones(3)}
+    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
+    for call in (
+        lambda: train(xlstm.LSTM, params, data, optimizers.adam(0.1), epochs=1),
+        lambda: evaluate(3, params, data),
+    ):
+        with pytest.raises(TypeError, match=r"(train|evaluate): model is .*, expected a model or a layer"):
+            call()
+
+
+def test_what_training_gives_is_pickled_and_copied():
+    model = SequenceModel(xlstm.LSTM(1, 3), 1)
+    data = Streams(np.ones((8, 1)), np.ones((8, 1)), 1, 4)
+    trained = train(model, model.init(0, make_backend("numpy")), data, optimizers.adam(0.1), epochs=1)
+    for again in (pickle.loads(pickle.dumps(trained)), copy.copy(trained), copy.deepcopy(trained)):
+        assert again.losses == trained.losses
+        assert all(np.array_equal(again.params[name], p) for name, p in trained.params.items())
+    for given in (data, Windows(np.ones((2, 3, 1)), np.ones((2, 1))), precision.Mixed()):
+        for again in (pickle.loads(pickle.dumps(given)), copy.copy(given), copy.deepcopy(given)):
+            assert repr(again) == repr(given)
