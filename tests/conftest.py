@@ -225,13 +225,14 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLSTM_COMPILE", "0")
 
 
-# AVX2, NEON, AVX-512; first those of most machines, whose code a single case of a test shares with other tests.
-@pytest.fixture(params=(32, 16, 64))
-def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """Code for vectors of so many bytes, whatever the processor has."""
+# The bytes of vectors and a dtype: AVX2, NEON and AVX-512, with vectors of 2, 4, 8 and 16 numbers. Tiles of as many are
+# alike in either dtype, and other combinations take time to compile.
+@pytest.fixture(params=[(32, "float32"), (16, "float64"), (64, "float32"), (32, "float64")], ids=str)
+def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, str]]:
+    """Code for vectors of so many bytes, whatever the processor has, and a dtype for which a test compiles it."""
     from xlstm.engines.numba import llvm
 
-    monkeypatch.setenv(llvm.VARIABLE, str(request.param))
+    monkeypatch.setenv(llvm.VARIABLE, str(request.param[0]))
     monkeypatch.setenv(jit.VARIABLE, "1")
     llvm.shape.cache_clear()
     yield request.param

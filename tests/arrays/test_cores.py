@@ -1,12 +1,15 @@
-"""How many cores a process may use, from files as Linux has them."""
+"""How many cores a process may use, from files as Linux has them, and how many threads it has."""
 
 import math
 import os
 import sys
 
 import pytest
+import threadpoolctl
 
+import xlstm
 from xlstm.arrays import cores
+from xlstm.estimators import Forecaster
 
 
 def write(path, text):
@@ -62,3 +65,75 @@ def test_the_affinity_counts():
 def test_the_number_given_to_python_counts(monkeypatch):
     monkeypatch.setattr(os, "process_cpu_count", lambda: 1)
     assert cores.usable() == 1
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    """No variable says how many threads there are."""
+    for name in (cores.VARIABLE, cores.COMMON):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_number_of_threads_is_the_variables_or_that_of_cores(monkeypatch, unset):
+    monkeypatch.setattr(cores, "usable", lambda: 64)
+    assert cores.threads() == 64
+    for name in (cores.COMMON, cores.VARIABLE):  # the second one decides where both are set
+        for right, number in {"3": 3, "1024": 1024, "007": 7}.items():
+            monkeypatch.setenv(name, right)
+            assert cores.threads() == number
+    monkeypatch.setenv(cores.VARIABLE, "")
+    monkeypatch.setenv(cores.COMMON, " 4, 3")  # threads, and threads within each of them
+    assert cores.threads() == 4
+
+
+def test_ranks_share_the_cores_and_threads_of_blas(monkeypatch, unset):
+    monkeypatch.setattr(cores, "usable", lambda: 7)
+    monkeypatch.setattr(cores, "_ranks", 1)
+    with cores.one_thread():  # so that afterwards BLAS has what it had
+        cores.share(3)
+        assert cores.threads() == 2
+        blas = cores._controller().select(user_api="blas")  # another test may have loaded more libraries since
+        blas.limit(limits=7)
+        cores.share(2)
+        assert [library.num_threads for library in blas.lib_controllers] == [3] * len(blas)
+        cores.share(9)
+        assert cores.threads() == 1
+
+
+def test_a_wrong_number_for_all_programs_is_refused_by_its_name(monkeypatch, unset):
+    for wrong in ("0", "two", ",2", "2000,1"):
+        monkeypatch.setenv(cores.COMMON, wrong)
+        with pytest.raises(ValueError, match=f"^OMP_NUM_THREADS: '{wrong}'"):
+            cores.threads()
+
+
+WRONG = ("0", "00", "-1", "+1", "two", "1.5", "1_0", " 2", "\N{SUPERSCRIPT TWO}", "1025", "1" + 20 * "0", 5000 * "9")
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, rng):
+    """However small the layer is; only a step of a recurrent layer, which has one thread, does not look at it."""
+    pytest.importorskip("numba")
+    monkeypatch.setenv("XLSTM_COMPILE", "1")
+    x = rng.standard_normal((2, 1, 3))
+    lstm, mlstm = xlstm.LSTM(3, 2), xlstm.mLSTM(3, 2)
+    given = [(layer, layer.init(0, "numpy", "float64")) for layer in (lstm, mlstm)]
+    series = rng.standard_normal(40)
+    forecaster = Forecaster(epochs=1, hidden_size=2, window=4, backend="numpy")
+    monkeypatch.setenv(cores.VARIABLE, wrong)
+    calls = [lambda layer=layer, p=p: layer.forward(p, x) for layer, p in given]
+    calls += [cores.threads, lambda: forecaster.fit(series)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^XLSTM_NUM_THREADS: .{,100} is not a number of threads, expected 1 to"):
+            call()
+
+
+def test_blas_has_one_thread_and_afterwards_what_it_had():
+    def counts():
+        return [lib.num_threads for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers]
+
+    before = counts()
+    assert before
+    with cores.one_thread():
+        assert counts() == [1] * len(before)
+    assert counts() == before

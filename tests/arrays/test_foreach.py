@@ -78,14 +78,13 @@ def test_numbers_on_the_device_and_results_in_place_on_cupy(empty):
             np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=0, atol=1e-6 * empty)
 
 
-@pytest.mark.parametrize("capability", [75, 90])
-def test_kernels_compile(monkeypatch, capability):
-    texts = []
+@pytest.mark.parametrize(("capability", "dtype"), [(75, "f4"), (90, "f8")])
+def test_kernels_compile(monkeypatch, capability, dtype):
+    texts, dtype = [], np.dtype(dtype)
     acted = SimpleNamespace(RawKernel=lambda text, *a, **o: texts.append(text), ReductionKernel=lambda *a: None)
     monkeypatch.setattr(probe, "cupy", lambda: acted)
-    for dtype in (np.dtype("f4"), np.dtype("f8")):
-        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
-        foreach._each_kernel.__wrapped__(moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),))
-        foreach._squares_kernels.__wrapped__(dtype)
+    foreach._each_kernel.__wrapped__(moved, (dtype, dtype), (None, "float"), (), (("power", 2),))
+    foreach._each_kernel.__wrapped__(moved, (dtype, dtype), ("double", "half_t"), (0, 1), (("power", 2),))
+    foreach._squares_kernels.__wrapped__(dtype)
     for text in texts:
         assert nvrtc.compile_for(capability, text).spilled == 0

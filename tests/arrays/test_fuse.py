@@ -1,4 +1,4 @@
-"""Functions in one kernel: values, shapes and dtypes as NumPy's, and kernels that CuPy accepts."""
+"""Functions in one kernel, scans, and bounds: values, shapes and dtypes as NumPy's, on every backend."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,8 @@ from tests.conftest import make_backend
 from tests.gpu import as_it_lies, half
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.convert import to_numpy
-from xlstm.arrays.fuse import fuse, total
+from xlstm.arrays.fuse import fuse, scan, total
 from xlstm.arrays.namespace import constant, squares_below
-from xlstm.tracing.symbols import UntraceableError
 
 
 def chain(xp, a, b, scale, dtype):
@@ -69,11 +68,6 @@ def test_digits_of_what_is_wide_are_kept(xp):
     assert fuse(xp, narrow, a, b, c, dtype=np.dtype("f4")) == 1
 
 
-def test_what_is_not_element_by_element_is_refused(xp):
-    with pytest.raises(UntraceableError, match="mean"):
-        fuse(xp, lambda xp, a: xp.mean(a), xp.ones(3))
-
-
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("axes", [-1, (-2, -1), 0])
 def test_total(xp, rng, dtype, axes):
@@ -112,3 +106,26 @@ def test_constants_bound_arrays(be):
         np.testing.assert_array_equal(to_numpy(found), [1.0, bound])
     x = np.array([1.0, 3.0], "f2")
     np.testing.assert_array_equal(np.minimum(x, constant(np, x, 2.0, half=1.5)), np.array([1.0, 1.5], "f2"))
+
+
+def step(xp, c, g, x):
+    return g * c + x
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("axis", "n"), [(-3, 4), (-1, 5), (-2, 1)])
+def test_scan(be, rng, axis, n, reverse, dtype):
+    """Arrays may be strided, and broadcast."""
+    start = rng.standard_normal((4, 3, 2)).transpose(2, 1, 0).astype(dtype)
+    x = np.moveaxis(rng.standard_normal((2, 3, 4, n)).astype(dtype), -1, axis)
+    g = np.moveaxis(rng.standard_normal((n, 3, 1)).astype(dtype), 0, axis if axis > -3 else 0)
+    carried, kept = start, [None] * n
+    for t in range(n - 1, -1, -1) if reverse else range(n):
+        kept[t], carried = carried, step(np, carried, np.take(g, t, axis=axis), np.take(x, t, axis=axis))
+    given = [as_it_lies(a) if be.name == "cupy" else be.asarray(a, dtype) for a in (start, g, x)]
+    found = scan(be.xp, step, *given, axis=axis, reverse=reverse)
+    for a, b in zip(found, (np.stack(kept, axis=axis), carried), strict=True):
+        assert be.name != "cupy" or a.dtype == dtype
+        rtol, atol = (1e-15, 0) if dtype == "float64" else (1e-6, 1e-6)
+        np.testing.assert_allclose(to_numpy(a), b, rtol=rtol, atol=atol)

@@ -16,23 +16,15 @@ from xlstm.arrays.gather import add_rows, add_text, gather
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_of_several_arrays(be, rng, dtype):
-    shapes = [(5, 3), (5, 700), (5,), (5, 2, 4), (5, 0)]
+    """Each has places of its own, also none; they are more than one launch takes."""
+    shapes = [(5, 3), (5, 700), (5,), (5, 2, 4), (5, 0), *((k + 2, k + 1) for k in range(8))]
     arrays = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    places = [rng.integers(len(a), size=2 * k) for k, a in enumerate(arrays)]
     given = [be.asarray(a, dtype) for a in arrays]
     given[1] = be.xp.permute_dims(be.asarray(np.ascontiguousarray(arrays[1].T), dtype), (1, 0))
-    places = np.array([4, 0, 0, 2, 3, 1, 4])
-    for found, a in zip(gather(be.xp, given, [be.asarray(places)] * len(given)), arrays, strict=True):
-        np.testing.assert_array_equal(to_numpy(found), a[places])
-    empty = be.asarray(places[:0])
-    assert [a.shape for a in gather(be.xp, given[:2], [empty, empty])] == [(0, 3), (0, 700)]
-
-
-def test_each_array_has_its_places(be, rng):
-    arrays = [rng.standard_normal((k + 2, k + 1)) for k in range(11)]  # more than one launch takes
-    places = [rng.integers(k + 2, size=2 * k) for k in range(11)]
-    found = gather(be.xp, [be.asarray(a) for a in arrays], [be.asarray(at) for at in places])
-    for k in range(11):
-        np.testing.assert_array_equal(to_numpy(found[k]), to_numpy(be.asarray(arrays[k]))[places[k]])
+    found = gather(be.xp, given, [be.asarray(at) for at in places])
+    for one, a, at in zip(found, arrays, places, strict=True):
+        np.testing.assert_array_equal(to_numpy(one), a[at])
 
 
 def test_a_row_that_there_is_not(be):
@@ -61,7 +53,8 @@ def test_rows_that_are_added_on_cupy(rng, dtype, sizes):
         assert found.dtype == kind
 
 
-@pytest.mark.parametrize("capability", [75, 90, 120])
-def test_the_kernels_compile(capability):
-    for dtype in ("float32", "float64", "float16", "bfloat16"):
-        assert nvrtc.compile_for(capability, add_text(gpu.half(dtype))).spilled == 0
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [(75, "float32"), (90, "float64"), (75, "bfloat16"), (120, "float16")]
+)
+def test_the_kernel_compiles(capability, dtype):
+    assert nvrtc.compile_for(capability, add_text(gpu.half(dtype))).spilled == 0

@@ -1,11 +1,11 @@
 """Guard pages around every array of compiled functions: reading or writing past one ends the process.
 
-`python -m tests.engines.numba.guards KIND` runs the layers of a dtype in this way and compares their results with the
-reference, and inference and single steps of a kind, such as "LSTM-float32". A process of its own does so, since a
-violation is a SIGSEGV. Each array that a compiled function is given, and each that it makes itself, lies once flush
-with the end of its pages and once with their beginning; the pages behind and before them may not be touched. The rest
-of its pages is filled with NaN: numbers that are read there reach a result, and numbers that are written there are
-seen afterwards. Memory without contents is filled with NaN as well.
+`python -m tests.engines.numba.guards 32-float32` runs layers, products and chunks of an mLSTM for vectors of so many
+bytes in this way and compares their results with the reference. A process of its own does so, since a violation is a
+SIGSEGV. Each array that a compiled function is given, and each that it makes itself, lies once flush with the end of
+its pages and once with their beginning; the pages behind and before them may not be touched. The rest of its pages is
+filled with NaN: numbers that are read there reach a result, and numbers that are written there are seen afterwards.
+Memory without contents is filled with NaN as well.
 
 Tasks of several threads run one after the other, so that one copy of an array serves each call. The first of them does
 all the work that threads share.
@@ -218,7 +218,12 @@ class Empty:
 EMPTY = Empty()
 
 
-KINDS = (("LSTM", "float32"), ("GRU", "float32"), ("RNN", "float64"), ("sLSTM", "float64"))
+# The layers of a process, by its vectors. Tests of lengths of vectors and of chunks share their code.
+KINDS = {
+    "32-float32": {"GRU": {}},
+    "64-float32": {"LSTM": {}},
+    "16-float64": {"sLSTM": {}, "RNN": {"recurrent_bias": True}},
+}
 # D, H, heads of an sLSTM, T, B, and whether lengths differ. H is less and more than vectors, tiles and pieces of a loop
 # have; 680 rows are more than one block of those over which gradients of weights are summed.
 SIZES = (
@@ -237,50 +242,42 @@ PRODUCTS = (
 # The same of products with few rows, which fill their slivers, and with one: one block of K, and two.
 FEW_ROWS = ((1, 41, 70), (2, 20, 70), (31, 6, 70), (32, 41, 33), (63, 1100, 129))
 CHUNKS = ((5, 1, 1), (21, 3, 17), (40, 33, 65))  # T, K and V of an mLSTM
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+CHUNKED = ("32-float32", "16-float64")
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 
-def run_case(compiled: Compiled, rng: np.random.Generator, more: bool, case: tuple[tuple[str, str], Any]) -> None:
-    """Run a layer in every plan, once with arrays at the end of pages and once at their beginning.
-
-    Where `more` is true, inference and single steps are run too.
-    """
-    import xlstm
+def run_case(compiled: Compiled, rng: np.random.Generator, layer: Any, dtype: str, case: Any) -> None:
+    """Run training, inference and a step in every plan, once with arrays at the end of pages, once at their start."""
     from tests import registry
     from tests.conftest import force, make_backend
     from xlstm.engines import engine
 
-    (kind, dtype), (D, H, heads, T, B, ragged) = case
-    options = {"RNN": {"recurrent_bias": True}, "sLSTM": {"num_heads": heads}}.get(kind, {})
-    layer = getattr(xlstm, kind)(D, H, **options)
+    T, B, ragged = case
     params, x, state = registry.inputs_of(layer, make_backend("numpy", dtype), rng, T, B, scale=0.3)
     state = tuple(abs(s) + 1 if k == 2 else s for k, s in enumerate(state))  # the normaliser of an sLSTM
     lengths = [T, *rng.integers(0, T + 1, B - 1)] if ragged else None
 
     def results(name: str) -> dict[str, Any]:
         with engine.use(name):
-            return registry.run(layer, params, x, state, lengths)
-
-    def others(name: str) -> dict[str, Any]:
-        with engine.use(name):
             y, end, _ = layer.forward(params, x, state, lengths=lengths, train=False)
             y1, after = layer.step(params, x[0, :1], tuple(s[:, :1] for s in state))
-        return {"inference": y, "step": y1} | {f"{k}": s for k, s in enumerate((*end, *after))}
+            others = {"inference": y, "step": y1} | {f"{k}": s for k, s in enumerate((*end, *after))}
+            return registry.run(layer, params, x, state, lengths) | others
 
-    expected, inference = results("array_api"), others("array_api") if more else {}
+    expected = results("array_api")
     for (plan, count), flush in itertools.product(PLANS, FLUSH):
         compiled.guards.flush = flush
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XLSTM_NUM_THREADS", "1")
             if plan:
                 force(plan, patch, count)
-            same(results("numba"), expected, case, plan, flush)
-            if more and plan != "parts":
-                same(others("numba"), inference, case, plan, flush)
+            registry.agree(results("numba"), expected, TOLERANCE[dtype], registry.largest, 1.0)
 
 
 def run_products(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
     """Multiply matrices in all ways: the left factor or its transposed, with right ones by rows or by columns."""
+    from tests import registry
     from xlstm.engines.numba import jit, packed_products
 
     guarded = compiled.functions(jit.shared, dtype)
@@ -289,15 +286,16 @@ def run_products(compiled: Compiled, rng: np.random.Generator, dtype: str) -> No
         by_columns, transposed = np.asfortranarray(b), np.ascontiguousarray(a.T).T
         pairs = [(a, b), (a, by_columns), (transposed, b), (transposed, b[:, :1])]
         for (left, right), found in zip(pairs, packed_products.products(guarded, pairs), strict=True):
-            same({"out": found}, {"out": left @ right}, dtype, M, K, N)
+            registry.agree({(M, K, N): found}, {(M, K, N): left @ right}, TOLERANCE[dtype], registry.largest, 1.0)
 
 
 def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None:
     """Run an mLSTM in chunks, of which the last is not full, forward and backward, and without backward."""
+    from tests import registry
     from xlstm.cells import mlstm
     from xlstm.engines.numba import chunks
 
-    guards, names = compiled.guards, [*"hCnm", "dq", "dk", "dv", "di", "df", "dC", "dn", "dm"]
+    guards = compiled.guards
     for (T, K, V), guards.flush in itertools.product(CHUNKS, FLUSH):
         sizes = ((T, K), (T, K), (T, V), (T,), (T,), (K, V), (K,), (), (T, V), (K, V), (K,), ())
         values = [rng.standard_normal((2, 3, *size)).astype(dtype) for size in sizes]
@@ -307,27 +305,16 @@ def run_chunks(compiled: Compiled, rng: np.random.Generator, dtype: str) -> None
         for place, value in zip(arrays, values, strict=True):
             place[...] = value
         *outputs, saved = mlstm.chunkwise(np, *values[:8], chunk=16)
-        expected = dict(zip(names, [*outputs, *mlstm.chunkwise_bwd(np, *values[8:], saved)], strict=True))
+        expected = [*outputs, *outputs, *mlstm.chunkwise_bwd(np, *values[8:], saved)]
         with EMPTY, pytest.MonkeyPatch.context() as patch:
             patch.setattr(chunks, "SMALL", 0)
-            inference = chunks.chunkwise(arrays[:8], 0.0, "sigmoid", 16, False)
-            found = chunks.chunkwise(arrays[:8], 0.0, "sigmoid", 16, True)
-            assert inference is not None
-            assert found is not None
-            assert found[1] is not None
-            grads = chunks.chunkwise_bwd(arrays[8], arrays[9:], found[1], 0.0, "sigmoid")
-        same(dict(zip(names, [*found[0], *grads], strict=True)), expected, dtype, T, K, V)
-        same(dict(zip("hCnm", inference[0], strict=True)), dict(zip("hCnm", outputs, strict=True)), dtype, T, K, V)
+            inferred, _ = chunks.chunkwise(arrays[:8], 0.0, "sigmoid", 16, False)
+            found, kept = chunks.chunkwise(arrays[:8], 0.0, "sigmoid", 16, True)
+            grads = chunks.chunkwise_bwd(arrays[8], arrays[9:], kept, 0.0, "sigmoid")
+        both = (dict(enumerate(arrays)) for arrays in ([*inferred, *found, *grads], expected))
+        registry.agree(*both, TOLERANCE[dtype], registry.largest, 1.0)
         for block in (*blocks, *compiled.drain()):
             guards.give(block, "chunks")
-
-
-def same(found: dict[str, Any], expected: dict[str, Any], *where: Any) -> None:
-    """Compare results with those of the reference: a number from outside of an array is in none of them."""
-    tolerance = {4: 1e-5, 8: 1e-12}
-    for name, array in expected.items():
-        limit = tolerance[array.itemsize] * max(1.0, np.max(np.abs(array), initial=0))
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=limit, err_msg=f"{name} {where}")
 
 
 def in_turn(calls: list[Any], work: int) -> None:
@@ -345,8 +332,9 @@ def one_by_one(guards: Guards, jobs: list[Any], size: int) -> None:
             function(*given, first, last)
 
 
-def main(kind: str) -> None:
-    """Run all cases of the dtype of a kind; the last lines have the functions that were called, and the arrays made."""
+def main(vectors: str) -> None:
+    """Run all cases of a length and dtype; the last lines have the functions that were called, and the arrays made."""
+    import xlstm
     from xlstm.engines.numba import chains, chunks, jit, numba_engine, packed_products
 
     faulthandler.enable()
@@ -358,17 +346,15 @@ def main(kind: str) -> None:
     numba_engine.together = chains.together = functools.partial(one_by_one, compiled.guards)
     rng = np.random.default_rng(0)
     EMPTY.begin()
-    _, dtype = kind.split("-")
-    for case in itertools.product([one for one in KINDS if one[1] == dtype], SIZES):
-        sys.stdout.write(f"{case}\n")
+    _, dtype = vectors.split("-")
+    for (kind, options), (D, H, heads, *case) in itertools.product(KINDS[vectors].items(), SIZES):
+        layer = getattr(xlstm, kind)(D, H, **options, **({"num_heads": heads} if kind == "sLSTM" else {}))
+        sys.stdout.write(f"{layer} {case}\n")
         sys.stdout.flush()  # read where the process ends
-        run_case(compiled, rng, "-".join(case[0]) == kind, case)
-    sys.stdout.write("products\n")
-    sys.stdout.flush()
+        run_case(compiled, rng, layer, dtype, case)
     run_products(compiled, rng, dtype)
-    sys.stdout.write("chunks\n")
-    sys.stdout.flush()
-    run_chunks(compiled, rng, dtype)
+    if vectors in CHUNKED:
+        run_chunks(compiled, rng, dtype)
     sys.stdout.write(f"calls {' '.join(sorted(compiled.calls))}\nmade {compiled.made}\n")
 
 

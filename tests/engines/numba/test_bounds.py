@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
+from tests.engines.numba.guards import KINDS
 from xlstm.engines.numba import jit
 
 pytestmark = [
@@ -32,12 +33,10 @@ def python(*arguments, **environment):
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=ROOT)
 
 
-# Inference and single steps of one kind for each length of vectors: compiling takes seconds.
-@pytest.mark.parametrize(
-    ("length", "kind"), [("32", "GRU-float32"), ("16", "sLSTM-float64"), ("64", "LSTM-float32")], ids=str
-)
-def test_nothing_past_an_array_is_read_or_written(length, kind):
-    done = python("-m", "tests.engines.numba.guards", kind, XLSTM_VECTOR_BYTES=length, XLSTM_COMPILE="1")
+@pytest.mark.parametrize("vectors", KINDS)
+def test_nothing_past_an_array_is_read_or_written(vectors):
+    length, _ = vectors.split("-")
+    done = python("-m", "tests.engines.numba.guards", vectors, XLSTM_VECTOR_BYTES=length, XLSTM_COMPILE="1")
     assert done.returncode == 0, done.stdout[-300:] + done.stderr
     calls, made = done.stdout.splitlines()[-2:]
     assert set(calls.split()) > FUNCTIONS | {"forward_step"}

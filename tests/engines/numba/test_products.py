@@ -1,5 +1,7 @@
 """Products of packed matrices for every length of vectors, and how threads share the steps of a compiled loop."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,99 +10,45 @@ from tests.conftest import force, make_backend
 from tests.registry import inputs_of, run
 from xlstm.arrays import cores
 from xlstm.arrays.matmul import matmul
-from xlstm.cells import rnn
-from xlstm.engines.cell_step import Masks, Step
-from xlstm.engines.numba import jit, team
+from xlstm.engines.numba import jit, packed_products, team
 
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 ROUNDING = {"float32": 2e-6, "float64": 4e-15}
-PAD = 64
+ROWS = [*range(1, 14), 17, 24, 33]  # of every tile, and of several
 
 
-def guarded(values):
-    """An array amid numbers that are none, and a function that says whether these are still what they were."""
-    room = np.full(values.size + 2 * PAD, np.nan, values.dtype)
-    room[PAD:-PAD] = values.reshape(-1)
-    return room[PAD:-PAD].reshape(values.shape), lambda: bool(np.isnan(room[:PAD]).all() & np.isnan(room[-PAD:]).all())
+@pytest.mark.parametrize("threads", [1, 3])
+def test_products_of_every_number_of_rows_and_columns(rng, monkeypatch, vectors, threads):
+    """Of a matrix or its transposed by one that lies by rows, by columns, or in no one piece.
 
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_of_every_number_of_rows_and_columns(rng, length, dtype):
-    """And nothing before or after an array is read or written, since a NaN would reach the result."""
+    Of 61 rows each the first factor is the smaller one or the larger one, and K has one block or several, or is a
+    prime, which cannot be divided. `guards.py` multiplies in the same ways between pages that may not be touched.
+    """
+    length, dtype = vectors
     compiled = jit.shared(dtype)
     assert compiled.COLUMNS * np.dtype(dtype).itemsize == 2 * length
-    for n in (*range(1, 14), 17, 24, 33):
-        gates, K, width = (int(rng.integers(1, most)) for most in (9, 40, 70))
-        W, _ = guarded(rng.standard_normal((gates, width, K)).astype(dtype))
-        a, _ = guarded(rng.standard_normal((n, K)).astype(dtype))
-        out, intact = guarded(np.full((gates, n, width), 3.0, dtype))
-        packed, whole = guarded(np.full((gates * -(-width // compiled.COLUMNS), K, compiled.COLUMNS), 5.0, dtype))
-        slivers = packed.shape[0]
-        again = np.empty_like(packed)
-        turned, far = np.ascontiguousarray(W.swapaxes(1, 2)), K * width
-        for first, last in ((0, slivers // 3), (slivers // 3, slivers)):
-            compiled.pack(W.reshape(-1), 0, True, far, K, width, packed, first, last)
-            compiled.pack(turned.reshape(-1), 0, False, far, width, width, again, first, last)
-        assert whole()
-        np.testing.assert_array_equal(again, packed)
-        expected = a @ W.swapaxes(1, 2)
-        scale = np.abs(a) @ np.abs(W).swapaxes(1, 2)
-        for add, before in ((False, 0.0), (True, expected)):
-            to = 0, width, n * width, width
-            compiled.product(a.reshape(-1), (0, K, 1, n), packed, (0, slivers), out.reshape(-1), to, add)
-            assert intact()
-            assert np.all(np.abs(out - expected - before) <= 2 * ROUNDING[dtype] * np.maximum(scale, 1))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_over_rows(rng, length, dtype):
-    compiled = jit.shared(dtype)
-    for N, M, widths in ((1, 1, (1, 1)), (7, 13, (3, 40)), (300, 25, (33, 64)), (700, 50, (1, 2))):
-        a, _ = guarded(rng.standard_normal((N, M)).astype(dtype))
-        bs = tuple(guarded(rng.standard_normal((N, width)).astype(dtype))[0] for width in widths)
-        outs, intact = zip(*(guarded(np.zeros((M, width), dtype)) for width in widths), strict=True)
-        cut = M // 3
-        for first, last in ((0, cut), (cut, M)):
-            compiled.products_over_rows(a, bs, outs, first, last)
-        for b, out, unchanged in zip(bs, outs, intact, strict=True):
-            assert unchanged()
-            assert np.all(np.abs(out - a.T @ b) <= 2 * ROUNDING[dtype] * np.maximum(np.abs(a.T) @ np.abs(b), 1))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_packed_weights_begin_with_a_cache_line(rng, dtype):
-    """However small they are: else each vector of the processor lies in two lines."""
-    from xlstm.engines.numba import packed_products
-
-    for H in (1, 3, 19, 64, 130):
-        w = {name: rng.standard_normal((H, width)).astype(dtype) for name, width in (("Wx", 2), ("Wh", H))}
-        step = Step(np, rnn.Cell(("tanh",)), w, Masks())
-        columns = jit.shared(dtype).COLUMNS
-        for packed in (packed_products.for_gradients(step, columns, 2), packed_products.for_states(step, columns, 2)):
-            assert all(a.size and a.ctypes.data % 64 == 0 for one in packed for a in one[len(one) // 2 :])
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("K", [1, 40, 1100, 2053, 2500])
-@pytest.mark.parametrize(("threads", "lies"), [(1, "rows"), (3, "columns"), (3, "apart"), (1, "columns")])
-def test_products_of_rows(rng, monkeypatch, length, dtype, K, threads, lies):
-    """In blocks of rows of the second factor, where K can be divided; it lies by rows, columns, or in no one piece."""
-    from xlstm.engines.numba import packed_products
-
     monkeypatch.setenv(cores.VARIABLE, str(threads))
-    width = 45 if threads == 1 else 143  # a right factor with more columns than the left one has rows stays as it is
-    a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((61, K), (K, width)))
-    given = {"rows": b, "columns": np.ascontiguousarray(b.T).T, "apart": np.repeat(b, 2, axis=0)[::2]}[lies]
-    (out,) = packed_products.products(jit.shared(dtype), [(a, given)])
-    assert np.all(np.abs(out - a @ b) <= 4 * ROUNDING[dtype] * np.maximum(np.abs(a) @ np.abs(b), 1))
+    sizes = [(M, int(rng.integers(1, 40)), int(rng.integers(1, 70))) for M in ROWS]
+    sizes += [(61, K, N) for K in (1, 40, 1100, 2053, 2500) for N in (45, 143)] + [(25, 300, 64), (50, 700, 2)]
+    for M, K, N in sizes:
+        a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((M, K), (K, N)))
+        across, apart = np.asfortranarray(a), np.repeat(b, 2, axis=0)[::2]
+        pairs = [(a, b), (a, np.asfortranarray(b)), (a, apart), (across, b), (across, b + 1), (across, b[:, :1])]
+        for (left, right), out in zip(pairs, packed_products.products(compiled, pairs), strict=True):
+            limit = (4 if K > 1000 else 2) * ROUNDING[dtype] * np.maximum(np.abs(left) @ np.abs(right), 1)
+            assert np.all(np.abs(out - left @ right) <= limit), (M, K, N)
+
+
+def test_packed_weights_begin_with_a_cache_line():
+    """However small they are: else each vector of the processor lies in two lines."""
+    for dtype, size in itertools.product(packed_products.DTYPES, (1, 3, 19, 64, 130)):
+        assert packed_products.aligned(dtype, size, 3).ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", [2, 7, 200])
 def test_products_outside_of_loops(rng, monkeypatch, dtype, n):
     """Threads share them, and the bits do not depend on how many there are."""
-    from xlstm.engines.numba import packed_products
-
     monkeypatch.setenv(jit.VARIABLE, "1")
     W, x = (rng.standard_normal(shape).astype(dtype) for shape in ((2099, 502), (n, 502)))
     scale = np.abs(x) @ np.abs(W).T
@@ -115,8 +63,6 @@ def test_products_outside_of_loops(rng, monkeypatch, dtype, n):
 
 
 def test_products_that_are_left_to_numpy(rng, monkeypatch):
-    from xlstm.engines.numba import packed_products
-
     monkeypatch.setenv(jit.VARIABLE, "1")
     W, x, few = (rng.standard_normal(shape) for shape in ((2099, 502), (200, 502), (3, 502)))
     others = [(few, np.ascontiguousarray(W.T)), (few, W[:99].T), (x[:9, :9], W[:9, :9].T)]  # to be packed, near, small

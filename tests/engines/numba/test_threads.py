@@ -1,77 +1,131 @@
-"""How many threads there are, how compiled loops divide work among them, and workers that are started."""
+"""Threads that share calls of compiled functions: who works, how work is divided, and interrupts."""
 
 import threading
 import time
 
+import numpy as np
 import pytest
-import threadpoolctl
 
-import xlstm
+pytest.importorskip("numba")
+
+import numba
+
 from xlstm.arrays import cores
-from xlstm.engines.numba import numba_engine, team
-from xlstm.estimators import Forecaster
+from xlstm.engines.numba import llvm, numba_engine, team, work_queue
+
+SECONDS = 60  # a bound against hangs, far above what a worker takes
 
 
-def test_the_number_of_threads_is_the_variables_or_that_of_cores(monkeypatch):
-    for name in (cores.VARIABLE, cores.COMMON):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cores, "usable", lambda: 64)
-    assert cores.threads() == 64
-    for name in (cores.COMMON, cores.VARIABLE):  # the second one decides where both are set
-        for right, number in {"3": 3, "1024": 1024, "007": 7}.items():
-            monkeypatch.setenv(name, right)
-            assert cores.threads() == number
-    monkeypatch.setenv(cores.VARIABLE, "")
-    monkeypatch.setenv(cores.COMMON, " 4, 3")  # threads, and threads within each of them
-    assert cores.threads() == 4
+@numba.njit(nogil=True)
+def count(seen, more, negative, first, last):
+    """Add 1 to all from a first to a last one, after some work, so that others come in between."""
+    for k in range(first, last):
+        found = 0.0
+        for j in range(2000):
+            found += np.sin(float(j))
+        seen[k] += 1 if found < 1e9 else 2
+        more[1][k, 0] += -1.0 if negative else 1.0
 
 
-def test_ranks_share_the_cores_and_threads_of_blas(monkeypatch):
-    for name in (cores.VARIABLE, cores.COMMON):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cores, "usable", lambda: 7)
-    monkeypatch.setattr(cores, "_ranks", 1)
-    with cores.one_thread():  # so that afterwards BLAS has what it had
-        cores.share(3)
-        assert cores.threads() == 2
-        blas = cores._controller().select(user_api="blas")  # another test may have loaded more libraries since
-        blas.limit(limits=7)
-        cores.share(2)
-        assert [library.num_threads for library in blas.lib_controllers] == [3] * len(blas)
-        cores.share(9)
-        assert cores.threads() == 1
+@numba.njit(nogil=True)
+def wait_for_the_other(counts, first, last):
+    """Note in the first call of two whether the other one begins before this one ends."""
+    if llvm.count_up(counts, 0):
+        return
+    for _ in range(2_000_000):
+        if llvm.count_of(counts, 0) == 2:
+            counts[1] = 1
+            break
+        llvm.let_others_run()
 
 
-def test_a_wrong_number_for_all_programs_is_refused_by_its_name(monkeypatch):
-    monkeypatch.setenv(cores.VARIABLE, "")
-    for wrong in ("0", "two", ",2", "2000,1"):
-        monkeypatch.setenv(cores.COMMON, wrong)
-        with pytest.raises(ValueError, match=rf"^OMP_NUM_THREADS: '{wrong}' is not a number of threads"):
-            cores.threads()
+@numba.njit(nogil=True)
+def fail(seen, first, last):
+    """Fail where 5 is among the numbers."""
+    for k in range(first, last):
+        if k == 5:
+            raise MemoryError
+        seen[k] += 1
 
 
-WRONG = ("0", "00", "-1", "+1", "two", "1.5", "1_0", " 2", "\N{SUPERSCRIPT TWO}", "1025", "1" + 20 * "0", 5000 * "9")
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    monkeypatch.setattr(cores, "usable", lambda: 2)
+    monkeypatch.setenv(cores.VARIABLE, "2")
 
 
-@pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_number_of_threads_is_refused_by_every_call(monkeypatch, wrong, rng):
-    """However small the layer is; only a step of a recurrent layer, which has one thread, does not look at it."""
-    pytest.importorskip("numba")
-    monkeypatch.setenv("XLSTM_COMPILE", "1")
-    x = rng.standard_normal((2, 1, 3))
-    lstm, mlstm = xlstm.LSTM(3, 2), xlstm.mLSTM(3, 2)
-    given = [(layer, layer.init(0, "numpy", "float64")) for layer in (lstm, mlstm)]
-    series = rng.standard_normal(40)
-    forecaster = Forecaster(epochs=1, hidden_size=2, window=4, backend="numpy")
-    monkeypatch.setenv(cores.VARIABLE, wrong)
-    calls = [lambda layer=layer, p=p: layer.forward(p, x) for layer, p in given]
-    calls += [cores.threads, lambda: forecaster.fit(series)]
-    for call in calls:
-        with pytest.raises(
-            ValueError, match=r"^XLSTM_NUM_THREADS: .* is not a number of threads, expected 1 to 1024$"
-        ) as e:
-            call()
-        assert len(str(e.value)) < 160
+def until(true):
+    """Wait for what a worker does."""
+    deadline = time.monotonic() + SECONDS
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert true()
+
+
+def call(n, unit=1):
+    seen, rows = np.zeros(n, np.int64), np.zeros((n, 3))
+    return (n, count, (seen, (np.zeros(0), rows), True), unit), seen, rows
+
+
+@pytest.mark.parametrize("unit", [0, 1, 4, 24])
+@pytest.mark.parametrize("sizes", [[1], [7], [100], [3, 0, 50]])
+def test_all_is_done_once(sizes, unit):
+    for _ in range(20):
+        calls = [call(n, unit) for n in sizes]
+        team.share([c for c, *_ in calls], 1 << 40)
+        for _, seen, rows in calls:
+            assert (seen == 1).all()
+            assert (rows[:, 0] == -1).all()
+            assert not rows[:, 1:].any()
+
+
+def test_arrays_of_a_subclass():
+    """numpy.memmap is one."""
+
+    class Own(np.ndarray):
+        pass
+
+    one, seen, _ = call(9)
+    n, function, (_, *others), unit = one
+    team.share([(n, function, (seen.view(Own), *others), unit)], 1 << 40)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("asleep", [False, True])
+def test_a_worker_takes_part(asleep):
+    """Two calls wait for each other, so that one thread alone would not end well; a worker may be late."""
+    counts, deadline = np.zeros(2, np.int64), time.monotonic() + SECONDS
+    while not counts[1] and time.monotonic() < deadline:
+        if asleep:
+            one, _, _ = call(9)
+            team.share([one], 1 << 40)
+            until(lambda: team.workers[0].asleep)
+            time.sleep(0.01)  # it looks once more
+        counts[:] = 0
+        team.together([(wait_for_the_other, [((counts,), 0, 0)] * 2)], 2)
+    assert counts[1], "no worker took a call"
+
+
+@pytest.mark.parametrize("cores_usable", [1, 2])
+def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
+    monkeypatch.setattr(cores, "usable", lambda: cores_usable)
+    with pytest.raises(MemoryError):
+        team.share([(9, fail, (np.zeros(9, np.int64),), 1)], 1 << 40)
+    one, seen, _ = call(9)
+    team.share([one], 1 << 40)  # the next one is none
+    assert (seen == 1).all()
+
+
+def test_no_more_workers_join_than_are_wanted():
+    compiled = team._compiled()
+    room = np.zeros_like(team.queue)
+    assert not compiled.join(room)
+    room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT)
+    assert compiled.join(room)
+    assert not compiled.join(room)
+    room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT) | 3  # all pieces are taken
+    assert not compiled.join(room)
+    assert not compiled.take(room)
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -87,7 +141,6 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
     def employ():
         return team.employ(1, lambda queue: helped.release())
 
-    monkeypatch.setattr(cores, "usable", lambda: 2)
     monkeypatch.setattr(team, "workers", [])
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", interrupted)
@@ -97,23 +150,11 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
             with pytest.raises(error):
                 employ()
     assert employ() == 1
-    assert all(helped.acquire(timeout=60) for _ in range(2))
+    assert all(helped.acquire(timeout=SECONDS) for _ in range(2))
     (worker,) = team.workers
-    while not worker.bell.empty() or not worker.asleep:
-        time.sleep(0.01)
+    until(lambda: worker.bell.empty() and worker.asleep)
     assert employ() == 1
-    assert all(helped.acquire(timeout=60) for _ in range(2))
-
-
-def test_blas_has_one_thread_and_afterwards_what_it_had():
-    def counts():
-        return [lib.num_threads for lib in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers]
-
-    before = counts()
-    assert before
-    with cores.one_thread():
-        assert counts() == [1] * len(before)
-    assert counts() == before
+    assert all(helped.acquire(timeout=SECONDS) for _ in range(2))
 
 
 def test_ranges_of_sequences_have_about_equal_work():
