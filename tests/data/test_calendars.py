@@ -1,4 +1,4 @@
-"""The dates that follow others, as pandas goes on with them."""
+"""Calendars: dates that follow others as pandas goes on with them, features of dates, and holidays."""
 
 from zoneinfo import ZoneInfo
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, table
 from xlstm.cli.app import app
-from xlstm.data import calendars
+from xlstm.data import calendars, panels
 from xlstm.data.series import read_csv
 from xlstm.estimators import Forecaster, ZeroShotForecaster
 
@@ -107,6 +107,27 @@ def test_the_row_of_an_irregular_date_is_named(freq, shift, words, tmp_path):
             call()
     with pytest.raises(ValueError, match=r"2\] is 2001-03-17, which follows 2001-01-02; expected 2001-01-03"):
         calendars.calendar_of("it", np.array(["2001-01-01", "2001-01-02", "2001-03-17", "2001-09-30"], "datetime64[D]"))
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "columns"),
+    [("2020", "Y", 0), ("2020-01", "M", 4), ("2020-01-06", "W", 4), ("2020-01-06", "D", 6), ("2020-01-06T00", "h", 8)],
+)
+def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
+    dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(f"datetime64[{step}]")
+    calendar = calendars.calendar_of("it", dates)
+    seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
+    found = calendars.features(calendar.dates, seconds)
+    assert found.shape == (60, columns)
+    assert np.all(np.abs(found) <= 1)
+    if step == "D":
+        np.testing.assert_allclose(found[:-7, 2], found[7:, 2], atol=1e-12)  # the day of the week comes again
+        assert np.ptp(found[:7, 2]) > 1
+    assert calendars.after(calendar, 2)[0] > calendar.dates[-1]
+    if step == "h":  # in a time zone they are those of its clocks
+        zoned = calendars.calendar_of("it", dates + np.timedelta64(5, "h"), "America/New_York")
+        series = panels.read_series("it", [np.zeros((60, 1))], [panels.Covariates(dates=zoned)], 0, True)[0]
+        np.testing.assert_array_equal(series.future, found)
 
 
 @pytest.mark.parametrize(
