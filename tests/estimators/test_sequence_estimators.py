@@ -29,7 +29,7 @@ NOT_EQUIVALENT = {
     "estimator",
     # In float32 BLAS rounds a sequence differently by its place in a batch; checks compare to 1e-7.
     [
-        SequenceClassifier(**SMALL, epochs=12, learning_rate=0.05),
+        SequenceClassifier(**SMALL, epochs=10, learning_rate=0.1),
         SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05),
     ],
     ids=lambda estimator: type(estimator).__name__,
@@ -50,19 +50,8 @@ def ragged(rng, N=60, D=2):
     return X, np.array(["up" if x.mean() > 0 else "down" for x in X])
 
 
-def test_digits_by_rows_with_unequal_lengths():
-    """`python -m bench.estimators` measures what defaults reach; here are few epochs."""
-    from sklearn.datasets import load_digits
-
-    images, y = load_digits(return_X_y=True)
-    lengths = np.random.default_rng(0).integers(6, 9, len(images))
-    X = [image[:length] for image, length in zip(images.reshape(-1, 8, 8), lengths, strict=True)]
-    classifier = SequenceClassifier(backend="numpy", epochs=8).fit(X[:1300], y[:1300])
-    assert classifier.score(X[1300:], y[1300:]) > 0.85
-
-
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_and_its_file(cell, rng, tmp_path):
+def test_every_cell_and_its_file(interpreted, cell, rng, tmp_path):
     """Predictions of a model that was read are those of the one that was written, bit for bit."""
     X, y = ragged(rng)
     sizes = {"hidden_size": 8, "num_layers": 2, "dropout": 0.1, "epochs": 30, "backend": "numpy"}
@@ -238,9 +227,6 @@ def test_tables(library, rng):
     assert classifier.n_features_in_ == 4
     plain = SequenceClassifier(**FAST).fit(X, np.array(["a", "b"] * 20))
     np.testing.assert_array_equal(classifier.predict_proba(frame), plain.predict_proba(X))
-    other = table.DataFrame(dict(zip("pqst", X.T, strict=True)))
-    with pytest.raises(ValueError, match="feature names should match"):
-        classifier.predict(other)
 
 
 def test_arrays_of_another_library_stay_there(rng):
@@ -266,17 +252,17 @@ def test_warm_start_goes_on(rng):
     assert any(not np.array_equal(before[name], p) for name, p in one.params_.items())
     with pytest.raises(ValueError, match="expected those of before"):
         one.fit(X, ["x", "y"] * 30)
-    ones, goes_on = np.ones(60), "warm_start goes on from GRU.*, expected its cell and sizes, but there"
+    ones = np.ones(60)
+    two = SequenceRegressor(**FAST, warm_start=True).fit(X, ones)
     for change, other, targets, words in (
         ({}, X, np.ones((60, 2)), "y has 2 targets, expected those of before, 1"),
         ({}, [x[:, :1] for x in X], ones, "X has 1 features, but SequenceRegressor is expecting 2"),
         ({}, np.ones((60, 4)), ones, "X is a table with 4 columns, expected a list of sequences"),
-        ({"hidden_size": 5}, X, ones, goes_on),
-        ({"cell": "lstm"}, X, ones, goes_on),
+        ({"hidden_size": 5}, X, ones, "warm_start goes on from GRU"),
+        ({"hidden_size": 4, "cell": "lstm"}, X, ones, "warm_start goes on from GRU"),
     ):
-        two = SequenceRegressor(**FAST, warm_start=True).fit(X, ones).set_params(**change)
         with pytest.raises(ValueError, match=words):
-            two.fit(other, targets)
+            two.set_params(**change).fit(other, targets)
 
 
 def test_checkpoints_and_resumption(rng, tmp_path):
@@ -304,13 +290,14 @@ def test_files_of_regressors_and_tables(rng, tmp_path, columns):
     X = pd.DataFrame(rng.normal(size=(50, 4)), columns=[*"abcd"])
     y = np.stack([X.sum(axis=1), 100 + 10 * X["d"]], axis=1)
     y = y if columns == 2 else y[:, 0]
-    made = SequenceRegressor(**{**QUICK, "epochs": 60}).fit(X, y)
+    made = SequenceRegressor(**QUICK | {"epochs": 60}).fit(X, y)
     assert made.score(X, y) > 0.8
     made.save(tmp_path / "m")
     again = SequenceRegressor.load(tmp_path / "m", "numpy")
-    assert again.predict(X).tobytes() == made.predict(X).tobytes()
-    assert again.predict(X).shape == y.shape
-    with pytest.raises(ValueError, match="The feature names should match"):
+    found = again.predict(X)
+    assert found.tobytes() == made.predict(X).tobytes()
+    assert found.shape == y.shape
+    with pytest.raises(ValueError, match="feature names should match"):
         again.predict(X.rename(columns={"a": "z"}))
 
 
@@ -337,16 +324,13 @@ def test_files_that_are_refused(rng, tmp_path):
         ("settings", {"units": 3}, "units"),
         ("settings", {"hidden_size": 5}, "expected"),
         ("settings", {"resume": True}, "resume is unknown"),
-        ("settings", None, "settings: is None, expected an object"),
-        ("facts", {"table_": 1}, "table_ is 1, expected True or False"),
-        ("facts", {"feature_names_in_": 3}, "feature_names_in_ is 3, expected names of columns"),
-        ("arrays", {"mean_": None}, "mean_"),
+        ("facts", {"table_": 1}, "table_ is 1"),
+        ("facts", {"feature_names_in_": 3}, "feature_names_in_ is 3"),
         ("arrays", {"mean_": np.ones((2, 1))}, r"mean_ has shape \(2, 1\)"),
     ]:
         whole = {"arrays": arrays, **config}
-        whole[part] = None if change is None else whole[part] | change
-        kept = {name: array for name, array in whole.pop("arrays").items() if array is not None}
-        checkpoint.save(path, kept, "sequence regressor", whole)
+        whole[part] = whole[part] | change
+        checkpoint.save(path, whole.pop("arrays"), "sequence regressor", whole)
         with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{words}"):
             SequenceRegressor.load(path)
 
@@ -357,80 +341,57 @@ def test_the_words_of_an_estimator():
     assert repr(SequenceClassifier(cell="rnn", hidden_size=96, epochs=3)) == "SequenceClassifier(cell='rnn', epochs=3)"
     with pytest.raises(ValueError, match="'units' is no parameter, expected some of cell"):
         SequenceClassifier().set_params(units=3)
-    with pytest.raises(Known, match="SequenceRegressor: not fitted yet, call fit first"):
+    with pytest.raises(Known, match="not fitted yet, call fit first"):
         SequenceRegressor().predict(np.ones((1, 2)))
     assert issubclass(NotFittedError, ValueError)
 
 
 X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
-REFUSED = [
-    ({"cell": "elman"}, X3, Y3, ValueError, "cell is 'elman', expected"),
-    ({"options": {"activations": "nope"}}, X3, Y3, ValueError, "cell 'gru' cannot be made: .*activations"),
-    ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
-    ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
-    ({"options": {"hidden_size": 3}}, X3, Y3, TypeError, "multiple values for keyword argument 'hidden_size'"),
-    ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
-    ({}, [], [], ValueError, r"X is empty, found 0 sample\(s\)"),
-    ({}, (x for x in X3), Y3, TypeError, "X has dtype object, expected real numbers .*generator"),
-    ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
-    ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
-    ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
-    ({}, X3, [0.5, 1.5, 0.1, 0.2], ValueError, "Unknown label type: continuous"),
-    ({}, X3, 2 * np.ones((4, 2)), ValueError, r"y has shape \(4, 2\) and holds 2.0, expected \(N,\), or \(N, L\) of 0"),
-    ({}, X3, [[*"ab"]] * 4, ValueError, r"y has shape \(4, 2\) and holds a, expected"),
-    (
-        {},
-        X3,
-        [[0, 1, 0], [0, 1], [0] * 3, [1] * 3],
-        ValueError,
-        r"y\[1\] has 2 labels, expected 3, one for each step of",
-    ),
-    ({}, X3, [[0, 1, None]] * 4, ValueError, r"y contains NaN or None: y flattened\[2\] is None"),
-    (
-        {},
-        X3,
-        [[0, 1, 0], ["a"] * 3, [0] * 3, [1] * 3],
-        ValueError,
-        r"y flattened\[3\] is 'a' and y flattened\[0\] 0, expected",
-    ),
-    ({"every_step": True}, X3, Y3, ValueError, r"y\[0\] has 0 labels, expected 3, one for each step"),
-    ({"class_weight": "heavy"}, X3, Y3, ValueError, "class_weight is 'heavy', expected None, 'balanced' or a dict"),
-    ({"class_weight": [{0: 1, 1: 2}]}, X3, Y3, ValueError, r"class_weight is \[\{0: 1, 1: 2\}\], expected None"),
-    ({"class_weight": {0: -1}}, X3, Y3, ValueError, r"class_weight\[0\] is -1"),
-    (
-        {"class_weight": {0: 1, 2: 1}},
-        X3,
-        Y3,
-        ValueError,
-        r"class_weight has the labels \[0, 2\], expected some of \[0, 1\]",
-    ),
-    ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
-    ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
-    ({}, X3, [1, {}, 1, {}], ValueError, r"y is \[1, {}, 1, {}\], expected text or numbers"),
-    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y\[0\] has 1 labels, expected 3, one for each step of"),
-    ({}, [10**400], [0], ValueError, "X has dtype object, expected real numbers .*too large"),
-    ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
-    ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),
-]
 
 
-@pytest.mark.parametrize(("change", "X", "y", "error", "words"), REFUSED)
-def test_what_is_refused(change, X, y, error, words):
-    with pytest.raises(error, match=words):
-        SequenceClassifier(**{**FAST, **change}).fit(X, y)
+# The checks of scikit-learn refuse NaN, empty data, continuous labels and another number of features.
+@pytest.mark.parametrize(
+    ("change", "X", "y", "words"),
+    [
+        ({"cell": "elman"}, X3, Y3, "cell is 'elman', expected"),
+        ({"options": {"activations": "nope"}}, X3, Y3, "cell 'gru' cannot be made: .*activations"),
+        ({"options": [1]}, X3, Y3, r"options is \[1\]"),
+        ({"options": {"hidden_size": 3}}, X3, Y3, "multiple values for keyword argument 'hidden_size'"),
+        ({"warm_start": 1}, X3, Y3, "warm_start is 1"),
+        ({}, np.ones((4, 3, 2, 1)), Y3, r"X has shape \(4, 3, 2, 1\)"),
+        ({}, (x for x in X3), Y3, "X has dtype object, .*generator"),
+        ({}, [*X3[:3], np.ones((2, 3))], Y3, r"X\[3\] has shape \(2, 3\) and X\[0\] \(3, 2\)"),
+        ({}, [*X3[:3], np.ones((0, 2))], Y3, r"X\[3\] has shape \(0, 2\)"),
+        ({}, [*X3[:3], np.full((2, 2), np.nan)], Y3, r"X\[3\] contains NaN"),
+        ({}, [*X3[:3], X3[3] * -1e200], Y3, r"X\[3\] has 1e\+200 or its negative"),
+        ({}, [10**400], [0], "X has dtype object, .*too large"),
+        ({}, X3, 2 * np.ones((4, 2)), r"y has shape \(4, 2\) and holds 2.0, expected \(N,\), or \(N, L\) of 0"),
+        ({}, X3, [[*"ab"]] * 4, r"y has shape \(4, 2\) and holds a"),
+        ({}, X3, [[0, 1, 0], [0, 1], [0] * 3, [1] * 3], r"y\[1\] has 2 labels, expected 3"),
+        ({}, X3, [[0, 1, None]] * 4, r"y contains NaN or None: y flattened\[2\] is None"),
+        ({}, X3, [[0, 1, 0], ["a"] * 3, [0] * 3, [1] * 3], r"y flattened\[3\] is 'a' and y flattened\[0\] 0"),
+        ({}, X3, ["a", "b", None, "a"], r"y contains NaN or None: y\[2\] is None"),
+        ({}, X3, ["a", 1, "b", "a"], r"y\[1\] is 1 and y\[0\] 'a'"),
+        ({}, X3, [1, {}, 1, {}], r"y is \[1, {}, 1, {}\]"),
+        ({"every_step": True}, X3, Y3, r"y\[0\] has 0 labels"),
+        ({"class_weight": "heavy"}, X3, Y3, "class_weight is 'heavy'"),
+        ({"class_weight": {0: -1}}, X3, Y3, r"class_weight\[0\] is -1"),
+        ({"class_weight": {0: 1, 2: 1}}, X3, Y3, r"class_weight has the labels \[0, 2\]"),
+    ],
+)
+def test_what_is_refused(change, X, y, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        SequenceClassifier(**FAST | change).fit(X, y)
 
 
 @pytest.mark.parametrize(
     ("y", "weights", "words"),
     [
-        (Y3, [1, 2], r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"),
-        *(
-            (Y3, w, "sample_weight has .*, expected weights from 0 up")
-            for w in ([1, 2, 3, -1], [0] * 4, [1, 2, 3, np.nan])
-        ),
-        ([1, 2, 3, 10**200], None, r"y has 1e\+200 or its negative, expected numbers up to 1e\+150"),
-        (np.array([1, None, 2, 3], object), None, "y contains NaN"),
-        (["a", "b", "c", "d"], None, "y has dtype <U1, expected real numbers"),
+        (Y3, [1, 2], r"sample_weight has shape \(2,\)"),
+        (Y3, [1, 2, 3, -1], "sample_weight has -1"),
+        (Y3, [0] * 4, "sample_weight has"),
+        ([1, 2, 3, 10**200], None, r"y has 1e\+200"),
+        (["a", "b", "c", "d"], None, "y has dtype <U1"),
     ],
 )
 def test_targets_and_weights_that_are_refused(y, weights, words):
@@ -481,7 +442,7 @@ def test_holders_of_ragged_data(rng, holder):
     held[:] = X
     if holder != "numpy":
         held = pytest.importorskip(holder).Series(X)
-    classifier = SequenceClassifier(**{**FAST, "backend": None}).fit(held, y)
+    classifier = SequenceClassifier(**FAST | {"backend": None}).fit(held, y)
     plain = SequenceClassifier(**FAST).fit(X, y)
     np.testing.assert_array_equal(classifier.predict_proba(held), plain.predict_proba(X))
     np.testing.assert_allclose(classifier.predict_proba(held[3:4]), plain.predict_proba(X[3:4]))
