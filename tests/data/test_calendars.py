@@ -175,40 +175,24 @@ def test_holidays_are_known_in_advance(library, tmp_path):
             Forecaster(**settings, holidays=country).fit(data)
 
 
-@pytest.fixture(scope="module")
-def estimators():
-    """A forecaster that needs no training, and one with a calendar that is fitted to days."""
-    forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", calendar=True, name="v")
-    dates = pd.date_range("2020-01-31", periods=60, freq="ME").values
-    return ZeroShotForecaster(TIREX, "numpy"), forecaster.fit(np.sin(np.arange(60.0)), dates=dates)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("freq", ["ME", "YE", "SMS", "B", "6h"])
-def test_tables_go_on(estimators, library, freq):
-    for estimator in estimators[: 2 if freq in ("ME", "MS") else 1]:
-        dates = pd.date_range("2000-01-31", periods=60 + AHEAD, freq=freq).values.astype("datetime64[us]")
-        found = estimator.predict(table(library, {"day": dates[:60], "v": np.sin(np.arange(60.0))}), AHEAD)
-        np.testing.assert_array_equal(columns_of(found)["day"].astype("datetime64[us]"), dates[60:])
-
-
 @pytest.mark.parametrize("freq", ["D", "ME", "h"])
-def test_tables_of_a_time_zone_go_on(estimators, freq):
+def test_tables_of_a_time_zone_go_on(freq):
     """Those of zones that narwhals does not know do so, too, and so do periods."""
     pl = pytest.importorskip("polars")
+    predict = ZeroShotForecaster(TIREX, "numpy").predict
     dates = pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="Europe/Berlin")
     given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])
-    assert list(estimators[0].predict(given, AHEAD).index) == list(dates[24:])
+    assert list(predict(given, AHEAD).index) == list(dates[24:])
     months = pd.period_range("2020-03", periods=24 + AHEAD, freq="M")
     for days in (pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="America/New_York"), months):
         numbered = pd.DataFrame({"day": days[:24], "v": given["v"].to_numpy()}, index=np.arange(24) % 5)
-        found = estimators[0].predict(numbered, AHEAD)
+        found = predict(numbered, AHEAD)
         assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
     for known in (dates, dates.to_series(), pl.Series(dates)):
         assert calendars.calendar_of("it", known).clocks == ZoneInfo("Europe/Berlin")
     utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
     day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
-    found = estimators[0].predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
+    found = predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
     assert found["day"].to_list() == list(dates[24:])
     assert found["day"].dtype == day.dtype
 
@@ -227,34 +211,29 @@ def test_tables_of_a_time_zone_go_on(estimators, freq):
         ("D", "%Y-%m-%dT%H:%M:%S%z", "Asia/Kolkata"),
     ],
 )
-def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tmp_path):
+def test_a_command_keeps_the_notation(freq, notation, zone, suffix, tmp_path):
     """A column of months stays one, full dates stay full, and times their zone; a Parquet file has only full ones."""
     dates = pd.date_range("2000-01-31", periods=36 + AHEAD, freq=freq, tz=zone)
-    path, model = tmp_path / f"t.{suffix}", tmp_path / "model"
+    path, output, values = tmp_path / f"t.{suffix}", tmp_path / "a.parquet", np.sin(np.arange(36.0))
+    pytest.importorskip("pyarrow")
     if suffix == "parquet":
-        pytest.importorskip("pyarrow")
         notation = "%Y-%m-%d" if freq != "h" and "z" not in notation else notation
-        table = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": np.sin(np.arange(36.0))})
-        table.to_parquet(path)
+        given = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": values})
+        given.to_parquet(path)
     else:
-        rows = [f"{day},{np.sin(k)}" for k, day in enumerate(dates[:36].strftime(notation))]
-        path.write_text("\n".join(["date,v", *rows]))
-    estimators[1].save(model)
-    ahead = ["forecast", TIREX, path, "--horizon", AHEAD], ["predict", model, path, "--steps", AHEAD]
-    for command in ahead[: 2 if freq in ("ME", "MS") else 1]:
-        result = CliRunner().invoke(app, [*map(str, command), "--backend", "numpy"])
-        assert result.exit_code == 0, result.output
-        header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
-        assert header == ("day" if suffix == "parquet" else "date")
-        if "z" in notation:
-            assert times == [day.isoformat() for day in dates[36:]]
-        else:
-            shown = [time[: len(notation) + 2] if zone else time for time in times]
-            assert shown == list(dates[36:].strftime(notation))
-        pytest.importorskip("pyarrow")
-        assert CliRunner().invoke(app, [*map(str, command), "--output", str(tmp_path / "a.parquet")]).exit_code == 0
-        found = pd.read_parquet(tmp_path / "a.parquet")
-        if suffix == "parquet":
-            assert found.day.dtype == table.day.dtype
-        if suffix == "parquet" or "z" in notation:
-            assert list(found.iloc[:, 0]) == list(dates[36:])
+        pd.DataFrame({"day": dates[:36].strftime(notation), "v": values}).to_csv(path, index=False)
+    command = ["forecast", str(TIREX), str(path), "--horizon", str(AHEAD), "--backend", "numpy"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
+    assert header == "day"
+    if "z" in notation:
+        assert times == [day.isoformat() for day in dates[36:]]
+    else:
+        assert [time[: len(notation) + 2] if zone else time for time in times] == list(dates[36:].strftime(notation))
+    assert CliRunner().invoke(app, [*command, "--output", str(output)]).exit_code == 0
+    found = pd.read_parquet(output)["day"]
+    if suffix == "parquet":
+        assert found.dtype == given["day"].dtype
+    if suffix == "parquet" or "z" in notation:
+        assert list(found) == list(dates[36:])

@@ -48,6 +48,7 @@ def test_bundled_series():
         (["2001-03-29T06:00", "2001-03-30T06:00", "2001-03-31T06:00"], "D", 1, "2001-04-01T06:00"),
         (["2001-03-29T06:00", "2001-03-29T12:00", "2001-03-29T18:00"], "m", 360, "2001-03-30T00:00"),
         (["2001-01-01 00:00:00", "2001-02-01 00:00:00", "2001-03-01 00:00:00"], "M", 1, "2001-04-01"),
+        (["2024-03-31T00:00Z", "2024-03-31T02:00+01:00"], "m", 60, "2024-03-31T02:00:00+00:00"),
     ],
 )
 def test_calendars(read, dates, unit, every, after):
@@ -159,18 +160,6 @@ def test_formats_and_zones_of_dates(read, dates, form, labels, step):
     for text in dated(dates):
         series = read(text, "v", date_format=form)
         assert (series.labels, series.step) == (labels, step)
-
-
-@pytest.mark.parametrize(
-    ("dates", "after"),
-    [
-        (["2024-01-01T01:00+02:00", "2024-01-01T02:00+02:00"], "2024-01-01T03:00:00+02:00"),
-        (["2024-01-01T00:00-05:00", "2024-01-02T00:00-05:00"], "2024-01-03T00:00:00-05:00"),
-        (["2024-03-31T00:00Z", "2024-03-31T02:00+01:00"], "2024-03-31T02:00:00+00:00"),
-    ],
-)
-def test_dates_go_on_in_their_zone(read, dates, after):
-    assert read(rows(dates)).after(1) == [after]
 
 
 TWO_ZONES = "2024-01-01T00:00+02:00", "2024-01-01T01:00+02:00"

@@ -9,7 +9,6 @@ import pytest
 
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, long_columns, table
-from xlstm.data.series import bundled
 from xlstm.data.table import write_table
 from xlstm.estimators import ZeroShotForecaster
 from xlstm.interop import tirex
@@ -310,16 +309,6 @@ def shops(x):
     cells = [f"{value!r}" if known else "" for value, known in zip(every["sales"].tolist(), sold, strict=True)]
     day = every["day"].astype("datetime64[D]").astype(str).tolist()
     return {"shop": every["shop"].tolist(), "day": day, "sales": cells, "price": every["price"].tolist()}
-
-
-def test_the_command_forecasts_a_series(run):
-    head, *lines = run(ONE, bundled("sunspots"), "--horizon", 3, "--quantiles", "0.5,0.1").stdout.splitlines()
-    assert head == "month,sunspots,sunspots 0.1,sunspots 0.5"
-    assert [line[:7] for line in lines] == ["1984-01", "1984-02", "1984-03"]
-    values = np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)
-    expected = ZeroShotForecaster(ONE, "numpy", horizon=3, quantiles=[0.1, 0.5]).predict_quantiles(values)
-    found = np.array([line.split(",")[1:] for line in lines], dtype=np.float64)
-    np.testing.assert_allclose(found, expected[:, [1, 0, 1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
