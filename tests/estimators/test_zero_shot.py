@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,7 +280,6 @@ def test_columns_of_fit_are_those_of_later_tables(x):
         ({"checkpoint": (3, {})}, {}, "model is 3, expected a TiRex or a TiRex2"),
         ({"checkpoint": (3,)}, {}, "checkpoint has 1 parts"),
         ({"options": 3}, {}, "options is 3"),
-        ({"quantiles": [0.5, 0.1]}, {}, r"quantiles is \[0.5, 0.1\]"),
         ({"quantiles": [0.95]}, {}, r"quantiles\[0\] is 0.95"),
         ({"targets": "a", "past": "a"}, {}, "column 'a' is in targets and past"),
     ],
@@ -321,16 +319,13 @@ def test_the_command_forecasts_a_long_table(run, suffix, x):
         given["day"] = [np.datetime64(day).astype(object) for day in given["day"]]
     write_table(f"shops.{suffix}", given)
     roles = ["--target", "sales", "--future", "price", "--series-id", "shop", "--horizon", 5, "--quantiles", "0.1"]
-    printed = run(TWO, f"shops.{suffix}", *roles, "--dtype", "float64").stdout
-    lines = printed.splitlines()
+    lines = run(TWO, f"shops.{suffix}", *roles, "--dtype", "float64").stdout.splitlines()
     assert [line.split(",")[:2] for line in lines[1:7:5]] == [["north", "2024-02-20"], ["south", "2024-02-10"]]
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     expected = np.concatenate(of(TWO, horizon=5).predict([x[:, 0], x[:40, 1]], future=price))
     np.testing.assert_allclose([float(line.split(",")[2]) for line in lines[1:]], expected, rtol=1e-6)
     found = json.loads(run(TWO, f"shops.{suffix}", *roles, "--json").stdout)
     assert list(found["forecasts"]) == ["shop", "day", "sales", "sales 0.1"]
-    assert run(TWO, f"shops.{suffix}", *roles, "-o", "ahead.csv", "--quiet", "--dtype", "float64").stdout == ""
-    assert Path("ahead.csv").read_text() == printed
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
