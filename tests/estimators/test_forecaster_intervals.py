@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.estimators.conftest import LEARNS, QUICK
+from xlstm import checkpoint
 from xlstm.estimators import Forecaster, evaluation, sampling
 from xlstm.estimators.predictor import Predictor
 
@@ -69,6 +70,18 @@ def test_forecasts_beyond_the_horizon_begin_with_those_of_the_horizon(fitted, va
     paths = fitted.sample(values, 4000, 12)
     np.testing.assert_allclose(np.quantile(paths[:, :6], fitted.quantiles, axis=0).T, near, atol=0.2)
     np.testing.assert_allclose(np.quantile(paths[:, 6:], fitted.quantiles, axis=0).T, far[6:], atol=0.6)
+
+
+def test_forecasts_that_overflow_are_an_error(fitted, values, tmp_path):
+    """Where a file says that intervals are to be wider than numbers can be."""
+    fitted.save(tmp_path / "m")
+    arrays, config = checkpoint.load(tmp_path / "m", "forecaster")
+    checkpoint.save(tmp_path / "m", arrays | {"adjustment": arrays["adjustment"] * 0 + 1e308}, "forecaster", config)
+    loaded, series = Forecaster.load(tmp_path / "m"), 1000 * values
+    assert np.isfinite(loaded.predict(series)).all()
+    for call in (loaded.predict_quantiles, loaded.sample, loaded.export_inputs):
+        with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the forecast is not finite"):
+            call(series)
 
 
 @pytest.mark.parametrize("call", [Forecaster.predict, Forecaster.sample])
