@@ -137,6 +137,20 @@ def test_it_says_that_it_is_not_fitted(kind, tmp_path):
         kind.new().set_params(units=3)
 
 
+HOSTILE = {
+    **{"cell": "elman", "options": [1], "schedule": "linear", "precision": "x", "dtype": "int8", "backend": "abacus"},
+    **{"hidden_size": 0, "epochs": -1, "batch_size": 1.5, "seed": -1, "steps": 0, "every": 0, "tokens": 3},
+    **{"learning_rate": float("nan"), "dropout": 2.0, "clip": -1.0, "averaging": 1.0, "validation_fraction": 2.0},
+    **{"warm_start": 1, "resume": "yes", "graph": 3, "callbacks": [3], "checkpoints": 3, "class_weight": "heavy"},
+}
+
+
+def test_parameters_that_are_refused(kind):
+    for name in HOSTILE.keys() & kind.estimator.get_params():
+        with pytest.raises((TypeError, ValueError), match=name):
+            kind.new(**{name: HOSTILE[name]}).fit(*kind.data)
+
+
 # tests/attacks/test_hostile_files.py damages descriptions of forecasters; None is left out.
 ANY = [
     ("settings", {"units": 3}, "units"),

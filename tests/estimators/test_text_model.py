@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 
 from xlstm.estimators import TextModel
@@ -66,25 +65,20 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
             model.set_params(**change).fit(text)
 
 
-REFUSED = [
-    *(({}, X, TypeError, "X is .*, expected a text or a list of texts") for X in (3, [], ["a", 3])),
-    ({}, "abc", ValueError, r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2; expected"),
-    ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is words, expected 'characters', 'bytes' or a tok"),
-    ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
-    ({"tokens": np.array(["a", "b"])}, VERSE, TypeError, r"tokens is an array of <U1 of shape \(2,\), expected a path"),
-    ({"options": {1: 2}}, VERSE, TypeError, r"options is {1: 2}, expected a dict of name to value"),
-    ({"cell": "attention"}, VERSE, ValueError, "cell is 'attention'"),
-    ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
-    ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),
-    ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], ValueError, r"'\\ud800' in position 1681: surrogates not allowed"),
-    ({"options": {"hidden_size": 3}}, VERSE, TypeError, "multiple values for keyword argument 'hidden_size'"),
-]
-
-
-@pytest.mark.parametrize(("change", "X", "error", "words"), REFUSED)
-def test_what_is_refused(change, X, error, words):
-    with pytest.raises(error, match=words):
-        TextModel(**{**FAST, **change}).fit(X)
+@pytest.mark.parametrize(
+    ("change", "X", "words"),
+    [
+        *(({}, X, "X is .*, expected a text or a list of texts") for X in (3, [], ["a", 3])),
+        ({}, "abc", r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2"),
+        ({"tokens": "words"}, VERSE, "tokens is words, expected 'characters', 'bytes' or a tok"),
+        ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], r"'\\ud800' in position 1681: surrogates not allowed"),
+        ({"options": {1: 2}}, VERSE, r"options is {1: 2}"),
+        ({"options": {"hidden_size": 3}}, VERSE, "multiple values for keyword argument 'hidden_size'"),
+    ],
+)
+def test_what_is_refused(change, X, words):
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=words):
+        TextModel(**FAST | change).fit(X)
 
 
 @pytest.mark.parametrize(

@@ -134,17 +134,12 @@ def test_long_tables(library, order, two, x):
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     same(found["sales"], np.concatenate(two.predict([x[:, 0], x[:40, 1]], future=price)))
     assert shops.backtest(given, 2).series.tolist() == [0, 0, 1, 1]
-    one = {"targets": "sales", "series_id": "shop"}
-    both = {**one, "past": ["visitors"], "future": "price"}
-    for checkpoint, roles, options, ahead in (
-        (ONE, one, {"rollout": 2}, None),
-        (TWO, both, {"sign_flip": True}, later),
-    ):
-        model, params = load(checkpoint)
-        made = model.forecast(params, given, 5, **roles, **options, **({} if ahead is None else {"later": ahead}))
-        estimator = of(checkpoint, horizon=5, options=options, **roles)
-        same_tables(made.quantiles, estimator.predict_quantiles(given, future=ahead))
-        same_tables(made.mean, estimator.predict(given, future=ahead))
+    roles = {"targets": "sales", "series_id": "shop", "past": ["visitors"], "future": "price"}
+    model, params = load(TWO)
+    made = model.forecast(params, given, 5, later=later, sign_flip=True, **roles)
+    estimator = of(TWO, horizon=5, options={"sign_flip": True}, **roles)
+    same_tables(made.quantiles, estimator.predict_quantiles(given, future=later))
+    same_tables(made.mean, estimator.predict(given, future=later))
     assert np.max(np.abs(found["sales"] - columns_of(made.mean)["sales"])) > 1e-6  # visitors count
 
 
