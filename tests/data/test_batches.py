@@ -239,6 +239,8 @@ REFUSED = {
         (([ROWS[0], np.ones((0, 2))], [0, 1]), r"sequences\[1\] is empty"),
         (([ROWS[0], np.ones((2, 3))], [0, 1]), r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
         (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), r"sequences\[1\]\[0, 0\] is nan"),
+        ((ROWS, [0]), r"target has shape \(1,\)"),
+        ((ROWS, ROWS[:1], None, 2, True), "target has 1 entries"),
         ((ROWS, [0, 1], [0.5, -1]), "mask has a weight of -1"),
         ((ROWS, ROWS[::-1], None, 2, True), r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
     ],

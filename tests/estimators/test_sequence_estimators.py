@@ -146,6 +146,8 @@ def test_several_labels(rng, tmp_path):
     for given in (y, pd.DataFrame(y)):
         assert classifier.score(X, given) == pytest.approx(np.mean(np.all(found == y, axis=1)))
     assert np.mean(found == y) > 0.9
+    with pytest.raises(ValueError, match=r"y has shape \(150, 2\), expected that of y in fit"):
+        classifier.score(X, y[:, :2])
     classifier.save(tmp_path / "m")
     assert SequenceClassifier.load(tmp_path / "m", "numpy").predict_proba(X).tobytes() == shares.tobytes()
     alike = SequenceClassifier(**FAST, every_step=False).fit(X[:, :3], y)  # as many labels as there are steps
@@ -273,6 +275,7 @@ def test_the_words_of_an_estimator():
         ({"options": {"activations": "nope"}}, X3, Y3, "cell 'gru' cannot be made: .*activations"),
         ({}, [10**400], [0], "X has dtype object, .*too large"),
         ({}, X3, [1, {}, 1, {}], r"y is \[1, {}, 1, {}\]"),
+        ({}, [], [], "X is empty"),
         ({}, np.ones((4, 3, 2, 1)), Y3, r"X has shape \(4, 3, 2, 1\)"),
         ({}, (x for x in X3), Y3, "X has dtype object, .*generator"),
         ({}, [*X3[:3], np.ones((2, 3))], Y3, r"X\[3\] has shape \(2, 3\) and X\[0\] \(3, 2\)"),
