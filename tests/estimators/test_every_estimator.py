@@ -41,7 +41,7 @@ KINDS = {
     ),
     "sequence regressor": Kind(SequenceRegressor(**FEW, epochs=3), (X, MEANS), lambda made, X, y: made.predict(X)),
     "text model": Kind(
-        TextModel(**FEW, embedding_size=8, steps=8, batch_size=4, length=20, dropout=0.1, schedule="cosine"),
+        TextModel(**FEW, embedding_size=8, steps=6, batch_size=4, length=20, dropout=0.1, schedule="cosine"),
         (VERSE,),
         TextModel.nats,
     ),
