@@ -1,58 +1,29 @@
-"""Data for training: sequences of unequal length, windows over several series, prefetching, tables and their files."""
+"""Batches for training: windows, sequences of unequal length, streams of tokens, and windows over several series."""
 
 import dataclasses
-import datetime
-import itertools
-import os
-import random
-import sys
-import threading
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import xlstm
-from tests.tables import LIBRARIES, table
+from tests.data.conftest import equal
 from xlstm import optim, training
-from xlstm.data import (
-    Batch,
-    Prefetch,
-    Sequences,
-    SeriesWindows,
-    Streams,
-    Windows,
-    is_table,
-    read_table,
-    table_like,
-    table_of,
-)
-from xlstm.data import table as files
-from xlstm.data.series import read_series
+from xlstm.data import Prefetch, Sequences, SeriesWindows, Streams, Windows
 from xlstm.models.sequence import SequenceModel
 
 LENGTHS = np.array([3, 1, 5, 2, 4, 5, 1])
 
 
-def ragged(rng, D=2, lengths=LENGTHS):
-    return [rng.normal(size=(n, D)) for n in lengths]
+def ragged(rng):
+    return [rng.normal(size=(n, 2)) for n in LENGTHS]
 
 
-def padded(rows, fill=0.0):
-    found = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), fill)
+def padded(rows):
+    found = np.full((len(rows), max(map(len, rows)), 2), np.nan)
     for k, row in enumerate(rows):
         found[k, : len(row)] = row
     return found
-
-
-def equal(one, other):
-    """Compare batches, bit for bit."""
-    assert len(one) == len(other)
-    for left, right in zip(one, other, strict=True):
-        assert left.fresh == right.fresh
-        for a, b in zip(left, right, strict=True):
-            assert (a is None) == (b is None)
-            assert a is None or (np.asarray(a).dtype == np.asarray(b).dtype and np.array_equal(a, b))
 
 
 # Windows, and where arrays come from
@@ -60,7 +31,7 @@ def equal(one, other):
 
 def test_windows_of_unequal_length(rng):
     rows = ragged(rng)
-    data = Windows(padded(rows, np.nan), np.arange(7.0)[:, None], batch_size=4, lengths=LENGTHS.tolist())
+    data = Windows(padded(rows), np.arange(7.0)[:, None], batch_size=4, lengths=LENGTHS.tolist())
     batches = list(data.batches(rng))
     assert len(data) == len(batches) == 2
     for batch in batches:
@@ -79,7 +50,7 @@ def test_padding_batches_and_weights_do_not_change_the_loss(rng):
     one, every = SequenceModel(xlstm.LSTM(2, 3), 1, last=True), SequenceModel(xlstm.GRU(2, 3), 1)
     params = one.init(0, "numpy", "float64")
     each = [training.evaluate(one, params, Windows(row[None], y[None])) for row, y in zip(rows, ends, strict=True)]
-    x = padded(rows, np.nan)
+    x = padded(rows)
     for data, expected in (
         (Windows(x, ends, batch_size=4, lengths=LENGTHS), np.mean(each)),
         (Windows(x, ends, weights, batch_size=4, lengths=LENGTHS), np.average(each, weights=weights)),
@@ -141,8 +112,6 @@ def test_tokens(tmp_path):
         equal(expected, list(Streams.of_tokens(values, 2, 5).batches()))
     np.testing.assert_array_equal(next(Streams.of_tokens(ids.tolist(), 2, 5).batches()).target[0], [1, 6])
     assert np.shares_memory(Streams.of_tokens(on_disk, 2, 5).x, on_disk)
-    (batch,) = Streams.of_tokens(b"abcde", 1, 4).batches()
-    assert bytes(batch.x[:, 0]) == b"abcd"
     (batch,) = Sequences([np.array([1, 2, 3], np.uint8), np.array([4], np.uint8)], [0, 1]).batches()
     np.testing.assert_array_equal(batch.x, [[1, 4], [2, 0], [3, 0]])
     assert batch.x.dtype == np.uint8
@@ -258,52 +227,38 @@ ROWS, X = [np.ones((3, 2)), np.ones((2, 2))], np.ones((2, 3, 1))
 GAP = np.array([[[1], [np.nan], [1]]] * 2)
 REFUSED = {
     Windows: [
-        ((GAP, X[:, 0], None, 2, False, [3, 2]), ValueError, r"x\[0, 1, 0\] is nan"),
-        ((X, X[:, 0], None, 2, False, [1]), ValueError, r"lengths has shape \(1,\), expected \(B,\) = \(2,\)"),
-        ((X, X[:, :2], None, 2, True), ValueError, r".*expected \(N, T, D\) and \(N, T, \.\.\.\)"),
-        (
-            (np.ones((5, 2)), np.ones((5, 2)), None, 2, True),
-            ValueError,
-            r"x has shape \(5, 2\) .* x may also be tokens",
-        ),
+        ((GAP, X[:, 0], None, 2, False, [3, 2]), r"x\[0, 1, 0\] is nan"),
+        ((X, X[:, :2], None, 2, True), r".*expected \(N, T, D\) and \(N, T, \.\.\.\)"),
+        ((ROWS[0], ROWS[0], None, 2, True), r"x has shape \(3, 2\) .* x may also be tokens"),
     ],
     Streams: [
-        (([[1.0], [1.0, 2.0]], ROWS[0], 1, 1), ValueError, "x is ragged"),
-        ((np.ma.masked_array(X[0]), X[0], 1, 1), TypeError, "x is a masked array, expected an array without a mask"),
-        ((Elsewhere, X[0], 1, 1), TypeError, "x is the class Elsewhere"),
-        ((np.ones(10), np.ones(10), 2, 2), ValueError, r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
+        ((np.ones(10), np.ones(10), 2, 2), r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
     ],
-    Streams.of_tokens: [
-        ((np.ones(5), 2, 5), ValueError, r"tokens has dtype float64 and shape \(5,\), expected whole numbers"),
-    ],
+    Streams.of_tokens: [((np.ones(5), 2, 5), r"tokens has dtype float64 and shape \(5,\)")],
     Sequences: [
-        (([], [1]), ValueError, "there are no sequences"),
-        (([1.0, 2.0], [0, 1]), TypeError, r"sequences\[0\] is 1.0, expected an array"),
-        (([ROWS[0], np.ones((0, 2))], [0, 1]), ValueError, r"sequences\[1\] is empty"),
-        (([ROWS[0], np.ones((2, 3))], [0, 1]), ValueError, r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
-        (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), ValueError, r"sequences\[1\]\[0, 0\] is nan"),
-        ((ROWS, [0]), ValueError, r"target has shape \(1,\), expected \(N, ...\) with N = 2"),
-        ((ROWS, [0, 1], [0, 1]), TypeError, "mask is .* expected an array of bool, or of weights"),
-        ((ROWS, [0, 1], [0.5, -1]), ValueError, "mask has a weight of -1"),
-        ((ROWS, ROWS[::-1], None, 2, True), ValueError, r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
-        ((ROWS, ROWS[:1], None, 2, True), ValueError, "target has 1 entries, expected one for each of 2"),
+        (([ROWS[0], np.ones((0, 2))], [0, 1]), r"sequences\[1\] is empty"),
+        (([ROWS[0], np.ones((2, 3))], [0, 1]), r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
+        (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), r"sequences\[1\]\[0, 0\] is nan"),
+        ((ROWS, [0]), r"target has shape \(1,\)"),
+        ((ROWS, ROWS[:1], None, 2, True), "target has 1 entries"),
+        ((ROWS, [0, 1], [0.5, -1]), "mask has a weight of -1"),
+        ((ROWS, ROWS[::-1], None, 2, True), r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
     ],
     SeriesWindows: [
-        (([np.ones((9, 2)), np.ones((9, 1))], 4), ValueError, r"series have \[1, 2\] columns, expected one"),
-        (([np.ones(9), np.array([1, np.inf, 1])], 4), ValueError, r"series\[1\]\[1\] is inf"),
-        (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), ValueError, r"series\[1\] has no value in column 1"),
-        (([np.ones(4), np.ones(2)], 4), ValueError, "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
-        ((np.ones((9, 1)), 4, 1, [1]), ValueError, r"targets\[0\] is 1, expected at most 0"),
+        (([np.ones((9, 2)), np.ones((9, 1))], 4), r"series have \[1, 2\] columns"),
+        (([np.ones(9), np.array([1, np.inf, 1])], 4), r"series\[1\]\[1\] is inf"),
+        (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), r"series\[1\] has no value in column 1"),
+        (([np.ones(4), np.ones(2)], 4), "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
     ],
-    Prefetch: [((3,), TypeError, "data is 3, expected Windows")],
+    Prefetch: [((3,), "data is 3")],
 }
 
 
 @pytest.mark.parametrize(
-    ("make", "arguments", "error", "words"), [(make, *case) for make, cases in REFUSED.items() for case in cases]
+    ("make", "arguments", "words"), [(make, *case) for make, cases in REFUSED.items() for case in cases]
 )
-def test_wrong_arguments_are_named(make, arguments, error, words):
-    with pytest.raises(error, match=f"^{make.__qualname__.partition('.')[0]}: {words}"):
+def test_wrong_arguments_are_named(make, arguments, words):
+    with pytest.raises((TypeError, ValueError), match=f"^{make.__qualname__.partition('.')[0]}: {words}"):
         make(*arguments)
 
 
@@ -319,9 +274,9 @@ class Yields(tuple):
         return iter(self)
 
 
-@pytest.mark.parametrize(("batch", "words"), [((1, 2), r"\(1, 2\)"), (X, "an array of float64 of shape"), ({}, "{}")])
-def test_a_batch_that_is_none_is_named(batch, words):
-    words = f"the batch is {words}.*, expected an xlstm.data.Batch"
+@pytest.mark.parametrize("batch", [(1, 2), X, {}])
+def test_a_batch_that_is_none_is_named(batch):
+    words = "the batch is .*, expected an xlstm.data.Batch"
     with pytest.raises(TypeError, match=f"train: epoch 1, step 1: {words}"):
         fit_one(Yields([batch]))
     model = SequenceModel(xlstm.LSTM(1, 2), 1)
@@ -335,273 +290,3 @@ def test_data_without_batches_are_named_before_training(name):
     data = {"data": Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2), "validation": None, name: Yields()}
     with pytest.raises(ValueError, match=f"train: {name} has no batches"):
         fit_one(**data, progress=lambda now: pytest.fail("it trains"))
-
-
-# Prefetching
-
-
-class Drawing:
-    """Batches that take random numbers as they come, and the last one some more; `fail` is the batch that raises."""
-
-    def __init__(self, count=5, fail=None):
-        self.count, self.fail, self.made = count, fail, 0
-
-    def __len__(self):
-        return self.count
-
-    def batches(self, rng=None):
-        rng = np.random.default_rng(7) if rng is None else rng
-        for k in range(self.count):
-            if k == self.fail:
-                raise OSError("the file is gone")
-            self.made += 1
-            yield Batch(rng.normal(size=(4, 2, 1)), np.full((2, 1), float(k)), None, True)
-        rng.normal(size=3)
-
-
-def threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("xlstm-prefetch")]
-
-
-@pytest.mark.parametrize("ahead", [1, 20])
-def test_prefetched_batches_are_those_of_the_data(ahead):
-    data = Drawing()
-    one, two = np.random.default_rng(3), np.random.default_rng(3)
-    found = []
-    inner = data.batches(one)
-    for batch in Prefetch(data, ahead).batches(two):
-        found.append((next(inner), batch))
-        assert one.bit_generator.state == two.bit_generator.state
-    assert next(inner, None) is None
-    assert len(found) == len(Prefetch(data)) == 5
-    equal(*zip(*found, strict=True))
-    assert one.bit_generator.state == two.bit_generator.state
-    equal(list(data.batches()), list(Prefetch(data, ahead).batches()))
-    assert not threads()
-
-
-def test_prefetching_is_some_batches_ahead_and_no_more():
-    data = Drawing(20)
-    batches = Prefetch(data, 3).batches()
-    next(batches)
-    while data.made < 4:  # the first, and three more
-        pass
-    assert len(threads()) == 1
-    batches.close()
-    assert data.made == 4
-    assert not threads()
-
-
-def test_an_error_of_the_data_comes_after_the_batches_before_it():
-    batches = Prefetch(Drawing(fail=3)).batches(np.random.default_rng(0))
-    assert len(list(itertools.islice(batches, 3))) == 3
-    with pytest.raises(OSError, match="the file is gone"):
-        next(batches)
-    assert not threads()
-
-
-# Tables
-
-DAYS = [datetime.date(2020, 1, day) for day in (1, 2, 4)]
-
-
-def dates_for(library):
-    """Dates as its tables hold them."""
-    return np.array(DAYS, "datetime64[us]") if library == "pandas" else DAYS
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_columns_of_a_table(library):
-    """One that is asked for may be empty: its kind says nothing then. Read with all others it has to hold numbers."""
-    days = {"day": dates_for(library)}
-    numbers = {"a": [1, 2, 3], "b": [0.5, None, 1.5], "c": [True, False, True]}
-    given = table(library, {"a": numbers["a"]} | days | numbers)
-    found = table_of("f", given)
-    assert is_table(given)
-    assert (found.names, found.index_name) == (["a", "b", "c"], "day")
-    np.testing.assert_array_equal(found.values, [[1, 0.5, 1], [2, np.nan, 0], [3, 1.5, 1]])
-    np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
-    empty = table(library, {"a": [1.0, 2.0], "b": [None, None]})
-    np.testing.assert_array_equal(table_of("f", empty, ["a", "b"]).values, [[1, np.nan], [2, np.nan]])
-    for refused, error, words in (
-        (empty, TypeError, "column 'b' holds .*, expected numbers"),
-        (table(library, {"a": [1], "city": ["x"]}), TypeError, "column 'city' holds .*; leave it out or encode it"),
-        (table(library, {"a": [1.0, np.inf]}), ValueError, "column 'a' is inf in row 1, expected a finite number"),
-        (table(library, {"a": np.ones(0)}), ValueError, "the table has 0 rows and 1 columns of numbers"),
-        (table(library, days), ValueError, "the table has 3 rows and 0 columns of numbers"),
-        (table(library, days | {"u": days["day"]}), ValueError, "columns day, u hold dates, expected at most one"),
-    ):
-        with pytest.raises(error, match=f"^f: {words}"):
-            table_of("f", refused)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("dated", [True, False])
-def test_tables_in_tables_out(library, dated):
-    given = table(library, ({"day": dates_for(library)} if dated else {}) | {"a": [1, 2, 3]})
-    made = table_like(given, {"p": np.arange(3.0), "q": np.ones(3)})
-    assert type(made) is type(given)
-    back, expected = table_of("f", made), table_of("f", given)
-    assert (back.names, back.index_name) == (["p", "q"], expected.index_name)
-    np.testing.assert_array_equal(back.values[:, 0], [0, 1, 2])
-    if not dated:
-        assert back.index is None
-        assert len(table_of("f", table_like(given, {"p": np.ones(5)})).values) == 5
-        return
-    assert back.index.dtype == expected.index.dtype
-    np.testing.assert_array_equal(back.index, expected.index)
-    ahead = table_of("f", table_like(given, {"p": [1.0]}, index=np.array(["2020-01-05"], "datetime64[D]")))
-    assert (ahead.index_name, ahead.index.dtype, str(ahead.index[0])[:10]) == (
-        "day",
-        expected.index.dtype,
-        "2020-01-05",
-    )
-    with pytest.raises(ValueError, match="columns have 2 rows, expected 3, or index="):
-        table_like(given, {"p": np.ones(2)})
-
-
-@pytest.mark.parametrize(("zone", "hour"), [(None, 0), ("Europe/Berlin", -1), ("America/New_York", 5)])
-def test_the_index_of_pandas(zone, hour):
-    pd = pytest.importorskip("pandas")
-    index = pd.date_range("2020-01-01", periods=3, freq="D", name="day", tz=zone)
-    given = pd.DataFrame({"a": [1, 2, 3]}, index=index)
-    found = table_of("f", given)
-    assert found.index_name == "day"
-    assert (found.index[0], found.zone) == (np.datetime64("2020-01-01") + np.timedelta64(hour, "h"), zone)
-    made = table_like(given, {"p": np.ones(3)})
-    assert made.index.equals(index)
-    assert made.index.freq == index.freq
-    ahead = table_like(given, {"p": np.ones(2)}, index=found.index[-1] + np.array([1, 2], "timedelta64[D]"))
-    assert list(ahead.index) == list(pd.date_range("2020-01-04", periods=2, freq="D", tz=zone))
-    assert ahead.index.name == "day"
-    assert list(table_like(given, {"p": np.ones(2)}, index=["u", "v"]).index) == ["u", "v"]
-    one = table_like(given["a"], {"p": np.ones(3)})
-    assert type(one) is pd.Series
-    assert one.index.equals(index)
-    months = pd.DataFrame({"a": [1, 2]}, index=pd.period_range("2020-01", periods=2, freq="M"))
-    np.testing.assert_array_equal(table_of("f", months).index, np.array(["2020-01", "2020-02"], "datetime64[M]"))
-    ahead = table_like(months, {"p": [1.0]}, index=np.array(["2020-03"], "datetime64[M]"))
-    assert list(ahead.index) == [pd.Period("2020-03", "M")]
-    labels = pd.DataFrame({"a": [1, 2]}, index=["u", "v"])
-    assert list(table_of("f", labels).index) == ["u", "v"]
-    assert list(table_like(labels, {"p": [1, 2]}).index) == ["u", "v"]
-    missing = pd.DataFrame({"a": pd.array([1, None], "Int64"), "b": pd.array([True, None], "boolean")})
-    np.testing.assert_array_equal(table_of("f", missing).values, [[1, 1], [np.nan, np.nan]])
-
-
-def test_what_is_no_table():
-    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
-    assert not is_table(np.ones(3))
-    assert not is_table([1])
-    assert not is_table(pd.DataFrame)
-    for given, words in (
-        (pl.LazyFrame({"a": [1]}), r"f: a polars.LazyFrame is not taken as a table"),
-        (pd.DataFrame([[1, 2]], columns=["a", "a"]), r"f: a pandas.DataFrame is not taken as a table .*unique.* 'a'"),
-        (pd.DataFrame({"a": [object()]}), r"column 'a' holds Object"),
-        (np.ones(3), "f: a numpy.ndarray is not taken"),
-    ):
-        with pytest.raises(TypeError, match=words):
-            table_of("f", given)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_tables_as_series_and_columns_as_targets(library):
-    v = np.sin(np.arange(20.0))
-    tables = [table(library, {"a": v, "b": 2 * v}), table(library, {"a": v[:9], "b": v[:9]})]
-    arrays = [np.stack([v, 2 * v], axis=1), np.stack([v[:9], v[:9]], axis=1)]
-    equal(list(SeriesWindows(tables, 4).batches()), list(SeriesWindows(arrays, 4).batches()))
-    (batch,) = Windows(np.ones((3, 2, 1)), table(library, {"class": [0, 1, 1]})["class"]).batches()
-    assert (batch.target.dtype, batch.target.shape) == (np.int64, (3,))
-    with pytest.raises(TypeError, match=r"SeriesWindows: series\[0\]: column 'a' holds"):
-        SeriesWindows([table(library, {"a": ["x"]})], 4)
-
-
-# Files of tables
-
-
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_tables_that_are_written_and_read(tmp_path, suffix):
-    if suffix == "parquet":
-        pytest.importorskip("pyarrow")
-    path = tmp_path / f"t.{suffix}"
-    columns = {"day": DAYS, "a": [1, None, -2.5e-9], "b": [4, 5, 6], "name": ["x", "y", "z"]}
-    files.write_table(path, columns)
-    for names, expected in (
-        (["b", "a"], [[4, 1], [5, np.nan], [6, -2.5e-9]]),
-        (["day", "a"], [[1], [np.nan], [-2.5e-9]]),
-    ):
-        found = read_table(str(path), names)
-        assert (found.names, found.index_name) == ([name for name in names if name != "day"], "day")
-        np.testing.assert_array_equal(found.values, expected)
-        np.testing.assert_array_equal(found.index.astype("datetime64[D]"), np.array(DAYS, "datetime64[D]"))
-    file = files.opened(path)
-    assert (file.names, file.dated) == ([*columns], ["day"])
-    assert (names_of(path, "name").tolist(), names_of(path, "b").tolist()) == (["x", "y", "z"], ["4", "5", "6"])
-    for read, column, error, words in (
-        (read_table, None, (TypeError, ValueError), "column '?name'? holds .*, expected"),
-        (read_table, ["c"], ValueError, "column 'c' is not in the header, which has day, a, b, name"),
-        (read_table, "a", TypeError, "columns is 'a', expected a list of names"),
-        (names_of, "c", ValueError, "column 'c' is not in the header, which has day, a, b, name"),
-        (names_of, "a", ValueError, "column 'a' is empty in row 2"),
-    ):
-        with pytest.raises(error, match=rf"t\.{suffix}.*{words}"):
-            read(path, column)
-    with pytest.raises(FileNotFoundError):
-        read_table(tmp_path / f"none.{suffix}")
-    files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
-    assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
-    files.write_table(path, {"note": ["x", "y"]})
-    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
-        read_series(path)
-
-
-def test_damaged_parquet_files_are_named(tmp_path):
-    """Whatever Arrow raises, and whatever it quotes from the file: one line with the path."""
-    pytest.importorskip("pyarrow")
-    path, rng, refused = tmp_path / "t.parquet", random.Random(0), 0
-    days = np.arange(40).astype("datetime64[D]").tolist()
-    names = [f"\u00e9{k % 3}" for k in range(40)]
-    files.write_table(path, {"day": days, "x": np.arange(40.0), "name": names, "n": range(40)})
-    blob = path.read_bytes()
-    for _ in range(60):
-        damaged = bytearray(blob)
-        damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
-        path.write_bytes(bytes(damaged))
-        for read, columns in ((read_table, ["x", "n"]), (names_of, "name"), (read_series, "x")):
-            try:
-                read(path, columns)
-            except (ValueError, TypeError) as error:
-                assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018 (not all fail)
-                refused += 1
-    assert refused > 20
-
-
-def test_tables_without_their_libraries(tmp_path, monkeypatch):
-    given = pytest.importorskip("pandas").DataFrame({"a": [1]})
-    for package, read, words in (
-        ("narwhals.stable.v1", lambda: table_of("f", given), "f: tables need narwhals; pip install narwhals"),
-        ("pyarrow", lambda: read_table(tmp_path / "t.parquet"), "Parquet files need .*; pip install pyarrow narwhals"),
-    ):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError, match=words):
-            read()
-
-
-def names_of(path, column):
-    return files.names_in(files.opened(path), column)
-
-
-def test_tables_that_cannot_be_written(tmp_path):
-    for name, words in {"t.txt": "ends in '.txt', expected .csv or .parquet", "no/t.csv": "no/t.csv"}.items():
-        with pytest.raises((ValueError, OSError), match=words):
-            files.check_table(tmp_path / name)
-    assert os.listdir(tmp_path) == []
-
-
-def test_threads_of_pyarrow_hold_no_file_of_python(tmp_path, monkeypatch):
-    """They let it go when Python may have ended, which aborts: 3 of 25 runs of `xlstm predict` did so."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"v": [1.0, 2.0, 3.0]}), tmp_path / "a.parquet")
-    opened, kinds = parquet.ParquetFile, []
-    monkeypatch.setattr(parquet, "ParquetFile", lambda file, **o: kinds.append(type(file)) or opened(file, **o))
-    assert (read_table(tmp_path / "a.parquet").values.tolist(), {*kinds}) == ([[1], [2], [3]], {pyarrow.OSFile})

@@ -1,4 +1,4 @@
-"""The dates that follow others, as pandas goes on with them."""
+"""Calendars: dates that follow others as pandas goes on with them, features of dates, and holidays."""
 
 from zoneinfo import ZoneInfo
 
@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, table
 from xlstm.cli.app import app
-from xlstm.data import calendars
+from xlstm.data import calendars, panels
 from xlstm.data.series import read_csv
 from xlstm.estimators import Forecaster, ZeroShotForecaster
 
@@ -110,6 +110,27 @@ def test_the_row_of_an_irregular_date_is_named(freq, shift, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("first", "step", "columns"),
+    [("2020", "Y", 0), ("2020-01", "M", 4), ("2020-01-06", "W", 4), ("2020-01-06", "D", 6), ("2020-01-06T00", "h", 8)],
+)
+def test_features_are_those_that_the_step_can_tell_apart(first, step, columns):
+    dates = (np.datetime64(first) + np.arange(60) * np.timedelta64(1, step)).astype(f"datetime64[{step}]")
+    calendar = calendars.calendar_of("it", dates)
+    seconds = float(np.median(np.diff(calendar.dates.astype("datetime64[s]")).astype(float)))
+    found = calendars.features(calendar.dates, seconds)
+    assert found.shape == (60, columns)
+    assert np.all(np.abs(found) <= 1)
+    if step == "D":
+        np.testing.assert_allclose(found[:-7, 2], found[7:, 2], atol=1e-12)  # the day of the week comes again
+        assert np.ptp(found[:7, 2]) > 1
+    assert calendars.after(calendar, 2)[0] > calendar.dates[-1]
+    if step == "h":  # in a time zone they are those of its clocks
+        zoned = calendars.calendar_of("it", dates + np.timedelta64(5, "h"), "America/New_York")
+        series = panels.read_series("it", [np.zeros((60, 1))], [panels.Covariates(dates=zoned)], 0, True)[0]
+        np.testing.assert_array_equal(series.future, found)
+
+
+@pytest.mark.parametrize(
     ("freq", "start", "country", "shares"),
     [
         ("D", "2024-01-05", "DE-BY", [0, 1, 0, 0]),
@@ -154,40 +175,24 @@ def test_holidays_are_known_in_advance(library, tmp_path):
             Forecaster(**settings, holidays=country).fit(data)
 
 
-@pytest.fixture(scope="module")
-def estimators():
-    """A forecaster that needs no training, and one with a calendar that is fitted to days."""
-    forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", calendar=True, name="v")
-    dates = pd.date_range("2020-01-31", periods=60, freq="ME").values
-    return ZeroShotForecaster(TIREX, "numpy"), forecaster.fit(np.sin(np.arange(60.0)), dates=dates)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-@pytest.mark.parametrize("freq", ["ME", "YE", "SMS", "B", "6h"])
-def test_tables_go_on(estimators, library, freq):
-    for estimator in estimators[: 2 if freq in ("ME", "MS") else 1]:
-        dates = pd.date_range("2000-01-31", periods=60 + AHEAD, freq=freq).values.astype("datetime64[us]")
-        found = estimator.predict(table(library, {"day": dates[:60], "v": np.sin(np.arange(60.0))}), AHEAD)
-        np.testing.assert_array_equal(columns_of(found)["day"].astype("datetime64[us]"), dates[60:])
-
-
 @pytest.mark.parametrize("freq", ["D", "ME", "h"])
-def test_tables_of_a_time_zone_go_on(estimators, freq):
+def test_tables_of_a_time_zone_go_on(freq):
     """Those of zones that narwhals does not know do so, too, and so do periods."""
     pl = pytest.importorskip("polars")
+    predict = ZeroShotForecaster(TIREX, "numpy").predict
     dates = pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="Europe/Berlin")
     given = pd.DataFrame({"v": np.sin(np.arange(24.0))}, index=dates[:24])
-    assert list(estimators[0].predict(given, AHEAD).index) == list(dates[24:])
+    assert list(predict(given, AHEAD).index) == list(dates[24:])
     months = pd.period_range("2020-03", periods=24 + AHEAD, freq="M")
     for days in (pd.date_range("2020-03-01", periods=24 + AHEAD, freq=freq, tz="America/New_York"), months):
         numbered = pd.DataFrame({"day": days[:24], "v": given["v"].to_numpy()}, index=np.arange(24) % 5)
-        found = estimators[0].predict(numbered, AHEAD)
+        found = predict(numbered, AHEAD)
         assert (list(found.columns), list(found["day"])) == (["day", "v"], list(days[24:]))
     for known in (dates, dates.to_series(), pl.Series(dates)):
         assert calendars.calendar_of("it", known).clocks == ZoneInfo("Europe/Berlin")
     utc = dates.tz_convert("UTC").tz_localize(None).values.astype("datetime64[us]")
     day = pl.Series(utc[:24]).dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
-    found = estimators[0].predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
+    found = predict(pl.DataFrame({"day": day, "v": given["v"].to_numpy()}), AHEAD)
     assert found["day"].to_list() == list(dates[24:])
     assert found["day"].dtype == day.dtype
 
@@ -206,34 +211,29 @@ def test_tables_of_a_time_zone_go_on(estimators, freq):
         ("D", "%Y-%m-%dT%H:%M:%S%z", "Asia/Kolkata"),
     ],
 )
-def test_commands_keep_the_notation(estimators, freq, notation, zone, suffix, tmp_path):
+def test_a_command_keeps_the_notation(freq, notation, zone, suffix, tmp_path):
     """A column of months stays one, full dates stay full, and times their zone; a Parquet file has only full ones."""
     dates = pd.date_range("2000-01-31", periods=36 + AHEAD, freq=freq, tz=zone)
-    path, model = tmp_path / f"t.{suffix}", tmp_path / "model"
+    path, output, values = tmp_path / f"t.{suffix}", tmp_path / "a.parquet", np.sin(np.arange(36.0))
+    pytest.importorskip("pyarrow")
     if suffix == "parquet":
-        pytest.importorskip("pyarrow")
         notation = "%Y-%m-%d" if freq != "h" and "z" not in notation else notation
-        table = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": np.sin(np.arange(36.0))})
-        table.to_parquet(path)
+        given = pd.DataFrame({"day": dates[:36].as_unit("ms"), "v": values})
+        given.to_parquet(path)
     else:
-        rows = [f"{day},{np.sin(k)}" for k, day in enumerate(dates[:36].strftime(notation))]
-        path.write_text("\n".join(["date,v", *rows]))
-    estimators[1].save(model)
-    ahead = ["forecast", TIREX, path, "--horizon", AHEAD], ["predict", model, path, "--steps", AHEAD]
-    for command in ahead[: 2 if freq in ("ME", "MS") else 1]:
-        result = CliRunner().invoke(app, [*map(str, command), "--backend", "numpy"])
-        assert result.exit_code == 0, result.output
-        header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
-        assert header == ("day" if suffix == "parquet" else "date")
-        if "z" in notation:
-            assert times == [day.isoformat() for day in dates[36:]]
-        else:
-            shown = [time[: len(notation) + 2] if zone else time for time in times]
-            assert shown == list(dates[36:].strftime(notation))
-        pytest.importorskip("pyarrow")
-        assert CliRunner().invoke(app, [*map(str, command), "--output", str(tmp_path / "a.parquet")]).exit_code == 0
-        found = pd.read_parquet(tmp_path / "a.parquet")
-        if suffix == "parquet":
-            assert found.day.dtype == table.day.dtype
-        if suffix == "parquet" or "z" in notation:
-            assert list(found.iloc[:, 0]) == list(dates[36:])
+        pd.DataFrame({"day": dates[:36].strftime(notation), "v": values}).to_csv(path, index=False)
+    command = ["forecast", str(TIREX), str(path), "--horizon", str(AHEAD), "--backend", "numpy"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    header, *times = [line.split(",")[0] for line in result.stdout.splitlines()]
+    assert header == "day"
+    if "z" in notation:
+        assert times == [day.isoformat() for day in dates[36:]]
+    else:
+        assert [time[: len(notation) + 2] if zone else time for time in times] == list(dates[36:].strftime(notation))
+    assert CliRunner().invoke(app, [*command, "--output", str(output)]).exit_code == 0
+    found = pd.read_parquet(output)["day"]
+    if suffix == "parquet":
+        assert found.dtype == given["day"].dtype
+    if suffix == "parquet" or "z" in notation:
+        assert list(found) == list(dates[36:])

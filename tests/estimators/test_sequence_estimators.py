@@ -1,15 +1,12 @@
 """The classifier and the regressor of sequences: scikit-learn's checks and tools, what they take, what they refuse."""
 
-import signal
-
 import numpy as np
 import pytest
 
 from tests.conftest import later
-from xlstm import checkpoint, training
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.random import generator
-from xlstm.estimators import NotFittedError, SequenceClassifier, SequenceRegressor
+from xlstm.estimators import SequenceClassifier, SequenceRegressor
 from xlstm.models.sequence import CELLS
 
 later("sklearn")
@@ -17,6 +14,7 @@ later("sklearn")
 QUICK = {"cell": "gru", "hidden_size": 16, "backend": "numpy"}
 SMALL = {**QUICK, "hidden_size": 8, "dtype": "float64"}
 FAST = {**QUICK, "hidden_size": 4, "epochs": 3}
+X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
 # Batches and the part that is held out are drawn for so many sequences: with a weight of two a sequence
 # counts twice in a batch, while one that is there twice comes in two of them.
 NOT_EQUIVALENT = {
@@ -29,7 +27,7 @@ NOT_EQUIVALENT = {
     "estimator",
     # In float32 BLAS rounds a sequence differently by its place in a batch; checks compare to 1e-7.
     [
-        SequenceClassifier(**SMALL, epochs=12, learning_rate=0.05),
+        SequenceClassifier(**SMALL, epochs=10, learning_rate=0.1),
         SequenceRegressor(**SMALL, epochs=30, learning_rate=0.05),
     ],
     ids=lambda estimator: type(estimator).__name__,
@@ -50,36 +48,13 @@ def ragged(rng, N=60, D=2):
     return X, np.array(["up" if x.mean() > 0 else "down" for x in X])
 
 
-def test_digits_by_rows_with_unequal_lengths():
-    """`python -m bench.estimators` measures what defaults reach; here are few epochs."""
-    from sklearn.datasets import load_digits
-
-    images, y = load_digits(return_X_y=True)
-    lengths = np.random.default_rng(0).integers(6, 9, len(images))
-    X = [image[:length] for image, length in zip(images.reshape(-1, 8, 8), lengths, strict=True)]
-    classifier = SequenceClassifier(backend="numpy", epochs=8).fit(X[:1300], y[:1300])
-    assert classifier.score(X[1300:], y[1300:]) > 0.85
-
-
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_and_its_file(cell, rng, tmp_path):
-    """Predictions of a model that was read are those of the one that was written, bit for bit."""
+def test_every_cell_learns(interpreted, cell, rng):
     X, y = ragged(rng)
-    sizes = {"hidden_size": 8, "num_layers": 2, "dropout": 0.1, "epochs": 30, "backend": "numpy"}
-    sizes["options"] = {"xlstm": {"num_heads": 2}, "slstm": None, "mlstm": None}.get(cell, {"layer_norm": True})
-    classifier = SequenceClassifier(cell=cell, **sizes).fit(X, y)
-    assert classifier.score(X, y) > 0.85
-    totals = [x.mean() for x in X]
-    assert SequenceRegressor(cell=cell, **sizes).fit(X, totals).score(X, totals) > 0.5
-    path = tmp_path / "m"
-    classifier.save(path, {"columns": ["a", "b"]})
-    again = SequenceClassifier.load(path, "numpy")
-    assert again.predict_proba(X).tobytes() == classifier.predict_proba(X).tobytes()
-    assert (again.classes_.tolist(), again.note_) == (["down", "up"], {"columns": ["a", "b"]})
-    assert again.get_params() == {**classifier.get_params(), "warm_start": False, "resume": False}
-    first = path.read_bytes()
-    again.save(path, again.note_)
-    assert path.read_bytes() == first
+    settings = {**QUICK, "cell": cell, "epochs": 30, "options": {"num_heads": 2} if cell == "xlstm" else None}
+    assert SequenceClassifier(**settings).fit(X, y).score(X, y) > 0.85
+    means = [x.mean() for x in X]
+    assert SequenceRegressor(**settings).fit(X, means).score(X, means) > 0.5
 
 
 def test_prediction_pads_little(rng, monkeypatch):
@@ -112,24 +87,6 @@ def test_scores_are_those_of_scikit_learn(rng):
             assert fitted.score(X, truth, given) == pytest.approx(expected)
 
 
-def test_a_fit_that_fails_leaves_the_estimator_as_it_was(rng):
-    X, y = ragged(rng)
-    classifier = SequenceClassifier(**FAST).fit(X, y)
-    before = dict(vars(classifier))
-    with pytest.raises(ValueError, match="sample_weight has -1, expected weights from 0 up"):
-        classifier.fit([x[:, :1] for x in X], np.where(y == "up", "b", "a"), np.full(60, -1.0))
-    assert vars(classifier) == before
-    assert set(classifier.predict(X)) <= {"up", "down"}
-    proba = classifier.predict_proba(X)
-
-    def fail(now):
-        raise FloatingPointError("diverged")
-
-    with pytest.raises(FloatingPointError):
-        classifier.set_params(callbacks=[fail]).fit(np.ones((60, 7)), np.where(y == "up", "b", "a"))
-    np.testing.assert_array_equal(classifier.predict_proba(X), proba)
-
-
 def test_weights_count(rng):
     """The one with the weight wins where labels contradict each other."""
     X, y = np.repeat(rng.normal(size=(20, 3, 1)), 2, axis=0), np.tile([0, 1], 20)
@@ -138,7 +95,7 @@ def test_weights_count(rng):
     assert np.all(classifier.predict(X) == 1)
 
 
-def test_weights_of_classes_are_those_of_scikit_learn(rng, tmp_path):
+def test_weights_of_classes_are_those_of_scikit_learn(rng):
     from sklearn.utils.class_weight import compute_sample_weight
 
     X, y, weights = rng.normal(size=(120, 3, 1)), rng.choice([*"aab"], 120), rng.random(120)
@@ -146,8 +103,6 @@ def test_weights_of_classes_are_those_of_scikit_learn(rng, tmp_path):
         found = SequenceClassifier(**FAST, class_weight=given).fit(X, y, weights)
         expected = SequenceClassifier(**FAST).fit(X, y, weights * compute_sample_weight(whole, y))
         np.testing.assert_allclose(found.trained_.losses, expected.trained_.losses, rtol=1e-6)
-        found.save(tmp_path / "m")
-        assert SequenceClassifier.load(tmp_path / "m").class_weight == given
     several, steps = rng.random((120, 2)) < 0.2, rng.random((120, 3)) < 0.2
     for truth, columns in (several, several.T), (steps, [steps.reshape(-1)]):  # each label, or the class of each step
         *_, made = SequenceClassifier(class_weight="balanced")._targets(truth, None, [3] * 120, False)
@@ -173,29 +128,25 @@ def test_labels_of_steps(rng, tmp_path):
     same = np.stack([x for x in X if len(x) == 6])
     assert again.predict(same).shape == same.shape[:2]
     np.testing.assert_allclose(again.predict_proba(same), again.predict_proba([*same]))
-    with pytest.raises(ValueError, match=r"y\[0\] has \d labels, expected \d, one for each step of X\[0\]"):
-        again.score(X[1:], wrong[:-1])
     table = rng.normal(size=(40, 5))
     of_steps = SequenceClassifier(**FAST).fit([*table], [[*row] for row in table > 0])
     assert [one.shape for one in of_steps.predict([*table[:2]])] == [(5,)] * 2
     assert SequenceClassifier(**FAST).fit(table, table > 0).predict(table).shape == (40, 5)
-    with pytest.raises(ValueError, match=r"y holds the sequence classes .*, expected those of before, step classes"):
-        again.set_params(warm_start=True).fit(X, [one[0] for one in wrong])
 
 
-@pytest.mark.parametrize("library", ["numpy", "pandas", "torch"])
-def test_several_labels(rng, tmp_path, library):
+def test_several_labels(rng, tmp_path):
+    """In arrays and in tables."""
+    pd = pytest.importorskip("pandas")
     X = rng.normal(size=(150, 6, 2))
     y = np.stack([X[:, :, 0].sum(axis=1) > 0, X[:, -1, 1] > 0, X[:, 0, 0] > 5], axis=1).astype(int)
-    held = getattr(pytest.importorskip(library), {"numpy": "array", "pandas": "DataFrame", "torch": "tensor"}[library])
-    given = held(y)
-    classifier = SequenceClassifier(**{**QUICK, "epochs": 40}).fit(X, given)
+    classifier = SequenceClassifier(**QUICK | {"epochs": 40}).fit(X, pd.DataFrame(y))
     found, shares = classifier.predict(X), classifier.predict_proba(X)
     assert (found.shape, found.dtype, classifier.classes_.tolist()) == (y.shape, "int64", [0, 1, 2])
     np.testing.assert_array_equal(found, shares > 0.5)
-    assert classifier.score(X, given) == pytest.approx(np.mean(np.all(found == y, axis=1)))
+    for given in (y, pd.DataFrame(y)):
+        assert classifier.score(X, given) == pytest.approx(np.mean(np.all(found == y, axis=1)))
     assert np.mean(found == y) > 0.9
-    with pytest.raises(ValueError, match=r"y has shape \(150, 2\), expected that of y in fit, \(150, 3\)"):
+    with pytest.raises(ValueError, match=r"y has shape \(150, 2\), expected that of y in fit"):
         classifier.score(X, y[:, :2])
     classifier.save(tmp_path / "m")
     assert SequenceClassifier.load(tmp_path / "m", "numpy").predict_proba(X).tobytes() == shares.tobytes()
@@ -238,9 +189,6 @@ def test_tables(library, rng):
     assert classifier.n_features_in_ == 4
     plain = SequenceClassifier(**FAST).fit(X, np.array(["a", "b"] * 20))
     np.testing.assert_array_equal(classifier.predict_proba(frame), plain.predict_proba(X))
-    other = table.DataFrame(dict(zip("pqst", X.T, strict=True)))
-    with pytest.raises(ValueError, match="feature names should match"):
-        classifier.predict(other)
 
 
 def test_arrays_of_another_library_stay_there(rng):
@@ -257,45 +205,27 @@ def test_arrays_of_another_library_stay_there(rng):
     np.testing.assert_allclose(to_numpy(found), plain.predict(to_numpy(X)), rtol=1e-4, atol=1e-5)
 
 
-def test_warm_start_goes_on(rng):
-    X, y = ragged(rng)
-    one = SequenceClassifier(**FAST, warm_start=True, validation_fraction=0.0).fit(X, y)
-    before, losses = one.params_, one.trained_.losses
-    one.fit(X, y)
-    assert one.trained_.losses[0] < losses[0]
-    assert any(not np.array_equal(before[name], p) for name, p in one.params_.items())
+@pytest.mark.parametrize(
+    ("change", "width", "y", "words"),
+    [
+        ({}, 2, np.ones((40, 2)), "y has 2 targets, expected those of before, 1"),
+        ({}, 1, np.ones(40), "X has 1 features, but SequenceRegressor is expecting 2"),
+        ({}, 0, np.ones(40), "X is a table with 5 columns, expected a list of sequences"),
+        ({"hidden_size": 5}, 2, np.ones(40), "warm_start goes on from GRU"),
+        ({"cell": "lstm"}, 2, np.ones(40), "warm_start goes on from GRU"),
+    ],
+)
+def test_a_warm_start_needs_the_same_sizes(change, width, y, words):
+    X = np.ones((40, 5, 2))
+    made = SequenceRegressor(**FAST, warm_start=True).fit(X, np.ones(40)).set_params(**change)
+    with pytest.raises(ValueError, match=words):
+        made.fit(X[..., :width] if width else X[..., 0], y)
+
+
+def test_a_warm_start_needs_the_same_classes():
+    made = SequenceClassifier(**FAST, warm_start=True).fit(X3, Y3)
     with pytest.raises(ValueError, match="expected those of before"):
-        one.fit(X, ["x", "y"] * 30)
-    ones, goes_on = np.ones(60), "warm_start goes on from GRU.*, expected its cell and sizes, but there"
-    for change, other, targets, words in (
-        ({}, X, np.ones((60, 2)), "y has 2 targets, expected those of before, 1"),
-        ({}, [x[:, :1] for x in X], ones, "X has 1 features, but SequenceRegressor is expecting 2"),
-        ({}, np.ones((60, 4)), ones, "X is a table with 4 columns, expected a list of sequences"),
-        ({"hidden_size": 5}, X, ones, goes_on),
-        ({"cell": "lstm"}, X, ones, goes_on),
-    ):
-        two = SequenceRegressor(**FAST, warm_start=True).fit(X, ones).set_params(**change)
-        with pytest.raises(ValueError, match=words):
-            two.fit(other, targets)
-
-
-def test_checkpoints_and_resumption(rng, tmp_path):
-    X, y = ragged(rng)
-    whole = SequenceClassifier(**FAST).fit(X, y)
-
-    def stop(now):
-        if now.total == 4:
-            signal.raise_signal(signal.SIGINT)
-
-    part = SequenceClassifier(**FAST, checkpoints=tmp_path, callbacks=[stop])
-    with pytest.raises(training.Interrupted):
-        part.fit(X, y)
-    assert part.predict(X).shape == (60,)  # what was best so far
-    again = part.set_params(callbacks=(), resume=True).fit(X, y)
-    for name, p in whole.params_.items():
-        assert p.tobytes() == again.params_[name].tobytes()
-    with pytest.raises(ValueError, match="holds a run already"):
-        part.set_params(resume=False).fit(X, y)
+        made.fit(X3, [*"abab"])
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -304,13 +234,14 @@ def test_files_of_regressors_and_tables(rng, tmp_path, columns):
     X = pd.DataFrame(rng.normal(size=(50, 4)), columns=[*"abcd"])
     y = np.stack([X.sum(axis=1), 100 + 10 * X["d"]], axis=1)
     y = y if columns == 2 else y[:, 0]
-    made = SequenceRegressor(**{**QUICK, "epochs": 60}).fit(X, y)
+    made = SequenceRegressor(**QUICK | {"epochs": 60}).fit(X, y)
     assert made.score(X, y) > 0.8
     made.save(tmp_path / "m")
     again = SequenceRegressor.load(tmp_path / "m", "numpy")
-    assert again.predict(X).tobytes() == made.predict(X).tobytes()
-    assert again.predict(X).shape == y.shape
-    with pytest.raises(ValueError, match="The feature names should match"):
+    found = again.predict(X)
+    assert found.tobytes() == made.predict(X).tobytes()
+    assert found.shape == y.shape
+    with pytest.raises(ValueError, match="feature names should match"):
         again.predict(X.rename(columns={"a": "z"}))
 
 
@@ -322,115 +253,59 @@ def test_labels_of_files(rng, tmp_path, labels):
     assert (found.tolist(), found.dtype.kind) == (sorted(labels), made.classes_.dtype.kind)
 
 
-def test_files_that_are_refused(rng, tmp_path):
-    path, X = tmp_path / "m", rng.normal(size=(20, 3))
-    with pytest.raises(ValueError, match="not fitted yet"):
-        SequenceClassifier().save(path)
+def test_labels_that_no_file_holds(rng, tmp_path):
     dates = np.array(["2024-01-01", "2024-01-02"] * 10, dtype="datetime64[D]")
     with pytest.raises(ValueError, match=r"classes_ holds .*, expected text or numbers"):
-        SequenceClassifier(**FAST).fit(X, dates).save(path)
-    SequenceRegressor(**FAST).fit(X, X[:, 0]).save(path)
-    with pytest.raises(ValueError, match="kind is 'sequence regressor', expected 'sequence classifier'"):
-        SequenceClassifier.load(path)
-    arrays, config = checkpoint.load(path, "sequence regressor")
-    for part, change, words in [
-        ("settings", {"units": 3}, "units"),
-        ("settings", {"hidden_size": 5}, "expected"),
-        ("settings", {"resume": True}, "resume is unknown"),
-        ("settings", None, "settings: is None, expected an object"),
-        ("facts", {"table_": 1}, "table_ is 1, expected True or False"),
-        ("facts", {"feature_names_in_": 3}, "feature_names_in_ is 3, expected names of columns"),
-        ("arrays", {"mean_": None}, "mean_"),
-        ("arrays", {"mean_": np.ones((2, 1))}, r"mean_ has shape \(2, 1\)"),
-    ]:
-        whole = {"arrays": arrays, **config}
-        whole[part] = None if change is None else whole[part] | change
-        kept = {name: array for name, array in whole.pop("arrays").items() if array is not None}
-        checkpoint.save(path, kept, "sequence regressor", whole)
-        with pytest.raises(ValueError, match=f"not a sound sequence regressor .*{words}"):
-            SequenceRegressor.load(path)
+        SequenceClassifier(**FAST).fit(rng.normal(size=(20, 3)), dates).save(tmp_path / "m")
 
 
 def test_the_words_of_an_estimator():
-    from sklearn.exceptions import NotFittedError as Known
+    from sklearn.exceptions import NotFittedError
 
     assert repr(SequenceClassifier(cell="rnn", hidden_size=96, epochs=3)) == "SequenceClassifier(cell='rnn', epochs=3)"
-    with pytest.raises(ValueError, match="'units' is no parameter, expected some of cell"):
-        SequenceClassifier().set_params(units=3)
-    with pytest.raises(Known, match="SequenceRegressor: not fitted yet, call fit first"):
+    with pytest.raises(NotFittedError, match="SequenceRegressor: not fitted yet, call fit first"):
         SequenceRegressor().predict(np.ones((1, 2)))
-    assert issubclass(NotFittedError, ValueError)
 
 
-X3, Y3 = np.ones((4, 3, 2)), [0, 1, 0, 1]
-REFUSED = [
-    ({"cell": "elman"}, X3, Y3, ValueError, "cell is 'elman', expected"),
-    ({"options": {"activations": "nope"}}, X3, Y3, ValueError, "cell 'gru' cannot be made: .*activations"),
-    ({"warm_start": 1}, X3, Y3, TypeError, "warm_start is 1, expected True or False"),
-    ({"options": [1]}, X3, Y3, TypeError, r"options is \[1\], expected a dict of name to value"),
-    ({"options": {"hidden_size": 3}}, X3, Y3, TypeError, "multiple values for keyword argument 'hidden_size'"),
-    ({}, np.ones((4, 3, 2, 1)), Y3, ValueError, r"X has shape \(4, 3, 2, 1\)"),
-    ({}, [], [], ValueError, r"X is empty, found 0 sample\(s\)"),
-    ({}, (x for x in X3), Y3, TypeError, "X has dtype object, expected real numbers .*generator"),
-    ({}, [np.ones((2, 2)), np.ones((2, 3))], [0, 1], ValueError, r"X\[1\] has shape \(2, 3\) and X\[0\] \(2, 2\)"),
-    ({}, [np.ones((2, 2)), np.ones((0, 2))], [0, 1], ValueError, r"X\[1\] has shape \(0, 2\)"),
-    ({}, [np.ones((2, 2)), np.full((2, 2), np.nan)], [0, 1], ValueError, r"X\[1\] contains NaN"),
-    ({}, X3, [0.5, 1.5, 0.1, 0.2], ValueError, "Unknown label type: continuous"),
-    ({}, X3, 2 * np.ones((4, 2)), ValueError, r"y has shape \(4, 2\) and holds 2.0, expected \(N,\), or \(N, L\) of 0"),
-    ({}, X3, [[*"ab"]] * 4, ValueError, r"y has shape \(4, 2\) and holds a, expected"),
-    (
-        {},
-        X3,
-        [[0, 1, 0], [0, 1], [0] * 3, [1] * 3],
-        ValueError,
-        r"y\[1\] has 2 labels, expected 3, one for each step of",
-    ),
-    ({}, X3, [[0, 1, None]] * 4, ValueError, r"y contains NaN or None: y flattened\[2\] is None"),
-    (
-        {},
-        X3,
-        [[0, 1, 0], ["a"] * 3, [0] * 3, [1] * 3],
-        ValueError,
-        r"y flattened\[3\] is 'a' and y flattened\[0\] 0, expected",
-    ),
-    ({"every_step": True}, X3, Y3, ValueError, r"y\[0\] has 0 labels, expected 3, one for each step"),
-    ({"class_weight": "heavy"}, X3, Y3, ValueError, "class_weight is 'heavy', expected None, 'balanced' or a dict"),
-    ({"class_weight": [{0: 1, 1: 2}]}, X3, Y3, ValueError, r"class_weight is \[\{0: 1, 1: 2\}\], expected None"),
-    ({"class_weight": {0: -1}}, X3, Y3, ValueError, r"class_weight\[0\] is -1"),
-    (
-        {"class_weight": {0: 1, 2: 1}},
-        X3,
-        Y3,
-        ValueError,
-        r"class_weight has the labels \[0, 2\], expected some of \[0, 1\]",
-    ),
-    ({}, X3, ["a", "b", None, "a"], ValueError, r"y contains NaN or None: y\[2\] is None"),
-    ({}, X3, ["a", 1, "b", "a"], ValueError, r"y\[1\] is 1 and y\[0\] 'a', expected labels of one kind"),
-    ({}, X3, [1, {}, 1, {}], ValueError, r"y is \[1, {}, 1, {}\], expected text or numbers"),
-    ({}, X3, [[0], [1, 2], [0], [1]], ValueError, r"y\[0\] has 1 labels, expected 3, one for each step of"),
-    ({}, [10**400], [0], ValueError, "X has dtype object, expected real numbers .*too large"),
-    ({}, X3 * 1e300, Y3, ValueError, r"X has 1e\+300 or its negative, expected numbers up to 1e\+150"),
-    ({}, [*X3[:3], X3[3] * -1e200], Y3, ValueError, r"X\[3\] has 1e\+200 or its negative, expected numbers up to"),
-]
-
-
-@pytest.mark.parametrize(("change", "X", "y", "error", "words"), REFUSED)
-def test_what_is_refused(change, X, y, error, words):
-    with pytest.raises(error, match=words):
-        SequenceClassifier(**{**FAST, **change}).fit(X, y)
+# The checks of scikit-learn refuse NaN, empty data, continuous labels and another number of features;
+# test_every_estimator.py has parameters that are wrong by themselves.
+@pytest.mark.parametrize(
+    ("change", "X", "y", "words"),
+    [
+        ({"options": {"activations": "nope"}}, X3, Y3, "cell 'gru' cannot be made: .*activations"),
+        ({}, [10**400], [0], "X has dtype object, .*too large"),
+        ({}, X3, [1, {}, 1, {}], r"y is \[1, {}, 1, {}\]"),
+        ({}, [], [], "X is empty"),
+        ({}, np.ones((4, 3, 2, 1)), Y3, r"X has shape \(4, 3, 2, 1\)"),
+        ({}, (x for x in X3), Y3, "X has dtype object, .*generator"),
+        ({}, [*X3[:3], np.ones((2, 3))], Y3, r"X\[3\] has shape \(2, 3\) and X\[0\] \(3, 2\)"),
+        ({}, [*X3[:3], np.ones((0, 2))], Y3, r"X\[3\] has shape \(0, 2\)"),
+        ({}, [*X3[:3], np.full((2, 2), np.nan)], Y3, r"X\[3\] contains NaN"),
+        ({}, [*X3[:3], X3[3] * -1e200], Y3, r"X\[3\] has 1e\+200 or its negative"),
+        ({}, X3, 2 * np.ones((4, 2)), r"y has shape \(4, 2\) and holds 2.0, expected \(N,\), or \(N, L\) of 0"),
+        ({}, X3, [[*"ab"]] * 4, r"y has shape \(4, 2\) and holds a"),
+        ({}, X3, [[0, 1, 0], [0, 1], [0] * 3, [1] * 3], r"y\[1\] has 2 labels, expected 3"),
+        ({}, X3, [[0, 1, None]] * 4, r"y contains NaN or None: y flattened\[2\] is None"),
+        ({}, X3, [[0, 1, 0], ["a"] * 3, [0] * 3, [1] * 3], r"y flattened\[3\] is 'a' and y flattened\[0\] 0"),
+        ({}, X3, ["a", 1, "b", "a"], r"y\[1\] is 1 and y\[0\] 'a'"),
+        ({"every_step": True}, X3, Y3, r"y\[0\] has 0 labels"),
+        ({"class_weight": {0: -1}}, X3, Y3, r"class_weight\[0\] is -1"),
+        ({"class_weight": {0: 1, 2: 1}}, X3, Y3, r"class_weight has the labels \[0, 2\]"),
+    ],
+)
+def test_what_is_refused(change, X, y, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        SequenceClassifier(**FAST | change).fit(X, y)
 
 
 @pytest.mark.parametrize(
     ("y", "weights", "words"),
     [
-        (Y3, [1, 2], r"sample_weight has shape \(2,\), expected \(N,\) = \(4,\)"),
-        *(
-            (Y3, w, "sample_weight has .*, expected weights from 0 up")
-            for w in ([1, 2, 3, -1], [0] * 4, [1, 2, 3, np.nan])
-        ),
-        ([1, 2, 3, 10**200], None, r"y has 1e\+200 or its negative, expected numbers up to 1e\+150"),
-        (np.array([1, None, 2, 3], object), None, "y contains NaN"),
-        (["a", "b", "c", "d"], None, "y has dtype <U1, expected real numbers"),
+        (Y3, [1, 2], r"sample_weight has shape \(2,\)"),
+        (Y3, [1, 2, 3, -1], "sample_weight has -1"),
+        (Y3, [0] * 4, "sample_weight has"),
+        ([1, 2, 3, 10**200], None, r"y has 1e\+200"),
+        (["a", "b", "c", "d"], None, "y has dtype <U1"),
     ],
 )
 def test_targets_and_weights_that_are_refused(y, weights, words):
@@ -462,27 +337,24 @@ def test_another_width_is_refused():
             regressor.predict(X)
 
 
-def test_plain_lists_are_sequences_where_those_of_fit_were(rng):
-    X = [rng.normal(size=int(n)).tolist() for n in rng.integers(1, 5, 40)]
-    regressor = SequenceRegressor(**FAST).fit(X, [sum(x) for x in X])
-    foreach = regressor.predict(X)
-    np.testing.assert_allclose(regressor.predict(X[:1]), foreach[:1], rtol=1e-5)
-    same = [k for k in range(40) if len(X[k]) == 3]
-    np.testing.assert_allclose(regressor.predict([X[k] for k in same]), foreach[same], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("holder", ["numpy", "pandas", "polars"])
+@pytest.mark.parametrize("holder", ["lists", "numpy", "pandas", "polars"])
 def test_holders_of_ragged_data(rng, holder):
+    """They hold sequences also where those to predict happen to be of one length."""
     from sklearn.model_selection import cross_val_score
 
     X, y = ragged(rng, D=1)
     X = [x[:, 0] for x in X]
-    held = np.empty(60, dtype=object)
-    held[:] = X
-    if holder != "numpy":
+    if holder == "lists":
+        held = [x.tolist() for x in X]
+    elif holder == "numpy":
+        held = np.empty(60, dtype=object)
+        held[:] = X
+    else:
         held = pytest.importorskip(holder).Series(X)
-    classifier = SequenceClassifier(**{**FAST, "backend": None}).fit(held, y)
-    plain = SequenceClassifier(**FAST).fit(X, y)
-    np.testing.assert_array_equal(classifier.predict_proba(held), plain.predict_proba(X))
-    np.testing.assert_allclose(classifier.predict_proba(held[3:4]), plain.predict_proba(X[3:4]))
+    classifier = SequenceClassifier(**FAST | {"backend": None}).fit(held, y)
+    found = classifier.predict_proba(held)
+    np.testing.assert_array_equal(found, SequenceClassifier(**FAST).fit(X, y).predict_proba(X))
+    np.testing.assert_allclose(classifier.predict_proba(held[3:4]), found[3:4], rtol=1e-5)
+    same = [k for k in range(60) if len(X[k]) == 3]
+    np.testing.assert_allclose(classifier.predict_proba([held[k] for k in same]), found[same], rtol=1e-5, atol=1e-6)
     assert np.all(np.isfinite(cross_val_score(SequenceClassifier(**FAST), held, y, cv=2)))

@@ -1,15 +1,10 @@
 """TextModel: what it learns and writes, its files, and what it refuses."""
 
 import math
-import pickle
-import signal
 
-import numpy as np
 import pytest
 
-from xlstm import checkpoint, training
 from xlstm.estimators import TextModel
-from xlstm.models.sequence import CELLS
 
 VERSE = "to be or not to be, that is the question:\n" * 40
 QUICK = {"hidden_size": 24, "embedding_size": 8, "steps": 60, "batch_size": 4, "length": 20, "backend": "numpy"}
@@ -33,14 +28,6 @@ def test_a_verse_is_learnt(fitted):
     assert fitted.generate("that", 30, seed=4) != fitted.generate("that", 30, seed=3)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_cell(interpreted, cell):
-    options = {"num_heads": 2} if cell == "xlstm" else None
-    model = TextModel(**{**FAST, "num_layers": 2, "dropout": 0.1, "cell": cell, "options": options}).fit(VERSE)
-    assert model.held_out_ < math.log(len(set(VERSE))) + 0.5
-    assert model.generate("to", 3).startswith("to")
-
-
 @pytest.mark.parametrize("tokens", ["characters", "bytes"])
 def test_files(tmp_path, tokens):
     text = VERSE + "über naïve Ω 🦉" * 3 + VERSE
@@ -48,10 +35,8 @@ def test_files(tmp_path, tokens):
     assert model.held_out_ == TextModel(**FAST, tokens=tokens).fit(text).held_out_
     model.save(tmp_path / "m")
     again = TextModel.load(tmp_path / "m", "numpy")
-    for same in (again, pickle.loads(pickle.dumps(model))):
-        assert same.nats(text) == model.nats(text)
-        assert same.generate("Ω 🦉", 9, seed=1) == model.generate("Ω 🦉", 9, seed=1)
-    assert (again.tokens, again.get_params()["hidden_size"]) == (tokens, 8)
+    assert (again.tokens, again.nats(text)) == (tokens, model.nats(text))
+    assert again.generate("Ω 🦉", 9, seed=1) == model.generate("Ω 🦉", 9, seed=1)
 
 
 def test_a_tokenizer(tmp_path):
@@ -68,57 +53,32 @@ def test_a_tokenizer(tmp_path):
     assert TextModel.load(tmp_path / "model.safetensors", "numpy").nats(VERSE) == model.nats(VERSE)
 
 
-def test_interrupted_and_resumed(tmp_path):
-    def stop(now):
-        if now.total == 30:
-            signal.raise_signal(signal.SIGTERM)
-
-    whole = TextModel(**QUICK, dropout=0.1, schedule="cosine").fit(VERSE)
-    part = TextModel(**QUICK, dropout=0.1, schedule="cosine", checkpoints=tmp_path, every=7, callbacks=[stop])
-    with pytest.raises(training.Terminated):
-        part.fit(VERSE)
-    assert part.n_iter_ == 30
-    assert part.generate("to", 3)
-    part.set_params(callbacks=(), resume=True).fit(VERSE)
-    assert part.held_out_ == whole.held_out_
-    assert all(p.tobytes() == part.params_[name].tobytes() for name, p in whole.params_.items())
-
-
-def test_warm_start(tmp_path):
-    """A model of a file goes on as well."""
-    TextModel(**FAST).fit(VERSE).save(tmp_path / "m")
-    model = TextModel.load(tmp_path / "m", "numpy").set_params(warm_start=True)
-    before = model.nats(VERSE)
-    assert model.fit(VERSE[: len(VERSE) // 2]).nats(VERSE) < before
+def test_a_warm_start_needs_the_same_sizes_and_tokens():
+    model = TextModel(**FAST, warm_start=True).fit(VERSE)
     for change, text, words in (
         ({}, VERSE + "é", "'é' is not one of the"),
         ({"hidden_size": 9}, VERSE, "warm_start goes on from LSTM"),
-        ({"hidden_size": 8, "cell": "gru"}, VERSE, "warm_start goes on from LSTM.*, expected its cell.*there is GRU"),
+        ({"hidden_size": 8, "cell": "gru"}, VERSE, "warm_start goes on from LSTM"),
         ({"cell": "lstm", "tokens": "bytes"}, VERSE, "tokens is 'bytes', expected those of before, 'characters'"),
     ):
         with pytest.raises(ValueError, match=words):
             model.set_params(**change).fit(text)
 
 
-REFUSED = [
-    *(({}, X, TypeError, "X is .*, expected a text or a list of texts") for X in (3, [], ["a", 3])),
-    ({}, "abc", ValueError, r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2; expected"),
-    ({"tokens": "words"}, VERSE, FileNotFoundError, "tokens is words, expected 'characters', 'bytes' or a tok"),
-    ({"tokens": 3}, VERSE, TypeError, "tokens is 3, expected a path"),
-    ({"tokens": np.array(["a", "b"])}, VERSE, TypeError, r"tokens is an array of <U1 of shape \(2,\), expected a path"),
-    ({"options": {1: 2}}, VERSE, TypeError, r"options is {1: 2}, expected a dict of name to value"),
-    ({"cell": "attention"}, VERSE, ValueError, "cell is 'attention'"),
-    ({"schedule": "linear"}, VERSE, ValueError, "schedule is 'linear'"),
-    ({"every": 0}, VERSE, ValueError, "TextModel: every is 0"),
-    ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], ValueError, r"'\\ud800' in position 1681: surrogates not allowed"),
-    ({"options": {"hidden_size": 3}}, VERSE, TypeError, "multiple values for keyword argument 'hidden_size'"),
-]
-
-
-@pytest.mark.parametrize(("change", "X", "error", "words"), REFUSED)
-def test_what_is_refused(change, X, error, words):
-    with pytest.raises(error, match=words):
-        TextModel(**{**FAST, **change}).fit(X)
+@pytest.mark.parametrize(
+    ("change", "X", "words"),
+    [
+        *(({}, X, "X is .*, expected a text or a list of texts") for X in (3, [], ["a", 3])),
+        ({}, "abc", r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2"),
+        ({"tokens": "words"}, VERSE, "tokens is words, expected 'characters', 'bytes' or a tok"),
+        ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], r"'\\ud800' in position 1681: surrogates not allowed"),
+        ({"options": {1: 2}}, VERSE, r"options is {1: 2}"),
+        ({"options": {"hidden_size": 3}}, VERSE, "multiple values for keyword argument 'hidden_size'"),
+    ],
+)
+def test_what_is_refused(change, X, words):
+    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=words):
+        TextModel(**FAST | change).fit(X)
 
 
 @pytest.mark.parametrize(
@@ -133,12 +93,3 @@ def test_what_is_refused(change, X, error, words):
 def test_prompts_that_are_refused(fitted, call, words):
     with pytest.raises(ValueError, match=words):
         call(fitted)
-
-
-def test_files_that_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file"):
-        TextModel.load(tmp_path / "m")
-    for kind, words in (("model", "kind is 'model', expected 'text model'"), ("text model", "not a sound text model")):
-        checkpoint.save(tmp_path / "m", {"vocabulary": np.ones(3, "uint8")}, kind, {"settings": {"units": 3}})
-        with pytest.raises(ValueError, match=words):
-            TextModel.load(tmp_path / "m")

@@ -90,21 +90,14 @@ def test_a_table_has_a_row_for_each_series(rng):
         features.fit(pandas.DataFrame({"a": ["x", "y"]}))
 
 
-@pytest.mark.parametrize(
-    ("options", "shape", "message"),
-    [
-        ({"checkpoint": (1, {})}, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
-        (OPTIONS, (9,), "X is one series, expected several"),
-    ],
-)
-def test_what_does_not_fit_is_named(options, shape, message):
-    with pytest.raises((ValueError, TypeError), match=f"TiRexFeatures: {message}"):
-        TiRexFeatures(**options).fit(np.zeros(shape))
-
-
-def test_transform_needs_fit_and_as_many_variates():
+def test_what_is_refused():
     features = TiRexFeatures(**OPTIONS)
-    with pytest.raises(ValueError, match="TiRexFeatures: not fitted yet"):
-        features.transform(np.zeros((2, 9)))
-    with pytest.raises(ValueError, match="series have 2 variates, expected 1, as in fit"):
-        features.fit(np.zeros((2, 9))).transform(np.zeros((2, 2, 9)))
+    fitted = TiRexFeatures(**OPTIONS).fit(np.zeros((2, 9)))
+    for call, shape, words in (
+        (TiRexFeatures((1, {})).fit, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
+        (features.fit, (9,), "X is one series, expected several"),
+        (features.transform, (2, 9), "not fitted yet"),
+        (fitted.transform, (2, 2, 9), "series have 2 variates, expected 1"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=f"TiRexFeatures: .*{words}"):
+            call(np.zeros(shape))

@@ -2,21 +2,17 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import DATA
 from tests.tables import LIBRARIES, columns_of, long_columns, table
-from xlstm.data.series import bundled
 from xlstm.data.table import write_table
 from xlstm.estimators import ZeroShotForecaster
 from xlstm.interop import tirex
-from xlstm.plots import figures
 
 ONE, TWO = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
-DRAWS = pytest.mark.skipif(not figures.available(), reason="matplotlib is not installed")
 
 
 def of(checkpoint, **options):
@@ -38,18 +34,17 @@ def x():
     return np.random.default_rng(0).normal(size=(50, 3)).cumsum(axis=0)
 
 
+def load(checkpoint):
+    return tirex.load(checkpoint, backend="numpy", dtype="float64")
+
+
 def same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_parameters_are_no_arguments_of_a_forecast(one, x):
-    with pytest.raises(TypeError, match=r"argument horizon is unknown, .* set in ZeroShotForecaster\(\.\.\.\)"):
-        one.predict(x, horizon=12)
-
-
 def test_series_and_their_forecasts(one, two, x):
     """One target, several, several series; those of TiRex-2 see each other."""
-    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    model, params = load(ONE)
     expected = model.forecast(params, x.T, 5)
     assert one.predict(x[:, 0]).shape == (5,)
     same(one.predict(x), expected.mean.T)
@@ -58,7 +53,7 @@ def test_series_and_their_forecasts(one, two, x):
     both = one.predict([x[:, 0], x[20:, 1]])
     assert [found.shape for found in both] == [(5,), (5,)]
     same(both[1], model.forecast(params, x[20:, 1], 5).mean)
-    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    model, params = load(TWO)
     same(two.predict(x), model.forecast(params, x.T[None], 5).mean[0].T)
     same(two.predict(x[:, 0]), model.forecast(params, x[:, 0], 5).mean)
     assert np.max(np.abs(two.predict(x)[:, 0] - two.predict(x[:, 0]))) > 1e-6
@@ -66,7 +61,7 @@ def test_series_and_their_forecasts(one, two, x):
 
 
 def test_covariates(two, x):
-    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    model, params = load(TWO)
     price = np.sin(np.arange(55))
     found = two.predict_quantiles(x[:, 0], past=x[:, 1:], future=price)
     same(found, model.forecast(params, x[:, 0], 5, past=x[:, 1:].T, future=price).quantiles)
@@ -78,7 +73,7 @@ def test_covariates(two, x):
 
 def test_gaps_are_missing_values(one, x):
     """Also at the beginning, and where dates leave rows out."""
-    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    model, params = load(ONE)
     gaps = np.where(np.isin(np.arange(50), [0, 1, 30, 31, 49]), np.nan, x[:, 0])
     expected = model.forecast(params, gaps, 5).mean
     same(one.predict(gaps), expected)
@@ -109,7 +104,7 @@ def test_models_take_wide_tables(checkpoint, library, dated, x):
     rows = np.flatnonzero(~np.isin(np.arange(50), [7, 8, 30]))
     columns = {"day": days.astype("datetime64[us]")[rows]} if dated else {}
     given = table(library, columns | {"b": x[rows, 1], "a": x[rows, 0]})
-    model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
+    model, params = load(checkpoint)
     found = model.forecast(params, given, 5, quantiles=[0.1, 0.45])
     estimator = of(checkpoint, horizon=5, quantiles=[0.1, 0.45])
     same_tables(found.quantiles, estimator.predict_quantiles(given))
@@ -139,17 +134,12 @@ def test_long_tables(library, order, two, x):
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     same(found["sales"], np.concatenate(two.predict([x[:, 0], x[:40, 1]], future=price)))
     assert shops.backtest(given, 2).series.tolist() == [0, 0, 1, 1]
-    one = {"targets": "sales", "series_id": "shop"}
-    both = {**one, "past": ["visitors"], "future": "price"}
-    for checkpoint, roles, options, ahead in (
-        (ONE, one, {"rollout": 2}, None),
-        (TWO, both, {"sign_flip": True}, later),
-    ):
-        model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
-        made = model.forecast(params, given, 5, **roles, **options, **({} if ahead is None else {"later": ahead}))
-        estimator = of(checkpoint, horizon=5, options=options, **roles)
-        same_tables(made.quantiles, estimator.predict_quantiles(given, future=ahead))
-        same_tables(made.mean, estimator.predict(given, future=ahead))
+    roles = {"targets": "sales", "series_id": "shop", "past": ["visitors"], "future": "price"}
+    model, params = load(TWO)
+    made = model.forecast(params, given, 5, later=later, sign_flip=True, **roles)
+    estimator = of(TWO, horizon=5, options={"sign_flip": True}, **roles)
+    same_tables(made.quantiles, estimator.predict_quantiles(given, future=later))
+    same_tables(made.mean, estimator.predict(given, future=later))
     assert np.max(np.abs(found["sales"] - columns_of(made.mean)["sales"])) > 1e-6  # visitors count
 
 
@@ -168,7 +158,7 @@ def test_labels_after_those_of_an_index(labels, ahead):
     index, after = (
         (pandas.DatetimeIndex if "-" in str(one[0]) else pandas.Index)(one, name="i") for one in (labels, ahead)
     )
-    model, params = tirex.load(ONE, backend="numpy")
+    model, params = load(ONE)
     found = model.forecast(params, pandas.DataFrame({"a": np.arange(len(labels))}, index=index), 2).mean
     assert found.index.tolist() == after.tolist()
     assert found.index.name == "i"
@@ -178,7 +168,7 @@ def test_labels_after_those_of_an_index(labels, ahead):
 def test_an_index_that_only_numbers_rows_labels_no_series(shops):
     """In whatever order its rows are."""
     pandas = pytest.importorskip("pandas")
-    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    model, params = load(ONE)
     given = pandas.DataFrame({"shop": list(shops), "a": np.arange(float(len(shops)))})
     found = model.forecast(params, given, 2, series_id="shop").mean
     assert found.index.equals(pandas.RangeIndex(4))
@@ -187,56 +177,49 @@ def test_an_index_that_only_numbers_rows_labels_no_series(shops):
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "arguments", "error", "words"),
+    ("checkpoint", "arguments", "words"),
     [
-        (ONE, {"targets": "c"}, ValueError, "TiRex: column 'c' is not in the table, which has a, b, text"),
-        (ONE, {}, TypeError, "TiRex: column 'text' holds .*, expected numbers"),
-        (ONE, {"series": np.ones(9), "targets": "a"}, ValueError, "TiRex: targets is 'a', expected None, as series is"),
-        (TWO, {"targets": "a", "past": np.ones(9)}, TypeError, r"TiRex2: past\[0\] is .*1.0"),
-        (TWO, {"targets": "a", "future": "b"}, TypeError, "TiRex2: later is None, expected a table with the 4 rows"),
-        (TWO, {"targets": "a", "series_id": ["a", "b"]}, ValueError, "TiRex2: series_id is .*, expected the name of"),
-        (TWO, {"targets": "a", "quantiles": [0.1, 0.1]}, ValueError, "TiRex2: quantiles is .*, expected each level"),
-        (TWO, {"targets": "huge"}, ValueError, r"TiRex2: values\[0\] is 1e\+200, expected numbers from"),
+        (ONE, {"series": np.ones(9), "targets": "a"}, "TiRex: targets is 'a', expected None"),
+        (TWO, {"targets": "a", "past": np.ones(9)}, r"TiRex2: past\[0\] is .*1.0"),
+        (TWO, {"targets": "a", "future": "b"}, "TiRex2: later is None, expected a table with the 4 rows"),
+        (TWO, {"targets": "huge"}, r"TiRex2: values\[0\] is 1e\+200"),
     ],
 )
-def test_wrong_roles_of_columns_are_named(checkpoint, arguments, error, words):
+def test_wrong_roles_of_columns_are_named(checkpoint, arguments, words):
     pandas = pytest.importorskip("pandas")
-    columns = {"a": np.arange(9.0), "b": np.arange(9.0), "text": ["x"] * 9, "huge": 1e200}
-    model, params = tirex.load(checkpoint, backend="numpy", dtype="float64")
-    with pytest.raises(error, match=f"^{words}"):
-        model.forecast(params, **{"series": pandas.DataFrame(columns), "horizon": 4, **arguments})
+    model, params = load(checkpoint)
+    given = pandas.DataFrame({"a": np.arange(9.0), "b": np.arange(9.0), "huge": 1e200})
+    with pytest.raises((TypeError, ValueError), match=f"^{words}"):
+        model.forecast(params, **{"series": given, "horizon": 4} | arguments)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "words"),
+    ("changes", "words"),
     [
-        ({"day": 1}, ValueError, " has a row for 2024-02-11.*, expected 2024-02-10.*, the next step of the series"),
-        ({"price": None}, ValueError, ": column 'price' is not in the table, which has shop, day"),
-        ({"shop": None}, ValueError, ": column 'shop' is not in the table, which has day, price"),
-        ({"shop": ["south"] * 3 + ["east"] * 2}, ValueError, " has 3 rows after series 'south', expected 5"),
+        ({"day": range(1, 6)}, " has a row for 2024-02-11.*, expected 2024-02-10.*, the next step of the series"),
+        ({"price": None}, ": column 'price' is not in the table, which has shop, day"),
+        ({"shop": ["south"] * 3 + ["east"] * 2}, " has 3 rows after series 'south', expected 5"),
     ],
 )
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_errors_of_later_rows_name_their_argument(library, changes, error, words, x):
+def test_errors_of_later_rows_name_their_argument(library, changes, words, x):
     """It is `later` of a model, and `future` of the estimator."""
-    day = np.datetime64("2024-02-10", "us") + np.arange(5) * np.timedelta64(1, "D")
-    columns = {"shop": ["south"] * 5, "day": day, "price": np.ones(5)} | changes
-    if "day" in changes:
-        columns["day"] = day + np.timedelta64(1, "D")
+    columns = {"shop": ["south"] * 5, "day": range(5), "price": np.ones(5)} | changes
+    columns["day"] = np.datetime64("2024-02-10", "us") + np.array(columns["day"]) * np.timedelta64(1, "D")
     later = table(library, {name: column for name, column in columns.items() if column is not None})
     given = table(library, long_columns(x, "shops", (0, 40)))
     roles = {"targets": "sales", "future": "price", "series_id": "shop"}
-    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
-    with pytest.raises(error, match=f"^TiRex2: later{words}"):
+    model, params = load(TWO)
+    with pytest.raises(ValueError, match=f"^TiRex2: later{words}"):
         model.forecast(params, given, 5, later=later, **roles)
-    with pytest.raises(error, match=f"^ZeroShotForecaster: future{words}"):
+    with pytest.raises(ValueError, match=f"^ZeroShotForecaster: future{words}"):
         of(TWO, horizon=5, **roles).predict(given, future=later)
 
 
 def test_scores_are_those_of_forecasts(two, x):
     """Each forecast sees what comes before it, beside the same baselines."""
     price = np.sin(np.arange(50))  # nobody knows it after the end
-    model, params = tirex.load(TWO, backend="numpy", dtype="float64")
+    model, params = load(TWO)
     score = two.score(x[:, 0], stride=3, future=price)
     assert score.at.tolist() == [40, 43, 46, 49]
     for at, forecast, quantiles in zip(score.at, score.forecasts, score.quantiles, strict=True):
@@ -263,7 +246,7 @@ def test_conventions_of_scikit_learn(one, x):
     np.testing.assert_array_equal(copied.predict(x), one.predict(x))
     again.set_params(checkpoint=TWO)
     assert np.any(again.predict(x) != one.predict(x))
-    model, params = tirex.load(ONE, backend="numpy", dtype="float64")
+    model, params = load(ONE)
     own = ZeroShotForecaster((model, params), horizon=5)
     np.testing.assert_array_equal(own.predict(x), one.predict(x))
     same(own.predict(x[:5]), one.predict(x[:5]))
@@ -284,25 +267,21 @@ def test_columns_of_fit_are_those_of_later_tables(x):
 
 
 @pytest.mark.parametrize(
-    ("options", "arguments", "error", "words"),
+    ("options", "arguments", "words"),
     [
-        ({}, {"future": np.ones(5)}, ValueError, "future has 2 rows after the series, expected 4"),
-        ({"checkpoint": ONE}, {"past": np.ones(3)}, ValueError, "past and future have 1 columns, expected none: TiRex"),
-        ({"checkpoint": (3, {})}, {}, TypeError, "model is 3, expected a TiRex or a TiRex2"),
-        ({"checkpoint": (3,)}, {}, ValueError, "checkpoint has 1 parts, expected a model and its parameters"),
-        ({"checkpoint": "absent"}, {}, OSError, "absent"),
-        ({"options": 3}, {}, TypeError, "options is 3, expected a dict of name to value"),
-        ({"quantiles": [0.5, 0.1]}, {}, ValueError, r"quantiles is \[0.5, 0.1\], expected rising numbers"),
-        ({"quantiles": [0.95]}, {}, ValueError, r"quantiles\[0\] is 0.95, expected 0.1 to 0.9"),
-        ({}, {"values": []}, ValueError, "the series is empty"),
-        ({}, {"values": [1e-200, 3e-200, 0]}, ValueError, "the series changes by no more than 3e-200, expected 1e-150"),
-        ({"targets": "a", "past": "a"}, {}, ValueError, "column 'a' is in targets and past, expected one role"),
+        ({}, {"horizon": 12}, "argument horizon is unknown.* set in ZeroShotForecaster"),
+        ({}, {"future": np.ones(5)}, "future has 2 rows after the series, expected 4"),
+        ({"checkpoint": ONE}, {"past": np.ones(3)}, "past and future have 1 columns, expected none: TiRex"),
+        ({"checkpoint": (3, {})}, {}, "model is 3, expected a TiRex or a TiRex2"),
+        ({"checkpoint": (3,)}, {}, "checkpoint has 1 parts"),
+        ({"options": 3}, {}, "options is 3"),
+        ({"quantiles": [0.95]}, {}, r"quantiles\[0\] is 0.95"),
+        ({"targets": "a", "past": "a"}, {}, "column 'a' is in targets and past"),
     ],
 )
-def test_wrong_arguments_are_named(options, arguments, error, words):
-    with pytest.raises(error, match=words) as caught:
-        of(**{"checkpoint": TWO} | options).predict(**{"values": np.ones(3), **arguments})
-    assert str(caught.value).startswith("ZeroShotForecaster: ") or options.get("checkpoint") == "absent"
+def test_wrong_arguments_are_named(options, arguments, words):
+    with pytest.raises((TypeError, ValueError), match=f"^ZeroShotForecaster: {words}"):
+        of(**{"checkpoint": TWO} | options).predict(np.ones(3), **arguments)
 
 
 def test_scores_need_some_rows(one, x):
@@ -325,16 +304,6 @@ def shops(x):
     return {"shop": every["shop"].tolist(), "day": day, "sales": cells, "price": every["price"].tolist()}
 
 
-def test_the_command_forecasts_a_series(run):
-    head, *lines = run(ONE, bundled("sunspots"), "--horizon", 3, "--quantiles", "0.5,0.1").stdout.splitlines()
-    assert head == "month,sunspots,sunspots 0.1,sunspots 0.5"
-    assert [line[:7] for line in lines] == ["1984-01", "1984-02", "1984-03"]
-    values = np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)
-    expected = ZeroShotForecaster(ONE, "numpy", horizon=3, quantiles=[0.1, 0.5]).predict_quantiles(values)
-    found = np.array([line.split(",")[1:] for line in lines], dtype=np.float64)
-    np.testing.assert_allclose(found, expected[:, [1, 0, 1]], rtol=1e-6)
-
-
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_the_command_forecasts_a_long_table(run, suffix, x):
     """Rows after the last sales say what is known in advance."""
@@ -345,16 +314,13 @@ def test_the_command_forecasts_a_long_table(run, suffix, x):
         given["day"] = [np.datetime64(day).astype(object) for day in given["day"]]
     write_table(f"shops.{suffix}", given)
     roles = ["--target", "sales", "--future", "price", "--series-id", "shop", "--horizon", 5, "--quantiles", "0.1"]
-    printed = run(TWO, f"shops.{suffix}", *roles, "--dtype", "float64").stdout
-    lines = printed.splitlines()
+    lines = run(TWO, f"shops.{suffix}", *roles, "--dtype", "float64").stdout.splitlines()
     assert [line.split(",")[:2] for line in lines[1:7:5]] == [["north", "2024-02-20"], ["south", "2024-02-10"]]
     price = [np.cos(np.arange(55)), np.cos(np.arange(45) + 1)]
     expected = np.concatenate(of(TWO, horizon=5).predict([x[:, 0], x[:40, 1]], future=price))
     np.testing.assert_allclose([float(line.split(",")[2]) for line in lines[1:]], expected, rtol=1e-6)
     found = json.loads(run(TWO, f"shops.{suffix}", *roles, "--json").stdout)
     assert list(found["forecasts"]) == ["shop", "day", "sales", "sales 0.1"]
-    assert run(TWO, f"shops.{suffix}", *roles, "-o", "ahead.csv", "--quiet", "--dtype", "float64").stdout == ""
-    assert Path("ahead.csv").read_text() == printed
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -376,25 +342,21 @@ def test_the_command_says_which_columns_it_leaves_out(run, suffix, x):
     assert "column 'none' has no value to forecast from" in refused
     write_table(f"t.{suffix}", {"town": ["Linz"] * 50, "weather": ["rain"] * 50})
     for options in ([], ["--series-id", "town"]):
-        assert (
-            "no column holds numbers; the header has town, weather" in run(ONE, f"t.{suffix}", *options, code=2).stderr
-        )
+        refused = run(ONE, f"t.{suffix}", *options, code=2).stderr
+        assert "no column holds numbers; the header has town, weather" in refused
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["shops.csv", "--past", "price", "--past", "sales", "--series-id", "shop"], "are covariates, expected one to"),
-        (["shops.csv", "--series-id", "shop", "--future", "price"], "columns, expected none: TiRex takes no"),
-        (["shops.csv", "--quantiles", "a"], "--quantiles is 'a', expected numbers such as 0.1,0.5,0.9"),
-        (["shops.csv", "--series-id", "shop", "--target", "sold"], "shops.csv: column 'sold' is not in the header"),
-        (["shops.csv", "-o", "a.txt"], "a.txt: ends in '.txt', expected .csv or .parquet"),
-        (["empty.csv", "--target", "a"], "empty.csv: column 'a' has no value to forecast from"),
+        (["--past", "price", "--past", "sales", "--series-id", "shop"], "are covariates, expected one to"),
+        (["--quantiles", "a"], "--quantiles is 'a', expected numbers such as 0.1,0.5,0.9"),
+        (["--series-id", "shop", "--target", "sold"], "shops.csv: column 'sold' is not in the header"),
+        (["-o", "a.txt"], "a.txt: ends in '.txt', expected .csv or .parquet"),
     ],
 )
 def test_the_command_refuses_wrong_input(run, x, arguments, words):
     write_table("shops.csv", shops(x))
-    write_table("empty.csv", {"b": ["1", "2"], "a": ["", ""]})
-    refused = run(ONE, *arguments, code=2).stderr
+    refused = run(ONE, "shops.csv", *arguments, code=2).stderr
     assert words in refused
     assert (refused[:7], refused.count("\n")) == ("error: ", 1)

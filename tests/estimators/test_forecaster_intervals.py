@@ -1,0 +1,130 @@
+"""Quantiles, sample paths, and forecasts beyond the horizon."""
+
+import numpy as np
+import pytest
+
+from tests.estimators.conftest import LEARNS, QUICK
+from xlstm import checkpoint
+from xlstm.estimators import Forecaster, evaluation, sampling
+from xlstm.estimators.predictor import Predictor
+
+
+def test_intervals_cover_what_they_promise():
+    noise = np.random.default_rng(1).normal(size=1500)
+    score = Forecaster(**{**LEARNS, "horizon": 2}).fit(noise).score(noise)
+    assert np.all(np.abs(score.coverage - 0.8) < 0.05)
+    assert np.all(np.diff(score.quantiles, axis=-1) >= 0)
+    # The CRPS of a normal distribution that is known is its standard deviation / sqrt(pi).
+    np.testing.assert_allclose(score.crps, 1 / np.sqrt(np.pi), rtol=0.15)
+
+
+def test_rolling_limits_by_hand(rng, monkeypatch):
+    """Only errors that are known at an origin count, and only the last of them."""
+    monkeypatch.setattr(evaluation, "RECENT", 20)
+    monkeypatch.setattr(evaluation, "HORIZONS", 5)
+    outside = rng.standard_normal((60, 3, 2, 1))
+    outside[rng.random(outside.shape) < 0.2] = np.nan
+    found = evaluation.rolling(outside, 30, (0.1, 0.9))
+    for i, h, c in np.ndindex(30, 3, 2):
+        known = outside[max(0, 30 + i - h - 20) : 30 + i - h, h, c, 0]
+        known = np.sort(known[~np.isnan(known)])
+        rank = min(len(known), int(np.ceil((len(known) + 1) * 0.8)))
+        assert found[i, h, c, 0] == known[rank - 1]
+    last = evaluation.adjustment([outside], (0.1, 0.9))
+    assert last.shape == (3, 2, 1)
+    recent = np.sort(outside[40:, 1, 0, 0])  # NaN last
+    count = np.count_nonzero(~np.isnan(recent))
+    assert last[1, 0, 0] == recent[min(count, int(np.ceil((count + 1) * 0.8))) - 1]
+    assert evaluation.pairs((0.1, 0.3, 0.5, 0.7, 0.9)) == [(0, 4), (1, 3)]
+
+
+def test_quantiles_that_are_missing(values):
+    forecaster = Forecaster(**LEARNS, linear_baseline=0, quantiles=()).fit(values)
+    score = forecaster.score(values)
+    assert np.all(score.model < score.persistence)
+    assert np.all(np.isnan(score.coverage))
+    assert np.isnan(score.interval)
+    with pytest.raises(ValueError, match="fitted without quantiles"):
+        forecaster.predict_quantiles(values)
+    with pytest.raises(ValueError, match=r"fitted with quantiles=\(0.5,\), expected two or more"):
+        Forecaster(**QUICK, quantiles=(0.5,)).fit(values).sample(values)
+
+
+def test_nothing_is_forecast_below_the_least(values):
+    values = np.maximum(values - 10, 0)
+    found = [Forecaster(**QUICK, least=least).fit(values) for least in (None, 0.0)]
+    free, limited = (one.score(values).quantiles for one in found)
+    assert np.min(free) < 0
+    assert np.min(limited) == np.min(found[1].predict_quantiles(values)) == 0.0
+    np.testing.assert_array_equal(limited, np.maximum(free, 0.0))
+    assert np.min(found[1].predict(values, 30)) >= 0
+
+
+def test_forecasts_beyond_the_horizon_begin_with_those_of_the_horizon(fitted, values):
+    near, far = fitted.predict(values), fitted.predict(values, 14)
+    assert far.shape == (14,)
+    np.testing.assert_array_equal(far[:6], near)
+    near, far = fitted.predict_quantiles(values), fitted.predict_quantiles(values, 12)
+    np.testing.assert_array_equal(far[:6], near)
+    np.testing.assert_array_equal(fitted.predict_quantiles(values, 2), near[:2])
+    paths = fitted.sample(values, 4000, 12)
+    np.testing.assert_allclose(np.quantile(paths[:, :6], fitted.quantiles, axis=0).T, near, atol=0.2)
+    np.testing.assert_allclose(np.quantile(paths[:, 6:], fitted.quantiles, axis=0).T, far[6:], atol=0.6)
+
+
+def test_forecasts_that_overflow_are_an_error(fitted, values, tmp_path):
+    """Where a file says that intervals are to be wider than numbers can be."""
+    fitted.save(tmp_path / "m")
+    arrays, config = checkpoint.load(tmp_path / "m", "forecaster")
+    checkpoint.save(tmp_path / "m", arrays | {"adjustment": arrays["adjustment"] * 0 + 1e308}, "forecaster", config)
+    loaded, series = Forecaster.load(tmp_path / "m"), 1000 * values
+    assert np.isfinite(loaded.predict(series)).all()
+    for call in (loaded.predict_quantiles, loaded.sample, loaded.export_inputs):
+        with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the forecast is not finite"):
+            call(series)
+
+
+@pytest.mark.parametrize("call", [Forecaster.predict, Forecaster.sample])
+def test_long_forecasts_say_how_long_they_take(fitted, values, monkeypatch, caplog, call):
+    """And each horizon looks back on as many rows as the one before."""
+    rows = []
+    base = Predictor.base
+    monkeypatch.setattr(Predictor, "base", lambda p, one, *rest: rows.append(len(one.known)) or base(p, one, *rest))
+    monkeypatch.setattr(sampling, "LONG", np.inf)
+    call(fitted, values, steps=300)
+    assert caplog.messages == []
+    assert rows[-1] == rows[-25]
+    monkeypatch.setattr(sampling, "LONG", 0.0)
+    call(fitted, values, steps=20)
+    (message,) = caplog.messages
+    assert message.startswith("Forecaster: 20 steps, 6 at a time, take about ")
+
+
+def walk(rng, steps, start, count=()):
+    """Draw the next values of an autoregression of order 1."""
+    noise, values = rng.normal(size=(steps, *count)), []
+    for k in range(steps):
+        values.append(0.8 * (values[-1] if values else start) + noise[k])
+    return np.array(values).T
+
+
+def test_sample_paths_of_an_autoregression():
+    """Steps, also beyond the horizon, and sums are covered; sums of paths whose steps are drawn one by one are not."""
+    rng = np.random.default_rng(0)
+    values = walk(rng, 1200, 0.0)
+    settings = {"window": 24, "hidden_size": 8, "epochs": 1, "candidates": ("linear", "network")}
+    forecaster = Forecaster(**settings, horizon=4, backend="numpy").fit(values)
+    whole, shuffled = forecaster.ranks_, rng.permuted(forecaster.ranks_, axis=0)
+    inside, sums, alone = [], [], []
+    for end in range(900, 1200, 20):
+        truth = walk(rng, 12, values[end - 1], (1000,))
+        for ranks, covered in ((shuffled, alone), (whole, sums)):
+            forecaster.ranks_ = ranks
+            paths = forecaster.sample(values[:end], 250, 4 if ranks is shuffled else 12, seed=end)
+            low, high = np.quantile(paths[:, :4].sum(axis=1), (0.1, 0.9))
+            covered.append(np.mean((truth[:, :4].sum(axis=1) >= low) & (truth[:, :4].sum(axis=1) <= high)))
+        low, high = np.quantile(paths, (0.1, 0.9), axis=0)
+        inside.append(np.mean((truth >= low) & (truth <= high), axis=0))
+    assert np.all(np.abs(np.mean(inside, axis=0) - 0.8) < 0.08)
+    assert abs(np.mean(sums) - 0.8) < 0.07
+    assert np.mean(alone) < 0.7

@@ -1,0 +1,99 @@
+"""How a forecaster is trained: what it learns, what it sees, backends, interrupts and the tools of scikit-learn."""
+
+import signal
+
+import numpy as np
+import pytest
+
+from tests.estimators.conftest import LEARNS, QUICK
+from xlstm import gradcheck, losses
+from xlstm.arrays.convert import to_numpy
+from xlstm.data.series import bundled, read_csv
+from xlstm.estimators import Forecaster, predictor
+from xlstm.training import Interrupted
+
+
+def test_goals_on_sunspots_with_one_epoch(monkeypatch):
+    """At 1, 3, 6 and 12 months no worse than the better baseline, and intervals that cover what they promise."""
+    monkeypatch.delenv("XLSTM_COMPILE", raising=False)
+    values = read_csv(bundled("sunspots")).values
+    score = Forecaster(horizon=12, hidden_size=8, epochs=1, refit=False, backend="numpy").fit(values).score(values)
+    ahead = np.array([1, 3, 6, 12]) - 1
+    assert score.points == 564
+    assert score.model[0] <= 19.0
+    assert (score.persistence[0], score.autoregression[0]) == pytest.approx((20.1, 18.2), abs=0.05)  # as published
+    assert np.all(score.model[ahead] <= np.minimum(score.persistence, score.autoregression)[ahead])
+    assert np.all((score.coverage[ahead] >= 0.75) & (score.coverage[ahead] <= 0.85))
+
+
+def test_windows_end_with_the_series(fitted, values):
+    """The network sees by how much values differ from the last one, in some unit."""
+    x = fitted.windows(values, 3)
+    assert x.shape == (12, 3, 1)
+    for k in range(3):
+        window = values[len(values) - 14 + k :][:12]
+        change = window - window[-1]
+        np.testing.assert_allclose(x[:-1, k, 0] / x[0, k, 0], change[:-1] / change[0], rtol=1e-4)
+    assert fitted.windows(values[:13]).shape == (12, 2, 1)  # there are no more
+    assert fitted.model_(fitted.params_, x)[0].shape == (3, fitted.model_.output_size)
+
+
+def test_the_loss_is_squares_of_the_mean_and_pinball_of_quantiles(rng):
+    y, target = rng.standard_normal((4, 2 * 3)), rng.standard_normal((4, 2))
+    mask = np.array([[True, False], [True, True], [True, True], [False, True]])
+    parts = y.reshape(4, 2, 3)
+    total = losses.mse(parts[..., 0], target, mask)[0] + losses.pinball(parts[..., 1:], target, mask, (0.1, 0.9))[0]
+    assert predictor.loss((0.1, 0.9), y, target, mask)[0] == pytest.approx(float(total), rel=1e-12)
+    gradcheck(lambda y: predictor.loss((0.1, 0.9), y, target, mask), lambda dy, d: (d * dy,), (y,))
+
+
+def test_every_backend_gives_the_same_model(be, values):
+    few = {**LEARNS, "epochs": 3, "dtype": "float64"}
+    other, reference = (Forecaster(**{**few, "backend": b}).fit(values[:120]) for b in (be, "numpy"))
+    for name, p in reference.params_.items():
+        np.testing.assert_allclose(to_numpy(other.params_[name]), p, rtol=1e-6, atol=1e-9)
+
+
+def test_predict_sees_the_end_of_the_series_and_score_does_not(fitted, values):
+    """The rows of the test part change the network of `predict` and not that of `score`."""
+    changed = values.copy()
+    changed[250:] = changed[250:][::-1]
+    other = Forecaster(**LEARNS).fit(changed)
+    np.testing.assert_array_equal(other.score(values).forecasts, fitted.score(values).forecasts)
+    assert np.all(other.predict(values) != fitted.predict(values))
+    one, two = (Forecaster(**QUICK, refit=False).fit(seen).predict(values) for seen in (values, changed))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_an_interrupt_of_the_training_on_all_rows(fitted, values, tmp_path):
+    """It leaves the best network so far, and a run that goes on."""
+    seen = []
+
+    def interrupt(now):
+        seen.append(now)
+        if len(seen) == 35:  # after 6 steps in each of 5 epochs; the training on all rows has 9 steps in each
+            signal.raise_signal(signal.SIGINT)
+
+    forecaster = Forecaster(**LEARNS, checkpoints=tmp_path / "run")
+    words = "signal 2 stopped the training on all rows; .* the network of epoch [1-5]"
+    with pytest.raises(Interrupted, match=words) as caught:
+        forecaster.fit(values, interrupt)
+    assert len(caught.value.trained.losses) == len(forecaster.trained_.losses) == 30
+    assert forecaster.predictor_ is forecaster.test_predictor_
+    assert np.all(np.isfinite(forecaster.predict(values)))
+    assert np.all(np.isfinite(forecaster.score(values).model))
+    again = Forecaster(**LEARNS, checkpoints=tmp_path / "run", resume=True).fit(values)
+    assert again.trained_.losses == fitted.trained_.losses
+    np.testing.assert_array_equal(again.predict(values), fitted.predict(values))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not inherit from", "ignore:Can't test estimator")
+def test_in_scikit_learn_tools(values):
+    selection = pytest.importorskip("sklearn.model_selection")
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    forecaster = Forecaster(**QUICK)
+    assert {each["status"] for each in checks.check_estimator(forecaster, on_skip=None)} == {"passed"}
+    folds = selection.TimeSeriesSplit(2)
+    scores = selection.cross_val_score(forecaster, values, cv=folds)
+    train, test = list(folds.split(values))[1]
+    assert scores[1] == pytest.approx(-np.mean(Forecaster(**QUICK).fit(values[train]).score(values[test]).model))
