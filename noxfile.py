@@ -52,8 +52,7 @@ COMPILING = ["tests/cells", "tests/layers", "tests/recurrence", "tests/engines"]
 # there each test has one case, with NumPy arrays alone, and tests of numbers, of hostile input, of pages and of tools
 # for developers have none. Of compiled loops there are those that compare engines.
 NUMBERS = [
-    "tests/estimators/test_main_job.py::test_the_main_job_on_real_data",
-    "tests/estimators/test_forecaster.py::test_goals_on_sunspots_with_one_epoch",
+    "tests/estimators/test_forecaster_training.py::test_goals_on_sunspots_with_one_epoch",
     "tests/layers/test_lstm.py::test_long_sequences_stay_finite",
     "tests/layers/test_slstm.py::test_long_sequences_stay_finite",
     "tests/layers/test_recurrent.py::test_gradient_of_every_pair_of_options",
