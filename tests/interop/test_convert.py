@@ -10,10 +10,13 @@ import safetensors.numpy
 from typer.testing import CliRunner
 
 import xlstm
+from tests.conftest import DATA
+from tests.interop.passes import same_bits
 from tests.registry import EVERY, OPTIONS, alone, make
 from xlstm.cli import export_import
 from xlstm.cli.app import app
 from xlstm.estimators import Forecaster
+from xlstm.interop import nxai, tirex
 from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
@@ -25,6 +28,25 @@ def saved(tmp_path, model):
     params = model.init(0, "numpy")
     model_files.save(tmp_path / "net.safetensors", model, params)
     return tmp_path / "net.safetensors", params
+
+
+@pytest.mark.parametrize(
+    ("published", "name"),
+    [
+        *((nxai, f"nxai/{name}.safetensors") for name in ("block_stack", "large")),
+        *((tirex, f"tirex{k}/{name}/model.safetensors") for k in (1, 2) for name in "abc"),
+    ],
+    ids=str,
+)
+def test_published_checkpoints_come_back_with_the_same_bits(tmp_path, published, name):
+    path = DATA / name if published is nxai else (DATA / name).parent
+    model, params = published.load(path, backend="numpy")
+    for place, file in (("out", "out/model.safetensors"), ("one.safetensors", "one.safetensors")):
+        published.save(tmp_path / place, model, params)
+        same_bits(safetensors.numpy.load_file(tmp_path / file), safetensors.numpy.load_file(DATA / name))
+        again, found = published.load(tmp_path / place, backend="numpy")
+        assert again == model
+        same_bits(found, params)
 
 
 @pytest.mark.parametrize("to", export_import.SUFFIXES)

@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 import xlstm
 from tests.attacks.damage import checkpoint_of_torch
 from tests.conftest import DATA
+from tests.interop.passes import same_bits
 from xlstm.interop import tirex
 from xlstm.models import TiRex2
 
-FOLDERS = [f"{model}/{name}" for model in ("tirex1", "tirex2") for name in "abc"]
 FIRST, SECOND = DATA / "tirex1" / "a", DATA / "tirex2" / "a"
 ALIASES = json.loads((SECOND / "aliases.json").read_text())
 
@@ -33,22 +33,6 @@ def written(folder, arrays, config):
     return folder
 
 
-def same(found, expected):
-    """Whether parameters have the same names and bits."""
-    return found.keys() == expected.keys() and all(np.array_equal(found[name], a) for name, a in expected.items())
-
-
-@pytest.mark.parametrize("name", FOLDERS)
-def test_there_and_back_are_the_same_bits(tmp_path, name):
-    model, params = tirex.load(DATA / name, backend="numpy")
-    for path, file in (("out", "out/model.safetensors"), ("one.safetensors", "one.safetensors")):
-        tirex.save(tmp_path / path, model, params)
-        assert same(load_file(tmp_path / file), load_file(DATA / name / "model.safetensors"))
-        again, found = tirex.load(tmp_path / path, backend="numpy")
-        assert again == model
-        assert same(found, params)
-
-
 @pytest.mark.skipif(os.name == "nt", reason="there all parameters are read")
 def test_parameters_stay_in_their_file_until_they_are_used(tmp_path):
     """Those that lie there as they do here, in the dtype that is asked for; changes do not reach the file."""
@@ -62,7 +46,7 @@ def test_parameters_stay_in_their_file_until_they_are_used(tmp_path):
     params["blocks.0.mixer.q.W"][:] = 0.0
     assert (folder / "model.safetensors").read_bytes() == before
     tirex.save(folder, model, params)  # in the place of the file that the parameters lie in
-    assert same(tirex.load(folder, backend="numpy")[1], params)
+    same_bits(tirex.load(folder, backend="numpy")[1], params)
 
 
 def origin(a):
@@ -81,7 +65,7 @@ def test_aliases(tmp_path):
     older = {name.replace("_bias_", "bias"): a for name, a in arrays.items()}
     for some in ({other.get(name, name): a for name, a in arrays.items()}, copies, older):
         assert some.keys() != arrays.keys()
-        assert same(tirex.load(written(tmp_path / "x", some, config), backend="numpy")[1], params)
+        same_bits(tirex.load(written(tmp_path / "x", some, config), backend="numpy")[1], params)
     name, words = "stack.1.time_mixer.rev_cell.recurrent_kernel", r"is another array than stack\.1\.time_mixer\.fwd_cel"
     for array in (copies[name] + 1, copies[name][:1]):
         with pytest.raises(ValueError, match=rf"{name} {words}"):
@@ -102,7 +86,7 @@ def test_checkpoint_of_lightning(tmp_path):
     for path in (tmp_path / "model.ckpt", tmp_path):
         again, found = tirex.load(path, backend="numpy")
         assert again == model
-        assert same(found, params)
+        same_bits(found, params)
 
 
 def test_older_files_of_the_second(tmp_path):
@@ -115,7 +99,7 @@ def test_older_files_of_the_second(tmp_path):
     (tmp_path / "model-config.yaml").write_text(yaml.safe_dump(config_of(SECOND)))
     again, found = tirex.load(tmp_path, backend="numpy")
     assert again == model
-    assert same(found, params)
+    same_bits(found, params)
 
 
 def test_keys_that_may_be_missing_or_change_nothing(tmp_path):

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 import xlstm
 from tests.conftest import later
+from tests.interop.passes import same_bits
 from xlstm.interop.torch import from_torch, to_torch
 from xlstm.models.sequence import SequenceModel
 
@@ -20,12 +21,6 @@ CONFIGURATIONS = [
     (kind, {"num_layers": layers, "bidirectional": both, "bias": bias, **more})
     for (kind, more), layers, both, bias in itertools.product(KINDS, (1, 3), (False, True), (True, False))
 ]
-
-
-def same(found, expected):
-    """The same bits under the same names."""
-    assert found.keys() == expected.keys()
-    assert all((a.dtype, a.tobytes()) == (expected[n].dtype, expected[n].tobytes()) for n, a in found.items())
 
 
 def module_of(kind, options, batch_first=False):
@@ -81,7 +76,7 @@ def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
     from_file = from_torch(path, kind, prefix="encoder.", activation=options.get("nonlinearity", "tanh"))
     for layer, params in (ours_of(kind, options, theirs), from_file):
         back = to_torch(layer, params)
-        same(back, theirs)
+        same_bits(back, theirs)
         module.load_state_dict({n: torch.tensor(p) for n, p in back.items()})
 
 
@@ -93,7 +88,7 @@ def test_a_model_and_its_layer():
     assert weights["head.weight"].shape == (2, 2 * H)
     layer, found = from_torch(weights, "gru", prefix="recurrent.")
     assert layer == model.recurrent
-    same({f"recurrent.{n}": a for n, a in found.items()}, {n: a for n, a in params.items() if "head" not in n})
+    same_bits({f"recurrent.{n}": a for n, a in found.items()}, {n: a for n, a in params.items() if "head" not in n})
     single = to_torch(xlstm.LSTM(D, H), xlstm.LSTM(D, H).init(0, "numpy"))["bias_hh_l0"]
     np.testing.assert_array_equal(single, np.zeros(4 * H, "float32"))
 
@@ -157,7 +152,7 @@ def test_files_of_torch(tmp_path, suffix):
     lightning = {"state_dict": {"m." + n: a for n, a in state.items()}, "epoch": 3}
     for content, prefix in ((state, ""), (lightning, "m.")):
         torch.save(content, path)
-        same(from_torch(path, prefix=prefix)[1], expected)
+        same_bits(from_torch(path, prefix=prefix)[1], expected)
     torch.save({"weight_ih_l0": Bomb()}, path)
     with pytest.raises(ValueError, match="not read without PyTorch"):
         from_torch(path, "lstm")

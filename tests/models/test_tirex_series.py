@@ -1,5 +1,6 @@
 """TiRex: everything from series to tokens, and from the network's output to forecasts."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -289,6 +290,12 @@ def test_the_middle_quantile_is_the_one_by_position():
     q = np.broadcast_to([1.0, 2.0, 4.0, 8.0], (2, 4))
     expected = 4 + np.sqrt(0.9) * np.array([[1.0], [2**0.02]]) * (q - 4)
     np.testing.assert_allclose(transforms.calibrated(q), expected, rtol=1e-14)
+
+
+def test_sign_flip_needs_opposite_quantiles(two):
+    own = dataclasses.replace(two[0], quantiles=(0.1, 0.5, 0.8))
+    with pytest.raises(ValueError, match=r"sign_flip needs quantile 0\.9"):
+        own.forecast(own.init(backend="numpy"), X, 4, sign_flip=True)
 
 
 def test_a_constant_has_no_deviation():
