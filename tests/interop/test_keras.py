@@ -222,10 +222,9 @@ CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**20))
 
 
 def patched(path, offset, values):
-    """Bytes of the weights' entry in the directory, or of their data where the offset is None, in other values."""
+    """Other values in the entry of the weights in the archive's directory."""
     blob = bytearray(path.read_bytes())
-    name = WEIGHTS[0].encode()
-    start = blob.index(name) + len(name) if offset is None else blob.rindex(name) - 46 + offset
+    start = blob.rindex(WEIGHTS[0].encode()) - 46 + offset
     blob[start : start + len(values)] = values
     path.write_bytes(blob)
 
@@ -236,7 +235,6 @@ def patched(path, offset, values):
         ([CONFIG, CONFIG], zipfile.ZIP_STORED, None, "config.json is there 2 times"),
         ([CONFIG, (WEIGHTS[0], bytes(2**27))], zipfile.ZIP_DEFLATED, None, "is compressed, which Keras' are not"),
         ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (10, b"\x0e\x00"), "model.weights.h5 is compressed"),
-        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (None, b"\xff\xff"), "not a readable .keras file"),
         ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (24, (2**30).to_bytes(4, "little")), "model.weights.h5 is compressed"),
     ],
 )

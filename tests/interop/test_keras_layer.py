@@ -134,11 +134,11 @@ def test_a_configuration_that_memory_does_not_hold():
 
 
 def test_misuse_is_named(monkeypatch):
-    with pytest.raises(TypeError, match=r"^interop.keras.layer: layer is"):
+    with pytest.raises(TypeError, match=r"^interop\.keras\.layer: layer is"):
         keras_layer(xlstm.Linear(D, H))
-    with pytest.raises(ValueError, match="the dtype policy is mixed_bfloat16, expected float32 or float64"):
+    with pytest.raises(ValueError, match="the dtype policy is mixed_bfloat16"):
         keras_layer(xlstm.LSTM(D, H), dtype="mixed_bfloat16")
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     code = "import xlstm, xlstm.interop.keras as bridge; bridge.layer(xlstm.LSTM(3, 4))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "interop.keras.layer: the backend of Keras is tensorflow, expected torch or jax" in found.stderr
+    assert "interop.keras.layer: the backend of Keras is tensorflow" in found.stderr

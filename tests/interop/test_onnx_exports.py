@@ -239,13 +239,3 @@ def test_default_of_an_input_is_a_constant():
     edited.read()
     edited.graph.initializer.append(onnx.numpy_helper.from_array(same(1, 1, B, H), "h0"))
     edited.read("initial_h is a constant other than 0")
-
-
-def test_constant_nodes_of_numbers():
-    edited = Edited((T, B))
-    for name, attributes in {"sizes": {"value_ints": [T, B, H]}, "one": {"value_float": 1.0}}.items():
-        edited.insert(helper.make_node("Constant", [], [name], **attributes))
-    edited.second.input[0] = edited.node("Reshape", edited.second.input[0], "sizes")
-    edited.read()
-    edited.second.input.extend(["", edited.node("Expand", "one", np.array([1, B, H]))])
-    edited.read("initial_h is computed by a node Expand")

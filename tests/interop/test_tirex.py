@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import xlstm
 from tests.attacks.damage import checkpoint_of_torch
 from tests.conftest import DATA
 from tests.interop.passes import same_bits
@@ -168,21 +167,16 @@ def test_missing_files_are_named(tmp_path):
         tirex.load(tmp_path / "model.ckpt")
 
 
-SIZES = {"patch_size": 2, "context": 4, "horizon": 2}
-OTHER = TiRex2(16, [("slstm", 2, 2)], ffn_proj_factor=1.0, **SIZES)
-ODD = TiRex2(16, [("slstm", 2, 2)], activation="sigmoid", **SIZES)
-
-
 @pytest.mark.parametrize(
-    ("name", "model", "message"),
+    ("name", "options", "message"),
     [
-        ("x", xlstm.LSTM(1, 1), r"model is LSTM\(1, 1\), expected a TiRex or a TiRex2"),
-        ("x.ckpt", TiRex2(16, [("slstm", 2, 2)], **SIZES), r"expected a folder or NAME\.safetensors"),
-        ("x", OTHER, r"ffn_proj_factor is 1\.0, expected that of TiRex-2, 2\.6667"),
-        ("x", ODD, "activation is 'sigmoid', expected one of silu, relu, gelu"),
+        ("x.ckpt", {}, r"expected a folder or NAME\.safetensors"),
+        ("x", {"ffn_proj_factor": 1.0}, "ffn_proj_factor is"),
+        ("x", {"activation": "sigmoid"}, "activation is 'sigmoid'"),
     ],
 )
-def test_what_theirs_cannot_express_is_refused(tmp_path, name, model, message):
+def test_what_theirs_cannot_express_is_refused(tmp_path, name, options, message):
+    model = TiRex2(16, [("slstm", 2, 2)], patch_size=2, context=4, horizon=2, **options)
     with pytest.raises((TypeError, ValueError), match=f"save: .*{message}"):
         tirex.save(tmp_path / name, model, model.init(backend="numpy"))
     assert not list(tmp_path.iterdir())

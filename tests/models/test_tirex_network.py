@@ -14,7 +14,6 @@ from xlstm.cells.slstm import to_bfloat16
 from xlstm.engines import engine
 from xlstm.engines.numba import jit
 from xlstm.models import TiRex, TiRex2
-from xlstm.models.tirex.variates import Groups
 
 FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")
 FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
@@ -56,19 +55,6 @@ def test_gradient_of_groups(rng, qk_norm):
     xlstm.gradcheck(of_params, lambda saved, dy: model.backward(*saved, dy)[:1], (params,), directions=1)
     if qk_norm:  # which changes nothing in the ways of states
         xlstm.gradcheck(of_rest, lambda saved, d: model.backward(*saved, *d)[1:], (x, end), directions=1)
-
-
-def test_backends_agree_on_groups(be, rng):
-    """The output and every gradient are NumPy's, with rows of a group in any order."""
-    params, x = inputs_of(SECOND, make_backend("numpy"), rng, 8)
-    found = []
-    for backend in (make_backend("numpy"), be):
-        here = {name: backend.asarray(p) for name, p in params.items()}
-        y, _, saved = SECOND.forward(here, backend.asarray(x), **GROUPS)
-        grads, dx, _ = SECOND.backward(here, saved, y)
-        found.append([to_numpy(a) for a in (y, dx, *grads.values())])
-    for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("which", FILES)
@@ -154,20 +140,6 @@ def test_the_network_is_compiled(monkeypatch, rng, rounding):
         found.append({"y": y, "dx": dx, **grads})
     for name, a in found[1].items():
         assert np.max(abs(found[0][name] - a)) <= (1e-2 if rounding else 1e-11) * np.max(abs(a)), name
-
-
-@pytest.mark.parametrize("model", [FIRST, SECOND], ids=["TiRex", "TiRex2"])
-def test_outputs_of_some_tokens_and_rows(be, rng, model):
-    """They are those of a whole pass, also from a state."""
-    params, x = inputs_of(model, be, rng, 8)
-    given = GROUPS if model is SECOND else {}
-    groups = Groups.of("", 8, **given) if given else None
-    state = None
-    for _ in range(2):
-        expected, end, _ = model.forward(params, x, state, train=False, **given)
-        y = model.read(params, x, state, slice(1, 3), np.array([4, 1]), groups)
-        np.testing.assert_allclose(to_numpy(y), to_numpy(expected)[[4, 1], 1:3], rtol=1e-12, atol=1e-13)
-        state = end
 
 
 def test_who_sees_whom(rng):
