@@ -8,17 +8,13 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from tests.tirex import error, golden, gradients, rows, tokens, written
+from tests.tirex import FIRST, SECOND, error, golden, gradients, rows, tokens, written
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import to_bfloat16
 from xlstm.engines import engine
 from xlstm.engines.numba import jit
-from xlstm.models import TiRex, TiRex2
 
 FILES = ("tirex1/a", "tirex1/b", "tirex1/c", "tirex2/a", "tirex2/b", "tirex2/c")
-FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
-SIZES = {"patch_size": 2, "quantiles": (0.5,), "input_ff_size": 3, "output_ff_size": 5, "context": 8, "horizon": 4}
-SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], **SIZES)
 GROUPS = {
     "groups": [7, 1, 7, 3, 1, 3, 3, 2],
     "targets": [True, True, False, True, True, False, False, True],
@@ -40,7 +36,7 @@ def test_gradient_of_groups(rng, qk_norm):
     Rows are alone, in groups, and known. Gradients of states by parameters are checked without groups, in
     `tests/layers/test_blocks.py`.
     """
-    model = TiRex2(4, SECOND.recipe, qk_norm=qk_norm, norm_eps=None, activation="gelu", **SIZES)
+    model = dataclasses.replace(SECOND, qk_norm=qk_norm, norm_eps=None, activation="gelu")
     params, x = inputs_of(model, make_backend("numpy"), rng, 8, 3)
     _, end = model(params, x)
 

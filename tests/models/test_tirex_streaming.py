@@ -5,11 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from xlstm.models import HorizonWarning, TiRex, TiRex2
-
-FIRST = TiRex(4, 2, 2, patch_size=2, quantiles=(0.2, 0.5), input_ff_size=3, context=8)
-SIZES = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 3, "output_ff_size": 5, "context": 8}
-SECOND = TiRex2(4, [("mlstm", 2, 2), ("slstm", 1, 1)], horizon=6, **SIZES)
+from tests.tirex import FIRST, SECOND
+from xlstm.models import HorizonWarning, TiRex
 
 
 def whole(model, params, series, horizon):
