@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import sys
 import tracemalloc
 import types
 import zipfile
@@ -151,34 +150,33 @@ def test_nested_and_functional_models(tmp_path):
         assert bits(to_keras(layer, params)) == bits(inner.get_weights())
         layer, _ = from_keras(path, "lstm", name=outside)
         assert layer.activations == (("sigmoid", "relu", "relu") if path == described else None)
-        with pytest.raises(ValueError, match=rf"the layers form no stack, name one of them: .*{inside} is GRU"):
-            from_keras(path)
-        with pytest.raises(ValueError, match=rf"there is no recurrent layer 'foo', found .*{outside}"):
-            from_keras(path, name="foo")
+        for name, words in ((None, f"form no stack.*{inside} is GRU"), ("foo", f"'foo', found .*{outside}")):
+            with pytest.raises(ValueError, match=words):
+                from_keras(path, name=name)
 
 
 def test_a_file_in_a_newer_hdf5_format(tmp_path, good):
     with h5py.File(good) as old, h5py.File(tmp_path / "new.weights.h5", "w", libver="latest") as new:
         old.copy("layers", new)
-    layer, params = from_keras(good)
-    again, same = from_keras(tmp_path / "new.weights.h5")
-    assert again == layer
-    assert bits(same.values()) == bits(params.values())
+    (layer, params), (again, same) = map(from_keras, (good, tmp_path / "new.weights.h5"))
+    assert (again, bits(same.values())) == (layer, bits(params.values()))
 
 
-def test_two_biases_become_one(rng):
-    layer = xlstm.LSTM(D, H, recurrent_bias=True)
-    params = layer.init(0, "numpy", "float64")
+def test_what_keras_does_not_have(rng):
+    """Two biases become one; layers in reverse are written one by one."""
+    layer = xlstm.LSTM(D, H, recurrent_bias=True, batch_first=True)
+    params, x = layer.init(0, "numpy", "float64"), rng.standard_normal((B, T, D))
     again, single = from_keras(to_keras(layer, params), "lstm")
-    x = rng.standard_normal((B, T, D))
-    expected, _, _ = layer.forward(params, np.swapaxes(x, 0, 1))
-    np.testing.assert_allclose(again.forward(single, x)[0], np.swapaxes(expected, 0, 1), rtol=1e-12)
-
-
-def test_layers_in_reverse_are_written_one_by_one():
+    np.testing.assert_allclose(again(single, x)[0], layer(params, x)[0], rtol=1e-12)
     stack = xlstm.GRU(D, H, 2, reverse=True)
     with pytest.raises(ValueError, match="reverse is True in a stack"):
         to_keras(stack, stack.init(0, "numpy"))
+
+
+def two_ways(kind):
+    """A built layer with another one backwards, of another activation."""
+    layer, other = kind(H), kind(H, activation="relu", go_backwards=True)
+    return randomised(keras.layers.Bidirectional(layer, backward_layer=other), np.random.default_rng(0))
 
 
 K, R, V = np.zeros((D, 4 * H)), np.zeros((H, 4 * H)), np.zeros(4 * H)
@@ -186,25 +184,26 @@ GRU = [np.zeros((n, 3 * H)) for n in (D, H)]
 
 
 @pytest.mark.parametrize(
-    ("source", "arguments", "error", "words"),
+    ("source", "arguments", "words"),
     [
-        ([K, R, V], {}, ValueError, "arrays do not show their kind"),
-        ([K, R, V], {"kind": "LSTM"}, ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
-        ([K, R, V], {"kind": "gru"}, ValueError, r"layer 0: kernel has shape \(3, 16\), expected \(D, 3H\) = \(3, 12"),
-        ([K], {"kind": "lstm"}, ValueError, r"arrays have shapes \(3, 16\), expected \(D, 4H\), \(H, 4H\)"),
-        ([K, R, V.astype("float32")], {"kind": "lstm"}, TypeError, "dtypes float32, float64"),
-        ([a.astype("int64") for a in GRU], {"kind": "gru"}, TypeError, "array 0 has dtype int64"),
-        ([K, R], {"kind": "lstm", "reset_after": True}, ValueError, "reset_after is True, which its weights"),
-        (3, {}, TypeError, "got a int, expected a Keras layer"),
-        (lambda: keras.layers.Dense(2), {}, ValueError, "there is no LSTM, GRU or"),
-        (lambda: keras.layers.GRU(2), {}, ValueError, "has no weights, expected a layer that is built"),
-        (lambda: keras.layers.GRU(2), {"reverse": True}, ValueError, "options are told for arrays"),
-        (lambda: keras.layers.LSTM(2, activation="gelu"), {}, ValueError, "activation 'gelu', expected one of"),
-        (lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), {}, ValueError, "_mode 'sum'"),
+        ([K, R, V], {}, "arrays do not show their kind"),
+        ([K, R, V], {"kind": "LSTM"}, "kind is 'LSTM'"),
+        ([K, R, V], {"kind": "gru"}, "layer 0: kernel has shape"),
+        ([K], {"kind": "lstm"}, "arrays have shapes"),
+        ([K, R, V.astype("float32")], {"kind": "lstm"}, "dtypes float32, float64"),
+        ([a.astype("int64") for a in GRU], {"kind": "gru"}, "array 0 has dtype int64"),
+        ([K, R], {"kind": "lstm", "reset_after": True}, "reset_after"),
+        (3, {}, "got a int"),
+        (lambda: keras.layers.Dense(2), {}, "there is no LSTM"),
+        (lambda: keras.layers.GRU(2), {}, "has no weights"),
+        (lambda: keras.layers.GRU(2), {"reverse": True}, "options"),
+        (lambda: keras.layers.LSTM(2, activation="gelu"), {}, "activation 'gelu'"),
+        (lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), {}, "merge_mode 'sum'"),
+        (lambda: two_ways(keras.layers.SimpleRNN), {}, "backward_layer"),
     ],
 )  # fmt: skip
-def test_misfits_are_named(source, arguments, error, words):
-    with pytest.raises(error, match=words):
+def test_misfits_are_named(source, arguments, words):
+    with pytest.raises((TypeError, ValueError), match=words):
         from_keras(source() if isinstance(source, types.FunctionType) else source, **arguments)
 
 
@@ -228,10 +227,9 @@ CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**20))
 
 
 def patched(path, offset, values):
-    """Bytes of the weights' entry in the directory, or of their data where the offset is None, in other values."""
+    """Other values in the entry of the weights in the archive's directory."""
     blob = bytearray(path.read_bytes())
-    name = WEIGHTS[0].encode()
-    start = blob.index(name) + len(name) if offset is None else blob.rindex(name) - 46 + offset
+    start = blob.rindex(WEIGHTS[0].encode()) - 46 + offset
     blob[start : start + len(values)] = values
     path.write_bytes(blob)
 
@@ -242,7 +240,6 @@ def patched(path, offset, values):
         ([CONFIG, CONFIG], zipfile.ZIP_STORED, None, "config.json is there 2 times"),
         ([CONFIG, (WEIGHTS[0], bytes(2**27))], zipfile.ZIP_DEFLATED, None, "is compressed, which Keras' are not"),
         ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (10, b"\x0e\x00"), "model.weights.h5 is compressed"),
-        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (None, b"\xff\xff"), "not a readable .keras file"),
         ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (24, (2**30).to_bytes(4, "little")), "model.weights.h5 is compressed"),
     ],
 )
@@ -263,21 +260,12 @@ def test_damaged_and_compressed_archives_are_refused(tmp_path, entries, method, 
     assert most < 2**22
 
 
-def test_without_h5py_the_command_is_named(monkeypatch, good):
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match=r"pip install 'xlstm-xp\[keras\]'"):
-        from_keras(good)
-
-
-def test_bad_files_are_named(tmp_path, good):
-    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*none\.keras"):
-        from_keras(tmp_path / "none.keras")
-    with pytest.raises(OSError, match="not a regular file"):
-        from_keras(tmp_path)
+def test_a_damaged_heap_is_refused(good):
+    """HDF5 would not return."""
     looping = bytearray(good.read_bytes())
     heap = looping.index(b"HEAP")
     free, start = (int.from_bytes(looping[heap + k : heap + k + 8], "little") for k in (16, 24))
-    looping[start + free : start + free + 8] = free.to_bytes(8, "little")  # HDF5 would not return
+    looping[start + free : start + free + 8] = free.to_bytes(8, "little")
     for content, words in ((b"garbage", "not a readable HDF5 file"), (bytes(looping), "free space loop")):
         good.write_bytes(content)
         with pytest.raises(ValueError, match=words):
@@ -296,10 +284,3 @@ def test_what_is_no_stack_is_not_taken_for_one(tmp_path):
                 from_keras(source)
     between[2] = keras.layers.Dropout(0.5)
     assert from_keras(keras.Sequential(between))[0] == xlstm.LSTM(D, H, 2, batch_first=True)
-
-
-def test_a_backward_layer_of_its_own_is_refused_by_name(rng):
-    layer, other = (keras.layers.SimpleRNN(H, activation=f, go_backwards=f == "relu") for f in ("tanh", "relu"))
-    theirs = randomised(keras.layers.Bidirectional(layer, backward_layer=other), rng)
-    with pytest.raises(ValueError, match="has a backward_layer that is not its layer backwards"):
-        from_keras(theirs)

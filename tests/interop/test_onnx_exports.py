@@ -142,12 +142,6 @@ class Edited:
             np.testing.assert_array_equal(params[name], array)
 
 
-def copies(e, y):
-    for _ in range(1000):
-        y = e.node("Identity", y)
-    return y
-
-
 def reshaped(*sizes):
     return lambda e, y: e.node("Reshape", y, e.shape(*sizes))
 
@@ -163,7 +157,6 @@ ORDER = r"has the axes of Y of GRU '0\.Y' in another order, expected \(time, bat
     ("between", "declared", "message"),
     [
         (lambda e, y: e.node("Dropout", y), (), None),
-        (copies, (), None),
         (lambda e, y: e.node("Transpose", turned(1, 2, 0)(e, y), perm=[2, 0, 1]), (), None),
         (reshaped({"x": 0}, {"x": 1}, -1), (), None),
         (reshaped(T, B, H), (T, B), None),
@@ -171,11 +164,8 @@ ORDER = r"has the axes of Y of GRU '0\.Y' in another order, expected \(time, bat
         (lambda e, y: e.node("Relu", y), (), "is computed by a node Relu"),
         (lambda e, y: e.node("Dropout", y, np.float32(0.5), np.array(True)), (), "is computed by a node Dropout"),
         (turned(1, 0, 2), (5, 5), ORDER),
-        (lambda e, y: e.node("Slice", y, [0], [1000], [0]), (), "is computed by a node Slice"),
         (reshaped({"x": 1}, {"x": 0}, -1), (), "is computed by a node Reshape"),
-        (reshaped(B, T, H), (T, B), "is computed by a node Reshape"),
         (reshaped(T, -1, H), (), "is computed by a node Reshape"),
-        (lambda e, y: e.node("Reshape", y, e.node("ReduceMax", "x")), (), "is computed by a node Reshape"),
         (lambda e, y: "x", (), "is an input of the model, 'x', which is not known to be Y of GRU '0.Y'"),
         (lambda e, y: e.first.output[1], (), "is computed by a node GRU, '0.h'"),
     ],
@@ -200,10 +190,6 @@ def same(value, *shape):
     return np.full(shape, value, np.float32)
 
 
-def copied(e, value):
-    return ["", e.node("Identity", same(value, 1, B, H))]
-
-
 def filled(e, value):
     state = e.node("ConstantOfShape", e.shape(2, {"x": 1}, H), value=helper.make_tensor("value", 1, [1], [value]))
     return ["", e.node("Slice", state, [0], [1], [0])]
@@ -211,11 +197,6 @@ def filled(e, value):
 
 def expanded(e, value):
     return ["", e.node("Expand", same(value, 1, 1, H), e.shape(1, {"x": 1}, H))]
-
-
-def joined(e, value):
-    half = same(value, H // 2, B, 1)
-    return ["", e.node("Transpose", e.node("Concat", half, half, axis=0), perm=[2, 1, 0])]
 
 
 def steps(e, value):
@@ -230,9 +211,8 @@ def steps(e, value):
             (lambda e, value: ["", e.node("Identity", same(value, 1, B, H))], n, (), n and "initial_h")
             for n in (0, 1e-30)
         ),
-        *((inputs, n, (), n and "initial_h") for inputs in (filled, expanded, joined) for n in (0, float("nan"))),
+        *((inputs, n, (), n and "initial_h") for inputs in (filled, expanded) for n in (0, float("nan"))),
         (lambda e, shape: ["", e.node("RandomNormal", shape=shape)], [1, B, H], (), "initial_h"),
-        (lambda e, x: ["", e.node("RandomNormalLike", x)], "x", (), "initial_h"),
         (lambda e, name: ["", name], "0.h", (), "initial_h of GRU '1.Y' depends on what they compute"),
         (lambda e, name: [name], "lengths", (), "sequence_lens is not the same for all of them"),
         (steps, T, (T, None), None),
@@ -257,26 +237,5 @@ def test_default_of_an_input_is_a_constant():
     edited.graph.input.append(helper.make_tensor_value_info("h0", 1, [1, B, H]))
     edited.second.input.extend(["", "h0"])
     edited.read()
-    edited.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, B, H), np.float32), "h0"))
+    edited.graph.initializer.append(onnx.numpy_helper.from_array(same(1, 1, B, H), "h0"))
     edited.read("initial_h is a constant other than 0")
-
-
-def test_states_and_lengths_from_inputs_are_given_to_forward(rng):
-    """Also where other nodes compute them."""
-    layer = xlstm.LSTM(D, H)
-    model = to_onnx(layer, layer.init(backend="numpy", seed=0), lengths=True)
-    cell = next(n for n in model.graph.node if n.op_type == "LSTM")
-    add = helper.make_node("Add", [cell.input[5], cell.input[6]], ["sum"])
-    model.graph.node.insert(list(model.graph.node).index(cell), add)
-    cell.input[5] = "sum"
-    assert from_onnx(model)[0].num_layers == 1
-
-
-def test_constant_nodes_of_numbers():
-    edited = Edited((T, B))
-    for name, attributes in {"sizes": {"value_ints": [T, B, H]}, "one": {"value_float": 1.0}}.items():
-        edited.insert(helper.make_node("Constant", [], [name], **attributes))
-    edited.second.input[0] = edited.node("Reshape", edited.second.input[0], "sizes")
-    edited.read()
-    edited.second.input.extend(["", edited.node("Expand", "one", np.array([1, B, H]))])
-    edited.read("initial_h is computed by a node Expand")

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 import xlstm
 from tests.conftest import later
+from tests.interop.passes import same_bits
 from xlstm.interop.torch import from_torch, to_torch
 from xlstm.models.sequence import SequenceModel
 
@@ -20,12 +21,6 @@ CONFIGURATIONS = [
     (kind, {"num_layers": layers, "bidirectional": both, "bias": bias, **more})
     for (kind, more), layers, both, bias in itertools.product(KINDS, (1, 3), (False, True), (True, False))
 ]
-
-
-def same(found, expected):
-    """The same bits under the same names."""
-    assert found.keys() == expected.keys()
-    assert all((a.dtype, a.tobytes()) == (expected[n].dtype, expected[n].tobytes()) for n, a in found.items())
 
 
 def module_of(kind, options, batch_first=False):
@@ -81,25 +76,21 @@ def test_there_and_back_are_the_same_bits(tmp_path, kind, options, dtype):
     from_file = from_torch(path, kind, prefix="encoder.", activation=options.get("nonlinearity", "tanh"))
     for layer, params in (ours_of(kind, options, theirs), from_file):
         back = to_torch(layer, params)
-        same(back, theirs)
+        same_bits(back, theirs)
         module.load_state_dict({n: torch.tensor(p) for n, p in back.items()})
 
 
-def test_a_single_bias_becomes_two():
-    layer = xlstm.LSTM(D, H)
-    weights = to_torch(layer, layer.init(0, "numpy"))
-    assert weights["bias_hh_l0"].shape == (4 * H,)
-    assert not np.any(weights["bias_hh_l0"])
-
-
 def test_a_model_and_its_layer():
+    """A single bias becomes two, of which one is zero."""
     model = SequenceModel(xlstm.GRU(D, H, 2, bidirectional=True), 2)
     params = model.init(0, "numpy")
     weights = to_torch(model, params)
     assert weights["head.weight"].shape == (2, 2 * H)
     layer, found = from_torch(weights, "gru", prefix="recurrent.")
     assert layer == model.recurrent
-    same({f"recurrent.{n}": a for n, a in found.items()}, {n: a for n, a in params.items() if "head" not in n})
+    same_bits({f"recurrent.{n}": a for n, a in found.items()}, {n: a for n, a in params.items() if "head" not in n})
+    single = to_torch(xlstm.LSTM(D, H), xlstm.LSTM(D, H).init(0, "numpy"))["bias_hh_l0"]
+    np.testing.assert_array_equal(single, np.zeros(4 * H, "float32"))
 
 
 def test_arrays_are_copies():
@@ -129,23 +120,22 @@ def weights(**changes):
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "error", "words"),
+    ("given", "kind", "words"),
     [
-        (weights(), "LSTM", ValueError, "kind is 'LSTM', expected one of lstm, gru, rnn"),
-        (weights(), "rnn", ValueError, r"weight_hh_l0 has shape \(20, 5\), expected \(H, P\) = \(20, 20\)"),
-        (weights(weight_ih_l0=np.zeros((10, 3))), None, ValueError, r"\(10, 5\), expected \(4H, H\), \(3H, H\) or"),
-        (weights(bias_hh_l0=None), "lstm", ValueError, "bias_hh_l0 is missing"),
-        (weights(weight_ih_l3=np.zeros((20, 5))), "lstm", ValueError, "weight_ih_l2 is missing"),
-        (weights(weight_zz_l0=np.zeros(2)), "lstm", ValueError, "weight_zz_l0 is unknown, expected weight_ih_l0"),
-        (weights(weight_ih_l1=np.zeros((20, 4))), "lstm", ValueError, r"expected \(4H, directions\*P\) = \(20, 5\)"),
-        (weights(weight_ih_l0=np.zeros(20)), "lstm", ValueError, r"weight_ih_l0 has shape \(20,\), expected"),
-        (weights(weight_ih_l0=np.zeros((20, 3), "float32")), "lstm", TypeError, "dtypes float32, float64"),
-        (weights(weight_ih_l0=[[1.0]]), "lstm", TypeError, "weight_ih_l0 is a list"),
-        (3, "lstm", TypeError, "got a int, expected a state dict or a path"),
+        (weights(), "LSTM", "kind is 'LSTM'"),
+        (weights(), "rnn", "weight_hh_l0 has shape"),
+        (weights(weight_ih_l0=np.zeros((10, 3))), None, r"\(10, 5\), expected \(4H, H\), \(3H, H\) or"),
+        (weights(bias_hh_l0=None), "lstm", "bias_hh_l0 is missing"),
+        (weights(weight_ih_l3=np.zeros((20, 5))), "lstm", "weight_ih_l2 is missing"),
+        (weights(weight_zz_l0=np.zeros(2)), "lstm", "weight_zz_l0 is unknown"),
+        (weights(weight_ih_l1=np.zeros((20, 4))), "lstm", r"weight_ih_l1 .*expected \(4H, directions\*P\)"),
+        (weights(weight_ih_l0=np.zeros((20, 3), "float32")), "lstm", "dtypes float32, float64"),
+        (weights(weight_ih_l0=[[1.0]]), "lstm", "weight_ih_l0 is a list"),
+        (3, "lstm", "got a int"),
     ],
 )
-def test_misfits_are_named(given, kind, error, words):
-    with pytest.raises(error, match=words):
+def test_misfits_are_named(given, kind, words):
+    with pytest.raises((TypeError, ValueError), match=words):
         from_torch(given, kind)
 
 
@@ -154,23 +144,18 @@ class Bomb:
         return (pytest.fail, ("unpickled",))
 
 
-def test_files_of_torch(tmp_path):
+@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt"])
+def test_files_of_torch(tmp_path, suffix):
     """State dicts by themselves and in a checkpoint are read, in which nothing is executed; all else is refused."""
-    module = module_of("lstm", {})
-    expected = from_torch(module.state_dict(), "lstm")[1]
-    for content, prefix in (
-        (module.state_dict(), ""),
-        ({"state_dict": {"m." + n: a for n, a in module.state_dict().items()}, "epoch": 3}, "m."),
-    ):
-        for suffix in ("pt", "pth", "ckpt"):
-            torch.save(content, tmp_path / f"module.{suffix}")
-            found = from_torch(tmp_path / f"module.{suffix}", prefix=prefix)[1]
-            assert {name: array.tobytes() for name, array in found.items()} == {
-                n: a.tobytes() for n, a in expected.items()
-            }
-    torch.save({"weight_ih_l0": Bomb()}, tmp_path / "bomb.pt")
-    with pytest.raises(ValueError, match=r"bomb\.pt: not read without PyTorch \(it names '_pytest"):
-        from_torch(tmp_path / "bomb.pt", "lstm")
+    state, path = module_of("lstm", {}).state_dict(), tmp_path / f"module.{suffix}"
+    expected = from_torch(state, "lstm")[1]
+    lightning = {"state_dict": {"m." + n: a for n, a in state.items()}, "epoch": 3}
+    for content, prefix in ((state, ""), (lightning, "m.")):
+        torch.save(content, path)
+        same_bits(from_torch(path, prefix=prefix)[1], expected)
+    torch.save({"weight_ih_l0": Bomb()}, path)
+    with pytest.raises(ValueError, match="not read without PyTorch"):
+        from_torch(path, "lstm")
 
 
 def test_parameters_on_another_backend(be):

