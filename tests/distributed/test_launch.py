@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bench import ranks
 from tests.cli.commands import CLASSES, SERIES, TEXT, TIREX, write_files
 from tests.conftest import ROOT
 from tests.distributed.launcher import needed, runs
@@ -173,14 +172,3 @@ def test_what_is_missing_is_named(run, monkeypatch):
     said = run(*TEXT, "--ranks", 2, code=2).stderr
     assert "error: --ranks needs mpi4py, and " in said
     assert "pip install 'xlstm-xp[mpi]', or start with that of another MPI: mpiexec -n 2 xlstm train" in said
-
-
-@needed
-def test_times_of_ranks(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ranks, "MODELS", {"LSTM 20k": ranks.MODELS["LSTM 20k"]})
-    monkeypatch.setattr(sys, "argv", ["", "--rounds", "1", "--seconds", "0.1", "--json", str(tmp_path / "found")])
-    ranks.main()
-    found = json.loads((tmp_path / "found").read_text())
-    assert found["quotient"] == pytest.approx(found["ranks"] / found["process"])
-    assert 0 < found["sum"] + found["wait"] < 1
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["LSTM", "20k", "18,753"]
