@@ -21,14 +21,6 @@ def rng():
     return np.random.default_rng(7)
 
 
-def test_parity_is_that_of_every_prefix():
-    x, y, mask = tasks_data.parity(rng(), 5, 20)
-    assert set(np.unique(x)) == {0, 1}
-    assert mask.all()
-    for t, b in np.ndindex(x.shape):
-        assert y[t, b] == sum(x[: t + 1, b].tolist()) % 2
-
-
 @pytest.mark.parametrize("T", [1, 2, 15, 40])
 def test_arithmetic_is_what_python_makes_of_it(T):
     x, y, mask = tasks_data.arithmetic(rng(), 50, T)
@@ -39,13 +31,6 @@ def test_arithmetic_is_what_python_makes_of_it(T):
         text = "".join(SIGNS[token] for token in x[:, b].tolist())
         for t in range(0, T, 2):
             assert y[t, b] == eval(text[: t + 1]) % MODULUS, text[: t + 1]
-
-
-def test_arithmetic_uses_every_digit_and_operator_and_has_every_answer_equally_often():
-    x, y, _ = tasks_data.arithmetic(rng(), 4000, 31)
-    assert set(np.unique(x[::2])) == set(range(MODULUS))
-    assert set(np.unique(x[1::2])) == set(range(MODULUS, MODULUS + 3))
-    np.testing.assert_allclose(np.bincount(y[-1]) / 4000, 1 / MODULUS, atol=0.03)
 
 
 @pytest.mark.parametrize("repeats", [1, 4])

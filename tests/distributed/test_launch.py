@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from tests.cli.commands import CLASSES, SERIES, TEXT, TIREX, write_files
 from tests.conftest import ROOT
-from tests.distributed.launcher import needed, runs
+from tests.distributed.launcher import needed, runs, until
 from tests.distributed.test_group import SOON
 from xlstm.cli import launch
 
@@ -55,14 +55,19 @@ def start(folder, *words, does="pass", first=""):
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
-def end(process, folder, timeout=300):
+def end(process, folder):
     """Wait for the end; return the status, both outputs, and how many seconds the ranks went on after it began."""
-    out, err = process.communicate(timeout=timeout)
+    out, err = process.communicate(timeout=500)
     ranks = [int(path.read_text()) for path in folder.glob("pid-*")]
-    while any(map(runs, ranks)):
-        time.sleep(0.01)
-    begun = folder / "begun"
-    return process.returncode, out, err, time.time() - begun.stat().st_mtime if begun.exists() else None
+    until(lambda: not any(map(runs, ranks)))
+    mark = folder / "begun"
+    return process.returncode, out, err, time.time() - mark.stat().st_mtime if mark.exists() else None
+
+
+def begun(process, folder):
+    """Wait until rank 1 has begun."""
+    until(lambda: (folder / "begun").exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +134,7 @@ def test_a_rank_that_is_gone(tmp_path, does, message):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_stops_all_ranks_and_the_run_goes_on_with_another_number_of_them(tmp_path, number):
     process = start(tmp_path, *LONG)
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    begun(process, tmp_path)
     process.send_signal(number)
     status, out, err, seconds = end(process, tmp_path)
     killed = number == signal.SIGKILL  # then nobody passes it on, and ranks end with their launcher
@@ -161,8 +165,7 @@ if rank == "1":
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ranks_start_ends_them(tmp_path, number):
     process = start(tmp_path, *LONG, first=STUCK)
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    begun(process, tmp_path)
     process.send_signal(number)
     assert end(process, tmp_path)[:3] == (128 + number, "", "")
 
