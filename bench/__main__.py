@@ -1,4 +1,4 @@
-"""Every usable backend side by side, the notebook's size first; then benchmarks beside other libraries, and a report.
+"""Every usable backend side by side, the notebook's size first; then eight benchmarks beside others, and a report.
 
 python -m bench [--output FILE] [--rounds N]
 

@@ -1,16 +1,19 @@
 """Two versions of xlstm in turn: an older commit beside the tree as it is, case by case.
 
-    python -m bench.against COMMIT [--rounds N] [--only TEXT]
+    python -m bench.against COMMIT [--host] [--rounds N] [--only TEXT]
 
 Each version runs in a process of its own, which starts on its own checkout. A call of one follows a call of the other,
 so that what else the machine does meets both. The table also has the Python calls of a forward pass, and their files.
-The cases use names alone that README documents, which both versions have. A worker runs this file, too, which then
-imports nothing of `bench`: that would be the older one.
+With `--host` it has the processor time of the host for calls on CuPy instead, whose kernels do nothing: that needs the
+CuPy of cuda_on_cpu, and no GPU. The cases use names alone that README documents, which both versions have. A worker
+runs this file, too, which then imports nothing of `bench`: that would be the older one.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import statistics
@@ -23,11 +26,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.theirs import Worker
+    from bench.workers import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (64, 32, 1024, 1024)]
 WITHOUT = " without Numba"
+# What --host times, and how many seconds an answer takes.
+ON_CUPY = ("matmul", "language model, a step", "language model, a token", "LSTM(512) forward", "LSTM(512) backward")
+SECONDS = 0.1
 
 
 def cases() -> dict[str, Callable[[], Any]]:
@@ -96,28 +102,88 @@ def calls_of_a_pass() -> dict[str, int]:
     return {"calls": count, "files": len(files)}
 
 
+def on_cupy(name: str) -> Callable[[], Any]:
+    """Return a call of `ON_CUPY`, whose arrays are made."""
+    import numpy as np
+
+    import xlstm
+    from xlstm.arrays.matmul import matmul
+    from xlstm.data import Streams
+    from xlstm.training import Step, optimizers
+    from xlstm.training.callbacks import Clip
+
+    home = xlstm.backend("cupy")
+    text = xlstm.xLSTMLanguageModel(xlstm.xLSTMStack(16, 4, [1], 2), 11)
+    if name == "matmul":
+        a = home.asarray(np.ones((8, 8)))
+        return lambda: matmul(home.xp, a, a)
+    if name == "language model, a step":
+        # It does not wait, which nothing is worth where kernels have not written what the host would read.
+        step = Step(text, optimizers.adamw(1e-3), callbacks=[Clip(1.0)], wait=False)
+        state, tokens = step.init(text.init(0, home)), np.arange(101) % 11
+        batch = next(iter(Streams(tokens[:-1], tokens[1:], 4, 25).batches()))
+        return lambda: step(state, batch)
+    if name == "language model, a token":
+        params, tokens = text.init(0, home), home.asarray(np.arange(4))
+        state = text.step(params, tokens)[1]
+        return lambda: text.step(params, tokens, state)
+    layer = xlstm.LSTM(512, 512)
+    params, x = layer.init(0, home), home.asarray(np.ones((4, 2, 512)))
+    y, _, saved = layer.forward(params, x)
+    return (lambda: layer.forward(params, x)) if "forward" in name else lambda: layer.backward(params, saved, y)
+
+
+def seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> float:
+    """Return the seconds of a call; `ready` keeps the call of the case before."""
+    os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
+    if name not in ready:
+        ready.clear()
+        ready[name] = cases()[name]()
+        ready[name]()
+    begun = time.perf_counter()
+    ready[name]()
+    return time.perf_counter() - begun
+
+
+def processor_seconds_of(name: str, ready: dict[str, Callable[[], Any]]) -> float:
+    """Return the least seconds of the processor for a call on CuPy with kernels that do nothing."""
+    idle = ctypes.CDLL(str(Path(sys.prefix, "cuda_on_cpu/lib/libcuda.so.1"))).cuda_on_cpu_set
+    if name not in ready:
+        idle(b"idle", 0)  # values are right, and stay in memory
+        ready[name] = on_cupy(name)
+        for _ in range(3):
+            ready[name]()
+        idle(b"idle", 1)
+    gc.collect()
+    calls = 16 if name == "matmul" else 1  # it is short
+    end, times = time.process_time() + SECONDS, []
+    while time.process_time() < end:
+        begun = time.process_time()
+        for _ in range(calls):
+            ready[name]()
+        times.append(time.process_time() - begun)
+    return min(times) / calls
+
+
 def work() -> None:
     """Answer requests, JSON lines: the seconds of a case, or the calls of a pass."""
     answers, sys.stdout = sys.stdout, sys.stderr
     ready: dict[str, Callable[[], Any]] = {}
     for line in sys.stdin:
         (name,) = json.loads(line)
-        os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
-        if name.startswith("calls"):
-            answer: Any = calls_of_a_pass()
+        if name in ON_CUPY:
+            answer: Any = processor_seconds_of(name, ready)
+        elif name.startswith("calls"):
+            os.environ["XLSTM_COMPILE"] = "0" if name.endswith(WITHOUT) else "1"
+            answer = calls_of_a_pass()
         else:
-            if name not in ready:
-                ready = {name: cases()[name]()}
-                ready[name]()
-            begun = time.perf_counter()
-            ready[name]()
-            answer = time.perf_counter() - begun
+            answer = seconds_of(name, ready)
         print(json.dumps(answer), file=answers, flush=True)
 
 
 def version(tree: Path) -> Worker:
     """Return a process that runs the cases on one checkout."""
-    from bench.theirs import Worker
+    from bench.workers import Worker
 
     command = [sys.executable, str(Path(__file__).resolve()), "--work"]
     return Worker(command, tree, {**os.environ, "PYTHONPATH": str(tree)})
@@ -137,6 +203,7 @@ def in_turn(old: Worker, new: Worker, name: str, rounds: int) -> Iterator[tuple[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="the older version, as Git names it")
+    parser.add_argument("--host", action="store_true", help="time the host of calls on CuPy")
     parser.add_argument("--rounds", type=int, default=31, help="how often each is timed in turn")
     parser.add_argument("--only", default="", help="only cases whose name has this text")
     options = parser.parse_args()
@@ -146,11 +213,11 @@ def main() -> None:
         try:
             old, new = version(tree), version(ROOT)
             print(f"{'':44}{'old':>12}{'new':>12}{'new / old':>12}  (medians)")
-            for name in ("calls", f"calls{WITHOUT}"):
+            for name in () if options.host else ("calls", f"calls{WITHOUT}"):
                 before, after = old.ask(name), new.ask(name)
                 for fact in before:
                     print(f"{f'{fact} of a forward pass{name[5:]}':44}{before[fact]:12}{after[fact]:12}")
-            for name in [name for name in cases() if options.only in name]:
+            for name in [name for name in (ON_CUPY if options.host else cases()) if options.only in name]:
                 pairs = list(in_turn(old, new, name, options.rounds))
                 before, after = (statistics.median(side) for side in zip(*pairs, strict=True))
                 ratio = statistics.median(b / a for a, b in pairs)

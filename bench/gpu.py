@@ -45,14 +45,13 @@ PARTS = (
     Part("races", 60, 20),
     Part("barriers", 40, 10),
     Part("graphs", 40, 20),
-    Part("choices", 30, 15),
     Part("language", 60, 40),
     Part("cudnn", 400, 60),
     Part("mlstm", 60, 30),
     Part("tests", 150, 40),
     Part("main job", 45, 15),
 )
-MEASURED = ("barriers", "choices", "cudnn", "mlstm", "language")  # parts with a record of their own
+MEASURED = ("barriers", "cudnn", "mlstm", "language")  # parts with a record of their own
 # Files of tests that are parts: halves with lengths, and the bits of graphs beside those of single calls.
 TESTS = {
     "dtypes": ["tests/layers/test_cupy_dtypes.py"],
@@ -96,7 +95,7 @@ def command(name: str, seconds: float, room: Path) -> tuple[list[str], dict[str,
     if name == "parity":
         words = ["-m", "tests.parity", "--require", "cupy", "--brief", "--seconds", own, "--processes", str(processes)]
         return [*words, "--json", str(room / "parity.json")], ONE_THREAD
-    if name in ("choices", "cudnn", "mlstm", "language"):
+    if name in ("cudnn", "mlstm", "language"):
         if name == "cudnn":
             _needs("torch")
         return ["-m", f"bench.{name}", "--seconds", own, "--json", str(room / f"{name}.json")], {}

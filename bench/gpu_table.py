@@ -9,7 +9,7 @@ from bench import barriers, limits
 from bench.cudnn import CAPTURED, EAGER
 from bench.limits import Limit
 from bench.mlstm import KERNELS
-from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agrees, show
+from bench.rows import OURS, OURS_CAPTURED, PRECISIONS, agrees
 from xlstm.engines.cuda.tiling import Device
 
 Record = Mapping[str, Any]
@@ -214,8 +214,6 @@ def text(record: Record) -> str:
     blocks = [[record.get("card", "")]]
     if record.get("barriers"):
         blocks.append(barriers.table(record["barriers"]))
-    if record.get("choices"):
-        blocks.append(["two ways to do one thing", *map(show, record["choices"]["rows"])])
     if plain:
         blocks.append([*table(plain), LEGEND])
     blocks.append(goals(plain))

@@ -1,16 +1,15 @@
-"""LSTM, GRU, RNN and a stack forward + backward, beside other libraries on the same device.
+"""LSTM, GRU, RNN and a stack forward + backward, beside other libraries.
 
-    python -m bench.layers [CASE ...] [--backend numpy|cupy] [--dtype float32] [--json FILE]
+    python -m bench.layers [CASE ...] [--dtype float32] [--json FILE]
 
-CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions); all by
-default. At H >= 256 the layer's own matrix products alone are timed too. On a GPU, PyTorch runs cuDNN:
-in strict float32, with TF32, in float16 and in bfloat16; CuPy's products are strict float32 unless CUPY_TF32=1.
+CASE is one or several of lstm, gru, rnn and stack (an LSTM of 2 layers in both directions); all by default. On a GPU,
+`bench.cudnn` times layers.
 """
 
 from __future__ import annotations
 
-from bench import peers, products, run
-from bench.cases import GPU_SHAPES, LARGE, SHAPES, Case
+from bench import peers, run
+from bench.cases import LARGE, SHAPES, Case
 
 CASES = ("lstm", "gru", "rnn", "stack")
 
@@ -19,19 +18,12 @@ def main() -> None:
     parser = run.for_layers(__doc__)
     parser.add_argument("cases", nargs="*", metavar="CASE", choices=[*CASES, []], help="all by default")
     options = parser.parse_args()
-    cpu = options.backend == "numpy"
-
-    def own(case: Case) -> dict:
-        return {"its products alone": products.alone(case)} if cpu and case.H >= 256 else {}
-
     for name in options.cases or CASES:
-        shapes = SHAPES + ([] if name == "stack" else LARGE) + ([] if cpu else GPU_SHAPES)
         if name == "stack":
-            todo = [Case("lstm", *s, options.dtype, num_layers=2, bidirectional=True) for s in shapes]
+            todo = [Case("lstm", *shape, options.dtype, num_layers=2, bidirectional=True) for shape in SHAPES]
         else:
-            todo = [Case(name, *s, options.dtype) for s in shapes]
-        names = peers.CUDA if not cpu else ("torch",) if name == "stack" else peers.CPU
-        run.layers(f"{name} forward + backward", todo, options, names, own)
+            todo = [Case(name, *shape, options.dtype) for shape in SHAPES + LARGE]
+        run.layers(f"{name} forward + backward", todo, options, ("torch",) if name == "stack" else peers.CPU)
 
 
 if __name__ == "__main__":

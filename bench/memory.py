@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-import xlstm
 from bench import cases, peers, run
 from bench.cases import LARGE, SHAPES, Case
 from bench.peak import peak_memory
@@ -17,9 +16,8 @@ def prepare(peer: str, case: Case):
     """The call, after a small one."""
     small = replace(case, T=2, D=4, H=4)
     if peer == "xlstm":
-        backend = xlstm.backend("numpy", dtype=case.dtype)
-        cases.ours(small, backend)()
-        return cases.ours(case, backend)
+        cases.ours(small)()
+        return cases.ours(case)
     peers.PEERS[peer](small)()
     return peers.PEERS[peer](case)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import os
 import tempfile
@@ -40,18 +39,14 @@ def module(name: str) -> Any:
         raise MissingError(f"{name} is not installed ({error})") from None
 
 
-def torch_call(case: Case, device: str = "cpu", precision: str = "", tf32: bool = False) -> Call:
-    """`torch.nn`; on a GPU this is cuDNN, with TF32 products or without."""
+def torch_call(case: Case) -> Call:
+    """`torch.nn`."""
     torch = module("torch")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise MissingError("no CUDA device")
-    if device == "cuda" and case.dtype != "float32" and (precision or tf32):
-        raise MissingError(f"{case.dtype} was asked for")
     torch.set_num_threads(cores.threads())
-    dtype = getattr(torch, precision or case.dtype)
+    dtype = getattr(torch, case.dtype)
     kind = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.layer]
-    layer = kind(case.D, case.H, device=device, dtype=dtype, **case.options)
-    x, dy = (torch.tensor(a, device=device, dtype=dtype) for a in case.arrays())
+    layer = kind(case.D, case.H, dtype=dtype, **case.options)
+    x, dy = (torch.tensor(a, dtype=dtype) for a in case.arrays())
     x.requires_grad_(case.train)
     lengths = None if case.lengths is None else torch.tensor(case.lengths)
     rnn = torch.nn.utils.rnn
@@ -63,7 +58,6 @@ def torch_call(case: Case, device: str = "cpu", precision: str = "", tf32: bool 
         return rnn.pad_packed_sequence(packed, total_length=case.T)[0]
 
     def run() -> None:
-        torch.backends.cudnn.allow_tf32 = tf32
         if case.train:
             layer.zero_grad()
             x.grad = None
@@ -71,8 +65,6 @@ def torch_call(case: Case, device: str = "cpu", precision: str = "", tf32: bool 
         else:
             with torch.inference_mode():
                 forward()
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     return run
 
@@ -157,13 +149,8 @@ def onnxruntime_call(case: Case) -> Call:
 
 PEERS: dict[str, Callable[[Case], Call]] = {
     "torch": torch_call,
-    "cuDNN": functools.partial(torch_call, device="cuda"),
-    "cuDNN TF32": functools.partial(torch_call, device="cuda", tf32=True),
-    "cuDNN float16": functools.partial(torch_call, device="cuda", precision="float16"),
-    "cuDNN bfloat16": functools.partial(torch_call, device="cuda", precision="bfloat16"),
     "JAX": jax_call,
     "Keras": keras_call,
     "onnxruntime": onnxruntime_call,
 }
-CUDA = tuple(name for name in PEERS if name.startswith("cuDNN"))
 CPU = ("torch", "JAX", "Keras")

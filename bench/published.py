@@ -22,7 +22,7 @@ import numpy as np
 import xlstm
 from bench import mlstm, run
 from bench.peak import peak_memory
-from bench.theirs import Theirs
+from bench.workers import Theirs
 from xlstm.cli.bench import interleave
 from xlstm.training import optimizers
 

@@ -1,6 +1,6 @@
-"""Results as tables and as a plot: ratios of median times, xlstm / peer, below 1 where xlstm is faster.
+"""Results as tables: ratios of median times, xlstm / peer, below 1 where xlstm is faster.
 
-    python -m bench.report FILE [FILE ...] [--plot PICTURE] [--page docs/speed.md]
+    python -m bench.report FILE [FILE ...] [--page docs/speed.md]
 
 --page replaces everything between the two marks of that page.
 """
@@ -135,34 +135,9 @@ def insert(page: Path, block: str) -> None:
     page.write_text(f"{before}{START}{block}{END}{after}", encoding="utf-8")
 
 
-def plot(lines: list[Line], path: Path) -> None:
-    """Ratios to each peer on a logarithmic axis, a panel for each benchmark."""
-    from matplotlib.figure import Figure
-
-    names = benches(lines)
-    heights = [sum(line["bench"] == bench for line in lines) + 1 for bench in names]
-    figure = Figure(figsize=(10, 0.28 * sum(heights) + 1), layout="constrained")
-    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    colours = {peer: f"C{k}" for k, peer in enumerate(peers_of(lines))}
-    for bench, axes in zip(names, panels, strict=True):
-        some = [line for line in lines if line["bench"] == bench][::-1]
-        for peer, colour in colours.items():
-            points = [(r, k) for k, line in enumerate(some) if (r := ratio(line, peer)) is not None]
-            axes.scatter([r for r, _ in points], [k for _, k in points], color=colour, s=18, label=peer)
-        axes.set_yticks(range(len(some)), [line["name"] for line in some], fontsize=7)
-        axes.axvline(1, color="0.6", linewidth=0.8)
-        axes.set_xscale("log")
-        axes.set_title(bench, loc="left", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("time or memory of xlstm / peer; left of 1 xlstm takes less")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=9, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="results, JSON lines")
-    parser.add_argument("--plot", type=Path)
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     lines = [line for file in options.files for line in read(file)]
@@ -170,8 +145,6 @@ def main() -> None:
     for bench in benches(lines):
         print(f"{bench}\n\n{details([line for line in lines if line['bench'] == bench])}")
     print(summary(lines))
-    if options.plot:
-        plot(lines, options.plot)
     if options.page:
         insert(options.page, text(lines, options.files))
 

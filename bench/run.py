@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from bench import cases, peers
 from bench.cases import Case
 from xlstm.arrays import cores
 from xlstm.cli import info
-from xlstm.cli.bench import Timing, home_of, interleave
+from xlstm.cli.bench import Timing, interleave
 from xlstm.engines.numba import jit
 
 
@@ -29,32 +28,21 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def for_layers(description: str | None) -> argparse.ArgumentParser:
     """Options of those that time layers."""
     found = parser(description)
-    found.add_argument("--backend", default="numpy", choices=["numpy", "cupy"])
     found.add_argument("--dtype", default="float32", choices=["float32", "float64"])
     return found
 
 
-def layers(
-    bench: str,
-    todo: Iterable[Case],
-    options: argparse.Namespace,
-    names: tuple[str, ...],
-    more: Callable[[Case], Mapping[str, Callable[[], object]]] = lambda case: {},
-) -> None:
-    """Time xlstm beside the peers of these names, and more, case by case."""
+def layers(bench: str, todo: Iterable[Case], options: argparse.Namespace, names: tuple[str, ...]) -> None:
+    """Time xlstm beside the peers of these names, case by case."""
     start(bench)
     for case in todo:
-        backend = home_of(options.backend, case.dtype)
-        call = cases.ours(case, backend)
+        call = cases.ours(case)
         calls: dict[str, Callable[[], object]] = {"xlstm": call}
-        if options.backend == "numpy" and jit.enabled():
+        if jit.enabled():
             calls["xlstm, NumPy alone"] = cases.without_compiling(call)
         found, missing = peers.calls(case, names)
-        calls |= found | more(case)
-        precision = case.dtype
-        if options.backend == "cupy" and os.environ.get("CUPY_TF32") == "1":
-            precision += ", products in TF32"
-        finish(bench, str(case), interleave(calls, options.rounds), options.json, missing, asdict(case), precision)
+        calls |= found
+        finish(bench, str(case), interleave(calls, options.rounds), options.json, missing, asdict(case), case.dtype)
 
 
 def start(bench: str) -> None:

@@ -1,6 +1,6 @@
 """Abilities of each cell: parity, modular arithmetic and associative recall, as in the xLSTM paper (Beck et al. 2024).
 
-    python -m bench.tasks [--only TASK ...] [--models MODEL ...] [--seed 0] [--json FILE] [--plot FILE]
+    python -m bench.tasks [--only TASK ...] [--models MODEL ...] [--seed 0] [--json FILE]
 
 Two layers of LSTM, or two blocks: sLSTM, mLSTM, and mLSTM below sLSTM ("mixed"). Parity and arithmetic are trained on
 lengths 3 to 40 and tested up to 256; targets are the answers after every prefix, which trains sooner than the last
@@ -14,15 +14,11 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import xlstm
 from bench.tasks_data import TASKS, Task
@@ -36,7 +32,6 @@ MODELS = ("LSTM", "sLSTM", "mLSTM", "mixed")
 SOLVED, CHECKS = 0.999, 3  # accuracy at trained lengths, so many checks in a row
 TRAINING, VALIDATION, TEST = range(3)  # streams of a seed
 CHUNK = 128  # sequences tested at once, which bounds memory
-COLUMNS = ("trained lengths", "longer", "longer, scaled", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -89,7 +84,7 @@ def limit_at(step: int, task: Task, recipe: Recipe) -> int:
 
 
 def train(
-    name: str, task: Task, recipe: Recipe, seed: int, backend: Backend, show: Callable[[int, float, float], None]
+    name: str, task: Task, recipe: Recipe, seed: int, backend: Backend
 ) -> tuple[xlstm.xLSTMLanguageModel, Params, dict[str, Any]]:
     """Train until solved, or for all steps.
 
@@ -110,7 +105,7 @@ def train(
     optimizer = optimizers.adamw(schedule, weight_decay=recipe.weight_decay)
     state = optimizer.init(params)
     rng = np.random.default_rng((seed, TRAINING))
-    start, losses, solved, accuracy = time.perf_counter(), [], 0, math.nan
+    start, losses, solved = time.perf_counter(), [], 0
     for step in range(1, recipe.steps + 1):
         batch = task.batch(rng, recipe.batch_size, limit_at(step, task, recipe))
         logits, _, saved = model.forward(params, backend.asarray(batch.x), train=True, lengths=batch.lengths)
@@ -127,7 +122,6 @@ def train(
             right, count = tested(model, params, task, task.longest, recipe.sequences, (seed, VALIDATION), backend)
             accuracy = float(right.sum() / count.sum())
             solved = solved + 1 if accuracy >= SOLVED else 0
-        show(step, losses[-1], accuracy)
         if solved == CHECKS:
             break
     seconds = time.perf_counter() - start
@@ -177,24 +171,17 @@ def summary(lengths: dict[int, float], task: Task) -> dict[str, float]:
     return {"trained": known, "longer": longer, "trained, scaled": scaled[0], "longer, scaled": scaled[1]}
 
 
-def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend, console: Console) -> dict[str, Any]:
-    """Train and test one model, with a bar meanwhile where there is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(16), TextColumn("{task.fields[now]}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        running = bar.add_task(f"{task.name}, {name}", total=recipe.steps, now="")
-
-        def show(step: int, loss: float, accuracy: float) -> None:
-            bar.update(running, completed=step, now=f"step {step}  loss {loss:.4f}  accuracy {accuracy:.4f}")
-
-        model, params, how = train(name, task, recipe, seed, backend, show)
+def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend) -> dict[str, Any]:
+    """Train and test one model."""
+    model, params, how = train(name, task, recipe, seed, backend)
     lengths = by_length(model, params, task, recipe.sequences, seed, backend)
     results = summary(lengths, task) | how | {"by length": {str(T): round(a, 4) for T, a in lengths.items()}}
     sizes = {"model": repr(model), "parameters": sum(math.prod(p.shape) for p in params.values())}
-    console.print(
+    print(
         f"{task.name}, {name}: accuracy {results['trained']:.4f} at trained lengths, {results['longer']:.4f} at longer "
-        f"ones; {how['steps']} steps{', ended early' if how['ended early'] else ''}, {how['seconds']:.0f} s",
-        highlight=False,
-        soft_wrap=True,
+        f"ones ({results['longer, scaled']:.3f} scaled); {how['steps']} steps"
+        f"{', ended early' if how['ended early'] else ''}, {how['seconds']:.0f} s",
+        flush=True,
     )
     return {
         "bench": "tasks",
@@ -208,51 +195,6 @@ def measure(name: str, task: Task, recipe: Recipe, seed: int, backend: Backend, 
     }
 
 
-def table(lines: list[dict[str, Any]]) -> Table:
-    """A row for each task and model."""
-    found = Table("task", "model")
-    for name in COLUMNS:
-        found.add_column(name, justify="right")
-    for line in lines:
-        r = line["results"]
-        numbers = [f"{r[key]:.3f}" for key in ("trained", "longer", "longer, scaled")]
-        found.add_row(line["task"], line["model"], *numbers, str(r["steps"]), f"{r['seconds']:.0f}")
-    return found
-
-
-def plot(lines: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy by length, a panel for each task."""
-    from matplotlib.figure import Figure
-
-    tasks = list(dict.fromkeys(line["task"] for line in lines))
-    figure = Figure(figsize=(4 * len(tasks), 3.2), layout="constrained")
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for task, axes in zip(tasks, panels, strict=True):
-        some = [line for line in lines if line["task"] == task]
-        for line in some:
-            lengths = line["results"]["by length"]
-            marker = "o" if len(lengths) < 10 else None
-            colour = f"C{MODELS.index(line['model'])}"
-            axes.plot(
-                [int(T) for T in lengths],
-                lengths.values(),
-                color=colour,
-                marker=marker,
-                linewidth=1.2,
-                alpha=0.8,
-                label=line["model"],
-            )
-        axes.axhline(some[0]["case"]["chance"], color="0.6", linewidth=0.8, linestyle=":")
-        axes.axvline(some[0]["case"]["trained lengths"][1], color="0.6", linewidth=0.8)
-        axes.set_title(f"{task}: trained up to the line, dots: chance", loc="left", fontsize=9)
-        axes.set_xlabel("length")
-        axes.set_ylim(-0.03, 1.03)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("accuracy")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=4, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=100)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks, all by default")
@@ -260,22 +202,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="numpy", choices=["numpy", "cupy"])
     parser.add_argument("--json", type=Path, help="append results to this file, a line each")
-    parser.add_argument("--plot", type=Path, help="draw accuracy by length")
     options = parser.parse_args()
-    console, backend = Console(), xlstm.backend(options.backend)
-    about, start = info.describe(), time.perf_counter()
-    lines = []
+    backend = xlstm.backend(options.backend)
+    about = info.describe()
+    start = time.perf_counter()
     for task in options.only:
         for name in options.models:
-            line = measure(name, TASKS[task], RECIPES[task], options.seed, backend, console)
-            lines.append(line | {"machine": about})
+            line = measure(name, TASKS[task], RECIPES[task], options.seed, backend) | {"machine": about}
             if options.json:
                 with options.json.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(lines[-1]) + "\n")
-    console.print(table(lines))
-    console.print(f"{time.perf_counter() - start:.0f} s in all, {about['threads']} threads", highlight=False)
-    if options.plot:
-        plot(lines, options.plot)
+                    file.write(json.dumps(line) + "\n")
+    print(f"{time.perf_counter() - start:.0f} s in all, {about['threads']} threads")
 
 
 if __name__ == "__main__":

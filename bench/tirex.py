@@ -31,7 +31,7 @@ import numpy as np
 
 from bench import run
 from bench.peak import resident
-from bench.theirs import Theirs
+from bench.workers import Theirs
 from xlstm.arrays import cores
 from xlstm.cli.bench import Timing, interleave
 from xlstm.interop import tirex

@@ -87,7 +87,6 @@ def on_cpu() -> None:
 def timed_as_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let programs that time a card run where CuPy runs on the CPU."""
     monkeypatch.setattr("bench.rows.card", lambda: make_backend("cupy", "float32"))
-    monkeypatch.setattr("bench.run.home_of", make_backend)
 
 
 def two_devices() -> None:

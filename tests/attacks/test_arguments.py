@@ -25,14 +25,12 @@ import xlstm
 import xlstm.data as data
 from tests.attacks.bounds import examples
 from tests.attacks.rounds import calls, finite, follow, small
+from tests.registry import EVERY, PATCHES, numbered
 from xlstm import losses, models, optim, training
 from xlstm.arrays.checks import shown
 from xlstm.arrays.convert import BackendError
 from xlstm.estimators import Forecaster, Settings
-from xlstm.layers.blocks.block import GatedFeedForward
-from xlstm.layers.conv import CausalConv
-from xlstm.layers.linear import Embedding, Linear
-from xlstm.layers.norm import MultiHeadNorm
+from xlstm.layers.linear import Linear
 from xlstm.models import SequenceModel, TiRex, TiRex2
 
 MESSAGE = 1000  # characters
@@ -146,37 +144,13 @@ def layer(made: Any, arguments: dict[str, Any]) -> None:
         follow(made)
 
 
-SIZES = {"input_size": 2, "hidden_size": 4}
-HEADS = {"size": 4, "num_heads": 2}
-SMALL = {"patch_size": 2, "input_ff_size": 4, "context": 8}
-MADE: list[tuple[type[Any], dict[str, Any]]] = [
-    (xlstm.LSTM, {**SIZES, "num_layers": 2, "dropout": 0.2}),
-    (xlstm.GRU, {**SIZES, "zoneout": 0.1}),
-    (xlstm.RNN, {**SIZES, "bidirectional": True}),
-    (xlstm.sLSTM, {**SIZES, "num_heads": 2}),
-    (xlstm.mLSTM, {**SIZES, "num_layers": 2, "num_heads": 2}),
-    (xlstm.mLSTMBlock, HEADS),
-    (xlstm.sLSTMBlock, {**HEADS, "num_blocks": 3, "index": 1}),
-    (xlstm.xLSTMStack, {**HEADS, "num_blocks": 2, "slstm_at": [1]}),
-    (xlstm.xLSTMLarge, {**HEADS, "num_blocks": 2}),
-    (SequenceModel, {"recurrent": xlstm.LSTM(2, 4), "output_size": 3}),
-    (SequenceModel, {"recurrent": xlstm.GRU(2, 4), "output_size": 3, "last": True}),
-    (xlstm.xLSTMLanguageModel, {"backbone": STACK, "vocab_size": 7}),
-    (Linear, {"input_size": 3, "output_size": 2}),
-    (MultiHeadNorm, HEADS),
-    (CausalConv, {"size": 4, "kernel_size": 2}),
-    (Embedding, {"vocab_size": 5, "size": 4}),
-    (GatedFeedForward, {"size": 4, "hidden_size": 6}),
-    (TiRex, {**HEADS, "num_blocks": 1, **SMALL}),
-    (TiRex2, {"size": 4, "recipe": [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, "horizon": 4}),
-]
-
-
-@pytest.mark.parametrize(("kind", "sound"), MADE, ids=lambda value: getattr(value, "__name__", ""))
-def test_layers_are_made_or_refused(kind, sound):
+@pytest.mark.parametrize("sound", **numbered(EVERY))
+def test_layers_are_made_or_refused(sound):
+    kind = type(sound)
     inner = "initializer|activations|mLSTMBlock|sLSTMBlock|GatedFeedForward"
-    case = Case(kind, sound, layer, who=f"{kind.__name__}|{inner}", words="size|tied")  # others follow from a size
-    attack(f"{kind.__name__} {len(sound)}", case, examples(8))
+    arguments = {field.name: getattr(sound, field.name) for field in dataclasses.fields(sound)}
+    case = Case(kind, arguments, layer, who=f"{kind.__name__}|{inner}", words="size|tied")  # others follow from a size
+    attack(f"{kind.__name__} {sound}", case, examples(5))
 
 
 @pytest.mark.parametrize(
@@ -188,15 +162,12 @@ def test_layers_are_made_or_refused(kind, sound):
         (lambda: xlstm.sLSTMBlock(4, 2, conv_kernel_size={}), "sLSTMBlock: conv_kernel_size is"),
         (lambda: xlstm.xLSTMStack(4, 2, slstm_at="x"), "xLSTMStack: slstm_at is"),
         (lambda: xlstm.LSTM(2, 10**300), "LSTM: hidden_size is a whole number of 997 bits"),
+        (lambda: TWO.forward(TWO_PARAMS, 3, groups=[0]), "TiRex2: x is"),
     ],
 )
 def test_refusals_found_by_hand(call, error):
     with pytest.raises((ValueError, TypeError), match=rf"{error}.*, expected"):
         call()
-
-
-def test_a_stack_makes_its_blocks_when_they_are_needed():
-    assert xlstm.xLSTMStack(4, 2**16).num_blocks == 2**16  # in no time
 
 
 def test_numpy_numbers_are_taken_as_plain_ones():
@@ -250,28 +221,15 @@ LENGTHS: list[Any] = [
     *([10**30, 1], {3, 1}, range(2), [[1], [1, 2]], [NAN, 1]),
     *(np.array([3, 1]).astype(kind) for kind in ("int8", "uint64", "float32", "object", "datetime64[s]")),
 ]
-MODELS = (
-    xlstm.LSTM(2, 4, 2, dropout=0.2, zoneout=0.1),
-    xlstm.GRU(2, 4, bidirectional=True),
-    xlstm.RNN(2, 4, batch_first=True),
-    xlstm.sLSTM(2, 4, num_heads=2),
-    xlstm.mLSTM(2, 4, num_heads=2, dropout=0.1, num_layers=2),
-    STACK,
-    xlstm.xLSTMLarge(4, 1, 2),
-    SequenceModel(xlstm.GRU(2, 4, bidirectional=True), 3, last=True),
-    TiRex(4, 1, 2, **SMALL),
-    TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, output_ff_size=4, horizon=4),
-    xlstm.xLSTMLanguageModel(xlstm.LSTM(4, 4), 7, tied=True, batch_first=False, embedding_dropout=0.1),
-    GatedFeedForward(4, 6),
-)
 # How errors name what is in a dict of parameters, and what others follow from.
 PARAMS = r"param|\d\.|\.W|\b(W|Wx|w|b)\b|arrays|skip|dtype|shape|state|context|tokens|logits|float16|saves nothing"
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("model", **numbered(EVERY))
 def test_calls_work_or_are_refused(model):
     inner = getattr(model, "recurrent", getattr(model, "backbone", model))
     who = f"{type(model).__name__}|{type(inner).__name__}|Linear|backend|asarray|generate"
+    words = "|".join([PARAMS, *map(re.escape, model.init(0, "numpy"))])
     for name, (function, sound, after) in calls(model).items():
         more: dict[str, list[Any]] = {"lengths": LENGTHS}
         for argument, value in sound.items():
@@ -281,7 +239,7 @@ def test_calls_work_or_are_refused(model):
                 more[argument] = states(value)
             elif isinstance(value, np.ndarray):
                 more[argument] = arrays(*value.shape)
-        case = Case(function, sound, after, who, PARAMS, more=more, long="max_tokens")
+        case = Case(function, sound, after, who, words, more=more, long="max_tokens")
         attack(f"{model} {name}", case, examples(6))
 
 
@@ -355,8 +313,8 @@ SERIES = np.sin(np.arange(60.0))
 X, ROW = np.full((6, 3, 2), 0.5), np.full((6, 1), 0.25)
 P = {"a": np.full((2, 3), 0.5, "float32"), "b": np.full(3, -0.5, "float32")}
 ADAM, LSTM = optim.adam(0.1), xlstm.LSTM(2, 4)
-ONE = TiRex(4, 1, 2, **SMALL)
-TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **SMALL, output_ff_size=4, horizon=100)
+ONE = TiRex(4, 1, 2, **PATCHES)
+TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **PATCHES, output_ff_size=4, horizon=100)
 ONE_PARAMS, TWO_PARAMS, LSTM_PARAMS = ONE.init(0, "numpy"), TWO.init(0, "numpy"), LSTM.init(0, "numpy")
 VALUES = [SERIES.tolist(), [SERIES, SERIES[:5]], [[None, 1.0], range(3)], *arrays(9), *arrays(2, 9), *arrays(2, 2, 9)]
 BATCHES = {"x": arrays(6, 3, 2), "sequences": arrays(6, 3, 2), "target": arrays(6, 1), "mask": arrays(6, 1)}

@@ -49,7 +49,7 @@ def run(folder, arguments, number, moment):
     terminal = {"FORCE_COLOR": "1"} if moment % 2 else {}  # with a progress bar or without
     environment = {**os.environ, "XLSTM_COMPILE": "0", **terminal}
     command = [sys.executable, "-c", DRIVER, str(int(number)), str(moment), "events", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=environment)
     report = folder / "events"  # not written where the signal comes while the package is imported
     return done.returncode, done.stdout, done.stderr, int(report.read_text() or 0) if report.exists() else 0
 

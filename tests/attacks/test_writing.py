@@ -39,7 +39,7 @@ def test_processes_that_are_killed_leave_whole_files(tmp_path):
         writers = [context.Process(target=save_for_ever, args=(tmp_path, k, started[k])) for k in range(3)]
         for writer in writers:
             writer.start()
-        assert all(event.wait(120) for event in started)
+        assert all(event.wait(600) for event in started)
         for writer in writers:
             for _ in range(20):
                 check_model(tmp_path)

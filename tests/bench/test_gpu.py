@@ -223,7 +223,7 @@ def test_what_the_sanitizer_says(code, text, errors, status):
         assert "31 layers ran" in str(report)
 
 
-@pytest.mark.parametrize("name", ["gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize"])
+@pytest.mark.parametrize("name", ["gpu", "barriers", "cudnn", "mlstm", "language", "sanitize"])
 def test_without_a_card_they_say_so_and_time_nothing_where_cupy_runs_on_the_cpu(name, monkeypatch):
     if probe.cupy_failure() is None:
         on_gpu.on_cpu()

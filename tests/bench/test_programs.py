@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +17,12 @@ from xlstm.cli.bench import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
-TEXT = "to be or not to be, that is the question:\n" * 40
-# Those that run in test_bench.py, test_bench_tasks.py and test_launch.py, and on CuPy in test_cupy_runs.py; and two
-# workers, which run inside packages that are not installed here; and a count that takes minutes.
+# Those that run in test_tables.py and test_tasks.py, and on CuPy in test_cupy_estimators.py; and two workers, which run
+# inside packages that are not installed here.
 ELSEWHERE = {
-    *("layers", "report", "tasks", "ranks"),
-    *("gpu", "barriers", "choices", "cudnn", "mlstm", "language", "sanitize", "sanitized", "host"),
+    *("layers", "report", "tasks"),
+    *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
     *("published_worker", "tirex_worker"),
-    "traffic",
 }
 
 
@@ -53,7 +52,6 @@ def sizes(monkeypatch, name, **values):
         ("step", {"REPEAT": 2}),
         ("imports", {"PACKAGES": {"xlstm": "xlstm", "another": "no_such_package"}}),
         ("lengths", {"SHAPES": SHAPES}),
-        ("bridges", {"SIZES": SHAPES}),
         ("inference", {"SHAPES": SHAPES, "LARGE": []}),
         ("memory", {"SHAPES": [*SHAPES, *SHAPES, *SHAPES], "LARGE": []}),
     ],
@@ -66,46 +64,12 @@ def test_times_and_memory(run, monkeypatch, name, small):
     assert all(line["results"]["xlstm"]["median"] > 0 for line in lines)
 
 
-def test_who_takes_part(run, monkeypatch):
-    """A worker joins the first of two calls, and none the second."""
-    sizes(monkeypatch, "threads", SHAPES={(3, 2, 4, 5): 2})
-    lines = run("threads", "--rounds", 2)
-    assert [line["results"]["xlstm, in turn"]["calls"] for line in lines] == [4, 4]
-    threads = importlib.import_module("bench.threads")
-    counts, seen = threads.Counts(), np.zeros_like(threads.team.queue)
-    monkeypatch.setattr(threads.team, "queue", seen)
-    monkeypatch.setattr(threads.team, "_lead", lambda rows, helpers: None)
-    for left in (0, 1):
-        seen[threads.work_queue.OPEN] = left << 2 * threads.work_queue.SHIFT
-        with threads.watched(counts):
-            threads.team._lead([], 1)
-        counts.end()
-    assert str(counts) == "on one core 1 of 2 calls"
-
-
 def test_the_published_packages(run, monkeypatch):
     small = {"mlstm": [(1, 2, 8, 4)], "slstm": [(3, 2, 4, 2)], "stack": [(2, 4, 8)]}
     sizes(monkeypatch, "published", CASES=small, LENGTHS=(64,))
     lines = run("published", "--rounds", 1)
     assert [line["name"] for line in lines] == ["mlstm 1,2,8,4", "slstm 3,2,4,2", "stack 2,4,8", "mlstm 1,4,64,64"]
     assert "pip install" in lines[0]["missing"]["published"]
-
-
-def test_a_text(run, tmp_path):
-    pytest.importorskip("torch")
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT * 60)
-    (line,) = run("text", path, "--steps", 1)
-    assert line["nats"].keys() == {"xlstm", "torch"}
-
-
-def test_forecasts_of_bundled_series(run, monkeypatch):
-    measure = importlib.import_module("bench.bundled").measure
-    small = {"hidden_size": 2, "epochs": 1}
-    sizes(monkeypatch, "bundled", AHEAD={"sunspots": (1, 2)})
-    sizes(monkeypatch, "bundled", measure=lambda *given: measure(*given, **small))
-    (line,) = run("bundled", "--seeds", 0)
-    assert len(line["rmse"]["model"]) == 2
 
 
 class RepeatsLast:
@@ -158,37 +122,17 @@ def test_forecasts(run, monkeypatch, capsys):
     assert line["scores"]["failing"]["error"].startswith("ValueError: compare: the model 'failing' is 'failing', expec")
 
 
-def test_digits(run, monkeypatch):
-    pytest.importorskip("sklearn")
-    of = importlib.import_module("bench.digits").sequences
-    sizes(monkeypatch, "digits", sequences=lambda least: tuple(a[:20] for a in of(least)))
-    assert [line["case"] for line in run("digits", "--splits", 1)] == ["8 rows", "6 to 8 rows"]
-
-
 FIRST = TiRex(16, 1, 2, patch_size=4, quantiles=(0.1, 0.5, 0.9), input_ff_size=8, context=512)
 SECOND = TiRex2(8, [("mlstm", 2, 2), ("slstm", 2, 2)], patch_size=4, quantiles=(0.1, 0.5, 0.9), context=512)
 
 
 def test_forecasts_of_tirex(run, monkeypatch):
-    for name in ("tirex", "tirex_savings"):
-        sizes(monkeypatch, name, TiRex=lambda *given: FIRST, TiRex2=lambda *given: SECOND)
+    sizes(monkeypatch, "tirex", TiRex=lambda *given: FIRST, TiRex2=lambda *given: SECOND)
     sizes(monkeypatch, "tirex", HORIZONS={"tirex1": 4, "tirex2": 8}, CONTEXT=64)
     lines = run("tirex", "--rounds", 1, "--series", 2)
     assert {line["bench"] for line in lines} == {
         *("tirex", "tirex processors", "tirex memory, beyond", "tirex memory, peak", "tirex import and load")
     }
-    lines = run("tirex_savings", "--rounds", 1)
-    assert {"xlstm", "without it"} == set(lines[0]["results"])
-
-
-def test_learning_of_tirex(run, monkeypatch, tmp_path):
-    from xlstm.interop import tirex
-
-    tirex.save(tmp_path / "model.safetensors", FIRST, FIRST.init(0, "numpy"))
-    sizes(monkeypatch, "tirex_learning", SERIES=("sunspots",), STREAMED=0.985, FITTED=0.9, RENEWALS=(0, 8))
-    sizes(monkeypatch, "tirex_learning", TUNING={"horizon": 32, "stride": 200, "epochs": 1})
-    lines = run("tirex_learning", tmp_path / "model.safetensors")
-    assert [line["what"] for line in lines][:3] == ["whole windows", "stream, renew=0", "stream, renew=8"]
 
 
 def test_two_versions_in_turn(monkeypatch, capsys):
@@ -222,10 +166,12 @@ def test_all_in_turn(run, monkeypatch):
         run("__main__", where="--output")
 
 
-def test_none_is_forgotten():
-    """Each file of `bench` that is a program is named in this file."""
-    text = Path(__file__).read_text(encoding="utf-8")
-    files = Path(bench.__file__).parent.glob("*.py")
-    programs = {path.stem for path in files if "if __name__ ==" in path.read_text(encoding="utf-8")}
+def test_the_table_of_programs_is_whole():
+    """bench/README.md has a line for each program, and this file runs each, or says where it runs."""
+    here = Path(bench.__file__).parent
+    programs = {path.stem for path in here.glob("*.py") if "if __name__ ==" in path.read_text(encoding="utf-8")}
+    listed = re.findall(r"^\| `(\w+)` \|", (here / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for name in programs if not name.endswith("_worker")} - {"__main__"} == set(listed)
     assert programs >= ELSEWHERE
+    text = Path(__file__).read_text(encoding="utf-8")
     assert not [name for name in programs if f'"{name}"' not in text]

@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import peers, products, report
+from bench import peers, report
 from bench.cases import Case
 from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("case", [Case("gru", 4, 2, 3, 5), Case("lstm", 4, 2, 3, 5, ragged=True)], ids=str)
 def test_peers_that_are_there_run_and_the_others_say_why(case):
-    found, missing = peers.calls(case, tuple(peers.PEERS)[:5])
-    assert set(found) | set(missing) == set(tuple(peers.PEERS)[:5])
+    found, missing = peers.calls(case, ("torch", "onnxruntime"))
     for call in found.values():
         call()
-    assert all(missing.values())
+    assert missing["onnxruntime"] == "written for inference of full sequences"
 
 
 def test_onnxruntime_runs_the_same_layer():
@@ -31,19 +30,8 @@ def test_onnxruntime_runs_the_same_layer():
     np.testing.assert_allclose(peers.PEERS["onnxruntime"](case)()[0], y, rtol=1e-5, atol=1e-6)
 
 
-def test_products_alone_are_those_of_the_layer(monkeypatch):
-    """Counted by the multiplications that they ask NumPy for."""
-    from xlstm.cli import bench
-
-    count = []
-    real = np.matmul
-    monkeypatch.setattr(np, "matmul", lambda a, b, out: count.append(2 * a.size * b.shape[1]) or real(a, b, out=out))
-    products.alone(Case("lstm", 6, 2, 3, 5))()
-    assert sum(count) == bench.Case("lstm", bench.Size(6, 2, 3, 5)).operations
-
-
 def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
-    """One case of each kind, timed, written, read, drawn, and put where a page has its marks."""
+    """One case of each kind, timed, written, read, and put where a page has its marks."""
     pytest.importorskip("torch")
     layers = importlib.import_module("bench.layers")
     for name in ("SHAPES", "LARGE"):
@@ -64,8 +52,7 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
     }
     results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page.write_text(f"before\n{report.START}old\n{report.END}after\n")
-    picture = tmp_path / "results.png"
-    monkeypatch.setattr(sys, "argv", ["report", str(results), "--page", str(page), "--plot", str(picture)])
+    monkeypatch.setattr(sys, "argv", ["report", str(results), "--page", str(page)])
     report.main()
     assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in capsys.readouterr().out
     text = page.read_text()
@@ -73,7 +60,6 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
     assert text.endswith(f"{report.END}after\n")
     assert "old" not in text
     assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in text
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_report_without_any_peer():

@@ -21,14 +21,6 @@ def rng():
     return np.random.default_rng(7)
 
 
-def test_parity_is_that_of_every_prefix():
-    x, y, mask = tasks_data.parity(rng(), 5, 20)
-    assert set(np.unique(x)) == {0, 1}
-    assert mask.all()
-    for t, b in np.ndindex(x.shape):
-        assert y[t, b] == sum(x[: t + 1, b].tolist()) % 2
-
-
 @pytest.mark.parametrize("T", [1, 2, 15, 40])
 def test_arithmetic_is_what_python_makes_of_it(T):
     x, y, mask = tasks_data.arithmetic(rng(), 50, T)
@@ -39,13 +31,6 @@ def test_arithmetic_is_what_python_makes_of_it(T):
         text = "".join(SIGNS[token] for token in x[:, b].tolist())
         for t in range(0, T, 2):
             assert y[t, b] == eval(text[: t + 1]) % MODULUS, text[: t + 1]
-
-
-def test_arithmetic_uses_every_digit_and_operator_and_has_every_answer_equally_often():
-    x, y, _ = tasks_data.arithmetic(rng(), 4000, 31)
-    assert set(np.unique(x[::2])) == set(range(MODULUS))
-    assert set(np.unique(x[1::2])) == set(range(MODULUS, MODULUS + 3))
-    np.testing.assert_allclose(np.bincount(y[-1]) / 4000, 1 / MODULUS, atol=0.03)
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
@@ -92,18 +77,17 @@ def test_accuracy_is_scaled_by_chance():
     assert found == pytest.approx({"trained": 0.9, "longer": 0.4, "trained, scaled": 0.875, "longer, scaled": 0.25})
 
 
-def test_all_tasks_from_training_to_picture(tmp_path, monkeypatch, capsys):
+def test_all_tasks_from_training_to_results(tmp_path, monkeypatch, capsys):
     """Each task and model with small sizes, twice with the same numbers."""
     for name, task in TASKS.items():
         monkeypatch.setitem(tasks.TASKS, name, replace(task, tests=(72,) if task.prefixes else (64, 72)))
     monkeypatch.setattr(tasks, "RECIPES", dict.fromkeys(TASKS, SMALL))
     runs = []
     for k in range(2):
-        results, picture = tmp_path / f"{k}.json", tmp_path / f"{k}.png"
-        monkeypatch.setattr(sys, "argv", ["tasks", "--json", str(results), "--plot", str(picture)])
+        results = tmp_path / f"{k}.json"
+        monkeypatch.setattr(sys, "argv", ["tasks", "--json", str(results)])
         tasks.main()
         runs.append([json.loads(line) for line in results.read_text().splitlines()])
-        assert picture.read_bytes().startswith(b"\x89PNG")
     assert "parity, mLSTM: accuracy" in capsys.readouterr().out
     assert [(line["task"], line["model"]) for line in runs[0]] == [(t, m) for t in TASKS for m in tasks.MODELS]
     for one, two in zip(*runs, strict=True):

@@ -46,13 +46,12 @@ class Job:
 
     def end(self):
         try:
-            out, self.err = self.process.communicate(timeout=300)
+            out, self.err = self.process.communicate(timeout=500)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
         self.out, self.status, self.ended = self.out + out, self.process.returncode, time.time()
-        while any(map(runs, self.numbers("pid"))) and time.time() < self.ended + 60:
-            time.sleep(0.02)
+        until(lambda: not any(map(runs, self.numbers("pid"))))
         self.ended = time.time()
         return self
 
@@ -63,6 +62,14 @@ class Job:
     def seconds(self, word):
         """Seconds from the last line that begins with a word to the end of the last process."""
         return self.ended - self.numbers(word)[-1]
+
+
+def until(happened, seconds=300):
+    """Wait for something that takes a second or two."""
+    end = time.time() + seconds
+    while not happened():
+        assert time.time() < end, f"it did not come within {seconds} seconds"
+        time.sleep(0.01)
 
 
 def runs(process):

@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bench import ranks
 from tests.cli.commands import CLASSES, SERIES, TEXT, TIREX, write_files
 from tests.conftest import ROOT
-from tests.distributed.launcher import needed, runs
+from tests.distributed.launcher import needed, runs, until
 from tests.distributed.test_group import SOON
 from xlstm.cli import launch
 
@@ -56,14 +55,19 @@ def start(folder, *words, does="pass", first=""):
     return subprocess.Popen(command, cwd=folder, env=environment, **pipes)
 
 
-def end(process, folder, timeout=300):
+def end(process, folder):
     """Wait for the end; return the status, both outputs, and how many seconds the ranks went on after it began."""
-    out, err = process.communicate(timeout=timeout)
+    out, err = process.communicate(timeout=500)
     ranks = [int(path.read_text()) for path in folder.glob("pid-*")]
-    while any(map(runs, ranks)):
-        time.sleep(0.01)
-    begun = folder / "begun"
-    return process.returncode, out, err, time.time() - begun.stat().st_mtime if begun.exists() else None
+    until(lambda: not any(map(runs, ranks)))
+    mark = folder / "begun"
+    return process.returncode, out, err, time.time() - mark.stat().st_mtime if mark.exists() else None
+
+
+def begun(process, folder):
+    """Wait until rank 1 has begun."""
+    until(lambda: (folder / "begun").exists() or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +134,7 @@ def test_a_rank_that_is_gone(tmp_path, does, message):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_stops_all_ranks_and_the_run_goes_on_with_another_number_of_them(tmp_path, number):
     process = start(tmp_path, *LONG)
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    begun(process, tmp_path)
     process.send_signal(number)
     status, out, err, seconds = end(process, tmp_path)
     killed = number == signal.SIGKILL  # then nobody passes it on, and ranks end with their launcher
@@ -162,8 +165,7 @@ if rank == "1":
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ranks_start_ends_them(tmp_path, number):
     process = start(tmp_path, *LONG, first=STUCK)
-    while not (tmp_path / "begun").exists():
-        time.sleep(0.01)
+    begun(process, tmp_path)
     process.send_signal(number)
     assert end(process, tmp_path)[:3] == (128 + number, "", "")
 
@@ -173,14 +175,3 @@ def test_what_is_missing_is_named(run, monkeypatch):
     said = run(*TEXT, "--ranks", 2, code=2).stderr
     assert "error: --ranks needs mpi4py, and " in said
     assert "pip install 'xlstm-xp[mpi]', or start with that of another MPI: mpiexec -n 2 xlstm train" in said
-
-
-@needed
-def test_times_of_ranks(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(ranks, "MODELS", {"LSTM 20k": ranks.MODELS["LSTM 20k"]})
-    monkeypatch.setattr(sys, "argv", ["", "--rounds", "1", "--seconds", "0.1", "--json", str(tmp_path / "found")])
-    ranks.main()
-    found = json.loads((tmp_path / "found").read_text())
-    assert found["quotient"] == pytest.approx(found["ranks"] / found["process"])
-    assert 0 < found["sum"] + found["wait"] < 1
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["LSTM", "20k", "18,753"]

@@ -79,28 +79,36 @@ def problem():
     return X, X.sum(axis=1)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("workers", [of_joblib, of_dask], ids=["joblib", "dask"])
-def test_fits_in_workers(monkeypatch, workers):
-    """Compiled code comes from the cache, and no two workers share a core."""
+@pytest.fixture(scope="module")
+def alone():
+    """A search in this process, whose bits are those of any number of threads."""
+    return search()
+
+
+def search(**options):
     from sklearn.model_selection import GridSearchCV
 
+    return GridSearchCV(SequenceRegressor(**LARGE), {"seed": [0, 1]}, cv=2, **options).fit(*problem())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [of_joblib, of_dask], ids=["joblib", "dask"])
+def test_fits_in_workers(monkeypatch, workers, alone):
+    """Compiled code comes from the cache, and no two workers share a core."""
     for name in (cores.VARIABLE, cores.COMMON, "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    X, y = problem()
-    alone = GridSearchCV(SequenceRegressor(**LARGE), {"seed": [0, 1]}, cv=2).fit(X, y)
     with workers() as (killed, fit):
         found = joblib.Parallel(n_jobs=2)(joblib.delayed(fit_and_listen)() for _ in range(2))
         assert found == [(max(1, cores.usable() // 2), [])] * 2
-        search = GridSearchCV(SequenceRegressor(**LARGE), {"seed": [0, 1]}, cv=2, n_jobs=2).fit(X, y)
+        shared = search(n_jobs=2)
         with pytest.raises(ValueError, match=r"^SequenceRegressor: hidden_size is -1, expected"):
             fit(SequenceRegressor(**FAST | {"hidden_size": -1}))
         with pytest.raises(killed):
             fit(SequenceRegressor(**FAST, callbacks=[Kill()]))
     for name in ("split0_test_score", "split1_test_score"):
-        assert search.cv_results_[name].tolist() == alone.cv_results_[name].tolist()
+        assert shared.cv_results_[name].tolist() == alone.cv_results_[name].tolist()
     for name, p in alone.best_estimator_.params_.items():
-        assert p.tobytes() == search.best_estimator_.params_[name].tobytes()
+        assert p.tobytes() == shared.best_estimator_.params_[name].tobytes()
 
 
 def test_what_a_fit_is_given_can_be_pickled():

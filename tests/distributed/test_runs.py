@@ -106,7 +106,7 @@ def test_an_error_of_a_rank_ends_the_run_after_the_last_sound_step(tmp_path):
 def test_an_evaluation_on_rank_0_alone_ends_the_job_by_name(tmp_path):
     job = run(tmp_path, JUDGES).end()
     assert job.status in ABORTED
-    assert job.seconds("fails") < 60  # of 600 that a rank waits
+    assert job.seconds("fails") < SOON
     (said,) = re.findall("^xlstm: .*", job.err, re.MULTILINE)
     expected = r"rank 0, [12] of 3 .* rank . came to (tell|sum) (\d+) and rank . to (tell|sum) \2, so neither can end$"
     assert re.search(expected, said), said

@@ -6,6 +6,7 @@ import functools
 import importlib
 import itertools
 import json
+import os
 import runpy
 import sys
 from types import SimpleNamespace
@@ -13,10 +14,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bench import cudnn, host, language, mlstm, sanitized
+from bench import against, cudnn, language, mlstm, sanitized
 from bench import gpu as bench_gpu
 from bench import rows as bench_rows
 from bench.rows import OURS
+from bench.workers import Worker
 from tests import gpu, parity
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, TiRexTrainer
 
@@ -68,7 +70,6 @@ SMALL = {
         **{"FEW": 2, "MANY": 4, "THREADS": 32, "STAY": 1, "MANY_CLUSTERS": 2, "ROUNDS": 1, "COPIED": 64},
         **{"GRIDS": (2,), "CLUSTERS": (1, 2)},
     },
-    "bench.choices": {"N": 16, "D": 16, "V": 16},
     "bench.cudnn": {"SHAPES": ((3, 2, 6),), "PRECISIONS": few(cudnn.PRECISIONS, "TF32", "bf16")},
     "bench.mlstm": {"SHAPES": ((2, 2, 20, 4, 6),), "PRECISIONS": few(mlstm.PRECISIONS, "TF32", "fp16")},
     "bench.language": {
@@ -142,7 +143,7 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     record = json.loads((tmp_path / "gpu-cuda-on-the-cpu.json").read_text())
     assert [part["result"] for part in record["parts"]] == [bench_gpu.OK] * len(bench_gpu.PARTS)
     assert "2" in record["barriers"]["grid"]
-    for part, count in {"choices": 8, "cudnn": 10, "mlstm": 4, "language": len(language.cases())}.items():
+    for part, count in {"cudnn": 10, "mlstm": 4, "language": len(language.cases())}.items():
         assert len(record[part]["rows"]) == count
         assert not [row for row in record[part]["rows"] if "error" in row]
         assert record[part]["left out"] == []
@@ -189,9 +190,11 @@ def test_the_main_job(monkeypatch, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", host.CASES)
-def test_the_time_of_the_host(monkeypatch, capsys, name):
+@pytest.mark.parametrize("name", against.ON_CUPY)
+def test_the_time_of_the_host(name):
+    """With kernels that do nothing, in a process that ends with it."""
     gpu.on_cpu()
-    host.case(name)()
-    program(monkeypatch, "bench.host", "--rounds", "1", "--only", name, "--against", str(host.ROOT))
-    assert min(map(float, capsys.readouterr().out.splitlines()[-1].split()[-2:])) > 0
+    command = [sys.executable, against.__file__, "--work"]
+    worker = Worker(command, against.ROOT, {**os.environ, "PYTHONPATH": str(against.ROOT)})
+    assert worker.ask(name) > 0
+    worker.end()

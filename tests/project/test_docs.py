@@ -48,30 +48,44 @@ PLAIN = ((), False)
 
 
 def programs():
-    """Return the programs of all pages: blocks that need nothing more, and those with the blocks that need the same."""
-    found = []
+    """Return the programs of all pages, by page: blocks that need nothing more, and with them those that need the same.
+
+    Programs that need the same packages go together, as to import these takes longer than to run them.
+    """
+    found = {}
     for page in PAGES:
         every = blocks(page)
         kinds = [(tuple(sorted(libraries(block))), GPU in block) for block in every]
         for kind in sorted(set(kinds)):
-            needed, gpu = kind
             end = len(kinds) - kinds[::-1].index(kind)  # after the last one of this kind
             program = [block for block, other in zip(every[:end], kinds, strict=False) if other in (PLAIN, kind)]
-            name = "-".join([str(page.relative_to(ROOT)), *needed, *["gpu"] * gpu])
-            found.append(pytest.param(program, needed, gpu, id=name))
-    return found
+            name = str(page.relative_to(ROOT))
+            found.setdefault((name if kind == PLAIN else "", *kind), {})[name] = "\n".join(program)
+    for (page, needed, gpu), pages in found.items():
+        yield pytest.param(pages, needed, gpu, id="-".join([*[page] * bool(page), *needed, *["gpu"] * gpu]))
 
 
-@pytest.mark.parametrize(("program", "needed", "gpu"), programs())
-def test_code_runs(tmp_path, program, needed, gpu):
-    """Code runs in one namespace and in a folder of its own."""
+# Each page in a namespace and a folder of its own.
+ALL_PAGES = """
+import os, runpy, sys
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    runpy.run_path("page.py")
+"""
+
+
+@pytest.mark.parametrize(("pages", "needed", "gpu"), list(programs()))
+def test_code_runs(tmp_path, pages, needed, gpu):
     for library in needed:
         if importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
     if gpu and isinstance(reason := xlstm.available_backends()["cupy"], str):
         pytest.skip(f"cupy: {reason}")
-    (tmp_path / "page.py").write_text("\n".join(program), encoding="utf-8")
-    result = run(tmp_path, "page.py")
+    folders = [tmp_path / name for name in pages]
+    for folder, program in zip(folders, pages.values(), strict=True):
+        folder.mkdir(parents=True)
+        (folder / "page.py").write_text(program, encoding="utf-8")
+    result = run(tmp_path, "-c", ALL_PAGES, *folders)
     assert result.returncode == 0, result.stderr
 
 
@@ -126,7 +140,7 @@ def public():
 
 
 def test_every_public_name_is_in_the_reference_with_an_example():
-    """By one of its names, and with an example in its docstring or on its page."""
+    """By one of its names, with a docstring, and with an example in it or on its page."""
     listed, missing, lacking = {}, [], []
     for page in (DOCS / "reference").glob("*.md"):
         for name in re.findall(r"^   (xlstm[\w.]*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
@@ -142,6 +156,9 @@ def test_every_public_name_is_in_the_reference_with_an_example():
     assert not missing
     assert not lacking
     assert not sorted(listed.keys() - names.keys())
+    described = {name: value for name, value in names.items() if inspect.isclass(value) or inspect.isfunction(value)}
+    assert not [name for name, value in described.items() if not inspect.getdoc(value)]
+    assert not [name for name in xlstm.__all__ if not getattr(xlstm, name).__doc__]
 
 
 # what has a docstring of its own
@@ -250,4 +267,5 @@ def test_a_build_ends_with_the_errors_of_cells(monkeypatch, capsys):
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 85
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 85
+    assert len([line for line in blocks(PAGES[0])[0].splitlines() if line.strip()]) <= 12

@@ -209,7 +209,9 @@ class TiRex2(PatchNetwork):
     def _groups(self, x: Array, groups: Any = None, targets: Any = None, known: Any = None) -> Groups | None:
         if groups is None and targets is None and known is None:
             return None
-        return Groups.of("TiRex2", x.shape[0] if x.ndim else 0, groups, targets, known)
+        if not getattr(x, "shape", ()):  # forward refuses it
+            return None
+        return Groups.of("TiRex2", x.shape[0], groups, targets, known)
 
     def forecast(
         self,

@@ -1,4 +1,4 @@
-"""Workers, processes that answer requests; one has the published packages, whose import name may be this project's."""
+"""Processes that answer requests; one has the published packages, whose import name may be this project's."""
 
 from __future__ import annotations
 

@@ -1,0 +1,118 @@
+"""How all pictures look, as files and in grey, and what is refused."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.conftest import later
+from tests.plots.drawn import LAYERS, B, D, H, T, overlapping, ran
+from xlstm import plots
+from xlstm.models import SequenceModel
+from xlstm.plots import figures
+
+matplotlib = later("matplotlib")
+
+
+def lightness(color):
+    return float(np.dot(matplotlib.colors.to_rgb(color), (0.299, 0.587, 0.114)))
+
+
+def test_colours_survive_a_print_in_grey():
+    grey = [lightness(line["color"]) for line in figures.LINES]
+    assert np.min(np.diff(grey)) > 0.08
+    assert len({str(line["linestyle"]) for line in figures.LINES}) == len(figures.LINES)
+    assert len({line["marker"] for line in figures.LINES}) == len(figures.LINES)
+    assert abs(lightness(figures.DARK) - lightness(figures.LIGHT)) > 0.3
+    shades = [lightness(c) for c in matplotlib.colormaps[figures.COLOURS](np.linspace(0, 1, 20))[:, :3]]
+    assert np.all(np.diff(shades) > 0)
+
+
+def test_labels_do_not_collide_and_have_two_sizes(interpreted, x, run, tmp_path):
+    """Also those between powers of ten, which are there where an axis spans less than one."""
+    _, saved = ran(xlstm.LSTM(D, H, 2), x)
+    stack = SequenceModel(xlstm.xLSTMStack(8, 2, slstm_at=[1], num_heads=2), 1, inputs=D)
+    params, activity = ran(stack, x)
+    narrow = plots.networks.GradientNorm("h", "0", np.linspace(0.2, 0.9, 9), 1.1)
+    for figure in (
+        plots.gates(saved, "1"),
+        plots.gradients([narrow]),
+        plots.saturation(activity),
+        plots.memory(activity),
+        plots.parameters({name: params[name] for name in sorted(params, key=len)[-8:]}),  # the longest names
+        plots.gradients(plots.gradient_norms(stack, params, x)),
+        plots.curves({"a": tmp_path, "b": run}),
+        plots.forecast_errors({"a": np.arange(1.0, 40), "b": np.arange(2.0, 41)}),
+    ):
+        assert overlapping(figure) == []
+        ticks = [tick for axes in figure.axes for tick in axes.yaxis.get_minorticklabels()]
+        shown = [text for text in [*figure.findobj(matplotlib.text.Text), *ticks] if text.get_text()]
+        assert {text.get_fontsize() for text in shown} == {figures.SMALL, figures.TEXT}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begin"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")], ids=["png", "svg", "pdf"]
+)
+def test_equal_figures_are_equal_files(tmp_path, suffix, begin):
+    for name in "ab":
+        plots.save(plots.parameters({"W": np.arange(9.0)}), tmp_path / f"{name}.{suffix}")
+    a, b = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
+    assert a.startswith(begin)
+    assert a == b
+
+
+def test_names_are_no_formulas(tmp_path):
+    name = r"$\price_1$"  # matplotlib knows no such symbol
+    plots.save(plots.forecast_errors({name: [1.0, 2.0]}, unit=name, step=name), tmp_path / "a.png")
+
+
+LSTM = xlstm.LSTM(D, H)
+BOTH = xlstm.LSTM(D, H, bidirectional=True)
+START = LSTM.init(backend="numpy", dtype="float64")
+X = np.random.default_rng(3).normal(size=(T, B, D))
+
+
+def kept(layer):
+    return ran(layer, X)[1]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: plots.parameters({"W": np.array([1.0, math.nan])}), "W is"),
+        (lambda: plots.parameters({f"{k}": X for k in range(121)}), "121 parameters"),
+        (lambda: plots.gates(kept(xlstm.LSTM(D, H, 2))), "gates: layer is None"),
+        (lambda: plots.gates(linear()), "gates: saved is"),
+        (lambda: plots.saturation(kept(LAYERS["rnn"])), r"saturation: RNN\(2, 4\)"),
+        (lambda: plots.memory(kept(LAYERS["rnn"])), r"RNN\(2, 4\) has no forget gate"),
+        (lambda: plots.gradient_norms(LSTM, START, X[:2]), "x is"),
+        (lambda: plots.gradient_norms(LSTM, START, X, np.ones((3, 5))), "dy has shape"),
+        (lambda: plots.gradient_norms(BOTH, START, X), "reverse direction"),
+        (lambda: plots.gradients({}), "norms is"),
+        (lambda: plots.curves({}), "runs are empty"),
+        (lambda: plots.curves([1, 2]), "run is"),
+        (lambda: plots.confusion(["a"], ["c"], ["a", "b"]), "label 'c'"),
+        (lambda: plots.confusion(["a"], ["a"], 3), "labels is 3"),
+        (lambda: plots.confusion(["a"], [1]), "labels are"),
+        (lambda: plots.confusion(["a"], ["a", "b"]), "truth and predicted"),
+        (lambda: plots.forecast_errors({}), "errors are empty"),
+        (lambda: plots.forecast_errors({"a": [1.0], "b": [[1.0, 2.0]]}), "one C"),
+        (lambda: plots.save(plots.parameters(START), "a.doc"), r"a\.doc"),
+        (lambda: plots.save(plots.parameters(START), "absent/a.png"), r"absent/a\.png"),
+        (lambda: plots.save(3, "a.png"), "figure is 3"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, monkeypatch, call, name):
+    """And no file is left behind."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, TypeError, OSError), match=name):
+        call()
+    assert os.listdir(tmp_path) == []
+
+
+def linear():
+    """Return the values that a layer without gates keeps."""
+    layer = xlstm.Linear(D, H)
+    return layer.forward(layer.init(backend="numpy", dtype="float64"), X)[1]
