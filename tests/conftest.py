@@ -241,13 +241,18 @@ def vectors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run a command of the command line in an empty folder, check its exit code, and return the result."""
+    """Run a command of the command line in an empty folder, check its exit code, and return the result.
+
+    The first argument may hold several words.
+    """
     from typer.testing import CliRunner
 
     from xlstm.cli.app import app
 
-    def run(*args: Any, code: int = 0) -> Any:
-        result = CliRunner().invoke(app, [str(a) for a in args])
+    def run(command: Any, *args: Any, code: int = 0) -> Any:
+        result = CliRunner().invoke(app, [*str(command).split(), *map(str, args)])
+        if not isinstance(result.exception, SystemExit | None):
+            raise result.exception
         assert result.exit_code == code, result.output + str(result.exception)
         return result
 

@@ -1,19 +1,27 @@
 """Commands that train small models in little time, and the files that they read."""
 
-import numpy as np
+import functools
 
-from xlstm.data.series import bundled
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from xlstm.cli.app import app
 from xlstm.data.table import write_table
 
-TEXT = ["train", "text", "a.txt", "--backend", "numpy", "--hidden-size", 8, "--embedding-size", 4, "--batch-size", 4]
-TEXT += ["--length", 8, "--steps", 12, "--sample", 5]
-CLASSES = ["train", "classify", "long.csv", "--label", "kind", "--sequence", "id", "--backend", "numpy"]
-CLASSES += ["--hidden-size", 8, "--epochs", 2]
-SMALL = ["--hidden-size", 8, "--batch-size", 4, "--length", 8]
-QUICK = ["--epochs", 1, "--window", 12, "--hidden-size", 3, "--backend", "numpy"]
-SERIES = ["train", "forecast", bundled("sunspots"), *QUICK]
-TIREX = ["train", "tirex", "--backend", "numpy", "--size", 8, "--num-heads", 2, "--num-blocks", 1, "--patch-size", 4]
-TIREX += ["--context-length", 32, "--horizon", 8, "--batch-size", 4, "--steps", 7, "--every", 4]
+
+def split(command):
+    """The words of a command."""
+    return command.split()
+
+
+TEXT = split("train text a.txt --backend numpy --hidden-size 8 --embedding-size 4 --batch-size 4 --length 8 --sample 5")
+TEXT += ["--steps", "12"]
+CLASSES = split("train classify long.csv --label kind --sequence id --backend numpy --hidden-size 8 --epochs 2")
+QUICK = split("--epochs 1 --window 12 --hidden-size 3 --backend numpy")
+SERIES = ["train", "forecast", "s.csv", *QUICK]
+TIREX = split("train tirex --backend numpy --size 8 --num-heads 2 --num-blocks 1 --patch-size 4 --context-length 32")
+TIREX += split("--horizon 8 --batch-size 4 --steps 7 --every 4")
 VERSE = "the cat sat on the mat and saw a rat. " * 30
 
 
@@ -30,6 +38,21 @@ def steps_of_sequences(seed=0):
 
 
 def write_files(folder):
-    """Write a text and a table of sequences with labels."""
+    """Write a text, a table of sequences with labels, and a series whose column has a name beyond ASCII."""
     (folder / "a.txt").write_text(VERSE)
     write_table(folder / "long.csv", steps_of_sequences())
+    write_table(folder / "s.csv", {"\u03bb": [k % 7 for k in range(400)]})
+
+
+def trainer(folder, commands):
+    """A function that trains in a folder by the command of a name, once; the folder of the run and what was printed."""
+
+    @functools.cache
+    def trained(name):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            result = CliRunner().invoke(app, [*commands[name], "-o", name])
+        assert result.exit_code == 0, result.output
+        return folder / name, result
+
+    return trained

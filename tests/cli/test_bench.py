@@ -16,7 +16,7 @@ from xlstm.cli import bench as timed
 from xlstm.cli.bench import Case, Row, Size, Timing, interleave
 from xlstm.layers import recurrent
 
-SMALL = ("--size", "6,2,3,4", "--rounds", 1)
+SMALL = "--size 6,2,3,4 --rounds 1"
 
 
 def test_interleave_takes_turns_and_leaves_out_the_first_call_of_a_block():
@@ -26,7 +26,7 @@ def test_interleave_takes_turns_and_leaves_out_the_first_call_of_a_block():
     assert "".join(log) == "aabbbbaaaabb"  # the first in turn changes
     assert [t.calls for t in times.values()] == [3, 3]
     slow = interleave({"sleep": lambda: time.sleep(0.01)}, rounds=2, block=0)["sleep"]
-    assert 0.01 <= slow.best <= slow.median < 1
+    assert 0.01 <= slow.best <= slow.median
 
 
 @pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3), ("rnn", 1)])
@@ -80,7 +80,7 @@ def hold(megabytes):
 
 @pytest.fixture
 def bench(run):
-    return lambda *args, code=0: run("bench", *args, code=code)
+    return lambda command, *args, code=0: run(f"bench {command}", *args, code=code)
 
 
 def lines(path="times.json"):
@@ -90,21 +90,18 @@ def lines(path="times.json"):
 def test_the_command(bench, tmp_path):
     """torch.nn is a row of its own where it has the layer, and cases are counted where there is no terminal."""
     pytest.importorskip("torch")
-    backends = [word for name in ("numpy", "torch", "torch.nn") for word in ("--backend", name)]
-    result = bench("gru", "slstm", *SMALL, *backends, "--json", "times.json", "--plot", "times.png")
+    backends = "--backend numpy --backend torch --backend torch.nn"
+    result = bench(f"gru slstm {SMALL} {backends} --json times.json --plot times.png")
     assert result.stderr == "1/2 gru 6,2,3,4 float32\n2/2 slstm 6,2,3,4 float32\n"
     for words in ("gru float32, forward and backward", "slstm float32", "6,2,3,4", "compiled loops", "times.png"):
         assert words in result.output
     assert "this library on PyTorch tensors is" in result.output  # faster or not
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
-    assert [(line["layer"], line["size"]["T"], line["backend"], line["name"]) for line in lines()] == [
-        ("gru", 6, "numpy", "this library on NumPy arrays"),
-        ("gru", 6, "torch", "this library on PyTorch tensors"),
-        ("gru", 6, "torch.nn", "torch.nn"),
-        ("slstm", 6, "numpy", "this library on NumPy arrays"),
-        ("slstm", 6, "torch", "this library on PyTorch tensors"),
-    ]
+    found = [(line["layer"], line["backend"], line["name"]) for line in lines()]
+    ours = [("numpy", "this library on NumPy arrays"), ("torch", "this library on PyTorch tensors")]
+    assert found == [("gru", *one) for one in (*ours, ("torch.nn", "torch.nn"))] + [("slstm", *one) for one in ours]
     for line in lines():
+        assert line["size"]["T"] == 6
         assert line["seconds"]["best"] > 0
         assert line["gflops"] / line["product_gflops"] == pytest.approx(line["share_of_product_speed"])
         assert line["machine"]["packages"]["numpy"] == np.__version__
@@ -112,8 +109,8 @@ def test_the_command(bench, tmp_path):
 
 def test_sizes_from_little_work_to_much(bench):
     Path("times.json").write_text('{"size": "of an earlier run"}\n')
-    sizes = ("--size", "6,2,8,8", "--size", "2,2,8,8", "--dtype", "float16", "--dtype", "float32")
-    result = bench("xlstm", *sizes, "--rounds", 1, "--json", "times.json")
+    sizes = "--size 6,2,8,8 --size 2,2,8,8 --dtype float16 --dtype float32"
+    result = bench(f"xlstm {sizes} --rounds 1 --json times.json")
     assert "xlstm float32, forward" in result.output
     assert "without backend: float16 on a CPU" in result.output
     assert "xlstm float16" not in result.output
@@ -155,28 +152,27 @@ def unregistered(monkeypatch):
     monkeypatch.setattr("xlstm.models.sequence.LAYERS", builtin)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("cnn",), "bench: cell is 'cnn', expected one of lstm, gru, rnn"),
-        (("--size", "1,2,3,0"), "'1,2,3,0', expected four whole numbers"),
-        (("--dtype", "int8"), "error: backend: dtype 'int8' is not supported"),
-        (("--dtype", "float16", "--backend", "numpy"), "error: backend: float16 on a CPU"),
-        (("--json", "no/where.json"), "error: no/where.json: not saved, No such file or directory"),
-        (("--plot", "no/where.png"), "error: no/where.png: not saved, No such file or directory"),
-        (("--import", "none.py"), "error: import: none.py fails, FileNotFoundError: "),
-        (("--import", "ends.py"), "error: import: ends.py fails, SystemExit: 3"),
-        (("--import", "grammar.py"), "error: import: grammar.py fails, SyntaxError: invalid syntax"),
-    ],
-)
-def test_bad_input_is_refused_before_any_work(bench, monkeypatch, unregistered, arguments, said):
+WRONG = {
+    "cnn": "bench: cell is 'cnn', expected one of lstm, gru, rnn",
+    "--size 1,2,3,0": "'1,2,3,0', expected four whole numbers",
+    "--dtype int8": "backend: dtype 'int8' is not supported",
+    "--dtype float16 --backend numpy": "backend: float16 on a CPU",
+    "--json no/where.json": "no/where.json: not saved, No such file or directory",
+    "--plot no/where.png": "no/where.png: not saved, No such file or directory",
+    "--import none.py": "import: none.py fails, FileNotFoundError: ",
+    "--import ends.py": "import: ends.py fails, SystemExit: 3",
+    "--import grammar.py": "import: grammar.py fails, SyntaxError: invalid syntax",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_bad_input_is_refused_before_any_work(bench, monkeypatch, unregistered, arguments):
     monkeypatch.setattr(timed, "measure", lambda *a: pytest.fail("work was done"))
-    for name, text in {"ends.py": "exit(3)", "grammar.py": "class"}.items():
-        Path(name).write_text(text)
-    result = bench(*arguments, code=2)
-    assert said in result.stderr
-    assert result.stderr.startswith("error: ")
-    assert len(result.stderr.splitlines()) == 1
+    Path("ends.py").write_text("exit(3)")
+    Path("grammar.py").write_text("class")
+    refused = bench(arguments, code=2).stderr
+    assert WRONG[arguments] in refused
+    assert (refused[:7], refused.count("\n")) == ("error: ", 1)
 
 
 def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatch):
@@ -192,9 +188,8 @@ def test_a_backend_that_fails_is_left_out_and_the_rest_is_kept(bench, monkeypatc
         return real(case, home, *arrays)
 
     monkeypatch.setattr(timed, "call", call)
-    sizes = [word for T in (2, 6, 8) for word in ("--size", f"{T},2,3,4")]
-    backends = ("--backend", "numpy", "--backend", "torch", "--json", "times.json")
-    result = bench(*sizes, "--rounds", 1, *backends, code=130)
+    sizes = "--size 2,2,3,4 --size 6,2,3,4 --size 8,2,3,4 --rounds 1"
+    result = bench(f"{sizes} --backend numpy --backend torch --json times.json", code=130)
     assert "note: lstm 6,2,3,4 float32: without torch, out of memory" in result.stderr
     assert "interrupted" in result.stderr
     kept = [(line["size"]["T"], line["backend"], line["peak_bytes"] is None) for line in lines()]
@@ -206,7 +201,7 @@ def test_cells_of_a_file(bench, tmp_path, unregistered):
     """The cells of docs/cells.md are timed."""
     code = "\n".join(blocks(ROOT / "docs" / "cells.md"))
     (tmp_path / "my_cells.py").write_text(code, encoding="utf-8")
-    result = bench("MinGRU", "gru", "--import", "my_cells.py", *SMALL, "--backend", "numpy", "--json", "times.json")
+    result = bench(f"MinGRU gru --import my_cells.py {SMALL} --backend numpy --json times.json")
     assert "note" not in result.stderr
     assert [line["layer"] for line in lines()] == ["MinGRU", "gru"]
     weights = 2 * 4 * 3  # of MinGRU, which has no Wh

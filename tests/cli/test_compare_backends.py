@@ -24,7 +24,7 @@ def compare(run, monkeypatch):
     """The command with small programs."""
     monkeypatch.setattr(compared, "PROGRAMS", PROGRAMS)
     monkeypatch.setattr(compared, "interleave", lambda calls, rounds: INTERLEAVE(calls, rounds, block=0.0))
-    return lambda *args, code=0: run("compare", "--rounds", 1, *args, code=code)
+    return lambda options="", code=0: run(f"compare --rounds 1 {options}", code=code)
 
 
 INTERLEAVE = compared.interleave
@@ -32,7 +32,7 @@ INTERLEAVE = compared.interleave
 
 def test_every_row_has_the_numbers_of_float64(compare):
     pytest.importorskip("matplotlib")
-    result = compare("--json", "rows.json", "--report", "page.html", "--plot", "times.png")
+    result = compare("--json rows.json --report page.html --plot times.png")
     rows = [json.loads(line) for line in Path("rows.json").read_text().splitlines()]
     assert [row["row"] for row in rows if "notebook" in row["program"]][:2] == ["notebook", "numpy"]
     assert next(row["row"] for row in rows if "a model" in row["program"]) == "numpy"
@@ -66,17 +66,16 @@ def test_a_picture_of_times_begins_at_0():
 
 def test_a_report_is_a_page_or_text(compare):
     expected = "error: times.pdf: the ending is '.pdf', expected one of .html, .txt"
-    assert expected in compare("--report", "times.pdf", code=2).stderr
-    compare("--report", "times.txt")
+    assert expected in compare("--report times.pdf", code=2).stderr
+    compare("--report times.txt")
     assert "rows agree" in Path("times.txt").read_text()
 
 
 def test_a_wrong_number_is_found(compare, monkeypatch):
     """One row alone is wrong, and the exit code says so."""
     monkeypatch.setattr(gate_by_gate, "sigmoid", lambda x: 1 / (1 + np.exp(-x)) + 1e-9)
-    output = compare(code=1).output
-    assert "wrong: the notebook's program, T,B,D,H = 4,1,1,5, float64, notebook: " in output
-    assert output.count("wrong: ") == 1
+    wrong = [line for line in compare(code=1).stdout.splitlines() if "wrong: " in line]
+    assert [line.rpartition(":")[0] for line in wrong] == [f"wrong: {PROGRAMS[0]}, notebook"]
 
 
 def test_a_row_that_fails_is_named(compare, monkeypatch):
@@ -84,7 +83,7 @@ def test_a_row_that_fails_is_named(compare, monkeypatch):
         raise RuntimeError("an illegal address")
 
     monkeypatch.setattr(gate_by_gate, "forward", broken)
-    output = compare("--json", "rows.json", code=1).output
+    output = compare("--json rows.json", code=1).output
     assert "notebook fails: an illegal address" in output
     first = json.loads(Path("rows.json").read_text().splitlines()[0])
     assert first["row"] == "notebook"
@@ -105,8 +104,8 @@ def test_a_row_that_must_run(compare, monkeypatch):
 
     monkeypatch.setattr(compared, "backend", missing)
     assert "without cupy: no card" in compare().output
-    assert "error: cupy: no card" in compare("--require", "cupy", code=2).stderr
-    assert "--require is 'jax', expected one of" in compare("--require", "jax", code=2).stderr
+    assert "error: cupy: no card" in compare("--require cupy", code=2).stderr
+    assert "--require is 'jax', expected one of" in compare("--require jax", code=2).stderr
 
 
 BACKEND = compared.backend
@@ -128,7 +127,7 @@ def test_kernels_of_a_card_are_checked_before_they_are_timed(monkeypatch):
 @pytest.mark.skipif("cupy" not in BACKENDS, reason="XLSTM_TEST_BACKENDS leaves out CuPy")
 def test_cupy_is_a_row(compare):
     home = make_backend("cupy")
-    compare("--require", "cupy", "--json", "rows.json")
+    compare("--require cupy --json rows.json")
     rows = [json.loads(line) for line in Path("rows.json").read_text().splitlines()]
     of_cupy = [row for row in rows if row["row"] == "cupy"]
     assert len(of_cupy) == len(PROGRAMS)

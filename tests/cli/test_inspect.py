@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests.cli.commands import write_files
 from xlstm import models
 from xlstm.cli.inspect import read
 from xlstm.cli.sources import load_model
-from xlstm.data.series import bundled
 from xlstm.data.table import write_table
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 
@@ -19,7 +19,7 @@ PICTURES = ("gradients", "memory", "parameters", "saturation")
 
 @pytest.fixture(name="run")
 def _run(run):
-    return lambda *args, code=0: run("inspect", *args, code=code)
+    return lambda command, *args, code=0: run(f"inspect {command}", *args, code=code)
 
 
 def files(*names):
@@ -42,16 +42,17 @@ def model(tmp_path):
 
 
 def test_a_forecaster_over_its_series(run, tmp_path):
-    forecaster = Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy", name="sunspots")
-    forecaster.fit(np.loadtxt(bundled("sunspots"), delimiter=",", skiprows=1, usecols=1)).save(tmp_path / "f")
-    result = run("f", bundled("sunspots"), "-o", "deep/er")
+    write_files(tmp_path)
+    forecaster = Forecaster(window=12, hidden_size=3, epochs=1, backend="numpy", name="\u03bb")
+    forecaster.fit(np.arange(400.0) % 7).save(tmp_path / "f")
+    result = run("f s.csv -o deep/er")
     assert sorted(os.listdir(tmp_path / "deep/er")) == files("gates-recurrent.0", *PICTURES)
     assert "parameters: 100 in 5 arrays\n" in result.output
 
 
 def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
     layer, params = model
-    result = run("m", "rows.csv", "--json")
+    result = run("m rows.csv --json")
     found = json.loads(result.stdout)
     assert not (tmp_path / "xlstm-inspect").exists()
     assert set(found) == {"model", "parameters", "saturation", "memory", "gradients"}
@@ -60,39 +61,35 @@ def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
     forget = saved["recurrent.0"].gates[:, 2].mean(axis=(0, 1))
     np.testing.assert_allclose([row["forget"] for row in found["memory"]], forget, rtol=1e-8)
     assert {row["of"]: len(row["norms"]) for row in found["gradients"]} == {"x": 30, "h": 29, "c": 29}
-    assert set(json.loads(run("m", "--json").stdout)) == {"model", "parameters"}
+    assert set(json.loads(run("m --json").stdout)) == {"model", "parameters"}
     params["recurrent.0.b"][8] = 100.0  # the forget gate of unit 0 is 1, and its time constant infinite
     models.save(tmp_path / "m", layer, params)
-    assert json.loads(run("m", "rows.csv", "--json").stdout)["memory"][0]["steps"] is None
+    assert json.loads(run("m rows.csv --json").stdout)["memory"][0]["steps"] is None
 
 
 def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
     monkeypatch.setattr(xlstm.plots.figures, "available", lambda: False)
-    run("m", "rows.csv", "--json")
+    run("m rows.csv --json")
     assert run("m", code=2).stderr == "error: plots: matplotlib is not installed; pip install matplotlib\n"
 
 
 @pytest.mark.parametrize("sequence", ["id", None], ids=["steps", "rows"])
 def test_classifiers(run, tmp_path, sequence):
     """The data are the first sequence, or the first rows where each is one; the network sees them scaled."""
-    values = 100 + np.random.default_rng(0).normal(size=(100, 4))
-    cells = {"id": np.repeat(np.arange(20), 5), "kind": [*"aabb"] * 25}
-    if sequence:
-        cells["kind"] = np.repeat([*"ab"] * 10, 5)
-    write_table("c.csv", cells | {name: values[:, k].tolist() for k, name in enumerate("wxyz")})
-    X, y = (values.reshape(20, 5, 4), cells["kind"][::5]) if sequence else (values, cells["kind"])
+    values, ids = 100 + np.random.default_rng(0).normal(size=(100, 4)), np.repeat(np.arange(20), 5)
+    kinds = np.where((ids if sequence else np.arange(100)) % 2, "b", "a")
+    write_table("c.csv", {"id": ids, "kind": kinds} | {name: values[:, k].tolist() for k, name in enumerate("wxyz")})
+    X, y = (values.reshape(20, 5, 4), kinds[::5]) if sequence else (values, kinds)
     classifier = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(X, y)
     classifier.save(tmp_path / "m", {"features": [*"wxyz"], "label": "kind", "sequence": sequence})
-    rows = json.loads(run("m", "c.csv", "--json").stdout)["gradients"]
+    rows = json.loads(run("m c.csv --json").stdout)["gradients"]
     assert [len(row["norms"]) for row in rows] == ([5, 4, 4] if sequence else [4, 3, 3])
     x = read(load_model("inspect", tmp_path / "m"), tmp_path / "c.csv", None, 30)
     assert x.shape == ((5, 1, 4) if sequence else (4, 30, 1))
     assert abs(x).max() < 9
-    classifier.save(tmp_path / "m")
-    assert "m: says nothing of a table, expected a model of" in run("m", "c.csv", "--json", code=2).stderr
 
 
-def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, table):
+def test_tokens_of_language_models(run, tmp_path):
     model = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5, batch_first=False)
     models.save(tmp_path / "l", model, model.init(backend="numpy"))
     tokens = "1 2 3 4 " * 20
@@ -102,34 +99,37 @@ def test_tokens_of_a_language_model_and_a_layer_with_batch_first(run, tmp_path, 
     for name in "lt":
         found = json.loads(run(name, "tokens.txt", "--json", "--steps", 10).stdout)
         assert len(found["gradients"][0]["norms"]) == 9
+
+
+def test_what_a_model_has_no_numbers_of_is_said(run, tmp_path, table):
     both = xlstm.LSTM(2, 3, bidirectional=True)
     models.save(tmp_path / "b", both, both.init(backend="numpy"))
-    result = run("b", "rows.csv", "-o", "both")
-    assert "no gradients: LSTM(2, 3, bidirectional=True) has a reverse direction" in result.output
+    output = run("b rows.csv -o both").output
+    assert "no gradients: LSTM(2, 3, bidirectional=True) has a reverse direction" in output
     assert not (tmp_path / "both" / "gradients.png").exists()
     rnn = xlstm.RNN(2, 3, batch_first=True)
     models.save(tmp_path / "r", rnn, rnn.init(backend="numpy"))
-    output = run("r", "rows.csv", "-o", "out").output
+    output = run("r rows.csv -o out").output
     assert "no saturation: RNN(2, 3" in output
     assert "no memory: RNN(2, 3" in output
     assert sorted(os.listdir("out")) == files("gates-0", "gradients", "parameters")
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["rows.csv"], "rows.csv: not a readable safetensors file"),
-        (["m", "three.csv"], "three.csv: has 3 columns of numbers (a, b, c), x of the model has D = 2"),
-        (["m", "gap.csv"], "gap.csv: has gaps, expected numbers"),
-        (["m", "rows.csv", "--steps", "2"], "inspect: steps is 2, expected 3 or more"),
-        (["m", "rows.csv", "--column", "a"], "m: is a model, which takes no --column"),
-        (["l", "rows.csv"], "rows.csv: prompt: "),
-        (["l", "rows.csv", "--encoding", "utf-16"], "l: is a language model, which takes no --encoding"),
-        (["l", "high.txt"], "token"),
-        (["l", "few.txt"], "few.txt: has 2 tokens, expected 3 or more"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, model, table, args, words):
+WRONG = {
+    "rows.csv": "rows.csv: not a readable safetensors file",
+    "m three.csv": "three.csv: has 3 columns of numbers (a, b, c), x of the model has D = 2",
+    "m gap.csv": "gap.csv: has gaps, expected numbers",
+    "m rows.csv --steps 2": "inspect: steps is 2, expected 3 or more",
+    "m rows.csv --column a": "m: is a model, which takes no --column",
+    "l rows.csv": "rows.csv: prompt: ",
+    "l rows.csv --encoding utf-16": "l: is a language model, which takes no --encoding",
+    "l high.txt": "token",
+    "l few.txt": "few.txt: has 2 tokens, expected 3 or more",
+}
+
+
+@pytest.mark.parametrize("command", WRONG)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, model, table, command):
     (tmp_path / "three.csv").write_text("a,b,c\n" + "1,2,3\n" * 9)
     (tmp_path / "gap.csv").write_text("a,b\n" + "1,2\n" * 9 + "1,\n")
     (tmp_path / "high.txt").write_text("1 2 3 9")
@@ -137,7 +137,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, model, table, args
     language = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5)
     models.save(tmp_path / "l", language, language.init(backend="numpy"))
     before = sorted(os.listdir(tmp_path))
-    refused = run(*args, code=2).stderr
-    assert words in refused
+    refused = run(command, code=2).stderr
+    assert WRONG[command] in refused
     assert (refused[:7], refused.count("\n")) == ("error: ", 1)
     assert sorted(os.listdir(tmp_path)) == before

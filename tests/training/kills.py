@@ -1,4 +1,4 @@
-"""Kills training at random moments and resumes it until it is done: the weights are those of a run left alone.
+"""Kills training after random batches and resumes it until it is done: the weights are those of a run left alone.
 
 `python -m tests.training.kills --kills 200` does so with SIGKILL, SIGTERM, SIGINT, and disks without room for a
 checkpoint.
@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from xlstm.training import Interrupted, Terminated, optimizers, train
 from xlstm.training import folder as folders
 
 KINDS = ("SIGKILL", "SIGTERM", "SIGINT", "full disk")
-LONGEST = 0.25  # seconds of training before a kill
+LATEST = 80  # batches before a signal
 EVERY = 5  # batches between two checkpoints
 
 
@@ -53,21 +52,19 @@ def fit(folder: Path | None, progress=None):
 
 
 def child(folder: Path) -> None:
-    """Train in this process, slowly enough to be killed; report the beginning and every batch."""
-
-    def report(now) -> None:
-        print(now.total, flush=True)
-        time.sleep(0.002)
-
+    """Train in this process, and report every batch."""
     try:
-        fit(folder, report)
+        fit(folder, lambda now: print(now.total, flush=True))
     except (Interrupted, Terminated) as error:
         sys.exit(128 + error.signal)
     print("done", flush=True)
 
 
-def attempt(folder: Path, kind: str, moment: float) -> tuple[int, bool]:
-    """Run a child and kill it; return the last batch that it reported, and whether it came to its end."""
+def attempt(folder: Path, kind: str, batches: int) -> tuple[int, bool]:
+    """Run a child and kill it once it has reported so many batches, while it does the next ones.
+
+    Return the last batch that it reported, and whether it came to its end.
+    """
 
     def limit() -> None:
         if kind == "full disk":
@@ -76,19 +73,16 @@ def attempt(folder: Path, kind: str, moment: float) -> tuple[int, bool]:
     command = [sys.executable, "-m", "tests.training.kills", "--child", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
     assert process.stdout is not None
-    first = process.stdout.readline()
-    time.sleep(moment)
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL if kind == "full disk" else getattr(signal, kind))
-    rest, errors = process.communicate(timeout=60)
-    lines = [line for line in (first + rest).split("\n")[:-1] if line]
+    reported = [process.stdout.readline() for _ in range(batches)]  # nothing once the child has ended
+    process.send_signal(signal.SIGKILL if kind == "full disk" else getattr(signal, kind))
+    rest, errors = process.communicate(timeout=600)
+    lines = ("".join(reported) + rest).split("\n")[:-1]
     # A signal before or after training has its usual effect.
     usual = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT)
     refused = kind == "full disk" and "File too large" in errors  # before training began
     if not refused and process.returncode not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT, *usual):
         raise AssertionError(f"{kind}: exit code {process.returncode}\n{errors}")
-    batches = [int(line) for line in lines if line != "done"]
-    return max(batches, default=0), "done" in lines
+    return max([int(line) for line in lines if line != "done"], default=0), "done" in lines
 
 
 def on_disk(folder: Path) -> int:
@@ -104,7 +98,7 @@ def check(kills: int, seed: int = 0) -> str:
             folder = Path(name) / "run"
             while True:
                 kind, before = draw.choice(KINDS), on_disk(folder)
-                reached, done = attempt(folder, kind, draw.uniform(0, LONGEST))
+                reached, done = attempt(folder, kind, draw.randint(1, LATEST))
                 saved = on_disk(folder)
                 counts[kind] += 1
                 assert saved >= before, f"{kind}: step {before} was on disk, now {saved}"

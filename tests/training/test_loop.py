@@ -1,4 +1,4 @@
-"""The loop: PyTorch's losses step by step, early stopping, streams, and what it refuses."""
+"""The loop and its step: PyTorch's losses step by step, early stopping, streams, and what it refuses."""
 
 import math
 
@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import xlstm
+from tests.training import runs
 from xlstm import losses
-from xlstm.arrays.backend import backend_like
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
-from xlstm.estimators import TextModel
+from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
-from xlstm.training import evaluate, loop, optimizers
+from xlstm.training import Clip, Step, evaluate, loop, optimizers
 
 OPTIMIZERS = {
     "SGD": (lambda: optimizers.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
@@ -42,59 +42,26 @@ def test_fifty_steps_follow_torch(rng, name):
     torch = pytest.importorskip("torch")
     T, B, D, H, V = 8, 5, 2, 6, 3
     make, settings = OPTIMIZERS[name]
-    model = SequenceModel(xlstm.LSTM(D, H), V)
+    model = SequenceModel(xlstm.LSTM(D, H, recurrent_bias=True), V)
     params = model.init(3, "numpy", "float64")
-    order = np.r_[0:H, 2 * H : 3 * H, 3 * H : 4 * H, H : 2 * H]
-    lstm, head = torch.nn.LSTM(D, H, dtype=torch.float64), torch.nn.Linear(H, V, dtype=torch.float64)
-    with torch.no_grad():
-        lstm.weight_ih_l0.copy_(torch.tensor(params["recurrent.0.Wx"][order]))
-        lstm.weight_hh_l0.copy_(torch.tensor(params["recurrent.0.Wh"][order]))
-        lstm.bias_ih_l0.copy_(torch.tensor(params["recurrent.0.b"][order]))
-        lstm.bias_hh_l0.zero_()
-        head.weight.copy_(torch.tensor(params["head.W"]))
-        head.bias.copy_(torch.tensor(params["head.b"]))
-    # PyTorch has two biases that are added; ours is one, so only one of theirs is trained.
-    trained = [p for n, p in lstm.named_parameters() if n != "bias_hh_l0"] + list(head.parameters())
-    peer = getattr(torch.optim, name)(trained, **settings)
+    peer = torch.nn.ModuleDict({"recurrent": torch.nn.LSTM(D, H), "head": torch.nn.Linear(H, V)}).double()
+    peer.load_state_dict({name: torch.tensor(p) for name, p in to_torch(model, params).items()})
+    optimizer = getattr(torch.optim, name)(peer.parameters(), **settings)
     x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, V))
     batches = [batch(x=x, target=target) for x, target in zip(x, target, strict=True)]
     ours = loop.train(model, params, Given(batches), make(), epochs=1).losses
     for k in range(50):
-        loss = torch.nn.functional.mse_loss(head(lstm(torch.tensor(x[k]))[0]), torch.tensor(target[k]))
+        y = peer["head"](peer["recurrent"](torch.tensor(x[k]))[0])
+        loss = torch.nn.functional.mse_loss(y, torch.tensor(target[k]))
         assert ours[k] == pytest.approx(loss.item(), abs=1e-10), f"step {k}"
-        peer.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        peer.step()
+        optimizer.step()
 
 
-def wave(n=400):
-    return np.sin(np.arange(n) / 5.0)
-
-
-def stream_data(batch_size=4, length=20):
-    v = wave()
-    return Streams(v[:-1, None], v[1:, None], batch_size, length)
-
-
-@pytest.mark.parametrize("lengths", [None, [3, 0, 4]])
-@pytest.mark.parametrize("inputs", [None, 3])
-@pytest.mark.parametrize(
-    "layer",
-    [xlstm.LSTM(2, 3, bidirectional=True), xlstm.mLSTM(2, 4, num_heads=2), xlstm.xLSTMStack(2, 2, [1], num_heads=1)],
-    ids=lambda layer: type(layer).__name__,
-)
-@pytest.mark.parametrize("last", [False, True])
-def test_gradients(be, rng, layer, inputs, lengths, last):
-    """Predictions come after each step or at the end, in every layer, of every length; with a layer before, too."""
-    model = SequenceModel(layer, 2, last=last, inputs=inputs)
-    params = {name: be.asarray(rng.standard_normal(p.shape) / 2) for name, p in model.init(0, "numpy").items()}
-    x = be.asarray(rng.standard_normal((4, 3, model.input_size)))
-
-    def forward(params, x):
-        y, _, saved = model.forward(params, x, lengths=lengths)
-        return y, (params, saved)
-
-    xlstm.gradcheck(forward, lambda s, dy: model.backward(*s, dy)[:2], (params, x))
+def stream_data(length=20):
+    v = np.sin(np.arange(400) / 5.0)
+    return Streams(v[:-1, None], v[1:, None], 4, length)
 
 
 def test_one_prediction_is_that_of_the_last_step(be, rng):
@@ -106,72 +73,98 @@ def test_one_prediction_is_that_of_the_last_step(be, rng):
     np.testing.assert_allclose(to_numpy(y), steps[[2, 0, 3], [0, 1, 2]], rtol=1e-5, atol=1e-6)
 
 
-def test_learns_a_wave_on_every_backend(be):
-    model = SequenceModel(xlstm.LSTM(1, 8), 1)
-    trained = loop.train(model, model.init(0, be), stream_data(), optimizers.adam(0.05), epochs=15, clip=1.0)
-    assert trained.losses[-1] < 0.02 * trained.losses[0]
-    assert all(backend_like(p).xp is be.xp for p in trained.params.values())
+def test_accumulated_batches_are_one_large_batch(rng):
+    """Small weights of targets do not shrink their gradients."""
+    model = SequenceModel(xlstm.LSTM(2, 3), 1, last=True)
+    params = model.init(0, "numpy", "float64")
+    x, y = rng.normal(size=(12, 5, 2)), rng.normal(size=(12, 1))
+    mask = 1e-3 * (rng.random((12, 1)) < 0.7)
+    small, large = (Windows(x, y, mask, batch_size=size) for size in (4, 12))
+    step = Step(model, optimizers.sgd(0.3), accumulate=3)
+    state = step.init(params)
+    for k, part in enumerate(small.batches()):
+        state, taken = step(state, part)
+        assert taken.updated == (k == 2)
+    whole = Step(model, optimizers.sgd(0.3))
+    expected, _ = whole(whole.init(params), next(large.batches()))
+    for name, p in expected.params.items():
+        np.testing.assert_allclose(state.params[name], p, rtol=1e-10, atol=1e-14)
 
 
-def test_streams_carry_the_state(monkeypatch):
-    """The state is fresh at the beginning of an epoch and carried, detached, from batch to batch."""
+def test_a_loop_of_ones_own_is_train():
+    model, data, _ = runs.random_masks()
+    params = model.init(0, "numpy")
+    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)])
+    state, found = step.init(params, seed=3), []
+    for _ in range(2):
+        state = state._replace(carried=None)
+        for part in data.batches():
+            state, taken = step(state, part)
+            found.append(taken.loss)
+    trained = loop.train(model, params, data, optimizers.adam(0.05), epochs=2, clip=0.1, seed=3)
+    assert trained.losses == found
+    assert all(trained.params[name].tobytes() == p.tobytes() for name, p in state.params.items())
+
+
+def test_frozen_parameters_stay_and_do_not_count_in_the_norm(tmp_path):
+    model, data, _ = runs.plain()
+    params = model.init(0, "numpy")
+    optimizer = optimizers.by_name({"recurrent.*": None}, optimizers.adam(0.05))
+    seen, options = [], {"clip": 0.1, "checkpoints": tmp_path}
+    trained = loop.train(model, params, data, optimizer, epochs=2, clip=0.1, progress=seen.append)
+    for name, p in params.items():
+        assert (trained.params[name] is p) == name.startswith("recurrent.")
+    first = next(data.batches())
+    y, _, saved = model.forward(params, first.x.astype("float32"))
+    grads, *_ = model.backward(params, saved, losses.mse(y, first.target.astype("float32"))[1])
+    assert seen[0].norm == pytest.approx(math.hypot(grads["head.b"][0], *grads["head.W"][0]), rel=1e-6)
+    loop.train(model, params, data, optimizer, epochs=1, **options)
+    runs.same(trained, loop.train(model, params, data, optimizer, epochs=2, resume=True, **options))
+
+
+@pytest.mark.parametrize("length", [10, 90])
+def test_streams_carry_the_state_through_an_epoch(length):
+    """It is fresh at the beginning of each epoch: weights that stay have the losses of one long batch."""
     model = SequenceModel(xlstm.LSTM(1, 4), 1)
-    seen = []
-    forward = SequenceModel.forward
-
-    def spy(self, params, x, state=None, train=True):
-        y, end, saved = forward(self, params, x, state, train)
-        seen.append((state, end))
-        return y, end, saved
-
-    monkeypatch.setattr(SequenceModel, "forward", spy)
-    data = stream_data()
-    loop.train(model, model.init(0, "numpy"), data, optimizers.sgd(0.1), epochs=2)
-    assert len(data) == 4
-    for k, (start, _) in enumerate(seen):
-        assert start is None if k % len(data) == 0 else start is seen[k - 1][1]
+    params, data = model.init(0, "numpy", "float64"), stream_data(length)
+    whole = evaluate(model, params, stream_data(90))
+    assert evaluate(model, params, data) == pytest.approx(whole, rel=1e-12)
+    trained = loop.train(model, params, data, optimizers.sgd(1e-300), epochs=2)
+    np.testing.assert_allclose(np.reshape(trained.losses, (2, -1)).mean(axis=1), whole, rtol=1e-12)
 
 
 def test_early_stopping_keeps_the_best_weights():
-    rng = np.random.default_rng(0)
-    x, target = rng.standard_normal((40, 6, 1)), rng.standard_normal((40, 1))
-    data = Windows(x[:20], target[:20])
-    validation = Windows(x[20:], target[20:])
-    model = SequenceModel(xlstm.LSTM(1, 16), 1, last=True)
-    seen, options = [], {"epochs": 200, "validation": validation, "patience": 5}
-    trained = loop.train(model, model.init(0, "numpy"), data, optimizers.adam(0.05), progress=seen.append, **options)
+    (model, _, options), seen = runs.shuffled(), []
+    trained = runs.fit(runs.shuffled, epochs=200, patience=5, progress=seen.append)
     assert trained.stopped_early
     assert len(trained.validations) == trained.best_epoch + 5
     assert trained.validations[trained.best_epoch - 1] == min(trained.validations)
-    assert evaluate(model, trained.params, validation) == min(trained.validations)
-    assert [p.epoch for p in seen] == list(range(1, len(trained.validations) + 1))
+    assert evaluate(model, trained.params, options["validation"]) == min(trained.validations)
     assert seen[-1].best == min(trained.validations[:-1])
 
 
-def test_averaging_follows_its_definition():
-    data = stream_data()
-    model = SequenceModel(xlstm.LSTM(1, 4), 1)
-    start = model.init(0, "numpy", "float64")
-    every = [start]
+@pytest.mark.parametrize("decay", [0.9, 0.6])
+def test_averaging_follows_its_definition(decay):
+    """The mean of all updates so far while these are few, then `decay` of the mean before and the rest of the new."""
+    model, updates = SequenceModel(xlstm.LSTM(1, 4), 1), []
 
     class Spy(optimizers.Optimizer):
         init = optimizers.sgd(0.1).init
 
         def update(self, *arguments):
             params, state = optimizers.sgd(0.1).update(*arguments)
-            every.append(params)
+            updates.append(params)
             return params, state
 
-    spy = Spy()
-    mean = loop.train(model, start, data, spy, epochs=1, averaging=0.9).params
-    for n in start:  # four steps: still the plain mean
-        np.testing.assert_allclose(mean[n], np.mean([params[n] for params in every[1:]], axis=0), rtol=1e-12)
-    every[1:] = []
-    mean = loop.train(model, start, data, spy, epochs=1, averaging=0.6).params
-    for n in start:  # weights 1/2, 1/2; then 0.6 old and 0.4 new
-        one, two, three, four = (params[n] for params in every[1:])
-        expected = 0.6 * (0.6 * (one + two) / 2 + 0.4 * three) + 0.4 * four
-        np.testing.assert_allclose(mean[n], expected, rtol=1e-12)
+    start = model.init(0, "numpy", "float64")
+    found = loop.train(model, start, stream_data(), Spy(), epochs=1, averaging=decay).params
+    assert len(updates) == 4
+    for name in start:
+        mean = 0.0
+        for k, params in enumerate(updates):
+            kept = min(decay, k / (k + 1))
+            mean = kept * mean + (1 - kept) * params[name]
+        np.testing.assert_allclose(found[name], mean, rtol=1e-12)
 
 
 def test_divergence_names_step_and_parameter():
@@ -189,18 +182,9 @@ def test_evaluate_weighs_batches_by_what_counts():
     x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
     model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
     params = model.init(0, "numpy", "float64")
-    ragged = evaluate(model, params, Windows(x, target, mask, batch_size=4))
     y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
-    assert ragged == pytest.approx(float(losses.mse(y, target, mask)[0]), rel=1e-12)
-    assert math.isfinite(ragged)
-    assert to_numpy(y).shape == (10, 2)
-
-
-def test_evaluate_carries_the_state():
-    model = SequenceModel(xlstm.LSTM(1, 4), 1)
-    params = model.init(0, "numpy", "float64")
-    whole = evaluate(model, params, stream_data(length=90))
-    assert evaluate(model, params, stream_data(length=10)) == pytest.approx(whole, rel=1e-12)
+    expected = float(losses.mse(y, target, mask)[0])
+    assert evaluate(model, params, Windows(x, target, mask, batch_size=4)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_validation_that_is_not_finite_stops_training():
@@ -222,16 +206,12 @@ def fit(*epochs, last=False, backend="numpy", dtype="float32", **options):
     return loop.train(model, params, Given(*epochs), optimizers.sgd(0.1), **{"epochs": 2, **options})
 
 
-NOTHING_COUNTS = "the data have no target that counts"
-
-
 @pytest.mark.parametrize(
     ("epochs", "last", "words"),
     [
-        ([[]], False, "epoch 1: the data yield no batches"),
         ([[batch()], []], False, "epoch 2: the data yield no batches"),
-        ([[batch(mask=np.zeros((5, 2), bool))]], False, f"epoch 1: {NOTHING_COUNTS}"),
-        ([[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]], True, f"epoch 1: {NOTHING_COUNTS}"),
+        ([[batch(mask=np.zeros((5, 2), bool))]], False, "epoch 1: the data have no target that counts"),
+        ([[batch(lengths=np.array([0, 0]), target=np.zeros((2, 1)))]], True, "epoch 1: the data have no target"),
     ],
 )
 def test_data_that_yield_nothing_are_named(epochs, last, words):
@@ -239,13 +219,6 @@ def test_data_that_yield_nothing_are_named(epochs, last, words):
         fit(*epochs, last=last)
     with pytest.raises(ValueError, match=f"evaluate: {words.partition(': ')[2]}"):
         fit([batch(target=np.zeros((2, 1)))] if last else [batch()], last=last, validation=Given(epochs[-1]))
-
-
-@pytest.mark.parametrize("value", ["on", 1, None, np.zeros(2)], ids=repr)
-def test_a_value_of_graph_that_is_none_is_named(value):
-    for fails in (lambda: fit([batch()], graph=value), lambda: TextModel(graph=value).fit("text")):
-        with pytest.raises(ValueError, match=r"^(Step|TextModel): graph is .*, expected True, False or 'auto'"):
-            fails()
 
 
 @pytest.mark.parametrize(("name", "value"), [("x", np.nan), ("target", np.inf), ("target", -np.inf)])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.ranks import together
+from tests.training import runs
 from xlstm import LSTM, Linear, losses, optim, training, xLSTMStack
 from xlstm.arrays.groups import OtherRankError
 from xlstm.arrays.random import generator
@@ -109,7 +110,7 @@ class Sees(training.Callback):
 @pytest.mark.parametrize("size", [2, 3])
 def test_validation_callbacks_and_files(size, tmp_path):
     """The rate shrinks and the average is judged as in one process; rank 0 alone writes, and calls functions."""
-    fitted, held, calls = windows(30, 13), windows(7, 3), []
+    held, calls = windows(7, 3), []
 
     def run(group, name):
         plateau, seen = training.ReduceOnPlateau(1e-2, factor=0.5, patience=1), Sees()
@@ -118,29 +119,27 @@ def test_validation_callbacks_and_files(size, tmp_path):
         options["metrics"] = {"error": lambda y, target: abs(y - target)}
 
         def progress(now):
-            if name != "one":
-                calls.append(now.total)
+            calls.append((name, now.total))
 
         rate = optim.adam(plateau)
-        result = training.train(MODEL, start(MODEL, group), fitted, rate, group=group, progress=progress, **options)
+        result = training.train(MODEL, start(MODEL, group), DATA, rate, group=group, progress=progress, **options)
         return result, plateau.scale, seen.seen
 
     expected, scale, seen = run(None, "one")
-    found = together(size, run, "several")
-    same([one for one, *_ in found], expected)
-    assert [one for _, one, _ in found] == [scale] * size
-    for one, *_ in found:
+    results, scales, all_seen = zip(*together(size, run, "several"), strict=True)
+    same(results, expected)
+    assert {*scales} == {scale}
+    for one in results:
         np.testing.assert_allclose(one.metrics["error"], expected.metrics["error"], rtol=1e-9)
-    assert len(found[0][2]) == len(seen)
-    assert not any(one for *_, one in found[1:])
-    assert calls == list(range(1, len(expected.losses) + 1))
-    histories = [read_history(tmp_path / name / "history.jsonl") for name in ("one", "several")]
-    assert len(histories[0]) == len(histories[1])
-    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("one", "several")]
-    assert files[0] == files[1]
-    for name in files[0]:
-        if name.endswith(".safetensors"):
-            alike(read(tmp_path / "one" / name), read(tmp_path / "several" / name))
+    assert [len(one) for one in all_seen] == [len(seen), *[0] * (size - 1)]
+    assert calls == [(name, k + 1) for name in ("one", "several") for k in range(len(expected.losses))]
+    one, several = (sorted((tmp_path / name).iterdir()) for name in ("one", "several"))
+    assert [path.name for path in one] == [path.name for path in several]
+    for path, other in zip(one, several, strict=True):
+        if path.suffix == ".safetensors":
+            alike(read(path), read(other))
+        else:
+            assert len(read_history(path)) == len(read_history(other))
 
 
 def alike(one, other):
@@ -176,8 +175,7 @@ def test_resume_on_other_numbers_of_ranks(case, first, then, tmp_path):
     together(first, run, "several", 8)
     name = "step-000000008.safetensors"
     alike(read(tmp_path / "one" / name), read(tmp_path / "several" / name))
-    one = [run(None, "several", 17, True)] if then == 1 else together(then, run, "several", 17, True)
-    same(one, expected)
+    same([run(None, "several", 17, True)] if then == 1 else together(then, run, "several", 17, True), expected)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -189,97 +187,30 @@ def test_resume_within_an_update_gives_the_same_bits(size, tmp_path):
 
     whole = together(size, run)
     together(size, lambda group: run(group, checkpoints=tmp_path, steps=10))  # two epochs
-    cut = together(size, lambda group: run(group, checkpoints=tmp_path, resume=True))
-    for one, other in zip(whole, cut, strict=True):
-        assert one.losses == other.losses
-        for name, p in one.params.items():
-            assert p.tobytes() == other.params[name].tobytes()
+    for one, other in zip(
+        whole, together(size, lambda group: run(group, checkpoints=tmp_path, resume=True)), strict=True
+    ):
+        runs.same(one, other)
 
 
-def idle(number):
-    pass
+class Changed:
+    """Data whose batches are changed by a function of their number and of each."""
 
-
-class Watched:
-    """Data that call a function with the number of each batch."""
-
-    def __init__(self, data, function=idle):
+    def __init__(self, data, function):
         self.data, self.function = data, function
 
     def __len__(self):
         return len(self.data)
 
     def batches(self, rng=None):
-        for k, batch in enumerate(self.data.batches(rng)):
-            self.function(k)
-            yield batch
+        return itertools.starmap(self.function, enumerate(self.data.batches(rng)))
 
 
-class Model(LSTM):
-    """A model that calls a function with the number of each pass backward."""
-
-    function, count = staticmethod(idle), 0
-
-    def backward(self, *args, **options):
-        object.__setattr__(self, "count", self.count + 1)
-        self.function(self.count)
-        return super().backward(*args, **options)
-
-
-def failing(name, mine):
-    """Return a model, data and options, of which the named one fails at the third step where it is `mine`."""
-
-    def fails(number, at):
-        if mine and number == at:
-            raise ERRORS[name][1](ERRORS[name][2])
-
-    model, data, options = Model(2, 10), Watched(SMALL), {}
-    if name == "data":
-        data.function = lambda k: fails(k, 2)
-    elif name == "model":
-        object.__setattr__(model, "function", lambda k: fails(k, 3))
-    else:
-        options["progress"] = lambda now: fails(now.total, 2)
-    return model, data, options
-
-
-ERRORS = {
-    "data": (1, OSError, "the disk is gone"),
-    "model": (1, MemoryError, "no room"),
-    "function": (0, KeyError, "of the user"),
-}
-
-
-@pytest.mark.usefixtures("shared")
-@pytest.mark.parametrize("case", ERRORS)
-@pytest.mark.parametrize(("accumulate", "shared"), [(1, False), (2, False), (1, True)], **SHARED)
-def test_an_error_of_one_rank_is_raised_on_all_before_the_same_step(case, accumulate, tmp_path):
-    """The state of the second step is saved."""
-    rank, kind, text = ERRORS[case]
-
-    def run(group):
-        model, data, options = failing(case, group.rank == rank)
-        options |= {"checkpoints": tmp_path, "accumulate": accumulate}
-        try:
-            trained(group, model, data, **options)
-        except Exception as error:
-            return error
-        raise AssertionError("nothing was raised")
-
-    errors = together(3, run)
-    for k, error in enumerate(errors):
-        assert isinstance(error, kind if k == rank else OtherRankError)
-        assert text in str(error)
-        assert k == rank or str(error).startswith(f"rank {rank} of 3 cannot go on: {kind.__name__}: ")
-    (path,) = tmp_path.glob("step-*")
-    assert read(path).about["total"] == 2
-
-
-class Ends(Watched):
-    """Data that end before the batch with the number that the function gives."""
+class Ends(Changed):
+    """Data that end before the batch of a number."""
 
     def batches(self, rng=None):
-        yield from itertools.islice(super().batches(rng), self.function(None))
+        return itertools.islice(self.data.batches(rng), self.function)
 
 
 def nothing(y, target, mask):
@@ -287,48 +218,68 @@ def nothing(y, target, mask):
     return losses.mse(y, target, np.ones_like(mask))
 
 
-LATER = {  # the odd rank's own error, and the steps before it
-    "an error in validation": (OSError, "the disk is gone", 5),
-    "a metric": (KeyError, "of the user", 5),
-    "validation ends": (ValueError, "evaluate: the data of rank 1 have ended, those of other ranks have not", 5),
-    "data end": (ValueError, "train: epoch 1, step 4: its data have ended, those of other ranks have not", 3),
-    "a target is NaN": (ValueError, r"train: epoch 1, step 1: target\[2, 5, 3\] is nan, expected finite", 0),
+FAILURES = {  # the rank that fails, its error, and the steps before it
+    "data": (1, OSError, "the disk is gone", 2),
+    "model": (1, MemoryError, "no room", 2),
+    "function": (0, KeyError, "of the user", 2),
+    "validation": (1, OSError, "the disk is gone", 5),
+    "metric": (1, KeyError, "of the user", 5),
+    "validation ends": (1, ValueError, "evaluate: the data of rank 1 have ended, those of other ranks have not", 5),
+    "data end": (1, ValueError, "train: epoch 1, step 4: its data have ended, those of other ranks have not", 3),
+    "target is NaN": (1, ValueError, r"train: epoch 1, step 1: target\[2, 5, 3\] is nan, expected finite", 0),
 }
 
 
-@pytest.mark.parametrize("case", LATER)
-def test_what_one_rank_alone_finds_ends_the_run_on_all(case, tmp_path):
+def failing(case, mine):
+    """The options of a run that fails as the case says where it is `mine`."""
+    _, kind, text, _ = FAILURES[case]
+    options = {"model": MODEL, "data": SMALL}
+
+    def fails(number, at, found=None):
+        if mine and number == at:
+            raise kind(text)
+        return found
+
+    if case in ("data", "validation"):
+        options[case] = Changed(SMALL, lambda k, batch: fails(k, 2, batch))
+    elif case == "model":
+        count = itertools.count()
+        options["loss"] = lambda *given: fails(next(count), 2, losses.mse(*given))
+    elif case == "function":
+        options["progress"] = lambda now: fails(now.total, 2)
+    elif case == "metric":
+        options |= {"validation": SMALL, "metrics": {"error": lambda y, target: fails(0, 0, y)}}
+    elif case == "validation ends":
+        options["validation"] = Ends(SMALL, 2 if mine else None)
+    elif case == "data end":
+        options["data"] = Ends(SMALL, 3 if mine else None)
+    else:
+        target, mask = SMALL.target.copy(), np.ones_like(SMALL.target, bool)
+        place = generator(1, stream=1).permutation(30)[15], 2, 3  # of the sequences of rank 1
+        target[place], mask[place] = np.nan, False
+        data = Windows(SMALL.x, SMALL.target, mask, batch_size=30, every_step=True)
+        object.__setattr__(data, "target", target)
+        options |= {"data": data, "loss": nothing}
+    return options
+
+
+@pytest.mark.usefixtures("shared")
+@pytest.mark.parametrize("case", FAILURES)
+@pytest.mark.parametrize(("accumulate", "shared"), [(1, False), (2, False), (1, True)], **SHARED)
+def test_an_error_of_one_rank_ends_the_run_on_all_before_the_same_step(case, accumulate, tmp_path):
     """The last sound step is saved, and a program that catches the error can train again."""
-    kind, text, done = LATER[case]
+    rank, kind, text, done = FAILURES[case]
 
     def run(group):
-        odd, options = group.rank == 1, {"data": SMALL, "validation": SMALL}
-        if case == "an error in validation":
-            options["validation"] = failing("data", odd)[1]
-        elif case == "a metric":
-            options["metrics"] = {"error": failing_metric if odd else losses.mse}
-        elif case == "validation ends":
-            options["validation"] = Ends(SMALL, lambda _: 2 if odd else None)
-        elif case == "data end":
-            options["data"] = Ends(SMALL, lambda _: 3 if odd else None)
-        else:
-            target, mask = SMALL.target.copy(), np.ones_like(SMALL.target, bool)
-            place = generator(1, stream=1).permutation(30)[15], 2, 3  # of the sequences of rank 1
-            target[place], mask[place] = np.nan, False
-            data = Windows(SMALL.x, SMALL.target, mask, batch_size=30, every_step=True)
-            object.__setattr__(data, "target", target)
-            options |= {"data": data, "loss": nothing}
-        own = odd or case == "validation ends"  # which is an error of each rank
-        with pytest.raises(kind if own else OtherRankError, match=text):
-            trained(group, MODEL, checkpoints=tmp_path, every=9, **options)
+        options = failing(case, group.rank == rank)
+        own = group.rank == rank or case == "validation ends"  # which is an error of each rank
+        with pytest.raises(kind if own else OtherRankError, match=text) as caught:
+            trained(group, checkpoints=tmp_path, every=9, accumulate=accumulate, **options)
+        assert own or str(caught.value).startswith(f"rank {rank} of 3 cannot go on: {kind.__name__}: ")
         return trained(group, MODEL, SMALL, steps=4)
 
     same(together(3, run), trained(None, MODEL, SMALL, steps=4))
     assert [read(path).about["total"] for path in tmp_path.glob("step-*")] == [done]
-
-
-def failing_metric(y, target):
-    raise KeyError("of the user")
 
 
 def test_ranks_that_meet_at_different_places_are_told():
@@ -350,19 +301,14 @@ def test_ranks_that_meet_at_different_places_are_told():
         together(2, run)
 
 
-def test_errors_in_validation_and_where_nothing_counts():
-    data = DATA
-
+def test_errors_where_nothing_counts_and_where_the_loss_diverges():
     def run(group):
-        held = failing("data", group.rank == 1)[1]
-        with pytest.raises(OSError if group.rank == 1 else OtherRankError, match="the disk is gone"):
-            training.evaluate(MODEL, start(MODEL), held, group=group)
-        masked = Windows(data.x, data.target, np.zeros_like(data.mask), every_step=True)
+        masked = Windows(DATA.x, DATA.target, np.zeros_like(DATA.mask), every_step=True)
         with pytest.raises(ValueError, match="no target that counts"):
             trained(group, MODEL, masked)
         diverges = Linear(2, 10)
         with pytest.raises(FloatingPointError, match="loss is inf"):
-            training.train(diverges, start(diverges), data, optim.sgd(1e30), steps=9, group=group)
+            training.train(diverges, start(diverges), DATA, optim.sgd(1e30), steps=9, group=group)
 
     together(2, run)
 
@@ -391,15 +337,10 @@ def test_a_rank_whose_weights_differ_ends_the_run_by_name(checkpoints, tmp_path)
 # Options that rank 1 of 3 alone is given, and how the error on all ranks names them.
 ODD = {
     "seed": ({"seed": 7}, "seed of rank 1 is 7, expected 1 as on other ranks"),
-    "every": ({"every": 3}, "every of rank 1 is 3, expected None"),
     "accumulate": ({"accumulate": 2}, "accumulate of rank 1 is 2, expected 1"),
     "first batch": ({"data": windows(30, 13)}, "first batch of rank 1 is "),
-    "model": (
-        {"model": LSTM(2, 5, num_layers=2, bidirectional=True)},
-        "model of rank 1 is .*, expected .*dropout=0.2, zoneout=",
-    ),
+    "model": ({"model": LSTM(2, 5, num_layers=2, bidirectional=True)}, "model of rank 1 is .*, expected .*zoneout="),
     "dtype": ({"dtype": "float32"}, r"parameters\['0.Wx'\] of rank 1 is 'float32 \(20, 2\)', expected 'float64 \(20"),
-    "weights": ({"of": LSTM(2, 5)}, r"parameters\['0.reverse.Wx'\] of rank 1 is None, expected 'float64 \(20, 2\)'"),
     "optimizer": ({"optimizer": optim.adam(2e-3)}, "optimizer of rank 1 is .*0.002"),
 }
 
@@ -412,8 +353,7 @@ def test_arguments_that_differ_are_named(name):
     def run(group):
         options = {"model": MODEL, "data": DATA, "optimizer": optim.adam(1e-3), "dtype": "float64", "seed": 1}
         options |= given if group.rank == 1 else {}
-        of, dtype = options.pop("of", options["model"]), options.pop("dtype")
-        params = of.init(seed=0, backend="numpy", dtype=dtype)
+        params = options["model"].init(seed=0, backend="numpy", dtype=options.pop("dtype"))
         with pytest.raises(ValueError, match=f"^train: {text}"):
             training.train(params=params, steps=4, group=group, **options)
 
@@ -430,40 +370,21 @@ def test_weights_that_an_adapter_keeps_are_compared():
     together(2, run)
 
 
-def test_the_folder_of_rank_0_counts(tmp_path):
-    """As users of PyTorch write it: the others name none, also where they go on."""
+def test_the_folder_and_the_generator_of_rank_0_count(tmp_path):
+    """The others name no folder, as users of PyTorch write it; a generator decides masks and the order."""
 
     def run(group, name, steps, resume):
         path = tmp_path / name if group is None or group.rank == 0 else None
         return trained(group, MODEL, DATA, steps=steps, checkpoints=path, resume=resume)
 
+    def drawn(group):
+        of_rank_0 = group is None or group.rank == 0
+        return trained(group, MODEL, DATA, seed=np.random.default_rng(3 if of_rank_0 else None))
+
     run(None, "one", 7, False)
     together(3, run, "several", 7, False)
     same(together(3, run, "several", 20, True), run(None, "one", 20, True))
-
-
-def test_the_generator_of_rank_0_counts():
-    """Generators without a seed are others on each rank; they decide masks and the order."""
-
-    def run(group):
-        return trained(group, MODEL, DATA, seed=np.random.default_rng(3 if group.rank == 0 else None))
-
-    same(together(3, run), trained(None, MODEL, DATA, seed=np.random.default_rng(3)))
-
-
-class Other:
-    """Data whose batches from the third on are those of other data."""
-
-    def __init__(self, data, other):
-        self.data, self.other = data, other
-
-    def __len__(self):
-        return len(self.data)
-
-    def batches(self, rng=None):
-        both = zip(self.data.batches(rng), self.other.batches(), strict=True)
-        for k, (batch, other) in enumerate(both):
-            yield other if k > 1 else batch
+    same(together(3, drawn), drawn(None))
 
 
 def different(name):
@@ -472,9 +393,9 @@ def different(name):
     target = SMALL.target.copy()
     target[20] += name == "one target"
     data = Windows(SMALL.x[rows], target[rows], SMALL.mask[rows], batch_size=6, every_step=True)
-    if name == "later batches":
-        data = Other(SMALL, windows(30, 6))
-    return data, lambda step: 2e-3 if name == "schedule" and step == 2 else 1e-3
+    others = [*windows(30, 6).batches()]
+    batches = Changed(data, lambda k, batch: others[k] if name == "later batches" and k > 1 else batch)
+    return batches, lambda step: 2e-3 if name == "schedule" and step == 2 else 1e-3
 
 
 @pytest.mark.parametrize(
@@ -493,7 +414,6 @@ def test_ranks_that_differ_later_are_named_in_that_step(name, text, accumulate, 
 
     def run(group):
         data, rate = different(name if group.rank == 2 else "")
-        data = Other(data, data) if name == "later batches" and group.rank != 2 else data
         how = {"steps": 10, "accumulate": accumulate, "group": group, "checkpoints": tmp_path, "seed": 1}
         with pytest.raises(ValueError, match=f"^train: {text}") as caught:
             training.train(MODEL, start(MODEL, group), data, optim.adam(rate), **how)
@@ -503,38 +423,26 @@ def test_ranks_that_differ_later_are_named_in_that_step(name, text, accumulate, 
     assert [read(path).about["total"] for path in tmp_path.glob("step-*")] == [failed - 1]
 
 
-def test_shares_that_are_not_1_together_are_refused():
-    """A rank that takes its targets for fewer than they are weights them too much."""
-
-    class Light(Shard):
-        def batches(self, rng=None):
-            for batch in super().batches(rng):
-                yield batch._replace(mask=batch.mask * 0.5) if self.group.rank else batch
-
-    def run(group):
-        step = training.Step(MODEL, optim.adam(1e-3), group=group)
-        batch = next(Light(DATA, group).batches())
-        with pytest.raises(ValueError, match=r"step: the shares of ranks in its targets sum to 0\.59\d*, expected 1"):
-            step(step.init(start(MODEL)), batch)
-
-    together(2, run)
-
-
 def test_steps_take_parts_of_their_group_alone():
-    (batch, *_), params = DATA.batches(), start(MODEL)
+    """And no rank may take its targets for fewer than they are, which would weight them too much."""
+    batch, params = next(DATA.batches()), start(MODEL)
 
     def run(group):
-        step = training.Step(MODEL, optim.adam(1e-3), group=group)
-        alone, part = training.Step(MODEL, optim.adam(1e-3)), next(Shard(DATA, group).batches())
-        with pytest.raises(ValueError, match="expected batches of distributed"):
-            step(step.init(params), batch)
-        with pytest.raises(ValueError, match="expected batches of distributed"):
-            alone(alone.init(params), part)
+        step, alone = (training.Step(MODEL, optim.adam(1e-3), group=one) for one in (group, None))
+        part = next(Shard(DATA, group).batches())
+        light = part._replace(mask=part.mask * 0.5) if group.rank else part
+        for one, given, words in (
+            (step, batch, "expected batches of distributed"),
+            (alone, part, "expected batches of distributed"),
+            (step, light, r"the shares of ranks in its targets sum to 0\.59\d*, expected 1"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                one(one.init(params), given)
 
     together(2, run)
 
 
-@pytest.mark.parametrize("where", ["step", "validation"])
+@pytest.mark.parametrize("where", ["data", "validation"])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(where, monkeypatch, tmp_path):
     """It comes to the last rank, in the second step or in the first validation."""
     here = threading.local()
@@ -542,17 +450,18 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(where, monkeypatch, 
 
     def run(group):
         here.received = []
+        options = {"checkpoints": tmp_path, "validation": DATA}
 
-        def arrives(number):
+        def arrives(number, batch):
             if group.rank == 2 and number == 1:
                 here.received.append(signal.SIGTERM)
+            return batch
 
-        fitted, held = Watched(DATA), Watched(DATA)
-        (fitted if where == "step" else held).function = arrives
+        sends = {"data": DATA, **options} | {where: Changed(DATA, arrives)}
         with pytest.raises(training.Terminated, match="by signal 15") as caught:
-            trained(group, MODEL, fitted, validation=held, checkpoints=tmp_path)
-        here.received, held.function, fitted.function = [], idle, idle
-        return caught.value, trained(group, MODEL, fitted, validation=held, checkpoints=tmp_path, resume=True)
+            trained(group, MODEL, **sends)
+        here.received = []
+        return caught.value, trained(group, MODEL, DATA, resume=True, **options)
 
     here.received = []
     found = together(3, run)
@@ -563,9 +472,8 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(where, monkeypatch, 
 
 def estimators():
     options = {"dtype": "float64", "backend": "numpy", "learning_rate": 1e-3}
-    labels = np.arange(30) % 3
     classifier = SequenceClassifier(hidden_size=6, num_layers=2, epochs=4, batch_size=7, dropout=0.2, **options)
-    yield classifier, (ROWS, labels), lambda fitted: fitted.predict_proba(ROWS)
+    yield classifier, (ROWS, np.arange(30) % 3), lambda fitted: fitted.predict_proba(ROWS)
     steps = SequenceClassifier(hidden_size=6, epochs=4, batch_size=7, class_weight="balanced", **options)
     each = [np.cumsum(row[:, 0]) > 0 for row in ROWS]
     yield steps, (ROWS, each), lambda fitted: np.concatenate(fitted.predict_proba(ROWS))

@@ -6,7 +6,7 @@ refusal of them is taken out.
 
 import contextlib
 import importlib
-import math
+import re
 import sys
 import types
 
@@ -54,23 +54,12 @@ def model():
     return SequenceModel(xlstm.LSTM(1, 8), 1)
 
 
-def run(params, **options):
+def train(params, **options):
     options = {"optimizer": optimizers.adam(0.01), "epochs": 3, "clip": 1.0, **options}
     return loop.train(model(), params, options.pop("data", stream_data()), **options)
 
 
 # The pieces
-
-
-def test_what_went_down_comes_up_again(be, rng):
-    """Scaled in the dtype that it has, then lowered; raised, then divided."""
-    dy = be.asarray(rng.standard_normal((3, 4)))
-    low = lowered(dy, "float32", 2.0**10)
-    assert backend_like(low).dtype == "float32"
-    np.testing.assert_array_equal(to_numpy(low), to_numpy(dy).astype("float32") * 2.0**10)
-    back = raised({"a": low}, "float64", 2.0**10)["a"]
-    assert backend_like(back).dtype == "float64"
-    np.testing.assert_array_equal(to_numpy(back), to_numpy(dy).astype("float32"))
 
 
 def test_the_scale_saves_small_gradients_in_float16():
@@ -79,7 +68,6 @@ def test_the_scale_saves_small_gradients_in_float16():
     low = lowered(small, "float16", 2.0**16)
     assert low.dtype == np.float16
     np.testing.assert_allclose(raised(low, scale=2.0**16), small, rtol=2**-11)
-    assert raised(low).dtype == np.float32
     assert lowered(small, "float32") is small
     with np.errstate(over="ignore"):
         assert np.all(np.isinf(lowered(np.array([1e5], "float32"), "float16")))
@@ -93,34 +81,30 @@ def test_the_scale_grows_and_shrinks():
         scaling = after(mixed, scaling, finite)
         seen.append(scaling)
     assert seen == [(8, 1), (8, 2), (32, 0), (32, 1), (8, 0), (8, 1), (8, 2), (32, 0)]
-    assert after(Mixed(every=1), Scaling(precision.MOST), True) == (precision.MOST, 0)
-    assert after(Mixed(), Scaling(precision.LEAST), False) is None
-    assert after(Mixed(), Scaling(2 * precision.LEAST), False) == (precision.LEAST, 0)
 
 
-def test_bfloat16_and_full_precision_have_no_scale():
-    for mixed in (Mixed("bfloat16"), None):
-        scaling = Scaling() if mixed is None else mixed.init()
-        assert scaling == (1.0, 0)
-        assert after(mixed, scaling, True) == scaling
-        assert after(mixed, scaling, False) is None
-    assert Mixed().init() == (2.0**16, 0)
+def test_the_scale_has_ends_and_bfloat16_and_full_precision_have_none():
+    one, default, most, least = Scaling(), Mixed(every=1), precision.MOST, precision.LEAST
+    assert default.init() == (2.0**16, 0)
+    for mixed, scaling, finite, expected in (
+        (default, Scaling(most), True, (most, 0)),
+        (default, Scaling(2 * least), False, (least, 0)),
+        (default, Scaling(least), False, None),
+        (Mixed("bfloat16"), one, True, one),
+        (Mixed("bfloat16"), one, False, None),
+        (None, one, True, one),
+        (None, one, False, None),
+    ):
+        assert after(mixed, scaling, finite) == expected
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
-    [
-        ({"dtype": "float8"}, ValueError, "Mixed: dtype is 'float8', expected one of float16, bfloat16"),
-        ({"scale": math.inf}, ValueError, "scale is inf"),
-        ({"scale": "big"}, TypeError, "scale is 'big', expected a number"),
-        ({"dtype": "bfloat16", "scale": 8.0}, ValueError, "scale is 8.0 for bfloat16, which needs none"),
-        ({"growth": 0.5}, ValueError, "growth is 0.5"),
-        ({"backoff": 1.0}, ValueError, "backoff is 1.0"),
-        ({"every": 0}, ValueError, "every is 0"),
-    ],
+    "options",
+    [{"dtype": "bfloat16", "scale": 8.0}, {"growth": 0.5}, {"backoff": 1.0}],
+    ids=lambda options: [*options][-1],
 )
-def test_bad_descriptions_are_named(options, error, words):
-    with pytest.raises(error, match=words):
+def test_bad_descriptions_are_named(options):
+    with pytest.raises(ValueError, match=f"Mixed: {[*options][-1]} is"):
         Mixed(**options)
 
 
@@ -130,7 +114,7 @@ def test_bad_descriptions_are_named(options, error, words):
 def test_training_follows_full_precision(single, be):
     """float32 below float64 weights: the losses of float64 nearly, and weights in float64."""
     params = model().init(0, be)
-    full, mixed = run(params), run(params, precision=single)
+    full, mixed = train(params), train(params, precision=single)
     assert mixed.skipped == 0
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=1e-4)
     assert max(abs(a - b) for a, b in zip(mixed.losses, full.losses, strict=True)) > 0
@@ -145,7 +129,7 @@ def test_training_follows_full_precision(single, be):
 )
 def test_halves_follow_float32(halves, name, dtype, rtol, atol):
     params = model().init(0, make_backend(name, "float32"))
-    full, mixed = run(params, epochs=10), run(params, epochs=10, precision=Mixed(dtype))
+    full, mixed = train(params, epochs=10), train(params, epochs=10, precision=Mixed(dtype))
     np.testing.assert_allclose(mixed.losses, full.losses, rtol=rtol, atol=atol)
     assert mixed.losses[-1] < 0.3 * mixed.losses[0]
     assert mixed.skipped < 10
@@ -181,7 +165,7 @@ def test_an_overflow_leaves_the_step_out(single):
 
 def test_a_first_step_left_out_leaves_the_average_alone(single):
     params = model().init(0, "numpy", "float64")
-    trained = run(params, epochs=1, loss=overflowing({0, 1, 2, 3}), precision=single, averaging=0.9)
+    trained = train(params, epochs=1, loss=overflowing({0, 1, 2, 3}), precision=single, averaging=0.9)
     assert trained.skipped == 4
     assert all(trained.params[name] is p for name, p in params.items())
 
@@ -190,14 +174,14 @@ def test_what_overflows_for_ever_is_named(single):
     params = model().init(0, "numpy", "float64")
     words = r"epoch 6, step 3: loss is [\d.]+, gradient of \S+ is not finite in float32 at a loss scale of 6.1.*e-05"
     with pytest.raises(FloatingPointError, match=words):  # 2^8 down to 2^-14: 22 steps left out, the 23rd stops
-        run(params, epochs=9, loss=overflowing(range(99)), precision=single)
+        train(params, epochs=9, loss=overflowing(range(99)), precision=single)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(halves):
     """It comes before any scale."""
     params = {name: p + (1e6 if name == "head.W" else 0) for name, p in model().init(0, "numpy").items()}
     with pytest.raises(FloatingPointError, match=r"step 1: loss is (nan|inf), parameter head\.W is not finite in flo"):
-        run(params, precision=Mixed())
+        train(params, precision=Mixed())
 
 
 def test_bfloat16_stops_at_once(halves):
@@ -205,7 +189,7 @@ def test_bfloat16_stops_at_once(halves):
     params = model().init(0, make_backend("torch", "float32"))
     loss = overflowing({1})
     with pytest.raises(FloatingPointError, match=r"epoch 1, step 2: .* gradient of \S+ is not finite in bfloat16"):
-        run(params, loss=loss, precision=Mixed("bfloat16"))
+        train(params, loss=loss, precision=Mixed("bfloat16"))
 
 
 # Refused precisions
@@ -215,7 +199,7 @@ def test_bfloat16_stops_at_once(halves):
 def test_a_cpu_is_refused(name, dtype):
     home = make_backend(name, "float32")
     params = model().init(0, home)
-    for call in (lambda: run(params, precision=Mixed(dtype)), lambda: xlstm.backend(name, dtype=dtype)):
+    for call in (lambda: train(params, precision=Mixed(dtype)), lambda: xlstm.backend(name, dtype=dtype)):
         with pytest.raises(TypeError, match=f"{dtype} on a CPU is slow and inexact; use float32, or a GPU"):
             call()
     with pytest.raises(TypeError, match=rf"f: a is (torch\.)?{dtype} on a CPU, expected float32 or float64"):
@@ -223,12 +207,11 @@ def test_a_cpu_is_refused(name, dtype):
 
 
 def test_other_things_are_refused(halves):
-    params = model().init(0, "numpy")
-    with pytest.raises(TypeError, match="precision is 'float16', expected None or an xlstm"):
-        run(params, precision="float16")
-    with pytest.raises(ValueError, match="precision: name is 'half', expected one of float16, bfloat16, tf32"):
+    with pytest.raises(TypeError, match="precision is 'float16'"):
+        train(model().init(0, "numpy"), precision="float16")
+    with pytest.raises(ValueError, match="name is 'half'"):
         named("half", make_backend("numpy"))
-    with pytest.raises(ValueError, match="precision float16: the weights are float16, expected float32"):
+    with pytest.raises(ValueError, match="weights are float16"):
         Mixed().below(backends.Backend("torch", np, "cuda", "float16"))
 
 
@@ -242,16 +225,10 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
     np.testing.assert_array_equal(loaded.predict(values, 3), forecaster.predict(values, 3))
 
 
-def test_the_command_line_says_it_in_a_line(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from xlstm.cli.app import app
-
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["train", "--backend", "numpy", "--precision", "tf32"])
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is")
-    assert result.stderr.count("\n") == 1
+def test_the_command_line_says_it_in_a_line(run, tmp_path):
+    result = run("train", "--backend", "numpy", "--precision", "tf32", code=2)
+    assert result.output.startswith("error: precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is")
+    assert result.output.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -280,15 +257,13 @@ def test_tf32_holds_within_its_block():
 
 def test_tf32_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(probe, "rocm", lambda: False)
-    with pytest.raises(ValueError, match="precision tf32: the weights are float64, expected float32"):
+    with pytest.raises(ValueError, match="weights are float64"):
         named("tf32", backends.Backend("cupy", types.ModuleType(CUPY), "gpu", "float64"))
     monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75"))
-    monkeypatch.setattr(probe, "cupy_failure", lambda number=0: None)
-    with pytest.raises(BackendError, match=r"needs a GPU of compute capability 8.0 or more, this one has 7.5"), tf32():
-        pass
-    monkeypatch.setattr(probe, "cupy_failure", lambda number=0: "no driver")
-    with pytest.raises(BackendError, match="tf32: CuPy is not usable here: no driver"), tf32():
-        pass
+    for failure, words in ((None, "capability 8.0 or more, this one has 7.5"), ("no driver", "no driver")):
+        monkeypatch.setattr(probe, "cupy_failure", lambda number=0, failure=failure: failure)
+        with pytest.raises(BackendError, match=re.escape(words)), tf32():
+            pass
 
 
 def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(monkeypatch):
