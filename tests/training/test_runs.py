@@ -501,6 +501,7 @@ REFUSED = [
     (ValueError, {"averaging": 1.0}, "averaging is 1.0"),
     (ValueError, {"accumulate": 16}, "accumulate is 16, but there are 15 batches in all"),
     (ValueError, {"kind": random_masks, "callbacks": [EarlyStopping(3)]}, "needs validation data"),
+    (ValueError, {"kind": random_masks, "callbacks": [ReduceOnPlateau(0.05)]}, "needs validation data"),
     (ValueError, {"seed": np.random.default_rng(0)}, "seed: expected a whole number"),
     (TypeError, {"callbacks": [EarlyStopping]}, "callbacks.0. is .*expected a training.Callback"),
     (TypeError, {"callbacks": [Remembers({1, 2})]}, r"the state of Remembers\.value is .*expected numbers, text"),
