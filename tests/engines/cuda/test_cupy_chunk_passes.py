@@ -46,6 +46,8 @@ def both(rng, sizes, dtype="float32", chunk=16, final=True, change=None, **optio
     N = sizes[2]
     exact = [*(by_head(a, N) for a in given[:5]), *(to_numpy(a).astype("float64") for a in given[5:])]
     made = passes.kernels(low.xp, *given[:3], N, chunk, options.get("forget", "sigmoid"), options.get("eps", 0.0))
+    long = next(L for L in (16, 32, 64) if min(chunk, sizes[0]) <= L)
+    assert long == made.shape.L
     most = 16 // given[0].itemsize
     assert made.shape.pack == (2 if sizes[3] % most or sizes[4] % most else most)
     *found, saved = passes.chunkwise(low.xp, *given, made)
@@ -130,7 +132,7 @@ def test_cards(monkeypatch):
         monkeypatch.setattr(passes.launch, "device", lambda xp, like, card=card: card)
         be = xlstm.backend("cupy", dtype=dtype)
         q = be.asarray(np.ones((20, 1, 16)))
-        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 2, 64, "sigmoid", 0.0) is not None
+        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 2, mlstm.CHUNK, "sigmoid", 0.0) is not None
     assert [*found.values()] == [False, True, False, True, True]
 
 
