@@ -14,7 +14,7 @@ struct Words { U at[6]; };
 template <int WORD, int DEPTH, class Read>
 static void multiply(F* const (&c)[4], const Words& words, Read read) {
     const int lane = now->lane;
-    exchange(~0u, words, [&](auto of) {
+    exchange(~0u, words, [&](auto of, unsigned) {
         F a[2][DEPTH], b[2][DEPTH];  // two rows and two columns; registers are by halves of rows, then of k
         for (int k = 0; k < DEPTH; k += WORD)
             for (int i = 0; i < 2; i++) {
@@ -40,7 +40,7 @@ void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(F& c0, F& c1, F& c2, F& c3
 
 static void load_matrices(bool transposed, U* const (&to)[4], U row) {
     if (row % 16) fail("ldmatrix of rows that do not begin at multiples of 16 bytes");
-    exchange(~0u, row, [&](auto of) {
+    exchange(~0u, row, [&](auto of, unsigned) {
         for (int k = 0; k < 8; k++) {
             const int lane = now->lane, matrix = k / 2, i = lane / 4, j = lane % 4 * 2 + k % 2;
             const auto* there = shared_at(of(matrix * 8 + (transposed ? j : i)));
