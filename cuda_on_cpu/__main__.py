@@ -102,7 +102,7 @@ def build() -> None:
         results = {function: 0 if function in NOTHING else status for function in functions}
         weak = 'extern "C" __attribute__((weak)) int'
         stubs.write_text("".join(f"{weak} {function}() {{ return {value}; }}\n" for function, value in results.items()))
-        run(*compiler, *machine, "-O3", "-shared", f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
+        run(*compiler, *machine, "-O3", "-flto=auto", "-shared", f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
 
     run(*kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
     runtime = compiled_runtime(compiler)
