@@ -87,6 +87,7 @@ def build() -> None:
     folders = [include, *(own / "cupy/_cccl" / name for name in ("libcudacxx", "thrust", "cub")), own, CUDA]
     compiler = ["g++", "-std=gnu++20", "-w", "-fPIC", *(f"-I{path}" for path in folders)]
     machine = ["-march=x86-64-v3", "-ffp-contract=off", "-fno-semantic-interposition"]
+    optimized = [*machine, "-O3", "-flto=auto", "-shared"]
     kernels = [*compiler, *machine, "-O1", "-fvisibility=hidden", "-fno-strict-aliasing"]
     # libcuda.so.1 has the standard libraries; to link without them is quicker.
     kernels += ["-fpermissive", "-fwhole-program", "-U_FORTIFY_SOURCE", "-shared", "-nostdlib", "-x", "c++"]
@@ -102,7 +103,7 @@ def build() -> None:
         results = {function: 0 if function in NOTHING else status for function in functions}
         weak = 'extern "C" __attribute__((weak)) int'
         stubs.write_text("".join(f"{weak} {function}() {{ return {value}; }}\n" for function, value in results.items()))
-        run(*compiler, *machine, "-O3", "-flto=auto", "-shared", f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
+        run(*compiler, *optimized, f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
 
     run(*kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
     runtime = compiled_runtime(compiler)
