@@ -35,6 +35,7 @@ def digest(paths: Iterable[Path] = ()) -> str:
     return found.hexdigest()
 
 
+@functools.cache
 def missing() -> str:
     """Return why CuPy does not compute on the CPU in this environment; nothing where it does."""
     stamp = HOME / "stamp"

@@ -86,7 +86,9 @@ def build() -> None:
     own = SITE / "cupy/_core/include"
     folders = [include, *(own / "cupy/_cccl" / name for name in ("libcudacxx", "thrust", "cub")), own, CUDA]
     compiler = ["g++", "-std=gnu++20", "-w", "-fPIC", *(f"-I{path}" for path in folders)]
-    kernels = [*compiler, "-march=x86-64-v3", "-O1", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing"]
+    machine = ["-march=x86-64-v3", "-ffp-contract=off", "-fno-semantic-interposition"]
+    optimized = [*machine, "-O3", "-flto=auto", "-shared"]
+    kernels = [*compiler, *machine, "-O1", "-fvisibility=hidden", "-fno-strict-aliasing"]
     # libcuda.so.1 has the standard libraries; to link without them is quicker.
     kernels += ["-fpermissive", "-fwhole-program", "-U_FORTIFY_SOURCE", "-shared", "-nostdlib", "-x", "c++"]
     against = [f"-L{library}", "-Wl,--no-as-needed", f"-Wl,-rpath,{library}", "-l:libcuda.so.1"]
@@ -101,7 +103,7 @@ def build() -> None:
         results = {function: 0 if function in NOTHING else status for function in functions}
         weak = 'extern "C" __attribute__((weak)) int'
         stubs.write_text("".join(f"{weak} {function}() {{ return {value}; }}\n" for function, value in results.items()))
-        run(*compiler, "-O3", "-shared", f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
+        run(*compiler, *optimized, f"-Wl,-soname,{name}", "-o", library / name, stubs, *parts)
 
     run(*kernels[:-1], "c++-header", header, "-o", f"{header}.gch")
     runtime = compiled_runtime(compiler)
@@ -114,7 +116,7 @@ def build() -> None:
     make("libnccl.so.2", [FOLDER / "nccl.cpp", *against], tuple(asked(nccl, "-D")), 5)
     make("libnvrtc.so.12", [FOLDER / "nvrtc.cpp"])
     shutil.copy(FOLDER / "compiler.py", HOME)
-    command = [sys.executable, "-IS", HOME / "compiler.py", *kernels, "-include", header, *against]
+    command = [*kernels, "-include", header, *against]
     (HOME / "compiler").write_text(shlex.join(map(str, command)))
     parts = [*sorted((FOLDER / "include").rglob("*.h*")), HOME / "compiler", HOME / "compiler.py"]
     (HOME / "version").write_text(digest(parts))

@@ -1,11 +1,9 @@
-"""Make a shared library of a kernel: `compiler.py g++ ARGUMENTS FOLDER`; nvrtc.cpp calls it.
+"""The text of a kernel as g++ takes it; nvrtc.cpp calls `translated`, in the process that has CuPy.
 
 The text stays C++. Inline PTX and dynamic shared memory are replaced, and every kernel is listed at the end.
 """
 
-import os
 import re
-import sys
 
 STRING = r'"(?:[^"\\]|\\.)*"'
 COMMENT = re.compile(rf"({STRING})|//[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -20,9 +18,6 @@ WORDS = """
 #define __launch_bounds__(threads_, ...) cuda_on_cpu_k.threads = (threads_);
 #define __cluster_dims__(blocks_, ...) cuda_on_cpu_k.cluster = (blocks_);
 """
-# Every access to memory calls a function (devices.cpp); those to a thread's own variables go without.
-ACCESSES = ["-fsanitize=kernel-address", "--param", "asan-instrumentation-with-call-threshold=0"]
-ACCESSES += ["--param", "asan-stack=0", "--param", "asan-globals=0"]
 
 
 def instruction(found: re.Match[str]) -> str:
@@ -34,32 +29,18 @@ def instruction(found: re.Match[str]) -> str:
     return f"ptx::{name}({', '.join(given + operands)});"
 
 
-def translated(text: str, expressions: list[str]) -> str:
+def translated(text: str, options: str, expressions: str) -> str:
+    """Translate a text that has kernels; the options of NVRTC, and names of templates, come line by line."""
     text = COMMENT.sub(lambda found: found[1] or " " + "\n" * found[0].count("\n"), text)
     kernels = ""
     for found in KERNEL.finditer(text):
         if "template" not in re.split("[;{}]", text[: found.start()])[-1]:
             before = re.sub(r"\b(void|static|inline)\b", "", found[1])
             kernels += f"CUDA_ON_CPU_KERNEL({found[2]}, {before})\n"
-    for k, expression in enumerate(expressions):
+    for k, expression in enumerate(expressions.splitlines()):
         kernels += f"CUDA_ON_CPU_KERNEL_(name{k}, ({expression}),)\n"
     text = DYNAMIC.sub(r"\1* \2 = (\1*)::cuda_on_cpu::shared_memory()", ASM.sub(instruction, text))
-    return f'#line 1 "kernel.cu"\n{text}{WORDS}{kernels}'
-
-
-def main(command: list[str], at: str) -> None:
-    # Without pathlib and subprocess, which take as long to import as a small kernel to compile.
-    text, options, names = (open(f"{at}/{k}").read() for k in ("kernel.cu", "options", "expressions"))  # noqa: SIM115
-    given = options.splitlines()
-    arch = next((option.rpartition("_")[2] for option in given if "arch=" in option), "90")
-    macros = [option[2:].partition("=") for option in given if option.startswith("-D")]
+    arch = next((option.rpartition("_")[2] for option in options.splitlines() if "arch=" in option), "90")
+    macros = [option[2:].partition("=") for option in options.splitlines() if option.startswith("-D")]
     head = "".join(f"#define {name} {value or 1}\n" for name, _, value in [("__CUDA_ARCH__", "=", f"{arch}0"), *macros])
-    with open(f"{at}/kernel.cpp", "w") as file:
-        file.write(head + translated(text, names.splitlines()))
-    command += [option for option in given if option.startswith("-I")]
-    command += ACCESSES if "CUDA_ON_CPU_BYTES" in os.environ else []
-    os.execvp(command[0], [*command, "-o", f"{at}/kernel.so", f"{at}/kernel.cpp"])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:-1], sys.argv[-1])
+    return f'{head}#line 1 "kernel.cu"\n{text}{WORDS}{kernels}'

@@ -1,4 +1,4 @@
-// NVRTC whose machine code is a shared library of g++, which compiler.py makes. CuPy's own cache keeps what comes out.
+// NVRTC whose machine code is a shared library of g++. CuPy's own cache keeps what comes out.
 #include <dlfcn.h>
 #include <algorithm>
 #include <cstring>
@@ -10,20 +10,47 @@
 
 using std::string, std::vector;
 enum Status { SUCCESS = 0, COMPILATION = 6, NO_LOWERED_NAME = 10 };
+// Every access to memory calls a function (devices.cpp); those to a thread's own variables go without.
+static const char* ACCESSES = " -fsanitize=kernel-address --param asan-instrumentation-with-call-threshold=0"
+                              " --param asan-stack=0 --param asan-globals=0";
 struct Program { string text, log, code; vector<string> expressions, lowered; };
 
 static string read(const string& path) {
     std::ifstream file(path, std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};
 }
-template <class Lines> static void write(const string& path, const Lines& lines) {
-    std::ofstream file(path);
-    for (auto& line : lines) file << line << "\n";
+template <class Lines> static string joined(const Lines& lines) {
+    string all;
+    for (auto& line : lines) all += line + "\n";
+    return all;
 }
 static string home() {
     Dl_info info;
     dladdr((void*)home, &info);
     return std::filesystem::canonical(info.dli_fname).parent_path().parent_path().string() + "/";
+}
+
+// Python is there in a process that has CuPy; a process of its own would take as long as g++ does for a small kernel.
+extern "C" {
+struct PyObject;
+int PyGILState_Ensure();
+void PyGILState_Release(int);
+PyObject *PyImport_AddModule(const char*), *PyModule_GetDict(PyObject*), *PyDict_GetItemString(PyObject*, const char*);
+PyObject *PyRun_String(const char*, int, PyObject*, PyObject*), *PyObject_CallFunction(PyObject*, const char*, ...);
+const char* PyUnicode_AsUTF8(PyObject*);
+void PyErr_Print(), Py_DecRef(PyObject*);
+}
+static string translated(const Program& p, const string& options) {
+    const int state = PyGILState_Ensure(), file = 257;  // Py_file_input
+    PyObject* names = PyModule_GetDict(PyImport_AddModule("cuda_on_cpu_compiler"));
+    if (!PyDict_GetItemString(names, "translated"))
+        Py_DecRef(PyRun_String(read(home() + "compiler.py").c_str(), file, names, names));
+    PyObject* function = PyDict_GetItemString(names, "translated");
+    PyObject* made = PyObject_CallFunction(function, "sss", p.text.c_str(), options.c_str(), joined(p.expressions).c_str());
+    string text = made ? PyUnicode_AsUTF8(made) : "";
+    if (made) Py_DecRef(made);
+    else PyErr_Print();
+    return PyGILState_Release(state), text;
 }
 
 extern "C" {
@@ -46,9 +73,14 @@ int nvrtcCompileProgram(Program* p, int count, const char* const* options) {
     if (p->text.find_first_not_of(" \n") == string::npos) return p->code = "// " + version, SUCCESS;
     string at = std::filesystem::temp_directory_path() / "cuda_on_cpu-XXXXXX";
     if (!mkdtemp(at.data())) return COMPILATION;
-    write(at + "/kernel.cu", vector{p->text}), write(at + "/expressions", p->expressions);
-    write(at + "/options", vector<string>(options, options + count));
-    const bool failed = system((read(home() + "compiler") + " " + at + " 2> " + at + "/log >&2").c_str());
+    string command = read(home() + "compiler");
+    vector<string> given(options, options + count);
+    for (auto& option : given) if (option.rfind("-I", 0) == 0) command += " '" + option + "'";
+    if (getenv("CUDA_ON_CPU_BYTES")) command += ACCESSES;
+    const string text = translated(*p, joined(given));
+    std::ofstream(at + "/kernel.cpp") << text;
+    command += " -o " + at + "/kernel.so " + at + "/kernel.cpp > " + at + "/log 2>&1";
+    const bool failed = text.empty() || system(command.c_str());
     p->log = read(at + "/log"), p->code = read(at + "/kernel.so");
     std::filesystem::remove_all(at);
     return failed ? COMPILATION : SUCCESS;

@@ -5,23 +5,25 @@
 namespace ptx {
 using namespace cuda_on_cpu;
 
-static F half_of(U word, int i) { return std::bit_cast<_Float16>((unsigned short)(word >> 16 * i)); }
-static F bf16_of(U word, int i) { return __uint_as_float(word >> 16 * i << 16); }
-static F tf32_of(U word, int) { return __uint_as_float(word & ~0x1fffu); }  // the hardware reads no more
+static constexpr auto half_of = [](U word, int i) { return (F)std::bit_cast<_Float16>((unsigned short)(word >> 16 * i)); };
+static constexpr auto bf16_of = [](U word, int i) { return __uint_as_float(word >> 16 * i << 16); };
+static constexpr auto tf32_of = [](U word, int) { return __uint_as_float(word & ~0x1fffu); };  // the hardware reads no more
 
 // mma.sync as the PTX manual draws it: matrices by element, from the words of the lanes.
 struct Words { U at[6]; };
 template <int WORD, int DEPTH, class Read>
 static void multiply(F* const (&c)[4], const Words& words, Read read) {
+    struct { F at[6][WORD]; } own;
+    for (int i = 0; i < 6; i++) for (int w = 0; w < WORD; w++) own.at[i][w] = read(words.at[i], w);
     const int lane = now->lane;
-    exchange(~0u, words, [&](auto of) {
+    exchange(~0u, own, [&](auto of, unsigned) {
         F a[2][DEPTH], b[2][DEPTH];  // two rows and two columns; registers are by halves of rows, then of k
         for (int k = 0; k < DEPTH; k += WORD)
             for (int i = 0; i < 2; i++) {
                 const int part = k / (4 * WORD), within = k % (4 * WORD) / WORD;  // a lane has WORD neighbours of four
-                const U row = of(lane / 4 * 4 + within).at[i + 2 * part],
-                        column = of((lane % 4 * 2 + i) * 4 + within).at[4 + part];
-                for (int w = 0; w < WORD; w++) a[i][k + w] = read(row, w), b[i][k + w] = read(column, w);
+                const auto &row = of(lane / 4 * 4 + within).at[i + 2 * part],
+                           &column = of((lane % 4 * 2 + i) * 4 + within).at[4 + part];
+                for (int w = 0; w < WORD; w++) a[i][k + w] = row[w], b[i][k + w] = column[w];
             }
         for (int e = 0; e < 4; e++) for (int k = 0; k < DEPTH; k++) *c[e] += a[e / 2][k] * b[e % 2][k];
         return 0;
@@ -30,8 +32,11 @@ static void multiply(F* const (&c)[4], const Words& words, Read read) {
 void mma_sync_aligned(const char* text, F& c0, F& c1, F& c2, F& c3, U a0, U a1, U a2, U a3, U b0, U b1) {
     F* const c[] = {&c0, &c1, &c2, &c3};
     const Words words = {{a0, a1, a2, a3, b0, b1}};
-    if (strstr(text, ".tf32")) multiply<1, 8>(c, words, tf32_of);
-    else if (strstr(text, ".bf16")) multiply<2, 16>(c, words, bf16_of);
+    static const char* last;  // to look at the text again takes as long as to multiply
+    static char kind;
+    if (text != last) last = text, kind = strstr(text, ".tf32") ? 't' : strstr(text, ".bf16") ? 'b' : 'h';
+    if (kind == 't') multiply<1, 8>(c, words, tf32_of);
+    else if (kind == 'b') multiply<2, 16>(c, words, bf16_of);
     else multiply<2, 16>(c, words, half_of);
 }
 void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(F& c0, F& c1, F& c2, F& c3, U a0, U a1, U b) {
@@ -40,7 +45,7 @@ void mma_sync_aligned_m16n8k8_row_col_f32_f16_f16_f32(F& c0, F& c1, F& c2, F& c3
 
 static void load_matrices(bool transposed, U* const (&to)[4], U row) {
     if (row % 16) fail("ldmatrix of rows that do not begin at multiples of 16 bytes");
-    exchange(~0u, row, [&](auto of) {
+    exchange(~0u, row, [&](auto of, unsigned) {
         for (int k = 0; k < 8; k++) {
             const int lane = now->lane, matrix = k / 2, i = lane / 4, j = lane % 4 * 2 + k % 2;
             const auto* there = shared_at(of(matrix * 8 + (transposed ? j : i)));

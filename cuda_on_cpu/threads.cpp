@@ -25,7 +25,8 @@ struct Fiber {
 constexpr size_t STACK = 1 << 17, STAGGERED = 1 << 16;  // else all stacks were in the same lines of a cache
 constexpr int PATIENCE = 10000;                         // rounds in which threads ask and nothing changes
 constexpr unsigned NOBODY_WROTE = 0x7fc07fc0;           // NaN of every type
-static vector<Fiber*> idle, waiting;
+static vector<Fiber*> idle, waiting, turns;  // of which those before `place` have had their turn
+static size_t place;
 static Fiber* running;
 static void* scheduler;
 static vector<Thread*> order;  // in which threads begin
@@ -42,11 +43,17 @@ static void load(Block* block) {
     memcpy(statics.at, block->statics, statics.size);
     loaded = block;
 }
-static void enter(Thread* thread) { now = thread; if (thread) load(thread->block); }
+static Fiber* next();
+// Goes on with a fiber, or with the scheduler where there is none; returns when somebody goes on with this one.
+static void go_on(Fiber* fiber, void** from) {
+    running = fiber;
+    if (fiber && (now = fiber->thread)) load(now->block);
+    cuda_on_cpu_switch(from, fiber ? fiber->at : scheduler);
+}
 void yield() {
     Fiber* me = running;
-    cuda_on_cpu_switch(&me->at, scheduler);
-    enter(me->thread);
+    (me->thread ? waiting : idle).push_back(me);
+    go_on(next(), &me->at);
 }
 static void wait(const long& turn, long number) {
     while (turn == number) {
@@ -63,7 +70,8 @@ static void look(Barrier& barrier, int alive) {
     if (barrier.come == alive && alive) barrier = {0, barrier.turn + 1};
 }
 static void look(Warp& warp, Warp::Group& group) {  // lanes that are done count
-    if (group.come && ((group.come | ~warp.there) & group.mask) == group.mask) group.come = 0, group.turn++;
+    if (group.come && ((group.come | ~warp.there) & group.mask) == group.mask)
+        group.came = group.come, group.come = 0, group.turn++;
 }
 static long arrive(Barrier& barrier, int alive) {
     const long turn = barrier.turn;
@@ -83,7 +91,7 @@ void warp_barrier(unsigned mask) {
     while (i < warp.count && warp.groups[i].mask != mask) i++;
     if (i == (int)std::size(warp.groups)) return fail("lanes wait for one another in too many groups");
     Warp::Group& group = warp.groups[i];
-    if (i == warp.count) group = {mask, 0, 0}, warp.count++;
+    if (i == warp.count) group = {mask}, warp.count++;
     const long turn = group.turn;
     if (!(mask >> now->lane & 1)) fail("a lane is not in the mask that it gives");
     group.come |= 1u << now->lane;
@@ -119,19 +127,14 @@ static void leave(Thread* thread) {
 static void fiber_main() {
     for (;;) {
         while (begun < order.size()) {
-            enter(running->thread = order[begun++]);
+            now = running->thread = order[begun++];
+            load(now->block);
             kernel->call(arguments);
             leave(running->thread);
         }
         running->thread = nullptr;
         yield();
     }
-}
-static void resume(Fiber* fiber) {
-    running = fiber;
-    enter(fiber->thread);
-    cuda_on_cpu_switch(&scheduler, fiber->at);
-    (fiber->thread ? waiting : idle).push_back(fiber);
 }
 static Fiber* take_fiber() {
     static size_t made;
@@ -147,6 +150,15 @@ static Fiber* take_fiber() {
     Fiber* fiber = idle.back();
     return idle.pop_back(), fiber;
 }
+static Fiber* next() {  // the next of this round that need not wait
+    if (begun < order.size()) return take_fiber();
+    while (place < turns.size()) {
+        Fiber* fiber = turns[place++];
+        if (!fiber->turn || *fiber->turn != fiber->number) return fiber;
+        waiting.push_back(fiber);
+    }
+    return nullptr;
+}
 
 // ---- blocks
 static uint64_t state;
@@ -160,15 +172,11 @@ static void run_threads() {
     for (int patience = PATIENCE; done < order.size();) {
         rounds++;
         const long before = progress + begun + done;
-        while (begun < order.size()) resume(take_fiber());
+        if (begun < order.size()) go_on(take_fiber(), &scheduler);
         shuffle(waiting);
-        const vector<Fiber*> round = std::exchange(waiting, {});
-        bool asks = false;
-        for (Fiber* fiber : round) {
-            asks |= !fiber->turn;
-            if (!fiber->turn || *fiber->turn != fiber->number) resume(fiber);
-            else waiting.push_back(fiber);
-        }
+        turns.clear(), turns.swap(waiting), place = 0;
+        const bool asks = std::any_of(turns.begin(), turns.end(), [](Fiber* fiber) { return !fiber->turn; });
+        if (Fiber* first = next()) go_on(first, &scheduler);
         if (progress + (long)(begun + done) != before) patience = PATIENCE;
         else if (!asks || !patience--) {
             failure = "threads wait for what never comes";
@@ -198,7 +206,7 @@ static void run_blocks(int first, int count, unsigned shared) {
                      (unsigned char*)statics.at, {}, (int)size, b % kernel->cluster, cluster};
         for (unsigned t = 0; t < size; t++) {
             Warp* warp = &warps[b * in_block + t / 32];
-            if (t % 32 == 0) warp->there = warp->count = 0;
+            if (t % 32 == 0) warp->there = 0, warp->count = 1, warp->groups[0] = {~0u};
             warp->there |= 1u << t % 32;
             threads[(size_t)b * size + t] = {{t % x, t / x % y, t / x / y}, (int)t % 32, &blocks[b], warp};
             order.push_back(&threads[(size_t)b * size + t]);

@@ -15,10 +15,10 @@
 namespace cuda_on_cpu {
 struct Barrier { int come = 0; long turn = 0; };
 struct Warp {
-    struct Group { unsigned mask, come; long turn; } groups[40];  // of lanes that wait for one another
-    int count = 0;
-    unsigned there = 0;                       // lanes that are not done
-    alignas(16) unsigned char slots[32][48];  // what lanes show one another
+    struct Group { unsigned mask, come, came; long turn; } groups[40];  // of lanes that wait for one another; first all
+    int count = 1;
+    unsigned there = 0;                          // lanes that are not done
+    alignas(16) unsigned char slots[3][32][48];  // what lanes show one another: all in turn, and some
 };
 struct Cluster { Barrier barrier; int alive; };
 struct Block {
@@ -66,14 +66,18 @@ template <class... A, size_t... I> void call(void (*kernel)(A...), void** args, 
 }
 template <class... A> void run(void (*kernel)(A...), void** a) { call(kernel, a, std::index_sequence_for<A...>()); }
 
-// Every lane of the mask shows a value, and reads those of others.
+// Every lane of the mask shows a value, and reads those of others. Where all lanes meet, the next value goes elsewhere,
+// and the one after it is shown when all have read this one.
 template <class T, class Read> inline auto exchange(unsigned mask, const T& v, Read read) {
     static_assert(sizeof(T) <= 48);
-    Thread* me = now;
-    memcpy(me->warp->slots[me->lane], &v, sizeof v);
+    Warp* warp = now->warp;
+    const bool all = mask == ~0u;
+    auto* slots = warp->slots[all ? warp->groups[0].turn & 1 : 2];
+    memcpy(slots[now->lane], &v, sizeof v);
     warp_barrier(mask);
-    auto found = read([&](int lane) -> const T& { return *(const T*)me->warp->slots[lane]; });
-    warp_barrier(mask);  // before the next value is shown
+    const unsigned lanes = all ? warp->groups[0].came : mask & warp->there;
+    auto found = read([&](int lane) -> const T& { return *(const T*)slots[lane]; }, lanes);
+    if (!all) warp_barrier(mask);
     return found;
 }
 // A value that stays is what a loop sees that waits for another thread.
@@ -116,13 +120,13 @@ inline unsigned __cvta_generic_to_shared(const void* p) { return cuda_on_cpu::sh
     template <class T> inline T name(unsigned mask, T v, B by, int width = 32) { \
         const int lane = cuda_on_cpu::now->lane, first = lane & ~(width - 1), there = from; \
         const bool outside = there < first || there >= first + width; \
-        return cuda_on_cpu::exchange(mask, v, [&](auto of) { return of(outside ? lane : there); }); \
+        return cuda_on_cpu::exchange(mask, v, [&](auto of, unsigned) { return of(outside ? lane : there); }); \
     }
 CUDA_ON_CPU_SHUFFLE(__shfl_xor_sync, int, lane ^ by)
 CUDA_ON_CPU_SHUFFLE(__shfl_up_sync, unsigned, lane - (int)by)
 template <class T> inline T __reduce_max_sync(unsigned mask, T v) {
-    return cuda_on_cpu::exchange(mask, v, [&](auto of) {
-        for (int i = 0; i < 32; i++) if ((mask & cuda_on_cpu::now->warp->there) >> i & 1 && of(i) > v) v = of(i);
+    return cuda_on_cpu::exchange(mask, v, [&](auto of, unsigned lanes) {
+        for (int i = 0; i < 32; i++) if (lanes >> i & 1 && of(i) > v) v = of(i);
         return v;
     });
 }

@@ -7,6 +7,7 @@ there for those that do not wait.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import pickle
 import threading
@@ -84,10 +85,22 @@ WORK |= {name: (passes, LAYERS[name]) for name in ("LSTM", "mLSTM", "blocks")}
 WORK["training"] = (train,)
 
 
+@functools.cache
+def expected_of(name):
+    """Results of the first device, its default stream and threads in order."""
+    call, *arguments = WORK[name]
+    return hosts(call(*arguments))
+
+
 @pytest.fixture(params=WORK)
 def work(request):
     call, *arguments = WORK[request.param]
     return lambda: call(*arguments)
+
+
+@pytest.fixture
+def expected(request, work):
+    return expected_of(request.node.callspec.params["work"])
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +129,7 @@ def test_all_goes_to_the_current_stream_and_memory_is_from_the_current_allocator
         assert len(asked) == found.allocations > 0
 
 
-def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
+def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work, expected):
     """Each stream has for itself whatever is kept between calls, such as indices of lengths."""
     streams, made = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)], []
     for stream in streams:
@@ -124,7 +137,7 @@ def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work):
             made.append(work())
     with streams[1]:  # nothing that the first was asked for is done
         found = hosts(made[1])
-    same(found, hosts(work()))
+    same(found, expected)
 
 
 def test_constants_are_of_one_stream():
@@ -196,7 +209,7 @@ def test_each_thread_keeps_indices_of_its_own_lengths():
 
 def test_graphs_are_launched_on_the_current_stream():
     """They read arrays that the stream has filled which was current before the capture."""
-    expected = hosts(train())
+    expected = expected_of("training")
     for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.ptds, cupy.cuda.Stream(non_blocking=True)):
         with stream, gpu.counted() as found:
             made = hosts(train(graph=True))
@@ -206,7 +219,7 @@ def test_graphs_are_launched_on_the_current_stream():
 
 def test_an_allocator_that_was_set_gives_all_memory():
     """An allocator such as that of RMM gives that of steps and of graphs."""
-    expected, runtime, pool = hosts(train()), cupy.cuda.runtime, cupy.get_default_memory_pool()
+    expected, runtime, pool = hosts(train()), cupy.cuda.runtime, cupy.get_default_memory_pool()  # constants have memory
     own = cupy.cuda.PythonFunctionAllocator(lambda n, device: runtime.malloc(n), lambda at, device: runtime.free(at))
     before, used = cupy.cuda.get_allocator(), pool.used_bytes()
     cupy.cuda.set_allocator(own.malloc)
@@ -221,7 +234,6 @@ def test_an_allocator_that_was_set_gives_all_memory():
 @pytest.mark.parametrize("name", ["LSTM with lengths", "mLSTM", "training"])
 def test_threads_at_the_same_time(name):
     call, *arguments = WORK[name]
-    expected = hosts(call(*arguments))
 
     def run(stream):
         with stream:
@@ -230,24 +242,20 @@ def test_threads_at_the_same_time(name):
     streams = [cupy.cuda.Stream(non_blocking=True), *[cupy.cuda.Stream.ptds] * 2]
     with ThreadPoolExecutor(3) as pool:
         for made in pool.map(run, streams):
-            same(made, expected)
+            same(made, expected_of(name))
 
 
-def test_results_are_the_same_bits_in_any_order_of_threads(work):
+def test_results_are_the_same_bits_in_any_order_of_threads(work, expected):
     """No sum depends on which thread comes first: sums of floating-point numbers have no atomic operations."""
     gpu.on_cpu()
-    expected = hosts(work())
     for seed in (1, 2):
-        with cuda_on_cpu.configured(seed=seed):
+        with cuda_on_cpu.configured(seed=seed), gpu.counted() as found:
             same(work(), expected)
-    with gpu.counted() as found:
-        work()
     assert "scatter_add" not in found.places()  # CuPy's own
 
 
-def test_several_devices(work):
+def test_several_devices(work, expected):
     gpu.two_devices()
-    expected = hosts(work())
     with cupy.cuda.Device(1):
         made = work()
         assert {a.device.id for a in made} == {1}

@@ -14,7 +14,7 @@ cupy = gpu.needed()
 if (not INSTALLED and "mpi" not in REQUIRED) or cuda_on_cpu.missing():
     pytest.skip("it needs mpi4py, mpich and cuda_on_cpu", allow_module_level=True)
 
-GPU = START + "import cupy as xp\nfrom tests import cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
+GPU = START + "import cupy as xp\nimport cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
 CAPTURED = """
 assert xlstm.backend("cupy").device.id == group.rank  # the GPU of a rank is that of its number
 recorder, x, y = Recorder(), xp.ones(10), xp.zeros(10)

@@ -137,25 +137,21 @@ def test_the_device_decides_as_the_host_does(backend, case):
     agree(params, model.init(0, backend))
 
 
-def test_steps_on_another_device_in_float16():
-    with cupy.cuda.Device(1):
-        params = LSTM.init(0, xlstm.backend("cupy", dtype="float16"))
-        host = taken(Step(LSTM, Waits(ADAM)), windows(), params)
-        found = taken(Step(LSTM, ADAM, graph=True), windows(), params)
-    same(found, host)
-    assert {p.device.id for p in found[0].params.values()} == {1}
-
-
-def test_steps_on_two_devices_in_turn():
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_steps_on_two_devices_in_turn(dtype):
     """Handles, constants and graphs are those of the device that is current."""
     made, devices, states = Step(LSTM, ADAM, graph="auto"), [cupy.cuda.Device(k) for k in (0, 1)], {}
-    for batch in [None, *lengths(9).batches()]:
+    for device in devices:
+        with device:
+            states[device.id] = made.init(LSTM.init(0, xlstm.backend("cupy", dtype=dtype)), 1)
+    for batch in lengths(9).batches():
         for device in devices:
             with device:
-                states[device.id] = made(states[device.id], batch)[0] if batch else made.init(LSTM.init(0, "cupy"), 1)
+                states[device.id] = made(states[device.id], batch)[0]
     with devices[1]:
         params = {name: to_numpy(p) for name, p in states[1].params.items()}
     agree(states[0].params, params)
+    assert {p.device.id for p in states[1].params.values()} == {1}
     assert all(state.graphs.captured for state in states.values())
     with pytest.raises(ValueError, match="device 1, which is not the current one, 0"):
         made(states[1], batch)
@@ -410,10 +406,9 @@ def test_by_itself_a_run_is_captured_where_it_can_be(case, captures):
     assert not captures
 
 
-def test_parts_of_a_model_are_looked_at(backend):
-    for layer, ours in ((xlstm.LSTM(4, 4), True), (Own(4, 4), False)):
-        assert graphs.is_ours(LowRank(layer, layer.init(0, backend), 2)) is ours
-        assert graphs.is_ours(SequenceModel(layer, 3)) is ours
+@pytest.mark.parametrize(("layer", "ours"), [(xlstm.LSTM(4, 4), True), (Own(4, 4), False)])
+def test_parts_of_a_model_are_looked_at(backend, layer, ours):
+    assert graphs.is_ours(LowRank(layer, layer.init(0, backend), 2)) is ours
 
 
 @pytest.mark.parametrize("missing", ["cuBLAS", "memory"])
@@ -453,10 +448,3 @@ def test_cublas_has_a_name_on_each_platform():
         ("linux", 12090): "libcublas.so.12",
     }
     assert {key: cuda_graph.library_name(*key) for key in names} == names
-
-
-def test_other_libraries_wait():
-    made, params = Step(LSTM, ADAM, wait=False), LSTM.init(0, "numpy")
-    _, how = made(made.init(params), next(iter(windows().batches())))
-    assert isinstance(how.loss, float)
-    assert how.updated is True
