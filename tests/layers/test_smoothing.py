@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.registry import agree, check, flat, run
-from xlstm import losses, models, optim
+from tests.registry import agree, given, run
+from xlstm import losses, optim
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace_of
-from xlstm.interop.onnx import to_onnx
 from xlstm.models import ESRNN
 
 OPTIONS = [
@@ -20,36 +19,6 @@ OPTIONS = [
     {"trend": "damped", "multiplicative": True},
     {"trend": "none", "periods": (4,)},
 ]
-MODELS = [
-    ESRNN(3, trend="linear", periods=(2,)),
-    ESRNN(3, 4, periods=(2, 3), multiplicative=True, covariates=2, scale=0.7),
-    ESRNN(3, 4, trend="none", cell="gru", num_layers=2, dropout=0.3),
-    ESRNN(3, 4, cell="xlstm", covariates=1, scale=2.0),
-]
-
-
-def given(layer, be, rng, T=5, B=2):
-    """Random parameters, positive x and a random state."""
-    params = {n: be.asarray(to_numpy(p) + rng.standard_normal(p.shape)) for n, p in layer.init(0, be).items()}
-    x = be.asarray(np.exp(0.3 * rng.standard_normal((T, B, layer.input_size))))
-    _, end = layer(params, x)
-    smooth, *network = end if isinstance(layer, ESRNN) else (end,)
-    smooth = tuple(be.asarray(rng.standard_normal(s.shape)) for s in smooth)
-    return params, x, (smooth, *network) if isinstance(layer, ESRNN) else smooth
-
-
-@pytest.mark.parametrize("lengths", [None, [5, 1]], ids=["", "lengths"])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_gradients(be, rng, options, lengths):
-    layer = xlstm.ExponentialSmoothing(5, **options)
-    assert check(layer, *given(layer, be, rng), lengths) < 1e-7
-
-
-@pytest.mark.parametrize("lengths", [None, [5, 1]], ids=["", "lengths"])
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model)[:60])
-def test_gradients_of_the_model(be, rng, model, lengths):
-    """Through its forecasts and through what the network sees."""
-    assert check(model, *given(model, be, rng), lengths) < 1e-7
 
 
 def test_numbers_of_statsmodels(be):
@@ -89,26 +58,13 @@ def test_a_series_without_noise_is_forecast_from_its_beginning(be, options):
     agree(dict(enumerate(s[:, 0] for s in first)), dict(enumerate(s[:, 0] for s in layer.initial_state(x))), 1e-12)
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: str(model)[:60])
-def test_steps_and_parts_are_the_whole(be, rng, model):
-    params, x, state = given(model, be, rng)
-    y, end = model(params, x, state)
-    ys = []
-    for t in range(3):
-        one, state = model.step(params, x[t, ...], state)
-        ys.append(to_numpy(one))
-    rest, last = model(params, x[3:, ...], state)
-    np.testing.assert_allclose(np.concatenate((ys, to_numpy(rest))), to_numpy(y), rtol=1e-9)
-    agree(dict(enumerate(flat(last))), dict(enumerate(flat(end))), 1e-9)
-
-
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_compiled_loops_give_the_same(rng, monkeypatch, options, dtype):
     """Also where series lie one after the other in memory, and past the end of a sequence."""
     pytest.importorskip("numba")
     be, layer = xlstm.backend("numpy", dtype=dtype), xlstm.ExponentialSmoothing(5, **options)
-    params, x, state = given(layer, be, rng, T=40)
+    params, x, state = given(layer, be, rng, 40, 2)
     found = []
     for compiled in ("0", "1"):
         monkeypatch.setenv("XLSTM_COMPILE", compiled)
@@ -136,29 +92,6 @@ def test_training_begins_at_holt_winters_and_learns(rng):
         found.append(float(loss))
     assert found[-1] < 0.1 * found[0]
     assert to_numpy(params["smoothing.alpha"])[0] != to_numpy(model.init(0, be)["smoothing.alpha"])[0]
-
-
-@pytest.mark.parametrize("model", [MODELS[1], xlstm.ExponentialSmoothing(3, periods=(2, 4))], ids=["model", "layer"])
-def test_files(tmp_path, model):
-    params = model.init(0, "numpy")
-    models.save(tmp_path / "model", model, params)
-    found, arrays = models.load(tmp_path / "model", backend="numpy")
-    assert found == model
-    agree(arrays, params)
-
-
-@pytest.mark.parametrize("model", [MODELS[1], xlstm.ExponentialSmoothing(3, periods=(2, 4))], ids=["model", "layer"])
-@pytest.mark.usefixtures("interpreted")
-def test_onnx(rng, model):
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    params, x, state = given(model, xlstm.backend("numpy", dtype="float32"), rng, T=9)
-    file = to_onnx(model, params).SerializeToString()
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
-    found = session.run(None, dict(zip(names, [x, *flat(state)], strict=True)))
-    y, end = model(params, x, state)
-    agree(dict(enumerate(found)), dict(enumerate([y, *flat(end)])), 1e-4)
 
 
 def test_mistakes_are_named():
