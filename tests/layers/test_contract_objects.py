@@ -213,4 +213,9 @@ def test_saved_is_of_one_layer(rng, layer):
     _, saved = other.forward(other.init(0, "numpy", "float64"), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"):
         layer.backward(params, saved, y)
-    assert to_numpy(y).dtype == "float64"
+
+
+@pytest.mark.parametrize("layer", **numbered([layer for layer in SEQUENCES if not steps(layer)]))
+def test_step_needs_a_forward_direction(layer):
+    with pytest.raises(ValueError, match="step goes forward in time"):
+        layer.step(layer.init(0, "numpy"), np.zeros((2, layer.input_size), "float32"))

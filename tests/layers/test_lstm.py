@@ -10,28 +10,8 @@ import xlstm
 from tests import registry
 from tests.conftest import make_backend
 from xlstm.arrays.convert import to_numpy
-from xlstm.cells import lstm as cell
 
 inputs_of = functools.partial(registry.inputs_of, scale=1.0)
-
-
-@pytest.mark.parametrize("shape", [(1, 3, 4), (4, 3, 4)], ids=["one step", "four steps"])
-def test_cell_gradient(be, rng, shape):
-    """`gates` and `gates_bwd`, for one step and for several side by side."""
-    n, H, B = shape
-    zx, zh = (be.asarray(rng.standard_normal((4, n, H, B))) for _ in range(2))
-    h0, c0 = (be.asarray(rng.standard_normal((n, H, B))) for _ in range(2))
-
-    def forward(zx, zh, c0):
-        h, c, saved = cell.gates(be.xp, zx, zh, h0, c0)
-        return (h, c), (saved, c0)
-
-    def backward(saved, d):
-        dzx, dzh, dh0, dc0 = cell.gates_bwd(be.xp, cell.derivatives(be.xp, *saved), *d)
-        assert dh0 is None
-        return dzx, dzh, dc0
-
-    xlstm.gradcheck(forward, backward, (zx, zh, c0))
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])

@@ -9,7 +9,6 @@ import xlstm
 from tests.conftest import make_backend
 from tests.registry import OPTIONS, alone, inputs_of, make, run
 from xlstm.arrays.convert import to_numpy
-from xlstm.cells.activations import GATE_ACTIVATIONS, pair
 from xlstm.engines import array_api
 
 KINDS = ("LSTM", "GRU", "RNN")
@@ -179,28 +178,6 @@ def test_clips_bound_what_they_say(rng):
         np.testing.assert_allclose([np.min(gate), np.max(gate)], [1 / (1 + np.exp(0.5)), 1 / (1 + np.exp(-0.5))])
 
 
-@pytest.mark.parametrize("name", GATE_ACTIVATIONS)
-def test_gradient_of_each_gate_activation(be, rng, name):
-    """The derivative, from the output alone, with its default parameters and with others."""
-    others = {"affine": "(0.7, 0.2)", "leaky_relu": "(0.2)", "thresholded_relu": "(0.3)", "scaled_tanh": "(1.7, 0.6)",
-              "hard_sigmoid": "(0.3, 0.4)", "elu": "(0.5)"}  # fmt: skip
-    for text in {name, name + others.get(name, "")}:
-        fwd, bwd, _ = pair(text)
-        x = be.asarray(2 * rng.standard_normal((20, 3)))
-        xlstm.gradcheck(
-            lambda x, fwd=fwd: (y := fwd(be.xp, x), y), lambda y, dy, bwd=bwd: (bwd(be.xp, dy, None, y),), (x,)
-        )
-
-
-@pytest.mark.parametrize("name", ["leaky_relu", "elu", "selu", "softplus", "softsign", "relu", "hard_sigmoid"])
-def test_activations_are_torchs(rng, name):
-    torch = pytest.importorskip("torch")
-    x = 4 * rng.standard_normal(100)
-    text, peer = {"hard_sigmoid": ("hard_sigmoid(0.16666666666666666, 0.5)", "hardsigmoid")}.get(name, (name, name))
-    expected = getattr(torch.nn.functional, peer)(torch.tensor(x)).numpy()
-    np.testing.assert_allclose(pair(text).fwd(np, x), expected, rtol=1e-12, atol=1e-15)
-
-
 # Initial weights
 
 
@@ -227,53 +204,3 @@ def test_forget_bias(recurrent_bias):
         total = params[f"{k}.b"] + (params[f"{k}.bh"] if recurrent_bias else 0)
         np.testing.assert_array_equal(total.reshape(4, 3)[2], 2.0)
         assert np.all(np.abs(params[f"{k}.b"].reshape(4, 3)[[0, 1, 3]]) < 3**-0.5)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_weights_on_every_backend(be, kind):
-    for initializer in ("uniform", "glorot", "lecun", "notebook"):
-        layer = make(
-            kind, {"num_layers": 2, "direction": "bidirectional", "layer_norm": True, "initializer": initializer}
-        )
-        host = layer.init(5, "numpy", "float64")
-        for name, array in layer.init(5, be).items():
-            assert to_numpy(array).tobytes() == host[name].tobytes()
-
-
-# Models and training
-
-
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("make_layer", "words"),
-    [
-        (lambda: xlstm.LSTM(2, 3, bidirectional=True, reverse=True), "bidirectional and reverse exclude"),
-        (lambda: xlstm.LSTM(2, 3, dropout=0.5), r"dropout is 0\.5 but acts between layers"),
-        (lambda: xlstm.GRU(2, 3, zoneout=(0.1, 0.1)), "zoneout has 2 rates, expected those of h"),
-        (lambda: xlstm.GRU(2, 3, layer_norm=True, reset_after=False), "layer_norm and reset_after=False exclude"),
-        (lambda: xlstm.LSTM(2, 3, coupled_input_forget=True, forget_bias=1.0), "forget_bias and coupled_input_forget"),
-        (lambda: xlstm.LSTM(2, 3, bias=False, forget_bias=1.0), "forget_bias and bias=False exclude"),
-        (lambda: xlstm.LSTM(2, 3, bias=False, recurrent_bias=True), "recurrent_bias and bias=False exclude"),
-        (lambda: xlstm.LSTM(2, 3, proj_size=3), "proj_size is 3, expected less than hidden_size, 3"),
-        (lambda: xlstm.LSTM(2, 3, clip=0), "clip is 0, expected 0 < clip"),
-        (lambda: xlstm.LSTM(2, 3, activations=("tanh",)), "activations has 1 names, expected 3"),
-        (lambda: xlstm.sLSTM(2, 4, activations=[]), r"activations is \[\], but its cell has none"),
-        (lambda: xlstm.sLSTM(2, 4, activations=""), "activations is '', but its cell has none"),
-        (lambda: xlstm.RNN(2, 3, activations="gelu"), "activations: 'gelu' is unknown, expected one of sigmoid"),
-        (lambda: xlstm.RNN(2, 3, activations="tanh(1)"), "expected at most 0 parameters"),
-        (lambda: xlstm.RNN(2, 3, activations="elu(x)"), "parameters that are not numbers"),
-        (lambda: xlstm.RNN(2, 3, activations="elu(-1)"), "an alpha above 0"),
-        (lambda: xlstm.RNN(2, 3, activations="scaled_tanh(0)"), "an alpha other than 0"),
-    ],
-)
-def test_options_that_exclude_one_another_say_so(make_layer, words):
-    with pytest.raises(ValueError, match=words):
-        make_layer()
-
-
-def test_step_needs_a_forward_direction(rng):
-    layer = make("GRU", {"direction": "bidirectional"})
-    with pytest.raises(ValueError, match="GRU: step goes forward in time"):
-        layer.step(layer.init(0, "numpy"), np.zeros((2, 2), "float32"))
