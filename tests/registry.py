@@ -15,6 +15,7 @@ import numpy as np
 import xlstm
 from tests.conftest import covering
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import HALVES
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear
@@ -290,7 +291,8 @@ def state_of(layer, be, rng, B=3):
     def drawn(part):
         if not isinstance(part, Leaf):
             return tuple(map(drawn, part))
-        return be.asarray(0.5 + rng.random(tuple(part.dims(B).values())))
+        values = 0.5 + rng.random(tuple(part.dims(B).values()))
+        return be.asarray(values, "float32" if part.wide and be.dtype in HALVES else None)
 
     return drawn(layer.states) if through_time(layer) else ()
 

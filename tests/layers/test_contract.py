@@ -65,7 +65,10 @@ def options_of(layer, lengths=None):
 
 @pytest.mark.parametrize(
     ("layer", "lengths"),
-    [(layer, lengths) for layer in TABLE for lengths in ([None, LENGTHS] if through_time(layer) else [None])],
+    [
+        *((layer, LENGTHS if through_time(layer) else None) for layer in TABLE),
+        *((layer, None) for layer in EVERY if through_time(layer)),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_gradient(rng, layer, lengths):
