@@ -1,7 +1,13 @@
-"""Tests of recurrent layers share this: options, inputs, and the gradient check of everything at once."""
+"""The table of layers: every layer, block, stack and model, with what it can do, and what tests of all of them share.
+
+A new kind joins by a line of `EVERY`, other options by a line of `VARIANTS`, options of recurrent layers by one of
+`OPTIONS`. `tests/layers/test_contract.py` and `test_contract_objects.py` run all of `TABLE`,
+`tests/engines/test_batch_sizes.py` does so on every engine, and `tests/training/test_models.py` trains.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 
 import numpy as np
@@ -9,11 +15,14 @@ import numpy as np
 import xlstm
 from tests.conftest import covering
 from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.namespace import HALVES
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
+from xlstm.layers.sequence import Leaf, SequenceLayer
 from xlstm.models import ESRNN, SequenceModel, TiRex, TiRex2
+from xlstm.models.model_files import Model
 
 # Every option with the values worth a test, the first being the default.
 COMMON = {
@@ -78,7 +87,7 @@ def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
 
 
 def inputs_of(layer, be, rng, T, B, scale=0.7):
-    """Parameters of size `scale`, x and an initial state, all random."""
+    """Parameters of size `scale`, x and an initial state of an LSTM, GRU, RNN or the like, all random."""
     outer = (B, T) if layer.batch_first else (T, B)
     params = {n: be.asarray(scale * rng.standard_normal(to_numpy(p).shape)) for n, p in layer.init(0, be).items()}
     x = be.asarray(rng.standard_normal((*outer, layer.input_size)))
@@ -87,28 +96,41 @@ def inputs_of(layer, be, rng, T, B, scale=0.7):
     return params, x, state
 
 
-def check(layer, params, x, state, lengths=None, seed=3, directions=1):
+def check(layer, params, x, state=(), lengths=None, seed=3, directions=1):
     """gradcheck with cotangents on y and every final state, by x, every parameter and every initial state."""
+    tokens = takes_tokens(layer)
 
-    def forward(params, x, state):
-        y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=seed)
+    def forward(params, given, state):
+        given = x if tokens else given
+        if through_time(layer):
+            y, end, saved = layer.forward(params, given, state, lengths=lengths, seed=seed)
+        else:
+            (y, saved), end = layer.forward(params, given), ()
         return (y, end), (params, saved)
 
-    return xlstm.gradcheck(
-        forward, lambda saved, d: layer.backward(*saved, *d), (params, x, state), directions=directions
-    )
+    def backward(kept, d):
+        dy, dend = d
+        grads, dx, *dstart = layer.backward(*kept, dy, *([dend] if through_time(layer) else []))
+        return grads, dx, *(dstart or [()])
+
+    return xlstm.gradcheck(forward, backward, (params, None if tokens else x, state), directions=directions)
 
 
 def run(layer, params, x, state=None, lengths=None, dy=None, dstate=None, kept=False, **options):
     """Everything that forward and backward return, and what is kept between them, by name, on the host."""
-    y, end, saved = layer.forward(params, x, state, lengths=lengths, **options)
-    grads, dx, start = layer.backward(params, saved, y if dy is None else dy, end if dstate is None else dstate)
+    if through_time(layer):
+        y, end, saved = layer.forward(params, x, state, lengths=lengths, **options)
+        dend = end if dstate is None else dstate
+        grads, dx, start = layer.backward(params, saved, y if dy is None else dy, dend)
+    else:
+        (y, saved), end, start = layer.forward(params, x), (), ()
+        grads, dx = layer.backward(params, saved, y if dy is None else dy)
     found = {"y": y, "dx": dx, **{f"d{name}": g for name, g in grads.items()}}
-    found |= {f"end {k}": s for k, s in enumerate(end)} | {f"dstart {k}": s for k, s in enumerate(start)}
+    found |= {f"end {k}": s for k, s in enumerate(flat(end))} | {f"dstart {k}": s for k, s in enumerate(flat(start))}
     if kept:
         parts = ("gates", "h", *layer.CELL.STATES[1:])
         found |= {f"{name} {part}": getattr(one, part) for name, one in saved.kept.items() for part in parts}
-    return {name: to_numpy(a) for name, a in found.items()}
+    return {name: to_numpy(a) for name, a in found.items() if a is not None}  # tokens have no gradient
 
 
 def largest(a):
@@ -139,7 +161,8 @@ def numbered(layers):
 
 PATCHES = {"patch_size": 2, "quantiles": (0.2, 0.5), "input_ff_size": 3, "context": 4}
 STACK = xlstm.xLSTMStack(4, 2, [1], 2, dropout=0.2)
-# One or more of every kind of layer and model.
+TWO_WAYS = {"num_layers": 2, "direction": "bidirectional"}
+# One or more of every kind of layer, block, stack and model: a new one joins by a line.
 EVERY = [
     xlstm.LSTM(2, 3),
     xlstm.LSTM(2, 3, 2, bidirectional=True, peepholes=True),
@@ -173,11 +196,107 @@ EVERY = [
     ResidualFeedForward(4, 6, 3),
     Embedding(7, 4),
 ]
+# The same with other options. Those of the LSTM, GRU and RNN are above.
+VARIANTS = [
+    xlstm.Linear(4, 3, bias=False, std=0.1),
+    HeadwiseLinear(6, 3, bias=True),
+    LayerNorm(4, residual=True, bias=True, eps=0.1),
+    RMSNorm(4, bias=True),
+    MultiHeadNorm(6, num_heads=2, residual=True),
+    *(GatedFeedForward(4, 3, activation=name) for name in ("silu", "relu", "square_relu", "sigmoid", "selu")),
+    GatedFeedForward(4, 3, bias=True),
+    *(ResidualFeedForward(4, 3, 5, activation=name) for name in ("gelu", "silu")),
+    CausalConv(3, 1),
+    CausalConv(2, 6),
+    xlstm.mLSTM(2, 4),
+    xlstm.mLSTM(2, 4, 2, num_heads=2, qk_size=6, chunk_size=2, eps=0.1),
+    xlstm.mLSTM(2, 3, 2, num_heads=3, batch_first=True, bias=False, dropout=0.3, forget_gate="exponential"),
+    xlstm.mLSTMBlock(3, 2, chunk_size=2, proj_factor=1.0, qkv_block_size=2),
+    xlstm.mLSTMBlock(3, 1, bias=True, dropout=0.3, eps=0.1, conv_kernel_size=1),
+    xlstm.sLSTMBlock(4, 1, dropout=0.3, conv_kernel_size=0, recurrent_init="uniform"),
+    xlstm.sLSTMBlock(4, 4, ffn_proj_factor=0),
+    xlstm.sLSTMBlock(4, 1, ffn_dropout=0.3),
+    xlstm.xLSTMStack(4, 2, [1], 2, chunk_size=3),
+    xlstm.xLSTMStack(4, 2, [0], 2, dropout=0.2, post_norm=False, bias=True),
+    xlstm.xLSTMLarge(4, 2, 2, chunk_size=3),
+    xlstm.xLSTMLarge(4, 1, 1, bias=True, gate_cap=None, qk_size=3, v_size=5, post_norm=False),
+    xlstm.xLSTMLarge(4, 1, 1, bias=True, post_norm_bias=False),
+    xlstm.sLSTM(2, 4),
+    xlstm.sLSTM(2, 4, num_heads=2, recompute=True),
+    xlstm.sLSTM(2, 4, num_heads=4, forget_gate="exponential"),
+    xlstm.sLSTM(2, 4, 2, num_heads=2, bidirectional=True),
+    xlstm.sLSTM(2, 4, num_heads=2, batch_first=True, bias=False, recurrent_dropout=0.4),
+    xlstm.sLSTM(2, 4, 2, reverse=True, dropout=0.3),
+    *(SequenceModel(make(kind, TWO_WAYS), 2, last=last) for kind in OPTIONS for last in (False, True)),
+    xlstm.xLSTMLanguageModel(STACK, 7, tied=True, logit_cap=2.0, embedding_dropout=0.3),
+    xlstm.xLSTMLanguageModel(xlstm.xLSTMLarge(4, 2, 2), 7, logit_cap=30.0, batch_first=False),
+    xlstm.xLSTMLanguageModel(xlstm.LSTM(3, 4, num_layers=2), 7),
+    xlstm.ExponentialSmoothing(5, trend="none"),
+    xlstm.ExponentialSmoothing(5, trend="linear", periods=(3,), multiplicative=True),
+    xlstm.ExponentialSmoothing(5, periods=(2, 4)),
+    xlstm.ExponentialSmoothing(5, multiplicative=True),
+    ESRNN(3, trend="linear", periods=(2,)),
+    ESRNN(3, 4, periods=(2, 3), multiplicative=True, covariates=2, scale=0.7),
+    ESRNN(3, 4, trend="none", cell="gru", num_layers=2, dropout=0.3),
+    ESRNN(3, 4, cell="xlstm", covariates=1, scale=2.0),
+]
+WITH_OPTIONS = {kind: [make(kind, options) for options in [*alone(kind), TWO_WAYS]] for kind in OPTIONS}
+TABLE = list(dict.fromkeys([*EVERY, *VARIANTS, *itertools.chain(*WITH_OPTIONS.values())]))
+
+
+# What a layer can do.
+
+
+def through_time(layer):
+    """Whether it has a state, lengths and a seed."""
+    return isinstance(layer, SequenceLayer)
+
+
+def steps(layer):
+    """Whether it goes on from a state, a step at a time."""
+    return through_time(layer) and layer.directions == ("",)
+
+
+def takes_tokens(layer):
+    return isinstance(layer, Embedding | xlstm.xLSTMLanguageModel)
+
+
+def has_file(layer):
+    """Whether `models.save` takes it."""
+    return isinstance(layer, Model)
+
+
+def time_axis(layer):
+    """The axis of time of x; that of sequences is the other."""
+    return 1 if getattr(layer, "batch_first", False) else 0
 
 
 def input_of(layer, be, rng, T=3, B=3):
-    """x, or tokens."""
-    outer = (B, T) if getattr(layer, "batch_first", False) else (T, B)
-    if isinstance(layer, Embedding | xlstm.xLSTMLanguageModel):
+    """x, or tokens. Where what smoothing sees is above 0, so is x."""
+    outer = (B, T) if time_axis(layer) else (T, B)
+    if takes_tokens(layer):
         return be.asarray(rng.integers(0, 7, outer))
-    return be.asarray(rng.standard_normal((*outer, layer.input_size)))
+    x = rng.standard_normal((*outer, layer.input_size))
+    return be.asarray(np.exp(0.3 * x) if isinstance(layer, xlstm.ExponentialSmoothing | ESRNN) else x)
+
+
+def params_of(layer, be, rng):
+    """Random, but such that nothing is far from where gradients are of a size."""
+    return {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in layer.draw(rng).items()}
+
+
+def state_of(layer, be, rng, B=3):
+    """A random state; normalisers are positive."""
+
+    def drawn(part):
+        if not isinstance(part, Leaf):
+            return tuple(map(drawn, part))
+        values = 0.5 + rng.random(tuple(part.dims(B).values()))
+        return be.asarray(values, "float32" if part.wide and be.dtype in HALVES else None)
+
+    return drawn(layer.states) if through_time(layer) else ()
+
+
+def given(layer, be, rng, T=5, B=3):
+    """Parameters, x and an initial state, all random, of any layer."""
+    return params_of(layer, be, rng), input_of(layer, be, rng, T, B), state_of(layer, be, rng, B)

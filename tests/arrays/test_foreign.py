@@ -272,7 +272,7 @@ def test_data_and_estimators(name, kind):
 
 
 def test_masked_arrays_are_refused_by_name(rng):
-    """Nothing heeds their masks; `tests/layers/test_module.py` gives them to every layer and model."""
+    """Nothing heeds their masks; `tests/layers/test_contract_objects.py` gives them to every layer and model."""
     x, target, values = rng.standard_normal((9, T, D)), rng.standard_normal(9), rng.standard_normal(60)
     be, y, prompt = xlstm.backend("numpy", dtype="float64"), rng.standard_normal((4, 3)), np.array([[1, 2]])
     adam, step = optimizers.adam(0.1), Step(SequenceModel(xlstm.LSTM(D, H), 1), optimizers.adam(0.1))

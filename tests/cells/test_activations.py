@@ -1,17 +1,23 @@
 """Activations: gradients, extremes, and the notebook's values."""
 
-import inspect
-
 import numpy as np
 import pytest
 
 import xlstm
+from tests.conftest import make_backend
+from tests.registry import agree, check, given, run
 from xlstm import gradcheck
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells import activations
 from xlstm.engines.numba import jit
 
 NAMES = ["sigmoid", "tanh", "log_sigmoid", "silu", "softmax", "gelu", "square_relu"]
+# Functions of gates, each with its defaults, and with other parameters.
+GATES = [
+    *activations.GATE_ACTIVATIONS,
+    *("affine(0.7, 0.2)", "leaky_relu(0.2)", "thresholded_relu(0.3)", "scaled_tanh(1.7, 0.6)"),
+    *("hard_sigmoid(0.3, 0.4)", "elu(0.5)"),
+]
 
 
 def pair(name):
@@ -30,6 +36,14 @@ def test_gradient(be, rng, name):
     gradcheck(forward, lambda saved, dy: (f_bwd(be.xp, dy, *saved),), (x,))
 
 
+@pytest.mark.parametrize("text", GATES)
+def test_gradient_of_a_gate(be, rng, text):
+    """From the output alone."""
+    fwd, bwd, _ = activations.pair(text)
+    x = be.asarray(2 * rng.standard_normal((20, 3)))
+    gradcheck(lambda x: (y := fwd(be.xp, x), y), lambda y, dy: (bwd(be.xp, dy, None, y),), (x,))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_extremes_are_finite_and_silent(be, name, dtype):
@@ -41,16 +55,30 @@ def test_extremes_are_finite_and_silent(be, name, dtype):
     assert np.all(np.isfinite(to_numpy(dx)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The names of PyTorch's functions, where they differ.
+THEIRS = {"log_sigmoid": "logsigmoid", "hard_sigmoid(0.16666666666666666, 0.5)": "hardsigmoid"}
+
+
+@pytest.mark.parametrize("name", ["log_sigmoid", "silu", "gelu", "tanh", "sigmoid", "softmax", "square_relu"])
 def test_values_follow_torch(rng, name):
+    follow_torch(rng, name, pair(name)[0])
+
+
+@pytest.mark.parametrize("text", ["leaky_relu", "elu", "selu", "softplus", "softsign", "relu", [*THEIRS][1]])
+def test_values_of_gates_follow_torch(rng, text):
+    follow_torch(rng, text, activations.pair(text).fwd)
+
+
+def follow_torch(rng, name, function):
     torch = pytest.importorskip("torch")
     x = 5 * rng.standard_normal((6, 7))
-    functional = torch.nn.functional
-    named = {"log_sigmoid": functional.logsigmoid, "silu": functional.silu, "gelu": functional.gelu}
-    f = (named | {"square_relu": lambda x: functional.relu(x) ** 2}).get(name, getattr(torch, name, None))
-    kwargs = {"dim": -1} if "softmax" in name else {}
-    expected = f(torch.from_numpy(x), **kwargs).numpy()
-    np.testing.assert_allclose(pair(name)[0](np, x), expected, rtol=1e-12, atol=1e-15)
+    given = torch.from_numpy(x)
+    if name == "square_relu":
+        expected = torch.relu(given) ** 2
+    else:
+        kwargs = {"dim": -1} if name == "softmax" else {}
+        expected = getattr(torch.nn.functional, THEIRS.get(name, name))(given, **kwargs)
+    np.testing.assert_allclose(function(np, x), expected.numpy(), rtol=1e-12, atol=1e-15)
 
 
 def squareplus(xp, x, alpha=4.0):
@@ -99,30 +127,8 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_with_registered_activations(be, rng, name):
     kind, options = LAYERS[name]
-    check_layer(be, rng, kind(2, 3, **options))
-
-
-def check_layer(be, rng, layer):
-    params = {k: be.asarray(0.5 * rng.standard_normal(to_numpy(p).shape)) for k, p in layer.init(0, be).items()}
-    x = be.asarray(rng.standard_normal((4, 2, 2)))
-
-    def forward(params, x):
-        y, state, saved = layer.forward(params, x)
-        return (y, state), (params, saved)
-
-    def backward(kept, d):
-        grads, dx, _ = layer.backward(*kept, *d)
-        return grads, dx
-
-    gradcheck(forward, backward, (params, x))
-
-
-def test_a_function_is_asked_for_its_signature_once(registered, monkeypatch):
-    asked, signature = [], inspect.signature
-    monkeypatch.setattr(inspect, "signature", lambda function: asked.append(function) or signature(function))
-    expected = [("squareplus", (4.0,)), ("squareplus", (2.0,))]
-    assert [activations.parse(text) for text in ("squareplus", "squareplus(2)")] * 2 == expected * 2
-    assert len(asked) <= 1
+    layer = kind(2, 3, **options)
+    check(layer, *given(layer, be, rng, 4, 2))
 
 
 @pytest.mark.usefixtures("registered")
@@ -131,22 +137,13 @@ def test_registered_activations_in_compiled_loops(monkeypatch, rng, name):
     pytest.importorskip("numba")
     kind, options = LAYERS[name]
     layer = kind(2, 3, **options)
-    params = layer.init(0, "numpy", "float64")
-    x = rng.standard_normal((5, 3, 2))
-
-    def results():
-        y, _, saved = layer.forward(params, x)
-        grads, dx, _ = layer.backward(params, saved, y)
-        return saved.kept["0"].tape.engine.name == "numba", [y, dx, *grads.values()]
-
+    params, x, state = given(layer, make_backend("numpy"), rng)
     monkeypatch.delenv(jit.VARIABLE, raising=False)
-    compiled, found = results()
-    assert compiled
+    _, _, saved = layer.forward(params, x, state)
+    assert saved["0"].tape.engine.name == "numba"
+    found = run(layer, params, x, state)
     monkeypatch.setenv(jit.VARIABLE, "0")
-    compiled, expected = results()
-    assert not compiled
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+    agree(found, run(layer, params, x, state), 1e-10)
 
 
 @pytest.mark.usefixtures("registered")

@@ -9,19 +9,28 @@ import pytest
 
 import xlstm
 from tests.conftest import BACKENDS, force, make_backend
-from tests.layers.test_blocks import POINTWISE, SEQUENCES, SLSTM, params_of
-from tests.registry import EVERY, OPTIONS, alone, flat, input_of, make
+from tests.layers.test_contract import leaves, like, past
+from tests.registry import (
+    TABLE,
+    WITH_OPTIONS,
+    flat,
+    given,
+    largest,
+    run,
+    state_of,
+    steps,
+    takes_tokens,
+    through_time,
+    time_axis,
+)
 from xlstm.arrays.convert import to_numpy
 from xlstm.engines.numba import jit
 from xlstm.layers.gated import Recurrent
-from xlstm.layers.sequence import SequenceLayer
 
-STACK = {"num_layers": 2, "direction": "bidirectional"}
-LAYERS = {kind: [make(kind, options) for options in [*alone(kind), STACK]] for kind in OPTIONS}
-LAYERS["sLSTM"] = [xlstm.sLSTM(2, 4, **options) for options in [*SLSTM, {"num_heads": 2, "recompute": True}]]
-OTHERS = [layer for layer in dict.fromkeys([*SEQUENCES, *POINTWISE, *EVERY]) if not isinstance(layer, Recurrent)]
-LAYERS["with time"] = [layer for layer in OTHERS if isinstance(layer, SequenceLayer)]
-LAYERS["without time"] = [layer for layer in OTHERS if not isinstance(layer, SequenceLayer)]
+LAYERS = {**WITH_OPTIONS, "sLSTM": [layer for layer in TABLE if isinstance(layer, xlstm.sLSTM)]}
+OTHERS = [layer for layer in TABLE if not isinstance(layer, Recurrent)]
+LAYERS["with time"] = [layer for layer in OTHERS if through_time(layer)]
+LAYERS["without time"] = [layer for layer in OTHERS if not through_time(layer)]
 # How layers of NumPy arrays run: XLSTM_COMPILE, and the plan that is forced.
 NUMPY = {
     "numpy": ("0", None),
@@ -46,67 +55,43 @@ class Same(np.random.Generator):
         return np.broadcast_to(0.37 * np.arange(1, size[-1] + 1) % 1, size).astype(dtype)
 
 
-def nested(leaves, found):
-    """The next of the arrays `found`, in tuples as the leaves are."""
-    return tuple(next(found) if hasattr(leaf, "before") else nested(leaf, found) for leaf in leaves)
-
-
-def leaf_axes(leaves):
-    """The axis of sequences of each array of a state."""
-    return [k for leaf in leaves for k in ([len(leaf.before)] if hasattr(leaf, "before") else leaf_axes(leaf))]
-
-
-def axes(layer):
-    """The axis of sequences of x, that of y, and that of each array of the state."""
-    if not isinstance(layer, SequenceLayer):
-        return 0, 0, []
-    axis = 0 if layer.batch_first else 1
-    return axis, 0 if getattr(layer, "last", False) else axis, leaf_axes(layer.states)
-
-
 @functools.cache
-def given(layer):
+def data_of(layer):
     """Parameters, x, the gradient of y, a state, and the gradient of the final state, of N sequences."""
     rng, be = np.random.default_rng(5), make_backend("numpy")
-    params, x, end = params_of(layer, be, rng), input_of(layer, be, rng, T, N), ()
-    if isinstance(layer, SequenceLayer):
-        y, end = layer(params, x)
-    else:
-        y = layer(params, x := np.moveaxis(x, 0, 1))
-    state, dend = ([0.5 + rng.random(a.shape) for a in flat(end)] for _ in range(2))  # a normaliser is positive
-    return params, x, rng.standard_normal(y.shape), state, dend
+    params, x, state = given(layer, be, rng, T, N)
+    y, *_ = flat((layer(params, x),))
+    return params, x, rng.standard_normal(y.shape), state, state_of(layer, be, rng, N)
 
 
-def results(layer, be, chosen, lengths=None, steps=T):
+def results(layer, be, chosen, lengths=None, length=T):
     """The results of all calls with some of the sequences: by name, (the axis of sequences or None, array)."""
-    on_x, on_y, on_states = axes(layer)
-    params, x, dy, *states = given(layer)
+    time, last = time_axis(layer), getattr(layer, "last", False)
+    on_y, on_states = 0 if last else 1 - time, [len(leaf.before) for leaf in leaves(getattr(layer, "states", ()))]
+    params, x, dy, *states = data_of(layer)
     params = {name: be.asarray(p) for name, p in params.items()}
-    x = be.asarray(np.take(np.take(x, chosen, on_x), range(steps), 1 - on_x))
-    dy = np.take(dy, chosen, on_y)
-    if not getattr(layer, "last", False):
-        dy = np.take(dy, range(steps), 1 - on_y)
-    dy = be.asarray(dy)
-    if not isinstance(layer, SequenceLayer):
-        y, saved = layer.forward(params, x)
-        grads, dx = layer.backward(params, saved, dy)
-        found, after = {"y": (0, y), "dx": (0, dx), "inferred y": (0, layer(params, x))}, {}
-    else:
-        state, dend = (
-            nested(layer.states, (be.asarray(np.take(a, chosen, axis)) for a, axis in zip(s, on_states, strict=True)))
-            for s in states
-        )
-        y, end, saved = layer.forward(params, x, state, lengths=lengths, seed=Same())
-        grads, dx, start = layer.backward(params, saved, dy, dend)
-        inferred, last = layer(params, x, state, lengths=lengths)
-        found = {"y": (on_y, y), "dx": (on_x, dx), "inferred y": (on_y, inferred)}
-        after = {"end": end, "dstart": start, "inferred end": last}
-        if layer.directions == ("",):
-            once, after["end of step"] = layer.step(params, x[:, 0, ...] if layer.batch_first else x[0, ...], state)
-            found["y of step"] = (0, once)
-    found |= {f"{n} {k}": pair for n, s in after.items() for k, pair in enumerate(zip(on_states, flat(s), strict=True))}
-    found |= {f"d{name}": (None, g) for name, g in grads.items()}
-    return {name: (axis, to_numpy(a)) for name, (axis, a) in found.items() if a is not None}  # tokens have no gradient
+    x, dy = np.take(np.take(x, chosen, 1 - time), range(length), time), np.take(dy, chosen, on_y)
+    dy = dy if last else np.take(dy, range(length), time)
+    first = np.take(x, 0, time)
+    if lengths is not None:  # what lies past an end does not matter
+        x = past(x, lengths, time, 99 if takes_tokens(layer) else np.nan)
+        dy = dy if last else past(dy, lengths, time, np.nan)
+    x, dy = be.asarray(x, str(x.dtype)), be.asarray(dy)
+    state, dend = (
+        like(s, (be.asarray(np.take(a, chosen, axis)) for a, axis in zip(flat(s), on_states, strict=True)))
+        for s in states
+    )
+    found = run(layer, params, x, state, lengths, dy, dend, seed=Same())
+    named = {"dx": 1 - time, "y of step": 0, "y": on_y, "inferred y": on_y}
+    if through_time(layer):
+        y, end = layer(params, x, state, lengths=lengths)
+        found |= {"inferred y": y} | {f"inferred end {k}": s for k, s in enumerate(flat(end))}
+    if steps(layer):
+        y, end = layer.step(params, be.asarray(first, str(first.dtype)), state)
+        found |= {"y of step": y} | {f"end of step {k}": s for k, s in enumerate(flat(end))}
+    for k, axis in enumerate(on_states):
+        named |= {f"{which} {k}": axis for which in ("end", "dstart", "inferred end", "end of step")}
+    return {name: (named.get(name), to_numpy(a)) for name, a in found.items()}
 
 
 @functools.cache
@@ -125,33 +110,33 @@ def alone_each(layer, ragged):
                         rest = np.take(none[name][1], range(n, T), 1 - axis)
                         one[name] = axis, np.concatenate((a, rest), 1 - axis)
             found.append(one)
-    axes = {name: axis for name, (axis, _) in found[0].items()}
-    arrays = {name: [one[name][1] for one in found] for name in axes}
-    return {name: np.stack(a) if axes[name] is None else np.concatenate(a, axes[name]) for name, a in arrays.items()}
+    arrays = {name: (axis, [one[name][1] for one in found]) for name, (axis, _) in found[0].items()}
+    return {name: np.stack(a) if axis is None else np.concatenate(a, axis) for name, (axis, a) in arrays.items()}
 
 
+@pytest.mark.parametrize("ragged", [False, True], ids=["", "lengths"])
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("sizes", [(0, 1, 16), (2, 17), (15, 64)], ids=str)
 @pytest.mark.parametrize("way", [*(WAYS if "numpy" in BACKENDS else []), *(b for b in BACKENDS if b != "numpy")])
-def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind):
+def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind, ragged):
     """Outputs, states and their gradients; gradients of parameters are the sums of those of the sequences."""
     be = make_backend("numpy" if way in NUMPY else way)
+    compiled, plan = NUMPY.get(way, ("0", None))
     for layer in LAYERS[kind]:
-        for ragged in (False, True) if isinstance(layer, SequenceLayer) else (False,):
-            each = alone_each(layer, ragged)
-            for B in sizes:
-                chosen = rng.integers(N, size=B)
-                with monkeypatch.context() as patch:
-                    compiled, plan = NUMPY.get(way, ("0", None))
-                    patch.setenv(jit.VARIABLE, compiled)
-                    if plan:
-                        force(plan, patch)
-                    found = results(layer, be, chosen, LENGTHS[chosen] if ragged else None)
-                assert found.keys() == each.keys()
-                for name, (axis, array) in found.items():
-                    expected = np.take(each[name], chosen, axis or 0)
-                    expected = np.sum(expected, 0) if axis is None else expected
-                    assert array.shape == expected.shape, f"{layer}, B = {B}, ragged: {ragged}, {name}"
-                    limit = 1e-10 * max(1.0, np.max(np.abs(expected), initial=0))
-                    error = np.max(np.abs(array - expected), initial=0)
-                    assert error <= limit, f"{layer}, B = {B}, ragged: {ragged}, {name} by {error}"
+        if ragged and not through_time(layer):
+            continue
+        each = alone_each(layer, ragged)
+        for B in sizes:
+            chosen = rng.integers(N, size=B)
+            with monkeypatch.context() as patch:
+                patch.setenv(jit.VARIABLE, compiled)
+                if plan:
+                    force(plan, patch)
+                found = results(layer, be, chosen, LENGTHS[chosen] if ragged else None)
+            assert found.keys() == each.keys()
+            for name, (axis, array) in found.items():
+                expected = np.take(each[name], chosen, axis or 0)
+                expected = np.sum(expected, 0) if axis is None else expected
+                assert array.shape == expected.shape, f"{layer}, B = {B}, {name}"
+                limit = 1e-10 * max(1.0, largest(expected))
+                assert largest(array - expected) <= limit, f"{layer}, B = {B}, {name}"

@@ -143,7 +143,7 @@ def test_forks_while_another_thread_computes():
     for _ in range(5):
         child = os.fork()
         if child == 0:
-            signal.alarm(30)
+            signal.alarm(120)
             try:
                 parts.check()
                 whole.check()
@@ -180,7 +180,7 @@ def test_a_fork_while_another_thread_computes_a_property():
     tape.before = before
     child = os.fork()
     if child == 0:
-        signal.alarm(30)
+        signal.alarm(120)
         parts.check()
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -203,7 +203,7 @@ def test_a_child_that_a_signal_handler_forks_goes_on_with_the_layer():
         global inside
         child = os.fork()
         if child == 0:
-            signal.alarm(30)
+            signal.alarm(120)
             inside = True
             parts.check()
         children.append(child)

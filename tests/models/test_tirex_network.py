@@ -34,7 +34,7 @@ def test_gradient_of_groups(rng, qk_norm):
     """Gradients of y by every parameter, and of y and the states by tokens and the states before.
 
     Rows are alone, in groups, and known. Gradients of states by parameters are checked without groups, in
-    `tests/layers/test_blocks.py`.
+    `tests/layers/test_contract.py`.
     """
     model = dataclasses.replace(SECOND, qk_norm=qk_norm, norm_eps=None, activation="gelu")
     params, x = inputs_of(model, make_backend("numpy"), rng, 8, 3)

@@ -135,17 +135,6 @@ def test_arrays_on_the_device_are_taken(be, rng):
     assert losses[0] == losses[1]
 
 
-def test_what_is_no_model_is_named():
-    params = {"a": np.ones(3)}
-    data = Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2)
-    for call in (
-        lambda: train(xlstm.LSTM, params, data, optimizers.adam(0.1), epochs=1),
-        lambda: evaluate(3, params, data),
-    ):
-        with pytest.raises(TypeError, match=r"(train|evaluate): model is .*, expected a model or a layer"):
-            call()
-
-
 def test_what_training_gives_is_pickled_and_copied():
     model = SequenceModel(xlstm.LSTM(1, 3), 1)
     data = Streams(np.ones((8, 1)), np.ones((8, 1)), 1, 4)

@@ -128,8 +128,7 @@ class xLSTMLanguageModel(SequenceLayer):  # noqa: N801
 
     def run_bwd(self, p: Params, kept: Any, dy: Array | None, dstate: State | None, span: Span) -> Derivatives:
         xp, run = span.xp, Backward(self, span.xp, p, kept, span)
-        if dy is None:
-            dy = span.zeros(self.vocab_size, p)
+        dy = span.zeros(self.vocab_size, p) if dy is None else span.mask(dy)
         if self.logit_cap is not None:
             capped = kept["logits"]  # in the place of its argument, too, which is not used
             dy = fuse(xp, soft_cap_bwd, dy, capped, capped, cap=self.logit_cap)

@@ -1,0 +1,221 @@
+"""Every layer, block, stack and model as an object: copies, files, formats of others, summaries, refusals."""
+
+import copy
+import functools
+import pickle
+
+import numpy as np
+import pytest
+
+import xlstm
+from tests.layers.test_contract import everywhere, like, options_of, same
+from tests.registry import (
+    EVERY,
+    TABLE,
+    agree,
+    flat,
+    given,
+    has_file,
+    input_of,
+    numbered,
+    run,
+    steps,
+    takes_tokens,
+    through_time,
+    time_axis,
+)
+from xlstm import models
+from xlstm.arrays.convert import to_numpy
+from xlstm.layers.linear import Embedding
+from xlstm.models.tirex.tirex2 import Mixers
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+SEQUENCES = [layer for layer in EVERY if through_time(layer)]
+WAYS = {
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@everywhere(TABLE)
+def test_a_copy_goes_on_where_the_layer_was(be, rng, layer):
+    """Also with what forward saved, for a backward pass of the copy."""
+    params, x, _ = given(layer, be, rng)
+    y, *_, saved = layer.forward(params, x, **options_of(layer, [3, 1, 5]))
+    copies = {way: (copied(layer), copied(saved)) for way, copied in WAYS.items()}
+    expected, *_ = layer.backward(params, saved, y)
+    for way, (again, kept) in copies.items():
+        assert again == layer, way
+        assert hash(again) == hash(layer), way
+        agree(again.backward(params, kept, y)[0], expected)
+        same(again.forward(params, x, **options_of(layer, [3, 1, 5]))[0], y)
+
+
+NAMES = {type(layer).__name__: type(layer) for layer in TABLE} | {"Mixers": Mixers}
+
+
+@pytest.mark.parametrize("layer", **numbered(TABLE))
+def test_a_layer_is_its_description(layer):
+    assert eval(repr(layer), dict(NAMES)) == layer
+
+
+@everywhere([layer for layer in TABLE if has_file(layer)])
+def test_files_come_back(be, tmp_path, layer):
+    """On the backend that is asked for."""
+    params = layer.init(0, be)
+    models.save(tmp_path / "model", layer, params)
+    again, found = models.load(tmp_path / "model", be)
+    assert again == layer
+    assert list(found) == sorted(params)
+    agree(found, params)
+
+
+WRITTEN = [layer for layer in EVERY if not isinstance(layer, models.TiRex | models.TiRex2)]
+
+
+@pytest.mark.parametrize("layer", **numbered(WRITTEN))
+def test_onnx(rng, layer):
+    """onnxruntime gives y and the final state, from a state. tests/interop/test_onnx.py has TiRex, and all options."""
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    from xlstm.interop.onnx import to_onnx
+
+    params, x, state = given(layer, xlstm.backend("numpy", dtype="float32"), rng)
+    params = layer.init(0, "numpy")
+    file = to_onnx(layer, params).SerializeToString()
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, dict(zip(names, [x, *flat(state)], strict=True)))
+    expected = flat(layer(params, x, state)) if through_time(layer) else [layer(params, x)]
+    agree(dict(enumerate(found)), dict(enumerate(expected)), 1e-4)
+
+
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_a_module_of_pytorch(rng, layer):
+    """Its gradients are ours, and its weights come back from a state_dict."""
+    torch = pytest.importorskip("torch")
+    from xlstm.interop.torch import module
+
+    params, x, state = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
+    net = module(layer, params).eval().double()
+    other = module(layer).double()
+    other.load_state_dict(net.state_dict())
+    tensors = tuple(map(torch.tensor, flat(state)))
+    y, *_ = flat((net(torch.tensor(x), *([like(state, iter(tensors))] if tensors else [])),))
+    y.backward(y.detach())
+    train = {"train": False, "keep": True} if tensors else {}
+    expected = run(layer, params, x, state, dstate=like(state, map(np.zeros_like, flat(state))), **train)
+    grads = {f"d{name}": p.grad for name, p in net.named_parameters()}
+    agree(grads, {name: expected[name] for name in grads}, 1e-12)
+    agree(other.state_dict(), params)
+
+
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
+    params, x = layer.init(0, "numpy"), input_of(layer, xlstm.backend("numpy"), rng, T=4)
+    found = models.summary(layer, x.shape)
+    assert found[0].parameters == sum(p.size for p in params.values())
+    assert found[0].bytes == sum(p.nbytes for p in params.values())
+    y = layer(params, x)
+    shape = (y[0] if through_time(layer) else y).shape
+    assert found[0].output in (shape, ("...", shape[-1]))
+    parts = [part.parameters for part in found[1:] if part.name in layer.parts]
+    assert sum(parts) + sum(params[name].size for name in layer.weights) == found[0].parameters
+    assert len(repr(found).splitlines()) == 1 + len(found)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_read_by_name_is_in_the_copy(rng, way):
+    layer = xlstm.LSTM(2, 3, 2, bidirectional=True)
+    _, _, saved = layer.forward(layer.init(0, "numpy"), rng.standard_normal((3, 3, 2)).astype("float32"))
+    again = WAYS[way](saved)
+    for name in ("0", "0.reverse", "1", "1.reverse"):
+        for values in ("gates", "c", "h"):
+            np.testing.assert_array_equal(getattr(again[name], values), getattr(saved[name], values))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_backends_are_copied(be, way):
+    again = WAYS[way](be)
+    assert again == be
+    assert again.xp is be.xp
+    np.testing.assert_array_equal(to_numpy(again.asarray([1.0, 2.0])), [1.0, 2.0])
+    assert again.synchronize() is None
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_bad_arrays_are_named(rng, layer):
+    """In parameters, x, the state, lengths and gradients: missing, masked, of another shape, dtype or kind."""
+    params, x, state = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
+    y, *_, saved = layer.forward(params, x, **options_of(layer))
+    some, every = next(iter(params)), [layer, layer.forward, *([layer.step] if steps(layer) else [])]
+    masked = np.ma.masked_array
+    calls = [(call, "parameters", None, x) for call in every]
+    for p in (params[some][None], masked(params[some]), 1.0):
+        calls += [(call, some, {**params, some: p}, x) for call in every]
+    calls += [(call, f"{some} is missing", {n: p for n, p in params.items() if n != some}, x) for call in every]
+    calls += [(call, "nosuch", {**params, "nosuch": x}, x) for call in every]
+    bad = [None, masked(x), x.astype("complex64" if takes_tokens(layer) else "float32")]
+    if not isinstance(layer, Embedding):  # which takes any shape
+        bad += [x[..., None, None, :0], np.zeros((), x.dtype)]
+    calls += [(call, "(x|tokens)", params, x) for x in bad for call in every]
+    for dy in (masked(y), y.astype("float32"), y[..., :1, :0]):
+        calls.append((layer.backward, "d(y|logits)", params, saved, dy))
+    if through_time(layer):
+        for change in (masked, lambda a: a.astype("float32"), lambda a: a[..., :1, :0]):
+            calls.append((layer, "state", params, x, like(state, map(change, flat(state)))))
+        for lengths in (masked([1, 2, 3]), [1.0, 2.0, 3.0], [True] * 3, [1], [[1, 2, 3]], 3, [1, -1, 1], [99, 1, 1]):
+            calls.append((functools.partial(layer, lengths=lengths), "lengths", params, x))
+    for call, name, *arguments in calls:
+        with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: .*{name}"):
+            call(*arguments)
+
+
+@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
+def test_a_state_in_the_wrong_container_is_named(rng, layer):
+    """The same error for every layer, and for every call that takes a state."""
+    params, x, _ = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
+    y, end, saved = layer.forward(params, x, train=False, keep=True)
+    calls = {"state": lambda s: layer(params, x, s), "dstate": lambda s: layer.backward(params, saved, y, s)}
+    if steps(layer):
+        one = np.take(x, 0, time_axis(layer))
+        calls["state "] = lambda s: layer.step(params, one, s)
+    for name, call in calls.items():
+        for state in (dict(enumerate(end)), np.zeros((len(end), 2)), iter(end), 1.0, "x"):
+            with pytest.raises(TypeError, match=rf"\w+: {name.strip()} is a \w+, expected a tuple \("):
+                call(state)
+        for state in ((*end, end[0]), [*end, end[0]]):
+            with pytest.raises(ValueError, match=rf"{name.strip()} has {len(end) + 1} entries, expected a tuple \("):
+                call(state)
+
+
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_dtypes_are_names_or_those_of_numpy(layer):
+    for dtype in ("float64", np.float64, np.dtype("float64"), np.dtype(float)):
+        assert all(p.dtype == "float64" for p in layer.init(0, "numpy", dtype).values())
+    for dtype in (np.dtype("int64"), np.int32, "float", 64, float, np.dtype("V8")):
+        with pytest.raises((TypeError, ValueError), match=r"backend: dtype"):
+            layer.init(0, "numpy", dtype)
+
+
+@pytest.mark.parametrize("layer", **numbered(EVERY))
+def test_saved_is_of_one_layer(rng, layer):
+    params, x, _ = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
+    y = layer.forward(params, x, **options_of(layer))[0]
+    for saved in (None, 1.0, {}, x):
+        with pytest.raises(TypeError, match=f"{type(layer).__name__}: backward needs what forward saved"):
+            layer.backward(params, saved, y)
+    other = xlstm.Linear(3, 3)
+    _, saved = other.forward(other.init(0, "numpy", "float64"), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"):
+        layer.backward(params, saved, y)
+
+
+@pytest.mark.parametrize("layer", **numbered([layer for layer in SEQUENCES if not steps(layer)]))
+def test_step_needs_a_forward_direction(layer):
+    with pytest.raises(ValueError, match="step goes forward in time"):
+        layer.step(layer.init(0, "numpy"), np.zeros((2, layer.input_size), "float32"))
