@@ -44,8 +44,7 @@ PYTHONS = ["pythons"] if OTHERS else []
 Command = tuple[list[str], dict[str, str]]  # with variables of its environment
 
 # Threads of BLAS and of PyTorch spin while they wait, on the core of the other process: a third of all time.
-# MKL, in PyTorch, is to give the same bits wherever in memory its arrays lie.
-ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_CBWR": "AUTO,STRICT"}
+ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # With others that compile many loops these run in a process of their own: compiled code stays in memory.
 COMPILING = ["tests/cells", "tests/layers", "tests/recurrence", "tests/engines"]
 # Another version of Python or of a package changes what a line of code does, not how options go together, nor numbers:
