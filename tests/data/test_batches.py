@@ -9,7 +9,7 @@ import pytest
 import xlstm
 from tests.data.conftest import equal
 from xlstm import optim, training
-from xlstm.data import Prefetch, Sequences, SeriesWindows, Streams, Windows
+from xlstm.data import Sequences, SeriesWindows, Streams, Windows
 from xlstm.models.sequence import SequenceModel
 
 LENGTHS = np.array([3, 1, 5, 2, 4, 5, 1])
@@ -226,20 +226,10 @@ def test_windows_over_series_take_memory_of_the_series_only():
 ROWS, X = [np.ones((3, 2)), np.ones((2, 2))], np.ones((2, 3, 1))
 GAP = np.array([[[1], [np.nan], [1]]] * 2)
 REFUSED = {
-    Windows: [
-        ((GAP, X[:, 0], None, 2, False, [3, 2]), r"x\[0, 1, 0\] is nan"),
-        ((X, X[:, :2], None, 2, True), r".*expected \(N, T, D\) and \(N, T, \.\.\.\)"),
-        ((ROWS[0], ROWS[0], None, 2, True), r"x has shape \(3, 2\) .* x may also be tokens"),
-    ],
-    Streams: [
-        ((np.ones(10), np.ones(10), 2, 2), r"x has shape \(10,\) .* tokens, whole numbers \(N,\)"),
-    ],
-    Streams.of_tokens: [((np.ones(5), 2, 5), r"tokens has dtype float64 and shape \(5,\)")],
+    Windows: [((GAP, X[:, 0], None, 2, False, [3, 2]), r"x\[0, 1, 0\] is nan")],
     Sequences: [
         (([ROWS[0], np.ones((0, 2))], [0, 1]), r"sequences\[1\] is empty"),
-        (([ROWS[0], np.ones((2, 3))], [0, 1]), r"sequences\[1\] has shape \(2, 3\) and .*0.* \(3, 2\)"),
         (([ROWS[0], np.full((1, 2), np.nan)], [0, 1]), r"sequences\[1\]\[0, 0\] is nan"),
-        ((ROWS, [0]), r"target has shape \(1,\)"),
         ((ROWS, ROWS[:1], None, 2, True), "target has 1 entries"),
         ((ROWS, [0, 1], [0.5, -1]), "mask has a weight of -1"),
         ((ROWS, ROWS[::-1], None, 2, True), r"target\[0\] has shape \(2, 2\), expected .* T = 3"),
@@ -248,9 +238,7 @@ REFUSED = {
         (([np.ones((9, 2)), np.ones((9, 1))], 4), r"series have \[1, 2\] columns"),
         (([np.ones(9), np.array([1, np.inf, 1])], 4), r"series\[1\]\[1\] is inf"),
         (([np.ones((9, 2)), np.full((9, 2), [1, np.nan])], 4), r"series\[1\] has no value in column 1"),
-        (([np.ones(4), np.ones(2)], 4), "a window of 4 and a horizon of 1 need 5 rows, the longest .* 4"),
     ],
-    Prefetch: [((3,), "data is 3")],
 }
 
 
@@ -258,35 +246,19 @@ REFUSED = {
     ("make", "arguments", "words"), [(make, *case) for make, cases in REFUSED.items() for case in cases]
 )
 def test_wrong_arguments_are_named(make, arguments, words):
-    with pytest.raises((TypeError, ValueError), match=f"^{make.__qualname__.partition('.')[0]}: {words}"):
+    with pytest.raises((TypeError, ValueError), match=f"^{make.__name__}: {words}"):
         make(*arguments)
 
 
-def fit_one(data, **options):
-    model = SequenceModel(xlstm.LSTM(1, 2), 1)
-    return training.train(model, model.init(0, "numpy"), data, optim.sgd(0.1), epochs=1, **options)
-
-
-class Yields(tuple):
-    """Batches that are whatever it holds."""
-
-    def batches(self, rng=None):
-        return iter(self)
-
-
-@pytest.mark.parametrize("batch", [(1, 2), X, {}])
-def test_a_batch_that_is_none_is_named(batch):
-    words = "the batch is .*, expected an xlstm.data.Batch"
-    with pytest.raises(TypeError, match=f"train: epoch 1, step 1: {words}"):
-        fit_one(Yields([batch]))
-    model = SequenceModel(xlstm.LSTM(1, 2), 1)
-    step = training.Step(model, optim.sgd(0.1))
-    with pytest.raises(TypeError, match=f"step: {words}"):
-        step(step.init(model.init(0, "numpy")), batch)
-
-
-@pytest.mark.parametrize("name", ["data", "validation"])
-def test_data_without_batches_are_named_before_training(name):
-    data = {"data": Streams(np.ones((4, 1)), np.ones((4, 1)), 1, 2), "validation": None, name: Yields()}
-    with pytest.raises(ValueError, match=f"train: {name} has no batches"):
-        fit_one(**data, progress=lambda now: pytest.fail("it trains"))
+def test_validation_without_batches_is_named_before_training():
+    model, data = SequenceModel(xlstm.LSTM(1, 2), 1), Windows(np.ones((4, 2, 1)), np.ones((4, 1)))
+    with pytest.raises(ValueError, match="train: validation has no batches"):
+        training.train(
+            model,
+            model.init(0, "numpy"),
+            data,
+            optim.sgd(0.1),
+            epochs=1,
+            validation=[],
+            progress=lambda now: pytest.fail("it trains"),
+        )

@@ -7,7 +7,6 @@ import pytest
 
 from xlstm.data import Split, carry_forward, split
 from xlstm.data.series import bundled, read_csv
-from xlstm.data.table import read_table
 
 
 @pytest.fixture
@@ -35,8 +34,6 @@ def test_bundled_series():
     s = read_csv(bundled("co2"))
     assert (s.name, len(s.values), s.gaps, s.calendar.unit, s.calendar.every) == ("co2_ppm", 2284, 59, "D", 7)
     assert s.after(1) == ["2002-01-05"]
-    with pytest.raises(ValueError, match="'moon' is unknown, expected one of sunspots, co2"):
-        bundled("moon")
 
 
 @pytest.mark.parametrize(
@@ -187,50 +184,30 @@ def test_dates_that_are_refused(read, dates, form, words):
 
 GERMAN = "date,gr\u00f6\u00dfe\n2001,1\n2002,2\n"
 SECONDS = np.datetime64("2001-01-01T00:00:00") + np.array([*range(10), *range(20_000_000, 20_000_010)])
-WIDE = ",".join(f"c{k}" for k in range(9_000)) + "\n" + 2 * (",".join(["1"] * 9_000) + "\n")
 
 
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("", {}, "the file is empty"),
-        ("date,v\n", {}, "0 rows under the header"),
         ("date,v\n2001,1\n2002\n", {}, "line 3 has 1 cells, expected 2"),
         *((f"date,v\n2001,1\n2002,{bad}\n", {}, f"line 3, column v holds '{bad}'") for bad in ("nan", "inf", "high")),
-        ('date,v\n2001,"1\n', {}, "not a CSV file"),
         ("2001-01,1\n2001-02,2\n2001-03,3\n", {}, "line 1 holds data, expected a header"),
         # rows without a value at the beginning are dropped, and lines are counted all the same
         ("day,v\n2001-01-01,\n2001-01-02,1\n2001-01-03,2\n2001-01-02,3\n", {}, "line 5"),
         ("date,v,v\n2001,1,2\n2002,2,3\n", {"column": "v"}, "column 'v' is more than once in the header"),
         (rows(SECONDS), {}, "line 12: 19999990 rows are missing between .* split the series there"),
-        (",".join(f"c{k}" for k in range(20_000)), {}, "the header has 20000 columns, expected at most 10000"),
-        (WIDE, {}, "choose one of c0, .*, c15 and 8984 more with --column"),
         (
             rows([1]).encode("latin-1") + b"\xff",
             {},
             r"not UTF-8 text \(.*; if it is in utf-16 or latin-1 or cp1252, say",
         ),
-        (rows([1]), {"encoding": "hex"}, "encoding is 'hex', expected one of utf-8, utf-16, latin-1, cp1252"),
-        (rows([1]), {"date_format": "day"}, "date_format is 'day', expected a format such as '%d/%m/%Y'"),
-        (rows([1]), {"date_format": "%Y%Y"}, "date_format is '%Y%Y', expected each directive once"),
         ("date\tv\n2001\t3,14\n2002\t2\n", {}, r"line 2, column v holds '3,14', .*--decimal , \(decimal='"),
         ("date;v\n2001;3,14\n2002;.5\n", {"decimal": ","}, r"line 3, column v holds '\.5'"),
     ],
 )
 def test_bad_files_are_named(read, text, options, words):
-    with pytest.raises(ValueError, match=words) as caught:
+    with pytest.raises(ValueError, match=f"data.csv: .*{words}"):
         read(text, **options)
-    assert "data.csv" in str(caught.value) or {"decimal", "encoding", "date_format"} & {*options}
-
-
-@pytest.mark.parametrize("reader", [read_csv, read_table])
-def test_what_is_no_path_or_no_name_is_named(reader, tmp_path):
-    for path in (None, 3, "", "a\0b", np.array("a")):
-        with pytest.raises(TypeError, match=r"^read: path is .*, expected a path$"):
-            reader(path)
-    (tmp_path / "a.csv").write_text(rows([1]))
-    with pytest.raises(TypeError, match=r"a\.csv: columns?(\[0\])? is .*, expected a string$"):
-        reader(tmp_path / "a.csv", [["v"]])
 
 
 def test_decimal_commas_and_encodings_are_declared(read):
@@ -241,16 +218,14 @@ def test_decimal_commas_and_encodings_are_declared(read):
         assert (s.name, list(s.values), s.labels) == ("gr\u00f6\u00dfe", [1, 2], ["2001", "2002"])
 
 
-def test_files_that_are_no_files(tmp_path):
-    """A pipe cannot be read twice, nor from its beginning: `xlstm train <(command)` in a shell."""
+def test_a_pipe_is_read():
+    """It cannot be read twice, nor from its beginning: `xlstm train <(command)` in a shell."""
     source, drain = os.pipe()
     os.write(drain, b"date,v\n2001,1\n\n2002,2\n2004,x\n")
     os.close(drain)
     with pytest.raises(ValueError, match=r"line 5, column v holds 'x'"):
         read_csv(f"/dev/fd/{source}")
     os.close(source)
-    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
-        read_csv(tmp_path / "absent.csv")
 
 
 def test_carry_forward_uses_only_the_past():
@@ -262,6 +237,3 @@ def test_carry_forward_uses_only_the_past():
 
 def test_split_is_by_time():
     assert split(100, 0.1, 0.2) == Split(slice(0, 70), slice(70, 80), slice(80, 100))
-    for bad in ((2, 0.2, 0.2), (100, 0.5, 0.5), (100, 0.0, 0.2)):
-        with pytest.raises(ValueError, match="split"):
-            split(*bad)
