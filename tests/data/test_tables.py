@@ -1,9 +1,7 @@
 """Tables of pandas, Polars and PyArrow: their columns, indices and dates; tables that are made, and their files."""
 
 import datetime
-import os
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -37,10 +35,7 @@ def test_the_columns_of_a_table(library):
     np.testing.assert_array_equal(table_of("f", empty, ["a", "b"]).values, [[1, np.nan], [2, np.nan]])
     for columns, words in (
         ({"a": [1.0, 2.0], "b": [None, None]}, "column 'b' holds"),
-        ({"a": [1], "city": ["x"]}, "column 'city' holds .*; leave it out or encode it"),
         ({"a": [1.0, np.inf]}, "column 'a' is inf in row 1"),
-        ({"a": np.ones(0)}, "the table has 0 rows and 1 columns of numbers"),
-        (days, "the table has 3 rows and 0 columns of numbers"),
         (days | {"u": days["day"]}, "columns day, u hold dates"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"^f: {words}"):
@@ -65,8 +60,6 @@ def test_tables_in_tables_out(library, dated):
     ahead = table_of("f", table_like(given, {"p": [1.0]}, index=np.array(["2020-01-05"], "datetime64[D]")))
     assert (ahead.index_name, ahead.index.dtype) == ("day", expected.index.dtype)
     assert str(ahead.index[0])[:10] == "2020-01-05"
-    with pytest.raises(ValueError, match="columns have 2 rows"):
-        table_like(given, {"p": np.ones(2)})
 
 
 @pytest.mark.parametrize(("zone", "hour"), [(None, 0), ("Europe/Berlin", -1), ("America/New_York", 5)])
@@ -97,30 +90,13 @@ def test_periods_and_missing_numbers_of_pandas():
     np.testing.assert_array_equal(table_of("f", missing).values, [[1, 1], [np.nan, np.nan]])
 
 
-def test_what_is_no_table():
-    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
-    assert not is_table(np.ones(3))
-    assert not is_table([1])
-    assert not is_table(pd.DataFrame)
-    for given, words in (
-        (pl.LazyFrame({"a": [1]}), "f: a polars.LazyFrame is not taken as a table"),
-        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "f: a pandas.DataFrame is not taken as a table .*unique.* 'a'"),
-        (np.ones(3), "f: a numpy.ndarray is not taken"),
-    ):
-        with pytest.raises(TypeError, match=words):
-            table_of("f", given)
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_tables_as_series_and_columns_as_targets(library):
+def test_tables_as_series_and_columns_as_targets():
     v = np.sin(np.arange(20.0))
-    tables = [table(library, {"a": v, "b": 2 * v}), table(library, {"a": v[:9], "b": v[:9]})]
+    tables = [table("polars", {"a": v, "b": 2 * v}), table("polars", {"a": v[:9], "b": v[:9]})]
     arrays = [np.stack([v, 2 * v], axis=1), np.stack([v[:9], v[:9]], axis=1)]
     equal(list(SeriesWindows(tables, 4).batches()), list(SeriesWindows(arrays, 4).batches()))
-    (batch,) = Windows(np.ones((3, 2, 1)), table(library, {"class": [0, 1, 1]})["class"]).batches()
+    (batch,) = Windows(np.ones((3, 2, 1)), table("polars", {"class": [0, 1, 1]})["class"]).batches()
     assert (batch.target.dtype, batch.target.shape) == (np.int64, (3,))
-    with pytest.raises(TypeError, match=r"SeriesWindows: series\[0\]: column 'a' holds"):
-        SeriesWindows([table(library, {"a": ["x"]})], 4)
 
 
 # Files of tables
@@ -151,19 +127,12 @@ def test_tables_that_are_written_and_read(tmp_path, suffix):
     for read, column, words in (
         (read_table, None, "column '?name'? holds"),
         (read_table, ["c"], "column 'c' is not in the header, which has day, a, b, name"),
-        (read_table, "a", "columns is 'a'"),
-        (names_of, "c", "column 'c' is not in the header, which has day, a, b, name"),
         (names_of, "a", "column 'a' is empty in row 2"),
     ):
         with pytest.raises((TypeError, ValueError), match=rf"t\.{suffix}.*{words}"):
             read(path, column)
-    with pytest.raises(FileNotFoundError):
-        read_table(tmp_path / f"none.{suffix}")
     files.write_table(path, {"note": ["x", "y"], "v": [1.0, 2.0]})
     assert (read_series(path).name, read_series(path).values.tolist()) == ("v", [1, 2])
-    files.write_table(path, {"note": ["x", "y"]})
-    with pytest.raises(ValueError, match=rf"t\.{suffix}: .*number"):
-        read_series(path)
 
 
 def test_damaged_parquet_files_are_named(tmp_path):
@@ -185,24 +154,6 @@ def test_damaged_parquet_files_are_named(tmp_path):
                 assert str(error).startswith(str(path)) and "\n" not in str(error)  # noqa: PT017, PT018 (not all fail)
                 refused += 1
     assert refused > 20
-
-
-def test_tables_without_their_libraries(tmp_path, monkeypatch):
-    given = pytest.importorskip("pandas").DataFrame({"a": [1]})
-    for package, read, words in (
-        ("narwhals.stable.v1", lambda: table_of("f", given), "f: tables need narwhals; pip install narwhals"),
-        ("pyarrow", lambda: read_table(tmp_path / "t.parquet"), "Parquet files need .*; pip install pyarrow narwhals"),
-    ):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError, match=words):
-            read()
-
-
-def test_tables_that_cannot_be_written(tmp_path):
-    for name, words in {"t.txt": "ends in '.txt', expected .csv or .parquet", "no/t.csv": "no/t.csv"}.items():
-        with pytest.raises((ValueError, OSError), match=words):
-            files.check_table(tmp_path / name)
-    assert os.listdir(tmp_path) == []
 
 
 def test_threads_of_pyarrow_hold_no_file_of_python(tmp_path, monkeypatch):
