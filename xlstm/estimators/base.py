@@ -4,6 +4,7 @@ A subclass is a dataclass whose fields are its parameters. The constructor store
 them by `CHECKS`. Results of `fit` have names with an underscore at their end.
 """
 
+import functools
 import json
 import os
 import sys
@@ -96,6 +97,19 @@ class NotFittedError(ValueError, AttributeError):
     """An estimator is used before it is fitted."""
 
 
+@functools.cache
+def _both(theirs: type[Exception]) -> type[Exception]:
+    """Return a NotFittedError that is that of scikit-learn, too."""
+    members = {"__module__": NotFittedError.__module__, "__reduce__": lambda error: (_not_fitted, error.args)}
+    return type("NotFittedError", (NotFittedError, theirs), members)
+
+
+def _not_fitted(problem: str) -> Exception:
+    """Return a NotFittedError, which is that of scikit-learn, too, where scikit-learn is in use."""
+    theirs = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", None)
+    return (NotFittedError if theirs is None else _both(theirs))(problem)
+
+
 class Estimator:
     """The base of estimators."""
 
@@ -156,13 +170,10 @@ class Estimator:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
     def __getattr__(self, name: str) -> Any:
-        """Raise NotFittedError, that of scikit-learn where it is in use, for a result of `fit` that is not there."""
-        kind: type[Exception] = AttributeError
-        problem = f"{type(self).__name__}: there is no attribute {name}"
+        """Raise NotFittedError for a result of `fit` that is not there."""
         if name.endswith("_") and not name.startswith("_") and not self.__sklearn_is_fitted__():
-            kind = getattr(sys.modules.get("sklearn.exceptions"), "NotFittedError", NotFittedError)
-            problem = f"{type(self).__name__}: not fitted yet, call fit first; there is no {name}"
-        raise kind(problem)
+            raise _not_fitted(f"{type(self).__name__}: not fitted yet, call fit first; there is no {name}")
+        raise AttributeError(f"{type(self).__name__}: there is no attribute {name}")
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return whether `fit` has found parameters."""
