@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from tests.attacks.damage import flipped
 from tests.data.conftest import equal
 from tests.tables import LIBRARIES, table
 from xlstm.data import SeriesWindows, Windows, is_table, read_table, table_like, table_of
@@ -144,9 +145,7 @@ def test_damaged_parquet_files_are_named(tmp_path):
     files.write_table(path, {"day": days, "x": np.arange(40.0), "name": names, "n": range(40)})
     blob = path.read_bytes()
     for _ in range(60):
-        damaged = bytearray(blob)
-        damaged[rng.randrange(len(blob))] ^= 1 << rng.randrange(8)
-        path.write_bytes(bytes(damaged))
+        path.write_bytes(flipped(blob, rng))
         for read, columns in ((read_table, ["x", "n"]), (names_of, "name"), (read_series, "x")):
             try:
                 read(path, columns)

@@ -71,23 +71,19 @@ def test_links_are_replaced_and_not_followed(tmp_path, monkeypatch):
 
 def test_what_cannot_be_replaced_is_named(tmp_path):
     (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("file")
     os.mkfifo(tmp_path / "pipe")
     for path, error, words in (
         (tmp_path / "folder", OSError, "it is not a regular file"),
         (tmp_path / "absent" / "m", FileNotFoundError, "No such file"),
-        (tmp_path / "file" / "m", NotADirectoryError, "Not a directory"),
         (tmp_path / "pipe", OSError, "not a regular file"),
         (Path("/dev/full"), OSError, "not a regular file"),
         (Path("/proc/m"), OSError, ""),
-        (Path("/"), OSError, "it is not a regular file"),
-        (tmp_path / ("n" * 300), OSError, "File name too long"),
     ):
         for call in (writing.check, lambda path: writing.write(path, b"new")):
             with pytest.raises(error, match=f"not saved, .*{words}") as caught:
                 call(path)
             assert caught.value.filename == str(path)
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder", "pipe"]
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
 
 
 def test_folders_and_files_without_permission():

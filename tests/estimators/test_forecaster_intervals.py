@@ -5,8 +5,7 @@ import pytest
 
 from tests.estimators.conftest import LEARNS, QUICK
 from xlstm import checkpoint
-from xlstm.estimators import Forecaster, evaluation, sampling
-from xlstm.estimators.predictor import Predictor
+from xlstm.estimators import Forecaster, evaluation
 
 
 def test_intervals_cover_what_they_promise():
@@ -35,7 +34,6 @@ def test_rolling_limits_by_hand(rng, monkeypatch):
     recent = np.sort(outside[40:, 1, 0, 0])  # NaN last
     count = np.count_nonzero(~np.isnan(recent))
     assert last[1, 0, 0] == recent[min(count, int(np.ceil((count + 1) * 0.8))) - 1]
-    assert evaluation.pairs((0.1, 0.3, 0.5, 0.7, 0.9)) == [(0, 4), (1, 3)]
 
 
 def test_quantiles_that_are_missing(values):
@@ -46,8 +44,6 @@ def test_quantiles_that_are_missing(values):
     assert np.isnan(score.interval)
     with pytest.raises(ValueError, match="fitted without quantiles"):
         forecaster.predict_quantiles(values)
-    with pytest.raises(ValueError, match=r"fitted with quantiles=\(0.5,\), expected two or more"):
-        Forecaster(**QUICK, quantiles=(0.5,)).fit(values).sample(values)
 
 
 def test_nothing_is_forecast_below_the_least(values):
@@ -82,22 +78,6 @@ def test_forecasts_that_overflow_are_an_error(fitted, values, tmp_path):
     for call in (loaded.predict_quantiles, loaded.sample, loaded.export_inputs):
         with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="the forecast is not finite"):
             call(series)
-
-
-@pytest.mark.parametrize("call", [Forecaster.predict, Forecaster.sample])
-def test_long_forecasts_say_how_long_they_take(fitted, values, monkeypatch, caplog, call):
-    """And each horizon looks back on as many rows as the one before."""
-    rows = []
-    base = Predictor.base
-    monkeypatch.setattr(Predictor, "base", lambda p, one, *rest: rows.append(len(one.known)) or base(p, one, *rest))
-    monkeypatch.setattr(sampling, "LONG", np.inf)
-    call(fitted, values, steps=300)
-    assert caplog.messages == []
-    assert rows[-1] == rows[-25]
-    monkeypatch.setattr(sampling, "LONG", 0.0)
-    call(fitted, values, steps=20)
-    (message,) = caplog.messages
-    assert message.startswith("Forecaster: 20 steps, 6 at a time, take about ")
 
 
 def walk(rng, steps, start, count=()):

@@ -128,12 +128,6 @@ def test_one_candidate_alone(tmp_path, name):
     assert [*one.chosen_] == [name]
 
 
-@pytest.mark.parametrize(("names", "words"), [(["ets"], r"candidates\[0\] is 'ets'"), ([], "candidates is empty")])
-def test_candidates_that_are_refused(names, words):
-    with pytest.raises(ValueError, match=words):
-        Forecaster(candidates=names).fit(monthly(92))
-
-
 def test_a_forecast_does_not_depend_on_others(rng):
     """From a row it is the same alone as among those from other rows."""
     values = np.cumsum(rng.standard_normal(240))

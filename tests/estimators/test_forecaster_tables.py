@@ -26,15 +26,6 @@ def test_targets_go_by_name_and_later_rows_by_date(step, zone):
     pd.testing.assert_frame_equal(forecaster.predict(given[["price", "cost", "sales"]], future=later[::-1]), found)
     with pytest.raises(ValueError, match="the targets of the table are"):
         forecaster.predict(given.rename(columns={"cost": "x"}), future=later)
-    quantiles = forecaster.predict_quantiles(given, future=later)
-    assert list(quantiles.columns[:2]) == ["sales 0.1", "sales 0.2"]
-
-
-def test_one_column_of_pandas(values):
-    pd = pytest.importorskip("pandas")
-    column = pd.Series(values, name="sales")
-    found = Forecaster(**QUICK).fit(column).predict(column, 2)
-    assert (type(found), found.name) == (pd.Series, "sales")
 
 
 def test_only_columns_with_a_role_are_read(values):
@@ -44,7 +35,6 @@ def test_only_columns_with_a_role_are_read(values):
     few = given[["sales", "size"]]
     np.testing.assert_array_equal(found, Forecaster(**QUICK, static="size").fit(few).predict(few))
     for roles, words in (
-        ({"targets": "sales", "static": "moon"}, "column 'moon' is not in the table, which has sales, note, size"),
         ({}, "column 'note' holds String, expected numbers, dates, or names of series .series_id."),
         ({"targets": "sales", "static": "gap"}, "static columns gap have gaps or change"),
     ):
@@ -105,16 +95,15 @@ def test_forecasts_that_are_fed_back_are_those_of_a_longer_series():
     assert np.all(np.abs(paths - [10, 1010]) < 20)
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_a_column_of_a_wide_table_may_begin_later(library):
+def test_a_column_of_a_wide_table_may_begin_later():
     """The other columns are trained on from their own beginning, and nothing depends on rows before any value."""
     values, price = driven()
     days = np.datetime64("2020-01-01", "us") + np.delete(np.arange(320), 5) * np.timedelta64(1, "D")  # one is missing
     columns = {"day": days[:299], "a": values[:299], "b": np.arange(299.0) ** 1.5, "price": price[:299]}
     columns["b"][:90], columns["a"][39], columns["a"][:20], columns["price"][:3] = np.nan, np.nan, np.nan, np.nan
-    later = table(library, {"day": days[299:305], "price": price[299:305]})
+    later = table("polars", {"day": days[299:305], "price": price[299:305]})
     forecaster = Forecaster(horizon=6, future="price", calendar=True, **SMALL)
-    whole, cut = (table(library, {name: column[k:] for name, column in columns.items()}) for k in (0, 20))
+    whole, cut = (table("polars", {name: column[k:] for name, column in columns.items()}) for k in (0, 20))
     one, two = forecaster.fit(whole).predict(whole, future=later), forecaster.fit(cut).predict(cut, future=later)
     np.testing.assert_array_equal(one["b"], two["b"])
     np.testing.assert_array_equal(one["day"], two["day"])

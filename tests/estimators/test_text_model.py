@@ -57,8 +57,7 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
     model = TextModel(**FAST, warm_start=True).fit(VERSE)
     for change, text, words in (
         ({}, VERSE + "é", "'é' is not one of the"),
-        ({"hidden_size": 9}, VERSE, "warm_start goes on from LSTM"),
-        ({"hidden_size": 8, "cell": "gru"}, VERSE, "warm_start goes on from LSTM"),
+        ({"cell": "gru"}, VERSE, "warm_start goes on from LSTM"),
         ({"cell": "lstm", "tokens": "bytes"}, VERSE, "tokens is 'bytes', expected those of before, 'characters'"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -68,28 +67,16 @@ def test_a_warm_start_needs_the_same_sizes_and_tokens():
 @pytest.mark.parametrize(
     ("change", "X", "words"),
     [
-        *(({}, X, "X is .*, expected a text or a list of texts") for X in (3, [], ["a", 3])),
         ({}, "abc", r"4 streams \(batch_size\) of 20 steps \(length\) need 80 rows or tokens, got 2"),
-        ({"tokens": "words"}, VERSE, "tokens is words, expected 'characters', 'bytes' or a tok"),
+        ({"dropout": 2.0}, VERSE, "dropout is 2.0"),
         ({"tokens": "bytes"}, ["a", VERSE + "\ud800"], r"'\\ud800' in position 1681: surrogates not allowed"),
-        ({"options": {1: 2}}, VERSE, r"options is {1: 2}"),
-        ({"options": {"hidden_size": 3}}, VERSE, "multiple values for keyword argument 'hidden_size'"),
     ],
 )
 def test_what_is_refused(change, X, words):
-    with pytest.raises((TypeError, ValueError, FileNotFoundError), match=words):
+    with pytest.raises(ValueError, match=words):
         TextModel(**FAST | change).fit(X)
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda model: model.generate("É", 3), "'É' is not one of the"),
-        (lambda model: model.generate("", 3), "prompt is '', expected a token at least"),
-        (lambda model: model.generate("to", 3, temperature=-1), "temperature is -1"),
-        (lambda model: model.nats("t"), "the text has 1 tokens, expected 2 or more"),
-    ],
-)
-def test_prompts_that_are_refused(fitted, call, words):
-    with pytest.raises(ValueError, match=words):
-        call(fitted)
+def test_a_prompt_of_an_unknown_character_is_refused(fitted):
+    with pytest.raises(ValueError, match="'É' is not one of the"):
+        fitted.generate("É", 3)

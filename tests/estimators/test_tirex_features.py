@@ -69,7 +69,6 @@ def test_the_transformer_follows_scikit_learn(rng):
     X = np.sin(t / (2 + 4 * y[:, None]) + rng.uniform(0, 6, (30, 1)))
     pipeline = make_pipeline(clone(TiRexFeatures(DATA / "tirex1" / "a", "numpy")), LogisticRegression())
     assert pipeline.fit(X[:20], y[:20]).score(X[20:], y[20:]) > 0.8
-    assert pipeline[0].transform(X).shape == (30, 32)
     features = clone(TiRexFeatures(**OPTIONS))
     names = features.fit(X).get_feature_names_out()
     assert len(set(names)) == features.transform(X).shape[1] == 8
@@ -91,13 +90,9 @@ def test_a_table_has_a_row_for_each_series(rng):
 
 
 def test_what_is_refused():
-    features = TiRexFeatures(**OPTIONS)
-    fitted = TiRexFeatures(**OPTIONS).fit(np.zeros((2, 9)))
     for call, shape, words in (
-        (TiRexFeatures((1, {})).fit, (2, 9), "model is 1, expected a TiRex or a TiRex2"),
-        (features.fit, (9,), "X is one series, expected several"),
-        (features.transform, (2, 9), "not fitted yet"),
-        (fitted.transform, (2, 2, 9), "series have 2 variates, expected 1"),
+        (TiRexFeatures(**OPTIONS).transform, (2, 9), "not fitted yet"),
+        (TiRexFeatures(**OPTIONS).fit(np.zeros((2, 9))).transform, (2, 2, 9), "series have 2 variates, expected 1"),
     ):
-        with pytest.raises((ValueError, TypeError), match=f"TiRexFeatures: .*{words}"):
+        with pytest.raises(ValueError, match=f"TiRexFeatures: .*{words}"):
             call(np.zeros(shape))
