@@ -38,34 +38,15 @@ def kernel(text, name="k", **options):
 def test_counts():
     a = cp.ones((4, 4), "f4")
     (a @ (a + 1)).sum()
-    with cuda_on_cpu.counted(names=True) as all_of_it:
+    with cuda_on_cpu.counted(names=True) as found:
         b = a + 1
         with cuda_on_cpu.counted() as inner:
             c = a @ b
-        assert inner.counts["launches"] == 0
         assert float(c.sum()) == 128
-        assert all_of_it.counts["launches"] == 2
     expected = {"launches": 2, "gemm": 1, "allocations": 3, "to_host": 1, "sync": 1, "memcpyAsync": 1, "modules": 0}
-    assert {name: all_of_it.counts[name] for name in expected} == expected
-    assert (inner.counts["gemm"], inner.counts["allocations"]) == (1, 1)
-    assert [name.split()[1] for name in all_of_it.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
-
-
-def test_what_is_idle_is_counted_and_does_nothing(stream):
-    a, b = cp.ones((4, 4), "f4"), cp.ones((4, 4), "f4")
-    cp.matmul(a, a, out=b)
-    cp.add(a, 1, b)
-    stream.begin_capture()
-    cp.add(a, 2, b)
-    graph = stream.end_capture()
-    with cuda_on_cpu.configured(idle=1), cuda_on_cpu.counted() as asked:
-        cp.matmul(a, a, out=b)
-        cp.add(a, 3, b)
-        graph.launch(stream)
-    assert [asked.counts[name] for name in ("gemm", "launches", "graphs")] == [1, 1, 1]
-    assert b.get().tolist() == [[2] * 4] * 4
-    graph.launch(stream)
-    assert b.get().tolist() == [[3] * 4] * 4
+    assert {name: found.counts[name] for name in expected} == expected
+    assert (inner.counts["launches"], inner.counts["gemm"]) == (0, 1)
+    assert [name.split()[1] for name in found.names[:2]] == ["cupy_add__float32_float_float32", "GemmEx"]
 
 
 # ---- faults of kernels
@@ -121,12 +102,6 @@ def test_launches_beyond_limits_are_refused(words, threads, shared):
     assert "beyond limits" in asked.problems[0]
 
 
-def test_a_cooperative_grid_beyond_the_device_is_refused():
-    run = kernel("k() {}", enable_cooperative_groups=True)
-    with pytest.raises(ValueError, match=r"exceeds the limit \(132\)"):
-        run((20, 20), (32,), ())
-
-
 # ---- streams
 
 
@@ -144,14 +119,6 @@ def test_a_missing_event_is_found_where_streams_are_lazy(waits):
             found = (a * 2).get().tolist()
         cp.cuda.runtime.deviceSynchronize()
     assert found == [2.0 if waits else 0.0] * 4
-
-
-def test_what_lazy_streams_were_asked_for_comes_first():
-    a = cp.zeros(4)
-    with cuda_on_cpu.configured(lazy=1):
-        a += 1
-    a *= 2
-    assert a.get().tolist() == [2] * 4
 
 
 # ---- memory that was given back
@@ -198,14 +165,10 @@ def test_a_graph_is_not_launched_on_memory_that_was_given_back(stream):
     cp.add(a, 1, y)
     stream.begin_capture()
     cp.add(a, 1, y)
-    graph, place = stream.end_capture(), a.data.ptr
+    graph = stream.end_capture()
     graph.launch(stream)
     assert y.get().tolist() == [2] * 4
     del a
-    with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
-        graph.launch(stream)
-    others = cp.ones(4)
-    assert others.data.ptr == place
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError, match="IllegalAddress"):
         graph.launch(stream)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import xlstm
 from tests import gpu
 from xlstm.arrays import constants, random
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda_graph import Recorder, capturing
+from xlstm.arrays.cuda_graph import Recorder
 from xlstm.data import Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers, train
@@ -28,10 +27,9 @@ def be():
     return xlstm.backend("cupy")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_masks_are_drawn_from_states_that_are_there(dtype):
+def test_masks_are_drawn_from_states_that_are_there(be):
     """Masks of odd and even sizes, some after numbers of which NumPy keeps a half."""
-    be, sizes = xlstm.backend("cupy", dtype=dtype), [(3, 5), (4,), (0,), (1,), (700, 11)]
+    sizes = [(3, 5), (4,), (0,), (1,), (700, 11)]
     like = be.asarray(np.zeros(1))
     rng, other = (np.random.Generator(np.random.PCG64(5)) for _ in range(2))
     room = be.asarray(np.zeros((8, random.STATE), np.uint64))
@@ -51,31 +49,6 @@ def test_masks_are_drawn_from_states_that_are_there(dtype):
             expected = random.bernoulli(other, 0.3, size, like, dropout=k % 2 == 0)
             np.testing.assert_array_equal(to_numpy(mask), to_numpy(expected))
         assert rng.bit_generator.state == other.bit_generator.state
-    few = random.Later(rng.bit_generator, room[:1])
-    few.place(3)
-    with pytest.raises(ValueError, match="more masks than 1"):
-        few.place(3)
-
-
-REFUSED = {
-    "a copy to the host": lambda a: bool((a > 0).all()),
-    "a wait": lambda a: cupy.cuda.get_current_stream().synchronize(),
-    "a product of CuPy": lambda a: a[:, None] @ a[None, :],
-}
-
-
-@pytest.mark.usefixtures("refused")
-@pytest.mark.parametrize("case", REFUSED)
-def test_after_a_capture_that_was_refused(be, case):
-    """Nothing is left of it, and the next one is as good as any."""
-    a, recorder = be.asarray(np.ones(3)), Recorder()
-    with pytest.raises((NotImplementedError, RuntimeError), match="captur"):
-        recorder.capture(lambda: REFUSED[case](a) is None)
-    assert capturing() is None
-    assert not cupy.cuda.get_current_stream().is_capturing()
-    graph = recorder.capture(lambda: a.fill(2))
-    graph.launch()
-    assert to_numpy(a).tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -159,28 +132,13 @@ def test_constants_of_a_capture_are_not_kept(be):
 
 def test_a_graph_is_launched_on_its_own_stream(be):
     """Another one is refused by name, before anything is asked of it."""
-    a, recorder = be.asarray(np.ones(3)), Recorder()
-    a.fill(2)
-    graph = recorder.capture(lambda: a.fill(2))
     step, batch = Step(MODEL, optimizers.adam(0.1), graph=True), next(iter(WINDOWS.batches()))
     state = step.init(MODEL.init(0, be))
     for _ in range(3):
         state, _ = step(state, batch)
     assert state.graphs.captured
     before = to_numpy(state.graphs.given)
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        refused = pytest.raises(ValueError, match=rf"are \({stream.ptr}, 0\), expected \(0, 0\), for which")
-        with refused:
-            graph.launch()
-        with refused:
-            recorder.capture(lambda: a.fill(3))
-        with refused:
-            step(state, batch)
+    refused = pytest.raises(ValueError, match=r"expected \(0, 0\)")
+    with cupy.cuda.Stream(non_blocking=True), refused:
+        step(state, batch)
     np.testing.assert_array_equal(to_numpy(state.graphs.given), before)
-
-    def made():
-        with cupy.cuda.Stream.ptds:
-            return Recorder().capture(lambda: a.fill(2))
-
-    with ThreadPoolExecutor(1) as pool, cupy.cuda.Stream.ptds, pytest.raises(ValueError, match=r"are \(2, \d+\)"):
-        pool.submit(made).result().launch()

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import gc
 import pickle
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,7 +19,7 @@ import cuda_on_cpu
 import xlstm
 from tests import gpu
 from tests.registry import EVERY, input_of
-from xlstm.arrays import constants, random
+from xlstm.arrays import random
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.groups import Part
 from xlstm.data import Streams, Windows
@@ -37,7 +36,6 @@ LENGTHS = [6, 3, 0, 2]
 LAYERS = {
     "LSTM": xlstm.LSTM(D, H, 2, bidirectional=True, dropout=0.1),
     "options": xlstm.LSTM(D, H, layer_norm=True, recurrent_dropout=0.2, zoneout=0.1),
-    "projection": xlstm.LSTM(D, H, proj_size=4),
     "GRU": xlstm.GRU(D, H, reset_after=False),
     "sLSTM": xlstm.sLSTM(D, H, num_heads=2),
     "mLSTM": xlstm.mLSTM(D, H, num_heads=2),
@@ -140,25 +138,6 @@ def test_streams_share_nothing_that_one_of_them_has_to_wait_for(work, expected):
     same(found, expected)
 
 
-def test_constants_are_of_one_stream():
-    """The default streams of threads have one address, and are not the same."""
-
-    def made(stream):
-        with stream:
-            return constants.steps(be.xp, 3, be.xp.int64, be.device)
-
-    be = xlstm.backend("cupy")
-    constants._made.cache_clear()
-    one, two = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
-    assert made(one) is made(one)
-    with two:  # nothing that the first was asked for is done
-        assert to_numpy(made(two)).tolist() == [0, 1, 2]
-    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        found = [pool.submit(made, cupy.cuda.Stream.ptds).result() for pool in (first, second, first)]
-    assert found[0] is found[2]
-    assert found[0] is not found[1]
-
-
 class Borrowed:
     """An allocator that takes the memory of its arrays along when it goes, as pools of CuPy before 14.1."""
 
@@ -187,24 +166,6 @@ def test_constants_outlive_their_allocator():
         with cupy.cuda.using_allocator(Borrowed()):
             same([*passes(layer, LENGTHS), drawn()], [*expected, mask])
         gc.collect()
-
-
-def test_each_thread_keeps_indices_of_its_own_lengths():
-    """Other threads with other lengths do not push them out."""
-    be, threads = xlstm.backend("cupy"), 6
-    x, turn = be.asarray(np.ones((T, B, D))), threading.Barrier(threads, timeout=300)
-
-    def run(k):
-        found = []
-        for _ in range(3):
-            turn.wait()
-            found.append(packing.Packing.of("", [k, 3, 2, 6], T, B).pack(be.xp, x))
-        return hosts(found)
-
-    with ThreadPoolExecutor(threads) as pool, gpu.counted() as found:
-        made = [*pool.map(run, range(threads))]
-    assert [len(a) for each in made for a in each] == [k + 11 for k in range(threads) for _ in range(3)]
-    assert found.to_device == threads
 
 
 def test_graphs_are_launched_on_the_current_stream():

@@ -7,8 +7,6 @@ is to, and numbers are those of NumPy but for rounding.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
 import subprocess
 import sys
 
@@ -23,7 +21,6 @@ from tests.registry import PATCHES, agree, flat, input_of
 from xlstm.arrays import probe
 from xlstm.arrays.convert import BackendError, to_numpy
 from xlstm.arrays.namespace import HALVES, dtype_name
-from xlstm.cli import info
 from xlstm.data import Windows
 from xlstm.interop import nxai
 from xlstm.layers.blocks.block import GatedFeedForward, ResidualFeedForward
@@ -32,11 +29,10 @@ from xlstm.layers.linear import Embedding, HeadwiseLinear
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
 from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import SequenceModel, TiRex, TiRex2
-from xlstm.precision import Mixed, named
+from xlstm.precision import Mixed
 from xlstm.training import Step, optimizers
 
 cupy = gpu.needed()
-compat = importlib.import_module("array_api_compat.cupy")
 
 # Differences are shares of norms, at most so many times the gap between 1 and the next number of the dtype: values are
 # rounded many times, and partly cancel. Beside halves sums are float32.
@@ -63,11 +59,8 @@ LAYERS = [
     LARGE,
     SequenceModel(xlstm.LSTM(6, 16), 3),
     SequenceModel(xlstm.GRU(6, 16, 2, bidirectional=True), 3, last=True),
-    SequenceModel(STACK, 3),
-    SequenceModel(xlstm.mLSTM(6, 16, num_heads=2), 3, last=True),
     SequenceModel(STACK, 3, last=True, inputs=2),
     xlstm.xLSTMLanguageModel(STACK, 7, logit_cap=2.0),
-    xlstm.xLSTMLanguageModel(xlstm.LSTM(16, 16), 7, tied=True, batch_first=False),
     xlstm.xLSTMLanguageModel(LARGE, 7, tied=True),
     TiRex(16, 2, 2, **PATCHES),
     TiRex2(16, [("slstm", 2, 1), ("mlstm", 2, 2)], output_ff_size=5, horizon=2, **PATCHES),
@@ -83,32 +76,10 @@ LAYERS = [
 ]
 MODELS = [
     *(layer for layer in LAYERS if isinstance(layer, SequenceModel | xlstm.xLSTMLanguageModel)),
-    SequenceModel(xlstm.LSTM(6, 12, recurrent_dropout=0.2, zoneout=0.2), 3),
-    SequenceModel(xlstm.LSTM(6, 12, layer_norm=True, batch_first=True), 3),
+    SequenceModel(xlstm.LSTM(6, 12, layer_norm=True, recurrent_dropout=0.2, zoneout=0.2, batch_first=True), 3),
     SequenceModel(xlstm.LSTM(6, 12, proj_size=8, bidirectional=True), 3, last=True),
     SequenceModel(xlstm.GRU(6, 12, reset_after=False), 3),
-    SequenceModel(xlstm.GRU(6, 8, 10, bidirectional=True), 3),
-    SequenceModel(xlstm.sLSTM(6, 12, num_heads=2), 3),
 ]
-
-
-# Functions of CuPy 14 that raise for bfloat16, or make float32 or float64 of it.
-WITHOUT = (
-    *("argsort", "cumulative_prod", "cumulative_sum", "round", "sort", "std"),
-    *("tril", "triu", "var", "vecdot", "where"),
-)
-
-
-@pytest.fixture(autouse=True)
-def complete(monkeypatch):
-    """Nothing asks CuPy for what it does not have in bfloat16."""
-    for name in WITHOUT:
-        monkeypatch.setattr(compat, name, functools.partial(checked, name, getattr(compat, name)))
-
-
-def checked(name, function, *arrays, **options):
-    assert all(str(getattr(a, "dtype", "")) != "bfloat16" for a in arrays), name
-    return function(*arrays, **options)
 
 
 def drawn(layer, dtype, rng):
@@ -262,18 +233,14 @@ def test_a_language_model_of_matrix_memories_goes_on_in_bfloat16(rng):
 
 
 def test_a_checkpoint_in_bfloat16(tmp_path):
-    """It is written, read and run as bfloat16, and writes what its float32 numbers write."""
+    """It is written and read as bfloat16."""
     pytest.importorskip("torch")
-    be = xlstm.backend("cupy", dtype="bfloat16")
     model, params = nxai.load(NXAI / "large.safetensors", backend="cupy", dtype="bfloat16")
     assert {dtype_name(p.dtype) for p in params.values()} == {"bfloat16"}
     nxai.save(tmp_path, model, params)
-    again, same = nxai.load(tmp_path, backend=be)
+    again, same = nxai.load(tmp_path, backend="cupy", dtype="bfloat16")
     assert again == model
     assert all(np.array_equal(to_numpy(same[name]), to_numpy(p)) for name, p in params.items())
-    wide = {name: xlstm.backend("cupy").asarray(to_numpy(p)) for name, p in params.items()}
-    tokens = be.xp.asarray(np.arange(12).reshape(2, 6) % model.vocab_size)
-    agree(*({"logits": model(p, tokens)[0]} for p in (params, wide)), 0.1)
 
 
 def as_on_rocm():
@@ -293,11 +260,8 @@ def as_on_rocm():
         Step(MODELS[0], made.optimizer, graph=True).init(MODELS[0].init(0, "cupy"))
     with pytest.raises(BackendError, match="bfloat16 needs CUDA"):
         xlstm.backend("cupy", dtype="bfloat16")
-    with pytest.raises(BackendError, match="tf32: is for float32 on an NVIDIA GPU"):
-        named("tf32", xlstm.backend("cupy"))
     with pytest.raises(BackendError, match=r"cuda\.check: CuPy for ROCm"):
         xlstm.cuda.check()
-    assert info.describe()["rocm"] in info.explain("lstm", 5, 2, 8, "float32")["device"]
 
 
 def test_cupy_for_rocm_has_neither_our_kernels_nor_graphs():

@@ -1,18 +1,103 @@
-"""Ranks whose arrays lie on GPUs: sums by CuPy's module of NCCL, below which `cuda_on_cpu` has a library of its own."""
+"""Ranks whose arrays lie on GPUs: threads of one process that share one, and processes whose sums are those of NCCL.
 
-from __future__ import annotations
+Below CuPy's module of NCCL `cuda_on_cpu` has a library of its own.
+"""
 
+import numpy as np
 import pytest
 
 import cuda_on_cpu
+import xlstm
 from tests import gpu
-from tests.conftest import REQUIRED
-from tests.distributed.launcher import INSTALLED, START, Job
+from tests.distributed.launcher import START, Job, needed
 from tests.distributed.test_group import ABORTED, SOON, WHOLE
+from tests.ranks import together
+from xlstm.arrays.convert import to_numpy
+from xlstm.arrays.groups import OtherRankError
+from xlstm.data import Shard, Windows
+from xlstm.precision import Mixed
+from xlstm.training import Clip, Step, optimizers
+from xlstm.training.steps import AHEAD
 
 cupy = gpu.needed()
-if (not INSTALLED and "mpi" not in REQUIRED) or cuda_on_cpu.missing():
-    pytest.skip("it needs mpi4py, mpich and cuda_on_cpu", allow_module_level=True)
+on_cpu = pytest.mark.skipif(bool(cuda_on_cpu.missing()), reason="two GPUs are those of cuda_on_cpu")
+RNG = np.random.default_rng(0)
+MODEL = xlstm.LSTM(2, 4, 2, dropout=0.25, zoneout=(0.1, 0.2))
+LENGTHS = RNG.integers(1, 6, 26)
+DATA = Windows(RNG.normal(size=(26, 5, 2)), RNG.normal(size=(26, 5, 4)), batch_size=7, every_step=True, lengths=LENGTHS)
+CASES = {
+    "clipping": {"callbacks": [Clip(norm=0.1, value=0.05)]},
+    "accumulated": {"accumulate": 3},
+    "without a wait": {"wait": False},
+    "float16": {"precision": Mixed("float16", 2.0**10, every=2)},
+    "bfloat16": {"precision": Mixed("bfloat16")},
+}
+
+
+def taken(group, data=DATA, **options):
+    """The state after three epochs, and the losses and whether each step counted."""
+    step, found = Step(MODEL, optimizers.adam(1e-3), group=group, **options), []
+    dtype = "float32" if "precision" in options else "float64"
+    state, rng = step.init(MODEL.init(0, xlstm.backend("cupy", dtype=dtype)), seed=1), np.random.default_rng(2)
+    for _ in range(3):
+        for batch in (data if group is None else Shard(data, group)).batches(rng):
+            state, how = step(state, batch)
+            found.append((float(how.loss), bool(how.updated)))
+    return step.settle(state), np.array(found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_states_are_those_of_one_process(case):
+    expected, losses = taken(None, **CASES[case])
+    low = CASES[case].get("precision")
+    tolerance = 1e-10 if low is None else 2e-3
+    several = [one for size in (1, 3) for one in together(size, lambda group: taken(group, **CASES[case]))]
+    for state, found in several:
+        np.testing.assert_array_equal(found[:, 1], losses[:, 1])
+        np.testing.assert_allclose(found[:, 0], losses[:, 0], rtol=tolerance)
+        assert state.scaling == expected.scaling
+        for name, p in expected.params.items():
+            np.testing.assert_allclose(to_numpy(state.params[name]), to_numpy(p), rtol=0, atol=tolerance)
+
+
+def test_a_step_that_overflows_on_one_rank_is_left_out_on_all():
+    """A gradient that overflows within a part may do so at a larger scale than in the whole batch."""
+
+    def run(group):
+        state, found = taken(group, precision=Mixed("float16", 2.0**24))
+        return state.scaling, found[:, 1].tolist(), [to_numpy(p).tobytes() for p in state.params.values()]
+
+    first, *others = together(3, run)
+    assert others == [first, first]
+    assert 0 < sum(first[1]) < len(first[1])
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("where", ["the model", "the data"])
+def test_an_error_of_one_rank_is_raised_on_all(where, accumulate, wait):
+    """Without a wait it comes when steps are settled, on all ranks at the same one."""
+
+    def run(group):
+        state, _ = taken(group, wait=wait, accumulate=accumulate)
+        batch = next(Shard(DATA, group).batches())
+        step = Step(MODEL, optimizers.adam(1e-3), group=group, wait=wait, accumulate=accumulate)
+        if accumulate > 1:  # the next batch ends an update
+            state = step.settle(step(state, batch)[0])
+        if group.rank == 1:
+            batch = batch._replace(x=batch.x[..., :1] if where == "the model" else np.full_like(batch.x, np.nan))
+        before = [to_numpy(p).tobytes() for p in state.params.values()]
+        error = ValueError if group.rank == 1 else OtherRankError
+        for _ in range(0 if wait else AHEAD):
+            state, _ = step(state, batch)
+        with pytest.raises(error, match="x has shape" if where == "the model" else r"x\[0, 0, 0\] is nan"):
+            step(state, batch)
+        assert [to_numpy(p).tobytes() for p in state.params.values()] == before
+
+    together(2, run)
+
+
+# Processes
 
 GPU = START + "import cupy as xp\nimport cuda_on_cpu\nfrom xlstm.arrays.cuda_graph import Recorder\n"
 CAPTURED = """
@@ -69,16 +154,20 @@ now("end")
 """
 
 
-def run(code, ranks=2, **environment):
+def job_of(code, ranks=2, **environment):
     return Job(ranks, code, start=GPU, CUDA_ON_CPU_DEVICES="2", **environment).end()
 
 
+@needed
+@on_cpu
 @pytest.mark.parametrize("code", [WHOLE + CAPTURED.format(fails="pass"), TRAIN], ids=["sums", "steps"])
 def test_two_gpus_also_within_a_graph(code):
-    job = run(code)
+    job = job_of(code)
     assert (job.status, job.err, len(job.numbers("end"))) == (0, "", 2)
 
 
+@needed
+@on_cpu
 @pytest.mark.parametrize(
     ("fails", "message"),
     [
@@ -89,14 +178,16 @@ def test_two_gpus_also_within_a_graph(code):
     ids=["leaves", "error of NCCL", "sleeps"],
 )
 def test_a_rank_whose_gpu_does_not_come_ends_the_job(fails, message):
-    job = run(CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1" if "TIMEOUT" in message else "")
+    job = job_of(CAPTURED.format(fails=fails), XLSTM_GROUP_TIMEOUT="1" if "TIMEOUT" in message else "")
     assert job.status in ABORTED
     assert job.seconds("fails") < SOON
     assert "xlstm: rank 1 of 2" in job.err
     assert f" failed, the job ends: {message}" in job.err
 
 
+@needed
+@on_cpu
 def test_two_ranks_on_one_gpu_are_refused():
-    job = run("group.sum(xp.ones(3))", ranks=3)
+    job = job_of("group.sum(xp.ones(3))", ranks=3)
     assert "BackendError: group: ranks [0, 2] have the same GPU (0000:00:00.0 on host " in job.err
     assert (job.status in ABORTED, job.err.count("Traceback")) == (True, 1)

@@ -19,7 +19,7 @@ from xlstm.data import Streams, Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.precision import Mixed
 from xlstm.recurrence import packing
-from xlstm.training import Callback, Clip, LowRank, ReduceOnPlateau, Step, graphs, optimizers, steps, train
+from xlstm.training import Callback, Clip, LowRank, ReduceOnPlateau, Step, graphs, optimizers, train
 
 cupy = gpu.needed()
 
@@ -205,15 +205,6 @@ def test_a_step_that_could_not_be_taken_is_not_forgotten(backend):
             ask()
 
 
-def test_it_stops_by_itself_before_long(backend, monkeypatch):
-    monkeypatch.setattr(steps, "AHEAD", 3)
-    made = Step(LSTM, ADAM, wait=False)
-    asked = []
-    with pytest.raises(FloatingPointError, match=r"^step 2: "):
-        all_steps(made, LSTM.init(0, backend), windows(wrong=2), lambda k, state: asked.append(k))
-    assert asked == [1, 2, 3, 4]
-
-
 def test_steps_of_another_kind_are_captured_anew(backend):
     """Two objects that share a state: each has its own optimiser and its own graphs."""
     found, batch = [], next(iter(windows().batches()))
@@ -334,7 +325,6 @@ class Changes(Callback):
 
 WRONG = {
     "a dtype": lambda grads: grads | {"head.W": grads["head.W"].astype("float64")},
-    "a shape": lambda grads: grads | {"head.W": grads["head.W"][:1]},
     "one left out": lambda grads: {name: g for name, g in grads.items() if name != "head.b"},
 }
 
@@ -367,14 +357,12 @@ def test_a_step_that_cannot_be_captured_says_so(backend, callback, words):
 
 
 def test_what_cannot_have_graphs_is_refused(backend):
-    with pytest.raises(
-        BackendError, match="graph is True, which needs arrays of CuPy on CUDA, the backend is numpy on"
-    ):
+    with pytest.raises(BackendError, match="the backend is numpy"):
         Step(LSTM, ADAM, graph=True).init(LSTM.init(0, "numpy"))
-    with pytest.raises(ValueError, match=r"graph is True, which needs an optimizer of xlstm\.optim"):
+    with pytest.raises(ValueError, match="optimizer"):
         Step(LSTM, Waits(ADAM), graph=True)
     rng = np.random.Generator(np.random.MT19937(0))
-    with pytest.raises(ValueError, match="generator with MT19937, expected one with PCG64"):
+    with pytest.raises(ValueError, match="MT19937"):
         all_steps(Step(LSTM, ADAM, graph=True), LSTM.init(0, backend), windows(), seed=rng)
 
 
@@ -394,7 +382,6 @@ EAGER = {
     "an optimizer": {"optimizer": Waits(ADAM)},
     "a generator": {"seed": np.random.Generator(np.random.MT19937(0))},
     "NumPy": {},
-    "False": {"graph": False},
 }
 
 
@@ -406,14 +393,13 @@ def test_by_itself_a_run_is_captured_where_it_can_be(case, captures):
     assert not captures
 
 
-@pytest.mark.parametrize(("layer", "ours"), [(xlstm.LSTM(4, 4), True), (Own(4, 4), False)])
-def test_parts_of_a_model_are_looked_at(backend, layer, ours):
-    assert graphs.is_ours(LowRank(layer, layer.init(0, backend), 2)) is ours
+def test_a_layer_of_a_user_is_found_below_adapters(backend):
+    layer = Own(2, 4)
+    assert not graphs.is_ours(LowRank(layer, layer.init(0, backend), 2))
 
 
-@pytest.mark.parametrize("missing", ["cuBLAS", "memory"])
-def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
-    """A capture for which there is too little memory gives back all that it had."""
+def test_a_capture_for_which_there_is_too_little_memory_gives_back_all_that_it_had(backend):
+    """There is one warning, and training goes on without graphs."""
     params, pool, known, used = LSTM.init(0, backend), cupy.cuda.MemoryPool(), [], []
 
     def taken(size):
@@ -424,27 +410,12 @@ def test_where_graphs_fail_there_is_one_warning(backend, monkeypatch, missing):
         return pool.malloc(size)
 
     expected = train(LSTM, params, windows(), ADAM, epochs=2, graph=False)
-    if missing == "cuBLAS":
-        gc.collect()  # handles of earlier tests, whose end needs the library
-        cuda_graph._function.cache_clear()
-        monkeypatch.setattr(cuda_graph, "library_name", lambda *platform: "cublas64_11.dll")
-        with pytest.raises(BackendError, match=r"cuBLAS: cublasCreate_v2 is not found in cublas64_11\.dll"):
-            train(LSTM, params, windows(), ADAM, epochs=1, graph=True)
     with cupy.cuda.using_allocator(taken), pytest.warns(RuntimeWarning, match="^Step: graph is auto, but a st") as said:
         found = train(LSTM, params, windows(), ADAM, epochs=2, progress=lambda now: used.append(pool.used_bytes()))
     assert len(said) == 1
-    assert used[-1] < 2**20 < min(known, default=2**21)  # the workspace of cuBLAS is larger
+    assert used[-1] < 2**20 < min(known)  # the workspace of cuBLAS is larger
     assert found.losses == expected.losses
     agree(found.params, expected.params)
     del found
     gc.collect()
     assert pool.used_bytes() == 0
-
-
-def test_cublas_has_a_name_on_each_platform():
-    names = {
-        ("win32", 12040): "cublas64_12.dll",
-        ("win32", 13000): "cublas64_13.dll",
-        ("linux", 12090): "libcublas.so.12",
-    }
-    assert {key: cuda_graph.library_name(*key) for key in names} == names

@@ -94,12 +94,14 @@ def test_accumulated_batches_are_one_large_batch(rng):
 def test_a_loop_of_ones_own_is_train():
     model, data, _ = runs.random_masks()
     params = model.init(0, "numpy")
-    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)])
+    step = Step(model, optimizers.adam(0.05), callbacks=[Clip(0.1)], wait=False)  # there is nothing to wait for
     state, found = step.init(params, seed=3), []
     for _ in range(2):
         state = state._replace(carried=None)
         for part in data.batches():
             state, taken = step(state, part)
+            assert isinstance(taken.loss, float)
+            assert taken.updated is True
             found.append(taken.loss)
     trained = loop.train(model, params, data, optimizers.adam(0.05), epochs=2, clip=0.1, seed=3)
     assert trained.losses == found

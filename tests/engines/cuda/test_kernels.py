@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
-import xlstm
 from tests.engines.cuda import nvrtc
 from tests.engines.cuda.nvrtc import compile_for
 from xlstm.arrays import concat, gather, random
@@ -46,7 +42,6 @@ DROPPED = [
 ]
 TENSOR = ("3xfp16", "tf32", "float16", "bfloat16")
 FEW = [(50, 1, 32), (512, 1, 64), (1024, 1, 16)]  # units of a head, heads, sequences
-OTHERS = [(64, 4, 16), (128, 1, 100), (200, 1, 300), (256, 1, 256), (384, 1, 700)]
 MEASURED = [(512, 1, 64), (1024, 1, 16), (256, 1, 256)]
 
 
@@ -76,13 +71,6 @@ def within(capability, made, card=None):
 def test_with_tensor_cores(cell, name, capability, cluster, size):
     """Only the widest layer may not fit."""
     assert fits(capability, CELLS[cell], name, size, cluster=cluster) == list(tiling.PASSES) or size == FEW[-1]
-
-
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["tf32", "bfloat16"])
-@pytest.mark.parametrize("size", OTHERS)
-def test_clusters_of_other_sizes(cell, name, size):
-    assert fits(90, CELLS[cell], name, size, cluster=True)
 
 
 @pytest.mark.parametrize("step", [*DROPPED, *(CELLS[name] for name in ("lstm", "gru", "slstm"))])
@@ -130,32 +118,6 @@ def test_what_cards_choose_for_the_sizes_that_are_measured(capability, dtype, pr
             within(capability, cell_source.loop(CELLS["lstm"], kind, getattr(found, kind)))
 
 
-def chosen(capability, path="auto", precision="float32", dtype="float32", width=512, B=64):
-    return choose((path, precision), CELLS["lstm"], "", dtype, width, 1, B, CARDS[capability])
-
-
-def test_what_large_cards_choose():
-    """Ordinary arithmetic where three products on tensor cores take longer; blocks as many as there are."""
-    assert {chosen(capability).arithmetic.name for capability in (80, 90, 100, 89, 120)} == {"3xfp16"}
-    assert {chosen(capability, width=64).path for capability in (86, 89)} == {"plain"}
-    for capability in (89, 120):
-        found = chosen(capability, "auto", "tf32", width=1024, B=16)
-        for one in (found.forward, found.backward):  # eight units a block: registers of 128 blocks have the weights
-            assert (found.path, one.units, one.blocks, one.waves) == ("grid", 8, 128, 1)
-
-
-def test_a_t4_has_tensor_cores_in_float16():
-    """float32 is two float16 there, also where TF32 was asked for, which it has not."""
-    for dtype, name in (("float16", "float16"), ("float32", "3xfp16")):
-        for precision in ("float32", "tf32"):
-            found = chosen(75, "auto", precision, dtype, width=256)
-            assert (found.path, found.arithmetic.name) == ("grid", name)
-            assert compile_for(75, cell_source.loop(CELLS["lstm"], "forward", found.forward).text).spilled == 0
-    found = choose(("auto", "float32"), CELLS["lstm"], "", "float16", 256, 1, 64, Device("V100", 70, 80, 98304))
-    assert found.others["grid"] == "V100 is sm_70, tensor cores are not used below sm_75"
-    assert found.others["plain"] == "ordinary arithmetic is not used for float16"
-
-
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("capability", DEVICES)
@@ -193,14 +155,6 @@ def test_small_kernels_compile(name, capability):
     assert compile_for(capability, TEXTS[name], (*nvrtc.OPTIONS, *random.OPTIONS)).spilled == 0
 
 
-def test_no_sum_of_floating_point_numbers_depends_on_the_order_of_threads():
-    """None is made by atomic operations."""
-    texts = [path for kind in ("cu", "cuh") for path in Path(xlstm.__file__).parent.rglob(f"*.{kind}")]
-    assert texts
-    for path in texts:
-        assert not re.search(r"atomicAdd|(red|atom)\.[\w.:]*add\.(f|bf)", path.read_text(encoding="utf-8")), path
-
-
 def test_tilings_say_what_they_need_and_cover_all_units():
     for device in (Device("a small one", 90, 8, 232448, 16), *DEVICES.values()):
         for a in tiling.ARITHMETIC.values():
@@ -231,19 +185,3 @@ def test_an_mlstm_on_every_card(kind, capability, way, shape):
     assert made.shared <= CARDS[capability].shared
     done = compile_for(capability, made.text)
     assert (done.stack, done.spilled) == (0, 0), done.log
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        Shape(1, 2, 2, 16, 2),
-        Shape(2, 10, 600, 32, 2),
-        Shape(2, 1000, 34, 16, 2),
-        Shape(8, 256, 512, 64, 2),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_mlstm_of_any_width(kind, shape):
-    made, _ = chunk_source(kind, WAYS["float32", "float32"], shape, "exponential", 0.0)
-    assert compile_for(86, made.text).spilled == 0

