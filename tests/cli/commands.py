@@ -12,8 +12,6 @@ CLASSES += ["--hidden-size", 8, "--epochs", 2]
 SMALL = ["--hidden-size", 8, "--batch-size", 4, "--length", 8]
 QUICK = ["--epochs", 1, "--window", 12, "--hidden-size", 3, "--backend", "numpy"]
 SERIES = ["train", "forecast", bundled("sunspots"), *QUICK]
-TIREX = ["train", "tirex", "--backend", "numpy", "--size", 8, "--num-heads", 2, "--num-blocks", 1, "--patch-size", 4]
-TIREX += ["--context-length", 32, "--horizon", 8, "--batch-size", 4, "--steps", 7, "--every", 4]
 VERSE = "the cat sat on the mat and saw a rat. " * 30
 
 

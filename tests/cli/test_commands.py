@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import xlstm
-from tests.cli.commands import CLASSES, QUICK, SMALL, TEXT, TIREX, VERSE, steps_of_sequences, write_files
+from tests.cli.commands import CLASSES, QUICK, SMALL, TEXT, VERSE, steps_of_sequences, write_files
 from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.cli.console import out, put
@@ -208,7 +208,7 @@ def test_series_targets_and_covariates(run, rng, suffix):
         assert words in run(*args, code=2).stderr
 
 
-# Texts, sequences with labels, and TiRex
+# Texts, and sequences with labels
 
 
 def test_text(run, tmp_path):
@@ -305,16 +305,6 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
     assert sources.held_out(labels, 0.0, 0)[1].tolist() == []
 
 
-def test_a_tirex_from_nothing_forecasts_a_table(run):
-    """And its loss is that which is shown, and less than that of random weights."""
-    found = read_json(run(*TIREX, "-o", "net", "--steps", 40, "--json"))
-    assert found["steps"] == 40
-    assert found["loss"] < 0.95 * found["random_loss"]
-    table = run("forecast", found["model"], bundled("co2"), "--horizon", 3).stdout.splitlines()
-    assert len(table) == 4
-    assert "0.9" in table[0]
-
-
 # Options
 
 
@@ -381,7 +371,7 @@ def commands(group, path=()):
 def test_every_command_has_help(run):
     for path in [(), *commands(typer.main.get_command(app))]:
         text = run(*path, "-h").stdout
-        words = {(): ["Commands:\n  train "], ("train",): ["--window", "forecast", "text", "classify", "tirex"]}
+        words = {(): ["Commands:\n  train "], ("train",): ["--window", "forecast", "text", "classify"]}
         assert all(word in text for word in ("Usage:", "--help", *words.get(path, ()))), path
         assert "..." not in text.partition("Commands:")[2], path  # each is a whole sentence
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import xlstm
-from tests.cli.commands import CLASSES, QUICK, SERIES, TEXT, TIREX, VERSE, write_files
+from tests.cli.commands import CLASSES, QUICK, SERIES, TEXT, VERSE, write_files
 from xlstm import plots
 from xlstm.data.series import bundled
 from xlstm.estimators import Forecaster
@@ -204,8 +204,8 @@ def stopped(folder, numbers, args):
 
 @pytest.mark.parametrize(
     ("number", "args"),
-    [(signal.SIGINT, TEXT), (signal.SIGTERM, CLASSES), (signal.SIGHUP, SERIES), (signal.SIGTERM, TIREX)],
-    ids=["SIGINT-text", "SIGTERM-classify", "SIGHUP-forecast", "SIGTERM-tirex"],
+    [(signal.SIGINT, TEXT), (signal.SIGTERM, CLASSES), (signal.SIGHUP, SERIES)],
+    ids=["SIGINT-text", "SIGTERM-classify", "SIGHUP-forecast"],
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_path, monkeypatch, number, args):
     monkeypatch.setenv("XLSTM_COMPILE", "0")  # as in the process that is stopped

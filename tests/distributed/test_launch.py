@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli.commands import CLASSES, SERIES, TEXT, TIREX, write_files
+from tests.cli.commands import CLASSES, SERIES, TEXT, write_files
 from tests.conftest import ROOT
 from tests.distributed.launcher import needed, runs, until
 from tests.distributed.test_group import SOON
@@ -76,7 +76,7 @@ def files(tmp_path):
 
 
 @needed
-@pytest.mark.parametrize("words", [TEXT, CLASSES, SERIES, TIREX], ids=lambda words: words[1])
+@pytest.mark.parametrize("words", [TEXT, CLASSES, SERIES], ids=lambda words: words[1])
 def test_a_command_on_two_ranks(run, tmp_path, words):
     """It prints one document of JSON, and writes the files of one process."""
     expected = json.loads(run(*words, "--json", "-o", "one").stdout)

@@ -36,11 +36,10 @@ from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel
 from xlstm.data import writing
 from xlstm.data.csv_file import Dialect
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer
+from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
 from xlstm.estimators.evaluation import Score
-from xlstm.models.tirex import SyntheticPatches
 from xlstm.plots import figures
-from xlstm.training import Interrupted, ProgressBar, Terminated, evaluate
+from xlstm.training import Interrupted, ProgressBar, Terminated
 from xlstm.training.folder import Folder
 
 OPTIONS, PICTURE = "options.toml", "forecast.png"
@@ -300,18 +299,3 @@ def train_classify(
     model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout), file=table)
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(epochs=model.n_iter_, **judged)
-
-
-@command(TiRexTrainer)
-def train_tirex(run: Run, **settings: Any) -> None:
-    """Train a small TiRex on synthetic series, from random weights to a checkpoint that forecasts any series.
-
-    The series have trends, seasons, steps, random walks, noise and gaps. At the end the loss on others of their kind is
-    shown. `xlstm forecast` takes the model.
-    """
-    model = run.fit(TiRexTrainer(**settings))
-    data = SyntheticPatches(model.model_, 8, model.horizon, model.batch_size)
-    loss = evaluate(model.model_, model.params_, data)
-    first = evaluate(model.model_, model.model_.init(model.seed, model.backend, model.dtype), data)
-    run.print(f"pinball loss on other series: {loss:.4f} in their scaled units; with random weights {first:.4f}")
-    run.end(steps=len(model.trained_.losses), loss=loss, random_loss=first)
