@@ -4,7 +4,6 @@ import json
 import os
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -108,10 +107,6 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
     assert "gr\u00f6\u00dfe, 200 months from 1990-01-01 to 2006-08-01" in result.output
     assert "\n2006-09-01," in run("predict", "xlstm-forecast", "s.csv", "--steps", 1, *said).stdout
     run("evaluate", "xlstm-forecast", "s.csv", *said)
-    options = tomllib.loads((tmp_path / "xlstm-forecast/options.toml").read_text())
-    assert (options["date-format"], options["decimal"], options["encoding"]) == ("%d/%m/%Y", ",", "utf-16")
-    again = run("train", "s.csv", *QUICK, "--config", "xlstm-forecast/options.toml", "-o", "again")
-    assert "200 months from 1990-01" in again.output
 
 
 def test_forecasts_as_a_table_and_their_errors(run):
@@ -164,7 +159,7 @@ def test_series_targets_and_covariates(run, rng, suffix):
     result = run("train", "forecast", f"past.{suffix}", *SHOPS, *QUICK, "--horizon", 3, "-o", "m")
     for words in ("sales, lost, 2 series of 80 to 90 days", "sales, 1 day ahead", "lost, 3 days ahead"):
         assert words in result.stdout
-    again = run("train", "forecast", f"whole.{suffix}", "--config", "m/options.toml", "-o", "again", "--json")
+    again = run("train", "forecast", f"whole.{suffix}", *SHOPS, *QUICK, "--horizon", 3, "-o", "again", "--json")
     assert (read_json(again)["targets"], len(read_json(again)["rmse"]["model"][0])) == (["sales", "lost"], 2)
     model = Forecaster.load("m/model.safetensors", "numpy")
     at = ["m", f"past.{suffix}", "--future-file", f"later.{suffix}"]
@@ -216,7 +211,7 @@ def test_text(run, tmp_path):
     assert re.search("^trained: 12 batches in [0-9.]+ s$", result.stdout, re.MULTILINE)  # nothing says which was best
     for words in ("nats a character, perplexity", "model: xlstm-text/model", "sample:\nt"):
         assert words in result.stdout
-    assert sorted(os.listdir(tmp_path / "xlstm-text"))[:3] == ["history.jsonl", "model.safetensors", "options.toml"]
+    assert sorted(os.listdir(tmp_path / "xlstm-text"))[:2] == ["history.jsonl", "model.safetensors"]
     model = TextModel.load("xlstm-text/model.safetensors", "numpy")
     for path in ("xlstm-text/model.safetensors", "xlstm-text"):
         result = run("generate", path, "--prompt", "the c", "--max-tokens", 7)
@@ -308,35 +303,13 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
 # Options
 
 
-def test_options_of_a_file(run, tmp_path):
-    """The command line beats the file; --save-config writes what --config reads, required options too."""
-    (tmp_path / "o.toml").write_text('cell = "gru"\nsteps = 3\nlearning-rate = 1\nhidden-size = 6\n')
-    run(*[word for word in TEXT if word not in ("--steps", 12)], "--config", "o.toml", "--save-config", "s.toml")
-    model = TextModel.load("xlstm-text/model.safetensors", "numpy")
-    assert (model.cell, model.steps, model.learning_rate, model.hidden_size) == ("gru", 3, 1.0, 8)
-    saved = tomllib.loads((tmp_path / "s.toml").read_text())
-    assert (saved["cell"], saved["steps"], saved["hidden-size"], saved["embedding-size"]) == ("gru", 3, 8, 4)
-    assert not {"config", "save-config", "resume", "json", "quiet", "file"} & saved.keys()
-    assert (tmp_path / "xlstm-text/options.toml").read_text() == (tmp_path / "s.toml").read_text()
-    run("train", "text", "a.txt", "--config", "s.toml", "-o", "again")
-    first, second = (Path(folder, "model.safetensors").read_bytes() for folder in ("xlstm-text", "again"))
-    assert first == second
-    run(*CLASSES, "--no-standardize", "--save-config", "c.toml")
-    run("train", "classify", "long.csv", "--config", "c.toml", "-o", "other")
-    assert SequenceClassifier.load("other/model.safetensors", "numpy").standardize is False
-
-
 def test_options_of_the_main_job(run, tmp_path):
-    (tmp_path / "o.toml").write_text('epochs = 1\nwindow = 12\nhidden-size = 3\nbackend = "numpy"\noutput = "out"\n')
-    assert "1 month ahead" in run("train", "--config", "o.toml", "--window", 10).stdout
-    settings = Forecaster.load("out/model.safetensors", "numpy").settings
-    assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
-    assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     words = ["--cell", "gru", "--num-layers", 2, "--dropout", 0.1, "--linear-baseline", 5, "--season", 12]
-    words += ["--least", -3, "--no-refit", "--horizon", 4, "--config", "o.toml", "-o", "run"]
+    words += ["--least", -3, "--no-refit", "--horizon", 4, *QUICK, "-o", "run"]
     assert run("train", "forecast", bundled("sunspots"), *words, "--quiet").output == ""
-    assert {"model.safetensors", "history.jsonl", "options.toml", *PICTURES} <= {*os.listdir(tmp_path / "run")}
+    assert {"model.safetensors", "history.jsonl", *PICTURES} <= {*os.listdir(tmp_path / "run")}
     settings = Forecaster.load("run/model.safetensors", "numpy").settings
+    assert (settings.epochs, settings.window, settings.hidden_size) == (1, 12, 3)
     assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
     assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
 
@@ -393,31 +366,6 @@ def test_completion(words, found):
 
 # Wrong input
 
-OPTIONS = {
-    "stepz = 3": "o.toml: key 'stepz' is unknown, expected some of sample, cell",
-    'steps = "3"': "o.toml: steps is '3', expected a whole number",
-    "steps = true": "o.toml: steps is True, expected a whole number",
-    "learning-rate = 'fast'": "o.toml: learning-rate is 'fast', expected a number",
-    "output = []": "o.toml: output is [], expected text",
-    "resume = 1": "o.toml: resume is 1, expected true or false",
-    "config = 'p.toml'": "o.toml: key 'config' is unknown",
-    "steps: 3": "o.toml: not a readable TOML file (Expected '=' after a key",
-    "a = " + "[" * 5000: "o.toml: not a readable TOML file",
-    "steps = 0": "steps is 0",
-    "\xff": "o.toml: not a readable TOML file",
-}
-
-
-@pytest.mark.parametrize("text", OPTIONS, ids=range(len(OPTIONS)))
-def test_wrong_files_of_options(run, tmp_path, text):
-    (tmp_path / "o.toml").write_text(text, encoding="latin-1")
-    result = run("train", "text", "a.txt", *SMALL, "--backend", "numpy", "--config", "o.toml", code=2)
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert OPTIONS[text] in result.stderr
-    assert not (tmp_path / "xlstm-text").exists()
-
-
 WRONG = [
     (["nosuch"], "No such command 'nosuch'"),
     (["train", "nosuch.csv"], "error: nosuch.csv: No such file or directory"),
@@ -437,7 +385,7 @@ WRONG = [
     (["train", "text", "binary"], "binary: not UTF-8 text (invalid start byte at byte 0)"),
     (["train", "text", "a.txt", "--resume"], "xlstm-text: holds no run to resume"),
     (["train", "text", "a.txt", *SMALL, "-o", "busy"], "busy/model.safetensors: not saved, it is not a regular file"),
-    (["train", "text", "a.txt", *SMALL, "--save-config", "no/o.toml"], "no/o.toml"),
+    (["train", "text", "a.txt", "--steps", "0"], "steps is 0"),
     (["train", "text", "a.txt", "--graph", "yes"], "train: graph is 'yes', expected one of auto, on, off"),
     (["train", "text", "a.txt", *SMALL, "--graph", "on"], "Step: graph is True, which needs arrays of CuPy"),
     (["train", "classify", "long.csv", "--label", "kin"], "column 'kin' is not in the header, which has id, kind, day"),
@@ -462,7 +410,6 @@ WRONG = [
     ),
     (["import", "weights.pt"], "weights.pt: not read without PyTorch (File is not a zip file)"),
     (["info", "--card", "h100"], "info: --card goes with --explain"),
-    (["runs", "torn"], "none of the runs has a readable history"),
 ]
 
 
@@ -497,8 +444,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     for name in ("text", "plain", "classes", "series", "net"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
     (tmp_path / "there").symlink_to(models / "there")
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn/history.jsonl").write_text("nonsense\n")
     (tmp_path / "busy/model.safetensors").mkdir(parents=True)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
@@ -506,10 +451,9 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, args, wo
     before = sorted(os.listdir(tmp_path))
     usual = ["--backend", "numpy"] if args[0] == "train" and len(args) > 2 else []
     result = run(*args, *usual, code=2)
-    *notes, error = result.stderr.splitlines()
+    (error,) = result.stderr.splitlines()
     assert error.startswith("error: ")
     assert words in error
-    assert len(notes) == ("torn" in args)
     assert result.stdout == "" or words in ("is of another run", "/proc/xlstm")  # found after the first lines
     assert sorted(os.listdir(tmp_path)) == before
 
@@ -520,102 +464,19 @@ def test_kinds_name_commands_that_there_are():
     assert {name.split()[0] for name in named} <= known
 
 
-# Runs compared
-
-
-@pytest.fixture
-def two_runs(run):
-    run(*TEXT, "-o", "r/one")
-    run(*TEXT, "-o", "r/two", "--cell", "gru", "--steps", 9)
-    return run
-
-
-def test_runs(two_runs, tmp_path):
-    run = two_runs
-    (tmp_path / "r/three").mkdir()
-    (tmp_path / "r/three/history.jsonl").write_text(
-        '{"total": 1, "epoch": 1, "loss": 2.0, "norm": 1.0, "seconds": 0.5}\n'
-        '{"total": 1, "epoch": 1, "validation": 0.25, "seconds": 0.7}\n'
-        '{"total": 2, "epoch": 2, "validation": 0.5, "seconds": 1.0}\n'
-    )
-    rows = {row["run"]: row for row in read_json(run("runs", "r", "--json"))}
-    assert list(rows) == ["r/one", "r/three", "r/two"]
-    assert {k: v for k, v in rows["r/three"].items() if k != "settings"} == {
-        **{"run": "r/three", "steps": 2, "epoch": 2, "loss": 2.0, "best": 0.25, "best_epoch": 1, "seconds": 1.0},
-    }
-    assert (rows["r/one"]["steps"], rows["r/two"]["steps"]) == (12, 9)
-    assert (rows["r/one"]["settings"]["cell"], rows["r/two"]["settings"]["cell"]) == ("lstm", "gru")
-    lines = run("runs", "r/one", "r/two").stdout.splitlines()
-    heading = next(line.split() for line in lines if "run" in line)
-    assert heading[-2:] == ["cell", "steps"]
-    assert "embedding-size" not in heading
-    assert next(line.split() for line in lines if "r/two" in line)[-2:] == ["gru", "9"]
-
-
-def test_curves_of_runs(two_runs, tmp_path):
-    pytest.importorskip("matplotlib")
-    two_runs("runs", "r", "--plot", "curves.png")
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "ends in '.txt'" in two_runs("runs", "r", "--plot", "curves.txt", code=2).stderr
-
-
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [
-        ("history.jsonl", '{"total": ' + "[" * 100_000),
-        ("history.jsonl", '{"total": 1, "loss": 1' + "0" * 40_000 + "}"),
-        ("options.toml", "a = " + "[" * 100_000),
-        ("options.toml", "x" * (2 << 20)),
-        ("options.toml", "\xff"),
-    ],
-    ids=lambda value: value[:16],
-)
-def test_hostile_files_of_runs(two_runs, file, text):
-    """The run is left out with a word, and its training goes on from a checkpoint."""
-    with open(f"r/two/{file}", "ab") as damaged:
-        damaged.write(f"{text}\n".encode("latin-1"))
-    result = two_runs("runs", "r", "--json")
-    assert [row["run"] for row in json.loads(result.stdout)] == ["r/one"]
-    assert result.stderr.startswith(f"note: r/two/{file}: ")
-    assert len(result.stderr) < 300
-    two_runs(*TEXT, "-o", "r/two", "--cell", "gru", "--steps", 15, "--resume")
-    assert [row["steps"] for row in read_json(two_runs("runs", "r", "--json"))] == [12, 15]
-
-
-def test_runs_as_json_have_no_nan(two_runs, tmp_path):
-    with open("r/one/history.jsonl", "a") as file:
-        file.write(
-            '{"total": 13, "epoch": NaN, "loss": NaN, "norm": -Infinity, "validation": NaN, "seconds": Infinity}\n'
-        )
-    (tmp_path / "r/one/options.toml").write_text("rate = nan\nmost = [inf]\nday = 2024-01-31\n")
-    (row,) = json.loads(two_runs("runs", "r/one", "--json").stdout, parse_constant=lambda text: pytest.fail(text))
-    assert (row["steps"], row["epoch"], row["loss"], row["best"], row["seconds"]) == (13, None, None, None, None)
-    assert row["settings"] == {"rate": None, "most": [None], "day": "2024-01-31"}
-    assert two_runs("runs", "r/one").stdout.splitlines()[-2].split() == ["r/one", "13", "-", "-", "-", "-", "-"]
-
-
-def test_runs_from_python(run, models):
-    (row,) = read_json(run("runs", models / "there", "--json"))
-    assert row["steps"] == 2
-    assert row["settings"]["model"].startswith("xLSTMLanguageModel(")
-
-
 # Output
 
 
-def test_names_of_files_do_not_change_the_terminal(run, tmp_path):
-    """Control characters are shown as escapes, in errors, warnings, tables and notes; JSON has its own."""
+def test_names_of_files_do_not_change_the_terminal(run):
+    """Control characters are shown as escapes, in errors, warnings and tables."""
     evil, shown = "\x1b[31mred\x07\u202e\x9b2J", r"\x1b[31mred\x07\u202e\x9b2J"
     write_table("evil.csv", {evil: [1.0, 2.0], "b": [3.0, 4.0]})
     error = run("train", "evil.csv", "--column", "none", code=2).stderr
     write_table("long.csv", {"id": [k // 2 for k in range(80)], "kind": [evil, evil, "b", "b"] * 20, "x": [*range(80)]})
     table = run(*CLASSES, "-o", "classes").stdout
-    (tmp_path / "r" / evil).mkdir(parents=True)
-    (tmp_path / "r" / evil / "history.jsonl").write_text('{"total": 1, "loss": 1.0}\n')
-    for text in (error, table, run("runs", "r").stdout):
+    for text in (error, table):
         assert shown in text
         assert "\x1b" not in text
-    assert read_json(run("runs", "r", "--json"))[0]["run"] == f"r/{evil}"
 
 
 def test_data_are_printed_as_they_are_but_on_a_terminal(monkeypatch, capsys):

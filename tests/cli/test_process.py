@@ -153,20 +153,17 @@ def test_readers_who_go_away_end_a_command_quietly(series, name):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-@pytest.mark.parametrize(("pipe", "args"), [("history.jsonl", TEXT), ("options.toml", ["runs", "r"])])
-def test_pipes_in_the_folder_of_a_run(series, pipe, args):
+def test_a_pipe_in_the_folder_of_a_run(series):
     """A reader would wait for ever for somebody who writes to them."""
     (series / "r").mkdir()
-    (series / "r/history.jsonl").write_text('{"total": 1, "loss": 1.0}\n' * (pipe != "history.jsonl"))
-    code = f"import os; from xlstm.cli.app import main; os.path.exists('r/{pipe}') and os.unlink('r/{pipe}'); "
-    program = ("-c", f"{code}os.mkfifo('r/{pipe}'); main()")
-    code, errors = command(series, *args, *(["-o", "r"] if args is TEXT else []), program=program)
+    os.mkfifo(series / "r/history.jsonl")
+    code, errors = command(series, *TEXT, "-o", "r")
     assert code == 2
-    assert f"r/{pipe}: it is not a regular file\n" in errors
+    assert "r/history.jsonl: it is not a regular file\n" in errors
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
-@pytest.mark.parametrize("args", [["p.csv"], ["p.parquet"], ["text", "p.txt"], ["--config", "p.toml"]], ids=" ".join)
+@pytest.mark.parametrize("args", [["p.csv"], ["p.parquet"], ["text", "p.txt"]], ids=" ".join)
 def test_pipes_with_names_are_refused_before_they_are_opened(series, args):
     os.mkfifo(series / args[-1])
     code, errors = command(series, "train", *args)

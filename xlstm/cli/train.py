@@ -1,4 +1,4 @@
-"""`xlstm train`: models of a series, a text, sequences with labels, or any series, and the folders they are kept in."""
+"""`xlstm train`: models of a series, a text, or sequences with labels, and the folders they are kept in."""
 
 from __future__ import annotations
 
@@ -20,17 +20,8 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.cli import launch
-from xlstm.cli.configuration import (
-    BackendOption,
-    ByRole,
-    ColumnOption,
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    as_toml,
-    command,
-)
 from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
+from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, command
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
 from xlstm.data import writing
@@ -42,7 +33,7 @@ from xlstm.plots import figures
 from xlstm.training import Interrupted, ProgressBar, Terminated
 from xlstm.training.folder import Folder
 
-OPTIONS, PICTURE = "options.toml", "forecast.png"
+PICTURE = "forecast.png"
 GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
 
@@ -50,7 +41,7 @@ HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so
 class Run(Report):
     """The training of a model into a folder, and what is printed about it.
 
-    `xlstm train` without a kind keeps the model alone. All others keep a run: options, checkpoints and the history.
+    `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the history.
 
     Parameters
     ----------
@@ -59,8 +50,8 @@ class Run(Report):
         The folder. Neither a run nor a model is written over, and a run cannot go on where there is none: ValueError.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
-    resume, as_json, config, save_config, quiet : optional
-        Options of the command line, two of which work by themselves.
+    resume, as_json, quiet : optional
+        Options of the command line, of which `quiet` works by itself.
     ranks : int, optional
         Where they are not there yet, the command is run on so many ranks, and this process ends as they do. Rank 0
         alone writes and prints.
@@ -75,8 +66,6 @@ class Run(Report):
         resume: Annotated[bool, Option("--resume", help="Go on with the run in the folder.")] = False,
         graph: Annotated[str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")] = "auto",
         as_json: JsonOption = False,
-        config: ConfigOption = None,
-        save_config: Annotated[Path | None, Option(help="Write the options to a TOML file.")] = None,
         quiet: QuietOption = False,
         ranks: Annotated[
             int | None, Option(min=1, help="Processes that train together, each on its share of every batch.")
@@ -91,11 +80,9 @@ class Run(Report):
             raise typer.Exit(launch.launch(ranks))
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
-        if save_config is not None and self.leads:
-            writing.write(save_config, as_toml(context).encode())
         self.keeps = not context.command.hidden
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
-        self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
+        self.resume, self.start, self.file = resume, time.perf_counter(), output / MODEL
         self.saved: list[Path] = []
         if not self.leads:
             return
@@ -157,8 +144,6 @@ class Run(Report):
         model.data_ = None if file is None else digest(file)
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
-        if self.keeps:
-            writing.write(self.output / OPTIONS, as_toml(self.context).encode())
 
     def end(self, **values: Any) -> None:
         """Print where the model is, or as JSON the values with what is said of any training."""
