@@ -8,9 +8,9 @@ import pytest
 
 from tests.attacks.bounds import refusal
 from tests.conftest import later
-from xlstm.cli.configuration import from_toml
 from xlstm.data import csv_file, series, table
-from xlstm.estimators import Forecaster, baselines, selection
+from xlstm.estimators import Forecaster, TextModel, baselines, selection
+from xlstm.training.folder import read_history
 
 pa = later("pyarrow")
 pq = later("pyarrow.parquet")
@@ -89,14 +89,16 @@ def test_texts_of_parquet_are_read_as_they_were_written(tmp_path, kind):
         assert table.names_in(table.opened(tmp_path / "a.parquet"), "c").tolist() == [*"abcb"][:rows]
 
 
-@pytest.mark.parametrize("text", ["{}=1", "[{}]", "x={{{}=1}}", "{}.'='=1"])
-@pytest.mark.parametrize("part", ["a.", "'.' .", '"\\"".\t'])
-def test_keys_of_options_have_few_parts(tmp_path, text, part):
-    path = tmp_path / "options.toml"
-    path.write_text(text.format(part * 8000 + "a"))
-    assert "is longer than the 8192 bytes" in str(refusal(lambda: from_toml(path), path.stat().st_size))
-    path.write_text(text.format(part * (8100 // len(part)) + "a"))
-    refusal(lambda: from_toml(path), path.stat().st_size)
+@pytest.mark.parametrize("line", ['{"total": ' + "[" * 100_000, '{"total": 1, "loss": 1' + "0" * 40_000 + "}"], ids=len)
+def test_a_hostile_history_is_refused_and_its_run_goes_on(tmp_path, line):
+    sizes = {"hidden_size": 2, "embedding_size": 2, "batch_size": 2, "length": 4, "backend": "numpy"}
+    history = tmp_path / "history.jsonl"
+    for steps in (1, 2):
+        TextModel(**sizes, steps=steps, checkpoints=tmp_path, resume=steps > 1).fit("to be or not to be " * 9)
+        assert [entry["total"] for entry in read_history(history) if "loss" in entry][-1] == steps
+        with history.open("a") as file:
+            file.write(f"{line}\n")
+        assert "is not readable" in str(refusal(lambda: read_history(history), history.stat().st_size))
 
 
 def test_training_and_scores_take_half_a_kilobyte_a_row(monkeypatch):

@@ -20,8 +20,6 @@ TEXT += ["--steps", "12"]
 CLASSES = split("train classify long.csv --label kind --sequence id --backend numpy --hidden-size 8 --epochs 2")
 QUICK = split("--epochs 1 --window 12 --hidden-size 3 --backend numpy")
 SERIES = ["train", "forecast", "s.csv", *QUICK]
-TIREX = split("train tirex --backend numpy --size 8 --num-heads 2 --num-blocks 1 --patch-size 4 --context-length 32")
-TIREX += split("--horizon 8 --batch-size 4 --steps 7 --every 4")
 VERSE = "the cat sat on the mat and saw a rat. " * 30
 
 

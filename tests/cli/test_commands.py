@@ -4,7 +4,7 @@ import json
 import os
 import re
 import sys
-import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from tests.cli.commands import (
     QUICK,
     SERIES,
     TEXT,
-    TIREX,
     split,
     steps_of_sequences,
     trainer,
@@ -28,7 +27,7 @@ from xlstm.cli.app import app
 from xlstm.cli.console import out, put
 from xlstm.data.series import bundled
 from xlstm.data.table import opened, write_table
-from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
+from xlstm.estimators import Forecaster, TextModel
 from xlstm.plots import figures
 
 PICTURES = {"forecast.png"} if figures.available() else set()
@@ -36,9 +35,8 @@ SHOPS = split("--target sales --target lost --past visits --future price --stati
 TRAINED = {
     "series": SERIES,
     "shops": ["train", "forecast", "past.csv", *SHOPS, *QUICK],
-    "text": [*TEXT, "--save-config", "saved.toml"],
+    "text": TEXT,
     "classes": [*CLASSES, "--epochs", "30", "--columns", "x"],
-    "tirex": [*TIREX, "--steps", "40", "--json"],
 }
 
 
@@ -112,10 +110,6 @@ def test_how_a_table_is_written_is_said(run, tmp_path):
     assert [len(lines), lines[0], lines[1].partition(",")[0]] == [9, "Datum,gr\u00f6\u00dfe", "2006-09-01"]
     assert run("predict xlstm-forecast s.csv --column b", *said).stdout.startswith("Datum,b\n")
     run("evaluate xlstm-forecast s.csv", *said)
-    options = tomllib.loads((tmp_path / "xlstm-forecast/options.toml").read_text())
-    assert (options["date-format"], options["decimal"], options["encoding"]) == ("%d/%m/%Y", ",", "utf-16")
-    again = run("train s.csv --config xlstm-forecast/options.toml -o again --json", *QUICK)
-    assert (read_json(again)["model"], read_json(again)["window"]) == ("again/model.safetensors", 12)
 
 
 def test_intervals_and_errors(run):
@@ -176,7 +170,7 @@ def test_series_targets_and_covariates(run, shops):
     for words in ("sales, lost, 2 series of 80 to 90 days", "sales, 1 day ahead", "lost, 3 days ahead"):
         assert words in printed
     whole, file, ahead = (folder / f"{name}.csv" for name in ("whole", "past", "later"))
-    again = read_json(run("train forecast -o again --json", whole, "--config", path / "options.toml"))
+    again = read_json(run("train forecast -o again --json", whole, *SHOPS, *QUICK))
     assert (again["targets"], len(again["rmse"]["model"][0])) == (["sales", "lost"], 2)
     at = [path, file, "--future-file", ahead]
     lines = run("forecast", *at, "--quantiles", "0.1,0.9").stdout.splitlines()
@@ -201,7 +195,7 @@ def test_series_targets_and_covariates(run, shops):
         assert words in run(*args, code=2).stderr
 
 
-# Texts, sequences with labels, and TiRex
+# Texts, and sequences with labels
 
 
 def test_text(run, tmp_path, trained):
@@ -209,7 +203,7 @@ def test_text(run, tmp_path, trained):
     assert re.search("^trained: 12 batches in [0-9.]+ s$", result.stdout, re.MULTILINE)  # nothing says which was best
     for words in ("nats a character, perplexity", "model: text/model", "sample:\nt"):
         assert words in result.stdout
-    assert sorted(os.listdir(folder))[:3] == ["history.jsonl", "model.safetensors", "options.toml"]
+    assert sorted(os.listdir(folder))[:2] == ["history.jsonl", "model.safetensors"]
     model = TextModel.load(folder / "model.safetensors", "numpy")
     for path in (folder / "model.safetensors", folder):
         result = run("generate --max-tokens 7", path, "--prompt", "the c")
@@ -283,52 +277,28 @@ def test_held_out_sequences_are_the_same_share_of_each_class():
     assert sources.held_out(labels, 0.2, 1)[1].tolist() != test.tolist()
 
 
-def test_a_tirex_from_nothing_forecasts_a_table(run, trained):
-    """And its loss is that which is shown, and less than that of random weights."""
-    folder, result = trained("tirex")
-    found = read_json(result)
-    assert found["steps"] == 40
-    assert found["loss"] < 0.95 * found["random_loss"]
-    table = run("forecast --horizon 3", folder, bundled("co2")).stdout.splitlines()
-    assert len(table) == 4
-    assert "0.9" in table[0]
-
-
 # Options
 
 
-def test_options_of_a_file(run, tmp_path, trained):
-    """The command line beats the file; --save-config writes what --config reads, required options too."""
-    folder, _ = trained("text")
-    written = (folder / "options.toml").read_text()
-    assert (folder.parent / "saved.toml").read_text() == written
-    saved = tomllib.loads(written)
-    assert (saved["steps"], saved["hidden-size"], saved["embedding-size"]) == (12, 8, 4)
-    assert not {"config", "save-config", "resume", "json", "quiet", "file"} & saved.keys()
-    assert run("train text a.txt -o again --quiet --config", folder / "options.toml").output == ""
-    assert out.quiet is False  # it ends with its command
-    assert (tmp_path / "again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
-    (tmp_path / "o.toml").write_text('cell = "gru"\nsteps = 3\nlearning-rate = 1\nhidden-size = 6\n')
-    run(*TEXT[:-2], "--config", "o.toml", "-o", "gru")
-    model = TextModel.load("gru/model.safetensors", "numpy")
-    assert (model.cell, model.steps, model.learning_rate, model.hidden_size) == ("gru", 3, 1.0, 8)
-    run(*CLASSES, *split("--no-standardize --save-config c.toml"))
-    run("train classify long.csv --config c.toml -o other")
-    assert SequenceClassifier.load("other/model.safetensors", "numpy").standardize is False
-
-
 def test_options_of_forecasts(run, tmp_path):
-    (tmp_path / "o.toml").write_text('epochs = 1\nwindow = 12\nhidden-size = 3\nbackend = "numpy"\noutput = "out"\n')
-    run("train s.csv --config o.toml --window 10")
+    run("train s.csv -o out", *QUICK, "--window", 10)
     settings = Forecaster.load("out/model.safetensors", "numpy").settings
     assert (settings.epochs, settings.window, settings.hidden_size) == (1, 10, 3)
     assert {*os.listdir(tmp_path / "out")} == {"model.safetensors", *PICTURES}
     options = "--cell gru --num-layers 2 --dropout 0.1 --linear-baseline 5 --season 12 --least -3 --no-refit"
-    run("train forecast s.csv --config o.toml -o run", *split(options))
-    assert {"model.safetensors", "history.jsonl", "options.toml", *PICTURES} <= {*os.listdir(tmp_path / "run")}
+    run("train forecast s.csv -o run", *QUICK, *split(options))
+    assert {"model.safetensors", "history.jsonl", *PICTURES} <= {*os.listdir(tmp_path / "run")}
     settings = Forecaster.load("run/model.safetensors", "numpy").settings
     assert (settings.cell, settings.num_layers, settings.dropout, settings.linear_baseline) == ("gru", 2, 0.1, 5)
     assert (settings.season, settings.least, settings.refit) == (12, -3.0, False)
+
+
+def test_a_quiet_command_says_nothing(run, trained):
+    """The same command writes the same bytes."""
+    folder, _ = trained("text")
+    assert run(*TEXT, "--quiet", "-o", "again").output == ""
+    assert out.quiet is False  # it ends with its command
+    assert Path("again/model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 # Help, and what is printed
@@ -354,7 +324,7 @@ def commands(group, path=()):
 def test_every_command_has_help(run):
     for path in [(), *commands(typer.main.get_command(app))]:
         text = run(*path, "-h").stdout
-        words = {(): ["Commands:\n  train "], ("train",): ["--window", "forecast", "text", "classify", "tirex"]}
+        words = {(): ["Commands:\n  train "], ("train",): ["--window", "forecast", "text", "classify"]}
         assert all(word in text for word in ("Usage:", "--help", *words.get(path, ()))), path
         assert "..." not in text.partition("Commands:")[2], path  # each is a whole sentence
 
@@ -369,19 +339,16 @@ def test_completion(words, found):
     assert CliRunner().invoke(app, [], env=environment, prog_name="xlstm").stdout.split() == [found]
 
 
-def test_names_of_files_do_not_change_the_terminal(run, tmp_path):
-    """Control characters are shown as escapes, in errors, warnings, tables and notes; JSON has its own."""
+def test_names_of_files_do_not_change_the_terminal(run):
+    """Control characters are shown as escapes, in errors, warnings and tables."""
     evil, shown = "\x1b[31mred\x07\u202e\x9b2J", r"\x1b[31mred\x07\u202e\x9b2J"
     write_table("evil.csv", {evil: [1.0, 2.0], "b": [3.0, 4.0]})
     error = run("train evil.csv --column none", code=2).stderr
     write_table("long.csv", {"id": [k // 2 for k in range(80)], "kind": [evil, evil, "b", "b"] * 20, "x": [*range(80)]})
     table = run(*CLASSES, "-o", "classes").stdout
-    (tmp_path / "r" / evil).mkdir(parents=True)
-    (tmp_path / "r" / evil / "history.jsonl").write_text('{"total": 1, "loss": 1.0}\n')
-    for text in (error, table, run("runs r").stdout):
+    for text in (error, table):
         assert shown in text
         assert "\x1b" not in text
-    assert read_json(run("runs r --json"))[0]["run"] == f"r/{evil}"
 
 
 def test_data_are_printed_as_they_are_but_on_a_terminal(monkeypatch, capsys):

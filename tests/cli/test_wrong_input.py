@@ -22,29 +22,6 @@ def files(tmp_path):
     write_files(tmp_path)
 
 
-OPTIONS = {
-    "stepz = 3": "o.toml: key 'stepz' is unknown, expected some of sample, cell",
-    'steps = "3"': "o.toml: steps is '3', expected a whole number",
-    "output = []": "o.toml: output is [], expected text",
-    "resume = 1": "o.toml: resume is 1, expected true or false",
-    "config = 'p.toml'": "o.toml: key 'config' is unknown",
-    "steps: 3": "o.toml: not a readable TOML file (Expected '=' after a key",
-    "a = " + "[" * 5000: "o.toml: not a readable TOML file",
-    "steps = 0": "steps is 0",
-    "\xff": "o.toml: not a readable TOML file",
-}
-
-
-@pytest.mark.parametrize("text", OPTIONS, ids=range(len(OPTIONS)))
-def test_wrong_files_of_options(run, tmp_path, text):
-    (tmp_path / "o.toml").write_text(text, encoding="latin-1")
-    result = run("train text a.txt", *SMALL, "--config", "o.toml", code=2)
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    assert OPTIONS[text] in result.stderr
-    assert not (tmp_path / "xlstm-text").exists()
-
-
 WRONG = {
     "nosuch": "No such command 'nosuch'",
     "train nosuch.csv": "error: nosuch.csv: No such file or directory",
@@ -61,7 +38,6 @@ WRONG = {
     "train forecast s.csv -o there --resume": "is of another run",
     "train text binary": "binary: not UTF-8 text (invalid start byte at byte 0)",
     "train text a.txt -o busy": "busy/model.safetensors: not saved, it is not a regular file",
-    "train text a.txt --save-config no/o.toml": "no/o.toml",
     "train text a.txt --graph yes": "train: graph is 'yes', expected one of auto, on, off",
     "train text a.txt --graph on": "Step: graph is True, which needs arrays of CuPy",
     "train classify long.csv --label kin": "column 'kin' is not in the header, which has id, kind, day",
@@ -77,7 +53,6 @@ WRONG = {
     "generate series --prompt a": "kind is 'forecaster', which is for xlstm predict, forecast,",
     "import weights.pt": "weights.pt: not read without PyTorch (File is not a zip file)",
     "info --card h100": "info: --card goes with --explain",
-    "runs torn": "none of the runs has a readable history",
 }
 
 
@@ -112,8 +87,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, command)
     for name in ("text", "plain", "classes", "series", "net"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
     (tmp_path / "there").symlink_to(models / "there")
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn/history.jsonl").write_text("nonsense\n")
     (tmp_path / "busy/model.safetensors").mkdir(parents=True)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)

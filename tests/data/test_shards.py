@@ -9,7 +9,7 @@ from xlstm.data import Batch, Prefetch, Sequences, SeriesWindows, Shard, Streams
 from xlstm.estimators import Forecaster
 from xlstm.models import TiRex2
 from xlstm.models.sequence import sequence_model
-from xlstm.models.tirex import PatchWindows, SyntheticPatches
+from xlstm.models.tirex import PatchWindows
 from xlstm.training.feed import Feed
 
 LAST = sequence_model("test", "lstm", 1, 1, True, hidden_size=1)
@@ -62,7 +62,6 @@ def datasets():
     sizes = {"patch_size": 2, "quantiles": (0.1, 0.5, 0.9), "input_ff_size": 8, "output_ff_size": 8, "context": 16}
     tirex = TiRex2(8, [("mlstm", 2, 2)], horizon=4, **sizes)
     yield "TiRex's, in groups", PatchWindows(tirex, GAPS[1:].T, batch_size=3)
-    yield "TiRex's, drawn", SyntheticPatches(tirex, 2, batch_size=5)
     yield "whole", Whole()
     yield "twice", Twice(X, Y[:, 0], batch_size=4)
 

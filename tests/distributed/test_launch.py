@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.cli.commands import CLASSES, SERIES, TEXT, TIREX, write_files
+from tests.cli.commands import CLASSES, SERIES, TEXT, write_files
 from tests.conftest import ROOT
 from tests.distributed.launcher import needed, runs, until
 from tests.distributed.test_group import SOON
@@ -76,7 +76,7 @@ def files(tmp_path):
 
 
 @needed
-@pytest.mark.parametrize("words", [TEXT, CLASSES, SERIES, TIREX], ids=lambda words: words[1])
+@pytest.mark.parametrize("words", [TEXT, CLASSES, SERIES], ids=lambda words: words[1])
 def test_a_command_on_two_ranks(run, tmp_path, words):
     """It prints one document of JSON, and writes the files of one process."""
     expected = json.loads(run(*words, "--json", "-o", "one").stdout)
@@ -85,7 +85,6 @@ def test_a_command_on_two_ranks(run, tmp_path, words):
     found = json.loads(out)
     assert found.keys() == expected.keys()
     assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
-    assert "ranks" not in Path("two/options.toml").read_text()
     one, two = (next(Path(name).glob("step-*")).name for name in ("one", "two"))
     assert one == two
     a, b = (load_file(f"{name}/model.safetensors") for name in ("one", "two"))

@@ -18,7 +18,9 @@ from bench import gpu as bench_gpu
 from bench.rows import OURS
 from bench.workers import Worker
 from tests import gpu, parity
-from xlstm.estimators import Forecaster, SequenceClassifier, TextModel, TiRexTrainer
+from xlstm import optim, training
+from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
+from xlstm.models.tirex import PatchWindows, TiRex
 
 gpu.needed()
 
@@ -32,15 +34,22 @@ ROWS = WAVE.reshape(20, 6)
 VERSE = "to be or not to be, that is the question:\n" * 10
 FEW = {"hidden_size": 4, "epochs": 4}
 TEXT = {"hidden_size": 8, "embedding_size": 4, "steps": 6, "batch_size": 2, "length": 10}
-TIREX = {"size": 8, "num_blocks": 2, "num_heads": 2, "patch_size": 4, "input_ff_size": 8, "context_length": 16}
-TIREX |= {"horizon": 4, "batch_size": 2, "steps": 4, "every": 2}
+TIREX = TiRex(8, 2, 2, patch_size=4, input_ff_size=8, context=16)
+
+
+def losses_of_tirex(backend, graph="auto"):
+    windows = PatchWindows(TIREX, WAVE, horizon=4, stride=16, batch_size=2)
+    params = TIREX.init(0, backend)
+    return training.train(TIREX, params, windows, optim.adamw(2e-3), epochs=1, graph=graph).losses
+
+
 ESTIMATES = {
     "classifier": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, np.arange(20) % 2).predict_proba(ROWS),
     "labels of steps": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, ROWS > 0).predict_proba(ROWS),
     "several labels": lambda **be: SequenceClassifier(**FEW, **be).fit(ROWS, ROWS[:, :2] > 0).predict_proba(ROWS),
     "text": lambda **be: TextModel(**TEXT, **be).fit(VERSE).nats(VERSE),
     "forecaster": lambda **be: Forecaster(window=4, horizon=2, **FEW, **be).fit(WAVE).predict(WAVE, 5),
-    "TiRex": lambda **be: TiRexTrainer(**TIREX, **be).fit().trained_.losses,
+    "TiRex": losses_of_tirex,
 }
 
 

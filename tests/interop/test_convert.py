@@ -20,7 +20,6 @@ from xlstm.interop import nxai, tirex
 from xlstm.models import model_files
 from xlstm.models.sequence import SequenceModel
 
-STACK = {"num_layers": 2, "bidirectional": True}
 EXTRAS = {"onnx": "onnx", "keras": "h5py", "torch": "safetensors"}
 
 
@@ -52,14 +51,15 @@ def test_published_checkpoints_come_back_with_the_same_bits(tmp_path, published,
 @pytest.mark.parametrize("to", export_import.SUFFIXES)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_there_and_back(tmp_path, kind, to):
-    """A stack goes out and comes back with the same bits under the same names."""
+    """A stack, with ONNX one layer, goes out and comes back with the same bits under the same names."""
     pytest.importorskip(EXTRAS[to])
-    layer = getattr(xlstm, kind)(3, 4, **STACK, batch_first=to == "keras")
+    num_layers = 1 if to == "onnx" else 2
+    layer = getattr(xlstm, kind)(3, 4, num_layers, bidirectional=True, batch_first=to == "keras")
     source, params = saved(tmp_path, layer)
     export_import.export(source, to)
     export_import.import_(tmp_path / f"net{export_import.SUFFIXES[to]}", kind=kind.lower())
     found, arrays = model_files.load(tmp_path / "net.model.safetensors", "numpy")
-    assert (type(found), found.num_layers, found.directions) == (type(layer), 2, layer.directions)
+    assert (type(found), found.num_layers, found.directions) == (type(layer), num_layers, layer.directions)
     for name, array in params.items():
         assert arrays[name].tobytes() == array.tobytes()
     assert not any(np.any(arrays[name]) for name in set(arrays) - set(params))  # a second bias
@@ -89,15 +89,15 @@ def test_a_forecaster_is_exported_with_its_head(tmp_path, to):
 
 def test_the_command_line(tmp_path):
     pytest.importorskip("onnx")
-    source, _ = saved(tmp_path, SequenceModel(xlstm.GRU(2, 3, 2), 1))
+    source, _ = saved(tmp_path, SequenceModel(xlstm.GRU(2, 3), 1))
     result = CliRunner().invoke(app, ["export", str(source), "--to", "onnx"])
     assert result.exit_code == 0, result.output
-    assert "holds: SequenceModel(recurrent=GRU(2, 3, num_layers=2), output_size=1, last=False" in result.output
+    assert "holds: SequenceModel(recurrent=GRU(2, 3), output_size=1, last=False" in result.output
     result = CliRunner().invoke(app, ["import", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "back")])
     assert result.exit_code == 0, result.output
-    assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3, num_layers=2)\n"
+    assert result.output == f"wrote: {tmp_path / 'back'}\nholds: GRU(2, 3)\n"
     layer, _ = model_files.load(tmp_path / "back", "numpy")
-    assert layer == xlstm.GRU(2, 3, 2)
+    assert layer == xlstm.GRU(2, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,10 @@
-"""ONNX in and out: the operators' own cases, layers and TiRex in onnxruntime, bits there and back, bad files."""
+"""ONNX in and out: the operators' own cases, layers and TiRex in onnxruntime, bits there and back, PyTorch's exports.
+
+The files in golden/onnx are exports by PyTorch 2.13 of modules with 3 inputs and 4 units, without `doc_string` and
+`metadata_props`: `torch.onnx.export(module, arguments, dynamo=...)`, where the name says `dynamo` for True, with
+onnxscript 0.7, and `torchscript` for False, at opset 17. "dynamic" leaves time and batch open (`Dim.AUTO`,
+`dynamic_axes`), and "state" has the initial states as inputs. All others make zeros of them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +26,7 @@ from xlstm.cli import export_import
 from xlstm.estimators import Forecaster, SequenceClassifier, SequenceRegressor, TextModel, ZeroShotForecaster
 from xlstm.interop import tirex
 from xlstm.interop.onnx import from_onnx, to_onnx
+from xlstm.interop.onnx.onnx_export import INPUTS
 from xlstm.layers.blocks.block import Backbone, Block
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.gated import Recurrent
@@ -393,11 +400,12 @@ def test_weights_in_another_file(model, tmp_path):
 
 @pytest.mark.parametrize("layer", **numbered(LAYERS))
 def test_layer_to_onnx_and_back(layer, rng, tmp_path):
+    layer = replace(layer, num_layers=1, dropout=0.0)
     params = draw_params(layer, rng)
     to_onnx(layer, params, tmp_path / "model.onnx", lengths=True)
     back, found = from_onnx(tmp_path / "model.onnx")
     bias = layer.bias and not layer.recurrent_bias  # ONNX has both or none, the missing one is 0
-    expected = replace(layer, recurrent_bias=layer.bias, dropout=0.0, recurrent_dropout=0.0)
+    expected = replace(layer, recurrent_bias=layer.bias, recurrent_dropout=0.0)
     assert back == expected
     assert list(found) == list(expected.shapes)
     for name, array in found.items():
@@ -410,14 +418,79 @@ def test_layer_to_onnx_and_back(layer, rng, tmp_path):
 def test_nodes_by_name(rng):
     params = xlstm.LSTM(D, H, 3).init(rng, "numpy")
     model = to_onnx(xlstm.LSTM(D, H, 3), params)
-    for nodes, first, layer in (("1.Y", 1, xlstm.LSTM(H, H)), (["1.Y", "2.Y"], 1, xlstm.LSTM(H, H, 2))):
-        found, arrays = from_onnx(model, nodes)
-        assert (found.num_layers, found.input_size) == (layer.num_layers, H)
-        for k in range(layer.num_layers):
-            np.testing.assert_array_equal(arrays[f"{k}.Wh"], params[f"{first + k}.Wh"])
-    for nodes, message in (("7", "node '7'"), (["1.Y", "0.Y"], "make no stack"), (["1.Y", "1.Y"], "node '1.Y'")):
+    layer, arrays = from_onnx(model, "1.Y")
+    assert layer == xlstm.LSTM(H, H, recurrent_bias=True)
+    np.testing.assert_array_equal(arrays["0.Wh"], params["1.Wh"])
+    for name, message in (("7", "node '7'"), (None, r"there are 3 recurrent nodes, .* 0\.Y, 1\.Y, 2\.Y")):
         with pytest.raises(ValueError, match=message):
-            from_onnx(model, nodes)
+            from_onnx(model, name)
+
+
+@pytest.mark.parametrize("value", [0, 1e-30, float("nan")])
+def test_a_constant_state_is_0_or_refused(model, value):
+    _, expected = from_onnx(model)
+    cell = next(n for n in model.graph.node if n.op_type == "LSTM")
+    state = np.full((1, B, H), value, np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(state, "constant"))
+    cell.input[INPUTS.index("initial_c")] = "constant"
+    if value == 0:
+        assert from_onnx(model)[1].keys() == expected.keys()
+        return
+    with pytest.raises(ValueError, match="initial_c is a constant other than 0"):
+        from_onnx(model)
+
+
+# ---- exports of PyTorch
+
+
+def read_all(model):
+    """Every recurrent node of a model, by its name, in order."""
+    return [from_onnx(model, n.name) for n in model.graph.node if n.op_type in KINDS]
+
+
+BOTH_WAYS = xlstm.LSTM(2 * H, H, bidirectional=True, recurrent_bias=True)
+EXPORTS = {  # their last layers
+    "dynamo-lstm-2-bidirectional-batch_first-dynamic": BOTH_WAYS,
+    "torchscript-lstm-3-bidirectional-batch_first-dynamic": BOTH_WAYS,
+    "torchscript-rnn-2-relu-batch_first-dynamic-state": xlstm.RNN(H, H, activations="relu", bias=False),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_nodes_of_an_export_compute_what_onnxruntime_does(name, rng):
+    model = onnx.load(DATA / "onnx" / f"{name}.onnx")
+    layers, run = read_all(model), session(model)
+    assert layers[-1][0] == EXPORTS[name]
+    n = len(layers[0][0].directions)
+    start = normal(rng, n * len(layers), B, H) if "state" in name else None
+    x = normal(rng, B, T, D)
+    feed = dict(zip([i.name for i in run.get_inputs()], (x, start), strict=False))
+    expected = run.run(None, feed)
+    y, ends = x.swapaxes(0, 1), []
+    for k, (layer, params) in enumerate(layers):
+        state = None if start is None else (start[k * n : (k + 1) * n],)
+        y, end = layer(params, y, state)
+        ends.append(end)
+    found = (y.swapaxes(0, 1), *(np.concatenate(some) for some in zip(*ends, strict=True)))
+    for ours, theirs in zip(found, expected, strict=True):
+        close(ours, theirs)
+
+
+def test_nodes_of_a_larger_model():
+    """An embedding stands before the layers, and a head behind their last step."""
+    model = onnx.load(DATA / "onnx/dynamo-embedding-gru.onnx")
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    tokens = np.arange(30).reshape(B, T) % 7
+    y = weights["e.weight"][tokens].swapaxes(0, 1)
+    for layer, params in read_all(model):
+        y, _ = layer(params, y)
+    (expected,) = session(model).run(None, {model.graph.input[0].name: tokens})
+    close(y[-1] @ weights["o.weight"].T + weights["o.bias"], expected)
+
+
+def test_an_export_without_a_recurrent_node_is_refused():
+    with pytest.raises(ValueError, match="no node LSTM, GRU or RNN"):
+        from_onnx(DATA / "onnx/dynamo-rnn-1.onnx")
 
 
 # ---- TiRex

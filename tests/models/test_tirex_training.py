@@ -10,7 +10,7 @@ import xlstm
 from tests.conftest import make_backend
 from xlstm.data.series import synthetic
 from xlstm.models import TiRex, TiRex2
-from xlstm.models.tirex import PatchWindows, SyntheticPatches
+from xlstm.models.tirex import PatchWindows
 from xlstm.models.tirex.variates import Groups
 from xlstm.training import LowRank, evaluate
 from xlstm.training.loop import first_batch
@@ -216,17 +216,6 @@ def test_other_groups_are_other_data(rng):
     x = rng.standard_normal((2, 30))
     found = {first_batch(PatchWindows(SECOND, series, stride=40)) for series in (x, x[None])}
     assert len(found) == 2
-
-
-def test_synthetic_patches_are_drawn_for_each_epoch_and_judged_on_the_same():
-    model = TiRex(8, 1, 2, patch_size=4, quantiles=(0.1, 0.5, 0.9), input_ff_size=16, context=32)
-    data = SyntheticPatches(model, 4, horizon=8, batch_size=16)
-    first, again, other = ([b.x for b in data.batches(np.random.default_rng(seed))] for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first[0], other[0])
-    assert not np.array_equal(first[0], first[1])
-    judged, same = ([batch.x for batch in data.batches()] for _ in range(2))
-    np.testing.assert_array_equal(judged, same)
 
 
 def test_synthetic_series(rng):

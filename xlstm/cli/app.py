@@ -16,7 +16,6 @@ import xlstm
 from xlstm.cli import launch, process_signals, train
 from xlstm.cli.bench import bench
 from xlstm.cli.compare_backends import compare
-from xlstm.cli.compare_runs import runs
 from xlstm.cli.console import Log, one_line_errors, out, show, tell
 from xlstm.cli.export_import import export, import_
 from xlstm.cli.info import check_kernels, info
@@ -89,16 +88,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 kinds = typer.Typer(
-    help="Train a model of a series (forecast, unless another is named), a text, sequences with labels, or any series.",
+    help="Train a model of a series (forecast, unless another is named), a text, or sequences with labels.",
     cls=Train,
-    subcommand_metavar="[forecast|text|classify|tirex] ...",
+    subcommand_metavar="[forecast|text|classify] ...",
     rich_markup_mode=None,
 )
 app.add_typer(kinds, name="train")
 kinds.command("series", hidden=True)(train.train_forecast)
-for kind in ("forecast", "text", "classify", "tirex"):
+for kind in ("forecast", "text", "classify"):
     kinds.command(kind)(getattr(train, f"train_{kind}"))
-for command in (evaluate, predict, forecast, generate, runs, export, import_, compare, bench, info, inspect):
+for command in (evaluate, predict, forecast, generate, export, import_, compare, bench, info, inspect):
     app.command(command.__name__.rstrip("_"))(command)
 app.command("check")(check_kernels)
 

@@ -17,8 +17,8 @@ import xlstm
 from xlstm.arrays import checks, cores, probe
 from xlstm.arrays.backend import available_backends, backend
 from xlstm.arrays.namespace import DTYPES
-from xlstm.cli.configuration import JsonOption
 from xlstm.cli.console import out
+from xlstm.cli.options import JsonOption
 from xlstm.engines.cuda import check as checking
 from xlstm.engines.cuda import launch
 from xlstm.engines.cuda.choice import choose, told

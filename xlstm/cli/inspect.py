@@ -13,8 +13,8 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_like
 from xlstm.arrays.namespace import Params
-from xlstm.cli.configuration import ColumnOption, JsonOption, command
 from xlstm.cli.console import Report, printable
+from xlstm.cli.options import ColumnOption, JsonOption, command
 from xlstm.cli.sources import LANGUAGE, Layout, Loaded, check_options, load_model, panel_of, read_text
 from xlstm.data import text
 from xlstm.data.csv_file import PLAIN, Dialect

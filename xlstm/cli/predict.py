@@ -14,8 +14,8 @@ from typer import Argument, Option
 from xlstm.arrays import checks
 from xlstm.arrays.namespace import Params
 from xlstm.cli import sources
-from xlstm.cli.configuration import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
 from xlstm.cli.console import Report, printable, put, table, tell
+from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, TableOption, command
 from xlstm.cli.sources import Layout, Loaded, Panel, find_model, load_model, panel_of
 from xlstm.data import calendars, text
 from xlstm.data.csv_file import Dialect

@@ -1,4 +1,4 @@
-"""`xlstm train`: models of a series, a text, sequences with labels, or any series, and the folders they are kept in."""
+"""`xlstm train`: models of a series, a text, or sequences with labels, and the folders they are kept in."""
 
 from __future__ import annotations
 
@@ -20,30 +20,20 @@ from xlstm import plots
 from xlstm.arrays import checks
 from xlstm.arrays.backend import backend_of
 from xlstm.cli import launch
-from xlstm.cli.configuration import (
-    BackendOption,
-    ByRole,
-    ColumnOption,
-    ConfigOption,
-    JsonOption,
-    QuietOption,
-    as_toml,
-    command,
-)
 from xlstm.cli.console import Report, code, compare, err, interrupted, join, message_of, out, tell
+from xlstm.cli.options import BackendOption, ByRole, ColumnOption, JsonOption, QuietOption, command
 from xlstm.cli.predict import of_forecasts, of_labels, of_text
 from xlstm.cli.sources import MODEL, Layout, Panel, digest, held_out, read_panel, read_text
 from xlstm.data import writing
 from xlstm.data.csv_file import Dialect
 from xlstm.data.series import bundled
-from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel, TiRexTrainer
+from xlstm.estimators import Forecaster, SequenceClassifier, Settings, TextModel
 from xlstm.estimators.evaluation import Score
-from xlstm.models.tirex import SyntheticPatches
 from xlstm.plots import figures
-from xlstm.training import Interrupted, ProgressBar, Terminated, evaluate
+from xlstm.training import Interrupted, ProgressBar, Terminated
 from xlstm.training.folder import Folder
 
-OPTIONS, PICTURE = "options.toml", "forecast.png"
+PICTURE = "forecast.png"
 GRAPHS: dict[str, bool | str] = {"auto": "auto", "on": True, "off": False}
 HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so many times as long
 
@@ -51,7 +41,7 @@ HORIZON, SHORT = 12, 20  # steps ahead by default, of which a series is to be so
 class Run(Report):
     """The training of a model into a folder, and what is printed about it.
 
-    `xlstm train` without a kind keeps the model alone. All others keep a run: options, checkpoints and the history.
+    `xlstm train` without a kind keeps the model alone. All others keep a run: checkpoints and the history.
 
     Parameters
     ----------
@@ -60,8 +50,8 @@ class Run(Report):
         The folder. Neither a run nor a model is written over, and a run cannot go on where there is none: ValueError.
     graph : {"auto", "on", "off"}
         Whether steps are captured in CUDA graphs.
-    resume, as_json, config, save_config, quiet : optional
-        Options of the command line, two of which work by themselves.
+    resume, as_json, quiet : optional
+        Options of the command line, of which `quiet` works by itself.
     ranks : int, optional
         Where they are not there yet, the command is run on so many ranks, and this process ends as they do. Rank 0
         alone writes and prints.
@@ -76,8 +66,6 @@ class Run(Report):
         resume: Annotated[bool, Option("--resume", help="Go on with the run in the folder.")] = False,
         graph: Annotated[str, Option(help="auto, on or off: capture steps in CUDA graphs, on CuPy.")] = "auto",
         as_json: JsonOption = False,
-        config: ConfigOption = None,
-        save_config: Annotated[Path | None, Option(help="Write the options to a TOML file.")] = None,
         quiet: QuietOption = False,
         ranks: Annotated[
             int | None, Option(min=1, help="Processes that train together, each on its share of every batch.")
@@ -92,11 +80,9 @@ class Run(Report):
             raise typer.Exit(launch.launch(ranks))
         self.leads = self.group.rank == 0
         self.graph = GRAPHS[checks.choice(GRAPHS)("train", "graph", graph)]
-        if save_config is not None and self.leads:
-            writing.write(save_config, as_toml(context).encode())
         self.keeps = not context.command.hidden
         self.output = output = output or Path(f"xlstm-{context.info_name if self.keeps else 'output'}")
-        self.context, self.resume, self.start, self.file = context, resume, time.perf_counter(), output / MODEL
+        self.resume, self.start, self.file = resume, time.perf_counter(), output / MODEL
         self.saved: list[Path] = []
         if not self.leads:
             return
@@ -158,8 +144,6 @@ class Run(Report):
         model.data_ = None if file is None else digest(file)
         model.save(self.file, **({} if note is None else {"note": note}))
         self.saved.append(self.file)
-        if self.keeps:
-            writing.write(self.output / OPTIONS, as_toml(self.context).encode())
 
     def end(self, **values: Any) -> None:
         """Print where the model is, or as JSON the values with what is said of any training."""
@@ -300,18 +284,3 @@ def train_classify(
     model = run.fit(SequenceClassifier(**settings), sequences[rows], labels[rows], note=asdict(layout), file=table)
     judged = of_labels(run, model, sequences[test], labels[test]) if len(test) else {}
     run.end(epochs=model.n_iter_, **judged)
-
-
-@command(TiRexTrainer)
-def train_tirex(run: Run, **settings: Any) -> None:
-    """Train a small TiRex on synthetic series, from random weights to a checkpoint that forecasts any series.
-
-    The series have trends, seasons, steps, random walks, noise and gaps. At the end the loss on others of their kind is
-    shown. `xlstm forecast` takes the model.
-    """
-    model = run.fit(TiRexTrainer(**settings))
-    data = SyntheticPatches(model.model_, 8, model.horizon, model.batch_size)
-    loss = evaluate(model.model_, model.params_, data)
-    first = evaluate(model.model_, model.model_.init(model.seed, model.backend, model.dtype), data)
-    run.print(f"pinball loss on other series: {loss:.4f} in their scaled units; with random weights {first:.4f}")
-    run.end(steps=len(model.trained_.losses), loss=loss, random_loss=first)

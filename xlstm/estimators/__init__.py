@@ -8,7 +8,7 @@ from xlstm.estimators.forecaster import Forecaster
 from xlstm.estimators.predictor import Settings
 from xlstm.estimators.sequence_estimators import SequenceClassifier, SequenceRegressor
 from xlstm.estimators.text_model import TextModel
-from xlstm.estimators.tirex_estimators import TiRexFeatures, TiRexTrainer, ZeroShotForecaster
+from xlstm.estimators.tirex_estimators import TiRexFeatures, ZeroShotForecaster
 
 __all__ = [
     "Comparison",
@@ -23,7 +23,6 @@ __all__ = [
     "Settings",
     "TextModel",
     "TiRexFeatures",
-    "TiRexTrainer",
     "ZeroShotForecaster",
     "compare",
 ]

@@ -1,4 +1,4 @@
-"""TiRex as estimators: forecasts without training, features of series, and a model trained from random weights."""
+"""TiRex as estimators: forecasts without training, and features of series."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from typing import Any, Self, Unpack
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.backend import Backend, backend_of
+from xlstm.arrays.backend import Backend
 from xlstm.arrays.convert import dtype_text
-from xlstm.arrays.groups import Group
 from xlstm.arrays.namespace import DType, Params
 from xlstm.data import frames
 from xlstm.data.host import Values
 from xlstm.data.panels import CovariateArguments, Covariates, Given, TimeSeries
 from xlstm.data.series_windows import split
 from xlstm.estimators import baselines, evaluation, fitting
-from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator, TrainedEstimator
+from xlstm.estimators.base import CHECKS, AnyPath, Estimator, Host, SeriesEstimator
 from xlstm.estimators.evaluation import Forecasts, Score
 from xlstm.estimators.series_scaling import check_changes, names_of
 from xlstm.interop import tirex
-from xlstm.models.tirex import PrefixStateCache, SyntheticPatches, TiRex, TiRex2, items
+from xlstm.models.tirex import PrefixStateCache, TiRex, TiRex2, items
 from xlstm.models.tirex.items import Pretrained
 from xlstm.models.tirex.transforms import levels_of
-from xlstm.training import Trained
 
 FEWEST = 3  # rows before the first forecast of a score, for the baselines
-VALIDATION = 8  # batches of synthetic series that validation looks at
 FORECASTER, FEATURES = "ZeroShotForecaster", "TiRexFeatures"
 
 Checkpoint = AnyPath | tuple[TiRex | TiRex2, Params]
@@ -432,123 +429,3 @@ class TiRexFeatures(Estimator):
         variates = [f"_variate{v}" for v in range(count)] if count > 1 else [""]
         names = [f"block{k}{v}_unit{d}" for k in range(model.num_blocks) for v in variates for d in range(model.size)]
         return np.array(names, dtype=object)
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
-class TiRexTrainer(TrainedEstimator):
-    """A trainer of a `TiRex` on synthetic series, which gives a forecaster for any series.
-
-    It shows the way from random weights to a checkpoint. A model that is to compete with the published one needs their
-    size, real series, and far more time.
-
-    Parameters
-    ----------
-    size, num_blocks, num_heads, patch_size, input_ff_size : int
-        Options of `TiRex`.
-    context_length : int
-        Its option `context`.
-    horizon : int
-        Steps to learn to forecast at once.
-    batch_size : int
-        Series of a batch.
-    steps : int
-        Batches in all.
-    every : int
-        Batches between two looks at the validation loss, on series that are no part of training, and checkpoints.
-    learning_rate : float
-        That of AdamW.
-    weight_decay : float
-        Decay of AdamW.
-    schedule : {"cosine", "constant"}
-        Cosine goes down to a tenth of the learning rate.
-    clip : float
-        Limit of the global norm of the gradient.
-    averaging : float
-        Decay of the moving average of weights that is kept.
-    seed : int
-        Initial weights, and series.
-    precision : {"float16", "bfloat16", "tf32"}, optional
-        Arithmetic of training on a GPU.
-    backend : str or Backend, optional
-        auto, numpy, cupy or torch; by default auto.
-    dtype : {"float32", "float64"}
-    callbacks : list of Callback
-    checkpoints : path, optional
-        Folder of the run.
-    resume : bool
-        Go on with the run in that folder.
-    graph : bool or "auto"
-        Capture steps in CUDA graphs, as for `training.train`.
-
-    Attributes
-    ----------
-    model_ : TiRex
-    params_ : dict of str to array
-    trained_ : Trained
-    """
-
-    size: int = 64
-    num_blocks: int = 2
-    num_heads: int = 4
-    patch_size: int = 16
-    input_ff_size: int = 128
-    context_length: int = 256
-    horizon: int = 64
-    steps: int = 1000
-    every: int = 100
-    weight_decay: float = 0.01
-    schedule: str = "cosine"
-    averaging: float = 0.99
-
-    def fit(self, X: Any = None, y: Any = None, group: Group | None = None) -> Self:
-        """Train.
-
-        Parameters
-        ----------
-        X, y : object, optional
-            They are not used.
-        group : Group, optional
-            The ranks that train together, each with the same arguments, as for `training.train`.
-
-        Returns
-        -------
-        TiRexTrainer
-            Itself.
-
-        Raises
-        ------
-        ValueError, TypeError
-            A parameter is out of range.
-        FloatingPointError
-            Training diverged.
-        Interrupted, Terminated
-            A signal ended training after a step; the trainer has what was best so far.
-        """
-        self.checked()
-        sizes = {name: getattr(self, name) for name in ("patch_size", "input_ff_size")}
-        model = TiRex(self.size, self.num_blocks, self.num_heads, context=self.context_length, **sizes)
-        home = backend_of(self.backend, self.dtype)
-        data, validation = (
-            SyntheticPatches(model, batches, self.horizon, self.batch_size) for batches in (self.every, VALIDATION)
-        )
-
-        def keep(trained: Trained) -> None:
-            self._become(model_=model, params_=trained.params, trained_=trained)
-
-        start = model.init(self.seed, home)
-        return self._train(model, start, data, home, keep, steps=self.steps, validation=validation, group=group)
-
-    def save(self, path: AnyPath) -> None:
-        """Write the model as a checkpoint, which `xlstm.interop.tirex.load` reads.
-
-        Parameters
-        ----------
-        path : path
-            A folder, or a file `NAME.safetensors`, beside which `NAME_config.json` is written.
-
-        Raises
-        ------
-        NotFittedError, OSError
-            There is no model yet, or a file cannot be written.
-        """
-        tirex.save(path, self.model_, self.params_)

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from xlstm.interop.common import Host
-from xlstm.interop.onnx.dataflow import names_into
 from xlstm.interop.onnx.onnx_files import library
 
 BATCH, TIME = 2**31 - 1, 2**31 - 19
@@ -108,6 +107,15 @@ class Graph:
                 needed |= set(names_into(node))
         results = [_value(one, a) for one, a in zip(named, outputs, strict=True)]
         return helper.make_graph(nodes[::-1], name, [_value(a.name, a) for a in inputs], results)
+
+
+def names_into(node: Any) -> Iterator[str]:
+    """Yield the names that go into a node, and those that go into the nodes of graphs inside it."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            for inner in graph.node:
+                yield from names_into(inner)
 
 
 def _value(name: str, array: Array) -> Any:

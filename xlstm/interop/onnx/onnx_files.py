@@ -16,7 +16,6 @@ from xlstm.interop.common import Host, package
 LARGEST = 2**31 - 1  # bytes of a protobuf message
 FIELDS, SPACING = 200_000, 100  # a file may have so many fields, or one for so many of its bytes
 LONGEST = 1 << 18  # bytes of the name or the value of an entry, such as the path of a file with external data
-SHARED = 32 << 20  # bytes that nodes which share their weights may take beyond what is there
 
 
 def library() -> Any:
@@ -87,30 +86,16 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     raise ValueError("a number is too long")
 
 
-class Constants:
-    """A reader of tensors that counts the bytes it has read, of a model of `size` bytes.
+def values(what: str, tensor: Any, folder: Path | None) -> Host:
+    """Return the values of a tensor, which messages call `what`; raise ValueError if it is damaged.
 
     Files of external data are in `folder`, unless it is None.
     """
-
-    def __init__(self, folder: Path | None, size: int) -> None:
-        self._folder, self._sizes, self._read = folder, {"": size}, 0
-
-    def values(self, what: str, tensor: Any) -> Host:
-        """Return the values of a tensor, which messages call `what`; raise ValueError if it is damaged."""
-        locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
-        if locations and self._folder is None:
-            raise ValueError(f"{what} is external data in {shown(locations[0])}, expected a model with its path")
-        try:
-            array: Host = library().numpy_helper.to_array(tensor, str(self._folder or ""))
-            self._sizes |= {name: Path(self._folder or "", name).stat().st_size for name in locations}
-        except Exception as error:  # the package onnx has a dozen for what may be wrong
-            raise ValueError(f"{what} of shape {tuple(tensor.dims)} is damaged ({error})") from error
-        self._read += array.nbytes  # nodes that share a tensor, or a place in a file, each take their own
-        there = sum(self._sizes.values())
-        if self._read > 4 * there + SHARED:
-            raise ValueError(
-                f"{what} is too much: with it constants take {self._read} bytes, as nodes share them, "
-                f"expected at most {4 * there + SHARED} of {there} bytes of files"
-            )
-        return array
+    locations = [entry.value for entry in tensor.external_data if entry.key == "location"]
+    if locations and folder is None:
+        raise ValueError(f"{what} is external data in {shown(locations[0])}, expected a model with its path")
+    try:
+        array: Host = library().numpy_helper.to_array(tensor, str(folder or ""))
+    except Exception as error:  # the package onnx has a dozen for what may be wrong
+        raise ValueError(f"{what} of shape {tuple(tensor.dims)} is damaged ({error})") from error
+    return array

@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 
 from xlstm.arrays import checks
-from xlstm.arrays.random import generator
 from xlstm.data.batches import Batch
-from xlstm.data.series import synthetic
 from xlstm.models.tirex import items, transforms
 from xlstm.models.tirex.items import Item, Rows
 
 Numbers = np.ndarray[Any, Any]
 MODEL = checks.having("patch_size", "context", "scaler", "COVARIATES", expected="a TiRex or a TiRex2")
 SIZES = dict.fromkeys(("stride", "horizon"), checks.optional(checks.size))
-UNSEEN = 7  # the seed of synthetic series that no run of training draws
 
 
 @dataclass(frozen=True)
@@ -129,41 +126,3 @@ class PatchWindows:
         counted = ~np.isnan(target)
         x, target, mask = (a.swapaxes(0, 1) for a in (tokens, np.where(counted, target, 0.0), counted))
         return Batch(x, target, mask, True, options=rows.marks if len(rows.x) > len(ends) else None)
-
-
-@dataclass(frozen=True)
-class SyntheticPatches:
-    """Windows over synthetic series, which are drawn anew for each batch.
-
-    Parameters
-    ----------
-    model : TiRex or TiRex2
-    count : int
-        Batches in an epoch.
-    horizon : int, optional
-        As for `PatchWindows`.
-    batch_size : int
-    """
-
-    model: Any
-    count: int
-    horizon: int | None = None
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        checks.fields(self, model=MODEL, count=checks.size, batch_size=checks.size, horizon=SIZES["horizon"])
-        next(self.batches())  # checks the horizon
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return self.count
-
-    def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
-        """Yield one epoch, which is the same each time without `rng`."""
-        model, fixed = self.model, rng is None
-        rng = generator(UNSEEN, stream=4) if rng is None else rng
-        length = model.context + model.patch_size
-        for _ in range(self.count):
-            drawn = synthetic(rng, self.batch_size, length)
-            data = PatchWindows(model, drawn, self.horizon, length, self.batch_size)
-            yield next(data.batches(None if fixed else rng))

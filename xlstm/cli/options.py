@@ -1,13 +1,11 @@
-"""Options that commands share: declared once, made of the parameters of an estimator, or read from a TOML file."""
+"""Options that commands share: declared once, or made of the parameters of an estimator."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
-import json
 import re
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer import Option
 
-from xlstm.arrays import checks
 from xlstm.cli.console import out
-from xlstm.data import reading
 from xlstm.data.panels import Roles
 
 Command = Callable[..., None]
@@ -32,29 +28,11 @@ def _quiet(context: typer.Context, value: bool) -> bool:
     return value
 
 
-def _config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the defaults of options from a TOML file; ValueError for an unknown key, or a value of another kind."""
-    if path is None or context.resilient_parsing:
-        return path
-    known = {name: option for name, option in _options(context).items() if name not in UNREAD}
-    context.default_map = {}
-    for name, value in from_toml(path).items():
-        if name not in known:
-            raise ValueError(f"{path}: key {checks.shown(name)} is unknown, expected some of {', '.join(known)}")
-        hint = get_args(context.command.callback.__annotations__[known[name].name])[0]  # that of Annotated
-        kinds, words = KINDS.get((get_args(hint) or (hint,))[0], (str, "text"))
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            raise ValueError(f"{path}: {name} is {checks.shown(value)}, expected {words}")
-        context.default_map[known[name].name] = value
-    return path
-
-
 BackendOption = Annotated[str, Option("--backend", help="auto, numpy, cupy or torch.")]
 ColumnOption = Annotated[str | None, Option("--column", help="Column to forecast, if several hold numbers.")]
 TableOption = Annotated[Path | None, Option("--output", "-o", help="A .csv or .parquet; else CSV is printed.")]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object.")]
 QuietOption = Annotated[bool, Option("--quiet", "-q", callback=_quiet, help="Print errors, warnings and --json.")]
-ConfigOption = Annotated[Path | None, Option("--config", is_eager=True, callback=_config, help="TOML file of options.")]
 
 
 @dataclass
@@ -78,14 +56,6 @@ class ByRole:
 OTHERS = {"quantiles", "calendar", "options", "warm_start", "callbacks", "checkpoints", "resume", "graph", "every_step"}
 # A parameter, or several, in the docstring of a class: its type, and lines about it.
 PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n)*)", re.MULTILINE)
-UNREAD = ("config", "save-config", "quiet", "help")  # options that a file cannot have
-UNWRITTEN = (*UNREAD, "resume", "json", "ranks")  # those that say nothing of what is trained
-# The types of values of options in a file, by the type of the option; all others are text.
-KINDS: dict[Any, Any] = {
-    **{bool: (bool, "true or false"), int: (int, "a whole number"), float: (int | float, "a number")},
-    list[str]: (list, "a list of text"),
-}
-LONGEST = 1 << 13  # bytes of a file of options; tomllib's memory for a key grows with the square of its parts
 
 
 def command(estimator: type[Any] | None = None) -> Callable[[Command], Command]:
@@ -154,33 +124,3 @@ def _option(name: str, hint: Any, default: Any, words: str) -> Any:
     names = [f"{long}/--no-{long[2:]}"] if default is True else [long]
     names += ["--lr"] * (name == "learning_rate")
     return Annotated[kind if default is not None else kind | None, Option(*names, help=words)]
-
-
-def _options(context: typer.Context) -> dict[str, Any]:
-    """Return the options of a command by their long names without dashes."""
-    options = [option for option in context.command.params if option.param_type_name == "option"]
-    return {next(n for n in option.opts if n.startswith("--")).removeprefix("--"): option for option in options}
-
-
-def as_toml(context: typer.Context) -> str:
-    """Return the options of a command, but those that say nothing of what is trained, as the text of a TOML file."""
-    values = {long: context.params.get(option.name) for long, option in _options(context).items()}
-    lines = {long: value for long, value in values.items() if value not in (None, ()) and long not in UNWRITTEN}
-    return "".join(f"{long} = {_toml(value)}\n" for long, value in lines.items())
-
-
-def _toml(value: Any) -> str:
-    """Return a value as TOML has it."""
-    known = value if isinstance(value, bool | int | float | list | tuple) else str(value)
-    return json.dumps(known, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def from_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file holds; ValueError where it is none, or has a number that is too long to be printed."""
-    content = reading.content(path, LONGEST)
-    try:
-        values = tomllib.loads(content.decode())
-        json.dumps(values, default=str)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable TOML file ({error})") from error
-    return values
