@@ -84,13 +84,6 @@ def are_inputs(cell):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_equal_operations_are_there_once_and_needless_ones_not_at_all():
-    lines, _ = trace(lambda xp, x, y: {"a": xp.tanh(x + y) * xp.tanh(x + y), "b": x}, {"x": None, "y": None})
-    assert [line.op for line in lines] == ["input", "input", "add", "tanh", "multiply", "store", "store"]
-    lines, _ = trace(lambda xp, x, y: {"a": x, "b": (xp.exp(y), x)[1]}, {"x": None, "y": None})
-    assert [line.op for line in lines] == ["input", "store", "store"]
-
-
 def test_changes_of_dtype(rng):
     """Conditions become numbers; floats are told from doubles, and from what has the dtype of the inputs."""
 
