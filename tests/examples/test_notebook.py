@@ -64,23 +64,6 @@ def test_backward_cell_and_sequence(golden):
         close(grads[name] / T, expected)
 
 
-def test_one_step_is_differentiated_by_itself(golden):
-    """The notebook's backward_cell: a sequence of one step, with the state before it and the gradients after it."""
-    layer, params = layer_of(golden), stacked(golden)
-    x, dy = golden["x"][:, None, :], 2 * (golden["h"] - golden["y_true"])[:, None, :]
-    state, steps = None, []
-    for x1 in x:
-        _, state, saved = layer.forward(params, x1[None], state)
-        steps.append(saved)
-    total, dstate = dict.fromkeys(params, 0.0), None
-    for t in reversed(range(len(x))):
-        grads, dx, dstate = layer.backward(params, steps[t], dy[t][None], dstate)
-        close(dx[0, 0], golden["dx"][t])
-        total = {name: total[name] + grad for name, grad in grads.items()}
-    for name, expected in stacked(golden, "d").items():
-        close(total[name] / len(x), expected)
-
-
 def test_25_steps_of_gradient_descent(be, golden):
     """The program that users run, on every backend."""
     history, params = example.train(golden, be)

