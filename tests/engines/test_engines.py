@@ -108,6 +108,8 @@ def test_an_engine_of_another_library_or_without_its_package_is_refused(rng, mon
         for call in (lambda: layer.forward(params, x), lambda: layer.step(params, x[0])):
             with pytest.raises(ValueError, match=r"^engine cuda: it runs arrays of CuPy$"):
                 call()
+    with pytest.raises(ValueError, match=r"^engines\.use: name is 'jax'"), engine.use("jax"):
+        pass
     monkeypatch.setenv(jit.VARIABLE, "0")
     with (
         engine.use("numba"),

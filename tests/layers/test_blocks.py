@@ -74,6 +74,7 @@ def test_initial_values():
     np.testing.assert_array_equal(bias[[0, 2, 3]], 0)
     np.testing.assert_array_equal(params["blocks.1.cell.Wh"], 0)
     np.testing.assert_allclose(params["blocks.0.gates.b"][2:], [3, 6])
+    assert np.all(xlstm.sLSTM(1, 4, forget_bias=2.0).init(0, "numpy")["0.b"][4:8] == 2)
     assert not params["blocks.0.gates.W"].any()
     assert abs(params["blocks.0.up.W"].std() - (2 / 80) ** 0.5) < 0.02
     assert abs(params["blocks.0.down.W"].std() - 2 / 3 / 4) < 0.02

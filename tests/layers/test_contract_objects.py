@@ -123,6 +123,13 @@ def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
     assert len(repr(found).splitlines()) == 1 + len(found)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_backends_are_copied(be, way):
+    again = WAYS[way](be)
+    assert again == be
+    assert again.xp is be.xp
+
+
 # What is refused
 
 
