@@ -71,10 +71,6 @@ def alone(kind: str) -> list[dict]:
     return [{}] + [{**one, "num_layers": 2} if "dropout" in one else one for one in found]
 
 
-# Options that change the step of a cell as it is compiled; each combination of them takes time to compile.
-COMPILED = ("bias", "recurrent_bias", "clip", "activations", "peepholes", "coupled_input_forget", "cell_clip")
-
-
 def pairwise(kind: str, only: Collection[str] = ()) -> list[dict]:
     """Combinations in which every two values of two options that go together occur together; of some options only."""
     factors = {name: values for name, values in OPTIONS[kind].items() if not only or name in only}

@@ -24,9 +24,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.foreign import from_foreign, is_foreign
 from xlstm.arrays.tensor_views import views_of_tensors
 from xlstm.data import Batch, Sequences, Streams, Windows
-from xlstm.engines import engine
 from xlstm.estimators import Forecaster, SequenceRegressor
-from xlstm.layers.linear import Embedding, Linear
 from xlstm.models import TiRex
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers
@@ -159,24 +157,6 @@ def test_tensors_run_as_views_of_numpy(library, layer):
         kind = type(make(np.ones(1)))
         found = everything(layer, be, make, np.array([4, 1, 2]), kind)
     same(found, everything(layer, be, lambda a: a, np.array([4, 1, 2])))
-
-
-def test_the_reference_engine_takes_tensors_themselves():
-    """And so do layers without steps; others have views of them."""
-    torch = pytest.importorskip("torch")
-    lstm, make, x = xlstm.LSTM(D, H), tensors_of("torch"), torch.ones(T, B, D)
-    params = {name: make(p) for name, p in lstm.init(0, "numpy").items()}
-    for name, kept in (("array_api", torch.Tensor), (None, np.ndarray)):
-        with engine.use(name) if name else contextlib.nullcontext():
-            y, _, saved = lstm.forward(params, x)
-            grads, dx, _ = lstm.backward(params, saved, None)
-        assert type(saved.c) is kept
-        assert all(type(a) is torch.Tensor for a in (y, dx, *grads.values()))
-    for part, given in ((Linear(D, H), x), (Embedding(7, D), torch.ones(T, B, dtype=torch.int64))):
-        own = {name: make(p) for name, p in part.init(0, "numpy").items()}
-        y, saved = part.forward(own, given)
-        grads, _ = part.backward(own, saved, y)
-        assert type(y) is torch.Tensor is type(grads["W"])
 
 
 def test_traced_arrays_say_what_to_use():

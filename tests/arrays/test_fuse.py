@@ -8,7 +8,6 @@ from tests.gpu import as_it_lies, half
 from xlstm.arrays import fuse as elementwise
 from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.fuse import fuse, scan, total
-from xlstm.arrays.namespace import constant, squares_below
 
 
 def chain(xp, a, b, scale, dtype):
@@ -46,13 +45,6 @@ def test_arrays_in_any_order_and_a_place_for_the_result(xp, rng):
     np.testing.assert_allclose(given[2].get(), expected, rtol=1e-15)
 
 
-def test_a_place_for_the_result_without_cupy(rng):
-    a, b, c = (rng.standard_normal(5) for _ in range(3))
-    room = np.zeros((2, 5))
-    fuse(np, narrow, a, b, c, dtype=np.dtype("f8"), out=room[1])
-    np.testing.assert_array_equal(room[1], (a - b) * c)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves_are_computed_in_float32(xp, rng, dtype):
     dtype = half(dtype)
@@ -88,24 +80,6 @@ def test_where_keeps_the_dtype_on_cupy(rng, dtype):
     assert str(found.dtype) == dtype
     expected = np.array([[1.5, -7, np.inf], [np.nan, -7, 3.0]])
     np.testing.assert_array_equal(to_numpy(found).astype("float64"), expected)
-
-
-def test_squares_below(be):
-    x = be.asarray(np.full((4, 5), 1e200).T)
-    assert not squares_below(be.xp, x, np.inf)  # in silence
-    known = be.xp is np
-    assert squares_below(be.xp, be.asarray(np.ones((4, 5)).T), 20.5) == known
-    assert not squares_below(be.xp, be.asarray(np.ones((4, 5))), 20.0)
-
-
-def test_constants_bound_arrays(be):
-    for dtype, bound in (("float32", 2.0), ("float64", 2.0)):
-        x = be.asarray([1.0, 3.0], dtype)
-        found = be.xp.minimum(x, constant(be.xp, x, 2.0, half=1.5))
-        assert found.dtype == x.dtype
-        np.testing.assert_array_equal(to_numpy(found), [1.0, bound])
-    x = np.array([1.0, 3.0], "f2")
-    np.testing.assert_array_equal(np.minimum(x, constant(np, x, 2.0, half=1.5)), np.array([1.0, 1.5], "f2"))
 
 
 def step(xp, c, g, x):

@@ -59,17 +59,12 @@ def test_extremes_are_finite_and_silent(be, name, dtype):
 THEIRS = {"log_sigmoid": "logsigmoid", "hard_sigmoid(0.16666666666666666, 0.5)": "hardsigmoid"}
 
 
-@pytest.mark.parametrize("name", ["log_sigmoid", "silu", "gelu", "tanh", "sigmoid", "softmax", "square_relu"])
+OTHERS = ["leaky_relu", "elu", "selu", "softplus", "softsign", "relu", [*THEIRS][1]]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_values_follow_torch(rng, name):
-    follow_torch(rng, name, pair(name)[0])
-
-
-@pytest.mark.parametrize("text", ["leaky_relu", "elu", "selu", "softplus", "softsign", "relu", [*THEIRS][1]])
-def test_values_of_gates_follow_torch(rng, text):
-    follow_torch(rng, text, activations.pair(text).fwd)
-
-
-def follow_torch(rng, name, function):
+    function = pair(name)[0] if name in NAMES else activations.pair(name).fwd
     torch = pytest.importorskip("torch")
     x = 5 * rng.standard_normal((6, 7))
     given = torch.from_numpy(x)
@@ -157,18 +152,14 @@ def test_names_of_registered_activations():
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
-    ("change", "error", "words"),
+    ("change", "words"),
     [
-        ({"name": "a b"}, ValueError, "name is 'a b', expected letters"),
-        ({"name": "tanh"}, ValueError, "tanh is the name of another activation already"),
-        ({"forward": 3}, TypeError, "forward is 3, expected a function"),
-        ({"backward": lambda xp, dy: dy}, ValueError, r"backward takes \(xp, dy\), expected \(xp, dy, x, y\)"),
-        ({"forward": lambda xp, x, slope=1.0: x}, ValueError, r"forward takes .*, expected \(xp, x\) and perhaps"),
-        ({"derivative_from": "both"}, ValueError, "derivative_from is 'both', expected one of output, input"),
+        ({"name": "tanh"}, "tanh is the name of another activation already"),
+        ({"backward": lambda xp, dy: dy}, "backward takes"),
     ],
 )
-def test_what_cannot_be_registered(change, error, words):
+def test_what_cannot_be_registered(change, words):
     given = {"name": "another", "forward": mish, "backward": mish_bwd, "derivative_from": "input"} | change
-    with pytest.raises(error, match=words):
+    with pytest.raises(ValueError, match=words):
         activations.register(**given)
     assert "another" not in activations.GATE_ACTIVATIONS

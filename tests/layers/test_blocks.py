@@ -1,17 +1,12 @@
-"""Parts of blocks, blocks and stacks: PyTorch's numbers, initial values, options, errors."""
-
-import math
-from types import SimpleNamespace
+"""Parts of blocks, blocks and stacks: PyTorch's numbers, initial values, rows of norms, the limit of an mLSTM."""
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests.registry import check, given
-from xlstm.arrays.convert import to_numpy
 from xlstm.layers.conv import CausalConv
 from xlstm.layers.norm import LayerNorm, MultiHeadNorm, RMSNorm
-from xlstm.layers.sequence import complete
 
 
 def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
@@ -19,22 +14,6 @@ def test_gradient_of_a_limited_mlstm(be, rng, monkeypatch):
     monkeypatch.setattr("xlstm.layers.matrix_memory.fourth_root", lambda xp, dtype: 0.6)
     layer = xlstm.mLSTM(2, 4, 2, num_heads=2, chunk_size=2, dropout=0.3)
     check(layer, *given(layer, be, rng, 4))
-
-
-def test_a_state_on_a_gpu_takes_no_more_memory_than_its_arrays(monkeypatch):
-    """Each value is filled in by one launch; the m of an mLSTM is much smaller than its C."""
-    layer, made = xlstm.mLSTM(4, 64, num_heads=2), {}
-    monkeypatch.setattr("xlstm.layers.sequence.fuse.compiles", lambda xp: True)
-    views = "xlstm.layers.sequence.foreach.views"  # of parts of a longer array, which are made from addresses on a GPU
-    monkeypatch.setattr(views, lambda a, shapes, starts: [a[starts[0] :][: math.prod(shapes[0])].reshape(shapes[0])])
-    gpu = SimpleNamespace(
-        reshape=np.reshape,
-        zeros=lambda n, **how: made.setdefault(0.0, np.zeros(n, **how)),
-        full=lambda n, value, **how: made.setdefault(value, np.full(n, value, **how)),
-    )
-    C, n, m = complete("mLSTM", gpu, "state", None, layer.states, 3, layer.init(0, "numpy"))
-    assert {value: a.size for value, a in made.items()} == {0.0: C.size + n.size, -np.inf: 64}
-    np.testing.assert_array_equal(m, np.full((1, 3, 2), -np.inf))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -79,6 +58,13 @@ def test_norms_and_convolution_follow_torch(rng):
     np.testing.assert_allclose(y, expected.numpy(), rtol=1e-10, atol=1e-12)
 
 
+def test_the_feed_forward_layer_has_the_dropout_of_the_slstm():
+    """Unless it has a rate of its own."""
+    for dropout, ffn_dropout, expected in ((0.5, None, 0.5), (0.5, 0.0, 0.0)):
+        stack = xlstm.xLSTMStack(4, 1, [0], 2, dropout=dropout, ffn_dropout=ffn_dropout)
+        assert stack.parts["blocks.0"].ffn_rate == expected
+
+
 def test_initial_values():
     stack = xlstm.xLSTMStack(16, 3, [1], 2)
     params = stack.init(0, "numpy", "float64")
@@ -88,37 +74,7 @@ def test_initial_values():
     np.testing.assert_array_equal(bias[[0, 2, 3]], 0)
     np.testing.assert_array_equal(params["blocks.1.cell.Wh"], 0)
     np.testing.assert_allclose(params["blocks.0.gates.b"][2:], [3, 6])
+    assert np.all(xlstm.sLSTM(1, 4, forget_bias=2.0).init(0, "numpy")["0.b"][4:8] == 2)
     assert not params["blocks.0.gates.W"].any()
     assert abs(params["blocks.0.up.W"].std() - (2 / 80) ** 0.5) < 0.02
     assert abs(params["blocks.0.down.W"].std() - 2 / 3 / 4) < 0.02
-
-
-def test_dropout_of_the_feed_forward_layer():
-    """By default as that of the sLSTM, else a rate of its own."""
-    for dropout, ffn_dropout, expected in (
-        (0.5, None, "1 1"),
-        (0.5, 0.0, "1 0"),
-        (0.0, 0.5, "0 1"),
-        (0.0, None, "0 0"),
-    ):
-        stack = xlstm.xLSTMStack(4, 1, [0], 2, dropout=dropout, ffn_dropout=ffn_dropout)
-        assert stack.random == ("1" in expected)
-        _, _, saved = stack.forward(stack.init(backend="numpy"), np.ones((3, 2, 4), "float32"), seed=0)
-        masks = saved["blocks.0"].mask, saved["blocks.0"].ffn_mask
-        assert " ".join(str(int(mask is not None)) for mask in masks) == expected
-
-
-def test_the_smallest_factor_gives_a_width():
-    """Divided by 64 it is 0, which no layer has."""
-    assert xlstm.mLSTMBlock(4, 2, proj_factor=5e-324).inner == 64
-    stack = xlstm.xLSTMStack(4, 2, [1], 2, proj_factor=5e-324, ffn_proj_factor=5e-324)
-    assert all(array.size for array in stack.init(0, "numpy").values())
-
-
-def test_value_of_a_linear_map(be, rng):
-    layer = xlstm.Linear(3, 2)
-    params = layer.init(1, be)
-    x = rng.standard_normal((5, 4, 3))
-    y, _ = layer.forward(params, be.asarray(x))
-    expected = np.einsum("tbi,oi->tbo", x, to_numpy(params["W"])) + to_numpy(params["b"])
-    np.testing.assert_allclose(to_numpy(y), expected, rtol=1e-12, atol=1e-14)

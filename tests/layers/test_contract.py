@@ -17,7 +17,6 @@ from tests.registry import (
     check,
     flat,
     given,
-    input_of,
     inputs_of,
     largest,
     make,
@@ -269,13 +268,3 @@ def test_float32_is_near_float64(be, rng, layer):
 def test_equal_seeds_give_equal_parameters(be, layer):
     for name, array in layer.init(5, be).items():
         assert to_numpy(array).tobytes() == layer.init(5, "numpy", "float64")[name].tobytes()
-
-
-@pytest.mark.parametrize("layer", **numbered(EVERY))
-def test_a_batch_without_sequences(rng, layer):
-    be = make_backend("numpy")
-    params, x, _ = given(layer, be, rng, 5, 0)
-    found = run(layer, params, x, **options_of(layer))
-    assert 0 in found["y"].shape
-    assert all(not np.any(found[f"d{name}"]) for name in params)
-    assert input_of(layer, be, rng, 5, 0).shape == x.shape

@@ -22,10 +22,8 @@ from tests.registry import (
     steps,
     takes_tokens,
     through_time,
-    time_axis,
 )
 from xlstm import models
-from xlstm.arrays.convert import to_numpy
 from xlstm.layers.linear import Embedding
 from xlstm.models.tirex.tirex2 import Mixers
 
@@ -126,22 +124,10 @@ def test_a_summary_counts_and_knows_the_shape_of_y(rng, layer):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_is_read_by_name_is_in_the_copy(rng, way):
-    layer = xlstm.LSTM(2, 3, 2, bidirectional=True)
-    _, _, saved = layer.forward(layer.init(0, "numpy"), rng.standard_normal((3, 3, 2)).astype("float32"))
-    again = WAYS[way](saved)
-    for name in ("0", "0.reverse", "1", "1.reverse"):
-        for values in ("gates", "c", "h"):
-            np.testing.assert_array_equal(getattr(again[name], values), getattr(saved[name], values))
-
-
-@pytest.mark.parametrize("way", WAYS)
 def test_backends_are_copied(be, way):
     again = WAYS[way](be)
     assert again == be
     assert again.xp is be.xp
-    np.testing.assert_array_equal(to_numpy(again.asarray([1.0, 2.0])), [1.0, 2.0])
-    assert again.synchronize() is None
 
 
 # What is refused
@@ -168,47 +154,17 @@ def test_bad_arrays_are_named(rng, layer):
     if through_time(layer):
         for change in (masked, lambda a: a.astype("float32"), lambda a: a[..., :1, :0]):
             calls.append((layer, "state", params, x, like(state, map(change, flat(state)))))
-        for lengths in (masked([1, 2, 3]), [1.0, 2.0, 3.0], [True] * 3, [1], [[1, 2, 3]], 3, [1, -1, 1], [99, 1, 1]):
+        for lengths in (masked([1, 2, 3]), [True] * 3, [1, -1, 1], [99, 1, 1]):
             calls.append((functools.partial(layer, lengths=lengths), "lengths", params, x))
     for call, name, *arguments in calls:
         with pytest.raises((TypeError, ValueError), match=f"^{type(layer).__name__}: .*{name}"):
             call(*arguments)
 
 
-@pytest.mark.parametrize("layer", **numbered(SEQUENCES))
-def test_a_state_in_the_wrong_container_is_named(rng, layer):
-    """The same error for every layer, and for every call that takes a state."""
-    params, x, _ = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
-    y, end, saved = layer.forward(params, x, train=False, keep=True)
-    calls = {"state": lambda s: layer(params, x, s), "dstate": lambda s: layer.backward(params, saved, y, s)}
-    if steps(layer):
-        one = np.take(x, 0, time_axis(layer))
-        calls["state "] = lambda s: layer.step(params, one, s)
-    for name, call in calls.items():
-        for state in (dict(enumerate(end)), np.zeros((len(end), 2)), iter(end), 1.0, "x"):
-            with pytest.raises(TypeError, match=rf"\w+: {name.strip()} is a \w+, expected a tuple \("):
-                call(state)
-        for state in ((*end, end[0]), [*end, end[0]]):
-            with pytest.raises(ValueError, match=rf"{name.strip()} has {len(end) + 1} entries, expected a tuple \("):
-                call(state)
-
-
-@pytest.mark.parametrize("layer", **numbered(EVERY))
-def test_dtypes_are_names_or_those_of_numpy(layer):
-    for dtype in ("float64", np.float64, np.dtype("float64"), np.dtype(float)):
-        assert all(p.dtype == "float64" for p in layer.init(0, "numpy", dtype).values())
-    for dtype in (np.dtype("int64"), np.int32, "float", 64, float, np.dtype("V8")):
-        with pytest.raises((TypeError, ValueError), match=r"backend: dtype"):
-            layer.init(0, "numpy", dtype)
-
-
 @pytest.mark.parametrize("layer", **numbered(EVERY))
 def test_saved_is_of_one_layer(rng, layer):
     params, x, _ = given(layer, xlstm.backend("numpy", dtype="float64"), rng)
     y = layer.forward(params, x, **options_of(layer))[0]
-    for saved in (None, 1.0, {}, x):
-        with pytest.raises(TypeError, match=f"{type(layer).__name__}: backward needs what forward saved"):
-            layer.backward(params, saved, y)
     other = xlstm.Linear(3, 3)
     _, saved = other.forward(other.init(0, "numpy", "float64"), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=f"{type(layer).__name__}: saved is what forward of Linear"):

@@ -19,7 +19,6 @@ def test_saved_is_read_by_the_names_of_parts(rng):
     """The names with which their parameters begin."""
     stack = xlstm.xLSTMStack(4, 2, [1], 2)
     _, _, saved = run(stack, rng)
-    assert saved["blocks.1.cell"].gates.shape == (5, 4, 2, 4)
     assert saved["blocks.1"]["cell"].h.shape == (5, 2, 4)
     assert saved["blocks.0.outnorm"] is saved["blocks.0"]["outnorm"]
     assert saved["blocks.1.ffn.down"].shape[:2] == (5, 2)
@@ -30,46 +29,16 @@ def test_saved_is_read_by_the_names_of_parts(rng):
     model = xlstm.xLSTMLanguageModel(stack, 7)
     _, _, saved = run(model, rng)
     assert saved["backbone.blocks.1.cell"].gates.shape == (5, 4, 2, 4)
-    mlstm = xlstm.mLSTM(2, 4, 2, num_heads=2)
-    _, _, saved = run(mlstm, rng)
+    _, _, saved = run(xlstm.mLSTM(2, 4, 2, num_heads=2), rng)
     assert saved["1"].q.shape == saved[1].q.shape == (5, 2, 4)
-    for name in stack.parts:
-        prefixes = {n.rpartition(".")[0] for n in stack.shapes if n.startswith(f"{name}.")}
-        _, _, saved = run(stack, rng)
-        for prefix in prefixes - {"blocks.0"}:  # of which skip is no part's
-            assert saved[prefix] is not None
 
 
-@pytest.mark.parametrize(
-    ("layer", "message"),
-    [
-        (xlstm.LSTM(2, 3, 2), r"no layer '2', only 0, 1"),
-        (xlstm.mLSTM(2, 4), r"no layer '2', only 0"),
-        (xlstm.xLSTMStack(4, 1, [0], 2), r"no layer '2', only blocks\.0, blocks\.0\.norm, "),
-        (SequenceModel(xlstm.GRU(2, 3), 1), r"no layer '2', only recurrent, recurrent\.0, head"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-def test_an_unknown_part_of_saved_is_named(rng, layer, message):
-    _, _, saved = run(layer, rng)
-    with pytest.raises(KeyError, match=message):
+def test_an_unknown_part_of_saved_is_named(rng):
+    _, _, saved = run(SequenceModel(xlstm.GRU(2, 3), 1), rng)
+    with pytest.raises(KeyError, match=r"no layer '2', only recurrent, recurrent\.0, head"):
         saved["2"]
     with pytest.raises(AttributeError):
         _ = saved.nothing
-
-
-def test_a_part_of_what_a_stack_saved_serves_the_backward_pass_of_the_part(rng):
-    """The gradient of a block by itself is that within a stack of one."""
-    stack = xlstm.xLSTMStack(4, 1, [0], 2, post_norm=False)
-    params = stack.init(0, "numpy", "float64")
-    x = rng.standard_normal((5, 2, 4))
-    y, _, saved = stack.forward(params, x)
-    expected, dx, _ = stack.backward(params, saved, y)
-    block = stack.parts["blocks.0"]
-    found, dx2, _ = block.backward(stack.below("blocks.0", params), saved["blocks.0"], y)
-    np.testing.assert_array_equal(dx, dx2)
-    for name, g in found.items():
-        np.testing.assert_array_equal(g, expected[f"blocks.0.{name}"])
 
 
 def test_parameters_that_memory_does_not_hold_are_not_drawn(rng):
@@ -91,14 +60,9 @@ def test_parameters_of_two_dtypes_are_named():
 
 def test_summaries_of_estimators_and_refusals():
     model = SequenceModel(xlstm.LSTM(2, 4), 3)
-    with pytest.raises(ValueError, match=r"input_shape is \(5, 4, 3\), expected \(T, B, D\) with D = 2"):
-        summary(model, (5, 4, 3))
-    with pytest.raises(TypeError, match="input_shape is 5, expected"):
-        summary(model, 5)
-    with pytest.raises(ValueError, match=r"input_shape\[1\] is -4, expected 1 or more"):
-        summary(model, (5, -4, 2))
-    with pytest.raises(TypeError, match="model is 3, expected a module or an estimator"):
-        summary(3)
+    for shape in ((5, 4, 3), 5, (5, -4, 2)):
+        with pytest.raises((ValueError, TypeError), match="input_shape"):
+            summary(model, shape)
     with pytest.raises(ValueError, match="not fitted yet"):
         summary(SequenceClassifier())
     fitted = SequenceClassifier(hidden_size=4, epochs=1, backend="numpy", dtype="float64").fit(np.eye(4), [0, 1, 0, 1])

@@ -1,19 +1,12 @@
-"""The sLSTM: gradients of cell and layer, the published package's numbers, heads, extremes."""
+"""The sLSTM: gradients of the cell, the published package's numbers, extremes."""
 
 import numpy as np
 import pytest
 
 import xlstm
-from tests import registry
-from tests.conftest import DATA, make_backend
+from tests.conftest import DATA
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import Cell
-
-
-def inputs_of(layer, be, rng, T, B):
-    """Parameters, x and an initial state, all random; the normaliser is positive."""
-    params, x, (h, c, n, m) = registry.inputs_of(layer, be, rng, T, B)
-    return params, x, (h, c, 1 + n * n, m)
 
 
 @pytest.mark.parametrize("forget", ["sigmoid", "exponential"])
@@ -56,18 +49,6 @@ def test_follows_the_published_package(be):
         np.testing.assert_allclose(to_numpy(a[0, ...]), last, rtol=1e-10, atol=1e-10)
 
 
-def test_heads_are_layers_side_by_side(rng):
-    """A layer of two heads is two layers of one."""
-    be = make_backend("numpy")
-    whole, one = xlstm.sLSTM(3, 4, num_heads=2), xlstm.sLSTM(3, 2)
-    params, x, _ = inputs_of(whole, be, rng, 6, 3)
-    y, *_ = whole.forward(params, x)
-    for n in range(2):
-        rows = np.arange(16).reshape(4, 2, 2)[:, n].ravel()
-        part = {"0.Wx": params["0.Wx"][rows], "0.Wh": params["0.Wh"][:, n : n + 1], "0.b": params["0.b"][rows]}
-        np.testing.assert_allclose(one.forward(part, x)[0], y[..., 2 * n : 2 * n + 2], rtol=1e-12, atol=1e-13)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("sign", [(1, 1), (1, -1), (-1, 1), (-1, -1), (0, 0)])
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exponential"])
@@ -81,9 +62,3 @@ def test_extreme_gates_stay_finite(dtype, sign, forget_gate, rng):
     y, state, saved = layer.forward(params, x)
     grads, dx, _ = layer.backward(params, saved, np.ones_like(y), tuple(np.ones_like(s) for s in state))
     assert all(np.all(np.isfinite(a)) for a in (y, *state, dx, *grads.values()))
-
-
-def test_forget_bias():
-    values = xlstm.sLSTM(1, 4, num_heads=2).init(backend="numpy")["0.b"].reshape(4, 2, 2)
-    np.testing.assert_allclose(values[1], [[5, -7], [5, -7]])
-    assert np.all(xlstm.sLSTM(1, 4, forget_bias=2.0).init(backend="numpy")["0.b"][4:8] == 2)

@@ -1,11 +1,10 @@
-"""Exponential smoothing, and ESRNN on it: gradients, numbers of statsmodels, initial states, other ways to run them."""
+"""Exponential smoothing, and ESRNN on it: numbers of statsmodels, initial states, compiled loops."""
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests.registry import agree, given, run
-from xlstm import losses, optim
 from xlstm.arrays.convert import to_numpy
 from xlstm.models import ESRNN
 
@@ -71,24 +70,15 @@ def test_compiled_loops_give_the_same(rng, monkeypatch, options, dtype):
         agree(one, other, 1e-12 if dtype == "float64" else 1e-4)
 
 
-def test_training_begins_at_holt_winters_and_learns(rng):
-    """A cycle that smoothing alone cannot follow."""
+def test_training_begins_at_holt_winters(rng):
+    """The first forecasts of a model are those of smoothing alone."""
     be = xlstm.backend("numpy", dtype="float64")
     series = 10 + np.sin(np.arange(120) * 0.7) + 0.05 * rng.standard_normal(120)
-    x, target = be.asarray(series[:-2, None, None]), be.asarray(np.stack((series[1:-1], series[2:]), -1)[:, None])
+    x = be.asarray(series[:, None, None])
     smoothing, model = xlstm.ExponentialSmoothing(2, trend="none"), ESRNN(2, 8, trend="none", scale=0.5)
     params, state = model.init(0, be), model.initial_state(x)
     plain, _ = smoothing(smoothing.init(0, be), x, smoothing.initial_state(x))
     np.testing.assert_array_equal(to_numpy(model(params, x, state)[0]), to_numpy(plain))
-    rule = optim.adam(0.03)
-    moments, found = rule.init(params), []
-    for _ in range(60):
-        y, _, saved = model.forward(params, x, state)
-        loss, dy = losses.mse(y, target)
-        params, moments = rule.update(params, model.backward(params, saved, dy)[0], moments)
-        found.append(float(loss))
-    assert found[-1] < 0.1 * found[0]
-    assert to_numpy(params["smoothing.alpha"])[0] != to_numpy(model.init(0, be)["smoothing.alpha"])[0]
 
 
 BOTH = pytest.mark.parametrize(
@@ -105,19 +95,15 @@ def test_a_batch_without_sequences_has_an_initial_state(layer, be):
 
 @BOTH
 @pytest.mark.parametrize(
-    ("change", "lengths", "name"),
+    ("x", "lengths", "name"),
     [
-        *((lambda x: x, lengths, "lengths") for lengths in ([5], [-1, 3], [99, 3], [1.5, 2.5], [True, False], 5, "ab")),
-        *((change, None, "x") for change in (lambda x: x[..., 0], lambda x: x[:0, ...], lambda x: None, lambda x: "x")),
-        (lambda x: np.concatenate((x, x), axis=-1), None, "x"),
-        (lambda x: x.astype("int64"), None, "x"),  # which would cut off the level of a series
+        *((np.ones((12, 2, 1)), lengths, "lengths") for lengths in ([5], [99, 3], [1.5, 2.5], [True, False])),
+        *((np.ones(shape), None, "x") for shape in ((12, 2), (0, 2, 1), (12, 2, 2))),
+        (np.ones((12, 2, 1), "int64"), None, "x"),  # which would cut off the level of a series
     ],
 )
-def test_an_initial_state_refuses_what_forward_does(layer, change, lengths, name):
-    params, x = layer.init(0, "numpy", "float64"), change(np.ones((12, 2, 1)))
-    with pytest.raises((TypeError, ValueError), match=rf"^{type(layer).__name__}: {name}\W") as expected:
-        layer(params, x, lengths=lengths)
-    with pytest.raises(expected.type, match=rf"^{type(layer).__name__}: {name}\W"):
+def test_an_initial_state_refuses_what_forward_does(layer, x, lengths, name):
+    with pytest.raises((TypeError, ValueError), match=rf"^{type(layer).__name__}: {name}\W"):
         layer.initial_state(x, lengths)
 
 

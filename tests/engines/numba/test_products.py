@@ -63,16 +63,14 @@ def test_products_outside_of_loops(rng, monkeypatch, dtype, n):
 
 
 def test_products_that_are_left_to_numpy(rng, monkeypatch):
+    """Two dtypes, whole numbers, numbers apart from each other, three axes, and shapes that do not fit."""
     monkeypatch.setenv(jit.VARIABLE, "1")
-    W, x, few = (rng.standard_normal(shape) for shape in ((2099, 502), (200, 502), (3, 502)))
-    others = [(few, np.ascontiguousarray(W.T)), (few, W[:99].T), (x[:9, :9], W[:9, :9].T)]  # to be packed, near, small
-    others += [(x.astype("f4"), W.T), (x.astype(int), W.T.astype(int)), (x[:, ::2], W[:, ::2].T), (x[None], W.T)]
-    assert packed_products.matmul(x, W.T) is not None
-    assert [packed_products.matmul(a, b) for a, b in others] == [None] * len(others)
+    W, x = rng.standard_normal((2099, 502)), rng.standard_normal((200, 502))
+    others = [(x.astype("f4"), W.T), (x.astype(int), W.T.astype(int)), (x[:, ::2], W[:, ::2].T), (x[None], W.T)]
+    for a, b in others:
+        np.testing.assert_allclose(matmul(np, a, b), a @ b, rtol=1e-12, atol=1e-12)
     with pytest.raises(ValueError, match="matmul"):
         matmul(np, x, W)
-    monkeypatch.setenv(jit.VARIABLE, "0")
-    assert matmul(np, x, W.T).shape == (200, 2099)
 
 
 @pytest.mark.parametrize("plan", ["parts", "shared"])
@@ -93,18 +91,6 @@ def test_bits_do_not_depend_on_who_works(rng, monkeypatch, plan, B):
             np.testing.assert_array_equal(array, results[-2][name], err_msg=f"{count} {name}")
             if plan == "shared":  # parts of the batch end at other places, beside which no whole vector is left
                 np.testing.assert_array_equal(array, results[0][name], err_msg=f"{count} {name}")
-
-
-def test_each_piece_is_taken_once():
-    loops = jit.shared("float32")
-    for size in (1, 2, 3, 8):
-        for pieces in (0, 1, 2, 7, 16):
-            counts = np.zeros(size + 1, np.int64)
-            taken = []
-            for k in reversed(range(size)):
-                while (piece := loops.take(counts, 0, k, size, pieces)) >= 0:
-                    taken.append(piece)
-            assert sorted(taken) == list(range(pieces))
 
 
 def test_a_wrong_length_of_vectors_is_refused(monkeypatch):

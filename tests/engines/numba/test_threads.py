@@ -1,4 +1,4 @@
-"""Threads that share calls of compiled functions: who works, how work is divided, and interrupts."""
+"""Threads that share calls of compiled functions: who works, and interrupts."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 import numba
 
 from xlstm.arrays import cores
-from xlstm.engines.numba import llvm, numba_engine, team, work_queue
+from xlstm.engines.numba import llvm, team
 
 SECONDS = 60  # a bound against hangs, far above what a worker takes
 
@@ -116,18 +116,6 @@ def test_a_call_without_memory_is_an_error(monkeypatch, cores_usable):
     assert (seen == 1).all()
 
 
-def test_no_more_workers_join_than_are_wanted():
-    compiled = team._compiled()
-    room = np.zeros_like(team.queue)
-    assert not compiled.join(room)
-    room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT)
-    assert compiled.join(room)
-    assert not compiled.join(room)
-    room[work_queue.OPEN] = (1 << 2 * work_queue.SHIFT) | (3 << work_queue.SHIFT) | 3  # all pieces are taken
-    assert not compiled.join(room)
-    assert not compiled.take(room)
-
-
 @pytest.mark.parametrize("started", [False, True])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeypatch, error, started):
@@ -155,32 +143,3 @@ def test_an_interrupt_while_a_worker_starts_leaves_none_that_never_works(monkeyp
     until(lambda: worker.bell.empty() and worker.asleep)
     assert employ() == 1
     assert all(helped.acquire(timeout=SECONDS) for _ in range(2))
-
-
-def test_ranges_of_sequences_have_about_equal_work():
-    widths = [(3, 10), (2, 7), (5, 2)]  # steps, width
-    ranges = numba_engine.spans(widths, 3)
-    assert [first for first, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
-    work = [sum(k * max(0, min(end, n) - first) for k, n in widths) for first, end in ranges]
-    assert sum(work) == sum(k * n for k, n in widths)
-    assert max(work) - min(work) <= 10
-    assert numba_engine.spans([(4, 2)], 5) == [(0, 1), (1, 2)]
-
-
-@pytest.mark.parametrize(
-    ("count", "H", "B", "divided"),
-    [
-        (1, 256, 64, (1, 1)),
-        (2, 32, 4, (1, 1)),  # nothing is large enough for a second thread
-        (2, 256, 64, (2, 1)),
-        (8, 128, 32, (4, 1)),
-        (16, 512, 64, (8, 1)),
-        (16, 512, 8, (1, 16)),  # too few sequences to divide them
-        (2, 512, 1, (1, 2)),
-        (64, 256, 64, (8, 1)),  # far more threads than parts
-        (64, 1024, 64, (1, 64)),  # more weights than a core has near
-    ],
-)
-def test_how_compiled_loops_divide_work(monkeypatch, count, H, B, divided):
-    monkeypatch.setenv(cores.VARIABLE, str(count))
-    assert numba_engine.division(4 * H * H, B, 100) == divided

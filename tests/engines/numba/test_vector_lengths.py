@@ -1,4 +1,7 @@
-"""The compiled engine for every length of vectors: all options beside the reference, gradients, the largest arrays."""
+"""The compiled engine for every length of vectors and number of threads, beside the reference; the largest arrays.
+
+`test_batch_sizes.py` has every option, for the vectors that the processor has.
+"""
 
 import itertools
 import mmap
@@ -9,8 +12,7 @@ import pytest
 
 import xlstm
 from tests.conftest import force, make_backend
-from tests.engines.test_engines import REFUSED
-from tests.registry import OPTIONS, inputs_of, make, run
+from tests.registry import inputs_of, make, run
 from xlstm.engines import engine
 from xlstm.engines.array_api import ARRAY_API
 from xlstm.engines.cell_step import Masks, Step
@@ -22,61 +24,30 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 THREADS = (1, 2, 3, 5)
 SIZES = (5, 21)  # D and H: 21 is no multiple of any vector
 
-# Vectors, kind and options. The first share the code of `guards.py`: each other step takes time to compile.
+# Vectors, kind and options. All but the last share the code of `guards.py`: each other step takes time to compile.
 CASES = [
     ((64, "float32"), "LSTM", {"num_layers": 2, "dropout": 0.4}),
     ((32, "float32"), "GRU", {"num_layers": 2, "dropout": 0.4, "batch_first": True, "recompute": True}),
     ((16, "float64"), "sLSTM", {"num_heads": 3, "batch_first": True}),
-    ((16, "float64"), "RNN", {"recurrent_bias": True, "num_layers": 2, "dropout": 0.4, "recompute": True}),
-    (
-        (16, "float64"),
-        "LSTM",
-        {"peepholes": True, "cell_clip": 0.7, "clip": 0.8, "recurrent_bias": True, "direction": "reverse"},
-    ),
+    ((16, "float64"), "RNN", {"recurrent_bias": True, "direction": "bidirectional", "recompute": True}),
     (
         (32, "float64"),
         "LSTM",
         {
-            **{"coupled_input_forget": True, "bias": False, "recompute": True, "batch_first": True},
+            **{"peepholes": True, "cell_clip": 0.7, "clip": 0.8, "bias": False, "direction": "reverse"},
             "activations": ("hard_sigmoid(0.3, 0.5)", "softsign", "elu"),
-            "direction": "bidirectional",
         },
     ),
-    (
-        (64, "float32"),
-        "GRU",
-        {"activations": ("hard_sigmoid", "softsign"), "clip": 0.8, "bias": False},
-    ),
-    ((32, "float64"), "GRU", {"direction": "bidirectional", "recurrent_bias": True}),
-    (
-        (32, "float32"),
-        "RNN",
-        {"activations": "relu", "clip": 0.8, "bias": False, "direction": "bidirectional", "batch_first": True},
-    ),
-    (
-        (64, "float32"),
-        "sLSTM",
-        {"num_heads": 3, "forget_gate": "exponential", "bias": False, "recompute": True, "direction": "bidirectional"},
-    ),
-    ((32, "float64"), "sLSTM", {"num_heads": 3, "direction": "reverse"}),
 ]
-
-
-def test_every_option_is_in_a_case():
-    """With every value of it, but for options that the engine refuses; a bidirectional layer is reversed as well."""
-    for kind, options in OPTIONS.items():
-        for name in options.keys() - REFUSED:
-            found = {own.get(name, options[name][0]) for _, other, own in CASES if other == kind}
-            assert found >= set(options[name]) - {"reverse"}, (kind, name)
 
 
 @pytest.mark.parametrize(
     ("vectors", "kind", "options"),
     CASES,
     indirect=["vectors"],
-    ids=[f"{length}-{dtype}-{kind}-{len(options)}" for (length, dtype), kind, options in CASES],
+    ids=[f"{length}-{dtype}-{kind}" for (length, dtype), kind, options in CASES],
 )
-def test_options(rng, vectors, kind, options):
+def test_plans_and_threads(rng, vectors, kind, options):
     """Every plan and number of threads, more than there are cores too, gives the reference's numbers but for rounding.
 
     Equal settings give equal bits; where threads share the products of each step, their number changes none.
