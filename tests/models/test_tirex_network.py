@@ -160,9 +160,6 @@ def test_who_sees_whom(rng):
     ("model", "given", "name"),
     [
         (SECOND, {"groups": [0, 1]}, "groups"),
-        (SECOND, {"groups": [0.0, 1.0, 1.0]}, "groups"),
-        (SECOND, {"targets": [1, 0, 1]}, "targets"),
-        (SECOND, {"known": "yes"}, "known"),
         (SECOND, {"known": [True] * 3, "lengths": [1, 2, 3]}, "lengths"),
         (FIRST, {"groups": [0, 0, 1]}, "groups"),
     ],
