@@ -129,7 +129,7 @@ def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, 
 
 def test_misuse_is_named(rng):
     params, x = inputs(LSTM, rng)
-    run, drop, (xs, _) = jax_layer(LSTM), jax_layer(DROPPING), inputs(DROPPING, rng)
+    run = jax_layer(LSTM)
     two = jax.tree.map(lambda a: np.stack([a, a]), params)
 
     def slope(x):
@@ -140,8 +140,6 @@ def test_misuse_is_named(rng):
         (lambda: jax.vmap(run, in_axes=(0, None))(two, x), "LSTM: vmap is over parameters"),
         (lambda: jax.grad(slope)(x), "LSTM: a second derivative"),
         (lambda: run(params, x, lengths=[9, 1, 1]), r"LSTM: lengths\[0\] is 9"),
-        (lambda: drop(xs, x), "LSTM: .* forward needs a seed"),
-        (lambda: drop(xs, x, seed=0.5), "LSTM: seed has dtype float64"),
     ):
         with pytest.raises((TypeError, ValueError, NotImplementedError), match=f"^{words}"):
             call()
