@@ -119,23 +119,17 @@ def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
 
 
 def nested(config, path, value):
-    """Set a value in dicts in dicts, or delete it."""
+    """Set a value in dicts in dicts."""
     *outer, last = path.split("/")
     for name in outer:
         config = config[name]
-    if value is None:
-        del config[last]
-    else:
-        config[last] = value
+    config[last] = value
 
 
 @pytest.mark.parametrize(
     ("folder", "path", "value", "message"),
     [
-        (FIRST, "model_config/input_ff_dim", None, "input_ff_dim is missing"),
         (FIRST, "model_config/output_patch_size", 8, "output_patch_size is 8"),
-        (FIRST, "model_config/block_kwargs/num_blocks", 10**6, "num_blocks is 1000000"),
-        (FIRST, "model_config", None, "expected model_config for TiRex-1 or"),
         (SECOND, "colour", 1, "key 'colour'"),
         (SECOND, "num_blocks", 3, "recipe has 2 blocks"),
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU'"),
@@ -154,8 +148,6 @@ def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        tirex.load(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="no checkpoint in it"):
         tirex.load(tmp_path)
     shutil.copy(FIRST / "model.safetensors", tmp_path)
