@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import xlstm
 from tests.conftest import DATA
-from tests.interop.passes import same_bits
+from tests.interop.bits import same_bits
 from tests.registry import OPTIONS, alone, make
 from xlstm.cli import export_import
 from xlstm.cli.app import app

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import xlstm
 from tests.conftest import DATA
-from tests.interop.passes import same_bits
+from tests.interop.bits import same_bits
 from xlstm.arrays.convert import to_numpy
 from xlstm.interop import nxai
 
@@ -251,6 +251,3 @@ def test_dropout_of_feed_forward_layers_is_theirs(given, theirs, expected):
     assert nxai.model_of(config)[0].backbone.ffn_dropout == expected
     del config["slstm_block"]["feedforward"]["dropout"]
     assert nxai.model_of(config)[0].backbone.ffn_dropout == 0.0
-    config["slstm_block"]["feedforward"] = None
-    assert nxai.model_of(config)[0].backbone.ffn_dropout is None
-    assert nxai.model_of({**config, "slstm_at": [], "slstm_block": None})[0].backbone.ffn_dropout is None

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.attacks.damage import checkpoint_of_torch
 from tests.conftest import DATA
-from tests.interop.passes import same_bits
+from tests.interop.bits import same_bits
 from xlstm.interop import tirex
 from xlstm.models import TiRex2
 
