@@ -106,13 +106,12 @@ def test_transformations(rng):
     close(jax.jit(jax.grad(in_parts, argnums=(0, 1)))(params, x), gradient(params, x))
 
 
-def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, rng):
-    """A backward pass that finds nothing runs the forward pass again; one that never comes leaves one value."""
-    passes, kept, forward = [], weakref.WeakSet(), Bridge.forward
+def test_gradients_are_right_in_any_order_and_only_the_last_pass_is_kept(monkeypatch, rng):
+    """A backward pass that never comes leaves the values of one pass."""
+    kept, forward = weakref.WeakSet(), Bridge.forward
 
     def counted(*arguments, **options):
         outputs, saved = forward(*arguments, **options)
-        passes.append(options["keep"])
         kept.add(saved)
         return outputs, saved
 
@@ -122,12 +121,12 @@ def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, 
     step = jax.jit(jax.value_and_grad(lambda p: loss_of(ours, p, x)))
     _, expected = step(params)
     jax.block_until_ready(expected)
-    assert (passes, len(kept)) == ([True], 0)
+    assert not kept
     several = [jax.vjp(lambda p: loss_of(ours, p, x), params)[1] for _ in range(3)]
-    assert (passes, len(kept)) == (4 * [True], 1)
+    assert len(kept) == 1
     for vjp in several:
         close(vjp(1.0)[0], expected)
-    assert (passes, len(kept)) == (6 * [True], 0)
+    assert not kept
 
 
 def test_misuse_is_named(rng):

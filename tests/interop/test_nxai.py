@@ -124,6 +124,7 @@ def test_configurations_of_the_package():
     only, _ = nxai.model_of({**config, "mlstm_block": None, "slstm_block": {"slstm": {}, "feedforward": None}})
     assert only.backbone.slstm_at == (0, 1, 2)
     assert only.backbone.ffn_proj_factor == 0
+    assert only.backbone.ffn_dropout is None
 
 
 # As of models that were trained before transformers 5.

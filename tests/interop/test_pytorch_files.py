@@ -59,7 +59,6 @@ def two_folders():
 
 
 REFUSED = {
-    "no end": (torch_file(b"\x80\x02N", {}), "EOFError"),
     "tuple as a key": (torch_file(b"}(N\x85Nu.", {}), "TypeError"),
     "unknown opcode": (torch_file(b"\xff.", {}), "KeyError: 255"),
     "a call": (torch_file(pickle.dumps(Executed(), 2), {}), r"it names '(__builtin__|builtins).print'"),
@@ -74,11 +73,8 @@ REFUSED = {
     "too large": (of(tensor((3, 3))), "does not lie within its storage of 6 numbers"),
     "expanded": (of(tensor((10**12, 1), (0, 1))), "does not lie within its storage"),
     "empty and large": (of(tensor((0, 2**62), (1, 1))), "which no array can have"),
-    "no strides": (of(tensor(strides=())), "has not as many strides as axes"),
     "no tensor": (of(opcodes("text")), "'x' is a str, expected a tensor"),
-    "other magic": (of(tensor()).replace(b"PK\3\4", b"PK\3\5"), "Bad magic number"),
     "big endian": (torch_file(b"}.", {"byteorder": b"big"}), "its numbers are b'big'"),
-    "a list": (torch_file(pickle.dumps({"state_dict": []}), {}), "it holds a list"),
     "compressed": (torch_file(state({"x": tensor()}), STORED, zipfile.ZIP_DEFLATED), "is compressed"),
     "two folders": (two_folders(), "entries of the zip have the same name"),
 }

@@ -88,19 +88,6 @@ def test_checkpoint_of_lightning(tmp_path):
         same_bits(found, params)
 
 
-def test_older_files_of_the_second(tmp_path):
-    """A pickled checkpoint with all aliases, and a configuration in YAML."""
-    yaml = pytest.importorskip("yaml")
-    model, params = tirex.load(SECOND, backend="numpy")
-    arrays = load_file(SECOND / "model.safetensors")
-    copies = {alias: arrays[theirs] for alias, theirs in ALIASES.items()}
-    (tmp_path / "model.ckpt").write_bytes(checkpoint_of_torch(arrays | copies))
-    (tmp_path / "model-config.yaml").write_text(yaml.safe_dump(config_of(SECOND)))
-    again, found = tirex.load(tmp_path, backend="numpy")
-    assert again == model
-    same_bits(found, params)
-
-
 def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
     arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
     model, _ = tirex.load(SECOND, backend="numpy")
@@ -130,7 +117,6 @@ def nested(config, path, value):
     ("folder", "path", "value", "message"),
     [
         (FIRST, "model_config/output_patch_size", 8, "output_patch_size is 8"),
-        (SECOND, "colour", 1, "key 'colour'"),
         (SECOND, "num_blocks", 3, "recipe has 2 blocks"),
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU'"),
         (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2"),

@@ -115,17 +115,6 @@ def test_copies_and_files_of_modules():
         assert not torch.equal(next(one.parameters()), next(net.parameters()))
 
 
-def test_parametrizations():
-    net, (x, *state) = module(LAYERS["mlstm"]), inputs(LAYERS["mlstm"], "float32")
-    with torch.no_grad():
-        next(net.parameters()).add_(1.0)  # no row is zero, which has no direction
-    y = called(net, x, state)[0]
-    torch.nn.utils.parametrizations.weight_norm(net.get_submodule("0"), "Wx")
-    torch.testing.assert_close(called(net, x, state)[0], y)
-    assert {"0.b", "0.parametrizations.Wx.original0"} < {name for name, _ in net.named_parameters()}
-    assert all(g.any() for g in gradients(net, x, *state))
-
-
 def test_what_forward_keeps_dies_with_the_graph():
     from xlstm.interop import torch_module
 

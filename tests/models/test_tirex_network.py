@@ -8,6 +8,7 @@ import pytest
 
 import xlstm
 from tests.conftest import make_backend
+from tests.registry import params_of
 from tests.tirex import FIRST, SECOND, error, golden, gradients, rows, tokens, written
 from xlstm.arrays.convert import to_numpy
 from xlstm.cells.slstm import to_bfloat16
@@ -23,9 +24,7 @@ GROUPS = {
 
 
 def inputs_of(model, be, rng, B=3, T=4):
-    """Random parameters and tokens."""
-    params = {name: be.asarray(p + 0.5 * rng.standard_normal(p.shape)) for name, p in model.draw(rng).items()}
-    return params, be.asarray(rng.standard_normal((B, T, model.input_size)))
+    return params_of(model, be, rng), be.asarray(rng.standard_normal((B, T, model.input_size)))
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -152,7 +151,6 @@ def test_the_order_of_rows_is_free(rng):
 @pytest.mark.parametrize(
     ("model", "given", "name"),
     [
-        (SECOND, {"groups": [0, 1]}, "groups"),
         (SECOND, {"known": [True] * 3, "lengths": [1, 2, 3]}, "lengths"),
         (FIRST, {"groups": [0, 0, 1]}, "groups"),
     ],

@@ -167,7 +167,6 @@ def test_items_of_several_targets(two):
 
     found, mixed = own.forecast(params, x, 5), own.forecast(params, [x[0], x[1, 0], x[1, :2, 4:]], 5)
     assert [q.shape for q in mixed.quantiles] == [(3, 5, 9), (5, 9), (2, 5, 9)]
-    assert [m.shape for m in mixed.mean] == [(3, 5), (5,), (2, 5)]
     close(mixed.quantiles[0], found.quantiles[0], 1e-12)
     single = forecast(x[0, 0], past=x[1, 0], future=price)
     several = forecast([x[0, 0], x[0, 1]], past=[x[1], None], future=[price, None])
