@@ -25,7 +25,6 @@ LAYERS = {
     "lstm": xlstm.LSTM(D, H, 2, bidirectional=True, batch_first=True),
     "slstm": xlstm.sLSTM(D, H, num_heads=2),
     "mlstm": xlstm.mLSTM(D, H, num_heads=2),
-    "stack": xlstm.xLSTMStack(H, 2, [1], num_heads=2),
     "model": SequenceModel(xlstm.GRU(D, H), 2, last=True),
     "linear": Linear(D, H),
 }
