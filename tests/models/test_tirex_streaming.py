@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tirex import FIRST, SECOND
-from xlstm.models import HorizonWarning, TiRex
+from xlstm.models import TiRex
 
 
 def whole(model, params, series, horizon):
@@ -78,11 +78,3 @@ def test_units_are_renewed(rng):
 def test_values_that_are_no_next_ones_are_named(series, values):
     with pytest.raises((TypeError, ValueError), match=r"TiRex\.stream: values"):
         FIRST.stream(FIRST.init(0, "numpy"), series).push(values)
-
-
-def test_a_horizon_beyond_that_of_the_training_is_said_so():
-    stream = SECOND.stream(SECOND.init(0, "numpy"), np.arange(9.0))
-    stream.forecast(6)
-    with pytest.warns(HorizonWarning, match="TiRex2.stream: horizon is 7, and the model was trained for 6") as found:
-        assert stream.forecast(7).quantiles.shape == (7, 3)
-    assert found[0].filename == __file__
