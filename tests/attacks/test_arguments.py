@@ -163,6 +163,7 @@ def test_layers_are_made_or_refused(sound):
         (lambda: xlstm.xLSTMStack(4, 2, slstm_at="x"), "xLSTMStack: slstm_at is"),
         (lambda: xlstm.LSTM(2, 10**300), "LSTM: hidden_size is a whole number of 997 bits"),
         (lambda: TWO.forward(TWO_PARAMS, 3, groups=[0]), "TiRex2: x is"),
+        (lambda: training.evaluate(3, P, data.Windows(X, ROW)), "evaluate: model is"),
     ],
 )
 def test_refusals_found_by_hand(call, error):
@@ -282,6 +283,10 @@ def numbers(result: Any, arguments: dict[str, Any]) -> None:
     assert finite(result)
 
 
+def taken(result: Any, arguments: dict[str, Any]) -> None:
+    """Nothing more is to work."""
+
+
 class Reached(Exception):  # noqa: N818 (no error: the arguments are taken)
     """The model was asked to run, so that all arguments are checked."""
 
@@ -317,11 +322,47 @@ ONE = TiRex(4, 1, 2, **PATCHES)
 TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **PATCHES, output_ff_size=4, horizon=100)
 ONE_PARAMS, TWO_PARAMS, LSTM_PARAMS = ONE.init(0, "numpy"), TWO.init(0, "numpy"), LSTM.init(0, "numpy")
 VALUES = [SERIES.tolist(), [SERIES, SERIES[:5]], [[None, 1.0], range(3)], *arrays(9), *arrays(2, 9), *arrays(2, 2, 9)]
-BATCHES = {"x": arrays(6, 3, 2), "sequences": arrays(6, 3, 2), "target": arrays(6, 1), "mask": arrays(6, 1)}
-LOSS: dict[str, Any] = {"y": np.full((3, 2), 0.5), "target": np.full((3, 2), 0.25), "mask": None}
-LOSSES = {"y": arrays(3, 2), "target": arrays(3, 2), "mask": arrays(3, 2), "logits": arrays(3, 4), "labels": arrays(3)}
+# Sound values of arguments without a default, by their names, and other values of them.
+SOUND: dict[str, Any] = {
+    **{"x": X, "sequences": X, "target": ROW, "y": ROW, "logits": ROW, "labels": np.zeros(6, int), "series": X[:, 0]},
+    **{"batch_size": 2, "length": 2, "window": 3, "lr": 0.1, "steps": 5, "every": 2, "then": optim.constant(0.1)},
+    **{"grads": P, "limit": 1.0, "patience": 2, "decay": 0.5},
+    **{"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM},
+}
+MORE = {
+    **{"x": arrays(6, 3, 2), "sequences": arrays(6, 3, 2), "grads": dicts(P), "params": dicts(P), "labels": arrays(6)},
+    **dict.fromkeys(("target", "mask", "y", "logits"), arrays(6, 1)),
+}
+
+
+PATHS = {"checkpoints", "resume"}
+
+
+def cases(module: Any, names: str, after: Any = taken, sound: Any = None, **options: Any) -> dict[str, Case]:
+    """A case of each of some functions or classes of a module, with sound values of what has no default."""
+    found = {}
+    for name in names.split():
+        call = reaches(getattr(module, name))
+        parameters = inspect.signature(call).parameters
+        given = {one: SOUND[one] for one, about in parameters.items() if about.default is about.empty}
+        tried = tuple(one for one in parameters if one not in PATHS)
+        found[name] = Case(call, given | (sound or {}), after, **{"more": MORE, "only": tried, **options})
+    return found
+
+
+TRAINING: dict[str, Any] = {"who": r"\w+", "words": rf"\ba\b|norm|{PARAMS}"}
 FORECAST: dict[str, Any] = {"who": "TiRex2?", "words": f"series|{PARAMS}", "long": "horizon"}
 OTHERS: dict[str, Case] = {
+    **cases(losses, "mse mae huber cross_entropy binary_cross_entropy", numbers),
+    **cases(losses, "pinball", numbers, {"target": ROW[:, 0], "quantiles": (0.1,)}),
+    **cases(optim, "adamw rmsprop sgd constant cosine step_decay warmup", steps),
+    **cases(optim, "global_norm clip_value", numbers, words=r"\ba\b"),
+    **cases(training, "Clip EarlyStopping MovingAverage ReduceOnPlateau"),
+    **cases(training, "evaluate", **TRAINING),
+    **cases(training, "train", sound={"epochs": 1}, **TRAINING),
+    **cases(data, "Windows Sequences SeriesWindows", epoch),
+    **cases(data, "Streams", epoch, {"x": X[:, 0]}),
+    "split": Case(data.split, {"length": 100}, words="rows"),
     "TiRex": Case(
         ONE.forecast,
         {"params": ONE_PARAMS, "series": SERIES, "horizon": 3},
@@ -351,41 +392,17 @@ OTHERS: dict[str, Case] = {
         **{"who": "LowRank|LSTM|sLSTM|GRU|xLSTMStack|Linear", "words": "param|0"},
         more={"params": dicts(LSTM_PARAMS), "names": [["*.Wh"], ["no"]]},
     ),
-    "sgd": Case(optim.sgd, {"lr": 0.1, "momentum": 0.9}, steps),
-    "adamw": Case(optim.adamw, {"lr": optim.cosine(0.1, 10)}, steps),
-    "cosine": Case(optim.cosine, {"lr": 0.1, "steps": 5}, steps),
-    "warmup": Case(optim.warmup, {"steps": 5, "then": optim.constant(0.1)}),
     "adam": Case(
         ADAM.update,
         {"params": P, "grads": P, "state": ADAM.init(P)},
         words=r"param|grad|state|moment|\ba\b",
         more={"params": dicts(P), "grads": dicts(P)},
     ),
-    "mse": Case(losses.mse, LOSS, numbers, more=LOSSES),
-    "pinball": Case(
-        losses.pinball, {**LOSS, "target": np.full(3, 0.25), "quantiles": (0.1, 0.9)}, numbers, more=LOSSES
-    ),
-    "cross_entropy": Case(
-        losses.cross_entropy, {"logits": X[0] @ np.ones((2, 4)), "labels": np.arange(3), "mask": None}, more=LOSSES
-    ),
-    "Windows": Case(data.Windows, {"x": X, "target": ROW, "batch_size": 4, "every_step": False}, epoch, more=BATCHES),
-    "Sequences": Case(
-        data.Sequences, {"sequences": X, "target": ROW, "batch_size": 4, "bucket": 2}, epoch, more=BATCHES
-    ),
-    "SeriesWindows": Case(data.SeriesWindows, {"series": X[:, 0], "window": 3, "horizon": 2}, epoch),
-    "Streams": Case(data.Streams, {"x": X[:, 0], "target": ROW, "batch_size": 2, "length": 2}, epoch, more=BATCHES),
-    "split": Case(data.split, {"length": 100, "validation": 0.2, "test": 0.2}, words="rows"),
     "Forecaster": Case(Settings, {}, settings),
     "Forecaster made": Case(Forecaster, {"backend": "numpy"}, who="Forecaster|backend", words="float16"),
     "Mixed": Case(xlstm.precision.Mixed, {}, plain),
     "use": Case(xlstm.cuda.use, {}),
     "backend": Case(xlstm.backend, {"name": "numpy"}, words="float16"),
-    "train": Case(
-        reaches(training.train),
-        {"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM, "epochs": 1},
-        **{"who": r"\w+", "words": rf"\ba\b|{PARAMS}", "more": {"params": dicts(P)}},
-        only=tuple(sorted({*inspect.signature(training.train).parameters} - {"checkpoints", "resume"})),  # paths
-    ),
     "save": Case(
         models.save,
         {"path": "/dev/null/none", "model": LSTM, "params": {}},

@@ -139,7 +139,6 @@ def test_the_table_and_the_goals():
     }
     tf32, bf16, fp16 = gpu_table.lines(record)
     assert (tf32.ratio, bf16.ratio) == pytest.approx((1 / 3, 0.6))  # to the quickest
-    assert bf16.remark == f"no {CAPTURED}"
     assert (tf32.limit, tf32.overhead) == pytest.approx((1.601, 0.05), abs=1e-3)
     goals = gpu_table.goals([tf32, bf16, fp16])
     assert "<= 0.5: 1 of 2, missed" in goals[1]
@@ -159,9 +158,6 @@ def test_a_call_that_keeps_its_device_waiting_is_seen():
     assert found["slow"].overhead == pytest.approx(9e-4)
     assert found["quick"].overhead == pytest.approx(5e-6)
     assert found["quick"].calls >= 6
-    begun = clock.now()
-    once = events.side_by_side({"slow": slow}, clock, rounds=9, block=0.0, until=begun)
-    assert once["slow"].calls == 1
 
 
 def test_cases_beyond_the_time_are_named():

@@ -17,14 +17,9 @@ SIGNS = {
 }
 
 
-def rng():
-    return np.random.default_rng(7)
-
-
-@pytest.mark.parametrize("T", [1, 2, 15, 40])
-def test_arithmetic_is_what_python_makes_of_it(T):
-    x, y, mask = tasks_data.arithmetic(rng(), 50, T)
-    assert x.shape == y.shape == mask.shape == (T, 50)
+def test_arithmetic_is_what_python_makes_of_it(rng):
+    T = 15
+    x, y, mask = tasks_data.arithmetic(rng, 50, T)
     assert mask[::2].all()
     assert not mask[1::2].any()
     for b in range(50):
@@ -34,9 +29,9 @@ def test_arithmetic_is_what_python_makes_of_it(T):
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
-@pytest.mark.parametrize("T", [64, 128])
-def test_recall_asks_for_what_was_said(T, repeats):
-    x, y, mask = tasks_data.recall(rng(), 30, T, repeats)
+def test_recall_asks_for_what_was_said(rng, repeats):
+    T = 64
+    x, y, mask = tasks_data.recall(rng, 30, T, repeats)
     assert (mask.sum(axis=0) == PAIRS * repeats).all()
     assert not mask[: 2 * PAIRS].any()
     for b in range(30):
@@ -47,29 +42,6 @@ def test_recall_asks_for_what_was_said(T, repeats):
         assert asked == np.flatnonzero(mask[:, b]).tolist()
         assert [pairs[key] for key in x[asked, b].tolist()] == y[asked, b].tolist()
         assert sorted(x[asked, b].tolist()) == sorted(list(pairs) * repeats)
-
-
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_batches_are_drawn_anew_the_same_and_fit(task):
-    limit = task.longest
-    one, two = (task.batch(rng(), 200, limit) for _ in range(2))
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert one.x.shape == one.target.shape == one.mask.shape == (limit, 200)
-    assert 0 <= one.x.min() <= one.x.max() < task.vocab_size
-    assert 0 <= one.target.min() <= one.target.max() < task.vocab_size
-    if one.lengths is not None:
-        assert (one.lengths.min(), one.lengths.max()) == (task.shortest, limit)
-        assert not one.mask[np.arange(limit)[:, None] >= one.lengths].any()
-        assert one.mask[0].all()
-
-
-def test_lengths_grow():
-    task, recipe = TASKS["arithmetic"], replace(SMALL, steps=100, growth=0.5)
-    limits = [tasks.limit_at(step, task, recipe) for step in range(1, 101)]
-    assert limits == sorted(limits)
-    assert (limits[0], limits[24], limits[49], limits[-1]) == (3, 21, 40, 40)
-    assert tasks.limit_at(1, task, replace(recipe, growth=0.0)) == 40
 
 
 def test_accuracy_is_scaled_by_chance():
