@@ -16,20 +16,6 @@ from xlstm.plots import figures
 matplotlib = later("matplotlib")
 
 
-def lightness(color):
-    return float(np.dot(matplotlib.colors.to_rgb(color), (0.299, 0.587, 0.114)))
-
-
-def test_colours_survive_a_print_in_grey():
-    grey = [lightness(line["color"]) for line in figures.LINES]
-    assert np.min(np.diff(grey)) > 0.08
-    assert len({str(line["linestyle"]) for line in figures.LINES}) == len(figures.LINES)
-    assert len({line["marker"] for line in figures.LINES}) == len(figures.LINES)
-    assert abs(lightness(figures.DARK) - lightness(figures.LIGHT)) > 0.3
-    shades = [lightness(c) for c in matplotlib.colormaps[figures.COLOURS](np.linspace(0, 1, 20))[:, :3]]
-    assert np.all(np.diff(shades) > 0)
-
-
 def test_labels_do_not_collide_and_have_two_sizes(interpreted, x, run, tmp_path):
     """Also those between powers of ten, which are there where an axis spans less than one."""
     _, saved = ran(xlstm.LSTM(D, H, 2), x)
