@@ -37,12 +37,12 @@ MESSAGE = 1000  # characters
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 
-def nothing(*_: Any) -> None:
+def nothing(*_):
     """Takes anything, and is what no argument expects."""
 
 
 NAN, STACK = float("nan"), xlstm.xLSTMStack(4, 2, [1], 2)
-HOSTILE: list[Any] = [
+HOSTILE = [
     *(None, True, np.True_, Ellipsis, 0, 1, 3, 8, -1, 2**28, 2**63, 10**300, -(10**300), 10**5000),
     *(0.0, -0.0, 0.5, 1.5, -0.5, 5e-324, 1e30, 1e300, NAN, float("inf"), 1j, Fraction(10**400, 3), Decimal("0.5")),
     *(np.int64(2), np.int8(-3), np.float16(0.1), np.float32("nan"), np.longdouble(0.5), np.complex64(1)),
@@ -61,7 +61,7 @@ HOSTILE: list[Any] = [
     *(xlstm.LSTM(4, 4), xlstm.GRU(4, 4, bidirectional=True), xlstm.sLSTM(4, 4, batch_first=True), Linear(4, 4), STACK),
 ]
 # Values that are sound for some argument.
-MILD: list[Any] = [
+MILD = [
     *(True, False, None, 0, 1, 2, 3, 4, 8, np.int64(2), np.uint8(4), 0.0, 0.1, 0.5, 1.0, np.float32(0.5), 2.5),
     *([], [0], [1], (0.1, 0.1), range(1), np.array([1]), "tanh", "gelu", "silu", "uniform", "glorot", "sigmoid"),
     *("exponential", "zeros", "float32", "float64", np.float64, np.dtype("float32"), "numpy", "relu", "powerlaw"),
@@ -81,7 +81,7 @@ class Case(NamedTuple):
     long: str = ""  # an argument whose large values are sound, but take for ever
 
 
-def likely(usual: Any) -> list[Any]:
+def likely(usual):
     """Values that are sound for an argument with such a default, for the most part."""
     for types in ((bool, np.bool_), Integral, (Real, type(None)), str):
         if isinstance(usual, types):
@@ -89,7 +89,7 @@ def likely(usual: Any) -> list[Any]:
     return MILD
 
 
-def attack(name: str, case: Case, count: int) -> None:
+def attack(name, case, count):
     """Try so many sets; the first that is neither refused well nor works raises, with the values that it has."""
     parameters = inspect.signature(case.call).parameters
     for k in range(count):
@@ -129,7 +129,7 @@ def attack(name: str, case: Case, count: int) -> None:
 # Objects that are made
 
 
-def plain(made: Any, arguments: dict[str, Any]) -> None:
+def plain(made, arguments):
     """A frozen description: equal, hashed and short."""
     again = type(made)(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
     assert again == made
@@ -137,7 +137,7 @@ def plain(made: Any, arguments: dict[str, Any]) -> None:
     assert len(repr(made)) < 2000
 
 
-def layer(made: Any, arguments: dict[str, Any]) -> None:
+def layer(made, arguments):
     """A layer or a model: also its passes, where its sizes are small, and its file."""
     plain(made, arguments)
     if small(made):
@@ -188,7 +188,7 @@ def test_numpy_numbers_are_taken_as_plain_ones():
 # Functions that are called
 
 
-def arrays(*shape: int) -> list[Any]:
+def arrays(*shape):
     """Arrays of a shape, and what is not quite one."""
     ones = np.full(shape, 0.5, "float32")
     kinds = ("float64", "float16", "longdouble", "int64", "bool", "complex64", "object", "U3", ">f4")
@@ -201,7 +201,7 @@ def arrays(*shape: int) -> list[Any]:
     ]
 
 
-def dicts(params: dict[str, Any]) -> list[Any]:
+def dicts(params):
     """Parameters, and what is not quite that."""
     first, array = next(iter(params.items()))
     rest = {name: p for name, p in params.items() if name != first}
@@ -211,13 +211,13 @@ def dicts(params: dict[str, Any]) -> list[Any]:
     return [*others, *({**params, first: value} for value in odd)]
 
 
-def states(state: Any) -> list[Any]:
+def states(state):
     """A state, and what is not quite one."""
     others = [list(state), state[:-1], (*state, state[-1]), (None,) * len(state), dict(enumerate(state)), iter(state)]
     return [*others, state[0], *((odd, *state[1:]) for odd in (None, 1.0, "x", [1.0], np.zeros((1, 2, 4)), np.ndarray))]
 
 
-LENGTHS: list[Any] = [
+LENGTHS = [
     *([3, 1], (0, 3), [3.0, 1.0], [True, False], ["3", "1"], [4, 1], [-1, 3], [[3, 1]], [3], [3, 1, 2], [None, 1]),
     *([10**30, 1], {3, 1}, range(2), [[1], [1, 2]], [NAN, 1]),
     *(np.array([3, 1]).astype(kind) for kind in ("int8", "uint64", "float32", "object", "datetime64[s]")),
@@ -232,7 +232,7 @@ def test_calls_work_or_are_refused(model):
     who = f"{type(model).__name__}|{type(inner).__name__}|Linear|backend|asarray|generate"
     words = "|".join([PARAMS, *map(re.escape, model.init(0, "numpy"))])
     for name, (function, sound, after) in calls(model).items():
-        more: dict[str, list[Any]] = {"lengths": LENGTHS}
+        more = {"lengths": LENGTHS}
         for argument, value in sound.items():
             if argument == "params":
                 more[argument] = dicts(value)
@@ -247,7 +247,7 @@ def test_calls_work_or_are_refused(model):
 # Everything else
 
 
-def steps(result: Any, arguments: dict[str, Any]) -> None:
+def steps(result, arguments):
     """A schedule gives finite rates, an optimiser finite parameters."""
     if not hasattr(result, "update"):
         assert all(0 <= result(step) < 1e33 for step in (0, 1, 10, 10**6))
@@ -259,31 +259,31 @@ def steps(result: Any, arguments: dict[str, Any]) -> None:
     assert big or finite(params)
 
 
-def epoch(result: Any, arguments: dict[str, Any]) -> None:
+def epoch(result, arguments):
     """The batches of some data, twice."""
     assert len(list(result.batches())) == len(list(result.batches(np.random.default_rng(0)))) == len(result)
 
 
-def settings(result: Settings, arguments: dict[str, Any]) -> None:
+def settings(result, arguments):
     """A forecaster of these settings is made."""
     assert Settings(**json.loads(json.dumps(dataclasses.asdict(result)))) == result
     if result.precision is None:
         assert Forecaster(**vars(result)).settings == result
 
 
-def forecast(result: Any, arguments: dict[str, Any]) -> None:
+def forecast(result, arguments):
     """A forecast has numbers for the steps that were asked for."""
     for part in result.quantiles if isinstance(result.quantiles, list) else [result.quantiles]:
         assert part.shape[-2:] == (arguments["horizon"], len(result.levels))
         assert finite(part)
 
 
-def numbers(result: Any, arguments: dict[str, Any]) -> None:
+def numbers(result, arguments):
     """Results are finite."""
     assert finite(result)
 
 
-def taken(result: Any, arguments: dict[str, Any]) -> None:
+def taken(result, arguments):
     """Nothing more is to work."""
 
 
@@ -294,17 +294,17 @@ class Reached(Exception):  # noqa: N818 (no error: the arguments are taken)
 class Model:
     """Runs nothing."""
 
-    def forward(self, *arguments: Any, **more: Any) -> Any:
+    def forward(self, *arguments, **more):
         raise Reached
 
-    def backward(self, *arguments: Any) -> Any:
+    def backward(self, *arguments):
         raise Reached
 
 
-def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
+def reaches(function):
     """The call, which ends well where the model is asked to run."""
 
-    def call(**arguments: Any) -> Any:
+    def call(**arguments):
         try:
             return function(**arguments)
         except Reached:
@@ -323,7 +323,7 @@ TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **PATCHES, output_ff_size=4,
 ONE_PARAMS, TWO_PARAMS, LSTM_PARAMS = ONE.init(0, "numpy"), TWO.init(0, "numpy"), LSTM.init(0, "numpy")
 VALUES = [SERIES.tolist(), [SERIES, SERIES[:5]], [[None, 1.0], range(3)], *arrays(9), *arrays(2, 9), *arrays(2, 2, 9)]
 # Sound values of arguments without a default, by their names, and other values of them.
-SOUND: dict[str, Any] = {
+SOUND = {
     **{"x": X, "sequences": X, "target": ROW, "y": ROW, "logits": ROW, "labels": np.zeros(6, int), "series": X[:, 0]},
     **{"batch_size": 2, "length": 2, "window": 3, "lr": 0.1, "steps": 5, "every": 2, "then": optim.constant(0.1)},
     **{"grads": P, "limit": 1.0, "patience": 2, "decay": 0.5},
@@ -338,7 +338,7 @@ MORE = {
 PATHS = {"checkpoints", "resume"}
 
 
-def cases(module: Any, names: str, after: Any = taken, sound: Any = None, **options: Any) -> dict[str, Case]:
+def cases(module, names, after=taken, sound=None, **options):
     """A case of each of some functions or classes of a module, with sound values of what has no default."""
     found = {}
     for name in names.split():
@@ -350,9 +350,9 @@ def cases(module: Any, names: str, after: Any = taken, sound: Any = None, **opti
     return found
 
 
-TRAINING: dict[str, Any] = {"who": r"\w+", "words": rf"\ba\b|norm|{PARAMS}"}
-FORECAST: dict[str, Any] = {"who": "TiRex2?", "words": f"series|{PARAMS}", "long": "horizon"}
-OTHERS: dict[str, Case] = {
+TRAINING = {"who": r"\w+", "words": rf"\ba\b|norm|{PARAMS}"}
+FORECAST = {"who": "TiRex2?", "words": f"series|{PARAMS}", "long": "horizon"}
+OTHERS = {
     **cases(losses, "mse mae huber cross_entropy binary_cross_entropy", numbers),
     **cases(losses, "pinball", numbers, {"target": ROW[:, 0], "quantiles": (0.1,)}),
     **cases(optim, "adamw rmsprop sgd constant cosine step_decay warmup", steps),
