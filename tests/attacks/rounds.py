@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 import xlstm
-from tests.registry import input_of
+from tests.registry import has_file, input_of, steps, through_time
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import model_files
 
 T, B = 3, 2
@@ -37,16 +36,11 @@ def finite(tree):
     return tree is None or bool(np.all(np.isfinite(to_numpy(tree))))
 
 
-def forwards(made):
-    """Whether there is a step: it goes forward in time only."""
-    return hasattr(made, "step") and made.directions == ("",)
-
-
 def follow(made):
     """Everything that can be done with a layer, a part or a model, and its file."""
     for function, arguments, check in calls(made).values():
         check(function(**arguments), arguments)
-    if isinstance(made, model_files.Model):
+    if has_file(made):
         params = made.init(1, "numpy")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
@@ -63,7 +57,7 @@ def calls(made):
     x = input_of(made, xlstm.backend("numpy"), np.random.default_rng(0), T, B)
     if hasattr(made, "vocab_size"):
         x = x % made.vocab_size
-    if not isinstance(made, SequenceLayer):
+    if not through_time(made):
         y, saved = made.forward(params, x)
         found["forward"] = made.forward, {"params": params, "x": x}, first_finite
         found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y}, gradients
@@ -73,7 +67,7 @@ def calls(made):
     beginning = {"params": params, "x": x, "state": state, "seed": 1, "lengths": [T, 1]}
     found["forward"] = made.forward, beginning, first_finite
     found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y, "dstate": dstate}, gradients
-    if forwards(made):
+    if steps(made):
         one = x[:, 0] if made.batch_first else x[0]
         found["step"] = made.step, {"params": params, "x": one, "state": state}, first_finite
     if hasattr(made, "generate"):

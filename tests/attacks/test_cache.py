@@ -124,14 +124,6 @@ def test_code_of_other_versions_is_not_loaded(cache, monkeypatch):
     assert "triple" in path.name
 
 
-def test_code_of_other_options_is_not_loaded(monkeypatch):
-    """Modules, and so files, are named after the options of their compilation, too, which are written in jit.py."""
-    before = jit.new_module(SOURCE).__name__
-    assert jit.new_module(SOURCE).__name__ == before
-    monkeypatch.setattr(jit.inspect, "getsource", lambda module: "other options")
-    assert jit.new_module(SOURCE).__name__ != before
-
-
 def test_a_full_disk_leaves_nothing(cache, monkeypatch):
     private.folder(cache)
     private.write(cache, "name", b"old")

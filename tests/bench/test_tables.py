@@ -14,14 +14,6 @@ from bench.cases import Case
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("case", [Case("gru", 4, 2, 3, 5), Case("lstm", 4, 2, 3, 5, ragged=True)], ids=str)
-def test_peers_that_are_there_run_and_the_others_say_why(case):
-    found, missing = peers.calls(case, ("torch", "onnxruntime"))
-    for call in found.values():
-        call()
-    assert missing["onnxruntime"] == "written for inference of full sequences"
-
-
 def test_onnxruntime_runs_the_same_layer():
     pytest.importorskip("onnxruntime")
     case = Case("lstm", 4, 2, 3, 5, train=False)
@@ -57,13 +49,6 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch):
     before, made, after = re.split(f"{report.START}|{report.END}", page.read_text())
     assert (before, after) == ("before\n", "after\n")
     assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in made
-
-
-def test_a_report_without_any_peer():
-    results = {"xlstm": {"median": 0.002}, report.ALONE: {"median": 0.003}}
-    lines = [{"bench": "one step", "name": "1,1,64,64", "case": {}, "unit": "seconds", "results": results}]
-    assert "| 1,1,64,64 | 2 |\n" in report.details(lines)
-    assert "| one step |\n" in report.summary(lines)
 
 
 def test_the_page_says_what_the_results_say():

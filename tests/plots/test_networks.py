@@ -216,15 +216,3 @@ def test_gradients_of_models(x):
     rows = plots.gradient_norms(stack, params, tokens)
     assert sorted((row.of, row.layer) for row in rows) == [("C", "0"), ("c", "1"), ("h", "1")]  # and no x
     assert all(np.all(row.norms > 0) for row in rows)
-
-
-def test_gradients_are_drawn_on_a_logarithmic_axis(x):
-    runs = {}
-    for name in ("lstm", "rnn"):
-        runs[name] = plots.gradient_norms(LAYERS[name], ran(LAYERS[name], x)[0], x)
-    figure = plots.gradients(runs)
-    assert [axes.get_yscale() for axes in figure.axes] == ["log"] * 3  # h, c, x
-    assert [len(axes.lines) for axes in figure.axes] == [2, 1, 2]
-    h = next(row for row in runs["rnn"] if row.of == "h")
-    np.testing.assert_array_equal(figure.axes[0].lines[1].get_ydata(), h.norms)
-    assert f"rnn layer 0: {h.factor:.3g}" in texts(figure)
