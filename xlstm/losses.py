@@ -175,7 +175,7 @@ def binary_cross_entropy(logits: Array, target: Array, mask: Array | None = None
     ValueError, TypeError
         Shapes, libraries or dtypes do not match.
     """
-    xp, weight = _regression("binary_cross_entropy", logits, target, mask)
+    xp, weight = _regression("binary_cross_entropy", logits, target, mask, "logits")
     loss = xp.sum(weight * (softplus(xp, logits) - target * logits))  # (8)
     return loss, astype(xp, weight * (sigmoid(xp, logits) - target), logits.dtype)  # (8)
 
@@ -260,10 +260,10 @@ def _entropy(xp: Namespace, z: Array, label: Array, classes: Array, weight: Arra
     return error, xp.where(weight > 0, lost, xp.zeros_like(lost))
 
 
-def _regression(where: str, y: Array, target: Array, mask: Array | None) -> tuple[Namespace, Array]:
-    xp = namespace(where, {"y": y, "target": target})
+def _regression(where: str, y: Array, target: Array, mask: Array | None, name: str = "y") -> tuple[Namespace, Array]:
+    xp = namespace(where, {name: y, "target": target})
     if tuple(target.shape) != tuple(y.shape):
-        raise ValueError(f"{where}: target has shape {tuple(target.shape)}, expected that of y, {tuple(y.shape)}")
+        raise ValueError(f"{where}: target has shape {tuple(target.shape)}, expected that of {name}, {tuple(y.shape)}")
     return xp, _weight(where, xp, target, mask, y)
 
 

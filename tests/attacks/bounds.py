@@ -3,11 +3,8 @@
 CI tries as many as fit into about two minutes; XLSTM_ATTACKS=100 in the environment multiplies their number by 100.
 """
 
-from __future__ import annotations
-
 import os
 import time
-from collections.abc import Callable
 
 from bench.peak import peak_from_now, resident
 
@@ -17,17 +14,17 @@ SECONDS = 10.0  # of the processor, for a file of less than 10 MB; what takes lo
 SPARE = 100 << 20  # bytes beyond ten times the size of the file
 
 
-def examples(count: int) -> int:
+def examples(count):
     """`count` inputs in CI, more or fewer by XLSTM_ATTACKS."""
     return max(1, round(count * float(os.environ.get("XLSTM_ATTACKS", "1"))))
 
 
-def refusal(call: Callable[[], object], size: int = 0) -> Exception | None:
+def refusal(call, size=0):
     """Run a call on input of `size` bytes: the error that it raised, None if it accepted the input.
 
     Any other error propagates. The time, the memory and the length of the message are asserted.
     """
-    found: Exception | None = None
+    found = None
     memory = peak_from_now()
     start = time.process_time()  # which does not count the work of others on the same cores
     try:

@@ -1,18 +1,11 @@
 """Sound files of every kind that the library reads, but for those of estimators, and the same damaged."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle
-import random
 import re
 import zipfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import yaml
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import load_file
@@ -26,7 +19,6 @@ from xlstm.interop.keras import from_keras
 from xlstm.models import TiRex, TiRex2, model_files
 from xlstm.models.sequence import SequenceModel
 
-Content = dict[str, bytes]  # files of a folder by their names
 WEIGHTS = "model.safetensors"
 KINDS = {"float32": "FloatStorage", "float64": "DoubleStorage"}
 MARK = "@hostile@"  # in a structure: the hostile value of the number that follows
@@ -38,7 +30,7 @@ HOSTILE = [
     *("[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, f"[{'0,' * 20_000}0]", f"[{'{},' * 20_000}0]"),
 ]
 # The function that reads the files of each kind from their folder.
-READERS: dict[str, Callable[[Path], Any]] = {
+READERS = {
     "model": lambda at: model_files.load(at / "m", "numpy"),
     "torch": lambda at: export_import.import_(at / WEIGHTS, name="recurrent."),
     "weights.h5": lambda at: from_keras(at / "m.weights.h5"),
@@ -49,7 +41,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def sound(folder: Path) -> dict[str, Content]:
+def sound(folder):
     """Files of every kind, made in an empty folder."""
     at = {name: folder / name for name in READERS}
     for path in at.values():
@@ -77,7 +69,7 @@ def sound(folder: Path) -> dict[str, Content]:
     return {name: {file.name: file.read_bytes() for file in path.iterdir()} for name, path in at.items()}
 
 
-def damaged(content: Content, rng: random.Random) -> Content:
+def damaged(content, rng):
     """The same files, one of them damaged."""
     name = rng.choice(sorted(content))
     edits = [flipped, flipped]
@@ -92,7 +84,7 @@ def damaged(content: Content, rng: random.Random) -> Content:
     return {**content, name: rng.choice(edits)(content[name], rng)}
 
 
-def write(content: Content, folder: Path) -> int:
+def write(content, folder):
     """Write files to a folder in place of what is there: their bytes."""
     for path in folder.iterdir():
         path.unlink()
@@ -101,13 +93,13 @@ def write(content: Content, folder: Path) -> int:
     return sum(map(len, content.values()))
 
 
-def safetensors(header: Any, data: bytes = b"") -> bytes:
+def safetensors(header, data=b""):
     """A safetensors file of a header, or of its text."""
     text = header if isinstance(header, bytes) else dumped(header)
     return len(text).to_bytes(8, "little") + text + data
 
 
-def sealed(blob: bytes) -> bytes:
+def sealed(blob):
     """A model file whose description was edited, with the digest of what it says now, where it can be read."""
     try:
         header, data = opened(blob)
@@ -120,27 +112,27 @@ def sealed(blob: bytes) -> bytes:
     return safetensors(header, data)
 
 
-def opened(blob: bytes) -> tuple[Any, bytes]:
+def opened(blob):
     """The header and the data of a safetensors file."""
     size = int.from_bytes(blob[:8], "little")
     return json.loads(blob[8 : 8 + size]), blob[8 + size :]
 
 
-def dumped(structure: Any) -> bytes:
+def dumped(structure):
     """JSON, with hostile values in the places that are marked."""
     return re.sub(rf'"{MARK}(\d+)"', lambda mark: HOSTILE[int(mark[1])], json.dumps(structure)).encode()
 
 
-def tokenizer(**changes: Any) -> dict[str, Any]:
+def tokenizer(**changes):
     """A tokenizer of words."""
     model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"}
-    usual: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
+    usual = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     usual |= {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "NFC"}]}}
     usual |= {"pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": model}
     return {**usual, **changes}
 
 
-def flipped(blob: bytes, rng: random.Random) -> bytes:
+def flipped(blob, rng):
     """Cut, with other bytes, in another order, with more or with fewer."""
     start = rng.randrange(len(blob)) % rng.choice((512, len(blob)))  # headers are at the beginning
     end = min(len(blob), start + rng.choice((1, 4, 8, 64, 1000)))
@@ -155,12 +147,12 @@ def flipped(blob: bytes, rng: random.Random) -> bytes:
     return rng.choice((before, numbered, numbered, *(before + middle + behind for middle in middles)))
 
 
-def _json(blob: bytes, rng: random.Random) -> bytes:
+def _json(blob, rng):
     """JSON, or YAML as JSON, of a damaged structure."""
     return dumped(_edited(yaml.safe_load(blob), rng))
 
 
-def _edited(structure: Any, rng: random.Random) -> Any:
+def _edited(structure, rng):
     """A structure with a value, or two, replaced by hostile ones, left out, or moved."""
     for _ in range(rng.choice((1, 1, 2))):
         places = list(_places(structure))
@@ -177,7 +169,7 @@ def _edited(structure: Any, rng: random.Random) -> Any:
     return structure
 
 
-def _places(structure: Any) -> Iterator[tuple[Any, Any]]:
+def _places(structure):
     """Every value in a structure, as its container and its key."""
     if isinstance(structure, dict | list):
         for key in list(structure) if isinstance(structure, dict) else range(len(structure)):
@@ -185,7 +177,7 @@ def _places(structure: Any) -> Iterator[tuple[Any, Any]]:
             yield from _places(structure[key])
 
 
-def _header(blob: bytes, rng: random.Random) -> bytes:
+def _header(blob, rng):
     """A safetensors file with another header, or with another description of a model in it."""
     header, data = opened(blob)
     about = header.get("__metadata__", {})
@@ -196,14 +188,14 @@ def _header(blob: bytes, rng: random.Random) -> bytes:
     return sealed(safetensors(header, data))
 
 
-def _archive(blob: bytes, rng: random.Random) -> bytes:
+def _archive(blob, rng):
     """A .keras file with a damaged entry in a sound archive."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         config, weights = (archive.read(name) for name in ("config.json", "model.weights.h5"))
     return zipped(_json(config, rng), weights) if rng.random() < 0.7 else zipped(config, flipped(weights, rng))
 
 
-def _pickled(blob: bytes, rng: random.Random) -> bytes:
+def _pickled(blob, rng):
     """A checkpoint of PyTorch with a damaged pickle, or storages of another size, in a sound archive."""
     with zipfile.ZipFile(io.BytesIO(blob)) as archive:
         entries = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
@@ -213,17 +205,17 @@ def _pickled(blob: bytes, rng: random.Random) -> bytes:
     return zipped_entries(entries, rng.choice((zipfile.ZIP_STORED,) * 9 + (zipfile.ZIP_DEFLATED,)))
 
 
-def zipped(config: bytes, weights: bytes) -> bytes:
+def zipped(config, weights):
     """A .keras file."""
     return zipped_entries({"config.json": config, "model.weights.h5": weights}, zipfile.ZIP_STORED, "")
 
 
-def torch_file(pickled: bytes, entries: Content, method: int = zipfile.ZIP_STORED) -> bytes:
+def torch_file(pickled, entries, method=zipfile.ZIP_STORED):
     """A checkpoint of PyTorch: a pickle, and other entries of the zip."""
     return zipped_entries({"data.pkl": pickled, **entries}, method)
 
 
-def checkpoint_of_torch(arrays: dict[str, np.ndarray], content: dict[str, Any] | None = None) -> bytes:
+def checkpoint_of_torch(arrays, content=None):
     """A checkpoint of PyTorch with plain values, and arrays that each have a storage."""
     tensors = {}
     for k, (name, array) in enumerate(arrays.items()):
@@ -233,35 +225,35 @@ def checkpoint_of_torch(arrays: dict[str, np.ndarray], content: dict[str, Any] |
     return torch_file(pickled, {f"data/{k}": array.tobytes() for k, array in enumerate(arrays.values())})
 
 
-def opcodes(value: Any) -> bytes:
+def opcodes(value):
     """A plain value as a part of a pickle: its pickle without the opcodes that begin and end one."""
     return pickle.dumps(value, 2)[2:-1]
 
 
-def named(module: str, name: str) -> bytes:
+def named(module, name):
     """The name of a class or a function as a part of a pickle."""
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def storage(kind: str = "FloatStorage", name: str = "0", numel: int = 6, module: str = "torch") -> bytes:
+def storage(kind="FloatStorage", name="0", numel=6, module="torch"):
     """The part of a pickle that stands for a storage."""
     identity = opcodes("storage") + named(module, kind) + b"".join(map(opcodes, (name, "cpu", numel)))
     return b"(" + identity + b"tQ"
 
 
-def tensor(shape: Any = (2, 3), strides: Any = (3, 1), offset: int = 0, where: bytes | None = None) -> bytes:
+def tensor(shape=(2, 3), strides=(3, 1), offset=0, where=None):
     """The part of a pickle that stands for a tensor."""
     view = b"".join(map(opcodes, (offset, shape, strides, False, None)))
     return named("torch._utils", "_rebuild_tensor_v2") + b"(" + (where or storage()) + view + b"tR"
 
 
-def state(tensors: dict[str, bytes], content: dict[str, Any] | None = None) -> bytes:
+def state(tensors, content=None):
     """The pickle of a checkpoint of plain values, whose entry `state_dict` has the tensors."""
     items = b"".join(opcodes(name) + tensor for name, tensor in tensors.items())
     return opcodes(content or {}) + opcodes("state_dict") + b"}(" + items + b"us."
 
 
-def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> bytes:
+def zipped_entries(entries, method, folder="archive/"):
     """A zip as PyTorch writes it."""
     room = io.BytesIO()
     with zipfile.ZipFile(room, "w", method) as archive:
@@ -270,7 +262,7 @@ def zipped_entries(entries: Content, method: int, folder: str = "archive/") -> b
     return room.getvalue()
 
 
-def _keras_config() -> bytes:
+def _keras_config():
     """The kinds of the layers that `export` writes for the model above."""
     options = {"go_backwards": False, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True}
     layers = [("in", "InputLayer", {}), *((name, "LSTM", options) for name in ("lstm", "lstm_1")), ("out", "Dense", {})]

@@ -1,26 +1,20 @@
 """The calls that have to work once a layer or a model is accepted, and their sound arguments."""
 
-from __future__ import annotations
-
 import dataclasses
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import xlstm
-from tests.registry import input_of
+from tests.registry import has_file, input_of, steps, through_time
 from xlstm.arrays.convert import to_numpy
-from xlstm.layers.sequence import SequenceLayer
 from xlstm.models import model_files
 
 T, B = 3, 2
-Call = tuple[Callable[..., Any], dict[str, Any], Callable[[Any, dict[str, Any]], None]]
 
 
-def small(made: Any) -> bool:
+def small(made):
     """Whether to run it costs next to nothing, and gives finite numbers."""
     values = [getattr(made, f.name) for f in dataclasses.fields(made)]
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
@@ -33,7 +27,7 @@ def small(made: Any) -> bool:
     return max(sizes, default=1) <= 64 and deep <= 8 and max(factors) <= 8 and all(small(v) for v in inner)
 
 
-def finite(tree: Any) -> bool:
+def finite(tree):
     """Whether every number is finite."""
     if isinstance(tree, dict):
         return all(finite(v) for v in tree.values())
@@ -42,16 +36,11 @@ def finite(tree: Any) -> bool:
     return tree is None or bool(np.all(np.isfinite(to_numpy(tree))))
 
 
-def forwards(made: Any) -> bool:
-    """Whether there is a step: it goes forward in time only."""
-    return hasattr(made, "step") and made.directions == ("",)
-
-
-def follow(made: Any) -> None:
+def follow(made):
     """Everything that can be done with a layer, a part or a model, and its file."""
     for function, arguments, check in calls(made).values():
         check(function(**arguments), arguments)
-    if isinstance(made, model_files.Model):
+    if has_file(made):
         params = made.init(1, "numpy")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.safetensors"
@@ -61,14 +50,14 @@ def follow(made: Any) -> None:
         assert all(np.array_equal(weights[n], p) for n, p in params.items())
 
 
-def calls(made: Any) -> dict[str, Call]:
+def calls(made):
     """The calls that a layer or a model has, their sound arguments, and what is to hold of their results."""
     params = made.init(1, "numpy")
-    found: dict[str, Call] = {"init": (made.init, {"seed": 0, "backend": "numpy"}, all_finite)}
+    found = {"init": (made.init, {"seed": 0, "backend": "numpy"}, all_finite)}
     x = input_of(made, xlstm.backend("numpy"), np.random.default_rng(0), T, B)
     if hasattr(made, "vocab_size"):
         x = x % made.vocab_size
-    if not isinstance(made, SequenceLayer):
+    if not through_time(made):
         y, saved = made.forward(params, x)
         found["forward"] = made.forward, {"params": params, "x": x}, first_finite
         found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y}, gradients
@@ -78,7 +67,7 @@ def calls(made: Any) -> dict[str, Call]:
     beginning = {"params": params, "x": x, "state": state, "seed": 1, "lengths": [T, 1]}
     found["forward"] = made.forward, beginning, first_finite
     found["backward"] = made.backward, {"params": params, "saved": saved, "dy": y, "dstate": dstate}, gradients
-    if forwards(made):
+    if steps(made):
         one = x[:, 0] if made.batch_first else x[0]
         found["step"] = made.step, {"params": params, "x": one, "state": state}, first_finite
     if hasattr(made, "generate"):
@@ -90,16 +79,16 @@ def calls(made: Any) -> dict[str, Call]:
     return found
 
 
-def all_finite(found: Any, arguments: dict[str, Any]) -> None:
+def all_finite(found, arguments):
     assert finite(found)
 
 
-def first_finite(found: Any, arguments: dict[str, Any]) -> None:
+def first_finite(found, arguments):
     """The arrays of y and state; saved is no array."""
     assert finite(found[0])
 
 
-def gradients(found: Any, arguments: dict[str, Any]) -> None:
+def gradients(found, arguments):
     """Each parameter has a gradient of its shape."""
     grads, params = found[0], arguments["params"]
     assert finite(found[:2])

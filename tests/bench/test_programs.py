@@ -17,10 +17,10 @@ from xlstm.cli.bench import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
-# Those that run in test_tables.py and test_tasks.py, and on CuPy in test_cupy_estimators.py; and two workers, which run
-# inside packages that are not installed here.
+# Those that run in test_tables.py, and on CuPy in test_cupy_estimators.py; and two workers, which run inside packages
+# that are not installed here.
 ELSEWHERE = {
-    *("layers", "report", "tasks"),
+    *("layers", "report"),
     *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
     *("published_worker", "tirex_worker"),
 }
@@ -72,24 +72,8 @@ def test_the_published_packages(run, monkeypatch):
     assert "pip install" in lines[0]["missing"]["published"]
 
 
-class RepeatsLast:
-    """A stand-in for `NeuralForecast`: every forecast is the last value, and its interval 1 to each side."""
-
-    def __init__(self, models, freq):
-        (self.given,) = models
-        assert freq == 1
-
-    def fit(self, table):
-        assert list(table.ds) == list(range(80))
-
-    def predict(self, table):
-        h, last = self.given["h"], table.y.iloc[-1]
-        bounds = {"median": 0, "lo-80": -1, "hi-80": 1}
-        return type(table)({f"NHITS-{name}": np.full(h, last + more) for name, more in bounds.items()})
-
-
-def test_forecasts(run, monkeypatch, capsys):
-    """A peer that fails is left out of its means, and its error is kept; N-HITS runs where it is asked for."""
+def test_forecasts(run, monkeypatch):
+    """A peer that fails is left out of its means, and its error is kept."""
     pytest.importorskip("sklearn")
     pytest.importorskip("pandas")
     series = importlib.import_module("bench.forecast_series")
@@ -98,23 +82,6 @@ def test_forecasts(run, monkeypatch, capsys):
     load = {"load": lambda final: [series.Series("wave", "yearly", values)]}
     sizes(monkeypatch, "forecasts", Forecaster=lambda **given: quick(epochs=1, hidden_size=2, **given), **load)
     sizes(monkeypatch, "forecasts", PEERS=("ridge", "failing"))
-    monkeypatch.setitem(sys.modules, "neuralforecast", None)
-    with pytest.raises(SystemExit):
-        run("forecasts", "--neural")
-    assert "--neural needs the package neuralforecast" in capsys.readouterr().err
-    models = {"NHITS": lambda h, size, **given: {"h": h, "size": size, **given}}
-    for name, found in (
-        ("neuralforecast", {"NeuralForecast": RepeatsLast, "__spec__": "installed"}),
-        ("neuralforecast.losses.pytorch", {"MQLoss": lambda level: level}),
-        ("neuralforecast.models", models),
-    ):
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**found))
-    (line,) = run("forecasts", "--neural")
-    neural = line["scores"]["N-HITS"]
-    truth, last = values[80:][np.arange(15)[:, None] + np.arange(6)], values[79:94, None]
-    assert np.isclose(neural["rmse"], np.sqrt(np.mean((truth - last) ** 2)))
-    assert neural["coverage"] == np.mean(abs(truth - last) <= 1)
-    assert "xlstm over the best peer, N-HITS among them: " in capsys.readouterr().out
     (line,) = run("forecasts")
     assert line["horizon"] == 6
     assert line["scores"].keys() == {"xlstm", "ridge", "failing"}

@@ -14,14 +14,6 @@ from bench.cases import Case
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("case", [Case("gru", 4, 2, 3, 5), Case("lstm", 4, 2, 3, 5, ragged=True)], ids=str)
-def test_peers_that_are_there_run_and_the_others_say_why(case):
-    found, missing = peers.calls(case, ("torch", "onnxruntime"))
-    for call in found.values():
-        call()
-    assert missing["onnxruntime"] == "written for inference of full sequences"
-
-
 def test_onnxruntime_runs_the_same_layer():
     pytest.importorskip("onnxruntime")
     case = Case("lstm", 4, 2, 3, 5, train=False)
@@ -30,7 +22,7 @@ def test_onnxruntime_runs_the_same_layer():
     np.testing.assert_allclose(peers.PEERS["onnxruntime"](case)()[0], y, rtol=1e-5, atol=1e-6)
 
 
-def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
+def test_layers_from_measurement_to_page(tmp_path, monkeypatch):
     """One case of each kind, timed, written, read, and put where a page has its marks."""
     pytest.importorskip("torch")
     layers = importlib.import_module("bench.layers")
@@ -54,19 +46,9 @@ def test_layers_from_measurement_to_page(tmp_path, monkeypatch, capsys):
     page.write_text(f"before\n{report.START}old\n{report.END}after\n")
     monkeypatch.setattr(sys, "argv", ["report", str(results), "--page", str(page)])
     report.main()
-    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in capsys.readouterr().out
-    text = page.read_text()
-    assert text.startswith(f"before\n{report.START}")
-    assert text.endswith(f"{report.END}after\n")
-    assert "old" not in text
-    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in text
-
-
-def test_a_report_without_any_peer():
-    results = {"xlstm": {"median": 0.002}, report.ALONE: {"median": 0.003}}
-    lines = [{"bench": "one step", "name": "1,1,64,64", "case": {}, "unit": "seconds", "results": results}]
-    assert "| 1,1,64,64 | 2 |\n" in report.details(lines)
-    assert "| one step |\n" in report.summary(lines)
+    before, made, after = re.split(f"{report.START}|{report.END}", page.read_text())
+    assert (before, after) == ("before\n", "after\n")
+    assert "| 3,2,4,5 float32 | 4 | 0.50 | 2.00 | 1.25 |" in made
 
 
 def test_the_page_says_what_the_results_say():

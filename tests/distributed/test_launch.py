@@ -18,7 +18,6 @@ from tests.cli.commands import CLASSES, SERIES, TEXT, write_files
 from tests.conftest import ROOT
 from tests.distributed.launcher import needed, runs, until
 from tests.distributed.test_group import SOON
-from xlstm.cli import launch
 
 LONG = [*TEXT, "--steps", 100_000, "--ranks", 2]
 # The command line, in which rank 1 does something once training has begun, and ranks warn.
@@ -167,10 +166,3 @@ def test_a_signal_while_ranks_start_ends_them(tmp_path, number):
     begun(process, tmp_path)
     process.send_signal(number)
     assert end(process, tmp_path)[:3] == (128 + number, "", "")
-
-
-def test_what_is_missing_is_named(run, monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
-    said = run(*TEXT, "--ranks", 2, code=2).stderr
-    assert "error: --ranks needs mpi4py, and " in said
-    assert "pip install 'xlstm-xp[mpi]', or start with that of another MPI: mpiexec -n 2 xlstm train" in said

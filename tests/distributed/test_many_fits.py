@@ -3,18 +3,15 @@
 import contextlib
 import logging
 import os
-import pickle
 import signal
 
 import numpy as np
 import pytest
 
 from tests.conftest import REQUIRED, later
-from xlstm import LSTM, optim, training
+from xlstm import training
 from xlstm.arrays import cores
-from xlstm.data import Windows
 from xlstm.estimators import SequenceRegressor
-from xlstm.models import SequenceModel
 
 later("sklearn")
 joblib = later("joblib")
@@ -109,21 +106,3 @@ def test_fits_in_workers(monkeypatch, workers, alone):
         assert shared.cv_results_[name].tolist() == alone.cv_results_[name].tolist()
     for name, p in alone.best_estimator_.params_.items():
         assert p.tobytes() == shared.best_estimator_.params_[name].tobytes()
-
-
-def test_what_a_fit_is_given_can_be_pickled():
-    x = np.random.default_rng(0).normal(size=(40, 6, 2))
-    model = SequenceModel(LSTM(2, 3), 1, last=True)
-    plateau = training.ReduceOnPlateau(1e-2, patience=1)
-    given = {
-        "optimizer": optim.by_name({"head.*": optim.sgd(optim.cosine(0.1, steps=20))}, otherwise=optim.adam(plateau)),
-        "callbacks": [plateau, training.Clip(1.0), training.MovingAverage(0.9), training.EarlyStopping(3)],
-        "data": Windows(x, x.sum(axis=(1, 2))[:, None], batch_size=8),
-        "validation": Windows(x, x.sum(axis=(1, 2))[:, None]),
-        "model": model,
-        "params": model.init(0, "numpy"),
-    }
-    copy = pickle.loads(pickle.dumps(given))
-    one, other = (training.train(**some, epochs=3) for some in (given, copy))
-    assert one.losses == other.losses
-    assert one.validations == other.validations

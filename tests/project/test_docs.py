@@ -210,15 +210,6 @@ def test_commands_parse(page):
         command_of(shlex.split(text)[1:])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
-def test_pages_say_that_a_folder_to_install_is_a_checkout(page):
-    """In the paragraph before the command, or in a comment beside it."""
-    text = page.read_text(encoding="utf-8")
-    for paragraph, command in re.findall(r"([^\n]*(?:\n[^\n]+)*)\n\n```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        if re.search(r"install\b.* ['\"]?\.['\"\[ \n]", command):
-            assert "checkout" in paragraph + command, command
-
-
 def headings(page):
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
@@ -247,25 +238,3 @@ def test_files_modules_and_sessions_are_there(page):
     sessions = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     for session in re.findall(r"nox -s (\w+)", text):
         assert f"\ndef {session}(session" in sessions, session
-
-
-def test_programs_of_the_gallery_are_short():
-    for page in (DOCS / "gallery").glob("*.md"):
-        for program in cells(page):
-            assert len([line for line in program.splitlines() if line]) <= 20, page
-
-
-def test_a_build_ends_with_the_errors_of_cells(monkeypatch, capsys):
-    """Behind all else that it says, and without the calls that ran the cell."""
-    monkeypatch.syspath_prepend(DOCS / "_ext")
-    trace = "Traceback\n  nbclient\nnbclient.exceptions.CellTimeoutError: A cell timed out \x1b[31mafter 5 seconds"
-    good, bad = ({"exec_data": {"succeeded": not one, "traceback": one}} for one in (None, trace))
-    app = types.SimpleNamespace(env=types.SimpleNamespace(nb_metadata={"b": bad, "a": good, "c": {}}), statuscode=0)
-    importlib.import_module("failed_cells").end(app, None)
-    assert capsys.readouterr().err == "\nb failed: CellTimeoutError: A cell timed out after 5 seconds\n"
-    assert app.statuscode == 1
-
-
-def test_readme_is_short():
-    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 85
-    assert len([line for line in blocks(PAGES[0])[0].splitlines() if line.strip()]) <= 12
