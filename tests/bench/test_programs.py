@@ -17,10 +17,10 @@ from xlstm.cli.bench import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
-# Those that run in test_tables.py, and on CuPy in test_cupy_estimators.py; and two workers, which run inside packages
-# that are not installed here.
+# Those that run in test_tables.py and test_tasks.py, and on CuPy in test_cupy_estimators.py; and two workers, which run
+# inside packages that are not installed here.
 ELSEWHERE = {
-    *("layers", "report"),
+    *("layers", "report", "tasks"),
     *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
     *("published_worker", "tirex_worker"),
 }
