@@ -11,7 +11,7 @@ import xlstm
 from tests import gpu
 from xlstm.arrays import constants, random
 from xlstm.arrays.convert import BackendError, to_numpy
-from xlstm.arrays.cuda_graph import Recorder
+from xlstm.arrays.cuda_graph import Recorder, capturing
 from xlstm.data import Windows
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Step, optimizers, train
@@ -142,3 +142,24 @@ def test_a_graph_is_launched_on_its_own_stream(be):
     with cupy.cuda.Stream(non_blocking=True), refused:
         step(state, batch)
     np.testing.assert_array_equal(to_numpy(state.graphs.given), before)
+
+
+REFUSED = {
+    "a copy to the host": lambda a: bool((a > 0).all()),
+    "a wait": lambda a: cupy.cuda.get_current_stream().synchronize(),
+    "a product of CuPy": lambda a: a[:, None] @ a[None, :],
+}
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("case", REFUSED)
+def test_after_a_capture_that_was_refused(be, case):
+    """Nothing is left of it, and the next one is as good as any."""
+    a, recorder = be.asarray(np.ones(3)), Recorder()
+    with pytest.raises((NotImplementedError, RuntimeError), match="captur"):
+        recorder.capture(lambda: REFUSED[case](a) is None)
+    assert capturing() is None
+    assert not cupy.cuda.get_current_stream().is_capturing()
+    graph = recorder.capture(lambda: a.fill(2))
+    graph.launch()
+    assert to_numpy(a).tolist() == [2, 2, 2]

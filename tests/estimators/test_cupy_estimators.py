@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import itertools
 import json
 import os
+import runpy
 import sys
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from bench.rows import OURS
 from bench.workers import Worker
 from tests import gpu, parity
 from xlstm import optim, training
+from xlstm.arrays import probe
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel
 from xlstm.models.tirex import PatchWindows, TiRex
 
@@ -161,9 +164,17 @@ def test_the_gpu_check(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "gpu-cuda-on-the-cpu-parity.json").read_text())["left out"] == []
 
 
+@contextlib.contextmanager
+def allocator_kept():
+    """Give the allocator of CuPy back, which a program takes away for the rest of its process."""
+    allocator = probe.cupy().cuda.get_allocator()
+    yield
+    probe.cupy().cuda.set_allocator(allocator)
+
+
 def test_what_the_sanitizer_runs(monkeypatch, capsys):
     small(monkeypatch)
-    with gpu.counted() as counted:
+    with gpu.counted() as counted, allocator_kept():
         assert program(monkeypatch, "bench.sanitized") == 0
     said = capsys.readouterr().out
     for path in sanitized.WAYS:
@@ -180,3 +191,14 @@ def test_the_time_of_the_host():
     worker = Worker(command, against.ROOT, {**os.environ, "PYTHONPATH": str(against.ROOT)})
     assert all(worker.ask(name) > 0 for name in against.ON_CUPY)
     worker.end()
+
+
+def test_the_main_job(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLSTM_CUDA_PATH", "pointwise")  # whose threads wait for nobody, which takes less time here
+    monkeypatch.setattr(
+        sys, "argv", ["xlstm", "train", "--backend", "cupy", "--epochs", "1", "--output", str(tmp_path / "run")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("xlstm", run_name="__main__")
+    assert not ended.value.code
+    assert (tmp_path / "run" / "model.safetensors").exists()

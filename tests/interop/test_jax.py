@@ -145,3 +145,27 @@ def test_misuse_is_named(rng):
     ):
         with pytest.raises((TypeError, ValueError, NotImplementedError), match=f"^{words}"):
             call()
+
+
+def test_what_forward_kept_is_used_once_and_only_the_last_is_there(monkeypatch, rng):
+    """A backward pass that finds nothing runs the forward pass again; one that never comes leaves one value."""
+    passes, kept, forward = [], weakref.WeakSet(), Bridge.forward
+
+    def counted(*arguments, **options):
+        outputs, saved = forward(*arguments, **options)
+        passes.append(options["keep"])
+        kept.add(saved)
+        return outputs, saved
+
+    monkeypatch.setattr(Bridge, "forward", counted)
+    params, x = inputs(LSTM, rng)
+    run = jax_layer(LSTM)
+    step = jax.jit(jax.value_and_grad(lambda p: loss_of(run, p, x)))
+    _, expected = step(params)
+    jax.block_until_ready(expected)
+    assert (passes, len(kept)) == ([True], 0)
+    several = [jax.vjp(lambda p: loss_of(run, p, x), params)[1] for _ in range(3)]
+    assert (passes, len(kept)) == (4 * [True], 1)
+    for vjp in several:
+        close(vjp(1.0)[0], expected)
+    assert (passes, len(kept)) == (6 * [True], 0)

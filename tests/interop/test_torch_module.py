@@ -349,3 +349,14 @@ def test_data_parallel(tmp_path):
     for file in ("ddp0.pt", "ddp1.pt", "fsdp0.pt", "fsdp1.pt"):
         for g, p in zip(torch.load(tmp_path / file), net.parameters(), strict=True):
             torch.testing.assert_close(g, p.grad / 2)
+
+
+def test_parametrizations():
+    net, (x, *state) = module(LAYERS["mlstm"]), inputs(LAYERS["mlstm"], "float32")
+    with torch.no_grad():
+        next(net.parameters()).add_(1.0)  # no row is zero, which has no direction
+    y = called(net, x, state)[0]
+    torch.nn.utils.parametrizations.weight_norm(net.get_submodule("0"), "Wx")
+    torch.testing.assert_close(called(net, x, state)[0], y)
+    assert {"0.b", "0.parametrizations.Wx.original0"} < {name for name, _ in net.named_parameters()}
+    assert all(g.any() for g in gradients(net, x, *state))

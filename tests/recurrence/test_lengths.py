@@ -1,10 +1,11 @@
-"""Sequences of different lengths in one batch: more padding changes nothing."""
+"""Sequences of different lengths in one batch: padding changes nothing, and nothing is computed there."""
 
 import numpy as np
 import pytest
 
+from tests.conftest import make_backend
 from tests.layers.test_contract import everywhere, past
-from tests.registry import TABLE, agree, given, run, time_axis
+from tests.registry import TABLE, agree, given, inputs_of, make, run, time_axis
 from xlstm.layers.gated import Recurrent
 
 
@@ -23,3 +24,27 @@ def test_padding_changes_nothing_bit_for_bit(be, rng, layer, lengths):
         assert not np.any(steps[T:])
         long[name] = np.moveaxis(steps[:T], 0, time)
     agree(long, short)
+
+
+def test_steps_past_an_end_are_not_computed(rng, monkeypatch):
+    """The cell sees as many columns as there are steps in all sequences, in both passes."""
+    monkeypatch.setenv("XLSTM_COMPILE", "0")  # a compiled cell is not called from Python
+    lengths = [4, 7, 0, 7, 1, 3]
+    seen = {"gates": 0, "gates_bwd": 0}
+    cell = type(make("LSTM", {}).cells[""])
+
+    def counting(name, where):
+        real = getattr(cell, name)
+
+        def count(xp, *arrays, **options):
+            seen[name] += arrays[where].shape[-1]
+            return real(xp, *arrays, **options)
+
+        monkeypatch.setattr(cell, name, staticmethod(count))
+
+    counting("gates", 0)
+    counting("gates_bwd", 1)
+    layer = make("LSTM", {})
+    params, x, state = inputs_of(layer, make_backend("numpy"), rng, 7, 6)
+    run(layer, params, x, state, lengths)
+    assert seen == {"gates": sum(lengths), "gates_bwd": sum(lengths)}

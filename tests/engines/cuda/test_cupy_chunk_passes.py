@@ -15,6 +15,7 @@ from xlstm.arrays.convert import to_numpy
 from xlstm.cells import mlstm
 from xlstm.engines import cuda
 from xlstm.engines.cuda import chunk_passes as passes
+from xlstm.engines.cuda.tiling import Device
 
 gpu.needed()
 
@@ -122,3 +123,25 @@ def test_what_is_kept_can_be_copied_and_results_are_no_views_of_it(rng):
     for s in state:
         s[...] = 0.0
     agree(layer.backward(params, saved, y)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("width", "options"), [(8, {"chunk_size": 128}), (6, {}), (8, {"qk_size": 6})], ids=["long chunks", "heads", "keys"]
+)
+def test_what_has_no_kernels(width, options, rng):
+    layer, be = xlstm.mLSTM(4, width, num_heads=2, **options), xlstm.backend("cupy")
+    with gpu.counted() as counts:
+        layer.forward(layer.init(0, be), be.asarray(rng.standard_normal((70, 1, 4))))
+    assert "xlstm_chunk" not in counts.places()
+
+
+def test_cards(monkeypatch):
+    """Tensor cores take float16 from sm_75 on, bfloat16 and so float32 from sm_80 on."""
+    found = {}
+    for capability, dtype in ((70, "float16"), (75, "float16"), (75, "float32"), (80, "bfloat16"), (80, "float32")):
+        card = Device("a card", capability, 40, 101376)
+        monkeypatch.setattr(passes.launch, "device", lambda xp, like, card=card: card)
+        be = xlstm.backend("cupy", dtype=dtype)
+        q = be.asarray(np.ones((20, 1, 16)))
+        found[capability, dtype] = passes.kernels(be.xp, q, q, q, 2, mlstm.CHUNK, "sigmoid", 0.0) is not None
+    assert [*found.values()] == [False, True, False, True, True]

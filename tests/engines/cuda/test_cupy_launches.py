@@ -174,3 +174,18 @@ def test_a_step_of_training(backend, layer, operations, to_device):
     params, moments = state.params, state.moments
     within(counts(lambda: optimizers.clip_global_norm(params, 1.0, optimizers.global_norm(params))), 3)
     within(counts(lambda: optimizer.update(params, params, moments)), 1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "forward", "backward"),
+    [
+        (xlstm.LSTM(D, H, recurrent_dropout=0.1, zoneout=0.1), 0, 0),
+        (xlstm.LSTM(D, H, proj_size=4), 3, 3),
+        (xlstm.LSTM(D, H, layer_norm=True, recurrent_dropout=0.1), 3, 2),
+        (xlstm.GRU(D, H, reset_after=False), 4, 4),  # two products and a kernel before each
+    ],
+)
+def test_one_more_step_of_a_layer_with_options(backend, layer, forward, backward):
+    """It takes no operation where one kernel does all steps, else products and kernels."""
+    found = [[one.operations for one in passes(backend, layer, T=steps)] for steps in (6, 7)]
+    assert np.all(np.subtract(found[1], found[0]) <= (forward, backward)), found

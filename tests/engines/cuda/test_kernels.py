@@ -185,3 +185,19 @@ def test_an_mlstm_on_every_card(kind, capability, way, shape):
     assert made.shared <= CARDS[capability].shared
     done = compile_for(capability, made.text)
     assert (done.stack, done.spilled) == (0, 0), done.log
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(1, 2, 2, 16, 2),
+        Shape(2, 10, 600, 32, 2),
+        Shape(2, 1000, 34, 16, 2),
+        Shape(8, 256, 512, 64, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_mlstm_of_any_width(kind, shape):
+    made, _ = chunk_source(kind, WAYS["float32", "float32"], shape, "exponential", 0.0)
+    assert compile_for(86, made.text).spilled == 0
