@@ -1,15 +1,11 @@
 """`training.train` and `training.evaluate` take every model and layer there is, as it comes."""
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import make_backend
 from tests.registry import EVERY
-from xlstm import losses, precision
+from xlstm import losses
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
 from xlstm.layers.linear import Embedding
@@ -133,15 +129,3 @@ def test_arrays_on_the_device_are_taken(be, rng):
         )
         losses.append(train(model, model.init(0, be), data, optimizers.sgd(0.1), epochs=2).losses)
     assert losses[0] == losses[1]
-
-
-def test_what_training_gives_is_pickled_and_copied():
-    model = SequenceModel(xlstm.LSTM(1, 3), 1)
-    data = Streams(np.ones((8, 1)), np.ones((8, 1)), 1, 4)
-    trained = train(model, model.init(0, make_backend("numpy")), data, optimizers.adam(0.1), epochs=1)
-    for again in (pickle.loads(pickle.dumps(trained)), copy.copy(trained), copy.deepcopy(trained)):
-        assert again.losses == trained.losses
-        assert all(np.array_equal(again.params[name], p) for name, p in trained.params.items())
-    for given in (data, Windows(np.ones((2, 3, 1)), np.ones((2, 1))), precision.Mixed()):
-        for again in (pickle.loads(pickle.dumps(given)), copy.copy(given), copy.deepcopy(given)):
-            assert repr(again) == repr(given)
