@@ -8,7 +8,6 @@ import pytest
 import xlstm
 from tests.training import runs
 from xlstm import losses
-from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
@@ -54,15 +53,6 @@ def test_fifty_steps_follow_torch(rng):
 def stream_data(length=20):
     v = np.sin(np.arange(400) / 5.0)
     return Streams(v[:-1, None], v[1:, None], 4, length)
-
-
-def test_one_prediction_is_that_of_the_last_step(be, rng):
-    layer = xlstm.mLSTM(2, 4, num_heads=2)
-    once, each = (SequenceModel(layer, 2, last=last, inputs=3) for last in (True, False))
-    params, x = once.init(0, be), be.asarray(rng.standard_normal((4, 3, 3)))
-    y, _ = once(params, x, lengths=[3, 1, 4])
-    steps = to_numpy(each(params, x)[0])
-    np.testing.assert_allclose(to_numpy(y), steps[[2, 0, 3], [0, 1, 2]], rtol=1e-5, atol=1e-6)
 
 
 def test_accumulated_batches_are_one_large_batch(rng):
@@ -167,16 +157,6 @@ def test_divergence_names_step_and_parameter():
         loop.train(model, params, stream_data(), optimizers.sgd(0.1), epochs=1)
     with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+: loss is .*(parameter|gradient)"):
         loop.train(model, model.init(0, "numpy"), stream_data(), optimizers.sgd(1e30), epochs=5)
-
-
-def test_evaluate_weighs_batches_by_what_counts():
-    rng = np.random.default_rng(0)
-    x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
-    model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
-    params = model.init(0, "numpy", "float64")
-    y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
-    expected = float(losses.mse(y, target, mask)[0])
-    assert evaluate(model, params, Windows(x, target, mask, batch_size=4)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_validation_that_is_not_finite_stops_training():

@@ -16,7 +16,7 @@ from tests.conftest import make_backend
 from xlstm import losses, precision
 from xlstm.arrays import probe
 from xlstm.arrays.backend import backend_like
-from xlstm.arrays.convert import cast, to_numpy
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace
 from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
@@ -171,14 +171,6 @@ def test_a_loss_that_is_not_finite_stops_at_once(halves):
         train(params, precision=Mixed())
 
 
-def test_bfloat16_stops_at_once(halves):
-    pytest.importorskip("torch")
-    params = model().init(0, make_backend("torch", "float32"))
-    loss = overflowing({1})
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step 2: .* gradient of \S+ is not finite in bfloat16"):
-        train(params, loss=loss, precision=Mixed("bfloat16"))
-
-
 # Refused precisions
 
 
@@ -225,9 +217,7 @@ def test_bfloat16_arrays_of_torch(rng):
     values = rng.standard_normal(5)
     low = be.asarray(values, "bfloat16")
     assert low.dtype is torch.bfloat16
-    assert backend_like(low).dtype == "bfloat16"
     assert to_numpy(low).dtype == np.float32
     np.testing.assert_array_equal(to_numpy(low), values.astype(ml_dtypes.bfloat16).astype("float32"))
     np.testing.assert_array_equal(to_numpy(be.asarray(values.astype(ml_dtypes.bfloat16), "bfloat16")), to_numpy(low))
     assert be.asarray(low).dtype is torch.float32  # floating, so in the backend's dtype
-    assert cast({"a": low}, "float32")["a"].dtype is torch.float32

@@ -71,14 +71,8 @@ def test_iterables_of_batches_and_pairs(tmp_path):
     same(*(fit(shuffled, data=one) for one in forms[:2]))
     once = fit(shuffled, tmp_path, data=iter(forms[1]), epochs=None, steps=99)
     assert (len(once.losses), len(once.validations)) == (5, 1)
-    for options, words in (
-        ({"data": iter(forms[1]), "resume": True, "checkpoints": tmp_path}, "resume=True"),
-        ({"data": iter(forms[1]), "epochs": 2}, "epochs=1, got 2"),
-        ({"validation": iter(forms[1])}, "validation is an iterator"),
-        ({"data": [(data.x, data.target[1:])]}, "batch 1 has x of shape"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            fit(shuffled, **options)
+    with pytest.raises(ValueError, match="resume=True"):
+        fit(shuffled, tmp_path, data=iter(forms[1]), resume=True)
 
 
 def test_a_run_that_is_over_stays_over(tmp_path):
