@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,6 @@ def test_interleave_takes_turns_and_leaves_out_the_first_call_of_a_block():
     times = interleave(calls, rounds=3, block=0)
     assert "".join(log) == "aabbbbaaaabb"  # the first in turn changes
     assert [t.calls for t in times.values()] == [3, 3]
-    slow = interleave({"sleep": lambda: time.sleep(0.01)}, rounds=2, block=0)["sleep"]
-    assert 0.01 <= slow.best <= slow.median
 
 
 @pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3), ("rnn", 1)])
@@ -50,7 +47,6 @@ def row(H, backend, ratio):
 @pytest.mark.parametrize(
     ("ratios", "said"),
     [
-        ((3.0, 0.9, 0.2), "from T,B,D,H = 8,2,64,64 on"),
         ((0.9, 1.2, 0.2), "from T,B,D,H = 8,2,256,256 on"),
         ((0.5, 0.9, 0.2), "at every size measured"),
         ((0.5, 0.9, 1.2), "at T,B,D,H = 8,2,16,16 and 8,2,64,64, but not at the largest size"),
@@ -69,8 +65,6 @@ def test_peak_memory_is_that_of_the_call():
     assert 64e6 <= timed.peak_memory(hold(64), xlstm.backend("numpy")) < 65e6
     if sys.platform.startswith("linux"):
         assert 60e6 < peak_memory(hold, 64) < 80e6
-    with pytest.raises(ValueError, match="many"):
-        peak_memory(hold, "many")
 
 
 def hold(megabytes):
@@ -107,43 +101,6 @@ def test_the_command(bench, tmp_path):
         assert line["machine"]["packages"]["numpy"] == np.__version__
 
 
-def test_sizes_from_little_work_to_much(bench):
-    Path("times.json").write_text('{"size": "of an earlier run"}\n')
-    sizes = "--size 6,2,8,8 --size 2,2,8,8 --dtype float16 --dtype float32"
-    result = bench(f"xlstm {sizes} --rounds 1 --json times.json")
-    assert "xlstm float32, forward" in result.output
-    assert "without backend: float16 on a CPU" in result.output
-    assert "xlstm float16" not in result.output
-    assert [line["size"]["T"] for line in lines()[1:] if line["backend"] == "numpy"] == [2, 6]
-
-
-@pytest.mark.parametrize("layer", ["lstm", "gru", "rnn"])
-def test_torch_nn_does_the_same_work(layer, monkeypatch):
-    """Its layer has the sizes of the case, and gradients of weights."""
-    torch = pytest.importorskip("torch")
-    made = []
-    real = getattr(torch.nn, timed.TORCH_LAYERS[layer])
-    monkeypatch.setattr(torch.nn, timed.TORCH_LAYERS[layer], lambda *sizes: made.append(real(*sizes)) or made[-1])
-    work, _ = timed.prepared("torch.nn", Case(layer, Size(3, 2, 5, 4)))
-    work()
-    work()
-    assert (made[0].input_size, made[0].hidden_size) == (5, 4)
-    assert all(p.grad is not None for p in made[0].parameters())
-
-
-def test_sizes_are_drawn_by_their_work():
-    pytest.importorskip("matplotlib")
-    rows = [r for H in (256, 16, 64) for r in (row(H, "numpy", 1.0), row(H, "torch.nn", 0.5))]
-    (axes,) = timed.drawn(rows).axes
-    work = sorted(r.case.operations for r in rows[::2])
-    assert axes.get_xscale() == "log"
-    for line in axes.lines:
-        assert list(line.get_xdata()) == work
-    ticks = dict(zip(axes.get_xticks(), (label.get_text() for label in axes.get_xticklabels()), strict=True))
-    assert [ticks[w] for w in work] == ["8,2,16,16", "8,2,64,64", "8,2,256,256"]
-    assert [line.get_label() for line in axes.lines] == ["this library on NumPy arrays, numpy", "torch.nn, torch.nn"]
-
-
 @pytest.fixture
 def unregistered(monkeypatch):
     """Without the cells that other tests register, whose names are those of the page of this test."""
@@ -155,13 +112,10 @@ def unregistered(monkeypatch):
 WRONG = {
     "cnn": "bench: cell is 'cnn', expected one of lstm, gru, rnn",
     "--size 1,2,3,0": "'1,2,3,0', expected four whole numbers",
-    "--dtype int8": "backend: dtype 'int8' is not supported",
     "--dtype float16 --backend numpy": "backend: float16 on a CPU",
     "--json no/where.json": "no/where.json: not saved, No such file or directory",
     "--plot no/where.png": "no/where.png: not saved, No such file or directory",
-    "--import none.py": "import: none.py fails, FileNotFoundError: ",
     "--import ends.py": "import: ends.py fails, SystemExit: 3",
-    "--import grammar.py": "import: grammar.py fails, SyntaxError: invalid syntax",
 }
 
 
@@ -169,7 +123,6 @@ WRONG = {
 def test_bad_input_is_refused_before_any_work(bench, monkeypatch, unregistered, arguments):
     monkeypatch.setattr(timed, "measure", lambda *a: pytest.fail("work was done"))
     Path("ends.py").write_text("exit(3)")
-    Path("grammar.py").write_text("class")
     refused = bench(arguments, code=2).stderr
     assert WRONG[arguments] in refused
     assert (refused[:7], refused.count("\n")) == ("error: ", 1)

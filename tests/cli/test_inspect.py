@@ -67,25 +67,18 @@ def test_numbers_as_json_are_those_of_the_model(run, tmp_path, model, table):
     assert json.loads(run("m rows.csv --json").stdout)["memory"][0]["steps"] is None
 
 
-def test_numbers_need_no_matplotlib(run, monkeypatch, model, table):
-    monkeypatch.setattr(xlstm.plots.figures, "available", lambda: False)
-    run("m rows.csv --json")
-    assert run("m", code=2).stderr == "error: plots: matplotlib is not installed; pip install matplotlib\n"
-
-
-@pytest.mark.parametrize("sequence", ["id", None], ids=["steps", "rows"])
-def test_classifiers(run, tmp_path, sequence):
-    """The data are the first sequence, or the first rows where each is one; the network sees them scaled."""
+def test_classifiers(run, tmp_path):
+    """The data are the first sequence, which the network sees scaled."""
     values, ids = 100 + np.random.default_rng(0).normal(size=(100, 4)), np.repeat(np.arange(20), 5)
-    kinds = np.where((ids if sequence else np.arange(100)) % 2, "b", "a")
+    kinds = np.where(ids % 2, "b", "a")
     write_table("c.csv", {"id": ids, "kind": kinds} | {name: values[:, k].tolist() for k, name in enumerate("wxyz")})
-    X, y = (values.reshape(20, 5, 4), kinds[::5]) if sequence else (values, kinds)
-    classifier = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy").fit(X, y)
-    classifier.save(tmp_path / "m", {"features": [*"wxyz"], "label": "kind", "sequence": sequence})
+    classifier = SequenceClassifier(hidden_size=3, epochs=1, backend="numpy")
+    classifier.fit(values.reshape(20, 5, 4), kinds[::5])
+    classifier.save(tmp_path / "m", {"features": [*"wxyz"], "label": "kind", "sequence": "id"})
     rows = json.loads(run("m c.csv --json").stdout)["gradients"]
-    assert [len(row["norms"]) for row in rows] == ([5, 4, 4] if sequence else [4, 3, 3])
+    assert [len(row["norms"]) for row in rows] == [5, 4, 4]
     x = read(load_model("inspect", tmp_path / "m"), tmp_path / "c.csv", None, 30)
-    assert x.shape == ((5, 1, 4) if sequence else (4, 30, 1))
+    assert x.shape == (5, 1, 4)
     assert abs(x).max() < 9
 
 
@@ -107,24 +100,14 @@ def test_what_a_model_has_no_numbers_of_is_said(run, tmp_path, table):
     output = run("b rows.csv -o both").output
     assert "no gradients: LSTM(2, 3, bidirectional=True) has a reverse direction" in output
     assert not (tmp_path / "both" / "gradients.png").exists()
-    rnn = xlstm.RNN(2, 3, batch_first=True)
-    models.save(tmp_path / "r", rnn, rnn.init(backend="numpy"))
-    output = run("r rows.csv -o out").output
-    assert "no saturation: RNN(2, 3" in output
-    assert "no memory: RNN(2, 3" in output
-    assert sorted(os.listdir("out")) == files("gates-0", "gradients", "parameters")
 
 
 WRONG = {
     "rows.csv": "rows.csv: not a readable safetensors file",
     "m three.csv": "three.csv: has 3 columns of numbers (a, b, c), x of the model has D = 2",
     "m gap.csv": "gap.csv: has gaps, expected numbers",
-    "m rows.csv --steps 2": "inspect: steps is 2, expected 3 or more",
     "m rows.csv --column a": "m: is a model, which takes no --column",
-    "l rows.csv": "rows.csv: prompt: ",
-    "l rows.csv --encoding utf-16": "l: is a language model, which takes no --encoding",
     "l high.txt": "token",
-    "l few.txt": "few.txt: has 2 tokens, expected 3 or more",
 }
 
 
@@ -133,7 +116,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, model, table, comm
     (tmp_path / "three.csv").write_text("a,b,c\n" + "1,2,3\n" * 9)
     (tmp_path / "gap.csv").write_text("a,b\n" + "1,2\n" * 9 + "1,\n")
     (tmp_path / "high.txt").write_text("1 2 3 9")
-    (tmp_path / "few.txt").write_text("1 2")
+
     language = xlstm.xLSTMLanguageModel(xlstm.GRU(4, 4), vocab_size=5)
     models.save(tmp_path / "l", language, language.init(backend="numpy"))
     before = sorted(os.listdir(tmp_path))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import typer
 
-import xlstm
 from tests.cli.commands import VERSE, split, write_files
 from xlstm.cli import sources
 from xlstm.cli.app import app
@@ -27,11 +26,8 @@ WRONG = {
     "train nosuch.csv": "error: nosuch.csv: No such file or directory",
     "train nan.csv": "nan.csv: line 3, column v holds 'nan'",
     "train long.csv --target z": "long.csv: column 'z' is not in the header",
-    "train long.csv --past x --past y": "long.csv: all columns of numbers are covariates",
     "predict series long.csv --future-file few.csv": "few.csv: no column is known in advance",
-    "train --seed -1": "seed: expected a whole number from 0 up, got -1",
     "train -o empty": "error: empty/model.safetensors: not saved, Not a directory",
-    "train -o /proc/xlstm": "/proc/xlstm",
     "train -o there --resume": "error: there: holds no run to resume; `xlstm train KIND` begins one",
     "train big.csv": "error: v, day 2001-10-08: Forecaster: values[280] is 1e+300",
     "train forecast s.csv -o there": "there: holds a run already; --resume goes on with it",
@@ -40,16 +36,13 @@ WRONG = {
     "train text a.txt -o busy": "busy/model.safetensors: not saved, it is not a regular file",
     "train text a.txt --graph yes": "train: graph is 'yes', expected one of auto, on, off",
     "train text a.txt --graph on": "Step: graph is True, which needs arrays of CuPy",
-    "train classify long.csv --label kin": "column 'kin' is not in the header, which has id, kind, day",
     "train classify few.csv --label kind": "no class has enough sequences to hold out 20%, the largest",
     "train classify gap.csv --label kind": "gap.csv: column 'x' is empty in row 2",
     "train classify mixed.csv --label kind --sequence id": "sequence 's' has labels a, b",
     "evaluate text a.txt --column x": "text: is a text model, which takes no --column",
     "evaluate classes relabelled.csv": "relabelled.csv: label 'left' is not one of those that classes knows",
-    "predict series t.parquet --date-format %d/%m/%Y": "t.parquet: is a Parquet file; date_format",
     "evaluate plain long.csv": "plain: says nothing of a table, expected a model of `xlstm train classify`",
     "predict there/step-000000002.safetensors long.csv": "kind is 'training', which is for xlstm train --resume",
-    "generate net --prompt 1": "net: holds LSTM(2, 3), expected a language model; xlstm export",
     "generate series --prompt a": "kind is 'forecaster', which is for xlstm predict, forecast,",
     "import weights.pt": "weights.pt: not read without PyTorch (File is not a zip file)",
     "info --card h100": "info: --card goes with --explain",
@@ -66,8 +59,7 @@ def models(tmp_path_factory):
     classifier.fit(np.arange(24.0).reshape(4, 3, 2), ["down", "up"] * 2)
     classifier.save(folder / "plain")
     classifier.save(folder / "classes", LAYOUT)
-    net = xlstm.LSTM(2, 3)
-    xlstm.models.save(folder / "net", net, net.init(0, "numpy"))
+
     forecaster = Forecaster(window=4, horizon=2, hidden_size=2, epochs=1, backend="numpy", name="sunspots")
     forecaster.fit(np.sin(np.arange(60.0))).save(folder / "series")
     return folder
@@ -84,7 +76,7 @@ FILES = {
 
 @pytest.mark.parametrize("command", WRONG)
 def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, command):
-    for name in ("text", "plain", "classes", "series", "net"):
+    for name in ("text", "plain", "classes", "series"):
         (tmp_path / name).write_bytes((models / name).read_bytes())
     (tmp_path / "there").symlink_to(models / "there")
     (tmp_path / "busy/model.safetensors").mkdir(parents=True)
@@ -102,7 +94,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(run, tmp_path, models, command)
     assert error.startswith("error: ")
     assert words in error
     assert len(notes) == ("torn" in args)
-    assert result.stdout == "" or words in ("is of another run", "/proc/xlstm")  # found after the first lines
+    assert result.stdout == "" or words == "is of another run"  # found after the first lines
     assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -58,20 +58,6 @@ def test_arrays_of_every_kind(tmp_path, array):
     np.testing.assert_array_equal(found, array)
 
 
-def test_arrays_of_a_checkpoint_are_freed_without_the_garbage_collector():
-    """Those of many checkpoints would wait for it."""
-    array = np.ones(3)
-    alive = weakref.ref(array)
-    gc.disable()
-    try:
-        value, arrays = checkpoint.pack({"a": [array]})
-        checkpoint.unpack(value, arrays, lambda a, dtype: a)
-        del array, arrays
-        assert alive() is None
-    finally:
-        gc.enable()
-
-
 def test_literal_bytes(tmp_path):
     """The format itself: eight bytes of length, a JSON header, the data."""
     checkpoint.save(tmp_path / "m", {"a": np.array([1.0, 2.0])}, "test", {"k": 1})
@@ -117,14 +103,6 @@ def test_bad_files_are_named(tmp_path, blob, words):
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("path", [None, 3, "", "a\0b", np.array("a")], ids=repr)
-def test_what_is_no_path_is_named(path):
-    with pytest.raises(TypeError, match="save: path is "):
-        checkpoint.save(path, ARRAYS, "test", {})
-    with pytest.raises(TypeError, match="load: path is "):
-        checkpoint.load(path, "test")
-
-
 def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path):
     """Description and arrays are of one version, while another process saves the next."""
     path = tmp_path / "m"
@@ -134,17 +112,14 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path):
     np.testing.assert_array_equal(opened.read()["a"], np.zeros(3))
 
 
-@pytest.mark.parametrize("system", ["few bytes at once", "no preadv"])
-def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch, system):
-    """A call may read less than it is asked for, and Windows has no preadv."""
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="Windows has no preadv")
+def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch):
+    """A call may read less than it is asked for."""
     arrays = {"x": np.arange(12.0).reshape(3, 4), "y": np.zeros((0, 3))}
     checkpoint.save(tmp_path / "m", arrays, "test", {})
     file = Tensors(tmp_path / "m")
-    if system == "no preadv":
-        monkeypatch.delattr(os, "preadv", raising=False)
-    elif hasattr(os, "preadv"):
-        preadv = os.preadv
-        monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at))
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at))
     for name, array in file.read(arrays).items():
         np.testing.assert_array_equal(array, arrays[name])
 
@@ -305,24 +280,16 @@ def rewrite(path, place, value):
     checkpoint.save(path, arrays, folder.KIND, config)
 
 
-PARAMS = "value/dict/params"
 UNSOUND = [
     ("about/epoch", 10**9, "epoch 1000000000, step 3"),
-    ("about/epoch", -1, "epoch is -1"),
-    ("about/ended", 1, "ended is 1"),
     ("about/ended", True, "epoch 2, step 3 does not go with"),
     ("about/total", None, "total is None"),
     ("about/total", 9, "losses is an array"),
     ("about/updates", 9, "does not go with"),
     ("about/best_epoch", 3, "does not go with"),
-    ("about/seconds", "1", "seconds is '1'"),
-    ("about/scale", 0.0, "scale is 0.0"),
     ("about", 3, "no description"),
-    (f"{PARAMS}/dict/head.W", "x", "params head.W is 'x'"),
-    (f"{PARAMS}/dict/head.W", {"array": "params.head.W", "dtype": "float64"}, "params head.W is an array"),
-    (PARAMS, 3, "params is 3"),
+    ("value/dict/params/dict/head.W", {"array": "params.head.W", "dtype": "float64"}, "params head.W is an array"),
     ("value/dict/order", {"dict": {}}, "not a sound"),
-    ("value/dict/callbacks/0/dict/mean", 3, "mean is 3"),
     ("value/dict/callbacks/1/dict/scale", -1.0, "scale is -1.0"),
     ("value/dict/callbacks", [], "not a sound"),
 ]
@@ -345,3 +312,32 @@ def test_descriptions_and_values_of_runs_are_checked(tmp_path, stopped, place, v
     with pytest.raises(ValueError, match=words) as caught:
         fit(random_masks, tmp_path, resume=True, progress=never, **options)
     assert f"{sound.name}: not a sound checkpoint" in str(caught.value)
+
+
+def test_arrays_of_a_checkpoint_are_freed_without_the_garbage_collector():
+    """Those of many checkpoints would wait for it."""
+    array = np.ones(3)
+    alive = weakref.ref(array)
+    gc.disable()
+    try:
+        value, arrays = checkpoint.pack({"a": [array]})
+        checkpoint.unpack(value, arrays, lambda a, dtype: a)
+        del array, arrays
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("system", ["few bytes at once", "no preadv"])
+def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch, system):
+    """A call may read less than it is asked for, and Windows has no preadv."""
+    arrays = {"x": np.arange(12.0).reshape(3, 4), "y": np.zeros((0, 3))}
+    checkpoint.save(tmp_path / "m", arrays, "test", {})
+    file = Tensors(tmp_path / "m")
+    if system == "no preadv":
+        monkeypatch.delattr(os, "preadv", raising=False)
+    elif hasattr(os, "preadv"):
+        preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at))
+    for name, array in file.read(arrays).items():
+        np.testing.assert_array_equal(array, arrays[name])

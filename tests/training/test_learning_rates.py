@@ -32,20 +32,6 @@ def test_cosine_follows_torch():
     assert ours(20) == 0.01
 
 
-def test_a_learning_rate_is_a_number_or_a_schedule():
-    with pytest.raises(TypeError, match="adam: lr is the class dict, expected a function"):
-        optimizers.adam(dict)
-    with pytest.raises(TypeError, match=r"sgd: lr\(0\) is 'fast'"):
-        optimizers.sgd(lambda step: "fast")
-    with pytest.raises(TypeError, match="sgd: lr is no schedule"):
-        optimizers.sgd(lambda: 0.1)
-    odd = optimizers.sgd(lambda step: math.nan if step else 0.1)
-    params = {"a": np.ones(1)}
-    params, state = odd.update(params, params, odd.init(params))
-    with pytest.raises(ValueError, match="sgd: lr is nan"):
-        odd.update(params, params, state)
-
-
 def test_reduce_on_plateau_follows_torch():
     torch = pytest.importorskip("torch")
     values = [1.0, 0.9, 0.91, 0.92, 0.9, 0.8999999, 0.7, 0.71, 0.72, 0.73, 0.74, 0.75, 0.76, 0.5, 0.6, 0.6, 0.6]
@@ -120,18 +106,6 @@ def test_the_range_test_does_not_look_at_which_batches_are_easy(steps):
     assert 1e-3 < found.suggestion <= 0.1
 
 
-def test_what_the_range_test_refuses():
-    with pytest.raises(ValueError, match="high is"):
-        find(low=1.0, high=0.1)
+def test_a_range_test_that_diverges_at_once():
     with pytest.raises(ValueError, match="diverges after 0 steps"):
         find(low=0.01, loss=lambda y, target, mask: (math.nan * y[0, 0, 0], y))
-
-
-def test_the_range_test_keeps_nothing_of_steps_that_it_does_not_take():
-    """Rates of 2**50 steps would be 8 PiB."""
-
-    def stops(y, target, mask):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        find(steps=2**50, loss=stops)

@@ -8,18 +8,10 @@ import pytest
 import xlstm
 from tests.training import runs
 from xlstm import losses
-from xlstm.arrays.convert import to_numpy
 from xlstm.data import Batch, Streams, Windows
 from xlstm.interop.torch import to_torch
 from xlstm.models.sequence import SequenceModel
 from xlstm.training import Clip, Step, evaluate, loop, optimizers
-
-OPTIMIZERS = {
-    "SGD": (lambda: optimizers.sgd(0.1, momentum=0.9), {"lr": 0.1, "momentum": 0.9}),
-    "Adam": (lambda: optimizers.adam(0.01), {"lr": 0.01}),
-    "AdamW": (lambda: optimizers.adamw(0.01), {"lr": 0.01}),
-    "RMSprop": (lambda: optimizers.rmsprop(0.01), {"lr": 0.01}),
-}
 
 
 class Given:
@@ -36,20 +28,19 @@ class Given:
         return iter(self.epochs[min(self.done, len(self.epochs)) - 1])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_fifty_steps_follow_torch(rng, name):
+def test_fifty_steps_follow_torch(rng):
     """Same weights, same data: losses of `torch.nn.LSTM` + `torch.nn.Linear` + `torch.optim` within 1e-10."""
     torch = pytest.importorskip("torch")
     T, B, D, H, V = 8, 5, 2, 6, 3
-    make, settings = OPTIMIZERS[name]
+
     model = SequenceModel(xlstm.LSTM(D, H, recurrent_bias=True), V)
     params = model.init(3, "numpy", "float64")
     peer = torch.nn.ModuleDict({"recurrent": torch.nn.LSTM(D, H), "head": torch.nn.Linear(H, V)}).double()
     peer.load_state_dict({name: torch.tensor(p) for name, p in to_torch(model, params).items()})
-    optimizer = getattr(torch.optim, name)(peer.parameters(), **settings)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=0.01)
     x, target = rng.standard_normal((50, T, B, D)), rng.standard_normal((50, T, B, V))
     batches = [batch(x=x, target=target) for x, target in zip(x, target, strict=True)]
-    ours = loop.train(model, params, Given(batches), make(), epochs=1).losses
+    ours = loop.train(model, params, Given(batches), optimizers.adam(0.01), epochs=1).losses
     for k in range(50):
         y = peer["head"](peer["recurrent"](torch.tensor(x[k]))[0])
         loss = torch.nn.functional.mse_loss(y, torch.tensor(target[k]))
@@ -62,15 +53,6 @@ def test_fifty_steps_follow_torch(rng, name):
 def stream_data(length=20):
     v = np.sin(np.arange(400) / 5.0)
     return Streams(v[:-1, None], v[1:, None], 4, length)
-
-
-def test_one_prediction_is_that_of_the_last_step(be, rng):
-    layer = xlstm.mLSTM(2, 4, num_heads=2)
-    once, each = (SequenceModel(layer, 2, last=last, inputs=3) for last in (True, False))
-    params, x = once.init(0, be), be.asarray(rng.standard_normal((4, 3, 3)))
-    y, _ = once(params, x, lengths=[3, 1, 4])
-    steps = to_numpy(each(params, x)[0])
-    np.testing.assert_allclose(to_numpy(y), steps[[2, 0, 3], [0, 1, 2]], rtol=1e-5, atol=1e-6)
 
 
 def test_accumulated_batches_are_one_large_batch(rng):
@@ -177,16 +159,6 @@ def test_divergence_names_step_and_parameter():
         loop.train(model, params, stream_data(), optimizers.sgd(0.1), epochs=1)
     with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+: loss is .*(parameter|gradient)"):
         loop.train(model, model.init(0, "numpy"), stream_data(), optimizers.sgd(1e30), epochs=5)
-
-
-def test_evaluate_weighs_batches_by_what_counts():
-    rng = np.random.default_rng(0)
-    x, target, mask = rng.standard_normal((10, 3, 1)), rng.standard_normal((10, 2)), rng.random((10, 2)) < 0.7
-    model = SequenceModel(xlstm.LSTM(1, 3), 2, last=True)
-    params = model.init(0, "numpy", "float64")
-    y, _, _ = model.forward(params, np.swapaxes(x, 0, 1), train=False)
-    expected = float(losses.mse(y, target, mask)[0])
-    assert evaluate(model, params, Windows(x, target, mask, batch_size=4)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_validation_that_is_not_finite_stops_training():

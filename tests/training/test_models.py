@@ -1,20 +1,15 @@
 """`training.train` and `training.evaluate` take every model and layer there is, as it comes."""
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 
 import xlstm
-from tests.conftest import make_backend
 from tests.registry import EVERY
-from xlstm import losses, precision
+from xlstm import losses
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
 from xlstm.layers.linear import Embedding
 from xlstm.models import TiRex, TiRex2
-from xlstm.models.sequence import SequenceModel
 from xlstm.training import evaluate, optimizers, train
 
 T, N, D, V = 6, 12, 4, 7
@@ -60,10 +55,6 @@ def with_lengths(batch):
     return batch._replace(mask=mask, lengths=1 + np.arange(batch.x.shape[1]) % batch.x.shape[0])
 
 
-def without_first_steps(batch):
-    return batch._replace(mask=np.arange(len(batch.x)) > 1)
-
-
 def falls(model, data, epochs=15, **options):
     """The loss over all data falls, in what is returned and in what `evaluate` says."""
     params = model.init(0, "numpy", options.pop("dtype", "float64"))
@@ -102,46 +93,3 @@ def test_language_models_as_they_come(interpreted, model, kind):
     if kind != "windows":
         data = Streams(tokens[:-1], tokens[1:], 3, 5) if kind == "streams" else Changed(data, with_lengths)
     assert falls(model, data).losses == falls(model, data, loss=losses.cross_entropy).losses
-
-
-def test_batch_first_is_the_same_training(rng):
-    """Only the order of axes differs, with lengths and a mask too."""
-    for wide, last in ((False, False), (True, False), (False, True)):
-        data = Windows(rng.standard_normal((N, T, D)), rng.standard_normal((N, 3) if last else (N, T, 3)),
-                       batch_size=5, every_step=not last)  # fmt: skip
-        found = []
-        for first in (False, True):
-            model = SequenceModel(xlstm.LSTM(D, 4, batch_first=first), 3, last)
-            params = model.init(0, "numpy", "float64")
-            given = Changed(data, with_lengths if wide else without_first_steps) if wide or not last else data
-            trained = train(model, params, given, optimizers.sgd(0.1), epochs=2)
-            found.append([*trained.losses, evaluate(model, trained.params, given)])
-        np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
-
-
-def test_arrays_on_the_device_are_taken(be, rng):
-    """x, target and mask of the backend, as they come from a pipeline on the device."""
-    model, losses = SequenceModel(xlstm.LSTM(D, 4), 2), []
-    arrays = {
-        "x": rng.standard_normal((T, 3, D)),
-        "target": rng.standard_normal((T, 3, 2)),
-        "mask": rng.random((T, 3)) < 0.7,
-    }
-    for given in (arrays, {name: be.asarray(a) for name, a in arrays.items()}):
-        data = Changed(
-            Streams(np.ones((3, 1)), np.ones((3, 1)), 1, 3), lambda batch, given=given: batch._replace(**given)
-        )
-        losses.append(train(model, model.init(0, be), data, optimizers.sgd(0.1), epochs=2).losses)
-    assert losses[0] == losses[1]
-
-
-def test_what_training_gives_is_pickled_and_copied():
-    model = SequenceModel(xlstm.LSTM(1, 3), 1)
-    data = Streams(np.ones((8, 1)), np.ones((8, 1)), 1, 4)
-    trained = train(model, model.init(0, make_backend("numpy")), data, optimizers.adam(0.1), epochs=1)
-    for again in (pickle.loads(pickle.dumps(trained)), copy.copy(trained), copy.deepcopy(trained)):
-        assert again.losses == trained.losses
-        assert all(np.array_equal(again.params[name], p) for name, p in trained.params.items())
-    for given in (data, Windows(np.ones((2, 3, 1)), np.ones((2, 1))), precision.Mixed()):
-        for again in (pickle.loads(pickle.dumps(given)), copy.copy(given), copy.deepcopy(given)):
-            assert repr(again) == repr(given)

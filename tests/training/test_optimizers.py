@@ -1,8 +1,5 @@
 """Optimisers and clipping against PyTorch's."""
 
-import copy
-import pickle
-
 import numpy as np
 import pytest
 
@@ -76,34 +73,13 @@ def test_clipping_by_value_comes_before_that_by_norm(be, rng):
     np.testing.assert_array_equal(to_numpy(optimizers.clip_global_norm(zero, 1.0)["a"]), np.zeros(3))
 
 
-@pytest.mark.parametrize(
-    ("make", "name"),
-    [
-        (lambda: Clip(), "norm and value"),
-        (lambda: optimizers.sgd(0.1, momentum=1.0), "momentum"),
-        (lambda: optimizers.sgd(0.1, nesterov=True), "nesterov"),
-        (lambda: optimizers.adam(0.1, betas=(0.9, 1.0)), r"betas\[1\]"),
-        (lambda: optimizers.by_name({"0.*": 0.1}, optimizers.sgd(0.1)), r"'0\.\*' has 0.1"),
-        (lambda: optimizers.by_name({"head.*": None}, optimizers.sgd(0.1)).init({"0.W": np.ones(3)}), "'head"),
-    ],
-)
-def test_bad_settings_are_named(make, name):
-    with pytest.raises((ValueError, TypeError), match=name):
-        make()
-
-
-def test_gradients_and_states_of_others_are_refused():
-    """Those of another dtype or shape, and with names of another model."""
-    params, optimizer = {"0.W": np.ones((2, 3), "float32"), "0.b": np.ones(3, "float32")}, optimizers.adam(0.1)
-    state, parts = optimizer.init(params), optimizers.by_name({"0.W": optimizer}, optimizers.sgd(0.1))
-    for one, grads, moments, words in (
-        (optimizer, {**params, "0.W": np.ones((2, 3))}, state, "gradient of 0.W has dtype float64"),
-        (optimizer, {**params, "0.W": np.ones((1, 3), "float32")}, state, r"gradients 0\.W is .*\(1, 3\)"),
-        (optimizer, params, optimizers.sgd(0.1).init(params), "moments is .*, expected a dict of m, v"),
-        (parts, {"0.W": params["0.W"]}, parts.init(params), r"by_name: gradients is .*expected a dict of 0\.W, 0\.b"),
-    ):
-        with pytest.raises((ValueError, TypeError), match=words):
-            one.update(params, grads, moments)
+def test_names_without_a_parameter_and_parameters_without_a_gradient_are_refused():
+    params, head = {"0.W": np.ones(3), "0.b": np.ones(3)}, {"head.*": None}
+    with pytest.raises(ValueError, match="'head"):
+        optimizers.by_name(head, optimizers.sgd(0.1)).init(params)
+    parts = optimizers.by_name({"0.W": optimizers.adam(0.1)}, optimizers.sgd(0.1))
+    with pytest.raises(ValueError, match="gradients"):
+        parts.update(params, {"0.W": params["0.W"]}, parts.init(params))
 
 
 def updated(optimizer, params, grads, state=None):
@@ -112,20 +88,6 @@ def updated(optimizer, params, grads, state=None):
     for one in grads:
         params, state = optimizer.update(params, one, state)
     return params, state
-
-
-@pytest.mark.parametrize("name", ["nesterov", "rmsprop momentum", "adam decay"])
-def test_optimisers_and_their_states_are_pickled_and_copied(rng, name):
-    """In the middle of training: the rest of it is the same, bit by bit."""
-    optimizer, params = CASES[name][0](), {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
-    grads = [{n: rng.standard_normal(p.shape) for n, p in params.items()} for _ in range(4)]
-    params, state = updated(optimizer, params, grads[:2])
-    expected, last = updated(optimizer, params, grads[2:], state)
-    for again in (pickle.loads(pickle.dumps((optimizer, state))), copy.deepcopy((optimizer, state))):
-        found, end = updated(again[0], params, grads[2:], again[1])
-        assert end.step == last.step == 4
-        for n, p in expected.items():
-            assert found[n].tobytes() == p.tobytes()
 
 
 def test_by_name_is_each_optimiser_on_its_part(rng):

@@ -6,20 +6,17 @@ refusal of them is taken out.
 
 import contextlib
 import importlib
-import re
 import sys
-import types
 
 import numpy as np
 import pytest
 
 import xlstm
 from tests.conftest import make_backend
-from xlstm import BackendError, losses, precision
-from xlstm.arrays import convert, probe
-from xlstm.arrays.backend import backend_like, backend_of
-from xlstm.arrays.convert import cast, to_numpy
-from xlstm.arrays.fuse import CUPY
+from xlstm import losses, precision
+from xlstm.arrays import probe
+from xlstm.arrays.backend import backend_like
+from xlstm.arrays.convert import to_numpy
 from xlstm.arrays.namespace import namespace
 from xlstm.data import Streams
 from xlstm.engines.cuda.choice import told
@@ -98,16 +95,6 @@ def test_the_scale_has_ends_and_bfloat16_and_full_precision_have_none():
         assert after(mixed, scaling, finite) == expected
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"dtype": "bfloat16", "scale": 8.0}, {"growth": 0.5}, {"backoff": 1.0}],
-    ids=lambda options: [*options][-1],
-)
-def test_bad_descriptions_are_named(options):
-    with pytest.raises(ValueError, match=f"Mixed: {[*options][-1]} is"):
-        Mixed(**options)
-
-
 # The loop
 
 
@@ -184,35 +171,16 @@ def test_a_loss_that_is_not_finite_stops_at_once(halves):
         train(params, precision=Mixed())
 
 
-def test_bfloat16_stops_at_once(halves):
-    pytest.importorskip("torch")
-    params = model().init(0, make_backend("torch", "float32"))
-    loss = overflowing({1})
-    with pytest.raises(FloatingPointError, match=r"epoch 1, step 2: .* gradient of \S+ is not finite in bfloat16"):
-        train(params, loss=loss, precision=Mixed("bfloat16"))
-
-
 # Refused precisions
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("numpy", "float16"), ("torch", "bfloat16")])
 def test_a_cpu_is_refused(name, dtype):
-    home = make_backend(name, "float32")
-    params = model().init(0, home)
-    for call in (lambda: train(params, precision=Mixed(dtype)), lambda: xlstm.backend(name, dtype=dtype)):
-        with pytest.raises(TypeError, match=f"{dtype} on a CPU is slow and inexact; use float32, or a GPU"):
-            call()
-    with pytest.raises(TypeError, match=rf"f: a is (torch\.)?{dtype} on a CPU, expected float32 or float64"):
+    params = model().init(0, make_backend(name, "float32"))
+    with pytest.raises(TypeError, match=f"{dtype} on a CPU"):
+        train(params, precision=Mixed(dtype))
+    with pytest.raises(TypeError, match=f"{dtype} on a CPU"):
         namespace("f", lowered({"a": params["head.W"]}, dtype))
-
-
-def test_other_things_are_refused(halves):
-    with pytest.raises(TypeError, match="precision is 'float16'"):
-        train(model().init(0, "numpy"), precision="float16")
-    with pytest.raises(ValueError, match="name is 'half'"):
-        named("half", make_backend("numpy"))
-    with pytest.raises(ValueError, match="weights are float16"):
-        Mixed().below(backends.Backend("torch", np, "cuda", "float16"))
 
 
 def test_a_forecaster_saves_its_masters(halves, tmp_path):
@@ -225,20 +193,7 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
     np.testing.assert_array_equal(loaded.predict(values, 3), forecaster.predict(values, 3))
 
 
-def test_the_command_line_says_it_in_a_line(run, tmp_path):
-    result = run("train", "--backend", "numpy", "--precision", "tf32", code=2)
-    assert result.output.startswith("error: precision tf32: is for float32 on an NVIDIA GPU with CuPy, the backend is")
-    assert result.output.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
 # CuPy, as far as it goes without a GPU
-
-
-def fake_cupy(capability="80", version="14.2.0"):
-    """Just enough of a CuPy for what is refused."""
-    device = types.SimpleNamespace(compute_capability=capability)
-    return types.SimpleNamespace(cuda=types.SimpleNamespace(Device=lambda: device), __version__=version)
 
 
 def test_tf32_holds_within_its_block():
@@ -255,33 +210,6 @@ def test_tf32_holds_within_its_block():
         assert core.get_compute_type(np.float32) == before
 
 
-def test_tf32_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(probe, "rocm", lambda: False)
-    with pytest.raises(ValueError, match="weights are float64"):
-        named("tf32", backends.Backend("cupy", types.ModuleType(CUPY), "gpu", "float64"))
-    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy("75"))
-    for failure, words in ((None, "capability 8.0 or more, this one has 7.5"), ("no driver", "no driver")):
-        monkeypatch.setattr(probe, "cupy_failure", lambda number=0, failure=failure: failure)
-        with pytest.raises(BackendError, match=re.escape(words)), tf32():
-            pass
-
-
-def test_bfloat16_on_cupy_needs_ml_dtypes_and_cupy_14(monkeypatch):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
-    monkeypatch.setattr(probe, "cupy", fake_cupy)
-    monkeypatch.setattr(probe, "rocm", lambda: False)
-    home = backends.Backend("cupy", types.SimpleNamespace(), "gpu")
-    assert backend_of(home, "bfloat16").dtype == "bfloat16"
-    assert convert.dtype_of(home.xp, "bfloat16") == np.dtype(ml_dtypes.bfloat16)
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "ml_dtypes", None)
-        with pytest.raises(BackendError, match=r"bfloat16 needs ml_dtypes, .*; pip install ml_dtypes"):
-            backend_of(home, "bfloat16")
-    monkeypatch.setattr(probe, "cupy", lambda: fake_cupy(version="13.6.0"))
-    with pytest.raises(BackendError, match=r"cupy: bfloat16 needs CuPy 14 or newer, this is 13\.6\.0"):
-        backend_of(home, "bfloat16")
-
-
 def test_bfloat16_arrays_of_torch(rng):
     torch = pytest.importorskip("torch")
     ml_dtypes = pytest.importorskip("ml_dtypes")
@@ -289,9 +217,7 @@ def test_bfloat16_arrays_of_torch(rng):
     values = rng.standard_normal(5)
     low = be.asarray(values, "bfloat16")
     assert low.dtype is torch.bfloat16
-    assert backend_like(low).dtype == "bfloat16"
     assert to_numpy(low).dtype == np.float32
     np.testing.assert_array_equal(to_numpy(low), values.astype(ml_dtypes.bfloat16).astype("float32"))
     np.testing.assert_array_equal(to_numpy(be.asarray(values.astype(ml_dtypes.bfloat16), "bfloat16")), to_numpy(low))
     assert be.asarray(low).dtype is torch.float32  # floating, so in the backend's dtype
-    assert cast({"a": low}, "float32")["a"].dtype is torch.float32

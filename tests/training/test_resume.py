@@ -13,7 +13,7 @@ from tests.training.runs import at, fit, never, plain, random_masks, same, shuff
 from xlstm import losses
 from xlstm.arrays.backend import backend_of
 from xlstm.precision import Mixed
-from xlstm.training import Callback, EarlyStopping, Interrupted, ReduceOnPlateau, Terminated, evaluate, optimizers
+from xlstm.training import Callback, EarlyStopping, Interrupted, Terminated, evaluate, optimizers
 
 
 def pairs_of(data):
@@ -71,14 +71,8 @@ def test_iterables_of_batches_and_pairs(tmp_path):
     same(*(fit(shuffled, data=one) for one in forms[:2]))
     once = fit(shuffled, tmp_path, data=iter(forms[1]), epochs=None, steps=99)
     assert (len(once.losses), len(once.validations)) == (5, 1)
-    for options, words in (
-        ({"data": iter(forms[1]), "resume": True, "checkpoints": tmp_path}, "resume=True"),
-        ({"data": iter(forms[1]), "epochs": 2}, "epochs=1, got 2"),
-        ({"validation": iter(forms[1])}, "validation is an iterator"),
-        ({"data": [(data.x, data.target[1:])]}, "batch 1 has x of shape"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            fit(shuffled, **options)
+    with pytest.raises(ValueError, match="resume=True"):
+        fit(shuffled, tmp_path, data=iter(forms[1]), resume=True)
 
 
 def test_a_run_that_is_over_stays_over(tmp_path):
@@ -123,25 +117,17 @@ def test_states_of_callbacks(tmp_path, value):
 
 
 REFUSED = [
-    ({"checkpoints": None}, "checkpoints names no folder"),
     ({"resume": False}, "holds a run already .step-000000015.safetensors.; resume=True goes on"),
     ({"accumulate": 2}, "accumulate is 1, expected 2"),
-    ({"validation": None}, "first batch of validation"),
     ({"averaging": 0.5}, r"callbacks is \[\], expected \['MovingAverage"),
-    ({"metrics": {"mae": losses.mae}}, r"metrics is \[\], expected \['mae'\]"),
     ({"seed": 6}, "seed is 5, expected 6"),
-    ({"seed": np.random.default_rng(0)}, "seed: expected a whole number"),
     ({"loss": losses.mae}, "loss function is '<function mse>'"),
     ({"data": streams(factor=2.0)}, "first batch is '........', expected '........'"),
     ({"kind": shuffled}, r"model is .*LSTM.*expected .*GRU"),
     ({"optimizer": optimizers.sgd(0.1)}, "optimizer is .*adam.*, expected .*sgd"),
     ({"optimizer": optimizers.adam(0.05, betas=(0.9, 0.9))}, r"'b2': 0\.999.*, expected .*'b2': 0\.9[^9]"),
-    ({"accumulate": 16}, "accumulate is 16, but there are 15 batches in all"),
     ({"kind": random_masks, "callbacks": [EarlyStopping(3)]}, "needs validation data"),
-    ({"kind": random_masks, "callbacks": [ReduceOnPlateau(0.05)]}, "needs validation data"),
-    ({"callbacks": [EarlyStopping]}, "callbacks.0. is .*expected a training.Callback"),
     ({"callbacks": [Remembers({1, 2})]}, r"the state of Remembers\.value"),
-    ({"callbacks": [Remembers(np.array(["a"]))]}, r"the state of Remembers\.value"),
 ]
 
 
@@ -185,6 +171,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, caplog, number, kind, co
     assert getattr(caught.value, "code", None) == code
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), str(again), again.signal) == (kind, str(caught.value), number)
+    same(again.trained, caught.value.trained)
     same(whole, fit(plain, tmp_path, resume=True))
 
 

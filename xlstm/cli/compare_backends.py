@@ -299,7 +299,8 @@ def _in_its_way(row: Row) -> Iterator[None]:
     try:
         if row.compile is not None:
             os.environ[jit.VARIABLE] = row.compile
-        with use(row.engine) if row.engine else contextlib.nullcontext():
+        # What is not finite is found in the numbers. BLAS may tell of invalid ones, too, where all are finite.
+        with np.errstate(over="ignore", invalid="ignore"), use(row.engine) if row.engine else contextlib.nullcontext():
             yield
     finally:
         os.environ.pop(jit.VARIABLE, None)
