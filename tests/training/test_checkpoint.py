@@ -112,18 +112,6 @@ def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path):
     np.testing.assert_array_equal(opened.read()["a"], np.zeros(3))
 
 
-@pytest.mark.skipif(not hasattr(os, "preadv"), reason="Windows has no preadv")
-def test_reads_go_on_where_they_stopped(tmp_path, monkeypatch):
-    """A call may read less than it is asked for."""
-    arrays = {"x": np.arange(12.0).reshape(3, 4), "y": np.zeros((0, 3))}
-    checkpoint.save(tmp_path / "m", arrays, "test", {})
-    file = Tensors(tmp_path / "m")
-    preadv = os.preadv
-    monkeypatch.setattr(os, "preadv", lambda number, buffers, at: preadv(number, [buffers[0][:5]], at))
-    for name, array in file.read(arrays).items():
-        np.testing.assert_array_equal(array, arrays[name])
-
-
 # The folder of a run
 
 
