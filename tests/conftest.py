@@ -95,17 +95,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a covering array of the cases of each test, as `--cover` says; the others are deselected."""
+    """Keep a covering array of the cases of each test, as `--cover` says, and none for a CuPy that is missing."""
     strength = config.getoption("--cover")
     cases: dict[str, dict[Any, list[Hashable]]] = {}
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
         values = [(name, id(value)) for name, value in params.items()]
-        if "cupy" in BACKENDS or "cupy" not in [value for value in params.values() if isinstance(value, str)]:
+        if "cupy" in BACKENDS or not needs_cupy(item.name, params):
             cases.setdefault(item.nodeid.partition("[")[0], {})[item] = values
     kept = {item for same in cases.values() for item in (same if strength is None else covering(same, strength))}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]
+
+
+def needs_cupy(name: str, params: dict[str, Any]) -> bool:
+    """Return whether a parameter of a test is "cupy", or its name ends in "_on_cupy"."""
+    values = [value for value in params.values() if isinstance(value, str)]
+    return "cupy" in values or name.partition("[")[0].endswith("_on_cupy")
 
 
 def pytest_collection_finish() -> None:

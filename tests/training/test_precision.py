@@ -196,7 +196,7 @@ def test_a_forecaster_saves_its_masters(halves, tmp_path):
 # CuPy, as far as it goes without a GPU
 
 
-def test_tf32_holds_within_its_block():
+def test_tf32_holds_within_its_block_on_cupy():
     home = make_backend("cupy", "float32")
     core = probe.cupy()._core
     kinds, before = core._routines_linalg, core.get_compute_type(np.float32)
