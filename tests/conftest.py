@@ -20,6 +20,7 @@ import importlib.util
 import itertools
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,12 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say once which backends were not tested, and why."""
+    """Say once which backends were not tested, and why, and each reason for which tests were skipped."""
     for reason in MISSING.values():
         terminalreporter.write_line(f"not tested here: {reason}")
+    skipped = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    for reason, count in skipped.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
