@@ -294,7 +294,7 @@ def docs(session: nox.Session) -> None:
     for made in ("docs/_build", "docs/reference/generated"):  # results of notebooks too: the library may have changed
         shutil.rmtree(made, ignore_errors=True)
     jobs, kernels = str(processes(session)), "docs/_ext/jupyter"  # which report errors alone
-    environment = {**ALONE, "JUPYTER_PATH": kernels}
+    environment = {**ALONE, "JUPYTER_PATH": kernels, "XLSTM_COMPILE": "0"}  # compiling takes as long as a page
     session.run("sphinx-build", "-q", "-W", "--keep-going", "-j", jobs, "docs", "docs/_build/html", env=environment)
     if os.environ.get("CI") and not shutil.which("chromium") and shutil.which("apt-get") and os.geteuid() == 0:
         session.run("apt-get", "update", "-q", external=True)
