@@ -57,8 +57,12 @@ NUMBERS = [
     "tests/cells/test_activations.py::test_registered_activations_in_compiled_loops",
 ]
 COMPILED = ("chains", "products", "vector_lengths", "bounds", "chunk_loops")
-OF_ONE_VERSION = ["attacks", "bench", "examples", "engines/cuda/test_kernels.py", "engines/test_batch_sizes.py",
+OF_ONE_VERSION = ["attacks", "bench", "examples", "arrays/test_workspace.py", "cli/test_bench.py",
+                  "cli/test_inspect.py", "engines/cuda/test_kernels.py", "engines/test_batch_sizes.py",
                   "project/test_docs.py", "test_parity.py"]  # fmt: skip
+# Tests of signals, threads and forks, which another Python may fail, but not another package.
+OF_PYTHON = ["tests/engines/test_concurrency.py", "tests/cli/test_process.py", "tests/training/test_resume.py",
+             "tests/training/test_parallel.py"]  # fmt: skip
 LEFT_OUT = [f"tests/{path}" for path in (*OF_ONE_VERSION, *(f"engines/numba/test_{name}.py" for name in COMPILED))]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
 RANKS = ["tests/distributed"]
@@ -66,6 +70,8 @@ APART = [f"--ignore={path}" for path in RANKS]
 # NVRTC takes half a second for a kernel, so that CI has each value of a parameter in one.
 NVRTC = ["tests/engines/cuda/test_kernels.py"]
 OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
+# Programs of bench/ from beginning to end, which developers run: `nox -s full` does so.
+PROGRAMS = ["tests/bench/test_programs.py", "tests/bench/test_tasks.py"]
 # Graphs and steps of training ask for operations in turn; tests of streams are late by themselves.
 LATE = [
     "tests/arrays/test_cupy_graphs.py",
@@ -180,12 +186,10 @@ def pytest(session: nox.Session, *arguments: str) -> list[str]:
 
 
 def every_test(session: nox.Session, *, covered: bool) -> list[Command]:
-    """All tests, or those that the command line of nox names; `covered` leaves out cases of them."""
-    calls = (
-        [("2", session.posargs)]
-        if session.posargs
-        else [("2", [*COMPILING, *(f"--ignore={path}" for path in NVRTC)]), ("2", OTHER_TESTS), ("1", NVRTC)]
-    )
+    """All tests, or those that the command line of nox names; `covered` leaves out cases of them, and programs."""
+    compiling = [*COMPILING, *(f"--ignore={path}" for path in NVRTC)]
+    others = [*OTHER_TESTS, *(f"--ignore={path}" for path in PROGRAMS if covered)]
+    calls = [("2", session.posargs)] if session.posargs else [("2", compiling), ("2", others), ("1", NVRTC)]
     commands = [pytest(session, *(["--cover", strength] if covered else []), *which) for strength, which in calls]
     return [(command, {**ALONE, **BACKENDS}) for command in commands]
 
@@ -256,8 +260,7 @@ def lowest(session: nox.Session) -> None:
     constraints.write_text("\n".join(lines))
     project = ".[cli,fast,plot,keras,onnx,text,tables,holidays]"
     session.install("--no-compile", "-e", project, "-c", str(constraints), *group("runner"))
-    of_python = ["tests/engines/test_concurrency.py"]  # signals, threads and forks
-    run_each(session, on_another_version(session, "-W", "ignore::DeprecationWarning", without=of_python))
+    run_each(session, on_another_version(session, "-W", "ignore::DeprecationWarning", without=OF_PYTHON))
 
 
 @nox.session

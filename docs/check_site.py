@@ -11,10 +11,11 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from lxml import html
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE = 180_000  # milliseconds that a page may take, on a machine that has other work
@@ -22,7 +23,6 @@ WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
 # Words of a search, and a page that is to be among the results.
 SEARCHES = {"LSTM": "xlstm.LSTM", "gradcheck": "xlstm.gradcheck", "--ranks": "distributed"}
-LOADED = {"script": "src", "img": "src", "iframe": "src"}  # attributes whose files a browser fetches by itself
 
 # Whether the search has ended.
 FOUND = "document.querySelector('.search-summary, #search-results p')?.innerText.includes('found')"
@@ -87,31 +87,21 @@ PROBLEMS = """layout => {
 }"""
 
 
-class Page(HTMLParser):
+class Page:
     """The anchors of a page, what it links to, and what a browser fetches with it."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.anchors: set[str] = set()
-        self.links: list[str] = []
-        self.loaded: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        self.anchors |= {given[name] for name in ("id", "name") if name in given}
-        if tag == "a" and "href" in given:
-            self.links.append(given["href"])
-        elif tag in LOADED and LOADED[tag] in given:
-            self.loaded.append(given[LOADED[tag]])
-        elif tag == "link" and given.get("rel") in ("stylesheet", "icon", "preload"):
-            self.loaded.append(given["href"])
+    def __init__(self, path: Path) -> None:
+        page = html.parse(path)
+        self.anchors: set[str] = {*page.xpath("//@id"), *page.xpath("//@name")}
+        self.links: list[str] = page.xpath("//a/@href")
+        self.loaded: list[str] = page.xpath("//script/@src | //img/@src | //iframe/@src")
+        self.loaded += page.xpath("//link[@rel='stylesheet' or @rel='icon' or @rel='preload']/@href")
 
 
 def broken(site: Path) -> Iterator[str]:
     """Yield every link within a site that leads nowhere, and every file that a page asks another machine for."""
     paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.parts]
-    pages = {path: Page(path.read_text(encoding="utf-8")) for path in paths}
+    pages = {path: Page(path) for path in paths}
     for path, page in pages.items():
         where = path.relative_to(site)
         yield from (f"{where}: fetches {url}" for url in page.loaded if urlsplit(url).netloc)
