@@ -9,7 +9,7 @@ from xlstm import losses
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
 from xlstm.layers.linear import Embedding
-from xlstm.models import TiRex, TiRex2
+from xlstm.models import SequenceModel, TiRex, TiRex2
 from xlstm.training import evaluate, optimizers, train
 
 T, N, D, V = 6, 12, 4, 7
@@ -55,6 +55,10 @@ def with_lengths(batch):
     return batch._replace(mask=mask, lengths=1 + np.arange(batch.x.shape[1]) % batch.x.shape[0])
 
 
+def without_first_steps(batch):
+    return batch._replace(mask=np.arange(len(batch.x)) > 1)
+
+
 def falls(model, data, epochs=15, **options):
     """The loss over all data falls, in what is returned and in what `evaluate` says."""
     params = model.init(0, "numpy", options.pop("dtype", "float64"))
@@ -93,3 +97,17 @@ def test_language_models_as_they_come(interpreted, model, kind):
     if kind != "windows":
         data = Streams(tokens[:-1], tokens[1:], 3, 5) if kind == "streams" else Changed(data, with_lengths)
     assert falls(model, data).losses == falls(model, data, loss=losses.cross_entropy).losses
+
+
+def test_batch_first_is_the_same_training(rng):
+    """Only the order of axes differs, with lengths, and with a mask (T,) of steps."""
+    for last, change in ((False, with_lengths), (False, without_first_steps), (True, lambda batch: batch)):
+        target = rng.standard_normal((N, 3) if last else (N, T, 3))
+        data = Changed(Windows(rng.standard_normal((N, T, D)), target, batch_size=5, every_step=not last), change)
+        found = []
+        for first in (False, True):
+            model = SequenceModel(xlstm.LSTM(D, 4, batch_first=first), 3, last)
+            params = model.init(0, "numpy", "float64")
+            trained = train(model, params, data, optimizers.sgd(0.1), epochs=2)
+            found.append([*trained.losses, evaluate(model, trained.params, data)])
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-12)

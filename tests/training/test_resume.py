@@ -13,7 +13,7 @@ from tests.training.runs import at, fit, never, plain, random_masks, same, shuff
 from xlstm import losses
 from xlstm.arrays.backend import backend_of
 from xlstm.precision import Mixed
-from xlstm.training import Callback, EarlyStopping, Interrupted, Terminated, evaluate, optimizers
+from xlstm.training import Callback, EarlyStopping, Interrupted, ReduceOnPlateau, Terminated, evaluate, optimizers
 
 
 def pairs_of(data):
@@ -127,6 +127,7 @@ REFUSED = [
     ({"optimizer": optimizers.sgd(0.1)}, "optimizer is .*adam.*, expected .*sgd"),
     ({"optimizer": optimizers.adam(0.05, betas=(0.9, 0.9))}, r"'b2': 0\.999.*, expected .*'b2': 0\.9[^9]"),
     ({"kind": random_masks, "callbacks": [EarlyStopping(3)]}, "needs validation data"),
+    ({"kind": random_masks, "callbacks": [ReduceOnPlateau(0.05)]}, "needs validation data"),
     ({"callbacks": [Remembers({1, 2})]}, r"the state of Remembers\.value"),
 ]
 
