@@ -1,7 +1,7 @@
 """Sessions for contributors and CI: plain `nox` checks style and types, tests, compares backends, and builds.
 
 Versions of tools live in the dependency groups of pyproject.toml. CI has two cores, so it runs a covering
-array of the cases of each test (`--cover` in tests/conftest.py); `nox -s full` runs all of them.
+array of the cases of each test (`--cover` in tests/conftest.py); `nox -s full` runs all of them, and programs of bench.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ ALONE = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 COMPILING = ["tests/cells", "tests/layers", "tests/recurrence", "tests/engines"]
 # Another version of Python or of a package changes what a line of code does, not how options go together, nor numbers:
 # there each test has one case, with NumPy arrays alone, and tests of numbers, of hostile input, of pages and of tools
-# for developers have none. Of compiled loops there are those that compare engines.
+# for developers have none. Few compile loops.
 NUMBERS = [
     "tests/estimators/test_forecaster_training.py::test_goals_on_sunspots_with_one_epoch",
     "tests/layers/test_lstm.py::test_long_sequences_stay_finite",
@@ -61,8 +61,8 @@ OF_ONE_VERSION = ["attacks", "bench", "examples", "arrays/test_workspace.py", "c
                   "cli/test_inspect.py", "engines/cuda/test_kernels.py", "engines/test_batch_sizes.py",
                   "project/test_docs.py", "test_parity.py"]  # fmt: skip
 # Tests of signals, threads and forks, which another Python may fail, but not another package.
-OF_PYTHON = ["tests/engines/test_concurrency.py", "tests/cli/test_process.py", "tests/training/test_resume.py",
-             "tests/training/test_parallel.py"]  # fmt: skip
+OF_PYTHON = ["tests/engines/test_concurrency.py", "tests/cli/test_process.py", "tests/cli/test_process_signals.py",
+             "tests/training/test_resume.py", "tests/training/test_parallel.py"]  # fmt: skip
 LEFT_OUT = [f"tests/{path}" for path in (*OF_ONE_VERSION, *(f"engines/numba/test_{name}.py" for name in COMPILED))]
 # Tests that start several processes, each of which needs a core: they run one by one, in a session of their own.
 RANKS = ["tests/distributed"]
@@ -71,7 +71,7 @@ APART = [f"--ignore={path}" for path in RANKS]
 NVRTC = ["tests/engines/cuda/test_kernels.py"]
 OTHER_TESTS = [*APART, *(f"--ignore={path}" for path in [*COMPILING, *NVRTC])]
 # Programs of bench/ from beginning to end, which developers run: `nox -s full` does so.
-PROGRAMS = ["tests/bench/test_programs.py", "tests/bench/test_tasks.py"]
+PROGRAMS = ["tests/bench/test_programs.py"]
 # Graphs and steps of training ask for operations in turn; tests of streams are late by themselves.
 LATE = [
     "tests/arrays/test_cupy_graphs.py",
@@ -146,7 +146,7 @@ def distributed(session: nox.Session) -> None:
 
 @nox.session
 def full(session: nox.Session) -> None:
-    """Every case of every test."""
+    """Every case of every test but those of `distributed`, and programs of bench from beginning to end."""
     install_all(session, "jax", "bench")
     run_each(session, every_test(session, covered=False))
 

@@ -1,6 +1,6 @@
 """How many random inputs the attack tests try, and the bounds that every refusal respects.
 
-CI tries as many as fit into about two minutes; XLSTM_ATTACKS=100 in the environment multiplies their number by 100.
+CI tries a few; XLSTM_ATTACKS=100 in the environment multiplies their number by 100.
 """
 
 import os

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-import bench
+from bench import tasks
+from bench.tasks_data import TASKS
+from tests.conftest import ROOT
 from xlstm.cli.bench import interleave
 from xlstm.models import TiRex, TiRex2
 
 SHAPES = [(3, 2, 4, 5)]
-# Those that run in test_tables.py and test_tasks.py, and on CuPy in test_cupy_estimators.py; and two workers, which run
-# inside packages that are not installed here.
-ELSEWHERE = {
-    *("layers", "report", "tasks"),
-    *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
-    *("published_worker", "tirex_worker"),
-}
+SMALL = tasks.Recipe(16, 8, 2, 1e-2, 1e-2, 0.01, 4, 2, growth=0.5, warmup=1, check=1, sequences=3)
 
 
 @pytest.fixture
@@ -104,7 +100,7 @@ def test_forecasts_of_tirex(run, monkeypatch):
 
 def test_two_versions_in_turn(monkeypatch, capsys):
     """The last commit beside the tree as it is."""
-    if not (Path(bench.__file__).parents[1] / ".git").exists():
+    if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout of Git")
     arguments = ["against", "HEAD", "--rounds", "1", "--only", "RNN 32,1,1,50 inference"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -133,12 +129,26 @@ def test_all_in_turn(run, monkeypatch):
         run("__main__", where="--output")
 
 
-def test_the_table_of_programs_is_whole():
-    """bench/README.md has a line for each program, and this file runs each, or says where it runs."""
-    here = Path(bench.__file__).parent
-    programs = {path.stem for path in here.glob("*.py") if "if __name__ ==" in path.read_text(encoding="utf-8")}
-    listed = re.findall(r"^\| `(\w+)` \|", (here / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert {name for name in programs if not name.endswith("_worker")} - {"__main__"} == set(listed)
-    assert programs >= ELSEWHERE
-    text = Path(__file__).read_text(encoding="utf-8")
-    assert not [name for name in programs if f'"{name}"' not in text]
+def test_all_tasks_from_training_to_results(tmp_path, monkeypatch, capsys):
+    """Each task and model with small sizes, twice with the same numbers."""
+    for name, task in TASKS.items():
+        monkeypatch.setitem(tasks.TASKS, name, replace(task, tests=(72,) if task.prefixes else (64, 72)))
+    monkeypatch.setattr(tasks, "RECIPES", dict.fromkeys(TASKS, SMALL))
+    runs = []
+    for k in range(2):
+        results = tmp_path / f"{k}.json"
+        monkeypatch.setattr(sys, "argv", ["tasks", "--json", str(results)])
+        tasks.main()
+        runs.append([json.loads(line) for line in results.read_text().splitlines()])
+    assert "parity, mLSTM: accuracy" in capsys.readouterr().out
+    assert [(line["task"], line["model"]) for line in runs[0]] == [(t, m) for t in TASKS for m in tasks.MODELS]
+    for one, two in zip(*runs, strict=True):
+        assert {"bench", "name", "case", "seed", "precision", "results", "machine"} <= set(one)
+        assert one["case"]["lr"] == SMALL.lr
+        assert one["results"].pop("seconds") > 0
+        two["results"].pop("seconds")
+        assert one == two
+        assert one["results"]["steps"] == 2
+        lengths = [int(T) for T in one["results"]["by length"]]
+        expected = {"parity": list(range(3, 73)), "arithmetic": list(range(3, 72, 2)), "recall": [64, 72]}
+        assert lengths == expected[one["task"]]

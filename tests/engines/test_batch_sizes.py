@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -114,15 +115,17 @@ def alone_each(layer, ragged):
     return {name: np.stack(a) if axis is None else np.concatenate(a, axis) for name, (axis, a) in arrays.items()}
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["", "lengths"])
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("sizes", [(0, 1, 16), (2, 17), (15, 64)], ids=str)
 @pytest.mark.parametrize("way", [*(WAYS if "numpy" in BACKENDS else []), *(b for b in BACKENDS if b != "numpy")])
-def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind, ragged):
-    """Outputs, states and their gradients; gradients of parameters are the sums of those of the sequences."""
+def test_a_batch_is_its_sequences(monkeypatch, rng, way, sizes, kind):
+    """Outputs, states and their gradients; gradients of parameters are the sums of those of the sequences.
+
+    With lengths and without, where a layer takes them.
+    """
     be = make_backend("numpy" if way in NUMPY else way)
     compiled, plan = NUMPY.get(way, ("0", None))
-    for layer in LAYERS[kind]:
+    for layer, ragged in itertools.product(LAYERS[kind], (False, True)):
         if ragged and not through_time(layer):
             continue
         each = alone_each(layer, ragged)

@@ -98,7 +98,7 @@ def test_gradients_without_masks_after_training_with_them(rng):
         np.testing.assert_array_equal(array, expected[name])
 
 
-# The other options; equality with PyTorch, Keras and onnxruntime is in test_interop_*.py
+# The other options; equality with PyTorch, Keras and onnxruntime is in tests/interop/
 
 
 @pytest.mark.parametrize("kind", KINDS)

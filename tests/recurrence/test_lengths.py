@@ -12,7 +12,7 @@ from xlstm.layers.gated import Recurrent
 @everywhere([layer for layer in TABLE if isinstance(layer, Recurrent)])
 @pytest.mark.parametrize("lengths", [[3, 0, 5], [5, 5, 5], [4, 4, 4]], ids=["different", "all", "equal"])
 def test_padding_changes_nothing_bit_for_bit(be, rng, layer, lengths):
-    """More padding, NaN too, changes no bit of an output or a gradient, in compiled loops and without."""
+    """More padding, NaN too, changes no bit of an output or a gradient."""
     T, time = max(lengths), time_axis(layer)
     params, x, state = given(layer, be, rng, T)
     dy = rng.standard_normal((*x.shape[:2], layer.output_size))

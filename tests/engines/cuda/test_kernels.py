@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.engines.cuda import nvrtc
@@ -82,9 +84,14 @@ def test_kernels_that_keep_h(step, name, cluster, size):
     fits(90, step, name, size, tiling.PASSES if step in DROPPED else ("forward",), cluster, keep_h=True)
 
 
-@pytest.mark.parametrize("kind", cell_source.KINDS + cell_source.FACTORS)
 @pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
-@pytest.mark.parametrize("options", ["layer_norm", "projection", "reset before"])
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        *itertools.product(["layer_norm", "projection", "reset before"], cell_source.KINDS),
+        *itertools.product(["reset before"], cell_source.FACTORS),
+    ],
+)
 def test_options_in_kernels_of_one_step(options, name, kind):
     step = {
         "layer_norm": pointwise(
@@ -95,8 +102,6 @@ def test_options_in_kernels_of_one_step(options, name, kind):
             gru.ResetBefore(), (("Wn", None),), ("b",), (), Around(drop=True, matrix="Wn", rows=2)
         ),
     }[options]
-    if kind in cell_source.FACTORS and options != "reset before":
-        return
     made = cell_source.pointwise(step, kind, ARITHMETIC[name], 1, 40, keep_h=options != "projection")
     for capability in DEVICES:
         assert compile_for(capability, made.text).spilled == 0

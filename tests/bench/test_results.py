@@ -57,3 +57,23 @@ def test_the_page_says_what_the_results_say():
     block = text.split(report.START)[1].split(report.END)[0]
     paths = [Path(name) for name in re.findall(r"bench/results/[\w-]+\.json", block)]
     assert block == report.text([line for path in paths for line in report.read(ROOT / path)], paths)
+
+
+# Programs that run here, and on CuPy in test_cupy_programs.py; and two workers, which run inside packages that are not
+# installed here.
+ELSEWHERE = {
+    *("layers", "report"),
+    *("gpu", "barriers", "cudnn", "mlstm", "language", "sanitize", "sanitized"),
+    *("published_worker", "tirex_worker"),
+}
+
+
+def test_the_table_of_programs_is_whole():
+    """bench/README.md has a line for each program, and test_programs.py runs each, or another file does."""
+    here = ROOT / "bench"
+    programs = {path.stem for path in here.glob("*.py") if "if __name__ ==" in path.read_text(encoding="utf-8")}
+    listed = re.findall(r"^\| `(\w+)` \|", (here / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name for name in programs if not name.endswith("_worker")} - {"__main__"} == set(listed)
+    assert programs >= ELSEWHERE
+    text = Path(__file__).with_name("test_programs.py").read_text(encoding="utf-8")
+    assert not [name for name in programs - ELSEWHERE if f'"{name}"' not in text]
