@@ -61,11 +61,11 @@ def test_gradient(rng, page, kind, options, lengths):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("B", [1, 3])
 def test_backends_and_engines_agree(be, rng, monkeypatch, page, kind, B):
-    """With NumPy without compiled loops."""
+    """With NumPy without compiled loops; on NumPy those are compared, where Numba is installed."""
     layer = make(page, kind, {"num_layers": 2, "bidirectional": True, "dropout": 0.3})
     lengths = None if B == 1 else [7, 4, 2]
     found = []
-    for backend, compiled in ((make_backend("numpy"), "0"), (be, "1")):
+    for backend, compiled in ((make_backend("numpy"), "0"), (be, "")):
         monkeypatch.setenv(jit.VARIABLE, compiled)
         arrays = registry.given(layer, backend, np.random.default_rng(0), 7, B)
         found.append(registry.run(layer, *arrays, lengths, seed=1))
