@@ -1,4 +1,4 @@
-"""What tests of several modules of data use."""
+"""Helpers that tests of several modules of data use."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What every estimator that is trained promises: files, copies, interrupts, warm starts, and fits that fail."""
+"""Promises of every estimator that is trained: files, copies, interrupts, warm starts, and fits that fail."""
 
 import copy
 import pickle
@@ -61,7 +61,7 @@ def trained(kind):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_and_its_file(interpreted, kind, cell, tmp_path):
-    """What is read gives the same numbers as what was written, bit for bit, and is written as the same bytes."""
+    """An estimator that is read from its file gives the same numbers, bit for bit, and writes the same bytes."""
     options = {"cell": cell, "num_layers": 2, "dropout": 0.1}
     if "options" in kind.estimator.get_params():
         options["options"] = {"xlstm": {"num_heads": 2}, "slstm": None, "mlstm": None}.get(cell, {"layer_norm": True})

@@ -1,4 +1,4 @@
-"""What is drawn in several files of tests."""
+"""Pictures that several files of tests draw."""
 
 import pytest
 
