@@ -113,17 +113,21 @@ def test_what_is_wrong_is_said_once(tmp_path):
     [
         (
             "os.kill(os.getpid(), signal.SIGKILL)",
-            "rank 1 of 2 (host {host}) was killed by SIGKILL, the job ends",
+            r"rank [01] of 2 \(host {host}\) was killed by SIGKILL, the job ends",
         ),
         ("os._exit(0)", "the job ended, and rank 0, 1 of 2 did not come to its end"),
     ],
     ids=["killed", "leaves"],
 )
 def test_a_rank_that_is_gone(tmp_path, does, message):
-    """MPICH's banner goes to standard error, and the status is 1."""
+    """MPICH's banner goes to standard error, and the status is 1.
+
+    Now and then the banner names rank 0 instead of rank 1: mpiexec kills all others, too, and asks in no order how they
+    ended.
+    """
     status, out, err, seconds = end(start(tmp_path, *LONG, does=does), tmp_path)
     assert (status, out) == (1, "")
-    assert f"xlstm: {message.format(host=socket.gethostname())}" in err.splitlines()
+    assert re.search(f"^xlstm: {message.format(host=re.escape(socket.gethostname()))}$", err, re.MULTILINE)
     assert ("BAD TERMINATION" in err) == ("SIGKILL" in message)
     assert seconds < SOON
 
