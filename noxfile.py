@@ -180,7 +180,7 @@ def pytest(session: nox.Session, *arguments: str) -> list[str]:
     files, and what they compile and import, stay in one process.
     """
     both = ["-n", "2", "--dist", "worksteal"] if processes(session) == 2 else []
-    # Of its own: pytest removes old folders of its usual place, from under the tests of a session beside it.
+    # Each session has a folder: pytest removes old ones in its usual place, from under the tests of another session.
     files = f"--basetemp={Path(session.virtualenv.location).resolve() / 'pytest'}"
     return ["pytest", "-q", files, *both, *arguments]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES = [(32, 1, 1, 50), (128, 1, 64, 64), (100, 32, 64, 128), (128, 64, 256, 256), (64, 32, 1024, 1024)]
 WITHOUT = " without Numba"
-# What --host times, and how many seconds an answer takes.
+# These calls are timed by --host, and an answer takes so many seconds.
 ON_CUPY = ("matmul", "language model, a step", "language model, a token", "LSTM(512) forward", "LSTM(512) backward")
 SECONDS = 0.1
 

@@ -240,7 +240,7 @@ WITH_OPTIONS = {kind: [make(kind, options) for options in [*alone(kind), TWO_WAY
 TABLE = list(dict.fromkeys([*EVERY, *VARIANTS, *itertools.chain(*WITH_OPTIONS.values())]))
 
 
-# What a layer can do.
+# Abilities of a layer.
 
 
 def through_time(layer):

@@ -1,6 +1,7 @@
 """Commands that train small models in little time, and the files that they read."""
 
 import functools
+from shlex import split
 
 import numpy as np
 import pytest
@@ -8,12 +9,6 @@ from typer.testing import CliRunner
 
 from xlstm.cli.app import app
 from xlstm.data.table import write_table
-
-
-def split(command):
-    """The words of a command."""
-    return command.split()
-
 
 TEXT = split("train text a.txt --backend numpy --hidden-size 8 --embedding-size 4 --batch-size 4 --length 8 --sample 5")
 TEXT += ["--steps", "12"]

@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from shlex import split
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from tests.cli.commands import (
     QUICK,
     SERIES,
     TEXT,
-    split,
     steps_of_sequences,
     trainer,
     write_files,

@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from shlex import split
 
 import pytest
 
 import xlstm
-from tests.cli.commands import CLASSES, QUICK, SERIES, TEXT, split, write_files
+from tests.cli.commands import CLASSES, QUICK, SERIES, TEXT, write_files
 from xlstm import plots
 from xlstm.estimators import Forecaster
 from xlstm.plots import figures

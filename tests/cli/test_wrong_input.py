@@ -1,12 +1,13 @@
 """Wrong input to the command line is refused in one line, with exit code 2, and leaves files as they were."""
 
 import os
+from shlex import split
 
 import numpy as np
 import pytest
 import typer
 
-from tests.cli.commands import VERSE, split, write_files
+from tests.cli.commands import VERSE, write_files
 from xlstm.cli import sources
 from xlstm.cli.app import app
 from xlstm.estimators import Forecaster, SequenceClassifier, TextModel

@@ -130,7 +130,7 @@ def test_backends_are_copied(be, way):
     assert again.xp is be.xp
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize("layer", **numbered(EVERY))

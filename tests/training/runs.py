@@ -1,5 +1,7 @@
 """Runs of small models that the tests of training make, stop and compare."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,19 @@ def shuffled():
     model = SequenceModel(xlstm.GRU(1, 3), 1, last=True)
     plateau = ReduceOnPlateau(0.05, factor=0.5, patience=0)
     return model, windows(rng), {"validation": windows(rng), "callbacks": [plateau], "accumulate": 3}
+
+
+class Changed:
+    """Data whose batches are changed by a function of their number and of each."""
+
+    def __init__(self, data, function):
+        self.data, self.function = data, function
+
+    def __len__(self):
+        return len(self.data)
+
+    def batches(self, rng=None):
+        return itertools.starmap(self.function, enumerate(self.data.batches(rng)))
 
 
 def fit(kind, checkpoints=None, optimizer=None, data=None, **options):

@@ -5,6 +5,7 @@ import pytest
 
 import xlstm
 from tests.registry import EVERY
+from tests.training.runs import Changed
 from xlstm import losses
 from xlstm.arrays.convert import to_numpy
 from xlstm.data import Streams, Windows
@@ -35,27 +36,14 @@ def tokens_of(length):
     return np.tile([1, 2, 3, 4, 0], length)[:length]
 
 
-class Changed:
-    """Batches that are changed by a function."""
-
-    def __init__(self, data, change):
-        self.data, self.change = data, change
-
-    def __len__(self):
-        return len(self.data)
-
-    def batches(self, rng=None):
-        return map(self.change, self.data.batches(rng))
-
-
-def with_lengths(batch):
+def with_lengths(number, batch):
     """Sequences that differ in length, and a mask."""
     mask = np.ones(batch.target.shape[:2], bool)
     mask[0] = False
     return batch._replace(mask=mask, lengths=1 + np.arange(batch.x.shape[1]) % batch.x.shape[0])
 
 
-def without_first_steps(batch):
+def without_first_steps(number, batch):
     return batch._replace(mask=np.arange(len(batch.x)) > 1)
 
 
@@ -101,7 +89,7 @@ def test_language_models_as_they_come(interpreted, model, kind):
 
 def test_batch_first_is_the_same_training(rng):
     """Only the order of axes differs, with lengths, and with a mask (T,) of steps."""
-    for last, change in ((False, with_lengths), (False, without_first_steps), (True, lambda batch: batch)):
+    for last, change in ((False, with_lengths), (False, without_first_steps), (True, lambda number, batch: batch)):
         target = rng.standard_normal((N, 3) if last else (N, T, 3))
         data = Changed(Windows(rng.standard_normal((N, T, D)), target, batch_size=5, every_step=not last), change)
         found = []

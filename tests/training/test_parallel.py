@@ -10,6 +10,7 @@ import pytest
 
 from tests.ranks import together
 from tests.training import runs
+from tests.training.runs import Changed
 from xlstm import LSTM, losses, optim, training, xLSTMStack
 from xlstm.arrays.groups import OtherRankError
 from xlstm.arrays.random import generator
@@ -191,19 +192,6 @@ def test_resume_within_an_update_gives_the_same_bits(size, tmp_path):
         whole, together(size, lambda group: run(group, checkpoints=tmp_path, resume=True)), strict=True
     ):
         runs.same(one, other)
-
-
-class Changed:
-    """Data whose batches are changed by a function of their number and of each."""
-
-    def __init__(self, data, function):
-        self.data, self.function = data, function
-
-    def __len__(self):
-        return len(self.data)
-
-    def batches(self, rng=None):
-        return itertools.starmap(self.function, enumerate(self.data.batches(rng)))
 
 
 class Ends(Changed):

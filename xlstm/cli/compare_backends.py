@@ -299,7 +299,7 @@ def _in_its_way(row: Row) -> Iterator[None]:
     try:
         if row.compile is not None:
             os.environ[jit.VARIABLE] = row.compile
-        # What is not finite is found in the numbers. BLAS may tell of invalid ones, too, where all are finite.
+        # The numbers show which are not finite. BLAS may tell of invalid ones, too, where all are finite.
         with np.errstate(over="ignore", invalid="ignore"), use(row.engine) if row.engine else contextlib.nullcontext():
             yield
     finally:

@@ -21,7 +21,7 @@ ROWS = [*range(1, 14), 17, 24, 33]  # of every tile, and of several
 def test_products_of_every_number_of_rows_and_columns(rng, monkeypatch, vectors, threads):
     """The factors are a matrix or its transposed, and one that lies by rows, by columns, or in no one piece.
 
-    Of 61 rows each the first factor is the smaller one or the larger one, and K has one block or several, or is a
+    The first factor is the smaller one or the larger one, of 61 rows each, and K has one block or several, or is a
     prime, which cannot be divided. `guards.py` multiplies in the same ways between pages that may not be touched.
     """
     length, dtype = vectors
